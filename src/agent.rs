@@ -1,0 +1,273 @@
+//! Agents: a named way to run workers, as `apply` and the API take it.
+//!
+//! Owns the spec's fields, defaults and limits. Refuses unknown fields and values out of bounds,
+//! naming the field.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::units::{Size, Span};
+
+/// How an agent's workers are run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSpec {
+    /// What kind of worker.
+    pub runtime: Runtime,
+    /// The program and its arguments; a relative program is looked up in `PATH`.
+    pub command: Vec<String>,
+    /// The worker's environment, beside a clean minimum.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// How workers and conversations belong together.
+    #[serde(default)]
+    pub scope: Scope,
+    /// What a fresh process is told of its conversation.
+    #[serde(default)]
+    pub history: History,
+    /// How long an idle worker is kept.
+    #[serde(default = "default_idle_ttl")]
+    #[schema(value_type = String, example = "10m")]
+    pub idle_ttl: Span,
+    /// The turn's clocks.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Whether a turn whose worker died may be run again.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Checks of the input, before anything is run.
+    #[serde(default)]
+    pub guards: Vec<Guard>,
+    /// What a worker may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Whether clients see operator detail (exit status, the end of stderr) in errors.
+    #[serde(default)]
+    pub expose_errors: bool,
+}
+
+/// What kind of worker runs an agent's turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// A process that speaks the native protocol over stdio.
+    Process,
+}
+
+impl Runtime {
+    /// The name in SQL, JSON, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Runtime::Process => "process",
+        }
+    }
+}
+
+/// How workers and conversations belong together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// One worker a conversation, kept warm.
+    #[default]
+    Conversation,
+}
+
+/// Whether a turn whose worker died may be run again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Retry {
+    /// A turn that reached a worker is never run again.
+    #[default]
+    Never,
+    /// A turn that has said nothing yet may be run again, three attempts at most.
+    Safe,
+}
+
+/// How much of its conversation a fresh process is told.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct History {
+    /// At most this many turns, the newest.
+    pub turns: u32,
+    /// At most this many bytes of text.
+    #[schema(value_type = String, example = "256KiB")]
+    pub bytes: Size,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        History { turns: 50, bytes: Size::kib(256) }
+    }
+}
+
+/// The lengths of a turn's clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Head of its conversation's line → claimed.
+    #[schema(value_type = String, example = "5m")]
+    pub queue: Span,
+    /// Claimed → worker ready.
+    #[schema(value_type = String, example = "60s")]
+    pub startup: Span,
+    /// Between two events of the worker.
+    #[schema(value_type = String, example = "120s")]
+    pub progress: Span,
+    /// Question → answer.
+    #[schema(value_type = String, example = "15m")]
+    pub answer: Span,
+    /// First claim → last word.
+    #[schema(value_type = String, example = "30m")]
+    pub cap: Span,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            queue: Span::seconds(300),
+            startup: Span::seconds(60),
+            progress: Span::seconds(120),
+            answer: Span::seconds(900),
+            cap: Span::seconds(1800),
+        }
+    }
+}
+
+/// What a worker may use.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Resident memory of the worker and all it started.
+    #[schema(value_type = String, example = "1GiB")]
+    pub memory: Size,
+    /// Processes, the worker's own included.
+    pub processes: u32,
+    /// Text that one turn may send.
+    #[schema(value_type = String, example = "4MiB")]
+    pub output_bytes: Size,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { memory: Size::mib(1024), processes: 64, output_bytes: Size::mib(4) }
+    }
+}
+
+/// A check of the input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Guard {
+    /// Refuses an input of more characters.
+    MaxChars {
+        /// The most that is let through.
+        limit: u32,
+        /// What the client is told.
+        notice: Option<String>,
+    },
+    /// Refuses an input that matches.
+    DenyRegex {
+        /// A regular expression in the `regex` crate's syntax.
+        pattern: String,
+        /// What the client is told.
+        notice: Option<String>,
+    },
+}
+
+impl Guard {
+    /// What the client is told when `text` is stopped; `None` lets it through.
+    pub fn stops(&self, text: &str) -> Option<&str> {
+        match self {
+            Guard::MaxChars { limit, notice } => (text.chars().count() > *limit as usize)
+                .then(|| notice.as_deref().unwrap_or("Your message is too long.")),
+            Guard::DenyRegex { pattern, notice } => regex::Regex::new(pattern)
+                .is_ok_and(|deny| deny.is_match(text))
+                .then(|| notice.as_deref().unwrap_or("Your message was not accepted.")),
+        }
+    }
+}
+
+/// A spec whose fields parse but do not make sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct InvalidSpec {
+    /// The field, dotted.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+fn default_idle_ttl() -> Span {
+    Span::seconds(600)
+}
+
+impl AgentSpec {
+    /// A process agent with the default of everything else.
+    pub fn process(command: Vec<String>) -> Self {
+        AgentSpec {
+            runtime: Runtime::Process,
+            command,
+            env: BTreeMap::new(),
+            scope: Scope::default(),
+            history: History::default(),
+            idle_ttl: default_idle_ttl(),
+            timeouts: Timeouts::default(),
+            retry: Retry::default(),
+            guards: Vec::new(),
+            limits: Limits::default(),
+            expose_errors: false,
+        }
+    }
+
+    /// Refuses what cannot work, before it is stored.
+    pub fn validate(&self) -> Result<(), InvalidSpec> {
+        let refuse = |field, why: &str| Err(InvalidSpec { field, why: why.to_owned() });
+        if self.command.first().is_none_or(String::is_empty) {
+            return refuse("command", "needs a program");
+        }
+        if self.command.iter().any(|word| word.contains('\0')) {
+            return refuse("command", "must not contain a NUL character");
+        }
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return refuse("env", "needs names without `=` and values without NUL characters");
+            }
+        }
+        let Timeouts { queue, startup, progress, answer, cap } = self.timeouts;
+        for (field, span) in [
+            ("timeouts.queue", queue),
+            ("timeouts.startup", startup),
+            ("timeouts.progress", progress),
+            ("timeouts.answer", answer),
+            ("timeouts.cap", cap),
+        ] {
+            if span < MIN_TIMEOUT || span > MAX_TIMEOUT {
+                return refuse(field, "must lie between 100ms and 7 days");
+            }
+        }
+        if self.limits.processes == 0 || self.limits.memory < Size::mib(1) || self.limits.output_bytes.0 == 0
+        {
+            return refuse("limits", "needs at least 1 process, 1MiB of memory and 1 byte of output");
+        }
+        for guard in &self.guards {
+            if let Guard::DenyRegex { pattern, .. } = guard
+                && let Err(why) = regex::Regex::new(pattern)
+            {
+                return refuse("guards", &format!("`{pattern}` is not a regular expression: {why}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+const MIN_TIMEOUT: Span = Span(std::time::Duration::from_millis(100));
+const MAX_TIMEOUT: Span = Span::seconds(7 * 24 * 3600);
+
+/// Whether `name` can name an agent: 1 to 64 of `a-z 0-9 - _ .`, beginning with a letter or digit.
+pub fn is_agent_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+    (1..=64).contains(&name.len())
+        && name.bytes().all(allowed)
+        && name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+}

@@ -1,0 +1,201 @@
+//! Events: the rows of a turn's append-only log, and their one JSON form.
+//!
+//! Owns the kinds and the object that every reader sees. Refuses nothing itself: that `seq` has no
+//! gaps and that nothing follows a terminal event is kept by the store (I2, I3, I4).
+
+use std::{fmt, str::FromStr};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::id::TurnId;
+
+/// What an event says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `seq` 0: the turn and its obligation are durable.
+    Accepted,
+    /// A worker is about to receive the turn; once an attempt.
+    Started,
+    /// A piece of the answer.
+    Delta,
+    /// A whole neutral message: a notice, a buffered answer.
+    Content,
+    /// For the moment, not part of the answer.
+    Ephemeral,
+    /// What the worker is doing or waiting for.
+    Status,
+    /// A question to the user.
+    Ask,
+    /// The user's answer to an [`Kind::Ask`].
+    Answer,
+    /// Anything else that a worker sent, whole.
+    Custom,
+    /// Terminal: the whole answer.
+    Completed,
+    /// Terminal: what went wrong.
+    Failed,
+    /// Terminal: who stopped it.
+    Cancelled,
+}
+
+impl Kind {
+    /// Every kind, in the order of a turn's life.
+    pub const ALL: [Kind; 12] = [
+        Kind::Accepted,
+        Kind::Started,
+        Kind::Delta,
+        Kind::Content,
+        Kind::Ephemeral,
+        Kind::Status,
+        Kind::Ask,
+        Kind::Answer,
+        Kind::Custom,
+        Kind::Completed,
+        Kind::Failed,
+        Kind::Cancelled,
+    ];
+
+    /// The kind's name in SQL, JSON, SSE, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::Accepted => "accepted",
+            Kind::Started => "started",
+            Kind::Delta => "delta",
+            Kind::Content => "content",
+            Kind::Ephemeral => "ephemeral",
+            Kind::Status => "status",
+            Kind::Ask => "ask",
+            Kind::Answer => "answer",
+            Kind::Custom => "custom",
+            Kind::Completed => "completed",
+            Kind::Failed => "failed",
+            Kind::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether this is a last word.
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Kind::Completed | Kind::Failed | Kind::Cancelled)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A name that is no event kind.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown event kind `{0}`")]
+pub struct UnknownKind(pub String);
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(name: &str) -> Result<Self, UnknownKind> {
+        Kind::ALL.into_iter().find(|kind| kind.as_str() == name).ok_or_else(|| UnknownKind(name.to_owned()))
+    }
+}
+
+/// An event that has no place in the log yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewEvent {
+    /// What it says.
+    pub kind: Kind,
+    /// The kind's own fields: the text of one JSON object.
+    pub data: String,
+}
+
+impl NewEvent {
+    /// An event with these fields.
+    pub fn new(kind: Kind, fields: &serde_json::Value) -> Self {
+        debug_assert!(fields.is_object());
+        NewEvent { kind, data: fields.to_string() }
+    }
+}
+
+/// One row of a turn's log.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Whose log.
+    pub turn_id: TurnId,
+    /// Place in the log, from 0 without gaps.
+    pub seq: i32,
+    /// What it says.
+    pub kind: Kind,
+    /// The attempt that wrote it; 0 before the first.
+    pub attempt: i32,
+    /// The kind's own fields: the text of one JSON object, as it was written.
+    pub data: String,
+    /// When it was written, by the database's clock.
+    pub at: DateTime<Utc>,
+}
+
+impl Event {
+    /// The event as every reader sees it: one JSON object of `turn_id`, `seq`, `kind`, `at`,
+    /// `attempt` and the kind's fields. The fields' own text is kept to the byte.
+    pub fn to_json(&self) -> String {
+        let mut out = format!(
+            r#"{{"turn_id":"{}","seq":{},"kind":"{}","at":"{}","attempt":{}"#,
+            self.turn_id,
+            self.seq,
+            self.kind,
+            self.at.to_rfc3339_opts(SecondsFormat::Micros, true),
+            self.attempt,
+        );
+        let fields = self.data.trim().strip_prefix('{').unwrap_or("}").trim_start();
+        if fields != "}" {
+            out.push(',');
+        }
+        out.push_str(fields);
+        out
+    }
+}
+
+impl Serialize for Event {
+    fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        RawValue::from_string(self.to_json()).map_err(serde::ser::Error::custom)?.serialize(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(data: &str) -> Event {
+        Event {
+            turn_id: TurnId(uuid::Uuid::from_u128(1)),
+            seq: 3,
+            kind: Kind::Delta,
+            attempt: 1,
+            data: data.to_owned(),
+            at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn every_kind_reads_back_its_name() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.as_str().parse::<Kind>().ok(), Some(kind));
+        }
+        assert!("error".parse::<Kind>().is_err());
+    }
+
+    #[test]
+    fn an_event_is_one_flat_object() {
+        let whole: serde_json::Value =
+            serde_json::from_str(&event(r#"{"text":"a\u0000b"}"#).to_json()).unwrap();
+        assert_eq!(whole["seq"], 3);
+        assert_eq!(whole["text"], "a\u{0}b");
+        assert_eq!(whole["at"], "1970-01-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn an_event_without_fields_is_still_an_object() {
+        let whole: serde_json::Value = serde_json::from_str(&event("{}").to_json()).unwrap();
+        assert_eq!(whole["kind"], "delta");
+    }
+}
