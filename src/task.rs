@@ -1,1 +1,378 @@
-//! The supervisor.
+//! The supervisor: every task of this process, what its end means, and the two ways to stop.
+//!
+//! Owns `tokio::spawn`, the soft and the hard stop, and the board of what each task is doing. It
+//! refuses to lose a panic: one anywhere is a soft stop of the whole replica, and the process then
+//! exits with an error. It never aborts a task, because a task that is cut off in the middle could
+//! owe a last word; tasks watch the two tokens themselves.
+//!
+//! ```text
+//! living ──soft: take on nothing new──► draining ──hard: end now──► ending ──► ended
+//!    └── a panic, or the early end of a `Kind::Replica` task, is a soft stop ──┘
+//! ```
+
+use std::{
+    any::Any,
+    borrow::Cow,
+    collections::BTreeMap,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Starts tasks, stops them, and knows what they are doing. Clones are the same supervisor.
+#[derive(Clone, Debug)]
+pub struct Supervisor(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tracker: TaskTracker,
+    soft: CancellationToken,
+    hard: CancellationToken,
+    panicked: OnceLock<String>,
+    ended_early: OnceLock<String>,
+    board: watch::Sender<Board>,
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Supervisor {
+    /// A supervisor of nothing yet.
+    pub fn new() -> Self {
+        Supervisor(Arc::new(Inner {
+            tracker: TaskTracker::new(),
+            soft: CancellationToken::new(),
+            hard: CancellationToken::new(),
+            panicked: OnceLock::new(),
+            ended_early: OnceLock::new(),
+            board: watch::Sender::new(Board::default()),
+        }))
+    }
+
+    /// Starts a task. `kind` says what its end means; `name` is its line on the board, which tasks
+    /// of one name share. Needs a tokio runtime.
+    #[allow(clippy::disallowed_methods, reason = "this is the home of spawning")]
+    pub fn spawn(
+        &self,
+        kind: Kind,
+        name: impl Into<Cow<'static, str>>,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let line = Line::write(self, kind, name.into());
+        let task = async move {
+            let outcome = AssertUnwindSafe(future).catch_unwind().await;
+            line.settle(outcome);
+        };
+        // Dropped at once: a task ends by itself, and the tracker waits for it.
+        drop(tokio::spawn(self.0.tracker.track_future(task)));
+    }
+
+    /// "Take on nothing new": cancelled when this replica drains.
+    pub fn soft(&self) -> &CancellationToken {
+        &self.0.soft
+    }
+
+    /// "End now": cancelled when the drain is over, or was cut short. Implies the soft stop.
+    pub fn hard(&self) -> &CancellationToken {
+        &self.0.hard
+    }
+
+    /// Asks every task to end now: the soft stop, then the hard one.
+    pub fn stop_now(&self) {
+        self.0.soft.cancel();
+        self.0.hard.cancel();
+    }
+
+    /// Waits until every task has ended. Bound it: a task that ignores both stops never ends.
+    pub async fn ended(&self) {
+        self.0.tracker.close();
+        self.0.tracker.wait().await;
+    }
+
+    /// The first panic of any task, as `name: message`. The process must exit with an error.
+    pub fn panicked(&self) -> Option<String> {
+        self.0.panicked.get().cloned()
+    }
+
+    /// The first [`Kind::Replica`] task that ended before a stop. The process must exit with an error.
+    pub fn ended_early(&self) -> Option<String> {
+        self.0.ended_early.get().cloned()
+    }
+
+    /// What every living task is doing, now.
+    pub fn board(&self) -> Board {
+        self.0.board.borrow().clone()
+    }
+
+    /// Sets the state on `name`'s line. Without a living task of that name nothing happens, so that
+    /// a late report leaves no line behind. The same state again keeps its time.
+    pub fn report(&self, name: &str, state: &str) {
+        self.0.board.send_if_modified(|board| match board.lines.get_mut(name) {
+            Some(entry) if entry.state != state => {
+                entry.state = state.to_owned();
+                entry.since = Instant::now();
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Waits until the board looks as wanted. Bound it: that may never be.
+    pub async fn until(&self, mut wanted: impl FnMut(&Board) -> bool) {
+        // It cannot fail: `self` keeps the sender alive.
+        let _ = self.0.board.subscribe().wait_for(|board| wanted(board)).await;
+    }
+}
+
+/// What a task is for, and so what its end means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The replica cannot live without it: its end before a stop drains the replica.
+    Replica,
+    /// It runs one turn.
+    Turn,
+    /// It serves one client.
+    Client,
+    /// It minds one worker.
+    Worker,
+}
+
+/// What the end of a task means while no stop was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Its work is done.
+    Done,
+    /// The replica is not whole any more: a soft stop.
+    Drains,
+}
+
+impl Kind {
+    /// The kind's name in logs and on the board.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::Replica => "replica",
+            Kind::Turn => "turn",
+            Kind::Client => "client",
+            Kind::Worker => "worker",
+        }
+    }
+
+    /// What an end before a stop means. A panic always drains, whatever the kind.
+    pub const fn ending(self) -> Ending {
+        match self {
+            Kind::Replica => Ending::Drains,
+            Kind::Turn | Kind::Client | Kind::Worker => Ending::Done,
+        }
+    }
+
+    /// What a panic leaves behind, and who picks it up: for the log.
+    pub const fn left_behind(self) -> &'static str {
+        match self {
+            Kind::Replica => "a replica that is not whole: it drains, and the others take over",
+            Kind::Turn => "a turn without a host: its clocks close it",
+            Kind::Client => "a client whose connection ends: it reconnects with its cursor",
+            Kind::Worker => "a process that nobody minds: it dies with this replica",
+        }
+    }
+}
+
+/// What every living task is doing, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Board {
+    lines: BTreeMap<Cow<'static, str>, Entry>,
+}
+
+/// One line of the board.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What the tasks of this name are for.
+    pub kind: Kind,
+    /// What the last report said; `running` before the first.
+    pub state: String,
+    /// When it began to say so.
+    pub since: Instant,
+    /// How many living tasks share the line.
+    pub tasks: usize,
+}
+
+impl Entry {
+    /// How long it has said so.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl Board {
+    /// The line of `name`, while a task of that name lives.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.lines.get(name)
+    }
+
+    /// The state on the line of `name`.
+    pub fn state(&self, name: &str) -> Option<&str> {
+        self.get(name).map(|entry| entry.state.as_str())
+    }
+
+    /// Every line, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.lines.iter().map(|(name, entry)| (name.as_ref(), entry))
+    }
+
+    /// How many tasks of this kind live.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.lines.values().filter(|entry| entry.kind == kind).map(|entry| entry.tasks).sum()
+    }
+}
+
+/// One task's share of its line. Dropping it wipes the share, also where the runtime drops the task.
+struct Line {
+    supervisor: Supervisor,
+    kind: Kind,
+    name: Cow<'static, str>,
+}
+
+impl Line {
+    fn write(supervisor: &Supervisor, kind: Kind, name: Cow<'static, str>) -> Self {
+        supervisor.0.board.send_modify(|board| {
+            let fresh = || Entry { kind, state: "running".to_owned(), since: Instant::now(), tasks: 0 };
+            board.lines.entry(name.clone()).or_insert_with(fresh).tasks += 1;
+        });
+        Line { supervisor: supervisor.clone(), kind, name }
+    }
+
+    /// Draws the conclusions from the task's end, before its line vanishes.
+    fn settle(self, outcome: Result<(), Box<dyn Any + Send>>) {
+        let Inner { soft, panicked, ended_early, .. } = &*self.supervisor.0;
+        let (kind, name) = (self.kind.as_str(), self.name.as_ref());
+        match outcome {
+            Err(payload) => {
+                let message = panic_message(payload.as_ref());
+                tracing::error!(
+                    kind,
+                    task = name,
+                    panic = message,
+                    left_behind = self.kind.left_behind(),
+                    "a task panicked: this replica drains"
+                );
+                // Only the first counts; later ones are often its consequences.
+                let _ = panicked.set(format!("{name}: {message}"));
+                soft.cancel();
+            }
+            Ok(()) if self.kind.ending() == Ending::Drains && !soft.is_cancelled() => {
+                tracing::error!(kind, task = name, "a task ended before a stop: this replica drains");
+                let _ = ended_early.set(name.to_owned());
+                soft.cancel();
+            }
+            Ok(()) => {}
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.supervisor.0.board.send_modify(|board| {
+            if let Some(entry) = board.lines.get_mut(&self.name) {
+                entry.tasks -= 1;
+                if entry.tasks == 0 {
+                    board.lines.remove(&self.name);
+                }
+            }
+        });
+    }
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn soon(what: &str, wait: impl Future<Output = ()>) {
+        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_anywhere_is_a_soft_stop_that_names_its_task() {
+        let supervisor = Supervisor::new();
+        supervisor.spawn(Kind::Client, "client 7", async { panic!("boom {}", 1) });
+        soon("the soft stop", supervisor.soft().cancelled()).await;
+        supervisor.spawn(Kind::Turn, "turn", async { panic!("later") });
+        soon("the end", supervisor.ended()).await;
+        assert_eq!(supervisor.panicked().as_deref(), Some("client 7: boom 1"));
+        assert_eq!(supervisor.ended_early(), None);
+        assert!(!supervisor.hard().is_cancelled(), "turns still get their drain");
+        assert_eq!(supervisor.board().iter().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_early_end_drains_the_replica_only_where_it_needs_the_task() {
+        let supervisor = Supervisor::new();
+        for kind in [Kind::Turn, Kind::Client, Kind::Worker] {
+            supervisor.spawn(kind, kind.as_str(), async {});
+        }
+        soon("their end", supervisor.until(|board| board.iter().next().is_none())).await;
+        assert!(!supervisor.soft().is_cancelled());
+
+        supervisor.spawn(Kind::Replica, "presence", async {});
+        soon("the soft stop", supervisor.soft().cancelled()).await;
+        assert_eq!(supervisor.ended_early().as_deref(), Some("presence"));
+        assert_eq!(supervisor.panicked(), None);
+    }
+
+    #[tokio::test]
+    async fn an_end_after_the_stop_is_no_fault() {
+        let supervisor = Supervisor::new();
+        let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
+        supervisor.spawn(Kind::Replica, "dispatch", async move { soft.cancelled().await });
+        supervisor.spawn(Kind::Replica, "presence", async move { hard.cancelled().await });
+        supervisor.stop_now();
+        soon("the end", supervisor.ended()).await;
+        assert_eq!((supervisor.panicked(), supervisor.ended_early()), (None, None));
+    }
+
+    #[tokio::test]
+    async fn the_board_tells_what_living_tasks_do_and_forgets_the_others() {
+        let supervisor = Supervisor::new();
+        let end = CancellationToken::new();
+        for _ in 0..2 {
+            let end = end.clone();
+            supervisor.spawn(Kind::Client, "clients", async move { end.cancelled().await });
+        }
+        assert_eq!(supervisor.board().state("clients"), Some("running"));
+        assert_eq!(supervisor.board().count(Kind::Client), 2);
+
+        supervisor.report("clients", "following");
+        let since = supervisor.board().get("clients").unwrap().since;
+        supervisor.report("clients", "following");
+        assert_eq!(supervisor.board().state("clients"), Some("following"));
+        assert_eq!(supervisor.board().get("clients").unwrap().since, since);
+
+        end.cancel();
+        soon("their end", supervisor.ended()).await;
+        supervisor.report("clients", "too late");
+        assert_eq!(supervisor.board().iter().count(), 0);
+    }
+
+    #[test]
+    fn a_task_that_the_runtime_drops_leaves_no_line() {
+        let supervisor = Supervisor::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            supervisor.spawn(Kind::Replica, "stuck", std::future::pending());
+        });
+        assert_eq!(supervisor.board().count(Kind::Replica), 1);
+        drop(runtime);
+        assert_eq!(supervisor.board().count(Kind::Replica), 0);
+    }
+}
