@@ -1,1 +1,242 @@
-//! Configuration.
+//! Configuration: what one replica is told, from `lastword.toml`, then `LASTWORD_*`, then flags.
+//!
+//! Owns the fields, their defaults and what is refused as a whole. It refuses unknown keys and
+//! variables (a limit that is misspelt is a limit that is not there), and to listen beyond loopback
+//! without tokens. The order of the sources is in [`source`], hiding secrets in [`redact`].
+
+mod redact;
+mod source;
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use source::{ConfigError, Overrides, Surroundings};
+
+use crate::units::{Size, Span};
+
+/// What one replica is told.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where Postgres is: `postgres://USER:PASSWORD@HOST:PORT/NAME`. Also `DATABASE_URL`, and
+    /// `LASTWORD_DATABASE_URL_FILE` for a file that holds it.
+    pub database_url: String,
+    /// Where Postgres is without a transaction pooler between, for the doorbell and presence;
+    /// `database_url` where absent.
+    pub listener_database_url: Option<String>,
+    /// The address to listen on.
+    pub listen: SocketAddr,
+    /// Where other replicas and operators reach this one; `http://` and the address where absent.
+    /// Its variable is `LASTWORD_ADVERTISED_URL`, since `LASTWORD_URL` is the gateway a client calls.
+    pub url: Option<String>,
+    /// Where workspaces live.
+    pub data_dir: PathBuf,
+    /// Bearer tokens that open the client routes. In the environment separated by commas.
+    pub client_tokens: Vec<String>,
+    /// Bearer tokens that open every route. In the environment separated by commas.
+    pub operator_tokens: Vec<String>,
+    /// Listen beyond loopback without tokens all the same.
+    pub insecure: bool,
+    /// A replica of `lastword dev`: on loopback only, `Host` checked, client routes open.
+    pub dev: bool,
+    /// The largest request body.
+    pub body_max: Size,
+    /// Turns that may wait, in all; past it a new one gets 429.
+    pub queue_max: u32,
+    /// Turns that may wait in one conversation.
+    pub conversation_depth_max: u32,
+    /// Turns that this replica runs at once.
+    pub turns_max: u32,
+    /// Connections to Postgres, beside the listener's and presence's own.
+    pub pool_max: u32,
+    /// Event streams that this replica serves at once.
+    pub streams_max: u32,
+    /// Whether replicas wake each other by NOTIFY. `off` is only slower.
+    pub doorbell: Doorbell,
+    /// How long running turns get to end after a SIGTERM.
+    pub drain: Span,
+    /// How long ended turns are kept.
+    pub retain: Span,
+    /// Between two comments that keep a silent stream open.
+    pub keep_alive: Span,
+    /// What is logged, as `level` or `target=level,…`.
+    pub log: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+    /// Where traces go by OTLP over HTTP, such as `http://collector:4318`. Also
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    pub otlp_endpoint: Option<String>,
+    /// How long workers live on while Postgres cannot be reached.
+    pub postgres_away_max: Span,
+}
+
+/// Whether replicas wake each other by NOTIFY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Doorbell {
+    /// They ring after each commit.
+    On,
+    /// They only look by themselves.
+    Off,
+}
+
+/// How lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            database_url: String::new(),
+            listener_database_url: None,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            url: None,
+            data_dir: PathBuf::from("lastword-data"),
+            client_tokens: Vec::new(),
+            operator_tokens: Vec::new(),
+            insecure: false,
+            dev: false,
+            body_max: Size::mib(1),
+            queue_max: 10_000,
+            conversation_depth_max: 100,
+            turns_max: 64,
+            pool_max: 8,
+            streams_max: 10_000,
+            doorbell: Doorbell::On,
+            drain: Span::seconds(45),
+            retain: Span::seconds(30 * 24 * 3600),
+            keep_alive: Span::seconds(15),
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+            otlp_endpoint: None,
+            postgres_away_max: Span::seconds(30),
+        }
+    }
+}
+
+impl Config {
+    /// The configuration of this process, complete and valid.
+    ///
+    /// # Errors
+    /// What cannot be read or means nothing, naming its source, and what [`Config::validate`] refuses.
+    pub fn load(flags: Overrides) -> Result<Self, ConfigError> {
+        let config = Config::read(flags, &Surroundings::of_this_process()?)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration that these surroundings and flags give, perhaps incomplete.
+    ///
+    /// # Errors
+    /// What cannot be read or means nothing, naming its source.
+    pub fn read(flags: Overrides, around: &Surroundings) -> Result<Self, ConfigError> {
+        source::read(flags, around)
+    }
+
+    /// Refuses what no replica should run with.
+    ///
+    /// # Errors
+    /// [`ConfigError::Refused`] with the key and what to do.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
+        if self.database_url.is_empty() {
+            return refuse("database_url", "is not set: set DATABASE_URL, or the key in lastword.toml");
+        }
+        self.validate_doors()?;
+        for (key, limit) in [
+            ("body_max", self.body_max.0),
+            ("queue_max", self.queue_max.into()),
+            ("conversation_depth_max", self.conversation_depth_max.into()),
+            ("turns_max", self.turns_max.into()),
+            ("pool_max", self.pool_max.into()),
+            ("streams_max", self.streams_max.into()),
+        ] {
+            if limit == 0 {
+                return refuse(key, "must be at least 1");
+            }
+        }
+        for (key, span) in [("retain", self.retain), ("postgres_away_max", self.postgres_away_max)] {
+            if span < Span::seconds(1) {
+                return refuse(key, "must be at least 1s");
+            }
+        }
+        // Proxies cut silent streams at 60 s.
+        if !(Span::seconds(1)..=Span::seconds(55)).contains(&self.keep_alive) {
+            return refuse("keep_alive", "must lie between 1s and 55s");
+        }
+        Ok(())
+    }
+
+    /// Who may come in, and from where.
+    fn validate_doors(&self) -> Result<(), ConfigError> {
+        let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
+        for (key, tokens) in
+            [("client_tokens", &self.client_tokens), ("operator_tokens", &self.operator_tokens)]
+        {
+            if tokens.iter().any(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
+                return refuse(key, "must be made of visible ASCII characters, without blanks");
+            }
+        }
+        for (key, url) in [("url", &self.url), ("otlp_endpoint", &self.otlp_endpoint)] {
+            if url.as_ref().is_some_and(|url| !redact::is_http_url(url)) {
+                return refuse(key, "must be an http:// or https:// URL");
+            }
+        }
+        let is_loopback = self.listen.ip().is_loopback();
+        if self.dev && !is_loopback {
+            return refuse("listen", "must be a loopback address in dev mode, whose client routes are open");
+        }
+        let is_open = self.client_tokens.is_empty() && self.operator_tokens.is_empty();
+        if !is_loopback && is_open && !self.insecure {
+            return refuse(
+                "listen",
+                "is beyond loopback, and there are no tokens: set client_tokens and operator_tokens, \
+                 or insecure if something else guards the door",
+            );
+        }
+        Ok(())
+    }
+
+    /// Where others reach this replica, once it listens on `bound`.
+    pub fn advertised_url(&self, bound: SocketAddr) -> String {
+        // "Every address" is none that anybody can call.
+        let ip = match bound.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        let fallback = || format!("http://{}", SocketAddr::new(ip, bound.port()));
+        self.url.as_ref().map_or_else(fallback, |url| url.trim_end_matches('/').to_owned())
+    }
+
+    /// Where the doorbell and presence connect.
+    pub fn listener_url(&self) -> &str {
+        self.listener_database_url.as_deref().unwrap_or(&self.database_url)
+    }
+
+    /// The configuration as TOML, tokens and passwords hidden. It reads back as the same otherwise.
+    pub fn redacted(&self) -> String {
+        redact::to_toml(self)
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // By hand: a derived one would put passwords into logs.
+        write!(f, "Config {{\n{}}}", self.redacted())
+    }
+}
+
+#[cfg(test)]
+mod tests;
