@@ -1,1 +1,200 @@
-//! Logs, traces, metrics.
+//! Telemetry: what operators see of this process from outside.
+//!
+//! Owns the log on stderr, the export of traces, and their end. Metrics are named in [`metrics`],
+//! trace context is read and written in [`trace`]. It refuses to hold anything up: spans are
+//! exported by a thread of their own, at most [`FLUSH_MAX`] is spent on the last of them, and a
+//! collector that is away costs spans, never turns.
+
+pub mod metrics;
+pub mod trace;
+
+use std::{io::IsTerminal, time::Duration};
+
+use opentelemetry::{KeyValue, trace::TracerProvider};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tracing::{Dispatch, Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{ParseError, Targets},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+};
+
+pub use trace::{adopt, current_traceparent, new_traceparent, trace_id};
+
+use crate::config::{Config, LogFormat};
+
+/// The longest that one export, or the last flush, may take.
+const FLUSH_MAX: Duration = Duration::from_secs(3);
+
+/// Keeps the export of traces going. Dropping it exports what is left, blocking for at most 3 s:
+/// drop it last.
+#[derive(Debug)]
+#[must_use = "traces end when it is dropped"]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+}
+
+/// Why there is no telemetry.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `log` is no filter.
+    #[error("log: {0}")]
+    Log(#[from] ParseError),
+    /// `otlp_endpoint` cannot be exported to.
+    #[error("otlp_endpoint: {0}")]
+    Otlp(#[from] opentelemetry_otlp::ExporterBuildError),
+}
+
+/// Starts the log, the metrics and, where the configuration names a collector, the traces of this
+/// process, which calls itself `replica` in them. A second call in one process leaves the first log
+/// in place.
+///
+/// # Errors
+/// A `log` filter or `otlp_endpoint` that means nothing.
+pub fn init(config: &Config, replica: &str) -> Result<Telemetry, TelemetryError> {
+    let (telemetry, dispatch) = build(config, replica)?;
+    metrics::install();
+    if tracing::dispatcher::set_global_default(dispatch).is_err() {
+        tracing::debug!("a log is in place already");
+    }
+    Ok(telemetry)
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(traces) = self.traces.take()
+            && let Err(why) = traces.shutdown_with_timeout(FLUSH_MAX)
+        {
+            tracing::warn!(%why, "the last traces were not exported");
+        }
+    }
+}
+
+fn build(config: &Config, replica: &str) -> Result<(Telemetry, Dispatch), TelemetryError> {
+    let traces = config.otlp_endpoint.as_deref().map(|to| exporting(to, replica)).transpose()?;
+    let spans = traces.as_ref().map(|provider| {
+        // Our own spans alone: the exporter's HTTP client must not be traced by what it sends.
+        let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
+        tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME"))).with_filter(ours)
+    });
+    let lines = lines(config.log_format).with_filter(EnvFilter::try_new(&config.log)?);
+    let subscriber = tracing_subscriber::registry().with(spans).with(lines);
+    Ok((Telemetry { traces }, Dispatch::new(subscriber)))
+}
+
+/// The log's lines, on stderr: stdout belongs to what a command answers.
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    }
+}
+
+fn exporting(endpoint: &str, replica: &str) -> Result<SdkTracerProvider, TelemetryError> {
+    let base = endpoint.trim_end_matches('/');
+    let url = if base.ends_with("/v1/traces") { base.to_owned() } else { format!("{base}/v1/traces") };
+    let exporter = SpanExporter::builder().with_http().with_endpoint(url).with_timeout(FLUSH_MAX).build()?;
+    let resource = Resource::builder()
+        .with_service_name(env!("CARGO_PKG_NAME"))
+        .with_attributes([
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("service.instance.id", replica.to_owned()),
+        ])
+        .build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// Takes one HTTP request and answers 200. Gives its first line and its body.
+    fn one_request(listener: &TcpListener) -> (String, Vec<u8>) {
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut reader = BufReader::new(peer.try_clone().unwrap());
+        let (mut first, mut length) = (String::new(), 0);
+        reader.read_line(&mut first).unwrap();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        peer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+        (first, body)
+    }
+
+    fn exporting_to(listener: &TcpListener) -> Config {
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        Config { otlp_endpoint: Some(endpoint), log: "off".to_owned(), ..Config::default() }
+    }
+
+    #[test]
+    fn spans_arrive_at_the_collector_in_the_trace_that_they_adopted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let config = exporting_to(&listener);
+        let collector = std::thread::spawn(move || one_request(&listener));
+        let parent = new_traceparent();
+        let (telemetry, dispatch) = build(&config, "rep_of_this_test").unwrap();
+        tracing::dispatcher::with_default(&dispatch, || {
+            let span = tracing::info_span!("a_turn_is_run");
+            adopt(&span, &parent);
+            let inside = span.in_scope(current_traceparent).unwrap();
+            assert_eq!(trace_id(&inside), trace_id(&parent));
+            assert_ne!(inside, parent, "the span is a child with an id of its own");
+        });
+        drop(telemetry);
+        let (first, body) = collector.join().unwrap();
+        assert!(first.starts_with("POST /v1/traces "), "{first}");
+        for text in ["a_turn_is_run", "rep_of_this_test"] {
+            assert!(body.windows(text.len()).any(|window| window == text.as_bytes()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_collector_that_never_answers_does_not_hold_up_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (telemetry, dispatch) = build(&exporting_to(&listener), "r").unwrap();
+        tracing::dispatcher::with_default(&dispatch, || drop(tracing::info_span!("lost")));
+        let start = std::time::Instant::now();
+        drop(telemetry);
+        assert!(start.elapsed() < FLUSH_MAX * 3, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn without_a_collector_there_is_no_current_trace() {
+        let (_telemetry, dispatch) = build(&Config::default(), "r").unwrap();
+        tracing::dispatcher::with_default(&dispatch, || {
+            let span = tracing::info_span!("a_turn_is_run");
+            adopt(&span, &new_traceparent());
+            assert_eq!(span.in_scope(current_traceparent), None);
+        });
+    }
+
+    #[test]
+    fn starting_twice_in_one_process_is_no_error_and_a_bad_filter_is() {
+        let config = Config { log: "off".to_owned(), ..Config::default() };
+        let _first = init(&config, "one").unwrap();
+        let _second = init(&config, "two").unwrap();
+        let config = Config { log: "lastword=loudly".to_owned(), ..config };
+        assert!(init(&config, "three").unwrap_err().to_string().starts_with("log: "));
+    }
+}

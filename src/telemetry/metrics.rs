@@ -1,0 +1,290 @@
+//! Metrics: every one that this program has, with its unit and what it tells.
+//!
+//! Owns the names, which stand nowhere else, and the recorder that `/metrics` renders. Labels take
+//! only what is bounded: agents, codes, routes, reasons; never ids.
+
+use std::{sync::OnceLock, time::Duration};
+
+use metrics::{Unit, counter, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::event::Kind;
+
+use Shape::{Counter, Gauge, Histogram};
+
+enum Shape {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// Name, shape, unit, what it tells.
+type Metric = (&'static str, Shape, Unit, &'static str);
+
+const TURNS_ACCEPTED: &str = "lastword_turns_accepted_total";
+const LAST_WORDS: &str = "lastword_last_words_total";
+const INFLIGHT: &str = "lastword_inflight";
+const OVERDUE: &str = "lastword_overdue";
+const LEASES_LOST: &str = "lastword_leases_lost_total";
+const VERDICTS: &str = "lastword_verdicts_total";
+const REQUEUED: &str = "lastword_requeued_total";
+const LATE_OUTPUT: &str = "lastword_late_output_total";
+const QUEUE_WAIT: &str = "lastword_queue_wait_seconds";
+const TIME_TO_FIRST_EVENT: &str = "lastword_time_to_first_event_seconds";
+const EVENTS_APPENDED: &str = "lastword_events_appended_total";
+const APPEND_BATCH: &str = "lastword_append_batch_events";
+const DOORBELL_RINGS: &str = "lastword_doorbell_rings_total";
+const DOORBELL_ROUND_TRIP: &str = "lastword_doorbell_round_trip_seconds";
+const STREAMS_OPEN: &str = "lastword_streams_open";
+const WORKERS: &str = "lastword_workers";
+const WORKER_EXITS: &str = "lastword_worker_exits_total";
+const DB_ERRORS: &str = "lastword_db_errors_total";
+const HTTP_REQUESTS: &str = "lastword_http_requests_total";
+const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
+
+const METRICS: [Metric; 20] = [
+    (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
+    (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
+    (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in all."),
+    (OVERDUE, Gauge, Unit::Count, "Turns past their deadline without a last word, in all. Should be 0."),
+    (LEASES_LOST, Counter, Unit::Count, "Writes refused because another one holds the turn now."),
+    (VERDICTS, Counter, Unit::Count, "Other replicas that this one judged lost."),
+    (REQUEUED, Counter, Unit::Count, "Turns put back into the queue for another attempt."),
+    (LATE_OUTPUT, Counter, Unit::Count, "Messages of workers that came after their turn's last word."),
+    (QUEUE_WAIT, Histogram, Unit::Seconds, "From acceptance to the claim."),
+    (TIME_TO_FIRST_EVENT, Histogram, Unit::Seconds, "From acceptance to the worker's first event."),
+    (EVENTS_APPENDED, Counter, Unit::Count, "Events appended by this replica."),
+    (APPEND_BATCH, Histogram, Unit::Count, "Events in one commit."),
+    (DOORBELL_RINGS, Counter, Unit::Count, "Rings of the doorbell sent."),
+    (DOORBELL_ROUND_TRIP, Histogram, Unit::Seconds, "From a ring sent to the same ring heard."),
+    (STREAMS_OPEN, Gauge, Unit::Count, "Event streams that clients hold open."),
+    (WORKERS, Gauge, Unit::Count, "Workers of this replica."),
+    (WORKER_EXITS, Counter, Unit::Count, "Workers that ended."),
+    (DB_ERRORS, Counter, Unit::Count, "Statements that Postgres did not carry out."),
+    (HTTP_REQUESTS, Counter, Unit::Count, "Requests answered."),
+    (HTTP_SECONDS, Histogram, Unit::Seconds, "From a request to the head of its answer."),
+];
+
+/// Upper bounds, in seconds: from a wake-up on one machine to the longest queue clock.
+const SECONDS: [f64; 16] =
+    [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 300.0];
+/// Upper bounds, in events.
+const EVENTS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Starts recording. A second call in one process changes nothing.
+pub fn install() {
+    RECORDER.get_or_init(|| {
+        let installed = builder().and_then(PrometheusBuilder::install_recorder);
+        if let Err(why) = &installed {
+            tracing::error!(%why, "there will be no metrics");
+        }
+        describe();
+        installed.ok()
+    });
+}
+
+/// All metrics in Prometheus' text form; empty before [`install`].
+pub fn render() -> String {
+    upkeep();
+    RECORDER.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// Folds recorded samples together. Call it every few seconds: where nobody asks for the metrics,
+/// samples would pile up.
+pub fn upkeep() {
+    if let Some(recorder) = RECORDER.get().and_then(Option::as_ref) {
+        recorder.run_upkeep();
+    }
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), &EVENTS)
+}
+
+fn describe() {
+    for (name, shape, unit, tells) in METRICS {
+        match shape {
+            Counter => metrics::describe_counter!(name, unit, tells),
+            Gauge => metrics::describe_gauge!(name, unit, tells),
+            Histogram => metrics::describe_histogram!(name, unit, tells),
+        }
+    }
+}
+
+/// A turn was accepted.
+pub fn turns_accepted(agent: &str) {
+    counter!(TURNS_ACCEPTED, "agent" => agent.to_owned()).increment(1);
+}
+
+/// A last word was written; `code` is the failure's, empty where there is none.
+pub fn last_words(kind: Kind, code: &str) {
+    counter!(LAST_WORDS, "kind" => kind.as_str(), "code" => code.to_owned()).increment(1);
+}
+
+/// So many turns are in flight, in all.
+pub fn inflight(turns: u64) {
+    gauge!(INFLIGHT).set(turns as f64);
+}
+
+/// So many of them are overdue.
+pub fn overdue(turns: u64) {
+    gauge!(OVERDUE).set(turns as f64);
+}
+
+/// A write was refused because another one holds the turn now.
+pub fn leases_lost() {
+    counter!(LEASES_LOST).increment(1);
+}
+
+/// This replica judged another one lost.
+pub fn verdicts(reason: &'static str) {
+    counter!(VERDICTS, "reason" => reason).increment(1);
+}
+
+/// A turn was put back into the queue.
+pub fn requeued(reason: &'static str) {
+    counter!(REQUEUED, "reason" => reason).increment(1);
+}
+
+/// A worker's message came after its turn's last word.
+pub fn late_output() {
+    counter!(LATE_OUTPUT).increment(1);
+}
+
+/// A turn was claimed, so long after it was accepted.
+pub fn queue_wait(waited: Duration) {
+    histogram!(QUEUE_WAIT).record(waited);
+}
+
+/// A turn's worker said its first event, so long after the turn was accepted.
+pub fn time_to_first_event(waited: Duration) {
+    histogram!(TIME_TO_FIRST_EVENT).record(waited);
+}
+
+/// So many events were appended.
+pub fn events_appended(events: usize) {
+    counter!(EVENTS_APPENDED).increment(events as u64);
+}
+
+/// One commit held so many events.
+pub fn append_batch(events: usize) {
+    histogram!(APPEND_BATCH).record(events as f64);
+}
+
+/// The doorbell was rung.
+pub fn doorbell_rings() {
+    counter!(DOORBELL_RINGS).increment(1);
+}
+
+/// This replica heard its own ring, so long after it sent it.
+pub fn doorbell_round_trip(took: Duration) {
+    histogram!(DOORBELL_ROUND_TRIP).record(took);
+}
+
+/// One more stream is open, until what this returns is dropped.
+pub fn streams_open() -> OpenStream {
+    gauge!(STREAMS_OPEN).increment(1);
+    OpenStream(())
+}
+
+/// A stream that counts as open until it is dropped.
+#[derive(Debug)]
+#[must_use = "the stream counts as closed when it is dropped"]
+pub struct OpenStream(());
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        gauge!(STREAMS_OPEN).decrement(1);
+    }
+}
+
+/// So many of this replica's workers are in this state.
+pub fn workers(state: &'static str, workers: usize) {
+    gauge!(WORKERS, "state" => state).set(workers as f64);
+}
+
+/// A worker ended.
+pub fn worker_exits(reason: &'static str) {
+    counter!(WORKER_EXITS, "reason" => reason).increment(1);
+}
+
+/// Postgres did not carry out a statement.
+pub fn db_errors(op: &'static str) {
+    counter!(DB_ERRORS, "op" => op).increment(1);
+}
+
+/// A request was answered. `route` is the pattern that matched, never the path.
+pub fn http_requests(route: &str, status: u16, took: Duration) {
+    counter!(HTTP_REQUESTS, "route" => route.to_owned(), "status" => status.to_string()).increment(1);
+    histogram!(HTTP_SECONDS, "route" => route.to_owned()).record(took);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn say_everything() {
+        let took = Duration::from_millis(3);
+        turns_accepted("demo");
+        last_words(Kind::Failed, "worker_exited");
+        inflight(2);
+        overdue(1);
+        leases_lost();
+        verdicts("exited");
+        requeued("replica_lost");
+        late_output();
+        queue_wait(took);
+        time_to_first_event(took);
+        events_appended(5);
+        append_batch(5);
+        doorbell_rings();
+        doorbell_round_trip(took);
+        workers("idle", 3);
+        worker_exits("idle");
+        db_errors("append");
+        http_requests("/v1/turns", 202, took);
+    }
+
+    #[test]
+    fn every_metric_is_recorded_and_described() {
+        // A recorder of its own: other tests of this process count into the global one.
+        let recorder = builder().unwrap().build_recorder();
+        let page = metrics::with_local_recorder(&recorder, || {
+            describe();
+            say_everything();
+            let stream = streams_open();
+            let page = recorder.handle().render();
+            assert!(page.contains("lastword_streams_open 1"), "{page}");
+            drop(stream);
+            recorder.handle().render()
+        });
+        for (name, shape, _, tells) in METRICS {
+            let shape = match shape {
+                Counter => "counter",
+                Gauge => "gauge",
+                Histogram => "histogram",
+            };
+            assert!(page.contains(&format!("# HELP {name} {tells}")), "{name}\n{page}");
+            assert!(page.contains(&format!("# TYPE {name} {shape}")), "{name}\n{page}");
+        }
+        for line in [
+            r#"lastword_last_words_total{kind="failed",code="worker_exited"} 1"#,
+            r#"lastword_append_batch_events_bucket{le="8"} 1"#,
+            "lastword_streams_open 0",
+        ] {
+            assert!(page.contains(line), "{line}\n{page}");
+        }
+    }
+
+    #[test]
+    fn installing_twice_keeps_what_was_recorded() {
+        install();
+        turns_accepted("twice");
+        install();
+        assert!(render().contains(r#"lastword_turns_accepted_total{agent="twice"} 1"#));
+    }
+}
