@@ -1,1 +1,190 @@
-//! All SQL.
+//! The store: all SQL, and the doorbell. The only place that imports `sqlx`.
+//!
+//! Owns the connections of one replica, the statements (one file a table), the group-commit
+//! [`writer`] and the doorbell ([`wake`]). Refuses client round trips inside a transaction: each
+//! call here is one statement or one SQL function, so a process that freezes in the middle hides
+//! nothing from the others for longer than its statement takes.
+//!
+//! Every statement has a deadline. One that fails or is given up on may or may not have been
+//! committed; callers that repeat do so with the identical statement, which is harmless.
+
+pub mod agents;
+pub mod beat;
+pub mod commands;
+pub mod conversations;
+pub mod error;
+pub mod events;
+pub mod inflight;
+pub mod listener;
+pub mod migrate;
+pub mod partitions;
+pub mod replicas;
+pub mod ringer;
+pub mod turns;
+pub mod verify;
+pub mod wake;
+pub mod workers;
+pub mod writer;
+
+use std::{
+    future::Future,
+    str::FromStr,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{
+    PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub use error::StoreError;
+use wake::Wake;
+
+use crate::{clock::Clock, config::Config, id::ReplicaId};
+
+/// How long a statement may take before its connection is given up.
+const STATEMENT_MAX: Duration = Duration::from_secs(5);
+/// How long a caller waits for a free connection.
+const ACQUIRE_MAX: Duration = Duration::from_secs(3);
+
+/// One replica's view of Postgres. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+    options: PgConnectOptions,
+    listener_options: PgConnectOptions,
+    clock: Arc<Clock>,
+    wake: Arc<Wake>,
+    replica: Arc<RwLock<ReplicaId>>,
+    application_name: Arc<str>,
+}
+
+impl Store {
+    /// Opens the pool. Needs no reachable Postgres; [`Store::probe`] tells whether there is one.
+    pub fn open(config: &Config) -> Result<Store, StoreError> {
+        let clock = Arc::new(Clock::default());
+        let replica = ReplicaId(clock.mint());
+        let application_name: Arc<str> = format!("lastword {}", replica.0.as_simple()).into();
+        let options = connect_options(&config.database_url, &application_name)?;
+        let listener_url = config.listener_database_url.as_ref().unwrap_or(&config.database_url);
+        let listener_options = connect_options(listener_url, &application_name)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(config.pool_max)
+            .acquire_timeout(ACQUIRE_MAX)
+            .max_lifetime(Duration::from_secs(1800))
+            .test_before_acquire(false)
+            .connect_lazy_with(options.clone());
+        Ok(Store {
+            pool,
+            options,
+            listener_options,
+            clock,
+            wake: Arc::new(Wake::new(config.doorbell, replica.0)),
+            replica: Arc::new(RwLock::new(replica)),
+            application_name,
+        })
+    }
+
+    /// The database's clock, and the home of new ids.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The doorbell.
+    pub fn wake(&self) -> &Arc<Wake> {
+        &self.wake
+    }
+
+    /// Who this process is now. It changes when the replica was judged lost and starts over.
+    pub fn replica(&self) -> ReplicaId {
+        *self.replica.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What this process' backends call themselves; one name a boot.
+    pub fn application_name(&self) -> &str {
+        &self.application_name
+    }
+
+    /// Takes a new identity, to register anew with.
+    pub fn rename_replica(&self) -> ReplicaId {
+        let fresh = ReplicaId(self.clock.mint());
+        *self.replica.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
+        fresh
+    }
+
+    /// Asks Postgres for its time: proof that it answers, and the clock's offset.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        let now = lease
+            .run("probe", |c| sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(c))
+            .await?;
+        self.clock.set_database_time(now);
+        Ok(())
+    }
+
+    /// Lets go of every connection.
+    pub async fn close(&self) {
+        // A connection that hangs in a stalled statement must not hold up the exit.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.pool.close()).await;
+    }
+
+    async fn lease(&self) -> Result<Lease, StoreError> {
+        let conn = self.pool.acquire().await.map_err(|why| StoreError::from_sqlx("acquire", why))?;
+        Ok(Lease { conn: Some(conn), is_clean: AtomicBool::new(true) })
+    }
+}
+
+fn connect_options(url: &str, application_name: &str) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(url).map_err(|why| StoreError::from_sqlx("connect", why))?;
+    Ok(options.application_name(application_name))
+}
+
+/// A pooled connection that is thrown away when a statement on it did not come back in time: what
+/// is still under way on it would make the next user wait.
+struct Lease {
+    conn: Option<PoolConnection<Postgres>>,
+    is_clean: AtomicBool,
+}
+
+impl Lease {
+    async fn run<'c, T, F>(
+        &'c mut self,
+        op: &'static str,
+        statement: impl FnOnce(&'c mut PgConnection) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, sqlx::Error>> + 'c,
+    {
+        let Some(conn) = self.conn.as_mut() else {
+            return Err(StoreError::Away { op, why: "the connection was given up".to_owned() });
+        };
+        self.is_clean.store(false, Ordering::Relaxed);
+        match tokio::time::timeout(STATEMENT_MAX, statement(conn)).await {
+            Ok(Ok(value)) => {
+                self.is_clean.store(true, Ordering::Relaxed);
+                Ok(value)
+            }
+            Ok(Err(why)) => {
+                let error = StoreError::from_sqlx(op, why);
+                self.is_clean.store(!error.is_away(), Ordering::Relaxed);
+                Err(error)
+            }
+            Err(_) => Err(StoreError::Away { op, why: format!("no answer within {STATEMENT_MAX:?}") }),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.is_clean.load(Ordering::Relaxed)
+            && let Some(conn) = self.conn.take()
+        {
+            drop(conn.detach());
+        }
+    }
+}

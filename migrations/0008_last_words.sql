@@ -1,0 +1,206 @@
+-- Last words that are not the worker's: cancelled before a worker had it, closed by any replica.
+-- Each function locks the in-flight rows first, in the order of their ids, and reads the log in a
+-- later statement: its snapshot is taken while the rows are held, so the newest seq is final.
+
+-- Starts the queue clock of turns that have come to the head of their conversation's line. Skips
+-- what is locked: the pass that calls this comes again.
+create function lw_promote_v1(p_conversations uuid[]) returns void
+language sql as $$
+  with head as materialized (
+    select i.turn_id
+      from inflight i
+     where i.phase = 'queued' and i.head_at is null
+       and (p_conversations is null or i.conversation_id = any (p_conversations))
+       and not exists (
+         select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
+     order by i.turn_id
+       for update of i skip locked)
+  update inflight i
+     set head_at = clock_timestamp(),
+         deadline = least(i.cap_at, clock_timestamp() + i.queue_ms * interval '1 ms')
+    from head
+   where i.turn_id = head.turn_id and i.phase = 'queued' and i.head_at is null
+$$;
+
+-- Writes last words for in-flight rows that the caller has locked.
+create function lw_end_v1(p_turns uuid[], p_kinds text[], p_data text[])
+returns table (o_turn uuid, o_seq int) language sql as $$
+  with word as materialized (
+    select * from unnest(p_turns, p_kinds, p_data) w (turn_id, kind, data)),
+  gone as (
+    delete from inflight i using word w where i.turn_id = w.turn_id
+    returning i.turn_id, i.epoch, i.started_at, w.kind, w.data,
+      (select max(e.seq) + 1 from turn_events e where e.turn_id = i.turn_id) as seq),
+  t as (
+    update turns
+       set status = g.kind, attempt = g.epoch, started_at = g.started_at,
+           finished_at = clock_timestamp(), last_seq = g.seq
+      from gone g where id = g.turn_id),
+  e as (
+    insert into turn_events (turn_id, seq, kind, attempt, data)
+    select turn_id, seq, kind, epoch, data from gone)
+  select turn_id, seq from gone
+$$;
+
+-- Cancels: a queued turn ends here; the cap of one that is held comes down to the grace, and its
+-- holder gets an order. Rows without an outcome have ended before.
+create function lw_cancel_v1(p_turns uuid[], p_by text, p_grace_ms bigint)
+returns table (o_turn uuid, o_outcome text) language plpgsql as $$
+declare
+  v_until timestamptz;
+  v_queued uuid[];
+  v_conversations uuid[];
+begin
+  perform 1 from inflight i where i.turn_id = any (p_turns) order by i.turn_id for update;
+
+  select array_agg(i.turn_id), array_agg(i.conversation_id) into v_queued, v_conversations
+    from inflight i where i.turn_id = any (p_turns) and i.phase = 'queued';
+  if v_queued is not null then
+    return query
+      select w.o_turn, 'cancelled'::text
+        from lw_end_v1(v_queued, array_fill('cancelled'::text, array[cardinality(v_queued)]),
+          array_fill(jsonb_build_object('by', p_by)::text, array[cardinality(v_queued)])) w;
+    perform lw_promote_v1(v_conversations);
+  end if;
+
+  v_until := clock_timestamp() + p_grace_ms * interval '1 ms';
+  return query
+    with held as (
+      update inflight i
+         set cap_at = least(i.cap_at, v_until), deadline = least(i.deadline, v_until), cancelled_by = p_by
+       where i.turn_id = any (p_turns) and i.cancelled_by is null
+      returning i.turn_id),
+    c as (
+      insert into commands (turn_id, kind) select h.turn_id, 'cancel' from held h)
+    select i.turn_id, 'asked'::text from inflight i where i.turn_id = any (p_turns);
+end $$;
+
+-- Gives turns back that no worker has received, or that may be run again: queued once more, at the
+-- head of their line. The caller has locked the rows.
+create function lw_requeue_v1(p_turns uuid[]) returns void
+language sql as $$
+  update inflight i
+     set phase = 'queued', replica = null, worker = null, clock = 'queue', claimed_at = null, started_at = null,
+         head_at = clock_timestamp(),
+         deadline = least(i.cap_at, clock_timestamp() + i.queue_ms * interval '1 ms'),
+         last_seq = (select max(e.seq) from turn_events e where e.turn_id = i.turn_id)
+   where i.turn_id = any (p_turns)
+$$;
+
+-- Whether a held turn may be run again (I10). Its row is locked by the caller.
+create function lw_may_rerun_v1(p_row inflight) returns boolean
+language sql as $$
+  select p_row.cancelled_by is null
+     and p_row.epoch < 3
+     and clock_timestamp() < p_row.cap_at
+     and (p_row.phase = 'starting'
+       or (p_row.phase = 'running' and p_row.is_retry_safe and not exists (
+         select from turn_events e where e.turn_id = p_row.turn_id and e.kind in ('delta', 'content'))))
+$$;
+
+-- The holder gives one turn back; false where it may not be run again or is not the caller's.
+create function lw_release_v1(p_turn uuid, p_epoch int) returns boolean
+language plpgsql as $$
+declare
+  v_row inflight;
+begin
+  select i.* into v_row from inflight i
+   where i.turn_id = p_turn and i.epoch = p_epoch and i.phase <> 'queued' for update;
+  if not found or not lw_may_rerun_v1(v_row) then
+    return false;
+  end if;
+  perform lw_requeue_v1(array[p_turn]);
+  return true;
+end $$;
+
+-- The close pass of any replica: what nobody holds and is overdue, what is held by somebody gone,
+-- and of `p_overdue` (left overdue by a living holder for long enough) what still is. `p_words`
+-- maps a failure's code to its {message, retryable}.
+create function lw_close_v1(p_overdue uuid[], p_words jsonb, p_limit int)
+returns table (o_turn uuid, o_kind text, o_code text, o_agent text) language plpgsql as $$
+declare
+  v_ids uuid[];
+  v_rerun uuid[];
+  v_conversations uuid[];
+begin
+  select array_agg(l.turn_id), array_agg(l.conversation_id) into v_ids, v_conversations from (
+    select i.turn_id, i.conversation_id
+      from inflight i left join replicas r on r.id = i.replica
+     where (i.phase = 'queued' and i.deadline <= clock_timestamp())
+        or (i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left')))
+        or (i.turn_id = any (p_overdue) and i.deadline <= clock_timestamp())
+     order by i.turn_id
+     limit p_limit
+       for update of i skip locked) l;
+  if v_ids is null then
+    return;
+  end if;
+
+  select coalesce(array_agg(i.turn_id), '{}') into v_rerun
+    from inflight i left join replicas r on r.id = i.replica
+   where i.turn_id = any (v_ids) and i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left'))
+     and lw_may_rerun_v1(i);
+  perform lw_requeue_v1(v_rerun);
+  return query
+    select i.turn_id, 'queued'::text, 'replica_lost'::text, i.agent
+      from inflight i where i.turn_id = any (v_rerun);
+
+  return query
+    with word as materialized (
+      select i.turn_id, i.agent, i.epoch, i.started_at, i.is_retry_safe, i.cancelled_by,
+             case when i.cancelled_by is not null then 'cancelled' else 'failed' end as kind,
+             case when i.phase = 'queued' then 'queue_timeout'
+                  when r.id is null or r.state in ('lost', 'left') then 'replica_lost'
+                  when i.deadline >= i.cap_at then 'turn_timeout'
+                  when i.clock = 'startup' then 'worker_startup_failed'
+                  when i.clock = 'answer' then 'answer_timeout'
+                  else 'worker_unresponsive' end as code,
+             (select max(e.at) from turn_events e
+               where e.turn_id = i.turn_id and e.kind not in ('accepted', 'started')) as last_progress_at,
+             split_part(t.traceparent, '-', 2) as trace_id
+        from inflight i left join replicas r on r.id = i.replica join turns t on t.id = i.turn_id
+       where i.turn_id = any (v_ids) and i.turn_id <> all (v_rerun)),
+    told as materialized (
+      select w.turn_id, w.agent, w.kind, w.code,
+             case when w.kind = 'cancelled' then jsonb_build_object('by', w.cancelled_by)
+             else jsonb_build_object('error', jsonb_build_object(
+               'code', w.code,
+               'message', p_words -> w.code -> 'message',
+               'retryable', p_words -> w.code -> 'retryable',
+               'safe_to_retry', w.started_at is null or w.is_retry_safe,
+               'attempt', w.epoch,
+               'started_at', to_char(w.started_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'last_progress_at', to_char(w.last_progress_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'trace_id', w.trace_id)) end::text as data
+        from word w),
+    ended as (
+      select x.o_turn
+        from (select array_agg(turn_id) as turns, array_agg(kind) as kinds, array_agg(data) as data from told) a,
+             lw_end_v1(a.turns, a.kinds, a.data) x)
+    select t.turn_id, t.kind, t.code, t.agent from told t join ended x on x.o_turn = t.turn_id;
+  perform lw_promote_v1(v_conversations);
+end $$;
+
+-- The holder's last words, many turns at once: fenced by the epoch and by the event at `base`, which
+-- the writer has seen committed. A turn missing from the answer is not the caller's any more.
+create function lw_finish_v1(p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[])
+returns table (o_turn uuid, o_seq int) language plpgsql as $$
+declare
+  v_turns uuid[];
+  v_kinds text[];
+  v_data text[];
+  v_conversations uuid[];
+begin
+  select array_agg(l.turn_id), array_agg(l.kind), array_agg(l.data), array_agg(l.conversation_id)
+    into v_turns, v_kinds, v_data, v_conversations from (
+    select i.turn_id, i.conversation_id, w.kind, w.data
+      from unnest(p_turns, p_epochs, p_bases, p_kinds, p_data) w (turn_id, epoch, base, kind, data)
+      join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase <> 'queued'
+     where exists (select from turn_events e where e.turn_id = w.turn_id and e.seq = w.base)
+     order by i.turn_id
+       for update of i) l;
+  if v_turns is not null then
+    return query select * from lw_end_v1(v_turns, v_kinds, v_data);
+    perform lw_promote_v1(v_conversations);
+  end if;
+end $$;

@@ -1,0 +1,101 @@
+//! Agents: put, read, list, delete; every revision kept.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use super::{Store, StoreError, turns::Agent};
+use crate::agent::AgentSpec;
+
+/// An agent with the time of its newest revision.
+#[derive(Debug, Clone)]
+pub struct AgentRow {
+    /// The agent.
+    pub agent: Agent,
+    /// When this revision was put.
+    pub created_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Puts a spec (`None`: deletes the agent). The same spec again makes no new revision. Returns
+    /// the revision, and whether it is a new one.
+    pub async fn put_agent(&self, name: &str, spec: Option<&AgentSpec>) -> Result<(i32, bool), StoreError> {
+        let text = spec
+            .map(serde_json::to_string)
+            .transpose()
+            .map_err(|why| StoreError::unreadable("put_agent", why))?;
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("put_agent", |c| {
+                sqlx::query!(
+                    r#"select o_revision as "revision!", o_is_new as "is_new!" from lw_agent_put_v1($1, $2)"#,
+                    name,
+                    text
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        Ok((row.revision, row.is_new))
+    }
+
+    /// The newest revision of an agent; `None` where there is none, or it was deleted.
+    pub async fn agent(&self, name: &str) -> Result<Option<AgentRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("agent", |c| {
+                sqlx::query!(
+                    "select revision, spec, created_at from agents where name = $1 order by revision desc limit 1",
+                    name
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        row.and_then(|row| row.spec.map(|spec| read(name, row.revision, &spec, row.created_at))).transpose()
+    }
+
+    /// One revision of an agent, whether or not it was deleted since: what a turn runs with.
+    pub async fn agent_at(&self, name: &str, revision: i32) -> Result<Option<Agent>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("agent_at", |c| {
+                sqlx::query!(
+                    "select spec, created_at from agents where name = $1 and revision = $2",
+                    name,
+                    revision
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        let agent = row.and_then(|row| row.spec.map(|spec| read(name, revision, &spec, row.created_at)));
+        Ok(agent.transpose()?.map(|row| row.agent))
+    }
+
+    /// Agents by name, after one, at most `limit`.
+    pub async fn agents(&self, after: Option<&str>, limit: i64) -> Result<Vec<AgentRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("agents", |c| {
+                sqlx::query!(
+                    r#"
+                    select a.name, a.revision, a.spec as "spec!", a.created_at
+                      from agents a
+                     where a.spec is not null
+                       and a.name > coalesce($1, '')
+                       and not exists (select from agents b where b.name = a.name and b.revision > a.revision)
+                     order by a.name
+                     limit $2
+                    "#,
+                    after,
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        rows.into_iter().map(|row| read(&row.name, row.revision, &row.spec, row.created_at)).collect()
+    }
+}
+
+fn read(name: &str, revision: i32, spec: &str, created_at: DateTime<Utc>) -> Result<AgentRow, StoreError> {
+    let spec = serde_json::from_str(spec).map_err(|why| StoreError::unreadable("agent", why))?;
+    Ok(AgentRow { agent: Agent { name: name.to_owned(), revision, spec: Arc::new(spec) }, created_at })
+}

@@ -1,0 +1,104 @@
+//! The beat: one statement on a reserved connection that says "I live" and sees who else does.
+//!
+//! A connection of its own, so that a busy pool never makes a replica look dead. It counts its own
+//! row's beat, carries the session lock's key, and looks at each peer's count and lock. Touches
+//! only the tiny `replicas` table; its cost grows with replicas, never with turns.
+
+use std::time::Duration;
+
+use sqlx::{ConnectOptions, PgConnection};
+
+use super::{Store, StoreError};
+use crate::{id::ReplicaId, telemetry::metrics};
+
+/// How long a beat, and a connect for it, may take.
+const BEAT_MAX: Duration = Duration::from_secs(2);
+
+/// A peer as one beat saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerSeen {
+    /// Which replica.
+    pub id: ReplicaId,
+    /// Its count of beats.
+    pub beat_n: i64,
+    /// Whether its session lock is free: its listener's connection is gone.
+    pub is_lock_free: bool,
+}
+
+/// What one beat brought back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether this replica's own row is still at work; false: it was judged.
+    pub is_alive: bool,
+    /// The peers at work.
+    pub peers: Vec<PeerSeen>,
+    /// Whether somebody was lost or left within the last minute: its claims may commit late.
+    pub has_recent_loss: bool,
+}
+
+/// The reserved connection.
+#[derive(Debug)]
+pub struct BeatSession {
+    conn: PgConnection,
+    statement_max: Duration,
+}
+
+impl BeatSession {
+    /// Connects, within 2 s.
+    pub async fn open(store: &Store) -> Result<BeatSession, StoreError> {
+        let connect = store.options.connect();
+        match tokio::time::timeout(BEAT_MAX, connect).await {
+            Ok(conn) => Ok(BeatSession {
+                conn: conn.map_err(|why| StoreError::from_sqlx("beat", why))?,
+                statement_max: BEAT_MAX,
+            }),
+            Err(_) => Err(StoreError::Away { op: "beat", why: format!("no connection within {BEAT_MAX:?}") }),
+        }
+    }
+
+    /// One beat, within 2 s. After an error the session must be dropped.
+    pub async fn beat(&mut self, store: &Store) -> Result<Seen, StoreError> {
+        let beat = sqlx::query!(
+            r#"
+            with me as (
+              update replicas
+                 set beat_n = beat_n + 1, beat_at = clock_timestamp(), lock_key = $2
+               where id = $1 and state in ('ready', 'draining')
+              returning beat_n)
+            select $1::uuid as "id!", beat_n as "beat_n!", false as "is_lock_free!", false as "is_gone!" from me
+            union all
+            select r.id, r.beat_n,
+                   case when r.gone_at is null then pg_try_advisory_xact_lock_shared(r.lock_key) else true end,
+                   r.gone_at is not null
+              from replicas r
+             where r.id <> $1
+               and (r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 minute')
+            "#,
+            store.replica().0,
+            store.wake().lock_key()
+        )
+        .fetch_all(&mut self.conn);
+        let rows = match tokio::time::timeout(self.statement_max, beat).await {
+            Ok(rows) => rows.map_err(|why| StoreError::from_sqlx("beat", why))?,
+            Err(_) => {
+                metrics::db_errors("beat");
+                return Err(StoreError::Away { op: "beat", why: format!("no answer within {BEAT_MAX:?}") });
+            }
+        };
+        let mut seen = Seen::default();
+        for row in rows {
+            if row.id == store.replica().0 {
+                seen.is_alive = true;
+            } else if row.is_gone {
+                seen.has_recent_loss = true;
+            } else {
+                seen.peers.push(PeerSeen {
+                    id: ReplicaId(row.id),
+                    beat_n: row.beat_n,
+                    is_lock_free: row.is_lock_free,
+                });
+            }
+        }
+        Ok(seen)
+    }
+}

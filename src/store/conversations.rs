@@ -1,0 +1,110 @@
+//! Conversations: make, read, list, delete.
+
+use chrono::{DateTime, Utc};
+
+use super::{Store, StoreError};
+use crate::id::ConversationId;
+
+/// A conversation as clients see it.
+#[derive(Debug, Clone)]
+pub struct Conversation {
+    /// Its id.
+    pub id: ConversationId,
+    /// The agent it talks to.
+    pub agent: String,
+    /// Turns accepted so far.
+    pub turns: i64,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Makes a conversation. A repeat with the same id is harmless.
+    pub async fn make_conversation(&self, id: ConversationId, agent: &str) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("make_conversation", |c| {
+                sqlx::query!(
+                    "insert into conversations (id, agent) values ($1, $2) on conflict do nothing",
+                    id.0,
+                    agent
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// One conversation; `None` where there is none, or it was deleted.
+    pub async fn conversation(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("conversation", |c| {
+                sqlx::query!(
+                    "select id, agent, next_ordinal, created_at from conversations where id = $1 and deleted_at is null",
+                    id.0
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        Ok(row.map(|row| Conversation {
+            id: ConversationId(row.id),
+            agent: row.agent,
+            turns: row.next_ordinal - 1,
+            created_at: row.created_at,
+        }))
+    }
+
+    /// Conversations, newest first, of one agent or all, before one.
+    pub async fn conversations(
+        &self,
+        agent: Option<&str>,
+        before: Option<ConversationId>,
+        limit: i64,
+    ) -> Result<Vec<Conversation>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("conversations", |c| {
+                sqlx::query!(
+                    "
+                    select id, agent, next_ordinal, created_at from conversations
+                     where deleted_at is null
+                       and ($1::text is null or agent = $1)
+                       and ($2::uuid is null or id < $2)
+                     order by id desc
+                     limit $3
+                    ",
+                    agent,
+                    before.map(|id| id.0),
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Conversation {
+                id: ConversationId(row.id),
+                agent: row.agent,
+                turns: row.next_ordinal - 1,
+                created_at: row.created_at,
+            })
+            .collect())
+    }
+
+    /// Marks a conversation as deleted: no turn is accepted after it. Its open turns are the
+    /// caller's to cancel. False where there is none.
+    pub async fn delete_conversation(&self, id: ConversationId) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("delete_conversation", |c| {
+                sqlx::query!(
+                    "update conversations set deleted_at = clock_timestamp() where id = $1 and deleted_at is null",
+                    id.0
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+}

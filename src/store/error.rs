@@ -1,0 +1,98 @@
+//! What can go wrong between this process and Postgres.
+//!
+//! Owns the line between "away" (the outcome is unknown, or Postgres cannot serve; repeat later)
+//! and "broken" (it answered, and repeating gives the same). Judged by SQLSTATE, never by text.
+
+use crate::telemetry::metrics;
+
+/// A statement that did not do what it should.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Postgres cannot be reached, cannot serve, or did not answer; the outcome is unknown.
+    #[error("{op}: Postgres is away: {why}")]
+    Away {
+        /// Which statement.
+        op: &'static str,
+        /// What the driver said.
+        why: String,
+    },
+    /// A rule of ours refused, by one of our own SQLSTATEs.
+    #[error("{op}: refused with {code}")]
+    Refused {
+        /// Which statement.
+        op: &'static str,
+        /// `LW404`, `LW409`, `LW422` or `LW429`.
+        code: String,
+        /// What the rule has to say about it.
+        detail: Option<String>,
+    },
+    /// Postgres answered with an error that repeating does not mend.
+    #[error("{op}: {why}")]
+    Broken {
+        /// Which statement.
+        op: &'static str,
+        /// The SQLSTATE, where there is one.
+        code: Option<String>,
+        /// What the driver said.
+        why: String,
+    },
+}
+
+impl StoreError {
+    /// Whether repeating later may help.
+    pub fn is_away(&self) -> bool {
+        matches!(self, StoreError::Away { .. })
+    }
+
+    pub(super) fn from_sqlx(op: &'static str, error: sqlx::Error) -> StoreError {
+        let sorted = sort(op, error);
+        if !matches!(sorted, StoreError::Refused { .. }) {
+            metrics::db_errors(op);
+        }
+        sorted
+    }
+
+    /// A row that does not read as what its table promises.
+    pub(super) fn unreadable(op: &'static str, why: impl std::fmt::Display) -> StoreError {
+        StoreError::Broken { op, code: None, why: why.to_string() }
+    }
+}
+
+fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
+    let why = error.to_string();
+    let Some(database) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => StoreError::Away { op, why },
+            _ => StoreError::Broken { op, code: None, why },
+        };
+    };
+    let code = database.code().unwrap_or_default().into_owned();
+    if code.starts_with("LW") {
+        let detail = database
+            .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+            .and_then(|e| e.detail())
+            .map(str::to_owned);
+        return StoreError::Refused { op, code, detail };
+    }
+    if is_passing(&code) {
+        StoreError::Away { op, why }
+    } else {
+        StoreError::Broken { op, code: Some(code), why }
+    }
+}
+
+/// SQLSTATEs of a Postgres that cannot serve just now.
+fn is_passing(code: &str) -> bool {
+    code.starts_with("08")          // connection
+        || code.starts_with("57P")  // shut down, crashed, starting up
+        || code.starts_with("53")   // out of connections, memory or disk
+        || code.starts_with("40")   // deadlock, serialisation
+        || code == "25006"          // read only: a standby, or a primary that was demoted
+        || code == "55P03"          // lock not available
+        || code == "57014" // cancelled by a statement timeout
+}

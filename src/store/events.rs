@@ -1,0 +1,244 @@
+//! The log: append and finish, many turns at once, and reading after a cursor.
+//!
+//! Keeps I3, I4 and I5: an append locks the in-flight row under its epoch, and proves by the event
+//! at `base` that it continues what the writer saw committed. An identical repeat is harmless.
+
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::{
+    event::{Event, NewEvent},
+    id::TurnId,
+    turn::LastWord,
+};
+
+/// Which clock a running turn's deadline stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnClock {
+    /// The worker owes an event.
+    Progress,
+    /// The user owes an answer.
+    Answer,
+}
+
+impl TurnClock {
+    const fn as_str(self) -> &'static str {
+        match self {
+            TurnClock::Progress => "progress",
+            TurnClock::Answer => "answer",
+        }
+    }
+}
+
+/// Events to be appended to one turn.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// Whose log.
+    pub turn: TurnId,
+    /// The caller's epoch.
+    pub epoch: i32,
+    /// The `seq` that the first of them follows.
+    pub base: i32,
+    /// In order.
+    pub events: Vec<NewEvent>,
+    /// Which clock runs after them.
+    pub clock: TurnClock,
+    /// How long that clock runs, in milliseconds.
+    pub budget_ms: i64,
+}
+
+/// A last word to be written by the turn's holder.
+#[derive(Debug, Clone)]
+pub struct Finish {
+    /// Which turn.
+    pub turn: TurnId,
+    /// The caller's epoch.
+    pub epoch: i32,
+    /// The `seq` that it follows.
+    pub base: i32,
+    /// The last word.
+    pub word: LastWord,
+}
+
+impl Store {
+    /// Appends for many turns in one statement. A turn missing from the answer is lost to the caller.
+    pub(super) async fn append(&self, appends: &[Append]) -> Result<Vec<TurnId>, StoreError> {
+        let mut columns = AppendColumns::default();
+        for append in appends {
+            columns.push(append);
+        }
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("append", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    with want as materialized (
+                      select * from unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::bigint[])
+                        w (turn_id, epoch, base, clock, budget_ms)),
+                    -- The fence. A lock, not an update: updating the row at each append would cost
+                    -- its throughput whenever a long transaction holds vacuum back.
+                    held as materialized (
+                      select i.turn_id, w.base, w.epoch, w.clock, i.cap_at,
+                             clock_timestamp() + w.budget_ms * interval '1 ms' as until,
+                             -- The deadline in the row lags by at most this.
+                             least(10000, w.budget_ms / 10) * interval '1 ms' as slack,
+                             i.deadline, i.clock as old_clock
+                        from inflight i join want w using (turn_id)
+                       where i.epoch = w.epoch and i.phase = 'running'
+                         and exists (select from turn_events p where p.turn_id = w.turn_id and p.seq = w.base)
+                       order by i.turn_id
+                         for no key update of i),
+                    moved as (
+                      update inflight i
+                         set deadline = least(i.cap_at, h.until), clock = h.clock
+                        from held h
+                       where i.turn_id = h.turn_id
+                         and (h.clock <> h.old_clock
+                           or (h.deadline < h.until - h.slack and h.deadline < h.cap_at))),
+                    e as (
+                      insert into turn_events (turn_id, seq, kind, attempt, data)
+                      select h.turn_id, h.base + v.i, v.kind, h.epoch, v.data
+                        from unnest($6::uuid[], $7::int[], $8::text[], $9::text[]) v (turn_id, i, kind, data)
+                        join held h using (turn_id)
+                      on conflict (turn_id, seq) do nothing)
+                    select turn_id as "turn!" from held
+                    "#,
+                    &columns.turns,
+                    &columns.epochs,
+                    &columns.bases,
+                    &columns.clocks,
+                    &columns.budgets,
+                    &columns.event_turns,
+                    &columns.event_places,
+                    &columns.event_kinds,
+                    &columns.event_data,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(TurnId).collect())
+    }
+
+    /// Last words of many turns; those that were written, with their `seq`.
+    pub(super) async fn finish(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32)>, StoreError> {
+        let (turns, epochs, bases, kinds, data) = finish_columns(finishes);
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("finish", |c| {
+                sqlx::query!(
+                    r#"select o_turn as "turn!", o_seq as "seq!" from lw_finish_v1($1, $2, $3, $4, $5)"#,
+                    &turns,
+                    &epochs,
+                    &bases,
+                    &kinds,
+                    &data,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.seq)).collect())
+    }
+
+    /// Of these last words, those that stand in the log as the caller's own: the look after a
+    /// finish whose commit was unknown.
+    pub(super) async fn finished(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32)>, StoreError> {
+        let (turns, epochs, _, kinds, data) = finish_columns(finishes);
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("finished", |c| {
+                sqlx::query!(
+                    r#"
+                    select e.turn_id as "turn!", e.seq as "seq!"
+                      from unnest($1::uuid[], $2::int[], $3::text[], $4::text[]) w (turn_id, epoch, kind, data)
+                      join turns t on t.id = w.turn_id
+                      join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                       and e.attempt = w.epoch and e.kind = w.kind and e.data = w.data
+                    "#,
+                    &turns,
+                    &epochs,
+                    &kinds,
+                    &data,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.seq)).collect())
+    }
+
+    /// Events of a turn after `cursor` (-1 for all), in order, at most `limit` of them.
+    pub async fn read_after(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Vec<Event>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("read_after", |c| {
+                sqlx::query!(
+                    "
+                    select seq, kind, attempt, data, at
+                      from turn_events
+                     where turn_id = $1 and seq > $2
+                     order by seq
+                     limit $3
+                    ",
+                    turn.0,
+                    cursor,
+                    limit,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(Event {
+                    turn_id: turn,
+                    seq: row.seq,
+                    kind: row.kind.parse().map_err(|why| StoreError::unreadable("read_after", why))?,
+                    attempt: row.attempt,
+                    data: row.data,
+                    at: row.at,
+                })
+            })
+            .collect()
+    }
+}
+
+#[derive(Default)]
+struct AppendColumns {
+    turns: Vec<Uuid>,
+    epochs: Vec<i32>,
+    bases: Vec<i32>,
+    clocks: Vec<String>,
+    budgets: Vec<i64>,
+    event_turns: Vec<Uuid>,
+    event_places: Vec<i32>,
+    event_kinds: Vec<String>,
+    event_data: Vec<String>,
+}
+
+impl AppendColumns {
+    fn push(&mut self, append: &Append) {
+        self.turns.push(append.turn.0);
+        self.epochs.push(append.epoch);
+        self.bases.push(append.base);
+        self.clocks.push(append.clock.as_str().to_owned());
+        self.budgets.push(append.budget_ms);
+        for (place, event) in (1..).zip(&append.events) {
+            self.event_turns.push(append.turn.0);
+            self.event_places.push(place);
+            self.event_kinds.push(event.kind.as_str().to_owned());
+            self.event_data.push(event.data.clone());
+        }
+    }
+}
+
+type FinishColumns = (Vec<Uuid>, Vec<i32>, Vec<i32>, Vec<String>, Vec<String>);
+
+fn finish_columns(finishes: &[Finish]) -> FinishColumns {
+    let mut columns = FinishColumns::default();
+    for finish in finishes {
+        columns.0.push(finish.turn.0);
+        columns.1.push(finish.epoch);
+        columns.2.push(finish.base);
+        columns.3.push(finish.word.kind.as_str().to_owned());
+        columns.4.push(finish.word.data.clone());
+    }
+    columns
+}

@@ -1,0 +1,322 @@
+//! In-flight rows: claim, start, release, close. The obligation's life.
+//!
+//! ```text
+//! queued ──claim──► starting ──start──► running ──finish──► (gone)
+//!   ▲                  │ release           │ release, where it is safe
+//!   └──────────────────┴───────────────────┘
+//! any phase ──cancel / close──► (gone)
+//! ```
+//! Keeps I5 (every write names turn and epoch), I9 (heads of lines only, and a unique index) and
+//! I10 (`running` is committed before a worker receives the first byte).
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::{
+    agent::Runtime,
+    failure::Code,
+    id::{ConversationId, TurnId, WorkerId},
+};
+
+/// A turn that this replica has taken, with what its host must know at once.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Which turn.
+    pub turn: TurnId,
+    /// Its conversation.
+    pub conversation: ConversationId,
+    /// The fencing number, and the attempt's number.
+    pub epoch: i32,
+    /// The newest event's `seq`.
+    pub last_seq: i32,
+    /// A warm worker may serve only where this is its own.
+    pub generation: i64,
+    /// Milliseconds left until the turn's cap.
+    pub cap_left_ms: i64,
+    /// Milliseconds since the turn came to the head of its line.
+    pub waited_ms: i64,
+}
+
+/// An in-flight row that is past its deadline though its holder lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Overdue {
+    /// Which turn.
+    pub turn: TurnId,
+    /// Its epoch.
+    pub epoch: i32,
+    /// Its deadline; a changed one is a sign of life.
+    pub deadline: DateTime<Utc>,
+}
+
+/// What the close pass needs to know.
+#[derive(Debug, Clone, Default)]
+pub struct Outlook {
+    /// Held by the living, past their deadline.
+    pub overdue: Vec<Overdue>,
+    /// Milliseconds until the next deadline of any row; `None` where nothing is in flight.
+    pub next_ms: Option<i64>,
+    /// Rows in flight.
+    pub rows: i64,
+    /// Rows that may be closed at once: queued past their clock, or held by somebody gone.
+    pub closable: i64,
+}
+
+/// A last word that the close pass wrote, or a turn that it queued again (`kind` "queued").
+#[derive(Debug, Clone)]
+pub struct Closed {
+    /// Which turn.
+    pub turn: TurnId,
+    /// `failed`, `cancelled` or `queued`.
+    pub kind: String,
+    /// The failure's code.
+    pub code: String,
+    /// The turn's agent.
+    pub agent: String,
+}
+
+impl Store {
+    /// Takes up to `limit` heads of lines for this replica, cold and warm alike as `starting`.
+    /// `warm` names the conversations whose worker waits here, with its generation.
+    pub async fn claim(
+        &self,
+        runtimes: &[Runtime],
+        warm: &[(ConversationId, i64)],
+        limit: i64,
+    ) -> Result<Vec<Claim>, StoreError> {
+        let runtimes: Vec<String> = runtimes.iter().map(|r| r.as_str().to_owned()).collect();
+        let (warm, generations): (Vec<Uuid>, Vec<i64>) = warm.iter().map(|(c, g)| (c.0, *g)).unzip();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("claim", |c| {
+                sqlx::query!(
+                    r#"
+                    with me as materialized (
+                      select id from replicas where id = $1 and state = 'ready'),
+                    head as materialized (
+                      select i.turn_id, i.conversation_id
+                        from inflight i
+                        join me on true
+                        join conversations v on v.id = i.conversation_id
+                        left join replicas h on h.id = v.holder and h.state = 'ready'
+                       where i.phase = 'queued'
+                         and i.runtime = any ($2)
+                         and not exists (
+                           select from inflight j
+                            where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
+                         -- Whoever served last may have a warm worker: it gets a head start.
+                         and (h.id is null or h.id = $1 or i.head_at is null
+                           or i.head_at < clock_timestamp() - interval '50 ms')
+                       order by i.turn_id
+                       limit $3
+                         for update of i skip locked),
+                    -- Another worker takes over wherever no warm one matches.
+                    held as (
+                      update conversations v
+                         set holder = $1, generation = v.generation + 1
+                        from head
+                       where v.id = head.conversation_id
+                         and not exists (
+                           select from unnest($4::uuid[], $5::bigint[]) w (id, generation)
+                            where w.id = v.id and w.generation = v.generation and v.holder = $1)
+                      returning v.id, v.generation),
+                    c as (
+                      update inflight i
+                         set phase = 'starting', epoch = i.epoch + 1, replica = $1, clock = 'startup',
+                             claimed_at = clock_timestamp(),
+                             cap_at = cap.at,
+                             deadline = least(cap.at, clock_timestamp() + i.startup_ms * interval '1 ms')
+                        from head, inflight old, lateral (
+                          -- The cap runs from the first claim and never grows.
+                          select case when old.epoch = 0
+                            then clock_timestamp() + old.cap_ms * interval '1 ms' else old.cap_at end) cap (at)
+                       where i.turn_id = head.turn_id and old.turn_id = head.turn_id and i.phase = 'queued'
+                      returning i.turn_id, i.conversation_id, i.epoch, i.last_seq, i.cap_at,
+                        coalesce(i.head_at, i.accepted_at) as head_at)
+                    select c.turn_id as "turn!", c.conversation_id as "conversation!", c.epoch as "epoch!",
+                           c.last_seq as "last_seq!", coalesce(held.generation, v.generation) as "generation!",
+                           (extract(epoch from c.cap_at - clock_timestamp()) * 1000)::bigint as "cap_left_ms!",
+                           (extract(epoch from clock_timestamp() - c.head_at) * 1000)::bigint as "waited_ms!"
+                      from c
+                      join conversations v on v.id = c.conversation_id
+                      left join held on held.id = c.conversation_id
+                    "#,
+                    self.replica().0,
+                    &runtimes,
+                    limit,
+                    &warm,
+                    &generations,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Claim {
+                turn: TurnId(row.turn),
+                conversation: ConversationId(row.conversation),
+                epoch: row.epoch,
+                last_seq: row.last_seq,
+                generation: row.generation,
+                cap_left_ms: row.cap_left_ms,
+                waited_ms: row.waited_ms,
+            })
+            .collect())
+    }
+
+    /// Turns that this replica holds in the database: what a claim whose answer was lost left behind.
+    pub async fn held(&self) -> Result<Vec<(TurnId, i32)>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("held", |c| {
+                sqlx::query!(
+                    "select turn_id, epoch from inflight where replica = $1 order by turn_id limit 10000",
+                    self.replica().0
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (TurnId(row.turn_id), row.epoch)).collect())
+    }
+
+    /// Moves a turn from `starting` to `running` and tells `started`; its `seq`, or `None` where
+    /// the epoch is not the caller's any more or a cancel came first. Repeating it is harmless.
+    pub async fn start(&self, claim: &Claim, worker: Option<WorkerId>) -> Result<Option<i32>, StoreError> {
+        let data = serde_json::json!({ "worker_id": worker }).to_string();
+        let mut lease = self.lease().await?;
+        let seq = lease
+            .run("start", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    with u as (
+                      update inflight
+                         set phase = 'running', worker = $3, last_seq = last_seq + 1, clock = 'progress',
+                             started_at = clock_timestamp(),
+                             deadline = least(cap_at, clock_timestamp() + progress_ms * interval '1 ms')
+                       where turn_id = $1 and epoch = $2 and phase = 'starting' and cancelled_by is null
+                      returning turn_id, epoch, last_seq, started_at),
+                    t as (
+                      update turns set status = 'running', attempt = u.epoch, started_at = u.started_at
+                        from u where id = u.turn_id),
+                    e as (
+                      insert into turn_events (turn_id, seq, kind, attempt, data)
+                      select turn_id, last_seq, 'started', epoch, $4 from u)
+                    select last_seq as "seq!" from u
+                    union all
+                    -- A repeat of one that had been committed after all.
+                    select last_seq from inflight
+                     where turn_id = $1 and epoch = $2 and phase = 'running' and worker is not distinct from $3
+                    "#,
+                    claim.turn.0,
+                    claim.epoch,
+                    worker.map(|w| w.0),
+                    data,
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        if seq.is_some() {
+            self.wake().events_committed([claim.turn]);
+        }
+        Ok(seq)
+    }
+
+    /// Gives a turn back to the queue; false where it may not be run again, or is not the caller's.
+    pub async fn release(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let is_released = lease
+            .run("release", |c| {
+                sqlx::query_scalar!(r#"select lw_release_v1($1, $2) as "is!""#, turn.0, epoch).fetch_one(c)
+            })
+            .await?;
+        if is_released {
+            self.wake().queue_grew();
+        }
+        Ok(is_released)
+    }
+
+    /// What is due, and when to look again.
+    pub async fn outlook(&self) -> Result<Outlook, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("outlook", |c| {
+                sqlx::query!(
+                    r#"
+                    with row as materialized (
+                      select i.turn_id, i.epoch, i.deadline,
+                             i.phase <> 'queued' as is_claimed,
+                             coalesce(r.state in ('ready', 'draining'), false) as is_alive,
+                             i.deadline <= clock_timestamp() as is_overdue
+                        from inflight i left join replicas r on r.id = i.replica),
+                    sum as (
+                      select count(*) as rows,
+                             count(*) filter (where is_claimed and not is_alive
+                               or is_overdue and not is_claimed) as closable,
+                             min(deadline) filter (where not is_overdue) as next_at
+                        from row)
+                    select sum.rows as "rows!", sum.closable as "closable!",
+                           (extract(epoch from sum.next_at - clock_timestamp()) * 1000)::bigint as next_ms,
+                           row.turn_id as "turn?", row.epoch as "epoch?", row.deadline as "deadline?"
+                      from sum left join (
+                        select * from row where is_overdue and is_claimed and is_alive order by deadline limit 1000) row on true
+                    "#
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let mut outlook = Outlook::default();
+        for row in rows {
+            outlook.rows = row.rows;
+            outlook.closable = row.closable;
+            outlook.next_ms = row.next_ms;
+            if let (Some(turn), Some(epoch), Some(deadline)) = (row.turn, row.epoch, row.deadline) {
+                outlook.overdue.push(Overdue { turn: TurnId(turn), epoch, deadline });
+            }
+        }
+        Ok(outlook)
+    }
+
+    /// Writes the last words that are due: see `lw_close_v1`. Returns at most `limit`.
+    pub async fn close_due(&self, overdue: &[TurnId], limit: i32) -> Result<Vec<Closed>, StoreError> {
+        let overdue: Vec<Uuid> = overdue.iter().map(|turn| turn.0).collect();
+        let words: serde_json::Map<String, serde_json::Value> = Code::ALL
+            .into_iter()
+            .map(|code| {
+                let word = serde_json::json!({ "message": code.message(), "retryable": code.is_retryable() });
+                (code.as_str().to_owned(), word)
+            })
+            .collect();
+        let words = serde_json::Value::Object(words).to_string();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("close", |c| {
+                sqlx::query!(
+                    r#"
+                    select o_turn as "turn!", o_kind as "kind!", o_code as "code!", o_agent as "agent!"
+                      from lw_close_v1($1, $2::text::jsonb, $3)
+                    "#,
+                    &overdue,
+                    words,
+                    limit,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let closed: Vec<Closed> = rows
+            .into_iter()
+            .map(|row| Closed { turn: TurnId(row.turn), kind: row.kind, code: row.code, agent: row.agent })
+            .collect();
+        if !closed.is_empty() {
+            self.wake().events_committed(closed.iter().map(|closed| closed.turn));
+            self.wake().queue_grew();
+        }
+        Ok(closed)
+    }
+
+    /// Starts the queue clock of turns that came to the head of their line unseen.
+    pub async fn promote(&self) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease.run("promote", |c| sqlx::query!("select lw_promote_v1(null)").execute(c)).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,228 @@
+//! Replicas: register, judge, drain, leave, list.
+//!
+//! ```text
+//! ready ──drain──► draining ──leave──► left
+//!   └──────┬──────────┘
+//!       verdict ──► lost
+//! ```
+//! Both ends are for good: who was judged registers anew under another id. The beat that refutes a
+//! verdict, and the facts a verdict rests on, are in [`super::beat`].
+
+use chrono::{DateTime, Utc};
+
+use super::{Store, StoreError};
+use crate::id::ReplicaId;
+
+/// A replica as operators see it.
+#[derive(Debug, Clone)]
+pub struct ReplicaRow {
+    /// Its id.
+    pub id: ReplicaId,
+    /// Where it can be reached.
+    pub url: String,
+    /// Its process id.
+    pub pid: i32,
+    /// Its release.
+    pub version: String,
+    /// `ready`, `draining`, `lost` or `left`.
+    pub state: String,
+    /// When it registered.
+    pub started_at: DateTime<Utc>,
+    /// Its newest beat.
+    pub beat_at: DateTime<Utc>,
+    /// Turns that it holds.
+    pub turns: i64,
+}
+
+impl Store {
+    /// Registers this process under its current id. The listener must hold the session lock.
+    pub async fn register(&self, url: &str) -> Result<(), StoreError> {
+        let pid = i32::try_from(std::process::id()).unwrap_or(0);
+        let mut lease = self.lease().await?;
+        lease
+            .run("register", |c| {
+                sqlx::query!(
+                    "
+                    insert into replicas (id, url, pid, version, application_name, lock_key)
+                    values ($1, $2, $3, $4, $5, $6)
+                    on conflict (id) do nothing
+                    ",
+                    self.replica().0,
+                    url,
+                    pid,
+                    env!("CARGO_PKG_VERSION"),
+                    self.application_name(),
+                    self.wake().lock_key()
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Stops this replica from claiming; false where it was judged already.
+    pub async fn start_drain(&self) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("start_drain", |c| {
+                sqlx::query!(
+                    "update replicas set state = 'draining' where id = $1 and state = 'ready'",
+                    self.replica().0
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Deregisters: the last thing a replica does. What it still holds may be closed at once.
+    pub async fn leave(&self) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("leave", |c| {
+                sqlx::query!(
+                    "
+                    update replicas set state = 'left', gone_at = clock_timestamp()
+                     where id = $1 and state in ('ready', 'draining')
+                    ",
+                    self.replica().0
+                )
+                .execute(c)
+            })
+            .await?;
+        self.wake().holder_gone();
+        Ok(())
+    }
+
+    /// The verdict on a peer whose beat stands at `beat_n`; a beat that came in between refutes it.
+    /// With `unless_backends_live`, a backend of its that is still there refutes it as well. A
+    /// statement of its own: in one with the beat it deadlocked.
+    pub async fn judge(
+        &self,
+        peer: ReplicaId,
+        beat_n: i64,
+        unless_backends_live: bool,
+    ) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let judged = lease
+            .run("judge", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    update replicas r
+                       set state = 'lost', gone_at = clock_timestamp()
+                     where r.id = $1 and r.state in ('ready', 'draining') and r.beat_n = $2
+                       and not ($3 and exists (
+                         select from pg_stat_activity a where a.application_name = r.application_name))
+                    returning r.application_name as "application_name!"
+                    "#,
+                    peer.0,
+                    beat_n,
+                    unless_backends_live
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        let Some(application_name) = judged else {
+            return Ok(false);
+        };
+        // Its rows may be locked by a backend that waits for a frozen client.
+        lease
+            .run("terminate", |c| {
+                sqlx::query!(
+                    r#"select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1"#,
+                    application_name
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        lease
+            .run("workers_gone", |c| {
+                sqlx::query!(
+                    "
+                    update workers
+                       set state = 'ended', ended_at = clock_timestamp(), exit = 'its replica is gone'
+                     where replica_id = $1 and state <> 'ended'
+                    ",
+                    peer.0
+                )
+                .execute(c)
+            })
+            .await?;
+        self.wake().holder_gone();
+        Ok(true)
+    }
+
+    /// Replicas, newest first: those at work, and those gone within the last hour.
+    pub async fn replicas(&self, limit: i64) -> Result<Vec<ReplicaRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("replicas", |c| {
+                sqlx::query!(
+                    r#"
+                    select r.id, r.url, r.pid, r.version, r.state, r.started_at, r.beat_at,
+                           (select count(*) from inflight i where i.replica = r.id) as "turns!"
+                      from replicas r
+                     where r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 hour'
+                     order by r.id desc
+                     limit $1
+                    "#,
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| ReplicaRow {
+                id: ReplicaId(row.id),
+                url: row.url,
+                pid: row.pid,
+                version: row.version,
+                state: row.state,
+                started_at: row.started_at,
+                beat_at: row.beat_at,
+                turns: row.turns,
+            })
+            .collect())
+    }
+
+    /// Removes what nobody asks for any more: replicas and workers gone for a day, keys and orders of
+    /// two days ago. At most 1,000 of each; returns how many.
+    pub async fn sweep(&self) -> Result<u64, StoreError> {
+        let mut lease = self.lease().await?;
+        let swept = lease
+            .run("sweep", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    with r as (
+                      delete from replicas where id in (
+                        select r.id from replicas r
+                         where r.gone_at < clock_timestamp() - interval '1 day'
+                           and not exists (select from inflight i where i.replica = r.id)
+                         limit 1000) returning 1),
+                    w as (
+                      delete from workers where id in (
+                        select id from workers
+                         where state = 'ended' and ended_at < clock_timestamp() - interval '1 day'
+                         limit 1000) returning 1),
+                    k as (
+                      delete from idempotency where key in (
+                        select key from idempotency
+                         where created_at < clock_timestamp() - interval '2 days'
+                         order by created_at limit 1000) returning 1),
+                    c as (
+                      delete from commands where id in (
+                        select c.id from commands c
+                         where c.created_at < clock_timestamp() - interval '2 days'
+                           and not exists (select from inflight i where i.turn_id = c.turn_id)
+                         order by c.created_at limit 1000) returning 1)
+                    select (select count(*) from r) + (select count(*) from w)
+                         + (select count(*) from k) + (select count(*) from c) as "swept!"
+                    "#
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        Ok(swept.unsigned_abs())
+    }
+}

@@ -1,0 +1,158 @@
+//! The ringing side of the doorbell: one connection, one NOTIFY at a time.
+//!
+//! Rings at once when idle and gathers while a ring is under way, so the rate follows the commits
+//! and needs no timer. NOTIFY never rides in a writing transaction: there it would serialise all
+//! commits. A ring that cannot be delivered is dropped; whoever missed it looks by itself.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{ConnectOptions, PgConnection};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError,
+    wake::{Ring, Wake},
+};
+use crate::telemetry::metrics;
+
+/// The one channel.
+pub(super) const CHANNEL: &str = "lastword";
+/// Postgres takes payloads below 8,000 bytes.
+const PAYLOAD_MAX: usize = 7900;
+const RING_MAX: Duration = Duration::from_secs(2);
+/// With many replicas each ring wakes many: ring less often.
+const MANY_PEERS: usize = 9;
+const MANY_PEERS_GAP: Duration = Duration::from_millis(20);
+const RECONNECT_GAP: Duration = Duration::from_millis(200);
+
+/// Rings what is pending until cancelled, then once more: nothing committed goes unrung.
+pub async fn ring_on(store: Store, until: CancellationToken) {
+    let mut conn: Option<PgConnection> = None;
+    loop {
+        let is_last = tokio::select! {
+            () = store.wake.rung.notified() => false,
+            () = until.cancelled() => true,
+        };
+        let pending = store.wake.take_pending();
+        if !pending.is_empty()
+            && let Err(why) = ring(&store, &mut conn, &pending).await
+        {
+            tracing::debug!(%why, "the doorbell could not be rung");
+            conn = None;
+            if !is_last {
+                tokio::time::sleep(RECONNECT_GAP).await;
+            }
+        }
+        if is_last {
+            return;
+        }
+        if store.wake.peers() >= MANY_PEERS {
+            tokio::time::sleep(MANY_PEERS_GAP).await;
+        }
+    }
+}
+
+async fn ring(store: &Store, slot: &mut Option<PgConnection>, pending: &Ring) -> Result<(), StoreError> {
+    let lost = |why: String| StoreError::Away { op: "ring", why };
+    let work = async {
+        let conn = match slot {
+            Some(conn) => conn,
+            None => slot.insert(store.listener_options.connect().await?),
+        };
+        for payload in payloads(store.wake.sender(), pending) {
+            sqlx::query_scalar!("select pg_notify($1, $2)::text", CHANNEL, payload)
+                .fetch_one(&mut *conn)
+                .await?;
+            metrics::doorbell_rings();
+        }
+        Ok::<_, sqlx::Error>(())
+    };
+    match tokio::time::timeout(RING_MAX, work).await {
+        Ok(done) => done.map_err(|why| StoreError::from_sqlx("ring", why)),
+        Err(_) => Err(lost(format!("no answer within {RING_MAX:?}"))),
+    }
+}
+
+/// A ring as texts: the sender's mark, flags, then ids of 32 hex digits each, one after another.
+fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
+    let mut flags = String::new();
+    for (is_set, flag) in [(ring.queue, 'q'), (ring.orders, 'o'), (ring.closing, 'c')] {
+        if is_set {
+            flags.push(flag);
+        }
+    }
+    if let Some(nonce) = ring.probe {
+        flags.push_str(&format!("p{nonce}"));
+    }
+    let head = |flags: &str| format!("{} {flags} ", sender.as_simple());
+    let mut out = vec![head(&flags)];
+    for turn in &ring.turns {
+        if out.last().is_some_and(|payload| payload.len() + 32 > PAYLOAD_MAX) {
+            out.push(head(""));
+        }
+        if let Some(payload) = out.last_mut() {
+            payload.push_str(turn.as_simple().encode_lower(&mut Uuid::encode_buffer()));
+        }
+    }
+    out
+}
+
+/// Reads a payload back; `None` for one that is not ours to read.
+pub(super) fn read(payload: &str) -> Option<(Uuid, Ring)> {
+    let mut parts = payload.splitn(3, ' ');
+    let sender = Uuid::try_parse(parts.next()?).ok()?;
+    let flags = parts.next()?;
+    let ids = parts.next()?;
+    let (flags, probe) = match flags.split_once('p') {
+        Some((flags, nonce)) => (flags, nonce.parse().ok()),
+        None => (flags, None),
+    };
+    let turns = ids
+        .as_bytes()
+        .chunks(32)
+        .map(|digits| Uuid::try_parse_ascii(digits).ok())
+        .collect::<Option<std::collections::HashSet<_>>>()?;
+    let (queue, orders, closing) = (flags.contains('q'), flags.contains('o'), flags.contains('c'));
+    Some((sender, Ring { turns, queue, orders, closing, probe }))
+}
+
+impl Wake {
+    /// Rings for ourselves, to measure how long it takes to be heard.
+    pub(super) fn ring_probe(&self, started: Instant, now: Instant) {
+        let nonce = i64::try_from(now.duration_since(started).as_micros()).unwrap_or(i64::MAX);
+        self.ring(|ring| ring.probe = Some(nonce));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_is_heard_as_it_was_rung() {
+        let turns: std::collections::HashSet<_> = (0..1000u128).map(Uuid::from_u128).collect();
+        let ring = Ring { turns, queue: true, orders: false, closing: true, probe: Some(17) };
+        let sender = Uuid::from_u128(7);
+        let texts = payloads(sender, &ring);
+        assert!(texts.len() > 1 && texts.iter().all(|text| text.len() < 8000));
+        let mut heard = Ring::default();
+        for text in texts {
+            let (from, part) = read(&text).unwrap();
+            assert_eq!(from, sender);
+            heard.turns.extend(part.turns);
+            heard.queue |= part.queue;
+            heard.orders |= part.orders;
+            heard.closing |= part.closing;
+            heard.probe = heard.probe.or(part.probe);
+        }
+        assert_eq!(heard, ring);
+    }
+
+    #[test]
+    fn a_payload_of_another_program_is_no_ring() {
+        for text in ["", "hello", "hello q ", "00000000000000000000000000000007 q zz"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Turns: accept, read, list, cancel, and what a worker's host needs to run one.
+//!
+//! Keeps I1: a turn, its in-flight row and its event 0 are one commit.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::{
+    agent::{AgentSpec, History, Retry},
+    event::Kind,
+    id::{ConversationId, TurnId},
+    turn::{CancelledBy, Status, Turn},
+};
+
+/// What to do with a turn whose conversation is busy.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum IfBusy {
+    /// Wait in line.
+    #[default]
+    Queue,
+    /// Refuse it.
+    Reject,
+    /// Cancel what is before it.
+    Interrupt,
+}
+
+/// A turn to be accepted.
+#[derive(Debug, Clone)]
+pub struct NewTurn {
+    /// Its id, minted by the caller, so that a repeat after an unknown commit is harmless.
+    pub id: TurnId,
+    /// Its conversation.
+    pub conversation: ConversationId,
+    /// Whether the conversation is made with it.
+    pub is_new_conversation: bool,
+    /// Its agent and the revision it runs with.
+    pub agent: Agent,
+    /// JSON object `{text, attachments?}`.
+    pub input: String,
+    /// JSON, the client's own.
+    pub metadata: Option<String>,
+    /// W3C trace context.
+    pub traceparent: String,
+    /// The turn it repeats.
+    pub retry_of: Option<TurnId>,
+    /// The client's key and the hash of its request.
+    pub idempotency: Option<(String, String)>,
+    /// What to do when the conversation is busy.
+    pub if_busy: IfBusy,
+    /// Most turns in flight in one conversation, and most queued in all.
+    pub depth_max: u32,
+    /// Most turns queued in all conversations.
+    pub queue_max: u32,
+}
+
+/// An agent at one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Agent {
+    /// Its name.
+    pub name: String,
+    /// Counts from 1.
+    pub revision: i32,
+    /// How its workers run.
+    pub spec: std::sync::Arc<AgentSpec>,
+}
+
+/// A turn that is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The turn: the new one, or the one that the key made before.
+    pub id: TurnId,
+    /// Whether it had been accepted before.
+    pub is_repeat: bool,
+}
+
+/// What a turn's worker is handed.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    /// The agent's name.
+    pub agent: String,
+    /// The revision the turn was accepted with.
+    pub agent_revision: i32,
+    /// Place in the conversation.
+    pub ordinal: i64,
+    /// JSON object `{text, attachments?}`.
+    pub input: String,
+    /// W3C trace context.
+    pub traceparent: String,
+}
+
+/// One thing that was said in a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Whether the user said it (else the agent).
+    pub is_user: bool,
+    /// The words.
+    pub text: String,
+}
+
+/// Which turns to list.
+#[derive(Debug, Clone, Default)]
+pub struct TurnFilter {
+    /// Only this agent's.
+    pub agent: Option<String>,
+    /// Only in this status.
+    pub status: Option<Status>,
+    /// Only this conversation's.
+    pub conversation: Option<ConversationId>,
+    /// Only those past their deadline.
+    pub is_overdue: bool,
+    /// Only those before this one (newest first).
+    pub before: Option<TurnId>,
+    /// At most this many.
+    pub limit: i64,
+}
+
+impl Store {
+    /// Accepts a turn. Refusals are [`StoreError::Refused`] with `LW404`, `LW409`, `LW422`, `LW429`.
+    pub async fn accept(&self, new: &NewTurn) -> Result<Accepted, StoreError> {
+        let timeouts = new.agent.spec.timeouts;
+        let event = serde_json::json!({ "conversation_id": new.conversation, "agent": new.agent.name });
+        let (key, hash) = new.idempotency.clone().unzip();
+        let if_busy = match new.if_busy {
+            IfBusy::Reject => "reject",
+            IfBusy::Queue | IfBusy::Interrupt => "queue",
+        };
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("accept", |c| {
+                sqlx::query!(
+                    r#"
+                    select o_turn as "turn!", o_outcome as "outcome!"
+                      from lw_accept_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                        $17, $18, $19, $20, $21::text::jsonb)
+                    "#,
+                    new.id.0,
+                    new.conversation.0,
+                    new.is_new_conversation,
+                    new.agent.name,
+                    new.agent.revision,
+                    new.agent.spec.runtime.as_str(),
+                    new.input,
+                    new.metadata,
+                    new.traceparent,
+                    new.retry_of.map(|turn| turn.0),
+                    key,
+                    hash,
+                    if_busy,
+                    timeouts.queue.millis(),
+                    timeouts.startup.millis(),
+                    timeouts.progress.millis(),
+                    timeouts.cap.millis(),
+                    new.agent.spec.retry == Retry::Safe,
+                    i32::try_from(new.depth_max).unwrap_or(i32::MAX),
+                    i32::try_from(new.queue_max).unwrap_or(i32::MAX),
+                    event.to_string(),
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        let is_repeat = row.outcome != "accepted";
+        if !is_repeat {
+            self.wake().queue_grew();
+        }
+        Ok(Accepted { id: TurnId(row.turn), is_repeat })
+    }
+
+    /// One turn as clients see it.
+    pub async fn turn(&self, id: TurnId) -> Result<Option<Turn>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("turn", |c| {
+                sqlx::query_as!(
+                    TurnRow,
+                    r#"
+                    select t.id, t.conversation_id, t.agent, t.ordinal, t.status, t.attempt, t.created_at,
+                           t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
+                      from turns t left join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                     where t.id = $1
+                    "#,
+                    id.0
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        row.map(TurnRow::read).transpose()
+    }
+
+    /// Turns, newest first.
+    pub async fn turns(&self, filter: &TurnFilter) -> Result<Vec<Turn>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("turns", |c| {
+                sqlx::query_as!(
+                    TurnRow,
+                    r#"
+                    select t.id, t.conversation_id, t.agent, t.ordinal, t.status, t.attempt, t.created_at,
+                           t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
+                      from turns t left join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                     where ($1::text is null or t.agent = $1)
+                       and ($2::text is null or t.status = $2)
+                       and ($3::uuid is null or t.conversation_id = $3)
+                       and ($4::uuid is null or t.id < $4)
+                       and (not $5 or exists (
+                         select from inflight i where i.turn_id = t.id and i.deadline <= clock_timestamp()))
+                     order by t.id desc
+                     limit $6
+                    "#,
+                    filter.agent,
+                    filter.status.map(Status::as_str),
+                    filter.conversation.map(|c| c.0),
+                    filter.before.map(|t| t.0),
+                    filter.is_overdue,
+                    filter.limit,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        rows.into_iter().map(TurnRow::read).collect()
+    }
+
+    /// A conversation's turn ids after an ordinal, in order: what a reader of the whole thread follows.
+    pub async fn turn_ids_after(
+        &self,
+        conversation: ConversationId,
+        ordinal: i64,
+        limit: i64,
+    ) -> Result<Vec<(i64, TurnId)>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("turn_ids_after", |c| {
+                sqlx::query!(
+                    "select ordinal, id from turns where conversation_id = $1 and ordinal > $2 order by ordinal limit $3",
+                    conversation.0,
+                    ordinal,
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.ordinal, TurnId(row.id))).collect())
+    }
+
+    /// Cancels turns: the queued end at once, the held get an order and a last chance of 10 s.
+    /// Those missing from the answer had ended before; `true` where one ended here.
+    pub async fn cancel(&self, turns: &[TurnId], by: CancelledBy) -> Result<Vec<(TurnId, bool)>, StoreError> {
+        let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("cancel", |c| {
+                sqlx::query!(
+                    r#"select o_turn as "turn!", o_outcome as "outcome!" from lw_cancel_v1($1, $2, 10000)"#,
+                    &ids,
+                    by.as_str()
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let outcomes: BTreeMap<Uuid, bool> =
+            rows.into_iter().map(|row| (row.turn, row.outcome == "cancelled")).collect();
+        let ended = outcomes.iter().filter(|(_, ended)| **ended).map(|(turn, _)| TurnId(*turn));
+        self.wake().events_committed(ended);
+        if outcomes.values().any(|ended| !ended) {
+            self.wake().orders_left();
+        }
+        if outcomes.values().any(|ended| *ended) {
+            self.wake().queue_grew();
+        }
+        Ok(outcomes.into_iter().map(|(turn, ended)| (TurnId(turn), ended)).collect())
+    }
+
+    /// Turns of a conversation that owe a last word, before an ordinal (`None`: all).
+    pub async fn open_turns(
+        &self,
+        conversation: ConversationId,
+        before: Option<i64>,
+    ) -> Result<Vec<TurnId>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("open_turns", |c| {
+                sqlx::query_scalar!(
+                    "
+                    select turn_id from inflight
+                     where conversation_id = $1 and ($2::bigint is null or ordinal < $2)
+                     order by ordinal limit 10000
+                    ",
+                    conversation.0,
+                    before
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(TurnId).collect())
+    }
+
+    /// What a worker is handed. `None` where the turn does not exist.
+    pub async fn assignment(&self, turn: TurnId) -> Result<Option<Assignment>, StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("assignment", |c| {
+                sqlx::query_as!(
+                    Assignment,
+                    "select agent, agent_revision, ordinal, input, traceparent from turns where id = $1",
+                    turn.0
+                )
+                .fetch_optional(c)
+            })
+            .await
+    }
+
+    /// A turn's own input, metadata, agent and conversation, to make a new turn like it.
+    pub async fn input(
+        &self,
+        turn: TurnId,
+    ) -> Result<Option<(ConversationId, String, String, Option<String>)>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("input", |c| {
+                sqlx::query!(
+                    "select conversation_id, agent, input, metadata from turns where id = $1",
+                    turn.0
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        Ok(row.map(|row| (ConversationId(row.conversation_id), row.agent, row.input, row.metadata)))
+    }
+
+    /// What was said in a conversation before `ordinal`, oldest first, the newest within the limits.
+    /// A turn without an answer (failed, cancelled) still tells what the user said.
+    pub async fn history(
+        &self,
+        conversation: ConversationId,
+        ordinal: i64,
+        limits: History,
+    ) -> Result<Vec<Said>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("history", |c| {
+                sqlx::query!(
+                    r#"
+                    select t.input, t.status, e.data as "last_word?"
+                      from turns t left join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                     where t.conversation_id = $1 and t.ordinal < $2
+                     order by t.ordinal desc
+                     limit $3
+                    "#,
+                    conversation.0,
+                    ordinal,
+                    i64::from(limits.turns)
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let mut said = Vec::new();
+        let mut bytes = 0;
+        for row in rows {
+            let answer = row.last_word.filter(|_| row.status == Status::Completed.as_str());
+            let answer = answer.and_then(|word| text_of(&word)).unwrap_or_default();
+            let question = text_of(&row.input).unwrap_or_default();
+            bytes += (question.len() + answer.len()) as u64;
+            if bytes > limits.bytes.0 {
+                break;
+            }
+            if !answer.is_empty() {
+                said.push(Said { is_user: false, text: answer });
+            }
+            said.push(Said { is_user: true, text: question });
+        }
+        said.reverse();
+        Ok(said)
+    }
+}
+
+fn text_of(json: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Text {
+        text: String,
+    }
+    serde_json::from_str::<Text>(json).ok().map(|it| it.text)
+}
+
+struct TurnRow {
+    id: Uuid,
+    conversation_id: Uuid,
+    agent: String,
+    ordinal: i64,
+    status: String,
+    attempt: i32,
+    created_at: DateTime<Utc>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+    metadata: Option<String>,
+    retry_of: Option<Uuid>,
+    last_word: Option<String>,
+}
+
+impl TurnRow {
+    fn read(self) -> Result<Turn, StoreError> {
+        let unreadable = |why: &dyn std::fmt::Display| StoreError::unreadable("turn", why);
+        let status: Status = self.status.parse().map_err(|why| unreadable(&why))?;
+        let mut word: serde_json::Value = match &self.last_word {
+            Some(data) => serde_json::from_str(data).map_err(|why| unreadable(&why))?,
+            None => serde_json::Value::Null,
+        };
+        let metadata = self.metadata.as_deref().map(serde_json::from_str).transpose();
+        let id = TurnId(self.id);
+        Ok(Turn {
+            id: id.to_string(),
+            conversation_id: ConversationId(self.conversation_id).to_string(),
+            agent: self.agent,
+            ordinal: self.ordinal,
+            status,
+            attempt: self.attempt,
+            created_at: self.created_at,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            text: word.get("text").and_then(|text| text.as_str()).map(str::to_owned),
+            error: word.get_mut("error").map(serde_json::Value::take),
+            usage: word.get_mut("usage").map(serde_json::Value::take).filter(|usage| !usage.is_null()),
+            metadata: metadata.map_err(|why| unreadable(&why))?,
+            retry_of: self.retry_of.map(|turn| TurnId(turn).to_string()),
+            events_url: format!("/v1/turns/{id}/events"),
+        })
+    }
+}
+
+/// Which kind of last word a status stands for.
+impl Status {
+    /// The terminal event's kind; `None` while the turn is open.
+    pub fn last_word(self) -> Option<Kind> {
+        self.as_str().parse().ok().filter(|kind: &Kind| kind.is_terminal())
+    }
+}

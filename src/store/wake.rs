@@ -1,0 +1,255 @@
+//! The doorbell's inside: who waits for what in this process, and what is still to be rung.
+//!
+//! Owns interest and pending rings. A ring never carries a message, only "look at these": whoever
+//! is woken reads the tables. It is always correct to wake too often, and never needed: every
+//! waiter also looks by itself now and then (I13).
+//!
+//! Order for a waiter, always: register interest, then look, then wait.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
+
+use crate::{config::Doorbell, id::TurnId};
+
+/// Who waits, and what is to be rung.
+#[derive(Debug)]
+pub struct Wake {
+    is_on: bool,
+    /// Marks our own rings, which local waiters need not hear again.
+    sender: Uuid,
+    tails: Mutex<HashMap<TurnId, Tailed>>,
+    pending: Mutex<Ring>,
+    pub(super) rung: Notify,
+    queue: Notify,
+    orders: Notify,
+    closing: Notify,
+    /// The key of the session lock that the listener connection holds.
+    lock_key: AtomicI64,
+    /// Microseconds of the last probe from ring to hearing; 0 before the first.
+    round_trip_us: AtomicI64,
+    peers: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Tailed {
+    readers: usize,
+    news: watch::Sender<()>,
+}
+
+/// What one NOTIFY says: look at these.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Ring {
+    /// Turns with new events.
+    pub turns: HashSet<Uuid>,
+    /// Something may be claimed.
+    pub queue: bool,
+    /// Somebody left orders for a holder.
+    pub orders: bool,
+    /// Somebody was judged or left: there may be something to close.
+    pub closing: bool,
+    /// A probe of our own, to be heard by ourselves.
+    pub probe: Option<i64>,
+}
+
+impl Ring {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Ring::default()
+    }
+}
+
+impl Wake {
+    pub(super) fn new(doorbell: Doorbell, sender: Uuid) -> Self {
+        Wake {
+            is_on: doorbell == Doorbell::On,
+            sender,
+            tails: Mutex::default(),
+            pending: Mutex::default(),
+            rung: Notify::new(),
+            queue: Notify::new(),
+            orders: Notify::new(),
+            closing: Notify::new(),
+            lock_key: AtomicI64::new(0),
+            round_trip_us: AtomicI64::new(0),
+            peers: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether NOTIFY is used at all.
+    pub fn is_on(&self) -> bool {
+        self.is_on
+    }
+
+    /// Registers interest in a turn's events.
+    pub fn tail(self: &std::sync::Arc<Self>, turn: TurnId) -> Interest {
+        let mut tails = lock(&self.tails);
+        let tailed = tails.entry(turn).or_insert_with(|| Tailed { readers: 0, news: watch::Sender::new(()) });
+        tailed.readers += 1;
+        Interest { news: tailed.news.subscribe(), turn, wake: self.clone() }
+    }
+
+    /// Events of these turns were committed: wakes local readers and rings the others.
+    pub fn events_committed(&self, turns: impl IntoIterator<Item = TurnId> + Clone) {
+        self.wake_tails(turns.clone());
+        self.ring(|ring| ring.turns.extend(turns.into_iter().map(|turn| turn.0)));
+    }
+
+    /// A turn may be claimed: wakes the local dispatch and rings the others.
+    pub fn queue_grew(&self) {
+        self.queue.notify_one();
+        self.ring(|ring| ring.queue = true);
+    }
+
+    /// Orders wait for some holder: wakes the local one and rings the others.
+    pub fn orders_left(&self) {
+        self.orders.notify_one();
+        self.ring(|ring| ring.orders = true);
+    }
+
+    /// Some holder is gone: wakes the local close pass and rings the others.
+    pub fn holder_gone(&self) {
+        self.closing.notify_one();
+        self.ring(|ring| ring.closing = true);
+    }
+
+    /// Only the local dispatch: a slot is free, or a conversation's line moved.
+    pub fn look_at_queue(&self) {
+        self.queue.notify_one();
+    }
+
+    /// Until a turn may be claimable.
+    pub async fn queue(&self) {
+        self.queue.notified().await;
+    }
+
+    /// Until there may be orders.
+    pub async fn orders(&self) {
+        self.orders.notified().await;
+    }
+
+    /// Until there may be something to close.
+    pub async fn closing(&self) {
+        self.closing.notified().await;
+    }
+
+    /// Wakes everybody: what was rung meanwhile is unknown.
+    pub fn look_everywhere(&self) {
+        for tailed in lock(&self.tails).values() {
+            tailed.news.send_replace(());
+        }
+        self.queue.notify_one();
+        self.orders.notify_one();
+        self.closing.notify_one();
+    }
+
+    /// How long the last probe took from ring to hearing.
+    pub fn round_trip(&self) -> Option<Duration> {
+        let us = self.round_trip_us.load(Ordering::Relaxed);
+        (us > 0).then(|| Duration::from_micros(us.unsigned_abs()))
+    }
+
+    pub(super) fn set_round_trip(&self, took: Option<Duration>) {
+        let us = took.map_or(0, |t| i64::try_from(t.as_micros()).unwrap_or(i64::MAX).max(1));
+        self.round_trip_us.store(us, Ordering::Relaxed);
+    }
+
+    /// How many other replicas there are; many replicas ring less often.
+    pub fn set_peers(&self, peers: usize) {
+        self.peers.store(peers, Ordering::Relaxed);
+    }
+
+    pub(super) fn peers(&self) -> usize {
+        self.peers.load(Ordering::Relaxed)
+    }
+
+    /// The key of the session lock that says "this process lives"; 0 before the first.
+    pub fn lock_key(&self) -> i64 {
+        self.lock_key.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_lock_key(&self, key: i64) {
+        self.lock_key.store(key, Ordering::Release);
+    }
+
+    pub(super) fn sender(&self) -> Uuid {
+        self.sender
+    }
+
+    pub(super) fn hear(&self, ring: &Ring) {
+        self.wake_tails(ring.turns.iter().map(|&turn| TurnId(turn)));
+        if ring.queue {
+            self.queue.notify_one();
+        }
+        if ring.orders {
+            self.orders.notify_one();
+        }
+        if ring.closing {
+            self.closing.notify_one();
+        }
+    }
+
+    pub(super) fn ring(&self, what: impl FnOnce(&mut Ring)) {
+        if self.is_on {
+            what(&mut lock(&self.pending));
+            self.rung.notify_one();
+        }
+    }
+
+    pub(super) fn take_pending(&self) -> Ring {
+        std::mem::take(&mut *lock(&self.pending))
+    }
+
+    fn wake_tails(&self, turns: impl IntoIterator<Item = TurnId>) {
+        let tails = lock(&self.tails);
+        for turn in turns {
+            if let Some(tailed) = tails.get(&turn) {
+                tailed.news.send_replace(());
+            }
+        }
+    }
+}
+
+/// One reader's interest in one turn; ends when dropped.
+#[derive(Debug)]
+pub struct Interest {
+    news: watch::Receiver<()>,
+    turn: TurnId,
+    wake: std::sync::Arc<Wake>,
+}
+
+impl Interest {
+    /// Marks everything so far as seen. Call it before each look.
+    pub fn look(&mut self) {
+        self.news.mark_unchanged();
+    }
+
+    /// Until something happened since the last [`Interest::look`], or `at_most` has passed.
+    pub async fn news(&mut self, at_most: Duration) {
+        // The sender lives as long as this interest does.
+        let _ = tokio::time::timeout(at_most, self.news.changed()).await;
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        let mut tails = lock(&self.wake.tails);
+        if let Some(tailed) = tails.get_mut(&self.turn) {
+            tailed.readers -= 1;
+            if tailed.readers == 0 {
+                tails.remove(&self.turn);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,154 @@
+//! Workers: what runs where, for operators. Which turn a worker runs is told by the in-flight row.
+
+use chrono::{DateTime, Utc};
+
+use super::{Store, StoreError};
+use crate::id::{ConversationId, ReplicaId, TurnId, WorkerId};
+
+/// A worker that is being started.
+#[derive(Debug, Clone)]
+pub struct NewWorker {
+    /// Its id.
+    pub id: WorkerId,
+    /// The agent and the revision that it runs.
+    pub agent: String,
+    /// The agent's revision.
+    pub agent_revision: i32,
+    /// `process`.
+    pub runtime: &'static str,
+    /// The conversation that it serves.
+    pub conversation: ConversationId,
+    /// Its process id.
+    pub pid: i32,
+}
+
+/// A worker as operators see it.
+#[derive(Debug, Clone)]
+pub struct WorkerRow {
+    /// Its id.
+    pub id: WorkerId,
+    /// The replica that hosts it.
+    pub replica: ReplicaId,
+    /// Its agent.
+    pub agent: String,
+    /// `process`.
+    pub runtime: String,
+    /// The conversation that it serves.
+    pub conversation: Option<ConversationId>,
+    /// The turn that it runs now.
+    pub turn: Option<TurnId>,
+    /// Its process id.
+    pub pid: Option<i32>,
+    /// `starting`, `ready` or `ended`.
+    pub state: String,
+    /// When it was started.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// How it ended.
+    pub exit: Option<String>,
+    /// The end of its stderr.
+    pub stderr_tail: Option<String>,
+}
+
+impl Store {
+    /// Records a worker that was started.
+    pub async fn worker_started(&self, new: &NewWorker) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("worker_started", |c| {
+                sqlx::query!(
+                    "
+                    insert into workers (id, replica_id, agent, agent_revision, runtime, conversation_id, pid)
+                    values ($1, $2, $3, $4, $5, $6, $7)
+                    on conflict (id) do nothing
+                    ",
+                    new.id.0,
+                    self.replica().0,
+                    new.agent,
+                    new.agent_revision,
+                    new.runtime,
+                    new.conversation.0,
+                    new.pid
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Records that a worker said it is ready.
+    pub async fn worker_ready(&self, id: WorkerId) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("worker_ready", |c| {
+                sqlx::query!("update workers set state = 'ready' where id = $1 and state = 'starting'", id.0)
+                    .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Records how a worker ended.
+    pub async fn worker_ended(&self, id: WorkerId, exit: &str, stderr_tail: &str) -> Result<(), StoreError> {
+        // Postgres' text cannot hold NUL; a worker's stderr can.
+        let tail = stderr_tail.replace('\0', "\u{fffd}");
+        let mut lease = self.lease().await?;
+        lease
+            .run("worker_ended", |c| {
+                sqlx::query!(
+                    "
+                    update workers
+                       set state = 'ended', ended_at = clock_timestamp(), exit = $2, stderr_tail = $3
+                     where id = $1 and state <> 'ended'
+                    ",
+                    id.0,
+                    exit,
+                    tail
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Workers that live, newest first, at most `limit`; with `id` that one, even when it has ended.
+    pub async fn workers(&self, id: Option<WorkerId>, limit: i64) -> Result<Vec<WorkerRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("workers", |c| {
+                sqlx::query!(
+                    r#"
+                    select w.id, w.replica_id, w.agent, w.runtime, w.conversation_id, i.turn_id as "turn_id?",
+                           w.pid, w.state, w.started_at, w.ended_at, w.exit, w.stderr_tail
+                      from workers w
+                      left join inflight i on i.worker = w.id and w.state <> 'ended'
+                     where ($1::uuid is null and w.state <> 'ended') or w.id = $1
+                     order by w.id desc
+                     limit $2
+                    "#,
+                    id.map(|id| id.0),
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| WorkerRow {
+                id: WorkerId(row.id),
+                replica: ReplicaId(row.replica_id),
+                agent: row.agent,
+                runtime: row.runtime,
+                conversation: row.conversation_id.map(ConversationId),
+                turn: row.turn_id.map(TurnId),
+                pid: row.pid,
+                state: row.state,
+                started_at: row.started_at,
+                ended_at: row.ended_at,
+                exit: row.exit,
+                stderr_tail: row.stderr_tail,
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,204 @@
+//! The group commit: one task a replica writes the events and last words of all its turns.
+//!
+//! Flushes at once when idle and gathers while a flush is under way; no timer, no commit a token.
+//! Its queue is bounded, so a slow database holds back the workers' pipes, not this process' memory.
+//!
+//! While Postgres is away a batch is repeated, identically, until it answers. One poisonous event
+//! does not fail its neighbours: a batch that Postgres refuses is written turn by turn.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Store, StoreError,
+    events::{Append, Finish},
+};
+use crate::{id::TurnId, telemetry::metrics};
+
+/// Writes that wait for a flush.
+const QUEUE_MAX: usize = 1024;
+/// Writes in one flush.
+const BATCH_MAX: usize = 512;
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// Committed; the newest `seq` of the turn.
+    Done(i32),
+    /// The turn is not the caller's any more (I5). Nothing was written.
+    LeaseLost,
+    /// Postgres refuses this very write.
+    Refused(String),
+}
+
+/// The way to the writer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<(Write, oneshot::Sender<Written>)>,
+}
+
+#[derive(Debug)]
+enum Write {
+    Append(Append),
+    Finish(Finish),
+}
+
+/// The receiving end, to be run by [`write_on`].
+#[derive(Debug)]
+pub struct Inbox(mpsc::Receiver<(Write, oneshot::Sender<Written>)>);
+
+impl Writer {
+    /// A writer and the inbox that its task works off.
+    pub fn new() -> (Writer, Inbox) {
+        let (queue, inbox) = mpsc::channel(QUEUE_MAX);
+        (Writer { queue }, Inbox(inbox))
+    }
+
+    /// Appends events. At most one write of a turn may be under way. A writer that has ended
+    /// answers [`Written::LeaseLost`]: this process has nothing more to say.
+    pub async fn append(&self, append: Append) -> Written {
+        self.write(Write::Append(append)).await
+    }
+
+    /// Writes a turn's last word.
+    pub async fn finish(&self, finish: Finish) -> Written {
+        self.write(Write::Finish(finish)).await
+    }
+
+    async fn write(&self, write: Write) -> Written {
+        let (reply, written) = oneshot::channel();
+        if self.queue.send((write, reply)).await.is_err() {
+            return Written::LeaseLost;
+        }
+        written.await.unwrap_or(Written::LeaseLost)
+    }
+}
+
+/// Works off the inbox until cancelled.
+pub async fn write_on(store: Store, mut inbox: Inbox, until: CancellationToken) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    loop {
+        let taken = tokio::select! {
+            taken = inbox.0.recv_many(&mut batch, BATCH_MAX) => taken,
+            () = until.cancelled() => return,
+        };
+        if taken == 0 {
+            return;
+        }
+        metrics::append_batch(taken);
+        let (mut appends, mut finishes, mut replies) = (Vec::new(), Vec::new(), HashMap::new());
+        for (write, reply) in batch.drain(..) {
+            let turn = match write {
+                Write::Append(append) => {
+                    let turn = append.turn;
+                    appends.push(append);
+                    turn
+                }
+                Write::Finish(finish) => {
+                    let turn = finish.turn;
+                    finishes.push(finish);
+                    turn
+                }
+            };
+            // One write of a turn at a time: the run loop waits for its answer.
+            replies.insert(turn, reply);
+        }
+        let flush = async {
+            append_all(&store, appends, &mut replies).await;
+            finish_all(&store, finishes, &mut replies).await;
+        };
+        if until.run_until_cancelled(flush).await.is_none() {
+            return;
+        }
+    }
+}
+
+type Replies = HashMap<TurnId, oneshot::Sender<Written>>;
+
+fn answer(replies: &mut Replies, turn: TurnId, written: Written) {
+    if let Some(reply) = replies.remove(&turn) {
+        // A turn whose run is gone does not wait for the answer.
+        let _ = reply.send(written);
+    }
+}
+
+async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) {
+    if appends.is_empty() {
+        return;
+    }
+    let held = match repeat(|| store.append(&appends)).await {
+        Ok(held) => held,
+        Err(why) if appends.len() == 1 => {
+            tracing::error!(%why, turn = %appends[0].turn, "Postgres refuses an append");
+            return answer(replies, appends[0].turn, Written::Refused(why.to_string()));
+        }
+        Err(_) => {
+            for append in appends {
+                Box::pin(append_all(store, vec![append], replies)).await;
+            }
+            return;
+        }
+    };
+    store.wake().events_committed(held.iter().copied());
+    for append in &appends {
+        if held.contains(&append.turn) {
+            metrics::events_appended(append.events.len());
+            let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
+            answer(replies, append.turn, Written::Done(seq));
+        } else {
+            answer(replies, append.turn, Written::LeaseLost);
+        }
+    }
+}
+
+async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies) {
+    if finishes.is_empty() {
+        return;
+    }
+    let written = match repeat(|| store.finish(&finishes)).await {
+        Ok(written) if written.len() == finishes.len() => written,
+        // What is missing is lost, unless an earlier try of the same statement was committed.
+        Ok(mut written) => match repeat(|| store.finished(&finishes)).await {
+            Ok(earlier) => {
+                written.extend(earlier);
+                written
+            }
+            Err(_) => written,
+        },
+        Err(why) if finishes.len() == 1 => {
+            tracing::error!(%why, turn = %finishes[0].turn, "Postgres refuses a last word");
+            return answer(replies, finishes[0].turn, Written::Refused(why.to_string()));
+        }
+        Err(_) => {
+            for finish in finishes {
+                Box::pin(finish_all(store, vec![finish], replies)).await;
+            }
+            return;
+        }
+    };
+    store.wake().events_committed(written.iter().map(|(turn, _)| *turn));
+    store.wake().queue_grew();
+    let seqs: HashMap<TurnId, i32> = written.into_iter().collect();
+    for finish in &finishes {
+        let seq = seqs.get(&finish.turn);
+        answer(replies, finish.turn, seq.map_or(Written::LeaseLost, |&seq| Written::Done(seq)));
+    }
+}
+
+/// Repeats a statement while Postgres is away.
+async fn repeat<T, F>(mut statement: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match statement().await {
+            Err(why) if why.is_away() => {
+                tracing::warn!(%why, "writing again soon");
+                tokio::time::sleep(Duration::from_millis(rand::random_range(50..300))).await;
+            }
+            other => return other,
+        }
+    }
+}
