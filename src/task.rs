@@ -47,10 +47,12 @@ impl Default for Supervisor {
 impl Supervisor {
     /// A supervisor of nothing yet.
     pub fn new() -> Self {
+        let hard = CancellationToken::new();
         Supervisor(Arc::new(Inner {
             tracker: TaskTracker::new(),
-            soft: CancellationToken::new(),
-            hard: CancellationToken::new(),
+            // A child: who must end now must not take on anything new either.
+            soft: hard.child_token(),
+            hard,
             panicked: OnceLock::new(),
             ended_early: OnceLock::new(),
             board: watch::Sender::new(Board::default()),
@@ -83,12 +85,6 @@ impl Supervisor {
     /// "End now": cancelled when the drain is over, or was cut short. Implies the soft stop.
     pub fn hard(&self) -> &CancellationToken {
         &self.0.hard
-    }
-
-    /// Asks every task to end now: the soft stop, then the hard one.
-    pub fn stop_now(&self) {
-        self.0.soft.cancel();
-        self.0.hard.cancel();
     }
 
     /// Waits until every task has ended. Bound it: a task that ignores both stops never ends.
@@ -336,7 +332,7 @@ mod tests {
         let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
         supervisor.spawn(Kind::Replica, "dispatch", async move { soft.cancelled().await });
         supervisor.spawn(Kind::Replica, "presence", async move { hard.cancelled().await });
-        supervisor.stop_now();
+        supervisor.hard().cancel();
         soon("the end", supervisor.ended()).await;
         assert_eq!((supervisor.panicked(), supervisor.ended_early()), (None, None));
     }

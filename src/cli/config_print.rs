@@ -1,6 +1,6 @@
 //! `config print`: the configuration that a replica would run with here, secrets hidden.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use crate::config::{Config, Overrides, Surroundings};
 
@@ -15,11 +15,11 @@ pub struct Args {
 /// Prints TOML to stdout; what `serve` would refuse goes to stderr and makes the exit code 1.
 ///
 /// # Errors
-/// A source that cannot be read or means nothing.
+/// A source that cannot be read or means nothing, or a stdout that is closed.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let flags = Overrides { config: args.config, ..Overrides::default() };
     let config = Config::read(flags, &Surroundings::of_this_process()?)?;
-    print!("{}", config.redacted());
+    std::io::stdout().write_all(config.redacted().as_bytes())?;
     // Shown first: whoever asks why it is refused wants to see it.
     if let Err(why) = config.validate() {
         eprintln!("serve would refuse this: {why}");

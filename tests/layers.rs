@@ -1,0 +1,269 @@
+//! The floors of the house: a file imports from its own floor or a lower one, and strangers never.
+//!
+//! Owns the table below, and reads every source file as text against it. It goes by `crate::…` and
+//! `super::…` paths, and refuses what it cannot place. Comments, strings and test code do not count.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use regex::Regex;
+
+/// Each floor's modules, from the ground up. A module that is missing here fails the test.
+const FLOORS: [&[&str]; 7] = [
+    &["agent", "clock", "event", "failure", "id", "turn", "units"],
+    &["config", "task", "telemetry"],
+    &["store"],
+    &["stream", "worker"],
+    &["engine"],
+    &["api", "console"],
+    &["cli", "lib", "main"],
+];
+
+/// The first never imports the second, whatever their floors: they meet in the database.
+const STRANGERS: [(&str, &str); 7] = [
+    ("api", "engine"),
+    ("api", "worker"),
+    ("console", "engine"),
+    ("console", "worker"),
+    ("engine", "stream"),
+    ("worker", "stream"),
+    ("stream", "worker"),
+];
+
+/// A crate, and how the path below `src/` of a file begins that may name it.
+const HOMES: [(&str, &[&str]); 4] = [
+    ("sqlx", &["store/", "store.rs"]),
+    ("axum", &["api/", "api.rs", "console/", "console.rs", "cli/serve"]),
+    ("clap", &["cli/", "cli.rs", "main.rs"]),
+    ("anyhow", &["cli/", "cli.rs", "main.rs"]),
+];
+
+#[test]
+fn every_file_imports_from_lower_floors_only() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = source_files(&root);
+    assert!(files.len() > 10, "the sources were not found below {}", root.display());
+    let mut broken = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
+        broken.extend(wrongs(&path, &fs::read_to_string(&file).unwrap()));
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// What is wrong in the file at `path` (below `src/`), one line each.
+fn wrongs(path: &str, source: &str) -> Vec<String> {
+    let here = module_path(path);
+    let text = without_tests(&without_comments_and_strings(source));
+    if here.last() == Some(&"tests") {
+        return Vec::new();
+    }
+    let mut wrongs = Vec::new();
+    for (at, there) in imports(&text, &here) {
+        if let Some(why) = wrong_import(here[0], &there) {
+            wrongs.push(format!("src/{path}:{}: {why}", line_of(&text, at)));
+        }
+    }
+    for (name, homes) in HOMES {
+        let word = Regex::new(&format!(r"\b{name}\b")).unwrap();
+        if !homes.iter().any(|home| path.starts_with(home))
+            && let Some(found) = word.find(&text)
+        {
+            let line = line_of(&text, found.start());
+            wrongs.push(format!("src/{path}:{line}: `{name}` stands only in {}", homes.join(", ")));
+        }
+    }
+    wrongs
+}
+
+fn wrong_import(here: &str, there: &str) -> Option<String> {
+    let floor = |module| FLOORS.iter().position(|modules| modules.contains(&module));
+    let Some(mine) = floor(here) else {
+        return Some(format!("`{here}` is on no floor: add it to the table"));
+    };
+    let Some(other) = floor(there) else {
+        return Some(format!("`{there}` is on no floor: add it to the table"));
+    };
+    if other > mine {
+        return Some(format!("`{here}` (floor {mine}) imports `{there}` (floor {other})"));
+    }
+    STRANGERS.contains(&(here, there)).then(|| format!("`{here}` and `{there}` are strangers"))
+}
+
+/// The modules from the crate's root to the file: `store/events.rs` is `[store, events]`.
+fn module_path(path: &str) -> Vec<&str> {
+    let mut parts: Vec<&str> = path.trim_end_matches(".rs").split('/').collect();
+    if parts.len() > 1 && parts.last() == Some(&"mod") {
+        parts.pop();
+    }
+    parts
+}
+
+/// Every path that starts at the crate's root, or climbs to it: where it stands, and the top-level
+/// module that it names. `use crate::{a, b::{c, d}}` names `a` and `b`.
+fn imports(text: &str, here: &[&str]) -> Vec<(usize, String)> {
+    static ROOT: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\b(?:crate|lastword|self\s*::\s*super|super)\b\s*::\s*(?:super\s*::\s*)*").unwrap()
+    });
+    let mut found = Vec::new();
+    for path in ROOT.find_iter(text) {
+        let climbs = path.as_str().matches("super").count();
+        // The root file's own modules are the top level, so `lib` and `main` cannot climb.
+        if climbs == 0 || climbs == here.len() {
+            let names = first_names(&text[path.end()..]);
+            found.extend(names.into_iter().map(|name| (path.start(), name)));
+        }
+    }
+    // What begins with a capital is an item of the root file, and `self` the root: neither is a module.
+    found.retain(|(_, name)| name != "self" && !name.starts_with(char::is_uppercase));
+    found
+}
+
+/// The first name of a path, or of each path in the group that `text` begins with.
+fn first_names(text: &str) -> Vec<String> {
+    let name = |part: &str| -> String {
+        let part = part.trim_start();
+        part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let Some(group) = text.strip_prefix('{') else { return vec![name(text)] };
+    let (mut names, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                names.push(name(&group[start..at]));
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+/// The text with comments and the insides of strings made blank; lines and offsets stay.
+fn without_comments_and_strings(source: &str) -> String {
+    static QUIET: LazyLock<Regex> = LazyLock::new(|| {
+        let line_comment = r"//[^\n]*";
+        let raw_string = r###"\bb?c?r(?:##"(?s:.*?)"##|#"(?s:.*?)"#|"[^"]*")"###;
+        let string = r#""(?:[^"\\]|\\(?s:.))*["]"#;
+        // Not a lifetime: those have no closing quote.
+        let character = r"'(?:[^'\\\n]|\\(?:u\{[^}]*\}|x..|.))'";
+        let block_comment = r"/\*(?s:.*?)\*/";
+        Regex::new(&[line_comment, block_comment, raw_string, string, character].join("|")).unwrap()
+    });
+    QUIET.replace_all(source, |found: &regex::Captures| blank(&found[0])).into_owned()
+}
+
+/// The text with every item under `#[cfg(test)]` made blank.
+fn without_tests(text: &str) -> String {
+    const MARK: &str = "#[cfg(test)]";
+    let mut text = text.to_owned();
+    while let Some(start) = text.find(MARK) {
+        let end = start + MARK.len() + item_length(&text[start + MARK.len()..]);
+        let quiet = blank(&text[start..end]);
+        text.replace_range(start..end, &quiet);
+    }
+    text
+}
+
+/// Up to the item's `;`, or to the end of its braces.
+fn item_length(text: &str) -> usize {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            ';' if depth == 0 => return at + 1,
+            '{' => depth += 1,
+            '}' if depth <= 1 => return at + 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// As many bytes of nothing, the ends of lines kept.
+fn blank(text: &str) -> String {
+    text.bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }).collect()
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text[..at].matches('\n').count() + 1
+}
+
+fn source_files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(source_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+fn a_wrong_import_is_found_however_it_is_written() {
+    for (path, source, wrong) in [
+        (
+            "store/turns.rs",
+            "\nuse crate::engine::Reap;",
+            "src/store/turns.rs:2: `store` (floor 2) imports `engine`",
+        ),
+        ("event.rs", "use crate::{id::TurnId, store::{a, b}};", "imports `store`"),
+        ("event.rs", "use crate::{\n    id::{TurnId, x},\n    store,\n};", "imports `store`"),
+        ("event.rs", "fn f() -> crate :: store::Error {}", "imports `store`"),
+        ("event.rs", "use super::store;", "imports `store`"),
+        ("stream/mod.rs", "use super::worker::Run;", "`stream` and `worker` are strangers"),
+        ("stream/hub.rs", "use super::super::worker::Run;", "`stream` and `worker` are strangers"),
+        ("worker/run.rs", "use crate::stream;", "`worker` and `stream` are strangers"),
+        ("engine/reap.rs", "use crate::stream;", "`engine` and `stream` are strangers"),
+        ("api/turns.rs", "use crate::{engine, id};", "`api` and `engine` are strangers"),
+        ("api/turns.rs", "let w = crate::worker::new();", "`api` and `worker` are strangers"),
+        ("api/turns.rs", "use crate::cellar::Wine;", "`cellar` is on no floor"),
+        ("cellar.rs", "use crate::id;", "`cellar` is on no floor"),
+        ("engine/reap.rs", "let s = \"//\"; use sqlx::query;", "`sqlx` stands only in store/"),
+        ("engine/reap.rs", "#[derive(sqlx::FromRow)] struct A;", "`sqlx` stands only in store/"),
+        ("cli/chat.rs", "use axum::Router;", "`axum` stands only in"),
+        ("config.rs", "fn f() -> anyhow::Result<()> {}", "`anyhow` stands only in"),
+        ("config.rs", "#[derive(clap::Args)]\nstruct A;", "`clap` stands only in"),
+        ("event.rs", "#[cfg(test)]\nmod tests { fn f() { } }\nuse crate::store;", "src/event.rs:3: "),
+        ("event.rs", "#[cfg(test)]\nmod tests;\nuse crate::store;", "imports `store`"),
+        ("event.rs", "fn f<'a>(x: &'a str, y: char) { y == '\"'; crate::store::f(\"\") }", "imports `store`"),
+        ("event.rs", "const A: &str = r#\"a \" b\"#; use crate::store;", "imports `store`"),
+    ] {
+        let found = wrongs(path, source);
+        assert_eq!(found.len(), 1, "{path}: {source}\n{found:?}");
+        assert!(found[0].contains(wrong), "{found:?}");
+    }
+}
+
+#[test]
+fn what_is_right_is_left_alone() {
+    for (path, source) in [
+        ("store/turns.rs", "use crate::{id::TurnId, telemetry::metrics}; use sqlx::query; use super::wake;"),
+        ("store/mod.rs", "mod turns; use self::turns::Turns; use super::config;"),
+        ("event.rs", "//! See [`crate::store`], which uses `sqlx`.\n/* crate::store */ use crate::turn;"),
+        ("event.rs", "const A: &str = \"use crate::store\"; const B: &str = r#\"crate::store \"x\" sqlx\"#;"),
+        ("event.rs", "#[cfg(test)]\nmod tests { use crate::store; fn f() -> anyhow::Result<()> { {} } }"),
+        ("config/tests.rs", "use anyhow::Result;"),
+        ("cli/serve/http.rs", "use axum::Router; use crate::{api, engine, worker, stream}; use clap::Args;"),
+        ("cli/serve.rs", "use axum::Router;"),
+        ("main.rs", "fn main() -> anyhow::Result<()> { lastword::cli::run() }"),
+        ("engine/pass/reap.rs", "use super::super::Pass; use crate::worker;"),
+        ("api/turns.rs", "use crate::{self as root, Thing, store::Store};"),
+    ] {
+        assert_eq!(wrongs(path, source), [""; 0], "{path}: {source}");
+    }
+}
