@@ -1,0 +1,230 @@
+//! The start of a worker process: its workspace, its environment, its guard.
+//!
+//! Owns everything up to the moment the agent's program runs. Refuses to pass on this replica's
+//! own environment, since that holds its secrets; and tells a person why a start failed without a path in it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, IntoRawFd},
+        unix::net::UnixStream as Socket,
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines as Reports},
+    net::UnixStream,
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::{
+    units::Size,
+    worker::{
+        lifeline::{Obstacle, Plan, Report},
+        shim::LIFELINE_FD,
+    },
+};
+
+/// From the first system call to a running program.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// This very program, even where its file was replaced by a newer release meanwhile.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// What to start, and how far to let it go.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The program and its arguments. A program without a `/` is looked up in `PATH`, a relative
+    /// one in the workspace.
+    pub command: Vec<String>,
+    /// The agent's own environment, added to a clean minimum (`PATH`, `HOME`, `LANG`, `TERM`).
+    pub env: BTreeMap<String, String>,
+    /// The working directory and home; made, for its owner alone, where it does not exist.
+    pub workspace: PathBuf,
+    /// Resident memory of the whole tree.
+    pub memory: Size,
+    /// Processes in the tree, the agent's own included.
+    pub processes: u32,
+    /// SIGTERM → SIGKILL.
+    pub stop_grace: Duration,
+    /// How long this replica may go without a renewal before the worker is ended.
+    pub silence_max: Duration,
+    /// The program that is the guard when called with `__shim`.
+    pub shim: PathBuf,
+}
+
+impl Launch {
+    /// A launch in `workspace` with one gibibyte, 64 processes, 5 s of grace and 10 s of silence.
+    pub fn new(command: Vec<String>, workspace: PathBuf) -> Self {
+        Launch {
+            command,
+            env: BTreeMap::new(),
+            workspace,
+            memory: Size::mib(1024),
+            processes: 64,
+            stop_grace: Duration::from_secs(5),
+            silence_max: Duration::from_secs(10),
+            shim: PathBuf::from(OWN_PROGRAM),
+        }
+    }
+
+    pub(super) async fn start(self) -> Result<Launched, StartError> {
+        let workspace = prepare(&self.workspace).await?;
+        let (ours, theirs) = Socket::pair().map_err(StartError::other)?;
+        let mut guard = spawn_guard(&self.shim, theirs).map_err(StartError::other)?;
+        ours.set_nonblocking(true).map_err(StartError::other)?;
+        let socket = ours.try_clone().map_err(StartError::other)?;
+        let lifeline = UnixStream::from_std(ours).map_err(StartError::other)?;
+        let mut reports = BufReader::new(lifeline).lines();
+        let introduction = introduce(&mut reports, self.plan(workspace));
+        let pid = timeout(START_TIMEOUT, introduction).await.map_err(|_| {
+            StartError::new(StartErrorKind::Other, "the guard did not report in time".to_owned())
+        })??;
+        let pipes = (guard.stdin.take(), guard.stdout.take(), guard.stderr.take());
+        let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
+            return Err(StartError::new(StartErrorKind::Other, "a pipe is missing".to_owned()));
+        };
+        Ok(Launched { pid, guard, stdin, stdout, stderr, socket, reports })
+    }
+
+    fn plan(self, workspace: PathBuf) -> Plan {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
+        let mut env = BTreeMap::from([
+            ("PATH".to_owned(), path),
+            ("HOME".to_owned(), workspace.display().to_string()),
+            ("LANG".to_owned(), "C.UTF-8".to_owned()),
+            ("TERM".to_owned(), "dumb".to_owned()),
+        ]);
+        env.extend(self.env);
+        Plan {
+            command: self.command,
+            env,
+            cwd: workspace,
+            memory_bytes: self.memory.0,
+            processes_max: self.processes,
+            stop_grace_ms: millis(self.stop_grace),
+            silence_max_ms: millis(self.silence_max),
+        }
+    }
+}
+
+/// A worker whose program runs.
+pub(super) struct Launched {
+    pub(super) pid: i32,
+    pub(super) guard: Child,
+    pub(super) stdin: ChildStdin,
+    pub(super) stdout: ChildStdout,
+    pub(super) stderr: ChildStderr,
+    /// The lifeline, for orders; does not block.
+    pub(super) socket: Socket,
+    /// The same lifeline, for reports.
+    pub(super) reports: Reports<BufReader<UnixStream>>,
+}
+
+/// Why a worker could not be started. Its text is for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    /// What failed.
+    pub kind: StartErrorKind,
+    /// For a person: no paths, no system errors.
+    pub message: &'static str,
+    /// For operators.
+    pub detail: String,
+}
+
+/// What failed at the start of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartErrorKind {
+    /// Its workspace could not be made or entered.
+    Workspace,
+    /// Its program, or the interpreter that the program names, does not exist.
+    NotFound,
+    /// Its program may not be run.
+    NotExecutable,
+    /// Anything else.
+    Other,
+}
+
+impl StartError {
+    fn new(kind: StartErrorKind, detail: String) -> Self {
+        let message = match kind {
+            StartErrorKind::Workspace => "The workspace of this agent's worker could not be prepared.",
+            StartErrorKind::NotFound => "The program of this agent was not found.",
+            StartErrorKind::NotExecutable => "The program of this agent cannot be executed.",
+            StartErrorKind::Other => "The worker for this agent could not be started.",
+        };
+        StartError { kind, message, detail }
+    }
+
+    fn other(why: io::Error) -> Self {
+        StartError::new(StartErrorKind::Other, why.to_string())
+    }
+}
+
+/// Makes the workspace where there is none, and returns it as an absolute path.
+async fn prepare(workspace: &Path) -> Result<PathBuf, StartError> {
+    let failed = |why: io::Error| {
+        let detail = format!("workspace {}: {why}", workspace.display());
+        StartError::new(StartErrorKind::Workspace, detail)
+    };
+    let workspace = std::path::absolute(workspace).map_err(failed)?;
+    tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(&workspace).await.map_err(failed)?;
+    Ok(workspace)
+}
+
+/// Starts the guard with the agent's pipes as its own, and its end of the lifeline.
+fn spawn_guard(program: &Path, lifeline: Socket) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.arg0("lastword").arg("__shim").env_clear();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    #[allow(unsafe_code, reason = "a descriptor gets its number between fork and exec, or not at all")]
+    // SAFETY: only async-signal-safe calls (setsid, dup2, fcntl), and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            // Out of this replica's session: a Ctrl-C at its terminal is a drain, which the guard
+            // must outlive.
+            nix::unistd::setsid()?;
+            if lifeline.as_raw_fd() == LIFELINE_FD {
+                fcntl(lifeline.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+            } else {
+                // Every other descriptor here closes at exec, so its number is free to take.
+                let _ = nix::unistd::dup2_raw(&lifeline, LIFELINE_FD)?.into_raw_fd();
+            }
+            Ok(())
+        });
+    }
+    // The guard's end of the lifeline closes here with `command`: its death must be seen.
+    command.spawn()
+}
+
+/// Tells the guard what to run and waits until it does; the agent's process id.
+async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> Result<i32, StartError> {
+    let mut line = serde_json::to_vec(&plan).map_err(|why| StartError::other(why.into()))?;
+    line.push(b'\n');
+    reports.get_mut().get_mut().write_all(&line).await.map_err(StartError::other)?;
+    let report = reports.next_line().await.map_err(StartError::other)?;
+    match report.as_deref().map(serde_json::from_str) {
+        Some(Ok(Report::Spawned { pid })) => Ok(pid),
+        Some(Ok(Report::Refused(refusal))) => {
+            let kind = match refusal.kind {
+                Obstacle::NotFound => StartErrorKind::NotFound,
+                Obstacle::NotExecutable => StartErrorKind::NotExecutable,
+                Obstacle::Workdir => StartErrorKind::Workspace,
+                Obstacle::Other => StartErrorKind::Other,
+            };
+            Err(StartError::new(kind, refusal.detail))
+        }
+        other => {
+            let detail = format!("the guard ended or spoke out of turn: {other:?}");
+            Err(StartError::new(StartErrorKind::Other, detail))
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One worker process, as a replica sees it: started, spoken to, heard, stopped.
+//!
+//! Owns the replica's ends of the pipes and of the lifeline to the worker's guard (`shim`).
+//! Refuses to lose its last words: its exit is told after everything it said before. Refuses to grow: who does not
+//! listen fills the worker's pipe and so stops the worker; who is not listened to is told so.
+//! Dropping a [`Process`] ends the worker and everything it started.
+
+use std::{
+    io::Write,
+    net::Shutdown,
+    os::unix::net::UnixStream as Socket,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncWriteExt, BufReader, Lines as Reports},
+    net::UnixStream,
+    process::{Child, ChildStdin, ChildStdout},
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::codec::FramedRead;
+
+pub use crate::worker::{
+    exit::Exit,
+    launch::{Launch, StartError, StartErrorKind},
+};
+use crate::{
+    task::{Kind, Supervisor},
+    worker::{
+        codec::{Fault, Lines, ProtocolError},
+        launch::Launched,
+        lifeline::{Order, Report},
+        stderr::{self, Tail},
+        wire::{FromWorker, ToWorker},
+    },
+};
+
+/// How many messages may wait for a worker that does not read.
+const UNREAD_MAX: usize = 16;
+
+/// How long a descriptor that leaked out of a dead worker's tree is waited for.
+pub(super) const LEAK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the guard may take to leave once its work is done; above its own bound on a tree's end.
+const GUARD_LEAVE_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// One worker process.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    stdin: mpsc::Sender<Vec<u8>>,
+    /// `None` once it has ended.
+    stdout: Option<FramedRead<ChildStdout, Lines>>,
+    orders: Arc<Orders>,
+    exit: watch::Receiver<Option<Exit>>,
+    /// When an exited worker's stdout is given up.
+    leak_ends: Option<Instant>,
+    stderr: Tail,
+}
+
+/// What [`Process::recv`] heard.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Heard {
+    /// A message.
+    Message(FromWorker),
+    /// A line that is no message. Later lines can still be heard.
+    Protocol(ProtocolError),
+    /// It will say nothing more; it may still run. Told once.
+    Closed,
+    /// It is gone, with everything it started. From now on this is all there is to hear.
+    Exited(Exit),
+}
+
+/// Why a message could not be sent. Nothing of it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The worker does not read its stdin.
+    #[error("the worker does not read what it is sent")]
+    Stuck,
+    /// The worker closed its stdin or is gone.
+    #[error("the worker can no longer be reached")]
+    Closed,
+    /// The message is no JSON; a fault of the gateway's own.
+    #[error("the message could not be written")]
+    Unwritable,
+}
+
+impl Process {
+    /// Starts a worker and waits until its program runs, 10 s at most. That it runs does not say
+    /// that it is ready. Dropping the future leaves nothing behind.
+    pub async fn start(supervisor: &Supervisor, launch: Launch) -> Result<Process, StartError> {
+        let (memory, processes) = (launch.memory, launch.processes);
+        let Launched { pid, guard, stdin, stdout, stderr, socket, reports } = launch.start().await?;
+        let (exited, exit) = watch::channel(None);
+        let (queue, unread) = mpsc::channel(UNREAD_MAX);
+        let tail = Tail::default();
+        let watching = watch_guard(guard, reports, pid, move |told| {
+            exited.send_replace(Some(Exit::new(told, memory, processes)));
+        });
+        supervisor.spawn(Kind::Worker, format!("worker {pid} guard"), watching);
+        supervisor.spawn(Kind::Worker, format!("worker {pid} stdin"), write(stdin, unread, exit.clone()));
+        let draining = stderr::drain(stderr, tail.writer(), pid, exit.clone());
+        supervisor.spawn(Kind::Worker, format!("worker {pid} stderr"), draining);
+        Ok(Process {
+            pid,
+            stdin: queue,
+            stdout: Some(FramedRead::new(stdout, Lines::default())),
+            orders: Arc::new(Orders { socket, pid }),
+            exit,
+            leak_ends: None,
+            stderr: tail,
+        })
+    }
+
+    /// The worker's process id, which is its group's and session's too.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Hands a message to the worker's queue. Never blocks.
+    pub fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
+        let line = message.to_line().map_err(|_| SendError::Unwritable)?;
+        self.stdin.try_send(line).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => SendError::Stuck,
+            mpsc::error::TrySendError::Closed(_) => SendError::Closed,
+        })
+    }
+
+    /// Waits for what the worker says or does next. Cancel-safe: nothing is lost when the future is
+    /// dropped. Who does not call it holds the worker back once its pipe (64 KiB) is full. Has no
+    /// deadline of its own.
+    pub async fn recv(&mut self) -> Heard {
+        if let Some(stdout) = &mut self.stdout {
+            tokio::select! {
+                // What was said comes before how it ended.
+                biased;
+                said = stdout.next() => match said {
+                    Some(Ok(Ok(message))) => return Heard::Message(message),
+                    Some(Ok(Err(error))) if error.fault != Fault::Unfinished => return Heard::Protocol(error),
+                    Some(Ok(Err(cut_off))) => {
+                        tracing::warn!(pid = self.pid, line = cut_off.excerpt, "worker ended in the middle of a line");
+                    }
+                    Some(Err(_)) | None => {}
+                },
+                () = leak_timeout(&mut self.exit, &mut self.leak_ends) => {
+                    tracing::warn!(pid = self.pid, "something outside the worker's tree holds its stdout open");
+                }
+            }
+            self.stdout = None;
+            return Heard::Closed;
+        }
+        Heard::Exited(self.ended().await)
+    }
+
+    /// A handle that proves this replica's life to the worker's guard.
+    pub fn renewer(&self) -> Renewer {
+        Renewer(Arc::downgrade(&self.orders))
+    }
+
+    /// Asks the worker to end: SIGTERM now, SIGKILL to its whole tree after the grace.
+    pub fn stop(&self) {
+        self.order(Order::Stop {});
+    }
+
+    /// Ends the worker and everything it started, now.
+    pub fn kill(&self) {
+        self.order(Order::Kill {});
+    }
+
+    fn order(&self, order: Order) {
+        if self.exit.borrow().is_none() && !self.orders.give(order) {
+            // The guard does not listen, so it is done without: roughly, but at once.
+            self.orders.kill_group();
+        }
+    }
+
+    /// Waits until the worker and everything it started are gone, and its stderr is read. Says
+    /// nothing of what it said before: that waits in [`Process::recv`]. Cancel-safe.
+    pub async fn ended(&mut self) -> Exit {
+        let exit = match self.exit.wait_for(Option::is_some).await {
+            Ok(told) => *told,
+            Err(_) => None,
+        };
+        self.stderr.is_whole().await;
+        exit.unwrap_or_else(|| Exit::new(None, crate::units::Size(0), 0))
+    }
+
+    /// The last 16 KiB that it wrote to stderr.
+    pub fn stderr_tail(&self) -> String {
+        self.stderr.text()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Not left to the descriptor's own end: the guard's watcher holds a copy of it.
+        let _ = self.orders.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// Proves this replica's life to a worker's guard. Clones are cheap; one that outlives its worker
+/// does nothing.
+#[derive(Debug, Clone)]
+pub struct Renewer(Weak<Orders>);
+
+impl Renewer {
+    /// The replica lives, now. Never blocks.
+    pub fn renew(&self) {
+        if let Some(orders) = self.0.upgrade() {
+            // A guard that is too far behind to take one more has plenty of them to read.
+            orders.give(Order::Renew(true));
+        }
+    }
+}
+
+/// The way to a worker's guard.
+#[derive(Debug)]
+struct Orders {
+    /// Does not block.
+    socket: Socket,
+    pid: i32,
+}
+
+impl Orders {
+    /// Whether the guard will get it.
+    fn give(&self, order: Order) -> bool {
+        let line = order.line();
+        matches!((&self.socket).write(line), Ok(n) if n == line.len())
+    }
+
+    fn kill_group(&self) {
+        let _ = killpg(Pid::from_raw(self.pid), Signal::SIGKILL);
+    }
+}
+
+/// Waits for the guard's last report, tells it, and sees the guard off.
+async fn watch_guard(
+    mut guard: Child,
+    mut reports: Reports<BufReader<UnixStream>>,
+    pid: i32,
+    tell: impl FnOnce(Option<crate::worker::lifeline::Ended>),
+) {
+    let mut told = None;
+    while let Ok(Some(line)) = reports.next_line().await {
+        if let Ok(Report::Exited(ended)) = serde_json::from_str(&line) {
+            told = Some(ended);
+            break;
+        }
+    }
+    let left = timeout(GUARD_LEAVE_TIMEOUT, guard.wait()).await;
+    if !matches!(left, Ok(Ok(status)) if status.success()) {
+        // Its death took the agent along; the rest of the agent's group goes here.
+        tracing::warn!(pid, ?left, "a worker's guard did not end as it should");
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = guard.start_kill();
+    }
+    tell(told);
+}
+
+/// Writes the queue to the worker's stdin, until nobody writes or nobody reads.
+async fn write(
+    mut stdin: ChildStdin,
+    mut unread: mpsc::Receiver<Vec<u8>>,
+    mut exit: watch::Receiver<Option<Exit>>,
+) {
+    let writing = async {
+        while let Some(line) = unread.recv().await {
+            if stdin.write_all(&line).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = writing => {}
+        // The reader of a dead worker's stdin, if any, is not the worker.
+        _ = exit.wait_for(Option::is_some) => {}
+    }
+}
+
+/// Returns when the worker has been gone for [`LEAK_TIMEOUT`]. Cancel-safe through `ends`.
+pub(super) async fn leak_timeout(exit: &mut watch::Receiver<Option<Exit>>, ends: &mut Option<Instant>) {
+    // An error means that nobody watches any more: gone as well.
+    let _ = exit.wait_for(Option::is_some).await;
+    let ends = *ends.get_or_insert_with(|| Instant::now() + LEAK_TIMEOUT);
+    sleep_until(ends).await;
+}

@@ -1,0 +1,417 @@
+//! The guard of one worker: a small process between a replica and an agent (`lastword __shim`).
+//!
+//! Owns the agent's life. The replica may die in any way, and be frozen or cut off: the guard sees
+//! the lifeline close, or fall silent, and ends the agent with everything it ever started. It keeps
+//! the last part of I11, and it refuses to leave a survivor: an agent that ignores SIGTERM, opens
+//! sessions of its own or forks twice still ends, because orphans come to the guard.
+//!
+//! ```text
+//! plan ──► spawned ──► watching ──(stop)──► stopping ──┐
+//!   └────► refused         └──(kill, over a limit, silence, agent gone, grace over)──► ended ──► exited
+//!                          └──(lifeline closed)──► ended
+//! ```
+//! Single-threaded and without tokio: a death signal is tied to the thread that forked, and a
+//! hundred idle guards must cost next to nothing.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, FromRawFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        prctl,
+        resource::{Resource, UsageWho, getrusage, setrlimit},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, killpg, sigaction},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid},
+};
+
+use crate::worker::{
+    lifeline::{Ended, Obstacle, Order, Plan, Refusal, Report},
+    tree,
+};
+
+/// Where the guard finds its end of the lifeline.
+pub const LIFELINE_FD: i32 = 3;
+
+/// How often the tree is measured.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the end of a tree is waited for. SIGKILL cannot be refused; what outlives this is stuck
+/// inside the kernel and will never again run code of its own.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest plan, in bytes.
+const PLAN_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Guards one agent from its start to its end. The process's exit code: 0 when the end was
+/// reported or nobody was left to hear it, 1 when the guard itself could not work.
+pub fn run() -> i32 {
+    match guard() {
+        Ok(()) => 0,
+        // Nobody reads this but the agent's log; the replica sees the lifeline close.
+        Err(why) => {
+            let _ = writeln!(io::stderr(), "lastword: worker guard: {why}");
+            1
+        }
+    }
+}
+
+fn guard() -> io::Result<()> {
+    prctl::set_name(c"lastword-guard")?;
+    prctl::set_child_subreaper(true)?;
+    let mut lifeline = Lifeline::take()?;
+    let signals = take_signals()?;
+    let Some(plan) = lifeline.plan()? else { return Ok(()) };
+    let agent = match spawn(&plan) {
+        Ok(agent) => agent,
+        Err(refusal) => return lifeline.report(&Report::Refused(refusal)),
+    };
+    let mut watch = Watch::new(plan, agent, lifeline, signals);
+    // A replica that is gone already is noticed by the first look at the lifeline.
+    let _ = watch.lifeline.report(&Report::Spawned { pid: agent.as_raw() });
+    let looking = release_pipes().and_then(|()| watch.until_over());
+    watch.end_tree();
+    let ended = watch.ended();
+    looking?;
+    let _ = watch.lifeline.report(&Report::Exited(ended));
+    Ok(())
+}
+
+/// One agent under guard.
+struct Watch {
+    plan: Plan,
+    agent: Pid,
+    lifeline: Lifeline,
+    signals: SignalFd,
+    /// When the replica was last heard.
+    heard_at: Instant,
+    looked_at: Instant,
+    /// When a stop turns into a kill.
+    grace_ends: Option<Instant>,
+    /// The agent's end and why, as far as it is known.
+    end: Ended,
+    /// Whether it ended before anybody wanted it to.
+    is_own_doing: bool,
+    is_over: bool,
+}
+
+impl Watch {
+    fn new(plan: Plan, agent: Pid, lifeline: Lifeline, signals: SignalFd) -> Self {
+        let now = Instant::now();
+        Watch {
+            plan,
+            agent,
+            lifeline,
+            signals,
+            heard_at: now,
+            looked_at: now,
+            grace_ends: None,
+            end: Ended::default(),
+            is_own_doing: false,
+            is_over: false,
+        }
+    }
+
+    /// Watches until the agent is gone or the tree has to go.
+    fn until_over(&mut self) -> io::Result<()> {
+        while !self.is_over {
+            wait(&[self.lifeline.socket.as_fd(), self.signals.as_fd()], self.timeout())?;
+            self.take_signals()?;
+            // Orders before clocks: a guard that was itself held up must not take the renewals that
+            // wait in its socket for silence.
+            self.take_orders();
+            self.judge_clocks();
+            if self.looked_at.elapsed() >= LOOK_EVERY {
+                self.looked_at = Instant::now();
+                self.judge_usage();
+            }
+        }
+        Ok(())
+    }
+
+    fn timeout(&self) -> Duration {
+        let next_look = self.looked_at + LOOK_EVERY;
+        let next = self.grace_ends.map_or(next_look, |grace| grace.min(next_look));
+        next.min(self.silence_ends()).saturating_duration_since(Instant::now())
+    }
+
+    fn silence_ends(&self) -> Instant {
+        self.heard_at + Duration::from_millis(self.plan.silence_max_ms)
+    }
+
+    fn take_signals(&mut self) -> io::Result<()> {
+        while let Some(signal) = self.signals.read_signal()? {
+            if signal.ssi_signo == Signal::SIGCHLD as u32 {
+                self.reap();
+            } else {
+                self.stop();
+            }
+        }
+        Ok(())
+    }
+
+    fn take_orders(&mut self) {
+        let is_open = self.lifeline.fill();
+        while let Some(line) = self.lifeline.take_line() {
+            match serde_json::from_slice(&line) {
+                Ok(Order::Renew(_)) => self.heard_at = Instant::now(),
+                Ok(Order::Stop {}) => self.stop(),
+                Ok(Order::Kill {}) => self.is_over = true,
+                // Both ends are one build. What cannot be read is not the replica's voice.
+                Err(_) => self.is_over = true,
+            }
+        }
+        self.is_over |= !is_open;
+    }
+
+    fn judge_clocks(&mut self) {
+        let now = Instant::now();
+        self.is_over |= self.grace_ends.is_some_and(|grace| now >= grace);
+        if !self.is_over && now >= self.silence_ends() {
+            self.end.silence = true;
+            self.is_over = true;
+        }
+    }
+
+    fn judge_usage(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let usage = tree::usage_below(Pid::this());
+        self.end.processes = usage.processes > self.plan.processes_max;
+        // The exact sum only where the cheap one alarms: forked workers share most of their pages.
+        self.end.oom = !self.end.processes
+            && usage.resident > self.plan.memory_bytes
+            && tree::shared_once(Pid::this()) > self.plan.memory_bytes;
+        self.is_over = self.end.processes || self.end.oom;
+    }
+
+    fn stop(&mut self) {
+        if self.grace_ends.is_none() {
+            self.grace_ends = Some(Instant::now() + Duration::from_millis(self.plan.stop_grace_ms));
+            let _ = killpg(self.agent, Signal::SIGTERM);
+            // A stopped process hears SIGTERM only when it goes on.
+            let _ = killpg(self.agent, Signal::SIGCONT);
+        }
+    }
+
+    /// Reaps whatever is dead; false when no child is left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.agent => {
+                    self.end.code = Some(code);
+                    self.agent_ended();
+                }
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.agent => {
+                    self.end.signal = Some(signal as i32);
+                    self.agent_ended();
+                }
+                Ok(WaitStatus::StillAlive) => return true,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn agent_ended(&mut self) {
+        self.is_own_doing = !self.is_over && self.grace_ends.is_none();
+        self.is_over = true;
+    }
+
+    /// SIGKILLs the tree, again and again, until it is gone.
+    fn end_tree(&mut self) {
+        let until = Instant::now() + END_TIMEOUT;
+        while self.reap() && Instant::now() < until {
+            tree::kill_below(Pid::this());
+            let _ = wait(&[self.signals.as_fd()], Duration::from_millis(20));
+            while let Ok(Some(_)) = self.signals.read_signal() {}
+        }
+    }
+
+    /// How it ended, once the tree is gone.
+    fn ended(&self) -> Ended {
+        let mut end = self.end;
+        if end.code.is_none() && end.signal.is_none() {
+            end.signal = Some(Signal::SIGKILL as i32);
+        }
+        // An agent that failed at its limit between two looks met the hard limit on its data.
+        if self.is_own_doing
+            && end.code != Some(0)
+            && let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN)
+        {
+            end.oom |= u64::try_from(usage.max_rss()).unwrap_or(0) * 1024 >= self.plan.memory_bytes;
+        }
+        end
+    }
+}
+
+/// Starts the agent in a session and group of its own.
+fn spawn(plan: &Plan) -> Result<Pid, Refusal> {
+    let refusal = |kind, why: io::Error, what: &str| Refusal {
+        kind,
+        errno: why.raw_os_error(),
+        detail: format!("{what}: {why}"),
+    };
+    let Some((program, arguments)) = plan.command.split_first() else {
+        let why = io::Error::from(io::ErrorKind::InvalidInput);
+        return Err(refusal(Obstacle::Other, why, "the command is empty"));
+    };
+    // Entered here and not by the child, so that a bad directory is not taken for a bad program.
+    std::env::set_current_dir(&plan.cwd)
+        .map_err(|why| refusal(Obstacle::Workdir, why, &format!("cannot enter {}", plan.cwd.display())))?;
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().envs(&plan.env);
+    let guard = Pid::this();
+    // Twice the limit: address space that is only reserved counts here, and a healthy runtime
+    // reserves a lot. The looks at resident memory are the limit; this stops a sprint between two.
+    let data_max = plan.memory_bytes.saturating_mul(2);
+    #[allow(unsafe_code, reason = "what a child does before it becomes the agent has no safe form")]
+    // SAFETY: this process has one thread, so the child may do whatever its parent may.
+    unsafe {
+        command.pre_exec(move || Ok(become_agent(guard, data_max)?));
+    }
+    let agent = command.spawn().map_err(|why| {
+        let kind = match why.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT | Errno::ENOTDIR) => Obstacle::NotFound,
+            Some(Errno::EACCES | Errno::ENOEXEC | Errno::EPERM) => Obstacle::NotExecutable,
+            _ => Obstacle::Other,
+        };
+        refusal(kind, why, &format!("cannot run `{program}`"))
+    })?;
+    let pid = agent.id();
+    // When the machine runs out of memory, workers go before replicas.
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
+    i32::try_from(pid)
+        .map(Pid::from_raw)
+        .map_err(|_| refusal(Obstacle::Other, io::Error::from(io::ErrorKind::InvalidData), "no process id"))
+}
+
+fn become_agent(guard: Pid, data_max: u64) -> nix::Result<()> {
+    setsid()?;
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() != guard {
+        return Err(Errno::ESRCH);
+    }
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        #[allow(unsafe_code, reason = "nix calls every change of a disposition unsafe")]
+        // SAFETY: the default disposition runs no code of ours.
+        unsafe {
+            sigaction(signal, &default)?;
+        }
+    }
+    SigSet::empty().thread_set_mask()?;
+    setrlimit(Resource::RLIMIT_DATA, data_max, data_max)
+}
+
+/// Lets go of the agent's pipes, so that the replica sees them close when the agent closes them.
+fn release_pipes() -> io::Result<()> {
+    let null = fs::File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    // The workspace may be removed, or its disk unmounted, while the guard still runs.
+    std::env::set_current_dir("/")
+}
+
+fn take_signals() -> io::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        mask.add(signal);
+    }
+    mask.thread_set_mask()?;
+    Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Waits until one of `fds` has something, or for `timeout`, rounded up to a millisecond.
+fn wait(fds: &[std::os::fd::BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
+    let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    let millis = u16::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+    match poll(&mut fds, PollTimeout::from(millis)) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(why) => Err(why.into()),
+    }
+}
+
+/// The guard's end of the lifeline, and what has come through it.
+struct Lifeline {
+    socket: UnixStream,
+    inbox: Vec<u8>,
+}
+
+impl Lifeline {
+    /// Takes the lifeline, and closes every other descriptor that came along by accident: the agent
+    /// must inherit its three pipes and nothing else.
+    fn take() -> io::Result<Self> {
+        let mut strays = Vec::new();
+        for entry in fs::read_dir("/proc/self/fd")? {
+            let fd = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            strays.extend(fd.filter(|fd| *fd > LIFELINE_FD));
+        }
+        for fd in strays {
+            let _ = nix::unistd::close(fd);
+        }
+        #[allow(unsafe_code, reason = "a descriptor that was handed over by number")]
+        // SAFETY: the replica made it for this process, and nothing else here knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(LIFELINE_FD) };
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        Ok(Lifeline { socket: UnixStream::from(fd), inbox: Vec::new() })
+    }
+
+    /// The plan; `None` when the replica left before it said one. Later reads do not block.
+    fn plan(&mut self) -> io::Result<Option<Plan>> {
+        self.socket.set_nonblocking(true)?;
+        loop {
+            if let Some(line) = self.take_line() {
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            if self.inbox.len() > PLAN_BYTES_MAX {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            wait(&[self.socket.as_fd()], Duration::from_secs(10))?;
+            if !self.fill() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is there; false when the replica is gone.
+    fn fill(&mut self) -> bool {
+        let mut chunk = [0; 4096];
+        loop {
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(n) => self.inbox.extend_from_slice(&chunk[..n]),
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return why.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    fn take_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.inbox.iter().position(|b| *b == b'\n')?;
+        let rest = self.inbox.split_off(end + 1);
+        Some(std::mem::replace(&mut self.inbox, rest))
+    }
+
+    /// Says something to the replica. Its buffer is empty, so these few bytes always fit.
+    fn report(&mut self, report: &Report) -> io::Result<()> {
+        let mut line = serde_json::to_vec(report)?;
+        line.push(b'\n');
+        self.socket.write_all(&line)
+    }
+}

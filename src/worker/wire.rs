@@ -1,0 +1,337 @@
+//! The native protocol's messages: what is said to a worker and what it says back.
+//!
+//! Owns their JSON forms. Refuses a known message with a missing or mistyped field, naming the
+//! field; it never guesses. Keeps I7's first half: a type it does not know is kept whole as a
+//! custom message. Unknown fields of a known type are ignored: the type says which fields count,
+//! and a worker that wants more to be kept sends it as `custom` or under a type of its own.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Map, Value, value::RawValue};
+
+use crate::id::{ConversationId, TurnId};
+
+/// One line to a worker.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// Run this turn.
+    Turn {
+        /// The turn.
+        turn_id: TurnId,
+        /// Its conversation.
+        conversation_id: ConversationId,
+        /// From 1.
+        attempt: i32,
+        /// `{text, attachments?}`.
+        input: Box<RawValue>,
+        /// What was said before, oldest first; only with the first turn that a process serves in a
+        /// conversation that already has some.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        history: Option<Vec<Said>>,
+        /// When the turn's cap lapses.
+        deadline: DateTime<Utc>,
+        /// The W3C trace context to go on with.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        traceparent: Option<String>,
+    },
+    /// The user's answer to an `ask`.
+    Answer {
+        /// The turn that asked.
+        turn_id: TurnId,
+        /// Its question.
+        ask_id: String,
+        /// As the client gave it.
+        answer: Value,
+    },
+    /// Stop this turn and say `cancelled`.
+    Cancel {
+        /// The turn.
+        turn_id: TurnId,
+    },
+    /// Leave; SIGTERM follows.
+    Shutdown,
+}
+
+impl ToWorker {
+    /// The message as one line, its newline included.
+    pub fn to_line(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let mut line = serde_json::to_vec(self)?;
+        // A client's own JSON is passed on as it was written. Inside it a line break can only be
+        // white space between tokens (in a string it is escaped), so a blank means the same.
+        for byte in &mut line {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        line.push(b'\n');
+        Ok(line)
+    }
+}
+
+/// One message of a conversation's past.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Said {
+    /// `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub text: String,
+}
+
+/// One line from a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FromWorker {
+    /// The turn it names; a worker that serves one turn at a time may leave it out.
+    pub turn_id: Option<TurnId>,
+    /// What it says.
+    pub message: Message,
+}
+
+/// What a worker says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    /// It can take a turn.
+    Ready,
+    /// A piece of the answer.
+    Delta {
+        /// The piece.
+        text: String,
+    },
+    /// A whole neutral message.
+    Content {
+        /// The message.
+        text: String,
+    },
+    /// For the moment, not part of the answer.
+    Ephemeral {
+        /// The text.
+        text: String,
+    },
+    /// What it is doing or waiting for.
+    Status {
+        /// What it is doing.
+        state: String,
+        /// `model`, `tool:NAME` or `approval`.
+        waiting_on: Option<String>,
+        /// Seconds without progress that it asks for; finite, not negative.
+        budget_s: Option<f64>,
+    },
+    /// A question to the user.
+    Ask {
+        /// The worker's own name for it.
+        ask_id: Option<String>,
+        /// The question.
+        prompt: String,
+        /// What may be answered, as the worker sent it.
+        options: Option<Value>,
+    },
+    /// Anything else, whole.
+    Custom {
+        /// The worker's name for it: of a type that is not known, the type.
+        name: String,
+        /// What it sent: of a type that is not known, the whole object.
+        data: Value,
+    },
+    /// It is alive; says nothing about progress.
+    Beat,
+    /// The answer is complete.
+    Complete {
+        /// The whole answer; without it the deltas are the answer.
+        text: Option<String>,
+        /// What it used, as the worker sent it.
+        usage: Option<Value>,
+        /// Why it stopped.
+        stop_reason: Option<String>,
+    },
+    /// The turn failed.
+    Error {
+        /// The worker's own code.
+        code: Option<String>,
+        /// Text for a person.
+        message: String,
+        /// Whether asking again may help.
+        retryable: Option<bool>,
+    },
+    /// It stopped the turn, as it was asked to.
+    Cancelled,
+}
+
+/// A field of a known message that is missing or of the wrong type.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("its `{field}` is not {wanted}")]
+pub struct BadField {
+    /// The field.
+    pub field: &'static str,
+    /// What it should have been, such as `a string`.
+    pub wanted: &'static str,
+}
+
+impl FromWorker {
+    /// Reads a message from its object.
+    pub fn from_object(object: Map<String, Value>) -> Result<Self, BadField> {
+        let mut fields = Fields(object);
+        let turn_id = match fields.0.get("turn_id") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text.parse().map_err(|_| bad("turn_id", "a turn's id"))?),
+            Some(_) => return Err(bad("turn_id", "a turn's id")),
+        };
+        let Some(Value::String(kind)) = fields.0.get("type") else {
+            return Err(bad("type", "a string"));
+        };
+        let message = match kind.clone().as_str() {
+            "ready" => Message::Ready,
+            "delta" => Message::Delta { text: fields.text("text")? },
+            "content" => Message::Content { text: fields.text("text")? },
+            "ephemeral" => Message::Ephemeral { text: fields.text("text")? },
+            "status" => Message::Status {
+                state: fields.text("state")?,
+                waiting_on: fields.text_if_any("waiting_on")?,
+                budget_s: fields.seconds_if_any("budget_s")?,
+            },
+            "ask" => Message::Ask {
+                ask_id: fields.text_if_any("ask_id")?,
+                prompt: fields.text("prompt")?,
+                options: fields.take("options"),
+            },
+            "custom" => Message::Custom {
+                name: fields.text("name")?,
+                data: fields.take("data").unwrap_or(Value::Null),
+            },
+            "beat" => Message::Beat,
+            "complete" => Message::Complete {
+                text: fields.text_if_any("text")?,
+                usage: fields.take("usage"),
+                stop_reason: fields.text_if_any("stop_reason")?,
+            },
+            "error" => Message::Error {
+                code: fields.text_if_any("code")?,
+                message: fields.text("message")?,
+                retryable: fields.bool_if_any("retryable")?,
+            },
+            "cancelled" => Message::Cancelled,
+            unknown => Message::Custom { name: unknown.to_owned(), data: Value::Object(fields.0) },
+        };
+        Ok(FromWorker { turn_id, message })
+    }
+}
+
+/// The fields of one message. A field that is `null` counts as left out.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn take(&mut self, field: &'static str) -> Option<Value> {
+        self.0.remove(field).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, field: &'static str) -> Result<String, BadField> {
+        self.text_if_any(field)?.ok_or(bad(field, "a string"))
+    }
+
+    fn text_if_any(&mut self, field: &'static str) -> Result<Option<String>, BadField> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(bad(field, "a string")),
+        }
+    }
+
+    fn bool_if_any(&mut self, field: &'static str) -> Result<Option<bool>, BadField> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Bool(claim)) => Ok(Some(claim)),
+            Some(_) => Err(bad(field, "true or false")),
+        }
+    }
+
+    fn seconds_if_any(&mut self, field: &'static str) -> Result<Option<f64>, BadField> {
+        let refused = bad(field, "a number of seconds");
+        match self.take(field) {
+            None => Ok(None),
+            Some(value) => value.as_f64().filter(|s| s.is_finite() && *s >= 0.0).map(Some).ok_or(refused),
+        }
+    }
+}
+
+const fn bad(field: &'static str, wanted: &'static str) -> BadField {
+    BadField { field, wanted }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn read(value: Value) -> Result<FromWorker, BadField> {
+        let Value::Object(object) = value else { panic!("not an object") };
+        FromWorker::from_object(object)
+    }
+
+    #[test]
+    fn a_turn_is_one_line_even_when_its_input_was_written_over_many() {
+        let input = RawValue::from_string("{\r\n \"text\": \"a\\nb\"\n}".to_owned()).unwrap();
+        let turn = ToWorker::Turn {
+            turn_id: TurnId(Uuid::from_u128(1)),
+            conversation_id: ConversationId(Uuid::from_u128(2)),
+            attempt: 1,
+            input,
+            history: Some(vec![Said { role: "user".into(), text: "hi".into() }]),
+            deadline: DateTime::UNIX_EPOCH,
+            traceparent: None,
+        };
+        let line = turn.to_line().unwrap();
+        assert_eq!(line.iter().filter(|b| matches!(b, b'\n' | b'\r')).count(), 1);
+        let read: Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(
+            read,
+            json!({
+                "type": "turn", "turn_id": "turn_00000000000000000000000000000001",
+                "conversation_id": "conv_00000000000000000000000000000002", "attempt": 1,
+                "input": {"text": "a\nb"}, "history": [{"role": "user", "text": "hi"}],
+                "deadline": "1970-01-01T00:00:00Z",
+            })
+        );
+    }
+
+    #[test]
+    fn shutdown_is_only_its_type() {
+        assert_eq!(ToWorker::Shutdown.to_line().unwrap(), b"{\"type\":\"shutdown\"}\n");
+    }
+
+    #[test]
+    fn a_type_that_is_not_known_is_kept_whole() {
+        let whole = json!({"type": "mood", "text": 7, "turn_id": "turn_00000000000000000000000000000001"});
+        let heard = read(whole.clone()).unwrap();
+        assert_eq!(heard.message, Message::Custom { name: "mood".into(), data: whole });
+        assert_eq!(heard.turn_id, Some(TurnId(Uuid::from_u128(1))));
+    }
+
+    #[test]
+    fn a_mistyped_field_is_named() {
+        for (value, field) in [
+            (json!({}), "type"),
+            (json!({"type": 1}), "type"),
+            (json!({"type": "delta"}), "text"),
+            (json!({"type": "delta", "text": null}), "text"),
+            (json!({"type": "content", "text": ["a"]}), "text"),
+            (json!({"type": "ready", "turn_id": "conv_1"}), "turn_id"),
+            (json!({"type": "status", "state": "x", "budget_s": -1}), "budget_s"),
+            (json!({"type": "status", "state": "x", "budget_s": "9"}), "budget_s"),
+            (json!({"type": "status", "waiting_on": "model"}), "state"),
+            (json!({"type": "ask"}), "prompt"),
+            (json!({"type": "custom", "data": 1}), "name"),
+            (json!({"type": "complete", "text": 1}), "text"),
+            (json!({"type": "error"}), "message"),
+            (json!({"type": "error", "message": "m", "retryable": "no"}), "retryable"),
+        ] {
+            assert_eq!(read(value.clone()).unwrap_err().field, field, "{value}");
+        }
+    }
+
+    #[test]
+    fn extra_fields_of_a_known_type_do_no_harm() {
+        let heard = read(json!({"type": "delta", "text": "a", "index": 3})).unwrap();
+        assert_eq!(heard, FromWorker { turn_id: None, message: Message::Delta { text: "a".into() } });
+    }
+}
