@@ -34,7 +34,7 @@ pub use crate::worker::{
 use crate::{
     task::{Kind, Supervisor},
     worker::{
-        codec::{Fault, Lines, ProtocolError},
+        codec::{Fault, LINE_BYTES_MAX, Lines, ProtocolError},
         launch::Launched,
         lifeline::{Order, Report},
         stderr::{self, Tail},
@@ -87,6 +87,9 @@ pub enum SendError {
     /// The worker closed its stdin or is gone.
     #[error("the worker can no longer be reached")]
     Closed,
+    /// The message is longer than a line may be.
+    #[error("the message is longer than a line may be")]
+    TooLong,
     /// The message is no JSON; a fault of the gateway's own.
     #[error("the message could not be written")]
     Unwritable,
@@ -127,6 +130,10 @@ impl Process {
     /// Hands a message to the worker's queue. Never blocks.
     pub fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
         let line = message.to_line().map_err(|_| SendError::Unwritable)?;
+        // The limit is the protocol's, so it holds for both sides. The newline does not count.
+        if line.len() > LINE_BYTES_MAX + 1 {
+            return Err(SendError::TooLong);
+        }
         self.stdin.try_send(line).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => SendError::Stuck,
             mpsc::error::TrySendError::Closed(_) => SendError::Closed,
