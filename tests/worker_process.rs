@@ -418,11 +418,23 @@ async fn silence_ends_a_worker_and_renewals_keep_it() {
 #[tokio::test]
 async fn the_death_of_the_guard_is_the_death_of_the_worker() {
     let bench = Bench::new();
-    let mut worker = bench.sh("trap '' TERM; sleep 1000 & while :; do sleep 1; done").await;
+    let mut worker =
+        bench.sh(&format!("trap '' TERM; {HIDE} hide; sleep 1000 & while :; do sleep 1; done")).await;
+    assert!(is_alive(pid_said(&mut worker).await));
     kill(parent(worker.pid()), Signal::SIGKILL).unwrap();
     let (_, exit) = rest(&mut worker).await;
     assert_eq!(exit.describe(), "signal SIGKILL");
-    until("the agent is gone", || !is_alive(worker.pid())).await;
+    until("its tree is gone", || bench.processes() == 0).await;
+}
+
+#[tokio::test]
+async fn a_frozen_guard_does_not_save_a_worker_that_is_dropped() {
+    let bench = Bench::new();
+    let mut worker = bench.sh(&format!("{HIDE} hide; while :; do sleep 1; done")).await;
+    assert!(is_alive(pid_said(&mut worker).await));
+    kill(parent(worker.pid()), Signal::SIGSTOP).unwrap();
+    drop(worker);
+    until("its tree is gone", || bench.processes() == 0).await;
 }
 
 #[tokio::test]
@@ -531,12 +543,11 @@ async fn a_worker_that_does_not_read_is_told_of_and_can_still_be_ended() {
 async fn a_descriptor_that_leaked_does_not_hold_the_exit_back() {
     let bench = Bench::new();
     let mut worker = bench.sh("echo '{\"type\":\"ready\"}'; read -r line").await;
-    let pid = worker.pid();
-    let leaked =
-        [1, 2].map(|fd| fs::File::options().write(true).open(format!("/proc/{pid}/fd/{fd}")).unwrap());
+    assert!(matches!(within(worker.recv()).await, Heard::Message(_)));
+    let open = |fd| fs::File::options().write(true).open(format!("/proc/{}/fd/{fd}", worker.pid())).unwrap();
+    let leaked = [open(1), open(2)];
     worker.kill();
-    let (messages, exit) = rest(&mut worker).await;
-    assert_eq!((messages, exit.signal), (vec![Message::Ready], Some(9)));
+    assert_eq!(rest(&mut worker).await.1.describe(), "signal SIGKILL");
     drop(leaked);
 }
 

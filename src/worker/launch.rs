@@ -25,10 +25,7 @@ use tokio::{
 
 use crate::{
     units::Size,
-    worker::{
-        lifeline::{Obstacle, Plan, Report},
-        shim::LIFELINE_FD,
-    },
+    worker::lifeline::{GUARD_FD, Obstacle, Plan, Report},
 };
 
 /// From the first system call to a running program.
@@ -37,13 +34,17 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// This very program, even where its file was replaced by a newer release meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
+/// The variable by which a worker's processes are found when their guard was killed.
+pub(super) const MARK: &str = "LASTWORD_GUARD";
+
 /// What to start, and how far to let it go.
 #[derive(Debug, Clone)]
 pub struct Launch {
     /// The program and its arguments. A program without a `/` is looked up in `PATH`, a relative
     /// one in the workspace.
     pub command: Vec<String>,
-    /// The agent's own environment, added to a clean minimum (`PATH`, `HOME`, `LANG`, `TERM`).
+    /// The agent's own environment, added to a clean minimum (`PATH`, `HOME`, `LANG`, `TERM`,
+    /// and `LASTWORD_GUARD`, which nothing overrides).
     pub env: BTreeMap<String, String>,
     /// The working directory and home; made, for its owner alone, where it does not exist.
     pub workspace: PathBuf,
@@ -82,7 +83,8 @@ impl Launch {
         let socket = ours.try_clone().map_err(StartError::other)?;
         let lifeline = UnixStream::from_std(ours).map_err(StartError::other)?;
         let mut reports = BufReader::new(lifeline).lines();
-        let introduction = introduce(&mut reports, self.plan(workspace));
+        let mark = format!("{}.{}", std::process::id(), guard.id().unwrap_or_default());
+        let introduction = introduce(&mut reports, self.plan(workspace, mark.clone()));
         let pid = timeout(START_TIMEOUT, introduction).await.map_err(|_| {
             StartError::new(StartErrorKind::Other, "the guard did not report in time".to_owned())
         })??;
@@ -90,10 +92,10 @@ impl Launch {
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(StartError::new(StartErrorKind::Other, "a pipe is missing".to_owned()));
         };
-        Ok(Launched { pid, guard, stdin, stdout, stderr, socket, reports })
+        Ok(Launched { pid, mark, guard, stdin, stdout, stderr, socket, reports })
     }
 
-    fn plan(self, workspace: PathBuf) -> Plan {
+    fn plan(self, workspace: PathBuf, mark: String) -> Plan {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
         let mut env = BTreeMap::from([
@@ -103,6 +105,7 @@ impl Launch {
             ("TERM".to_owned(), "dumb".to_owned()),
         ]);
         env.extend(self.env);
+        env.insert(MARK.to_owned(), mark);
         Plan {
             command: self.command,
             env,
@@ -118,6 +121,8 @@ impl Launch {
 /// A worker whose program runs.
 pub(super) struct Launched {
     pub(super) pid: i32,
+    /// What its processes carry as [`MARK`].
+    pub(super) mark: String,
     pub(super) guard: Child,
     pub(super) stdin: ChildStdin,
     pub(super) stdout: ChildStdout,
@@ -192,11 +197,11 @@ fn spawn_guard(program: &Path, lifeline: Socket) -> io::Result<Child> {
             // Out of this replica's session: a Ctrl-C at its terminal is a drain, which the guard
             // must outlive.
             nix::unistd::setsid()?;
-            if lifeline.as_raw_fd() == LIFELINE_FD {
+            if lifeline.as_raw_fd() == GUARD_FD {
                 fcntl(lifeline.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
             } else {
                 // Every other descriptor here closes at exec, so its number is free to take.
-                let _ = nix::unistd::dup2_raw(&lifeline, LIFELINE_FD)?.into_raw_fd();
+                let _ = nix::unistd::dup2_raw(&lifeline, GUARD_FD)?.into_raw_fd();
             }
             Ok(())
         });

@@ -1,9 +1,35 @@
-//! What a replica and a worker's guard process say to each other over the lifeline: one JSON
-//! object a line, each way. Both ends are the same build, so nothing here is a contract.
+//! The lifeline between a replica and the guard of one worker, and what they say over it.
+//!
+//! Owns the words (one JSON object a line, each way) and the guard's end. Both ends are the same
+//! build, so nothing here is a contract. Its closing is itself a message: the other one is dead.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    time::Duration,
+};
 
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use serde::{Deserialize, Serialize};
+
+/// The number under which the guard finds its end.
+pub const GUARD_FD: i32 = 3;
+
+/// How long a guard waits for the next piece of its plan.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest plan, in bytes.
+const PLAN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The first line to the guard: what to run and how far to let it go.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -103,6 +129,91 @@ pub struct Ended {
     /// Whether the replica was silent for too long.
     #[serde(default)]
     pub silence: bool,
+}
+
+/// The guard's end of the lifeline, and what has come through it.
+pub(super) struct GuardEnd {
+    socket: UnixStream,
+    inbox: Vec<u8>,
+}
+
+impl GuardEnd {
+    /// Takes the lifeline, and closes every other descriptor that came along by accident: the agent
+    /// must inherit its three pipes and nothing else.
+    pub(super) fn take() -> io::Result<Self> {
+        let mut strays = Vec::new();
+        for entry in fs::read_dir("/proc/self/fd")? {
+            let fd = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            strays.extend(fd.filter(|fd| *fd > GUARD_FD));
+        }
+        for fd in strays {
+            let _ = nix::unistd::close(fd);
+        }
+        #[allow(unsafe_code, reason = "a descriptor that was handed over by number")]
+        // SAFETY: the replica made it for this process, and nothing else here knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(GUARD_FD) };
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        Ok(GuardEnd { socket: UnixStream::from(fd), inbox: Vec::new() })
+    }
+
+    /// The plan; `None` when the replica left before it said one. Later reads do not block.
+    pub(super) fn plan(&mut self) -> io::Result<Option<Plan>> {
+        self.socket.set_nonblocking(true)?;
+        loop {
+            if let Some(line) = self.take_line() {
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            if self.inbox.len() > PLAN_BYTES_MAX {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            wait(&[self.socket.as_fd()], PLAN_TIMEOUT)?;
+            if !self.fill() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is there; false when the replica is gone.
+    pub(super) fn fill(&mut self) -> bool {
+        let mut chunk = [0; 4096];
+        loop {
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(n) => self.inbox.extend_from_slice(&chunk[..n]),
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return why.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    pub(super) fn take_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.inbox.iter().position(|b| *b == b'\n')?;
+        let rest = self.inbox.split_off(end + 1);
+        Some(std::mem::replace(&mut self.inbox, rest))
+    }
+
+    /// Says something to the replica. Its buffer is empty, so these few bytes always fit.
+    pub(super) fn report(&mut self, report: &Report) -> io::Result<()> {
+        let mut line = serde_json::to_vec(report)?;
+        line.push(b'\n');
+        self.socket.write_all(&line)
+    }
+}
+
+impl AsFd for GuardEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Waits until one of `fds` has something, or for `timeout`, rounded up to a millisecond.
+pub(super) fn wait(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
+    let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    let millis = u16::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+    match poll(&mut fds, PollTimeout::from(millis)) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(why) => Err(why.into()),
+    }
 }
 
 #[cfg(test)]

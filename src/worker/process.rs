@@ -23,7 +23,7 @@ use tokio::{
     net::UnixStream,
     process::{Child, ChildStdin, ChildStdout},
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::codec::FramedRead;
 
@@ -35,9 +35,10 @@ use crate::{
     task::{Kind, Supervisor},
     worker::{
         codec::{Fault, LINE_BYTES_MAX, Lines, ProtocolError},
-        launch::Launched,
-        lifeline::{Order, Report},
+        launch::{Launched, MARK},
+        lifeline::{Ended, Order, Report},
         stderr::{self, Tail},
+        tree,
         wire::{FromWorker, ToWorker},
     },
 };
@@ -50,6 +51,9 @@ pub(super) const LEAK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the guard may take to leave once its work is done; above its own bound on a tree's end.
 const GUARD_LEAVE_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// How long the processes of a guard that was killed are hunted.
+const ORPHANS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One worker process.
 #[derive(Debug)]
@@ -100,11 +104,11 @@ impl Process {
     /// that it is ready. Dropping the future leaves nothing behind.
     pub async fn start(supervisor: &Supervisor, launch: Launch) -> Result<Process, StartError> {
         let (memory, processes) = (launch.memory, launch.processes);
-        let Launched { pid, guard, stdin, stdout, stderr, socket, reports } = launch.start().await?;
+        let Launched { pid, mark, guard, stdin, stdout, stderr, socket, reports } = launch.start().await?;
         let (exited, exit) = watch::channel(None);
         let (queue, unread) = mpsc::channel(UNREAD_MAX);
         let tail = Tail::default();
-        let watching = watch_guard(guard, reports, pid, move |told| {
+        let watching = watch_guard(guard, reports, (pid, mark), move |told| {
             exited.send_replace(Some(Exit::new(told, memory, processes)));
         });
         supervisor.spawn(Kind::Worker, format!("worker {pid} guard"), watching);
@@ -251,8 +255,8 @@ impl Orders {
 async fn watch_guard(
     mut guard: Child,
     mut reports: Reports<BufReader<UnixStream>>,
-    pid: i32,
-    tell: impl FnOnce(Option<crate::worker::lifeline::Ended>),
+    (pid, mark): (i32, String),
+    tell: impl FnOnce(Option<Ended>),
 ) {
     let mut told = None;
     while let Ok(Some(line)) = reports.next_line().await {
@@ -263,12 +267,21 @@ async fn watch_guard(
     }
     let left = timeout(GUARD_LEAVE_TIMEOUT, guard.wait()).await;
     if !matches!(left, Ok(Ok(status)) if status.success()) {
-        // Its death took the agent along; the rest of the agent's group goes here.
         tracing::warn!(pid, ?left, "a worker's guard did not end as it should");
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
         let _ = guard.start_kill();
+        end_orphans(pid, &mark).await;
     }
     tell(told);
+}
+
+/// Ends what a guard that was killed has left behind. Its death took the agent along; what the
+/// agent started is found by its group and its mark.
+async fn end_orphans(pid: i32, mark: &str) {
+    let until = Instant::now() + ORPHANS_TIMEOUT;
+    let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    while tree::kill_marked(MARK, mark) > 0 && Instant::now() < until {
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Writes the queue to the worker's stdin, until nobody writes or nobody reads.

@@ -15,19 +15,14 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, FromRawFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
-    },
+    io::{self, Write},
+    os::{fd::AsFd, unix::process::CommandExt},
     process::Command,
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, FdFlag, fcntl},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
         resource::{Resource, UsageWho, getrusage, setrlimit},
@@ -39,12 +34,9 @@ use nix::{
 };
 
 use crate::worker::{
-    lifeline::{Ended, Obstacle, Order, Plan, Refusal, Report},
+    lifeline::{Ended, GuardEnd, Obstacle, Order, Plan, Refusal, Report, wait},
     tree,
 };
-
-/// Where the guard finds its end of the lifeline.
-pub const LIFELINE_FD: i32 = 3;
 
 /// How often the tree is measured.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -52,9 +44,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the end of a tree is waited for. SIGKILL cannot be refused; what outlives this is stuck
 /// inside the kernel and will never again run code of its own.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The longest plan, in bytes.
-const PLAN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Guards one agent from its start to its end. The process's exit code: 0 when the end was
 /// reported or nobody was left to hear it, 1 when the guard itself could not work.
@@ -72,7 +61,7 @@ pub fn run() -> i32 {
 fn guard() -> io::Result<()> {
     prctl::set_name(c"lastword-guard")?;
     prctl::set_child_subreaper(true)?;
-    let mut lifeline = Lifeline::take()?;
+    let mut lifeline = GuardEnd::take()?;
     let signals = take_signals()?;
     let Some(plan) = lifeline.plan()? else { return Ok(()) };
     let agent = match spawn(&plan) {
@@ -94,7 +83,7 @@ fn guard() -> io::Result<()> {
 struct Watch {
     plan: Plan,
     agent: Pid,
-    lifeline: Lifeline,
+    lifeline: GuardEnd,
     signals: SignalFd,
     /// When the replica was last heard.
     heard_at: Instant,
@@ -109,7 +98,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(plan: Plan, agent: Pid, lifeline: Lifeline, signals: SignalFd) -> Self {
+    fn new(plan: Plan, agent: Pid, lifeline: GuardEnd, signals: SignalFd) -> Self {
         let now = Instant::now();
         Watch {
             plan,
@@ -128,7 +117,7 @@ impl Watch {
     /// Watches until the agent is gone or the tree has to go.
     fn until_over(&mut self) -> io::Result<()> {
         while !self.is_over {
-            wait(&[self.lifeline.socket.as_fd(), self.signals.as_fd()], self.timeout())?;
+            wait(&[self.lifeline.as_fd(), self.signals.as_fd()], self.timeout())?;
             self.take_signals()?;
             // Orders before clocks: a guard that was itself held up must not take the renewals that
             // wait in its socket for silence.
@@ -335,83 +324,4 @@ fn take_signals() -> io::Result<SignalFd> {
     }
     mask.thread_set_mask()?;
     Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
-}
-
-/// Waits until one of `fds` has something, or for `timeout`, rounded up to a millisecond.
-fn wait(fds: &[std::os::fd::BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
-    let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    let millis = u16::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-    match poll(&mut fds, PollTimeout::from(millis)) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(why) => Err(why.into()),
-    }
-}
-
-/// The guard's end of the lifeline, and what has come through it.
-struct Lifeline {
-    socket: UnixStream,
-    inbox: Vec<u8>,
-}
-
-impl Lifeline {
-    /// Takes the lifeline, and closes every other descriptor that came along by accident: the agent
-    /// must inherit its three pipes and nothing else.
-    fn take() -> io::Result<Self> {
-        let mut strays = Vec::new();
-        for entry in fs::read_dir("/proc/self/fd")? {
-            let fd = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-            strays.extend(fd.filter(|fd| *fd > LIFELINE_FD));
-        }
-        for fd in strays {
-            let _ = nix::unistd::close(fd);
-        }
-        #[allow(unsafe_code, reason = "a descriptor that was handed over by number")]
-        // SAFETY: the replica made it for this process, and nothing else here knows it.
-        let fd = unsafe { OwnedFd::from_raw_fd(LIFELINE_FD) };
-        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        Ok(Lifeline { socket: UnixStream::from(fd), inbox: Vec::new() })
-    }
-
-    /// The plan; `None` when the replica left before it said one. Later reads do not block.
-    fn plan(&mut self) -> io::Result<Option<Plan>> {
-        self.socket.set_nonblocking(true)?;
-        loop {
-            if let Some(line) = self.take_line() {
-                return Ok(Some(serde_json::from_slice(&line)?));
-            }
-            if self.inbox.len() > PLAN_BYTES_MAX {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            wait(&[self.socket.as_fd()], Duration::from_secs(10))?;
-            if !self.fill() {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Reads what is there; false when the replica is gone.
-    fn fill(&mut self) -> bool {
-        let mut chunk = [0; 4096];
-        loop {
-            match self.socket.read(&mut chunk) {
-                Ok(0) => return false,
-                Ok(n) => self.inbox.extend_from_slice(&chunk[..n]),
-                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-                Err(why) => return why.kind() == io::ErrorKind::WouldBlock,
-            }
-        }
-    }
-
-    fn take_line(&mut self) -> Option<Vec<u8>> {
-        let end = self.inbox.iter().position(|b| *b == b'\n')?;
-        let rest = self.inbox.split_off(end + 1);
-        Some(std::mem::replace(&mut self.inbox, rest))
-    }
-
-    /// Says something to the replica. Its buffer is empty, so these few bytes always fit.
-    fn report(&mut self, report: &Report) -> io::Result<()> {
-        let mut line = serde_json::to_vec(report)?;
-        line.push(b'\n');
-        self.socket.write_all(&line)
-    }
 }

@@ -1,6 +1,6 @@
 //! The processes below this one, as `/proc` shows them: how many, how large, and their end.
 //!
-//! Owns the reading of `/proc`. It looks only at its own tree, never at the whole machine: many
+//! Owns the reading of `/proc`. A regular look is at its own tree, never at the whole machine: many
 //! guards look twice a second each. A look is a sample. Processes come and go meanwhile, so
 //! [`kill_below`] is to be repeated until nothing is left.
 
@@ -57,6 +57,17 @@ pub fn kill_below(root: Pid) {
     }
 }
 
+/// SIGKILLs every process of this machine whose environment began with `name=value`; how many there
+/// were. For a tree that has lost its root. Dear: it looks at every process.
+pub fn kill_marked(name: &str, value: &str) -> usize {
+    let wanted = format!("{name}={value}");
+    let is_marked = |pid: &Pid| {
+        let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        env.split(|b| *b == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    all().filter(is_marked).filter(|pid| kill(*pid, Signal::SIGKILL).is_ok()).count()
+}
+
 /// Every process below `root`.
 fn below(root: Pid) -> BTreeSet<Pid> {
     let mut found = BTreeSet::new();
@@ -87,12 +98,16 @@ fn children(parent: Pid) -> Vec<Pid> {
 
 /// The slow way: asks every process of the machine for its parent.
 fn children_by_parent(parent: Pid) -> Vec<Pid> {
-    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = all.flatten().filter_map(|entry| pid(entry.file_name().to_str()?));
     let is_child = |candidate: &Pid| {
         read(*candidate, "status").and_then(|status| pid(field(&status, "PPid:")?)) == Some(parent)
     };
-    pids.filter(is_child).collect()
+    all().filter(is_child).collect()
+}
+
+/// Every process of this machine.
+fn all() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| pid(entry.file_name().to_str()?))
 }
 
 fn pid(text: &str) -> Option<Pid> {
