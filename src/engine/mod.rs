@@ -1,1 +1,99 @@
-//! The passes.
+//! The engine: the passes of one replica. Each is periodic, idempotent and takes no input; it wakes
+//! by a ring, by a clock, and now and then by itself.
+//!
+//! | pass | what it does |
+//! |---|---|
+//! | [`presence`] | beats, judges the dead, starts over when judged |
+//! | [`dispatch`] | claims queued turns; brings orders to those that run here |
+//! | [`reap`] | closes what is overdue or held by the gone |
+//! | [`retain`] | partitions ahead, old days out |
+//! | [`drain`] | leaves |
+//!
+//! Knows no request: the doors and the engine meet in Postgres alone.
+
+pub mod dispatch;
+pub mod drain;
+pub mod presence;
+pub mod reap;
+pub mod retain;
+pub mod suspicion;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    config::Config,
+    store::{
+        Store, listener, ringer,
+        writer::{Inbox, Writer, write_on},
+    },
+    task::{Kind, Supervisor},
+    worker::host::Host,
+};
+
+/// What the passes share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    store: Store,
+    host: Host,
+    supervisor: Supervisor,
+    url: Arc<str>,
+    postgres_away_max: Duration,
+    retain: Duration,
+    /// Set by presence, taken by reap: somebody was lost within the last minute.
+    recent_loss: Arc<AtomicBool>,
+    /// Set by presence: registered, and the last beat came back.
+    is_present: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// Makes an engine and starts its passes. `url` is where this replica can be reached.
+    pub fn start(store: Store, supervisor: Supervisor, config: &Config, url: String) -> Engine {
+        let (writer, inbox) = Writer::new();
+        let host = Host::new(store.clone(), writer, supervisor.clone(), config);
+        let engine = Engine {
+            store,
+            host,
+            supervisor,
+            url: url.into(),
+            postgres_away_max: config.postgres_away_max.0,
+            retain: config.retain.0,
+            recent_loss: Arc::default(),
+            is_present: Arc::default(),
+        };
+        engine.spawn_all(inbox);
+        engine
+    }
+
+    /// What this replica runs.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Whether this replica may claim: it has registered, and beats.
+    fn is_present(&self) -> bool {
+        self.is_present.load(Ordering::Relaxed)
+    }
+
+    fn spawn_all(&self, inbox: Inbox) {
+        let (soft, hard) = (self.supervisor.soft().clone(), self.supervisor.hard().clone());
+        let spawn = |name: &'static str, task: BoxTask| self.supervisor.spawn(Kind::Replica, name, task);
+        // All but the claims go on through a drain: turns still run, and this replica still counts.
+        spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
+        spawn("listener", Box::pin(listener::listen_on(self.store.clone(), hard.clone())));
+        spawn("ringer", Box::pin(ringer::ring_on(self.store.clone(), hard.clone())));
+        spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
+        spawn("dispatch", Box::pin(dispatch::claim_on(self.clone(), soft)));
+        spawn("orders", Box::pin(dispatch::order_on(self.clone(), hard.clone())));
+        spawn("reap", Box::pin(reap::close_on(self.clone(), hard.clone())));
+        spawn("retain", Box::pin(retain::retain_on(self.clone(), hard.clone())));
+        spawn("upkeep", Box::pin(retain::upkeep_on(self.clone(), hard)));
+    }
+}
+
+type BoxTask = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

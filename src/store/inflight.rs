@@ -179,6 +179,21 @@ impl Store {
         Ok(rows.into_iter().map(|row| (TurnId(row.turn_id), row.epoch)).collect())
     }
 
+    /// Whether a claim is over: its row is gone, or of a later epoch.
+    pub async fn is_over(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("is_over", |c| {
+                sqlx::query_scalar!(
+                    r#"select not exists (select from inflight where turn_id = $1 and epoch = $2 and phase <> 'queued') as "is!""#,
+                    turn.0,
+                    epoch
+                )
+                .fetch_one(c)
+            })
+            .await
+    }
+
     /// Moves a turn from `starting` to `running` and tells `started`; its `seq`, or `None` where
     /// the epoch is not the caller's any more or a cancel came first. Repeating it is harmless.
     pub async fn start(&self, claim: &Claim, worker: Option<WorkerId>) -> Result<Option<i32>, StoreError> {

@@ -1,0 +1,122 @@
+//! Dispatch: claims queued turns for free places, and brings orders to the turns that run here.
+//!
+//! Both passes look when the doorbell rings, and once a second all the same (I13).
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use crate::{id::TurnId, store::StoreError, turn::CancelledBy};
+
+/// A look without a ring.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A little more than the head start that a warm worker's replica has.
+const HEAD_START: Duration = Duration::from_millis(60);
+/// Claims in one statement.
+const CLAIMS_MAX: usize = 64;
+/// Between two comparisons of what is held with what runs.
+const SETTLE_EVERY: Duration = Duration::from_secs(5);
+
+/// Claims until told to take on nothing new.
+pub async fn claim_on(engine: Engine, until: CancellationToken) {
+    let mut settled_at = Instant::now();
+    let mut is_second_look = false;
+    loop {
+        let wait = if is_second_look { HEAD_START } else { LOOK_EVERY };
+        let is_rung = tokio::select! {
+            () = until.cancelled() => return,
+            rung = timeout(wait, engine.store.wake().queue()) => rung.is_ok(),
+        };
+        match claim(&engine).await {
+            // Others' conversations may wait for their own replica's head start.
+            Ok(is_short) => is_second_look = is_rung && is_short,
+            Err(why) => {
+                tracing::warn!(%why, "nothing claimed");
+                is_second_look = false;
+            }
+        }
+        if settled_at.elapsed() >= SETTLE_EVERY {
+            settled_at = Instant::now();
+            if let Err(why) = settle(&engine).await {
+                tracing::warn!(%why, "claims of our own not looked at");
+            }
+        }
+    }
+}
+
+/// Claims what there are places for; whether it found less than that.
+async fn claim(engine: &Engine) -> Result<bool, StoreError> {
+    loop {
+        let free = engine.host.free_places().min(CLAIMS_MAX);
+        if free == 0 || !engine.is_present() {
+            return Ok(false);
+        }
+        let warm = engine.host.warm();
+        let limit = i64::try_from(free).unwrap_or(0);
+        let claims = engine.store.claim(engine.host.runtimes(), &warm, limit).await?;
+        let is_short = claims.len() < free;
+        for claim in claims {
+            let turn = claim.turn;
+            if !engine.host.take(claim) {
+                tracing::warn!(turn_id = %turn, "claimed without a free place; it is given back");
+            }
+        }
+        if is_short {
+            return Ok(true);
+        }
+    }
+}
+
+/// Settles what the database and this process disagree about: gives back rows that are ours but do
+/// not run here (a claim whose answer was lost), and ends runs that are not ours any more.
+async fn settle(engine: &Engine) -> Result<(), StoreError> {
+    let before = engine.host.runs();
+    let held: std::collections::HashMap<TurnId, i32> = engine.store.held().await?.into_iter().collect();
+    let now = engine.host.runs();
+    for (&turn, &epoch) in &held {
+        if !now.contains_key(&turn) && !before.contains_key(&turn) {
+            let is_released = engine.store.release(turn, epoch).await?;
+            tracing::warn!(turn_id = %turn, epoch, is_released, "a claim of ours does not run here");
+        }
+    }
+    for (turn, epoch) in before {
+        let is_running = now.get(&turn) == Some(&epoch);
+        if is_running && held.get(&turn) != Some(&epoch) && engine.store.is_over(turn, epoch).await? {
+            engine.host.halt(turn, epoch);
+        }
+    }
+    Ok(())
+}
+
+/// Brings orders to the turns that run here, until cancelled.
+pub async fn order_on(engine: Engine, until: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = until.cancelled() => return,
+            _ = timeout(LOOK_EVERY, engine.store.wake().orders()) => {}
+        }
+        if let Err(why) = bring_orders(&engine).await {
+            tracing::warn!(%why, "orders not read");
+        }
+    }
+}
+
+async fn bring_orders(engine: &Engine) -> Result<(), StoreError> {
+    let runs: Vec<TurnId> = engine.host.runs().into_keys().collect();
+    if !runs.is_empty() {
+        for command in engine.store.commands(&runs).await? {
+            engine.host.order(command);
+        }
+    }
+    if engine.host.lives() > 0 {
+        for worker in engine.store.stops().await? {
+            // A stop that finds a live turn goes through the same last word as everything else.
+            if let Some(turn) = engine.host.stop_worker(worker) {
+                engine.store.cancel(&[turn], CancelledBy::Operator).await?;
+            }
+        }
+    }
+    Ok(())
+}

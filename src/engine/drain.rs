@@ -1,0 +1,54 @@
+//! Drain: how a replica leaves. Takes on nothing new, lets turns end, closes what is left,
+//! deregisters last.
+//!
+//! The beat goes on until the last turn is closed: a replica that still holds turns must not look
+//! dead, or another would close them too early.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Engine;
+use crate::worker::host::Halt;
+
+/// How long the last words of interrupted turns, and the ends of workers, may take.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Drains until nothing runs here, or the deadline; then deregisters. The caller stops every task
+/// afterwards.
+pub async fn drain(engine: &Engine, deadline: Duration) {
+    let until = Instant::now() + deadline;
+    let hard = engine.supervisor.hard().clone();
+    if let Err(why) = engine.store.start_drain().await {
+        // It claims nothing all the same; the verdict or `left` tells the others.
+        tracing::warn!(%why, "the drain was not announced");
+    }
+    tracing::info!(turns = engine.host.runs().len(), "draining");
+    engine.host.stop_idle();
+    let nothing_runs = || engine.host.runs().is_empty();
+    tokio::select! {
+        _ = timeout_at(until, settled(nothing_runs)) => {}
+        // The second signal means now.
+        () = hard.cancelled() => {}
+    }
+    let left = engine.host.runs().len();
+    if left > 0 {
+        tracing::warn!(turns = left, "the drain is over; what still runs is interrupted");
+    }
+    engine.host.halt_all(Halt::Interrupted);
+    let end = Instant::now() + CLOSE_MAX;
+    if timeout_at(end, settled(nothing_runs)).await.is_err() {
+        tracing::warn!("turns are left for another replica to close");
+    }
+    let _ = timeout_at(end, settled(|| engine.host.lives() == 0)).await;
+    if let Err(why) = engine.store.leave().await {
+        tracing::warn!(%why, "not deregistered; the others will find out");
+    }
+}
+
+async fn settled(is_settled: impl Fn() -> bool) {
+    while !is_settled() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

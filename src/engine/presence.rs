@@ -1,0 +1,150 @@
+//! Presence: this replica's beat, and its verdicts on others.
+//!
+//! ```text
+//! waiting for the listener's lock ──► register ──► beating ──judged──► (again, as another replica)
+//! ```
+//! Beats are at least 500 ms apart and never caught up. A replica that was judged has lost every
+//! claim: it ends its workers and registers anew under a fresh id. One that cannot reach Postgres
+//! for `postgres_away_max` ends its workers too (I8, I9): by then another may have its turns.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Engine,
+    suspicion::{Suspect, Watch},
+};
+use crate::{
+    store::{
+        StoreError,
+        beat::{BeatSession, Seen},
+    },
+    telemetry::metrics,
+    worker::host::Halt,
+};
+
+/// The task's line on the board. Its states: `registering`, `ready`, `away`.
+pub const LINE: &str = "presence";
+
+const BEAT_EVERY: Duration = Duration::from_millis(500);
+
+/// Registers and beats until cancelled.
+pub async fn beat_on(engine: Engine, until: CancellationToken) {
+    let mut presence = Presence {
+        last_beat: Instant::now(),
+        is_abandoned: false,
+        watch: Watch::default(),
+        session: None,
+        is_registered: false,
+        engine,
+    };
+    until.run_until_cancelled(presence.run()).await;
+}
+
+struct Presence {
+    engine: Engine,
+    watch: Watch,
+    session: Option<BeatSession>,
+    is_registered: bool,
+    /// When this replica last knew that its claims were its own.
+    last_beat: Instant,
+    /// Whether the workers were ended because Postgres was away for too long.
+    is_abandoned: bool,
+}
+
+impl Presence {
+    async fn run(&mut self) {
+        loop {
+            let next = Instant::now() + BEAT_EVERY;
+            match self.step().await {
+                Ok(()) => {
+                    self.engine
+                        .supervisor
+                        .report(LINE, if self.is_registered { "ready" } else { "registering" });
+                    self.engine.is_present.store(self.is_registered, Ordering::Relaxed);
+                    sleep_until(next).await;
+                }
+                Err(why) => {
+                    tracing::warn!(%why, "no beat");
+                    self.session = None;
+                    self.watch.forget();
+                    self.engine.is_present.store(false, Ordering::Relaxed);
+                    self.engine
+                        .supervisor
+                        .report(LINE, if self.is_registered { "away" } else { "registering" });
+                    self.abandon_if_away_too_long();
+                    // No back-off: the sooner it beats again, the fewer doubt it.
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), StoreError> {
+        let engine = self.engine.clone();
+        if !self.is_registered {
+            // First the lock, then the row: a peer that sees the row must find the lock held.
+            if engine.store.wake().lock_key() == 0 {
+                return Err(StoreError::Away { op: "register", why: "no session lock yet".to_owned() });
+            }
+            engine.store.probe().await?;
+            engine.store.register(&engine.url).await?;
+            self.is_registered = true;
+            tracing::info!(replica_id = %engine.store.replica(), "registered");
+        }
+        let session = match &mut self.session {
+            Some(session) => session,
+            None => self.session.insert(BeatSession::open(&engine.store).await?),
+        };
+        let seen = session.beat(&engine.store).await?;
+        if !seen.is_alive {
+            self.start_over();
+            return Ok(());
+        }
+        self.last_beat = Instant::now();
+        self.is_abandoned = false;
+        engine.store.wake().set_peers(seen.peers.len());
+        self.judge(&seen).await;
+        if seen.has_recent_loss {
+            engine.recent_loss.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// This replica was judged: whatever it held is another's.
+    fn start_over(&mut self) {
+        let judged = self.engine.store.replica();
+        self.engine.host.halt_all(Halt::Lost);
+        let fresh = self.engine.store.rename_replica();
+        tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
+        self.is_registered = false;
+        self.watch.forget();
+        self.engine.store.wake().look_everywhere();
+    }
+
+    fn abandon_if_away_too_long(&mut self) {
+        if !self.is_abandoned && self.last_beat.elapsed() > self.engine.postgres_away_max {
+            self.is_abandoned = true;
+            tracing::error!("Postgres was away for too long; the workers are ended");
+            self.engine.host.halt_all(Halt::Lost);
+        }
+    }
+
+    async fn judge(&mut self, seen: &Seen) {
+        for Suspect { id, beat_n, evidence } in self.watch.observe(&seen.peers) {
+            match self.engine.store.judge(id, beat_n, evidence.is_refuted_by_backends()).await {
+                Ok(true) => {
+                    metrics::verdicts(evidence.as_str());
+                    tracing::warn!(replica = %id, evidence = evidence.as_str(), "a replica is lost");
+                    self.engine.recent_loss.store(true, Ordering::Relaxed);
+                }
+                Ok(false) => {
+                    tracing::info!(replica = %id, evidence = evidence.as_str(), "a suspicion was refuted")
+                }
+                Err(why) => tracing::warn!(replica = %id, %why, "no verdict"),
+            }
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The host: what this replica runs. Free places, warm workers, and the turns under way.
+//!
+//! Owns which worker serves which conversation, and the ways to reach a turn that runs here:
+//! orders from clients, and the two stops (lost: say nothing more; interrupted: a deploy ends it).
+//! Refuses a claim without a free place. It holds the work; no request does (I12).
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{begin, clocks::Clocks, life, process::Renewer};
+use crate::{
+    agent::Runtime,
+    config::Config,
+    id::{ConversationId, TurnId, WorkerId},
+    store::{
+        Store,
+        commands::Command,
+        inflight::Claim,
+        turns::{Agent, Assignment},
+        writer::Writer,
+    },
+    task::{Kind, Supervisor},
+    telemetry::metrics,
+};
+
+/// Orders that may wait for one turn.
+const ORDERS_MAX: usize = 16;
+
+/// What this replica runs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Host(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    writer: Writer,
+    supervisor: Supervisor,
+    workspaces: PathBuf,
+    silence_max: Duration,
+    places: Arc<Semaphore>,
+    lives: Mutex<HashMap<ConversationId, Life>>,
+    runs: Mutex<HashMap<TurnId, Run>>,
+}
+
+/// A worker's life, as others reach it.
+#[derive(Debug)]
+struct Life {
+    worker: WorkerId,
+    generation: i64,
+    agent_revision: i32,
+    jobs: mpsc::Sender<Job>,
+    stop: CancellationToken,
+    renewer: Option<Renewer>,
+    is_idle: bool,
+}
+
+/// A turn under way, as others reach it.
+#[derive(Debug)]
+struct Run {
+    epoch: i32,
+    worker: Option<WorkerId>,
+    orders: mpsc::Sender<Command>,
+    halt: watch::Sender<Option<Halt>>,
+}
+
+/// Why a turn must end here although its worker is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Halt {
+    /// It is not ours any more: nothing may be written (I5).
+    Lost,
+    /// A deploy's drain is over.
+    Interrupted,
+}
+
+/// One turn to be run here. Its drop frees its place.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) claim: Claim,
+    pub(super) assignment: Assignment,
+    pub(super) agent: Agent,
+    pub(super) clocks: Clocks,
+    pub(super) span: tracing::Span,
+    pub(super) reach: Reach,
+}
+
+/// How others reach one turn that runs here, and its place.
+#[derive(Debug)]
+pub(super) struct Reach {
+    orders: mpsc::Receiver<Command>,
+    halt: watch::Receiver<Option<Halt>>,
+    #[allow(dead_code, reason = "held for its drop")]
+    place: Place,
+}
+
+/// What reaches a turn from outside.
+#[derive(Debug)]
+pub(super) enum Call {
+    /// A client wants something of it.
+    Order(Command),
+    /// It must end here.
+    Halt(Halt),
+}
+
+impl Reach {
+    /// Until somebody calls. Cancel-safe.
+    pub(super) async fn call(&mut self) -> Call {
+        let Reach { orders, halt, .. } = self;
+        tokio::select! {
+            biased;
+            halt = halt.wait_for(Option::is_some) => Call::Halt(halt.map_or(Halt::Lost, |halt| halt.unwrap_or(Halt::Lost))),
+            Some(command) = orders.recv() => Call::Order(command),
+        }
+    }
+
+    /// Until this turn must end here; leaves orders waiting. Cancel-safe.
+    pub(super) async fn halted(&mut self) -> Halt {
+        self.halt.wait_for(Option::is_some).await.map_or(Halt::Lost, |halt| halt.unwrap_or(Halt::Lost))
+    }
+}
+
+/// A turn's place on this replica, and its line in the list of runs.
+#[derive(Debug)]
+pub(super) struct Place {
+    host: Host,
+    turn: TurnId,
+    epoch: i32,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut runs = lock(&self.host.0.runs);
+        // A later claim of the same turn has a line of its own.
+        if runs.get(&self.turn).is_some_and(|run| run.epoch == self.epoch) {
+            runs.remove(&self.turn);
+        }
+        drop(runs);
+        // The next turn can be looked for.
+        self.host.0.store.wake().look_at_queue();
+    }
+}
+
+impl Host {
+    /// A host of nothing yet.
+    pub fn new(store: Store, writer: Writer, supervisor: Supervisor, config: &Config) -> Self {
+        Host(Arc::new(Inner {
+            store,
+            writer,
+            supervisor,
+            workspaces: config.data_dir.join("workspaces"),
+            silence_max: config.postgres_away_max.0,
+            places: Arc::new(Semaphore::new(config.turns_max as usize)),
+            lives: Mutex::default(),
+            runs: Mutex::default(),
+        }))
+    }
+
+    /// The runtimes that it hosts.
+    pub fn runtimes(&self) -> &'static [Runtime] {
+        &[Runtime::Process]
+    }
+
+    /// Places for turns that are free now.
+    pub fn free_places(&self) -> usize {
+        self.0.places.available_permits()
+    }
+
+    /// Conversations whose worker waits here, with its generation.
+    pub fn warm(&self) -> Vec<(ConversationId, i64)> {
+        let lives = lock(&self.0.lives);
+        lives.iter().filter(|(_, life)| life.is_idle).map(|(&c, life)| (c, life.generation)).collect()
+    }
+
+    /// Takes a claimed turn. Without a free place it is not taken, and the claim is left to be
+    /// adopted later.
+    pub fn take(&self, claim: Claim) -> bool {
+        let Ok(permit) = self.0.places.clone().try_acquire_owned() else {
+            return false;
+        };
+        let (orders, incoming) = mpsc::channel(ORDERS_MAX);
+        let (halt, halted) = watch::channel(None);
+        let run = Run { epoch: claim.epoch, worker: None, orders, halt };
+        if let Some(older) = lock(&self.0.runs).insert(claim.turn, run) {
+            // An older claim of the same turn, by this very replica: its epoch is over.
+            older.halt.send_replace(Some(Halt::Lost));
+        }
+        metrics::queue_wait(Duration::from_millis(claim.waited_ms.unsigned_abs()));
+        let place = Place { host: self.clone(), turn: claim.turn, epoch: claim.epoch, _permit: permit };
+        let host = self.clone();
+        self.0.supervisor.spawn(Kind::Turn, "turn", async move {
+            begin::begin(host, claim, Reach { orders: incoming, halt: halted, place }).await;
+        });
+        true
+    }
+
+    /// Turns that run here, with their epochs.
+    pub fn runs(&self) -> HashMap<TurnId, i32> {
+        lock(&self.0.runs).iter().map(|(&turn, run)| (turn, run.epoch)).collect()
+    }
+
+    /// Hands an order to a turn that runs here; it is read again later where that is not possible.
+    pub fn order(&self, command: Command) {
+        let orders = lock(&self.0.runs).get(&command.turn).map(|run| run.orders.clone());
+        if let Some(orders) = orders {
+            let _ = orders.try_send(command);
+        }
+    }
+
+    /// Stops a worker; a turn that it runs is cancelled by the caller first.
+    pub fn stop_worker(&self, worker: WorkerId) -> Option<TurnId> {
+        for life in lock(&self.0.lives).values() {
+            if life.worker == worker {
+                life.stop.cancel();
+            }
+        }
+        lock(&self.0.runs).iter().find(|(_, run)| run.worker == Some(worker)).map(|(&turn, _)| turn)
+    }
+
+    /// Stops every worker that waits for a turn; those that run one end with it.
+    pub fn stop_idle(&self) {
+        for life in lock(&self.0.lives).values().filter(|life| life.is_idle) {
+            life.stop.cancel();
+        }
+    }
+
+    /// Ends every turn here in this way, and every worker.
+    pub fn halt_all(&self, why: Halt) {
+        for run in lock(&self.0.runs).values() {
+            run.halt.send_if_modified(|halt| halt.is_none() && halt.replace(why).is_none());
+        }
+        for life in lock(&self.0.lives).values() {
+            life.stop.cancel();
+        }
+    }
+
+    /// Ends the turns that this replica holds no more.
+    pub fn halt(&self, turn: TurnId, epoch: i32) {
+        if let Some(run) = lock(&self.0.runs).get(&turn).filter(|run| run.epoch == epoch) {
+            run.halt.send_replace(Some(Halt::Lost));
+        }
+    }
+
+    /// Proves this replica's life to its workers' guards. Their limit is `silence_max`.
+    pub fn renew(&self) {
+        let (mut idle, mut busy) = (0, 0);
+        for life in lock(&self.0.lives).values() {
+            *(if life.is_idle { &mut idle } else { &mut busy }) += 1;
+            if let Some(renewer) = &life.renewer {
+                renewer.renew();
+            }
+        }
+        metrics::workers("idle", idle);
+        metrics::workers("busy", busy);
+    }
+
+    /// How many workers live here.
+    pub fn lives(&self) -> usize {
+        lock(&self.0.lives).len()
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    pub(super) fn writer(&self) -> &Writer {
+        &self.0.writer
+    }
+
+    pub(super) fn supervisor(&self) -> &Supervisor {
+        &self.0.supervisor
+    }
+
+    pub(super) fn silence_max(&self) -> Duration {
+        self.0.silence_max
+    }
+
+    /// A conversation's own directory; a worker that is started again finds what it left there.
+    pub(super) fn workspace(&self, conversation: ConversationId) -> PathBuf {
+        self.0.workspaces.join(conversation.to_string())
+    }
+
+    /// Hands a job to its conversation's warm worker, or starts a new life for it.
+    pub(super) fn place(&self, job: Job) {
+        let mut lives = lock(&self.0.lives);
+        let conversation = job.claim.conversation;
+        let mut job = job;
+        if let Some(life) = lives.get_mut(&conversation) {
+            let is_match = life.generation == job.claim.generation
+                && life.agent_revision == job.agent.revision
+                && !life.stop.is_cancelled();
+            if is_match {
+                match life.jobs.try_send(job) {
+                    Ok(()) => {
+                        life.is_idle = false;
+                        return;
+                    }
+                    Err(mpsc::error::TrySendError::Full(back) | mpsc::error::TrySendError::Closed(back)) => {
+                        job = back;
+                    }
+                }
+            }
+            life.stop.cancel();
+        }
+        let worker = WorkerId(self.0.store.clock().mint());
+        let (jobs, inbox) = mpsc::channel(1);
+        let stop = CancellationToken::new();
+        lives.insert(
+            conversation,
+            Life {
+                worker,
+                generation: job.claim.generation,
+                agent_revision: job.agent.revision,
+                jobs,
+                stop: stop.clone(),
+                renewer: None,
+                is_idle: false,
+            },
+        );
+        drop(lives);
+        let host = self.clone();
+        self.0.supervisor.spawn(Kind::Worker, format!("worker {worker}"), async move {
+            life::live(host, worker, job, inbox, stop).await;
+        });
+    }
+
+    pub(super) fn note_process(&self, conversation: ConversationId, worker: WorkerId, renewer: Renewer) {
+        if let Some(life) = lock(&self.0.lives).get_mut(&conversation).filter(|life| life.worker == worker) {
+            life.renewer = Some(renewer);
+        }
+    }
+
+    pub(super) fn note_running(&self, turn: TurnId, worker: WorkerId) {
+        if let Some(run) = lock(&self.0.runs).get_mut(&turn) {
+            run.worker = Some(worker);
+        }
+    }
+
+    /// The worker waits for its next turn; false where it is not wanted any more.
+    pub(super) fn note_idle(&self, conversation: ConversationId, worker: WorkerId) -> bool {
+        match lock(&self.0.lives).get_mut(&conversation).filter(|life| life.worker == worker) {
+            Some(life) if !life.stop.is_cancelled() => {
+                life.is_idle = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The worker takes no more turns.
+    pub(super) fn note_ended(&self, conversation: ConversationId, worker: WorkerId) {
+        let mut lives = lock(&self.0.lives);
+        if lives.get(&conversation).is_some_and(|life| life.worker == worker) {
+            lives.remove(&conversation);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

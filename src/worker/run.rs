@@ -1,0 +1,377 @@
+//! One turn on a ready worker: what it says becomes events, and one end becomes the last word.
+//!
+//! One loop, five things to wait for: the worker, the writer, orders, clocks, a halt. While a write
+//! is under way what the worker says gathers in a bounded buffer; when that is full the worker is
+//! not listened to, its pipe fills, and it waits. That wait is not counted as its own silence (I8).
+//!
+//! Keeps I7, I10 (the move to `running` is committed before the worker receives a byte) and I11.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    clocks::Lapse,
+    ending::{Account, UNKNOWN_CANCELLER, cancelled, speak},
+    hand_over::hand_over,
+    host::{Call, Halt, Host, Job},
+    life::{Fate, Worker},
+    process::{Heard, SendError},
+    transcript::{Meaning, Transcript},
+    wire::{FromWorker, Message, ToWorker},
+};
+use crate::{
+    agent::Retry,
+    event::{Kind, NewEvent},
+    failure::Code,
+    store::{
+        commands::{Command, Order},
+        events::{Append, TurnClock},
+        writer::Written,
+    },
+    telemetry::metrics,
+    turn::LastWord,
+};
+
+/// Events, and bytes of them, that may gather while a write is under way.
+const BUFFER_EVENTS_MAX: usize = 1024;
+const BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// How long a worker may live on after it closed its output.
+const CLOSED_GRACE: Duration = Duration::from_secs(1);
+
+/// How a turn ends here.
+enum End {
+    /// With this word; then this becomes of the worker.
+    Word(LastWord, Fate),
+    /// It may be run again, by a fresh worker.
+    Rerun(LastWord),
+    /// It is not ours any more.
+    Lost,
+}
+
+type Writing = Pin<Box<dyn Future<Output = Written> + Send>>;
+
+struct Run<'a> {
+    host: &'a Host,
+    worker: &'a mut Worker,
+    job: Job,
+    account: Account,
+    transcript: Transcript,
+    /// The newest `seq` that is known to be committed.
+    base: i32,
+    buffer: Vec<NewEvent>,
+    buffer_bytes: usize,
+    writing: Option<Writing>,
+    cancelled_by: Option<String>,
+    closed_until: Option<Instant>,
+    /// What the worker may take until its next event.
+    budget: Duration,
+    has_answered: bool,
+}
+
+/// Runs `job` on `worker` to its end.
+pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate {
+    let mut account = Account::unstarted(&job.claim, Some(&job));
+    let Some(base) = hand_over(host, worker, &mut job).await else {
+        return Fate::End;
+    };
+    host.note_running(job.claim.turn, worker.id);
+    account.started_at = Some(host.store().clock().now());
+    let budget = job.agent.spec.timeouts.progress.0;
+    job.clocks.expect_progress(Instant::now(), budget);
+    let mut run = Run {
+        account,
+        transcript: Transcript::default(),
+        buffer: Vec::new(),
+        buffer_bytes: 0,
+        writing: None,
+        cancelled_by: None,
+        closed_until: None,
+        has_answered: false,
+        host,
+        worker,
+        job,
+        base,
+        budget,
+    };
+    let end = run.until_end().await;
+    run.tell(end).await
+}
+
+impl Run<'_> {
+    async fn until_end(&mut self) -> End {
+        loop {
+            if self.writing.is_none() && !self.buffer.is_empty() {
+                self.flush();
+            }
+            let (mut at, lapse) = self.job.clocks.next();
+            let closed_until = self.closed_until.filter(|&until| until < at);
+            at = closed_until.unwrap_or(at);
+            let is_listening = self.is_listening();
+            let end = tokio::select! {
+                biased;
+                written = write_end(&mut self.writing) => self.written(written),
+                call = self.job.reach.call() => match call {
+                    Call::Halt(halt) => Some(self.halted(halt)),
+                    Call::Order(command) => self.obey(command).await,
+                },
+                heard = self.worker.process.recv(), if is_listening => self.hear(heard),
+                () = sleep_until(at), if is_listening || lapse == Lapse::Cancels => {
+                    Some(if closed_until.is_some() { self.left_without_exit() } else { self.lapsed(lapse) })
+                }
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    fn is_listening(&self) -> bool {
+        self.buffer.len() < BUFFER_EVENTS_MAX && self.buffer_bytes < BUFFER_BYTES_MAX
+    }
+
+    fn flush(&mut self) {
+        let clock = if self.transcript.is_asking() { TurnClock::Answer } else { TurnClock::Progress };
+        let append = Append {
+            turn: self.job.claim.turn,
+            epoch: self.job.claim.epoch,
+            base: self.base,
+            events: std::mem::take(&mut self.buffer),
+            clock,
+            budget_ms: i64::try_from(self.budget.as_millis()).unwrap_or(i64::MAX),
+        };
+        self.buffer_bytes = 0;
+        let writer = self.host.writer().clone();
+        self.writing = Some(Box::pin(async move { writer.append(append).await }));
+    }
+
+    fn written(&mut self, written: Written) -> Option<End> {
+        self.writing = None;
+        match written {
+            Written::Done(seq) => {
+                self.base = seq;
+                None
+            }
+            Written::LeaseLost => Some(End::Lost),
+            Written::Refused(why) => Some(self.fails(Code::Internal, Code::Internal.message(), Some(why))),
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) -> Option<End> {
+        match heard {
+            Heard::Message(from) => self.heed(from),
+            Heard::Protocol(error) => {
+                let detail = format!("line: {}", error.excerpt);
+                Some(self.fails(Code::WorkerProtocol, &error.to_string(), Some(detail)))
+            }
+            Heard::Closed => {
+                self.closed_until = Some(Instant::now() + CLOSED_GRACE);
+                None
+            }
+            Heard::Exited(exit) => {
+                let message = format!("The worker handling your request stopped unexpectedly ({exit}).");
+                let tail = self.worker.process.stderr_tail();
+                let word = self.account.failure(Code::WorkerExited, &message, Some(tail));
+                let may_rerun = self.job.agent.spec.retry == Retry::Safe && !self.has_answered;
+                Some(if may_rerun { End::Rerun(word) } else { End::Word(word, Fate::End) })
+            }
+        }
+    }
+
+    fn heed(&mut self, from: FromWorker) -> Option<End> {
+        if let Some(turn) = from.turn_id.filter(|&turn| turn != self.job.claim.turn) {
+            if Some(turn) == self.worker.last_turn {
+                // Its turn has had its last word: it cannot become an event any more (I3).
+                metrics::late_output();
+                tracing::warn!(late_for = %turn, "a worker spoke after its turn's end; not kept");
+                return None;
+            }
+            let message = "The worker sent a message for another turn.";
+            return Some(self.fails(Code::WorkerProtocol, message, None));
+        }
+        let budget = match &from.message {
+            Message::Status { budget_s: Some(seconds), .. } => {
+                Duration::try_from_secs_f64(*seconds).unwrap_or(Duration::MAX)
+            }
+            _ => Duration::ZERO,
+        };
+        match self.transcript.hear(from.message, self.job.agent.spec.limits.output_bytes.0) {
+            Meaning::Alive => None,
+            Meaning::Event(event) => {
+                self.has_answered |= matches!(event.kind, Kind::Delta | Kind::Content);
+                self.gather(event);
+                self.expect(budget);
+                None
+            }
+            Meaning::End(word) => Some(End::Word(word, Fate::Keep)),
+            Meaning::Failed { code: Code::WorkerProtocol, message, .. } => {
+                Some(self.fails(Code::WorkerProtocol, &message, None))
+            }
+            Meaning::Failed { code, message, retryable } => {
+                Some(End::Word(self.account.failure_as(code, &message, None, retryable), Fate::Keep))
+            }
+            Meaning::Cancelled => Some(match self.cancelled_by.clone() {
+                Some(by) => End::Word(cancelled(&by), Fate::Keep),
+                None => {
+                    let message = "The worker stopped the turn without having been asked to.";
+                    self.fails(Code::WorkerProtocol, message, None)
+                }
+            }),
+        }
+    }
+
+    fn gather(&mut self, event: NewEvent) {
+        self.account.last_progress_at = Some(self.host.store().clock().now());
+        self.buffer_bytes += event.data.len();
+        self.buffer.push(event);
+    }
+
+    /// Sets the clock after an event: progress moves it, a question hands it to the user.
+    fn expect(&mut self, announced: Duration) {
+        let timeouts = self.job.agent.spec.timeouts;
+        let now = Instant::now();
+        // An announced budget never goes past the cap, which the clocks keep.
+        let cap_left = self.job.clocks.cap_left(now);
+        if self.transcript.is_asking() {
+            self.budget = timeouts.answer.0.min(cap_left);
+            self.job.clocks.expect_answer(now, self.budget);
+        } else {
+            self.budget = timeouts.progress.0.max(announced).min(cap_left);
+            self.job.clocks.expect_progress(now, self.budget);
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> Option<End> {
+        let turn_id = self.job.claim.turn;
+        let sent = match command.order {
+            Order::Cancel { by } => {
+                self.job.clocks.cancel(Instant::now());
+                self.cancelled_by = Some(by);
+                self.worker.process.send(&ToWorker::Cancel { turn_id })
+            }
+            Order::Answer { ask_id, answer } => {
+                let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+                if !self.transcript.take_ask(&ask_id) {
+                    // Carried out before; only the mark was lost.
+                    self.mark_taken(command.id).await;
+                    return None;
+                }
+                self.gather(NewEvent::new(
+                    Kind::Answer,
+                    &serde_json::json!({ "ask_id": ask_id, "answer": answer }),
+                ));
+                self.expect(Duration::ZERO);
+                self.worker.process.send(&ToWorker::Answer { turn_id, ask_id, answer })
+            }
+        };
+        self.mark_taken(command.id).await;
+        match sent {
+            // One that is gone is about to be heard as such.
+            Ok(()) | Err(SendError::Closed) => None,
+            Err(_) if self.cancelled_by.is_some() => Some(self.lapsed(Lapse::Cancels)),
+            Err(why) => {
+                let message = "The worker handling your request does not read its input.";
+                Some(self.fails(Code::WorkerUnresponsive, message, Some(why.to_string())))
+            }
+        }
+    }
+
+    async fn mark_taken(&mut self, command: i64) {
+        if let Err(why) = self.host.store().take_command(command).await {
+            // It comes again, and does nothing then.
+            tracing::debug!(%why, "an order was not marked as taken");
+        }
+    }
+
+    fn lapsed(&mut self, lapse: Lapse) -> End {
+        match lapse {
+            Lapse::Cancels => {
+                let by = self.cancelled_by.clone().unwrap_or_else(|| UNKNOWN_CANCELLER.as_str().to_owned());
+                End::Word(cancelled(&by), Fate::End)
+            }
+            Lapse::Fails(code) => self.fails(code, code.message(), None),
+        }
+    }
+
+    fn left_without_exit(&mut self) -> End {
+        let message = "The worker handling your request closed its output in the middle of the turn.";
+        self.fails(Code::WorkerExited, message, None)
+    }
+
+    fn halted(&mut self, halt: Halt) -> End {
+        match halt {
+            Halt::Lost => End::Lost,
+            Halt::Interrupted => self.fails(Code::Interrupted, Code::Interrupted.message(), None),
+        }
+    }
+
+    fn fails(&self, code: Code, message: &str, detail: Option<String>) -> End {
+        End::Word(self.account.failure(code, message, detail), Fate::End)
+    }
+
+    /// Writes what was said, then the end. What a worker said before it died is heard first.
+    async fn tell(mut self, end: End) -> Fate {
+        let (word, fate) = match end {
+            End::Lost => {
+                metrics::leases_lost();
+                tracing::warn!("lease lost: the worker is ended");
+                return self.kill();
+            }
+            End::Word(word, fate) => (word, fate),
+            End::Rerun(word) => {
+                if self.flush_all().await && self.give_back().await {
+                    return Fate::End;
+                }
+                (word, Fate::End)
+            }
+        };
+        if !self.flush_all().await || !speak(self.host, &self.job.claim, self.base, word).await {
+            return self.kill();
+        }
+        if fate == Fate::End {
+            // Authority ends with the turn (I11).
+            return self.kill();
+        }
+        fate
+    }
+
+    /// False where the turn was lost meanwhile.
+    async fn flush_all(&mut self) -> bool {
+        loop {
+            if self.writing.is_none() && self.buffer.is_empty() {
+                return true;
+            }
+            if self.writing.is_none() {
+                self.flush();
+            }
+            let written = write_end(&mut self.writing).await;
+            if let Some(End::Lost) = self.written(written) {
+                metrics::leases_lost();
+                return false;
+            }
+        }
+    }
+
+    async fn give_back(&mut self) -> bool {
+        let claim = &self.job.claim;
+        let is_released = self.host.store().release(claim.turn, claim.epoch).await.unwrap_or(false);
+        if is_released {
+            metrics::requeued("worker_exited");
+            tracing::info!("the worker died before it had said anything; the turn is run again");
+        }
+        is_released
+    }
+
+    fn kill(&self) -> Fate {
+        self.worker.process.kill();
+        Fate::End
+    }
+}
+
+/// Waits for the write that is under way; for ever where there is none. Cancel-safe.
+async fn write_end(writing: &mut Option<Writing>) -> Written {
+    match writing {
+        Some(writing) => writing.await,
+        None => std::future::pending().await,
+    }
+}

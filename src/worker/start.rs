@@ -1,0 +1,170 @@
+//! A worker's start, for the turn that needs it: from a program to one that said `ready`.
+//!
+//! Keeps I10's first half: while this goes on the turn is `starting`, no worker has received it,
+//! and its end is `worker_startup_failed`, a cancel, or a way back to the queue.
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    begin::give_back,
+    clocks::Lapse,
+    ending::{Account, UNKNOWN_CANCELLER, cancelled, speak},
+    host::{Call, Halt, Host, Job},
+    life::{Worker, record},
+    process::{Heard, Launch, Process, StartError},
+    wire::Message,
+};
+use crate::{
+    failure::Code,
+    id::WorkerId,
+    store::{commands::Order, workers::NewWorker},
+};
+
+/// How a start went.
+pub(super) enum Started {
+    /// The worker is ready for its turn.
+    Ready(Box<Worker>, Box<Job>),
+    /// The turn has ended, or is not ours any more; so has the worker.
+    Over,
+}
+
+/// Why a start led nowhere.
+enum Obstacle {
+    Failed { message: String, detail: Option<String> },
+    Cancelled(String),
+    Halted(Halt),
+}
+
+/// Starts a worker for `job`'s turn and waits until it is ready, within the startup clock.
+pub(super) async fn start(host: &Host, id: WorkerId, mut job: Job) -> Started {
+    match launch(host, &mut job).await {
+        Ok(mut process) => {
+            tracing::info!(pid = process.pid(), "worker started");
+            host.note_process(job.claim.conversation, id, process.renewer());
+            note_started(host, id, &job, process.pid()).await;
+            match until_ready(&mut process, &mut job).await {
+                Ok(()) => {
+                    if let Err(why) = host.store().worker_ready(id).await {
+                        tracing::warn!(%why, "a ready worker was not recorded");
+                    }
+                    let conversation = job.claim.conversation;
+                    let worker = Worker { id, process, conversation, last_turn: None };
+                    Started::Ready(Box::new(worker), Box::new(job))
+                }
+                Err(obstacle) => {
+                    tell(host, &job, obstacle, Some(&process)).await;
+                    process.kill();
+                    let exit = process.ended().await;
+                    record(host, id, &process, exit).await;
+                    Started::Over
+                }
+            }
+        }
+        Err(obstacle) => {
+            tell(host, &job, obstacle, None).await;
+            Started::Over
+        }
+    }
+}
+
+async fn launch(host: &Host, job: &mut Job) -> Result<Process, Obstacle> {
+    let spec = &job.agent.spec;
+    let mut env = spec.env.clone();
+    env.insert("LASTWORD_AGENT".to_owned(), job.agent.name.clone());
+    env.insert("LASTWORD_CONVERSATION_ID".to_owned(), job.claim.conversation.to_string());
+    let launch = Launch {
+        env,
+        memory: spec.limits.memory,
+        processes: spec.limits.processes,
+        silence_max: host.silence_max(),
+        ..Launch::new(spec.command.clone(), host.workspace(job.claim.conversation))
+    };
+    let started = Process::start(host.supervisor(), launch);
+    tokio::pin!(started);
+    loop {
+        tokio::select! {
+            started = &mut started => return started.map_err(refused),
+            why = interrupted(job) => if let Some(obstacle) = why { return Err(obstacle) },
+        }
+    }
+}
+
+async fn until_ready(process: &mut Process, job: &mut Job) -> Result<(), Obstacle> {
+    loop {
+        tokio::select! {
+            heard = process.recv() => match heard {
+                Heard::Message(from) if from.message == Message::Ready => return Ok(()),
+                Heard::Message(from) if from.message == Message::Beat => {}
+                Heard::Message(_) => return Err(failed("The worker spoke before it was ready.")),
+                Heard::Protocol(error) => {
+                    return Err(Obstacle::Failed { message: error.to_string(), detail: Some(error.excerpt) });
+                }
+                Heard::Closed => {}
+                Heard::Exited(exit) => {
+                    let message = format!("The worker for this agent stopped while it was starting ({exit}).");
+                    return Err(Obstacle::Failed { message, detail: Some(process.stderr_tail()) });
+                }
+            },
+            why = interrupted(job) => if let Some(obstacle) = why { return Err(obstacle) },
+        }
+    }
+}
+
+/// What may come between while a worker starts: a clock, an order, a halt. `None`: go on.
+async fn interrupted(job: &mut Job) -> Option<Obstacle> {
+    let (at, lapse) = job.clocks.next();
+    tokio::select! {
+        () = sleep_until(at) => Some(match lapse {
+            Lapse::Fails(Code::TurnTimeout) => failed(Code::TurnTimeout.message()),
+            Lapse::Fails(_) => failed(Code::WorkerStartupFailed.message()),
+            Lapse::Cancels => Obstacle::Cancelled(UNKNOWN_CANCELLER.as_str().to_owned()),
+        }),
+        call = job.reach.call() => match call {
+            Call::Halt(halt) => Some(Obstacle::Halted(halt)),
+            Call::Order(command) => match command.order {
+                Order::Cancel { by } => Some(Obstacle::Cancelled(by)),
+                // It has asked nothing yet.
+                Order::Answer { .. } => None,
+            },
+        },
+    }
+}
+
+fn failed(message: &str) -> Obstacle {
+    Obstacle::Failed { message: message.to_owned(), detail: None }
+}
+
+fn refused(why: StartError) -> Obstacle {
+    Obstacle::Failed { message: why.message.to_owned(), detail: Some(why.detail) }
+}
+
+/// Tells the client, unless there is nothing for this host to tell.
+async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Option<&Process>) {
+    let claim = &job.claim;
+    let word = match obstacle {
+        Obstacle::Halted(Halt::Lost) => return,
+        Obstacle::Halted(Halt::Interrupted) => return give_back(host, claim).await,
+        Obstacle::Cancelled(by) => cancelled(&by),
+        Obstacle::Failed { message, detail } => {
+            let is_capped = job.clocks.cap_left(Instant::now()).is_zero();
+            let code = if is_capped { Code::TurnTimeout } else { Code::WorkerStartupFailed };
+            let tail = process.map(Process::stderr_tail).filter(|tail| !tail.is_empty());
+            Account::unstarted(claim, Some(job)).failure(code, &message, detail.or(tail))
+        }
+    };
+    speak(host, claim, claim.last_seq, word).await;
+}
+
+async fn note_started(host: &Host, id: WorkerId, job: &Job, pid: i32) {
+    let new = NewWorker {
+        id,
+        agent: job.agent.name.clone(),
+        agent_revision: job.agent.revision,
+        runtime: job.agent.spec.runtime.as_str(),
+        conversation: job.claim.conversation,
+        pid,
+    };
+    if let Err(why) = host.store().worker_started(&new).await {
+        tracing::warn!(%why, "a worker's start was not recorded");
+    }
+}

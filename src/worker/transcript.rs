@@ -1,0 +1,223 @@
+//! What a worker has said in one turn: messages in, events out, and the last word they lead to.
+//!
+//! Pure. Keeps I7: every message becomes an event, an end, or a named violation; a worker that
+//! finishes without having said anything has not succeeded.
+
+use serde_json::{Value, json};
+
+use super::wire::Message;
+use crate::{
+    event::{Kind, NewEvent},
+    failure::Code,
+    turn::LastWord,
+};
+
+/// The stop reason of a worker that names none.
+const STOP_REASON: &str = "end_turn";
+
+/// The running account of one turn.
+#[derive(Debug, Default)]
+pub(super) struct Transcript {
+    /// The answer so far: deltas and contents, one after another.
+    text: String,
+    /// Bytes that became events, whatever their kind.
+    bytes: u64,
+    /// Whether the client was given anything that counts as an answer.
+    has_spoken: bool,
+    open_asks: Vec<String>,
+    asks: u32,
+}
+
+/// What one message amounts to.
+#[derive(Debug, PartialEq)]
+pub(super) enum Meaning {
+    /// An event to append.
+    Event(NewEvent),
+    /// Nothing for the log: `beat`, or a `ready` that comes again.
+    Alive,
+    /// The worker's end of the turn.
+    End(LastWord),
+    /// The end in an error, in the worker's or our words.
+    Failed {
+        /// Which code.
+        code: Code,
+        /// Text for a person.
+        message: String,
+        /// The worker's own view of whether asking again may help.
+        retryable: Option<bool>,
+    },
+    /// It says that it stopped the turn.
+    Cancelled,
+}
+
+impl Transcript {
+    /// Takes in one message. `output_max` bounds what one turn may send, in bytes.
+    pub(super) fn hear(&mut self, message: Message, output_max: u64) -> Meaning {
+        let event = match message {
+            Message::Ready | Message::Beat => return Meaning::Alive,
+            Message::Cancelled => return Meaning::Cancelled,
+            Message::Complete { text, usage, stop_reason } => return self.complete(text, usage, stop_reason),
+            Message::Error { message, retryable, .. } => {
+                return Meaning::Failed { code: Code::AgentError, message, retryable };
+            }
+            Message::Delta { text } => self.say(Kind::Delta, text),
+            Message::Content { text } => self.say(Kind::Content, text),
+            Message::Ephemeral { text } => NewEvent::new(Kind::Ephemeral, &json!({ "text": text })),
+            Message::Status { state, waiting_on, budget_s } => {
+                let mut fields = json!({ "state": state });
+                set_if_any(&mut fields, "waiting_on", waiting_on.map(Value::from));
+                set_if_any(&mut fields, "budget_s", budget_s.map(Value::from));
+                NewEvent::new(Kind::Status, &fields)
+            }
+            Message::Ask { ask_id, prompt, options } => match self.ask(ask_id, prompt, options) {
+                Ok(event) => event,
+                Err(why) => return violation(why),
+            },
+            Message::Custom { name, data } => {
+                self.has_spoken = true;
+                NewEvent::new(Kind::Custom, &json!({ "name": name, "data": data }))
+            }
+        };
+        self.bytes += event.data.len() as u64;
+        if self.bytes > output_max {
+            return violation("The worker sent more than this agent may send in one turn.");
+        }
+        Meaning::Event(event)
+    }
+
+    /// Whether this question waits for an answer; it does not afterwards.
+    pub(super) fn take_ask(&mut self, ask_id: &str) -> bool {
+        let before = self.open_asks.len();
+        self.open_asks.retain(|open| open != ask_id);
+        self.open_asks.len() < before
+    }
+
+    /// Whether the user owes an answer.
+    pub(super) fn is_asking(&self) -> bool {
+        !self.open_asks.is_empty()
+    }
+
+    fn say(&mut self, kind: Kind, text: String) -> NewEvent {
+        self.has_spoken |= !text.is_empty();
+        self.text.push_str(&text);
+        NewEvent::new(kind, &json!({ "text": text }))
+    }
+
+    fn ask(
+        &mut self,
+        ask_id: Option<String>,
+        prompt: String,
+        options: Option<Value>,
+    ) -> Result<NewEvent, &'static str> {
+        self.asks += 1;
+        let ask_id = ask_id.unwrap_or_else(|| format!("ask_{}", self.asks));
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
+        if !(1..=100).contains(&ask_id.len()) || !ask_id.bytes().all(is_allowed) {
+            return Err("The worker sent a question whose id is not 1 to 100 plain characters.");
+        }
+        if self.open_asks.contains(&ask_id) {
+            return Err("The worker asked two questions under one id.");
+        }
+        let mut fields = json!({ "ask_id": ask_id, "prompt": prompt });
+        set_if_any(&mut fields, "options", options);
+        self.has_spoken = true;
+        self.open_asks.push(ask_id);
+        Ok(NewEvent::new(Kind::Ask, &fields))
+    }
+
+    fn complete(
+        &mut self,
+        text: Option<String>,
+        usage: Option<Value>,
+        stop_reason: Option<String>,
+    ) -> Meaning {
+        let text = text.filter(|text| !text.is_empty());
+        if !self.has_spoken && text.is_none() {
+            let message = Code::EmptyReply.message().to_owned();
+            return Meaning::Failed { code: Code::EmptyReply, message, retryable: None };
+        }
+        let text = text.unwrap_or_else(|| std::mem::take(&mut self.text));
+        let stop_reason = stop_reason.unwrap_or_else(|| STOP_REASON.to_owned());
+        let mut fields = json!({ "text": text, "stop_reason": stop_reason });
+        set_if_any(&mut fields, "usage", usage);
+        Meaning::End(LastWord { kind: Kind::Completed, data: fields.to_string() })
+    }
+}
+
+fn set_if_any(fields: &mut Value, name: &str, value: Option<Value>) {
+    if let Some(value) = value {
+        fields[name] = value;
+    }
+}
+
+fn violation(message: &str) -> Meaning {
+    Meaning::Failed { code: Code::WorkerProtocol, message: message.to_owned(), retryable: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delta(text: &str) -> Message {
+        Message::Delta { text: text.to_owned() }
+    }
+
+    fn complete(text: Option<&str>) -> Message {
+        Message::Complete { text: text.map(str::to_owned), usage: None, stop_reason: None }
+    }
+
+    #[test]
+    fn the_answer_is_what_was_said_unless_the_worker_says_it_whole() {
+        let mut said = Transcript::default();
+        said.hear(delta("a"), 1000);
+        said.hear(Message::Content { text: "b".to_owned() }, 1000);
+        said.hear(Message::Ephemeral { text: "c".to_owned() }, 1000);
+        let Meaning::End(word) = said.hear(complete(None), 1000) else { panic!("no end") };
+        assert_eq!(word.data, r#"{"stop_reason":"end_turn","text":"ab"}"#);
+
+        let mut said = Transcript::default();
+        said.hear(delta("a"), 1000);
+        let Meaning::End(word) = said.hear(complete(Some("whole")), 1000) else { panic!("no end") };
+        assert!(word.data.contains(r#""text":"whole""#));
+    }
+
+    #[test]
+    fn a_silent_success_is_a_failure() {
+        for silence in [
+            vec![],
+            vec![delta("")],
+            vec![Message::Ephemeral { text: "psst".to_owned() }],
+            vec![Message::Beat],
+        ] {
+            let mut said = Transcript::default();
+            for message in silence {
+                said.hear(message, 1000);
+            }
+            let end = said.hear(complete(None), 1000);
+            assert!(matches!(end, Meaning::Failed { code: Code::EmptyReply, .. }), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn too_much_is_a_violation() {
+        let mut said = Transcript::default();
+        assert!(matches!(said.hear(delta("x"), 100), Meaning::Event(_)));
+        let end = said.hear(delta(&"x".repeat(100)), 100);
+        assert!(matches!(end, Meaning::Failed { code: Code::WorkerProtocol, .. }));
+    }
+
+    #[test]
+    fn a_question_takes_one_answer() {
+        let mut said = Transcript::default();
+        let ask = |id: Option<&str>| Message::Ask {
+            ask_id: id.map(str::to_owned),
+            prompt: "?".to_owned(),
+            options: None,
+        };
+        assert!(matches!(said.hear(ask(None), 1000), Meaning::Event(_)));
+        assert!(said.is_asking());
+        assert!(matches!(said.hear(ask(Some("ask_1")), 1000), Meaning::Failed { .. }));
+        assert!(said.take_ask("ask_1") && !said.take_ask("ask_1") && !said.is_asking());
+        assert!(matches!(said.hear(ask(Some("no id\n")), 1000), Meaning::Failed { .. }));
+    }
+}
