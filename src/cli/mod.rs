@@ -1,2 +1,108 @@
-//! The command line.
-pub mod config_print;
+//! The command line: the tree of commands, and which file runs which.
+//!
+//! Owns the names. Each command is one file with its `Args` and its `run`. Usage errors leave with
+//! 2, which clap does by itself; an error that a command has no exit code for leaves with 1.
+
+mod client;
+mod config_print;
+mod demo_agent;
+mod dev;
+mod doctor;
+mod migrate;
+mod serve;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A gateway for chat agents in which every accepted turn gets exactly one last word.
+#[derive(Parser)]
+#[command(name = "lastword", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One command and its arguments.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run replicas, a private Postgres and a demo agent on this machine.
+    Dev(dev::Args),
+    /// Run one replica.
+    Serve(serve::Args),
+    /// Bring the database's tables up to date.
+    Migrate(migrate::Args),
+    /// Create or change agents from a TOML file.
+    Apply(client::apply::Args),
+    /// Talk to an agent.
+    Chat(client::chat::Args),
+    /// List, show, tail and cancel turns.
+    Turns(client::turns::Args),
+    /// List, show and delete conversations.
+    Conversations(client::conversations::Args),
+    /// List, show and delete agents.
+    Agents(client::agents::Args),
+    /// List and stop workers.
+    Workers(client::workers::Args),
+    /// List replicas.
+    Replicas(client::replicas::Args),
+    /// Look for what would make the gateway slow or wrong, with a remedy for each.
+    Doctor(doctor::Args),
+    /// Check the invariants over the whole database.
+    Verify(verify::Args),
+    /// Show the configuration.
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// A worker that does on request what workers do by accident.
+    DemoAgent(demo_agent::Args),
+}
+
+/// The commands about configuration.
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration in effect, secrets redacted.
+    Print(config_print::Args),
+}
+
+/// Reads the command line; leaves with 2 where it makes no sense.
+pub fn parse() -> Command {
+    Cli::parse().command
+}
+
+/// Runs one command to its exit code.
+pub async fn run(command: Command) -> ExitCode {
+    let done = match command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Apply(args) => client::apply::run(args).await,
+        Command::Chat(args) => client::chat::run(args).await,
+        Command::Turns(args) => client::turns::run(args).await,
+        Command::Conversations(args) => client::conversations::run(args).await,
+        Command::Agents(args) => client::agents::run(args).await,
+        Command::Workers(args) => client::workers::run(args).await,
+        Command::Replicas(args) => client::replicas::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Verify(args) => verify::run(args).await,
+        Command::Config { command: ConfigCommand::Print(args) } => config_print::run(args).await,
+        Command::DemoAgent(args) => demo_agent::run(args).await,
+    };
+    done.unwrap_or_else(|why| {
+        eprintln!("error: {why:#}");
+        client::exit_code(&why)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

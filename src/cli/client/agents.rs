@@ -1,0 +1,67 @@
+//! `lastword agents`: list, show, delete.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use reqwest::Method;
+
+use super::{
+    address::Address,
+    gateway::segment,
+    table::{self, Column, Output, Page},
+};
+
+const COLUMNS: &[Column] =
+    &[("NAME", "name"), ("REVISION", "revision"), ("RUNTIME", "spec/runtime"), ("UPDATED", "updated_at")];
+
+/// Flags of `lastword agents`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    address: Address,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All agents
+    List {
+        #[command(flatten)]
+        page: Page,
+        /// In which form
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// One agent
+    Show {
+        /// Its name
+        name: String,
+        /// In which form
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Delete one agent
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Runs one of them.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let gateway = args.address.gateway()?;
+    match args.command {
+        Command::List { page, output } => {
+            table::list(output, COLUMNS, &gateway.get(&page.path("/v1/agents", &[])).await?)?;
+        }
+        Command::Show { name, output } => {
+            table::one(output, &gateway.get(&format!("/v1/agents/{}", segment(&name))).await?)?;
+        }
+        Command::Delete { name } => {
+            gateway.call(Method::DELETE, &format!("/v1/agents/{}", segment(&name)), None).await?;
+            eprintln!("Deleted {name}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,121 @@
+//! `lastword chat`: one message, or a conversation line by line.
+
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::{
+    CANCELLED, COMPLETED, UNREACHABLE,
+    address::Address,
+    follow::Start,
+    gateway::{Gateway, segment},
+    transcript::Transcript,
+    watch::{Ended, Interrupt, Keyboard, Watch},
+};
+use crate::units::Span;
+
+/// The agent that `lastword dev` brings along.
+const DEFAULT_AGENT: &str = "demo";
+
+/// Flags of `lastword chat`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+What the agent says goes to stdout, everything else to stderr.
+Exit codes: 0 completed, 1 failed, 2 usage, 3 gateway unreachable or stream not resumable, 130 cancelled.")]
+pub struct Args {
+    #[command(flatten)]
+    address: Address,
+    /// Which agent [default: the conversation's, else demo]
+    #[arg(long)]
+    agent: Option<String>,
+    /// Go on with this conversation
+    #[arg(long, value_name = "ID")]
+    conversation: Option<String>,
+    /// Give up after this long without an event
+    #[arg(long, default_value = "90s", value_name = "SPAN")]
+    idle: Span,
+    /// What to say; without it every line of stdin is a message
+    message: Option<String>,
+}
+
+/// Talks.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let gateway = args.address.gateway()?;
+    let agent = match (args.agent, &args.conversation) {
+        (Some(agent), _) => agent,
+        (None, Some(id)) => agent_of(&gateway, id).await?,
+        (None, None) => DEFAULT_AGENT.to_owned(),
+    };
+    let mut chat = Chat {
+        gateway: &gateway,
+        transcript: Transcript::stdio(false),
+        keyboard: Keyboard::open()?,
+        conversation: args.conversation,
+        agent,
+        idle: args.idle,
+    };
+    let code = match &args.message {
+        Some(message) => chat.say(message).await?,
+        None => chat.talk().await?,
+    };
+    Ok(ExitCode::from(code))
+}
+
+/// The agent that a conversation is with.
+async fn agent_of(gateway: &Gateway, conversation_id: &str) -> anyhow::Result<String> {
+    let conversation = gateway.get(&format!("/v1/conversations/{}", segment(conversation_id))).await?;
+    Ok(conversation.get("agent").and_then(Value::as_str).unwrap_or(DEFAULT_AGENT).to_owned())
+}
+
+struct Chat<'g> {
+    gateway: &'g Gateway,
+    transcript: Transcript,
+    keyboard: Keyboard,
+    conversation: Option<String>,
+    agent: String,
+    idle: Span,
+}
+
+impl Chat<'_> {
+    /// Every line of stdin is a turn of one conversation. The exit code is the last turn's; what
+    /// makes all further turns pointless ends it at once.
+    async fn talk(&mut self) -> anyhow::Result<u8> {
+        let mut code = COMPLETED;
+        loop {
+            if self.keyboard.is_terminal {
+                self.transcript.prompt()?;
+            }
+            let line = match self.keyboard.line_or_interrupt().await {
+                Ok(line) => line.transpose()?,
+                Err(()) => return Ok(CANCELLED),
+            };
+            let Some(line) = line else { return Ok(code) };
+            if line.trim().is_empty() {
+                continue;
+            }
+            code = self.say(&line).await?;
+            if code == UNREACHABLE {
+                return Ok(code);
+            }
+        }
+    }
+
+    /// One turn to its end.
+    async fn say(&mut self, message: &str) -> anyhow::Result<u8> {
+        let watch = Watch {
+            gateway: self.gateway,
+            transcript: &mut self.transcript,
+            keyboard: &mut self.keyboard,
+            idle: self.idle.0,
+            interrupt: Interrupt::Cancels,
+        };
+        let mut body = json!({"agent": self.agent, "input": message, "stream": true});
+        if let Some(id) = &self.conversation {
+            body["conversation_id"] = Value::from(id.as_str());
+        }
+        let key = format!("chat-{:032x}", rand::random::<u128>());
+        let Ended { code, conversation_id } = watch.run(Start::NewTurn { body, key }).await?;
+        self.conversation = conversation_id.or(self.conversation.take());
+        Ok(code)
+    }
+}

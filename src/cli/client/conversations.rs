@@ -1,0 +1,87 @@
+//! `lastword conversations`: list, show, delete.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{
+    address::Address,
+    gateway::segment,
+    table::{self, Column, Output, Page},
+    turns,
+};
+
+const COLUMNS: &[Column] = &[("ID", "id"), ("AGENT", "agent"), ("CREATED", "created_at")];
+
+/// Flags of `lastword conversations`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    address: Address,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The newest conversations
+    List {
+        /// Only with this agent
+        #[arg(long)]
+        agent: Option<String>,
+        #[command(flatten)]
+        page: Page,
+        /// In which form
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// One conversation and its turns
+    Show {
+        /// conv_…
+        id: String,
+        #[command(flatten)]
+        page: Page,
+        /// In which form
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Delete one conversation; what runs in it is cancelled
+    Delete {
+        /// conv_…
+        id: String,
+    },
+}
+
+/// Runs one of them.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let gateway = args.address.gateway()?;
+    match args.command {
+        Command::List { agent, page, output } => {
+            let path = page.path("/v1/conversations", &[("agent", agent.as_deref())]);
+            table::list(output, COLUMNS, &gateway.get(&path).await?)?;
+        }
+        Command::Show { id, page, output } => {
+            let path = format!("/v1/conversations/{}", segment(&id));
+            let conversation = gateway.get(&path).await?;
+            let turns = gateway.get(&page.path(&format!("{path}/turns"), &[])).await?;
+            match output {
+                Output::Json => {
+                    table::one(output, &json!({"conversation": conversation, "turns": turns}))?;
+                }
+                Output::Table => {
+                    table::one(output, &conversation)?;
+                    println!();
+                    table::list(output, turns::COLUMNS, &turns)?;
+                }
+            }
+        }
+        Command::Delete { id } => {
+            let path = format!("/v1/conversations/{}", segment(&id));
+            gateway.call(Method::DELETE, &path, None).await?;
+            eprintln!("Deleted {id}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,352 @@
+//! Following one turn to its last word, over whichever replica answers.
+//!
+//! Owns the cursor and every second try. A body that ends before the terminal event is a broken one,
+//! however clean the end looked; it goes on at the next URL after the last `seq` that was heard.
+//!
+//! ```text
+//! (no turn id) POST, same Idempotency-Key ──first event──► GET …/events, Last-Event-ID ──► End
+//!        └──────────── broken: next URL ────────┘  └── broken: next URL ──┘
+//! ```
+//! Keeps: no event is heard twice, none is skipped, and only events refill the idle budget (a
+//! keep-alive proves a connection, not a turn).
+
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use eventsource_stream::Eventsource;
+use futures_util::{Stream, StreamExt};
+use reqwest::{Method, Response, StatusCode, header};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use super::gateway::{CallError, Gateway, Problem, cause, problem, segment};
+use crate::event::Kind;
+
+/// A replica that has not begun to answer by then is left for the next.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where nothing listens and nothing can have been accepted, nobody should wait for long.
+const NOBODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// How long a question may wait for the person in front of it; the server's answer clock is shorter.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Announced budgets and `Retry-After` are taken at their word up to this.
+const TRUST_MAX: Duration = Duration::from_secs(24 * 3600);
+
+type Frames = Pin<Box<dyn Stream<Item = Result<eventsource_stream::Event, String>> + Send>>;
+
+/// What to follow.
+pub enum Start {
+    /// A new turn: the body of `POST /v1/turns`, and the key that makes repeating it safe.
+    NewTurn {
+        /// The request.
+        body: Value,
+        /// `Idempotency-Key`
+        key: String,
+    },
+    /// A turn that exists, after this `seq`.
+    Log {
+        /// `turn_…`
+        turn_id: String,
+        /// The last event that is known already.
+        after: Option<i64>,
+    },
+}
+
+/// One event of the turn.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// `turn_…`
+    pub turn_id: String,
+    /// Its kind's name; kinds of newer gateways come through.
+    pub kind: String,
+    /// The whole event.
+    pub body: Value,
+}
+
+impl Event {
+    /// One of the kind's own texts; empty where it has none.
+    pub fn text(&self, field: &str) -> &str {
+        self.body.get(field).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Whether this is the last word.
+    pub fn is_terminal(&self) -> bool {
+        self.kind.parse().is_ok_and(Kind::is_terminal)
+    }
+}
+
+/// What [`Follow::next`] brings.
+pub enum Heard {
+    /// The next event.
+    Event(Event),
+    /// The connection broke, for this reason; the next call tries to go on.
+    Outage(String),
+    /// Connected.
+    Connected,
+    /// There is nothing after the cursor: the last word was heard, or lies before it.
+    End,
+}
+
+/// Why following ended without a last word.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// The gateway would not take the turn, or show it.
+    #[error("{0}")]
+    Refused(Problem),
+    /// It once could be followed, and now cannot.
+    #[error("the stream cannot be resumed: {0}")]
+    NotResumable(Problem),
+    /// Nobody answers.
+    #[error("{0}")]
+    Unreachable(CallError),
+    /// No event for so long.
+    #[error("no event for {0:?}{1}")]
+    Idle(Duration, String),
+}
+
+/// A reader of one turn's log.
+pub struct Follow<'g> {
+    gateway: &'g Gateway,
+    start: Start,
+    turn_id: Option<String>,
+    seq: Option<i64>,
+    frames: Option<Frames>,
+    /// Which URL is tried next, counted round and round.
+    replica: usize,
+    /// Tries since the last event.
+    tries: u32,
+    /// What happened at the last try.
+    why: String,
+    /// When an event was last heard.
+    heard_at: Instant,
+    idle: Duration,
+    /// The turn said that it may be quiet for this long.
+    announced: Duration,
+    /// A person is asked, here at this terminal.
+    is_asking: bool,
+    answers_here: bool,
+    has_connected: bool,
+    /// A request may have reached a replica.
+    may_be_accepted: bool,
+    has_ended: bool,
+}
+
+impl<'g> Follow<'g> {
+    /// Follows `start`, and gives up `idle` after the last event. With `answers_here` a question of
+    /// the turn stops that clock, since the person who thinks about it sits here.
+    pub fn new(gateway: &'g Gateway, start: Start, idle: Duration, answers_here: bool) -> Self {
+        let (turn_id, seq) = match &start {
+            Start::NewTurn { .. } => (None, None),
+            Start::Log { turn_id, after } => (Some(turn_id.clone()), *after),
+        };
+        Follow {
+            gateway,
+            start,
+            turn_id,
+            seq,
+            frames: None,
+            replica: 0,
+            tries: 0,
+            why: String::new(),
+            heard_at: Instant::now(),
+            idle,
+            announced: Duration::ZERO,
+            is_asking: false,
+            answers_here,
+            has_connected: false,
+            may_be_accepted: false,
+            has_ended: false,
+        }
+    }
+
+    /// What comes next. After an `Err` or [`Heard::End`] nothing does.
+    pub async fn next(&mut self) -> Result<Heard, Lost> {
+        if self.has_ended {
+            return Ok(Heard::End);
+        }
+        let left = self.budget().saturating_sub(self.heard_at.elapsed());
+        match timeout(left, self.hear()).await {
+            Ok(heard) => heard,
+            Err(_) => Err(self.give_up()),
+        }
+    }
+
+    /// How long after the last event to give up.
+    fn budget(&self) -> Duration {
+        match self.is_asking && self.answers_here && self.frames.is_some() {
+            true => ANSWER_WAIT_MAX,
+            false => self.idle.max(self.announced),
+        }
+    }
+
+    async fn hear(&mut self) -> Result<Heard, Lost> {
+        loop {
+            let Some(frames) = &mut self.frames else {
+                if self.tries > 0 {
+                    sleep(pause(self.tries, self.gateway.urls().len())).await;
+                }
+                match self.connect().await? {
+                    Some(heard) => return Ok(heard),
+                    None => continue,
+                }
+            };
+            let taken = match frames.next().await {
+                Some(Ok(frame)) => self.take(&frame),
+                Some(Err(why)) => Err(why),
+                None => Err("the stream ended before the last word".to_owned()),
+            };
+            match taken {
+                Ok(Some(event)) => return Ok(Heard::Event(event)),
+                Ok(None) => {}
+                Err(why) => return Ok(self.outage(why)),
+            }
+        }
+    }
+
+    /// One frame: an event, one that was heard before (`None`), or the reason to go elsewhere.
+    fn take(&mut self, frame: &eventsource_stream::Event) -> Result<Option<Event>, String> {
+        if frame.event == "reconnect" {
+            return Err("the replica lets its streams go".to_owned());
+        }
+        let body: Value = serde_json::from_str(&frame.data).map_err(|why| format!("not an event: {why}"))?;
+        let seq = body.get("seq").and_then(Value::as_i64).ok_or("an event without `seq`")?;
+        let turn_id = body.get("turn_id").and_then(Value::as_str).ok_or("an event without `turn_id`")?;
+        if self.turn_id.as_deref().is_some_and(|known| known != turn_id) {
+            return Err(format!("an event of another turn, {turn_id}"));
+        }
+        let wanted = self.seq.map_or(0, |seq| seq + 1);
+        if seq < wanted {
+            return Ok(None);
+        }
+        if seq > wanted {
+            return Err(format!("event {seq} came where {wanted} was due"));
+        }
+        let turn_id = turn_id.to_owned();
+        let event = Event { turn_id: turn_id.clone(), kind: frame.event.clone(), body };
+        self.turn_id = Some(turn_id);
+        self.seq = Some(seq);
+        self.tries = 0;
+        self.heard_at = Instant::now();
+        self.announced = announced(&event);
+        self.is_asking = event.kind == Kind::Ask.as_str();
+        self.has_ended = event.is_terminal();
+        Ok(Some(event))
+    }
+
+    fn outage(&mut self, why: String) -> Heard {
+        if self.is_asking && self.answers_here {
+            // The clock stood still while the question was open; now it runs from here.
+            self.heard_at = Instant::now();
+        }
+        self.frames = None;
+        self.tries += 1;
+        self.why.clone_from(&why);
+        Heard::Outage(why)
+    }
+
+    /// One try at one replica; `None` means try again.
+    async fn connect(&mut self) -> Result<Option<Heard>, Lost> {
+        let request = match (&self.turn_id, &self.start) {
+            (Some(turn_id), _) | (None, Start::Log { turn_id, .. }) => {
+                let path = format!("/v1/turns/{}/events", segment(turn_id));
+                let request = self.gateway.request(self.replica, Method::GET, &path);
+                match self.seq {
+                    Some(seq) => request.header("last-event-id", seq.to_string()),
+                    None => request,
+                }
+            }
+            (None, Start::NewTurn { body, key }) => self
+                .gateway
+                .request(self.replica, Method::POST, "/v1/turns")
+                .header("idempotency-key", key)
+                .json(body),
+        };
+        self.replica += 1;
+        self.tries += 1;
+        let answered = timeout(ANSWER_TIMEOUT, request.header(header::ACCEPT, "text/event-stream").send());
+        match answered.await {
+            Ok(Ok(response)) => self.open(response).await,
+            Ok(Err(why)) => self.missed(cause(&why), !why.is_connect()),
+            Err(_) => self.missed("it accepted the connection and does not answer".to_owned(), true),
+        }
+    }
+
+    /// A response: the stream, its end, or a refusal.
+    async fn open(&mut self, response: Response) -> Result<Option<Heard>, Lost> {
+        self.may_be_accepted = true;
+        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
+        match response.status() {
+            StatusCode::NO_CONTENT => {
+                self.has_ended = true;
+                Ok(Some(Heard::End))
+            }
+            status if status.is_success() && is_stream => {
+                let frames = response.bytes_stream().eventsource();
+                self.frames = Some(Box::pin(frames.map(|frame| frame.map_err(|why| broken(&why)))));
+                self.has_connected = true;
+                Ok(Some(Heard::Connected))
+            }
+            status if status.is_success() => {
+                self.missed("it answered with something that is no event stream".to_owned(), true)
+            }
+            _ => {
+                let problem = problem(response).await;
+                if problem.is_transient() {
+                    self.why = problem.to_string();
+                    if let Some(after) = problem.retry_after {
+                        // Only as long as the idle budget lets it: the caller's timeout cuts it off.
+                        sleep(after.min(TRUST_MAX)).await;
+                    }
+                    return Ok(None);
+                }
+                Err(if self.has_connected { Lost::NotResumable(problem) } else { Lost::Refused(problem) })
+            }
+        }
+    }
+
+    fn missed(&mut self, why: String, may_be_accepted: bool) -> Result<Option<Heard>, Lost> {
+        self.why = why;
+        self.may_be_accepted |= may_be_accepted;
+        let was_round = self.tries as usize >= self.gateway.urls().len();
+        if !self.may_be_accepted && was_round && self.heard_at.elapsed() > NOBODY_TIMEOUT {
+            return Err(self.give_up());
+        }
+        Ok(None)
+    }
+
+    /// Why it ends here, and how to go on by hand.
+    fn give_up(&self) -> Lost {
+        if self.frames.is_none() {
+            return Lost::Unreachable(self.gateway.unreachable(&self.why));
+        }
+        let hint = self.turn_id.as_deref().map(|turn| match self.seq {
+            Some(seq) => format!("; to go on: lastword turns tail {turn} --after {seq}"),
+            None => format!("; to go on: lastword turns tail {turn}"),
+        });
+        Lost::Idle(self.idle.max(self.announced), hint.unwrap_or_default())
+    }
+}
+
+/// A turn that waits for a tool says for how long it may be quiet.
+fn announced(event: &Event) -> Duration {
+    let seconds = event.body.get("budget_s").and_then(Value::as_f64).unwrap_or(0.0);
+    Duration::try_from_secs_f64(seconds).unwrap_or_default().min(TRUST_MAX)
+}
+
+/// Grows with each round over all URLs, since the next URL is usually well; never without jitter.
+fn pause(tries: u32, urls: usize) -> Duration {
+    let rounds = tries as usize / urls.max(1);
+    let longest = Duration::from_millis(100 << rounds.min(5)).min(PAUSE_MAX);
+    longest.mul_f64(rand::random_range(0.25..1.0))
+}
+
+fn broken(why: &eventsource_stream::EventStreamError<reqwest::Error>) -> String {
+    match why {
+        eventsource_stream::EventStreamError::Transport(why) => cause(why),
+        other => other.to_string(),
+    }
+}

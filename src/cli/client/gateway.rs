@@ -1,0 +1,236 @@
+//! The gateway as a client sees it: several base URLs of equal replicas, and one token.
+//!
+//! Owns single requests and what went wrong with them. Following a turn is `follow`'s.
+
+use std::{fmt, time::Duration};
+
+use reqwest::{Method, RequestBuilder, Response, Url, header};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// One request, all of it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection that is not there by then is tried elsewhere.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Streams send a comment every 15 s; a connection silent for longer than two is dead.
+const READ_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// Replicas that are as good as each other.
+pub struct Gateway {
+    http: reqwest::Client,
+    urls: Vec<String>,
+    token: Option<String>,
+}
+
+/// Why a request brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The gateway answered, and said no.
+    #[error("{0}")]
+    Refused(Problem),
+    /// No replica answered.
+    #[error("cannot reach the gateway at {urls}: {why}")]
+    Unreachable {
+        /// Where it was looked for.
+        urls: String,
+        /// What happened at the last one.
+        why: String,
+    },
+    /// The address makes no sense.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// What the gateway says when it says no: RFC 9457, as far as a person needs it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Problem {
+    /// The HTTP status.
+    #[serde(default)]
+    pub status: u16,
+    /// Stable, for programs.
+    #[serde(default)]
+    pub code: String,
+    /// For people.
+    #[serde(default)]
+    pub detail: String,
+    #[serde(default)]
+    title: String,
+    /// Where the conversation is busy: with which turn.
+    #[serde(default)]
+    active_turn_id: Option<String>,
+    /// Not before this many seconds; from the header.
+    #[serde(skip)]
+    pub retry_after: Option<Duration>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = if self.detail.is_empty() { &self.title } else { &self.detail };
+        match said.is_empty() {
+            true => write!(f, "the gateway answered with HTTP status {}", self.status)?,
+            false => f.write_str(said)?,
+        }
+        if let Some(turn) = &self.active_turn_id {
+            write!(f, " [turn {turn}]")?;
+        }
+        if self.code.is_empty() { Ok(()) } else { write!(f, " ({})", self.code) }
+    }
+}
+
+impl Problem {
+    /// Whether the same request may succeed later or elsewhere.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.status, 408 | 429) || self.status >= 500
+    }
+
+    async fn of(response: Response) -> Self {
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let body = response.bytes().await.unwrap_or_default();
+        let mut problem: Problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem::bare());
+        problem.status = status;
+        problem.retry_after = retry_after;
+        problem
+    }
+
+    fn bare() -> Self {
+        let (code, detail, title) = (String::new(), String::new(), String::new());
+        Problem { status: 0, code, detail, title, active_turn_id: None, retry_after: None }
+    }
+}
+
+impl Gateway {
+    /// A gateway at these base URLs; refuses what is no HTTP URL.
+    pub fn new(urls: &[String], token: Option<String>) -> Result<Self, CallError> {
+        let mut bases = Vec::with_capacity(urls.len());
+        let mut all_local = true;
+        for text in urls {
+            let url = Url::parse(text.trim()).map_err(|why| CallError::Setup(format!("`{text}`: {why}")))?;
+            if !matches!(url.scheme(), "http" | "https") {
+                return Err(CallError::Setup(format!("`{text}`: needs to begin with http:// or https://")));
+            }
+            all_local &= matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
+            bases.push(url.as_str().trim_end_matches('/').to_owned());
+        }
+        let mut http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .user_agent(concat!("lastword/", env!("CARGO_PKG_VERSION")));
+        if all_local {
+            // A proxy of the environment knows nothing of this machine's own ports.
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(|why| CallError::Setup(cause(&why)))?;
+        Ok(Gateway { http, urls: bases, token })
+    }
+
+    /// The base URLs, without a slash at the end.
+    pub fn urls(&self) -> &[String] {
+        &self.urls
+    }
+
+    /// The bearer token.
+    #[cfg(test)]
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// A request to the `n`-th replica, counted round and round.
+    pub fn request(&self, n: usize, method: Method, path: &str) -> RequestBuilder {
+        let base = self.urls.get(n % self.urls.len().max(1)).map_or("", String::as_str);
+        let request = self.http.request(method, format!("{base}{path}"));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Reads one thing.
+    pub async fn get(&self, path: &str) -> Result<Value, CallError> {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// One request with a JSON answer, from the first replica that gives one. Every route called
+    /// this way can be called twice to the same end, so a lost answer is asked for elsewhere.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, CallError> {
+        let mut why = CallError::Setup("no URL to call".to_owned());
+        for n in 0..self.urls.len() {
+            let mut request = self.request(n, method.clone(), path).timeout(CALL_TIMEOUT);
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            match request.send().await {
+                Ok(response) if response.status().is_success() => match response.bytes().await {
+                    Ok(body) => return Ok(serde_json::from_slice(&body).unwrap_or(Value::Null)),
+                    Err(broken) => why = self.unreachable(&cause(&broken)),
+                },
+                Ok(response) => {
+                    let problem = Problem::of(response).await;
+                    let is_final = !problem.is_transient();
+                    why = CallError::Refused(problem);
+                    if is_final {
+                        return Err(why);
+                    }
+                }
+                Err(broken) => why = self.unreachable(&cause(&broken)),
+            }
+        }
+        Err(why)
+    }
+
+    /// What to say when nobody answers.
+    pub fn unreachable(&self, why: &str) -> CallError {
+        CallError::Unreachable { urls: self.urls.join(", "), why: why.to_owned() }
+    }
+}
+
+/// What is wrong with a response that is no success.
+pub async fn problem(response: Response) -> Problem {
+    Problem::of(response).await
+}
+
+/// `text` as one segment of a path, or one value of a query.
+pub fn segment(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// The innermost reason of an error: "connection refused" says more than "error sending request".
+pub fn cause(why: &dyn std::error::Error) -> String {
+    let mut innermost = why;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_its_detail_and_its_code() {
+        let text = r#"{"type":"about:blank","title":"Conflict","status":409,"code":"turn_active",
+            "detail":"A turn is under way.","active_turn_id":"turn_1","stream_url":"/x"}"#;
+        let problem: Problem = serde_json::from_str(text).unwrap();
+        assert_eq!(problem.to_string(), "A turn is under way. [turn turn_1] (turn_active)");
+        assert!(!problem.is_transient());
+        let bare = Problem { status: 502, ..Problem::bare() };
+        assert_eq!(bare.to_string(), "the gateway answered with HTTP status 502");
+        assert!(bare.is_transient());
+    }
+
+    #[test]
+    fn an_id_cannot_leave_its_place_in_the_path() {
+        assert_eq!(segment("../agents?x=ü"), "..%2Fagents%3Fx%3D%C3%BC");
+        assert_eq!(segment("turn_01"), "turn_01");
+    }
+
+    #[test]
+    fn what_is_no_http_url_is_refused() {
+        for text in ["localhost:8080", "ftp://x", ""] {
+            assert!(matches!(Gateway::new(&[text.to_owned()], None), Err(CallError::Setup(_))), "{text}");
+        }
+    }
+}

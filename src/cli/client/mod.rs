@@ -1,0 +1,43 @@
+//! The command line as a client of the native HTTP API.
+//!
+//! Owns the exit codes that scripts rely on. Everything here knows the gateway only over HTTP, so it
+//! is as good against a far deployment as against `lastword dev`.
+
+pub mod agents;
+pub mod apply;
+pub mod chat;
+pub mod conversations;
+pub mod replicas;
+pub mod turns;
+pub mod workers;
+
+mod address;
+mod follow;
+mod gateway;
+mod table;
+mod transcript;
+mod watch;
+
+use std::process::ExitCode;
+
+use gateway::CallError;
+
+/// The turn completed.
+const COMPLETED: u8 = 0;
+/// The turn failed, or the gateway refused an operator's request.
+const FAILED: u8 = 1;
+/// The request itself was wrong: an unknown agent, a bad token, a missing argument.
+const USAGE: u8 = 2;
+/// No gateway could be reached, or the stream cannot be resumed.
+const UNREACHABLE: u8 = 3;
+/// The turn was cancelled, or the person left.
+const CANCELLED: u8 = 130;
+
+/// The exit code of an error that reached the top.
+pub fn exit_code(why: &anyhow::Error) -> ExitCode {
+    match why.downcast_ref::<CallError>() {
+        Some(CallError::Unreachable { .. }) => ExitCode::from(UNREACHABLE),
+        Some(CallError::Setup(_)) => ExitCode::from(USAGE),
+        Some(CallError::Refused(_)) | None => ExitCode::from(FAILED),
+    }
+}

@@ -1,0 +1,207 @@
+//! What a person reads of a turn.
+//!
+//! Owns the split: what the agent says (`delta`, `content`) goes to stdout as it is, everything else
+//! to stderr as one readable line each, so that `lastword chat … > answer.txt` holds the answer and
+//! nothing but. A `content` message is something said, and stands on lines of its own. On a terminal
+//! control characters are shown, not obeyed: an agent must not move the reader's cursor.
+
+use std::{
+    borrow::Cow,
+    io::{self, IsTerminal, Write},
+};
+
+use serde_json::Value;
+
+use super::follow::Event;
+
+/// Two outputs and what stands on them.
+pub struct Transcript {
+    out: Box<dyn Write>,
+    err: Box<dyn Write>,
+    out_is_terminal: bool,
+    err_is_terminal: bool,
+    is_json: bool,
+    /// The last character on stdout was no line end.
+    is_mid_line: bool,
+    /// The deltas of this turn, to see what of the whole answer is still unsaid.
+    streamed: String,
+    contents: Vec<String>,
+    /// Whether the turn's first event was among those printed.
+    is_whole: bool,
+}
+
+impl Transcript {
+    /// On this process' stdout and stderr; with `is_json` every event as one line of JSON.
+    pub fn stdio(is_json: bool) -> Self {
+        let (out, err) = (io::stdout(), io::stderr());
+        let (out_is_terminal, err_is_terminal) = (out.is_terminal(), err.is_terminal());
+        let err_is_terminal =
+            err_is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        Transcript {
+            out: Box::new(out),
+            err: Box::new(err),
+            out_is_terminal,
+            err_is_terminal,
+            is_json,
+            is_mid_line: false,
+            streamed: String::new(),
+            contents: Vec::new(),
+            is_whole: false,
+        }
+    }
+
+    /// Prints one event.
+    pub fn event(&mut self, event: &Event) -> io::Result<()> {
+        if self.is_json {
+            writeln!(self.out, "{}", event.body)?;
+            return self.out.flush();
+        }
+        match event.kind.as_str() {
+            "accepted" => {
+                self.streamed.clear();
+                self.contents.clear();
+                self.is_whole = true;
+                self.note(&format!("[{} in {}]", event.turn_id, event.text("conversation_id")))
+            }
+            "delta" => {
+                self.streamed.push_str(event.text("text"));
+                self.speak(event.text("text"))
+            }
+            "content" => {
+                self.contents.push(event.text("text").to_owned());
+                self.end_line()?;
+                self.speak(event.text("text"))?;
+                self.end_line()
+            }
+            "completed" => {
+                let rest = self.unsaid(event.text("text")).to_owned();
+                self.speak(&rest)?;
+                self.end_line()
+            }
+            "failed" => {
+                self.end_line()?;
+                self.failure(event.body.get("error").unwrap_or(&Value::Null))
+            }
+            "cancelled" => {
+                self.end_line()?;
+                self.line(&format!("Cancelled by {}.", event.text("by")))
+            }
+            _ => match aside(event) {
+                Some(line) => self.note(&line),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Says why a turn failed: its `error` object.
+    pub fn failure(&mut self, error: &Value) -> io::Result<()> {
+        let field = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
+        self.line(&format!("Agent error: {}", field("message")))?;
+        let is_safe = error.get("safe_to_retry").and_then(Value::as_bool) == Some(true);
+        let safe = if is_safe { ", safe to try again" } else { "" };
+        let trace = match field("trace_id") {
+            "" => String::new(),
+            trace => format!(", trace {trace}"),
+        };
+        self.note(&format!("[{}{safe}{trace}]", field("code")))
+    }
+
+    /// A line for the person, apart from the answer.
+    pub fn line(&mut self, text: &str) -> io::Result<()> {
+        if self.is_mid_line && self.out_is_terminal {
+            // Both outputs share the screen; stdout itself gets nothing that was not said.
+            self.err.write_all(b"\n")?;
+            self.is_mid_line = false;
+        }
+        writeln!(self.err, "{}", shown(text, true))?;
+        self.err.flush()
+    }
+
+    /// A line that matters less.
+    pub fn note(&mut self, text: &str) -> io::Result<()> {
+        match self.err_is_terminal {
+            false => self.line(text),
+            true => {
+                self.err.write_all(b"\x1b[2m")?;
+                self.line(text)?;
+                self.err.write_all(b"\x1b[0m")?;
+                self.err.flush()
+            }
+        }
+    }
+
+    /// Asks for the next line.
+    pub fn prompt(&mut self) -> io::Result<()> {
+        self.err.write_all(b"> ")?;
+        self.err.flush()
+    }
+
+    fn speak(&mut self, text: &str) -> io::Result<()> {
+        let Some(last) = text.chars().next_back() else { return Ok(()) };
+        self.out.write_all(shown(text, self.out_is_terminal).as_bytes())?;
+        self.is_mid_line = last != '\n';
+        self.out.flush()
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
+        match self.is_mid_line {
+            true => self.speak("\n"),
+            false => Ok(()),
+        }
+    }
+
+    /// What of the whole answer has not been printed. An answer that was streamed in part is
+    /// completed; one that came only with the last word is printed whole.
+    fn unsaid<'t>(&self, whole: &'t str) -> &'t str {
+        if !self.streamed.is_empty() || !self.is_whole {
+            let rest = if self.is_whole { whole.strip_prefix(self.streamed.as_str()) } else { None };
+            return rest.unwrap_or_default();
+        }
+        let was_said = ["", "\n", "\n\n"].iter().any(|between| self.contents.join(between) == whole);
+        if was_said || self.contents.iter().any(|said| said == whole) { "" } else { whole }
+    }
+}
+
+/// The line for an event that is not part of the answer; `None` where there is nothing to say.
+fn aside(event: &Event) -> Option<String> {
+    let text = |field| event.text(field);
+    match event.kind.as_str() {
+        "started" => {
+            let attempt = event.body.get("attempt").and_then(Value::as_i64).unwrap_or(1);
+            (attempt > 1).then(|| format!("[attempt {attempt}]"))
+        }
+        "ephemeral" => Some(format!("({})", text("text"))),
+        "status" => {
+            let waiting = match text("waiting_on") {
+                "" => String::new(),
+                what => format!(", waiting on {what}"),
+            };
+            Some(format!("[{}{waiting}]", text("state")))
+        }
+        "ask" => Some(match options(event).as_slice() {
+            [] => format!("? {}", text("prompt")),
+            options => format!("? {} [{}]", text("prompt"), options.join(" / ")),
+        }),
+        "answer" => Some(match event.body.get("answer") {
+            Some(Value::String(answer)) => format!("[answered: {answer}]"),
+            other => format!("[answered: {}]", other.unwrap_or(&Value::Null)),
+        }),
+        "custom" => Some(format!("[{}] {}", text("name"), event.body.get("data").unwrap_or(&Value::Null))),
+        other => Some(format!("[{other}]")),
+    }
+}
+
+/// What may be answered to a question, as text.
+fn options(event: &Event) -> Vec<String> {
+    let listed = event.body.get("options").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    listed.iter().map(|option| option.as_str().map_or_else(|| option.to_string(), str::to_owned)).collect()
+}
+
+/// `text` with its control characters made visible where it goes to a person's screen.
+pub fn shown(text: &str, is_screen: bool) -> Cow<'_, str> {
+    let is_command = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !is_screen || !text.contains(is_command) {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if is_command(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}

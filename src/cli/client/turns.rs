@@ -1,0 +1,140 @@
+//! `lastword turns`: list, show, tail, cancel.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{
+    address::Address,
+    follow::Start,
+    gateway::{Gateway, segment},
+    table::{self, Column, Output, Page},
+    transcript::Transcript,
+    watch::{Interrupt, Keyboard, Watch},
+};
+use crate::{turn::Status, units::Span};
+
+/// What a list of turns shows.
+pub const COLUMNS: &[Column] = &[
+    ("ID", "id"),
+    ("STATUS", "status"),
+    ("AGENT", "agent"),
+    ("N", "ordinal"),
+    ("CONVERSATION", "conversation_id"),
+    ("CREATED", "created_at"),
+    ("ERROR", "error/code"),
+];
+
+/// Flags of `lastword turns`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    address: Address,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The newest turns
+    List(List),
+    /// One turn
+    Show {
+        /// turn_…
+        id: String,
+        /// In which form
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Follow one turn to its last word
+    Tail(Tail),
+    /// Cancel one turn
+    Cancel {
+        /// turn_…
+        id: String,
+    },
+}
+
+#[derive(clap::Args)]
+struct List {
+    /// Only this agent's
+    #[arg(long)]
+    agent: Option<String>,
+    /// Only in this status: queued, running, completed, failed, cancelled
+    #[arg(long)]
+    status: Option<Status>,
+    /// Only of this conversation
+    #[arg(long, value_name = "ID")]
+    conversation: Option<String>,
+    /// Only those past their deadline
+    #[arg(long)]
+    overdue: bool,
+    #[command(flatten)]
+    page: Page,
+    /// In which form
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(clap::Args)]
+struct Tail {
+    /// turn_…
+    id: String,
+    /// Only what comes after this event
+    #[arg(long, value_name = "SEQ")]
+    after: Option<i64>,
+    /// Give up after this long without an event
+    #[arg(long, default_value = "90s", value_name = "SPAN")]
+    idle: Span,
+    /// As text, or every event as a line of JSON
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Runs one of them.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let gateway = args.address.gateway()?;
+    match args.command {
+        Command::List(list) => {
+            let path = list.page.path(
+                "/v1/turns",
+                &[
+                    ("agent", list.agent.as_deref()),
+                    ("status", list.status.map(Status::as_str)),
+                    ("conversation_id", list.conversation.as_deref()),
+                    ("overdue", list.overdue.then_some("true")),
+                ],
+            );
+            table::list(list.output, COLUMNS, &gateway.get(&path).await?)?;
+        }
+        Command::Show { id, output } => {
+            table::one(output, &gateway.get(&format!("/v1/turns/{}", segment(&id))).await?)?;
+        }
+        Command::Tail(wanted) => return tail(&gateway, wanted).await,
+        Command::Cancel { id } => {
+            let path = format!("/v1/turns/{}/cancel", segment(&id));
+            let turn = gateway.call(Method::POST, &path, Some(&json!({}))).await?;
+            let status = turn.get("status").and_then(|status| status.as_str()).unwrap_or("unknown");
+            match status.parse::<Status>().is_ok_and(Status::is_terminal) {
+                true => eprintln!("It had ended already: {status}"),
+                false => eprintln!("Cancelling {id}"),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends as `chat` ends, but Ctrl-C only stops looking.
+async fn tail(gateway: &Gateway, wanted: Tail) -> anyhow::Result<ExitCode> {
+    let watch = Watch {
+        gateway,
+        transcript: &mut Transcript::stdio(wanted.output == Output::Json),
+        keyboard: &mut Keyboard::open()?,
+        idle: wanted.idle.0,
+        interrupt: Interrupt::Leaves,
+    };
+    let ended = watch.run(Start::Log { turn_id: wanted.id, after: wanted.after }).await?;
+    Ok(ExitCode::from(ended.code))
+}

@@ -1,0 +1,257 @@
+//! A turn, the person in front of it, and the screen between them.
+//!
+//! Owns what Ctrl-C and a typed line mean while a turn is under way, and the turn's exit code.
+
+use std::{
+    io::{BufRead, IsTerminal},
+    pin::pin,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc::{Receiver, Sender, channel},
+};
+
+use super::{
+    CANCELLED, COMPLETED, FAILED, UNREACHABLE, USAGE,
+    follow::{Event, Follow, Heard, Lost, Start},
+    gateway::{CallError, Gateway, segment},
+    transcript::Transcript,
+};
+
+/// The person: typed lines and Ctrl-C.
+pub struct Keyboard {
+    /// Whether somebody may be typing.
+    pub is_terminal: bool,
+    /// Open from the first wait for a line on: who types nothing here may need stdin elsewhere.
+    lines: Option<Receiver<Line>>,
+    interrupts: Signal,
+}
+
+/// A line of stdin.
+type Line = std::io::Result<String>;
+
+impl Keyboard {
+    /// This process' stdin and SIGINT, which from now on no longer ends the process by itself.
+    pub fn open() -> anyhow::Result<Self> {
+        let interrupts = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+        Ok(Keyboard { is_terminal: std::io::stdin().is_terminal(), lines: None, interrupts })
+    }
+
+    /// The next line, `None` at the end of stdin; or Ctrl-C as `Err`.
+    pub async fn line_or_interrupt(&mut self) -> Result<Option<Line>, ()> {
+        tokio::select! {
+            line = next_line(&mut self.lines) => Ok(line),
+            _ = self.interrupts.recv() => Err(()),
+        }
+    }
+}
+
+/// The next line; dropped half-way, it loses none.
+async fn next_line(lines: &mut Option<Receiver<Line>>) -> Option<Line> {
+    let lines = lines.get_or_insert_with(|| {
+        let (sender, lines) = channel(1);
+        // A thread of its own: a read of stdin cannot be given up, and must not hold the runtime.
+        std::thread::spawn(move || read_lines(&sender));
+        lines
+    });
+    lines.recv().await
+}
+
+fn read_lines(sender: &Sender<Line>) {
+    for line in std::io::stdin().lock().lines() {
+        let is_broken = line.is_err();
+        if sender.blocking_send(line).is_err() || is_broken {
+            return;
+        }
+    }
+}
+
+/// What Ctrl-C means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Interrupt {
+    /// It cancels the turn; the second one leaves.
+    Cancels,
+    /// It leaves; the turn goes on.
+    Leaves,
+}
+
+/// How to watch.
+pub struct Watch<'a> {
+    /// Whose turn.
+    pub gateway: &'a Gateway,
+    /// Where it is printed.
+    pub transcript: &'a mut Transcript,
+    /// Who is asked.
+    pub keyboard: &'a mut Keyboard,
+    /// How long without an event.
+    pub idle: Duration,
+    /// What Ctrl-C means.
+    pub interrupt: Interrupt,
+}
+
+/// How it ended.
+pub struct Ended {
+    /// The exit code.
+    pub code: u8,
+    /// The turn's conversation, where it was said.
+    pub conversation_id: Option<String>,
+}
+
+/// Something that the person did, or the stream brought.
+enum News {
+    Heard(Result<Heard, Lost>),
+    Line(Option<Line>),
+    Interrupt,
+}
+
+/// What is known of the turn so far.
+#[derive(Default)]
+struct Known {
+    turn_id: Option<String>,
+    conversation_id: Option<String>,
+    ask_id: Option<String>,
+    interrupts: u32,
+    is_stdin_over: bool,
+}
+
+impl Watch<'_> {
+    /// Watches `start` to its last word, or until the person or the connection gives up.
+    pub async fn run(mut self, start: Start) -> anyhow::Result<Ended> {
+        let mut known = Known::default();
+        if let Start::Log { turn_id, .. } = &start {
+            known.turn_id = Some(turn_id.clone());
+        }
+        let mut follow = Follow::new(self.gateway, start, self.idle, self.keyboard.is_terminal);
+        let code = loop {
+            // Pinned, so that a line or Ctrl-C does not throw away a request that is under way.
+            let mut next = pin!(follow.next());
+            let heard = loop {
+                let may_type = self.keyboard.is_terminal && known.ask_id.is_some() && !known.is_stdin_over;
+                let news = tokio::select! {
+                    heard = &mut next => News::Heard(heard),
+                    line = next_line(&mut self.keyboard.lines), if may_type => News::Line(line),
+                    _ = self.keyboard.interrupts.recv() => News::Interrupt,
+                };
+                match news {
+                    News::Heard(heard) => break Some(heard),
+                    News::Line(line) => self.answer(&mut known, line.transpose()?).await?,
+                    News::Interrupt if self.interrupted(&mut known).await? => {}
+                    News::Interrupt => break None,
+                }
+            };
+            let Some(heard) = heard else { break CANCELLED };
+            if let Some(code) = self.heard(&mut known, heard).await? {
+                break code;
+            }
+        };
+        Ok(Ended { code, conversation_id: known.conversation_id })
+    }
+
+    /// What the stream brought; the exit code where that is the end.
+    async fn heard(&mut self, known: &mut Known, heard: Result<Heard, Lost>) -> anyhow::Result<Option<u8>> {
+        match heard {
+            Ok(Heard::Event(event)) => {
+                self.transcript.event(&event).context("cannot print the answer")?;
+                let is_first = known.turn_id.replace(event.turn_id.clone()).is_none();
+                known.note(&event);
+                if event.is_terminal() {
+                    return Ok(Some(exit_code(&event.kind)));
+                }
+                if is_first && known.interrupts > 0 && !self.cancel(known).await? {
+                    return Ok(Some(CANCELLED));
+                }
+                Ok(None)
+            }
+            Ok(Heard::Connected) => Ok(None),
+            Ok(Heard::Outage(why)) => {
+                self.transcript.note(&format!("[{why}; going on]"))?;
+                Ok(None)
+            }
+            Ok(Heard::End) => Ok(Some(self.ended_before(known).await?)),
+            Err(why) => {
+                self.transcript.line(&format!("error: {why}"))?;
+                Ok(Some(if matches!(why, Lost::Refused(_)) { USAGE } else { UNREACHABLE }))
+            }
+        }
+    }
+
+    /// The cursor was at the last word already, so it is not among the events that were printed.
+    async fn ended_before(&mut self, known: &Known) -> anyhow::Result<u8> {
+        let path = format!("/v1/turns/{}", segment(known.turn_id.as_deref().unwrap_or_default()));
+        let turn = self.gateway.get(&path).await?;
+        let status = turn.get("status").and_then(Value::as_str).unwrap_or_default();
+        if let Some(error) = turn.get("error").filter(|error| error.is_object()) {
+            self.transcript.failure(error)?;
+        }
+        Ok(exit_code(status))
+    }
+
+    /// Ctrl-C: whether to stay for the last word.
+    async fn interrupted(&mut self, known: &mut Known) -> anyhow::Result<bool> {
+        known.interrupts += 1;
+        if known.interrupts > 1 || self.interrupt == Interrupt::Leaves {
+            return Ok(false);
+        }
+        self.transcript.note("[cancelling; Ctrl-C again to leave]")?;
+        match known.turn_id {
+            Some(_) => self.cancel(known).await,
+            // Not known yet whether there is a turn: the first event will tell, then it is cancelled.
+            None => Ok(true),
+        }
+    }
+
+    /// Asks for the cancel; a second Ctrl-C does not wait for it.
+    async fn cancel(&mut self, known: &Known) -> anyhow::Result<bool> {
+        let path = format!("/v1/turns/{}/cancel", segment(known.turn_id.as_deref().unwrap_or_default()));
+        let body = json!({});
+        tokio::select! {
+            done = self.gateway.call(Method::POST, &path, Some(&body)) => self.report(done)?,
+            _ = self.keyboard.interrupts.recv() => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// A typed line, while a question is open.
+    async fn answer(&mut self, known: &mut Known, line: Option<String>) -> anyhow::Result<()> {
+        let Some(line) = line else {
+            known.is_stdin_over = true;
+            return Ok(());
+        };
+        let Some(ask_id) = known.ask_id.take() else { return Ok(()) };
+        let path = format!("/v1/turns/{}/answers", segment(known.turn_id.as_deref().unwrap_or_default()));
+        let body = json!({"ask_id": ask_id, "answer": line});
+        let done = self.gateway.call(Method::POST, &path, Some(&body)).await;
+        self.report(done)
+    }
+
+    fn report(&mut self, done: Result<Value, CallError>) -> anyhow::Result<()> {
+        if let Err(why) = done {
+            self.transcript.line(&format!("error: {why}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Known {
+    fn note(&mut self, event: &Event) {
+        match event.kind.as_str() {
+            "accepted" => self.conversation_id = Some(event.text("conversation_id").to_owned()),
+            "ask" => self.ask_id = Some(event.text("ask_id").to_owned()),
+            _ => self.ask_id = None,
+        }
+    }
+}
+
+/// The exit code of a last word, by its name.
+fn exit_code(last_word: &str) -> u8 {
+    match last_word {
+        "completed" => COMPLETED,
+        "cancelled" => CANCELLED,
+        _ => FAILED,
+    }
+}

@@ -1,0 +1,67 @@
+//! `lastword workers`: list, stop.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{
+    address::Address,
+    gateway::segment,
+    table::{self, Column, Output, Page},
+};
+
+const COLUMNS: &[Column] = &[
+    ("ID", "id"),
+    ("STATE", "state"),
+    ("AGENT", "agent"),
+    ("RUNTIME", "runtime"),
+    ("CONVERSATION", "conversation_id"),
+    ("TURN", "turn_id"),
+    ("REPLICA", "replica_id"),
+    ("PID", "pid"),
+    ("STARTED", "started_at"),
+];
+
+/// Flags of `lastword workers`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    address: Address,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All workers
+    List {
+        #[command(flatten)]
+        page: Page,
+        /// In which form
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Stop one worker; a turn that it runs gets its last word
+    Stop {
+        /// wrk_…
+        id: String,
+    },
+}
+
+/// Runs one of them.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let gateway = args.address.gateway()?;
+    match args.command {
+        Command::List { page, output } => {
+            table::list(output, COLUMNS, &gateway.get(&page.path("/v1/workers", &[])).await?)?;
+        }
+        Command::Stop { id } => {
+            let path = format!("/v1/workers/{}/stop", segment(&id));
+            gateway.call(Method::POST, &path, Some(&json!({}))).await?;
+            eprintln!("Stopping {id}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

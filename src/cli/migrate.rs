@@ -1,0 +1,12 @@
+//! `lastword migrate`.
+
+use std::process::ExitCode;
+
+/// Its flags.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs it.
+pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("`lastword migrate` is not there yet")
+}
