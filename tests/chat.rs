@@ -5,7 +5,7 @@
 mod scripted;
 
 use std::{
-    io::Write,
+    io::{BufRead, Read, Write},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -92,7 +92,9 @@ fn an_event_that_would_leave_a_gap_is_fetched_again() {
 #[test]
 fn before_the_first_event_the_same_request_is_repeated_under_the_same_key() {
     let silent = Scripted::start(vec![play(|_| {})]);
-    let cut = Scripted::start(vec![play(|stream| drop(stream.open()))]);
+    let cut = Scripted::start(vec![play(|stream| {
+        stream.open();
+    })]);
     let busy = Scripted::start(vec![play(|stream| stream.json("503 Service Unavailable", &json!({})))]);
     let well = Scripted::start(vec![play(|stream| go_on(begin(stream)))]);
     let servers = [&silent, &cut, &busy, &well];
@@ -198,7 +200,9 @@ fn a_refusal_is_a_usage_error_and_a_lost_log_is_3() {
     assert_eq!(run(&[&server], &["agents", "show", "x"]).0, 1);
     let gone = json!({"code": "events_expired", "detail": "Retained no longer."});
     let server = Scripted::start(vec![
-        play(|stream| drop(begin(stream))),
+        play(|stream| {
+            begin(stream);
+        }),
         play(move |stream| stream.json("410 Gone", &gone)),
     ]);
     let (code, _, err) = run(&[&server], &["chat", "hi"]);
@@ -218,6 +222,60 @@ fn where_nothing_listens_it_leaves_with_3_and_says_where_it_looked() {
     assert_eq!(run(&[], &["chat", "--idle", "soon"]).0, 2);
     assert_eq!(run(&[], &["chat", "hi", "--url", "nonsense"]).0, 2);
     assert_eq!(run(&[], &["chat", "hi", "--data", "/nowhere"]).0, 2);
+}
+
+#[test]
+fn a_busy_gateway_is_asked_again_when_it_said() {
+    let busy = json!({"code": "overloaded", "detail": "Too many turns wait."});
+    let server = Scripted::start(vec![
+        play(move |stream| stream.json("429 Too Many Requests\r\nretry-after: 1", &busy)),
+        play(|stream| go_on(begin(stream))),
+    ]);
+    let begun = Instant::now();
+    let (code, out, err) = run(&[&server], &["chat", "hi"]);
+    assert_eq!((code, out.as_str()), (0, "one two three\n"), "{err}");
+    assert!(err.starts_with("[Too many turns wait. (overloaded); going on]"), "{err}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
+/// Runs its arguments on a terminal of their own, which a pipe is not.
+const ON_A_TERMINAL: &str =
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+
+#[test]
+fn a_question_is_answered_at_the_terminal_and_may_take_its_time() {
+    let server = Scripted::start(vec![
+        Box::new(|stream, server| {
+            let question = json!({"ask_id": "ask_1", "prompt": "Which?", "options": ["red", "blue"]});
+            begin(stream).event(3, "delta", json!({"text": "\u{1b}[2J"})).event(4, "ask", question);
+            assert!(server.waits_for("/answers"));
+            let answer = &server.seen()[1].body["answer"];
+            stream.event(5, "answer", json!({"ask_id": "ask_1", "answer": answer}));
+            stream
+                .event(6, "delta", json!({"text": "done"}))
+                .event(7, "completed", json!({"text": ""}))
+                .end();
+        }),
+        play(|stream| stream.json("202 Accepted", &json!({}))),
+    ]);
+    let mut command = std::process::Command::new("python3");
+    let chat = ["-c", ON_A_TERMINAL, env!("CARGO_BIN_EXE_lastword"), "chat", "hi", "--idle", "300ms"];
+    command.args(chat).args(["--url", server.url()]).env_remove("NO_COLOR");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut screen = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut shown = String::new();
+    while !shown.contains("Which?") {
+        assert_ne!(screen.read_line(&mut shown).unwrap(), 0, "{shown}");
+    }
+    // Longer than the idle budget, which a question stops.
+    let (_never, timer) = std::sync::mpsc::channel::<()>();
+    let _ = timer.recv_timeout(Duration::from_millis(600));
+    child.stdin.as_mut().unwrap().write_all(b"blue\n").unwrap();
+    screen.read_to_string(&mut shown).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{shown}");
+    assert_eq!(server.seen()[1].body, json!({"ask_id": "ask_1", "answer": "blue"}));
+    assert!(shown.contains("? Which? [red / blue]") && shown.contains("[answered: blue]"), "{shown}");
+    assert!(!shown.contains("\u{1b}[2J") && shown.contains("done"), "{shown:?}");
 }
 
 fn interrupt(child: &Child) {
@@ -259,7 +317,6 @@ fn a_second_interrupt_leaves_at_once() {
 
 /// Waits until the answer has begun: from there on the client knows its turn.
 fn wait_for_first_byte(child: &mut Child) {
-    use std::io::Read;
     child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
 }
 

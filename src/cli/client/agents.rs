@@ -11,8 +11,12 @@ use super::{
     table::{self, Column, Output, Page},
 };
 
-const COLUMNS: &[Column] =
-    &[("NAME", "name"), ("REVISION", "revision"), ("RUNTIME", "spec/runtime"), ("UPDATED", "updated_at")];
+const COLUMNS: &[Column] = &[
+    ("NAME", "name"),
+    ("REVISION", "revision"),
+    ("RUNTIME", "runtime|spec/runtime"),
+    ("UPDATED", "updated_at"),
+];
 
 /// Flags of `lastword agents`.
 #[derive(clap::Args)]

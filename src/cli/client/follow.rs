@@ -120,6 +120,8 @@ pub struct Follow<'g> {
     tries: u32,
     /// What happened at the last try.
     why: String,
+    /// The gateway is busy, and said for how long.
+    not_before: Option<Instant>,
     /// When an event was last heard.
     heard_at: Instant,
     idle: Duration,
@@ -151,6 +153,7 @@ impl<'g> Follow<'g> {
             replica: 0,
             tries: 0,
             why: String::new(),
+            not_before: None,
             heard_at: Instant::now(),
             idle,
             announced: Duration::ZERO,
@@ -185,9 +188,7 @@ impl<'g> Follow<'g> {
     async fn hear(&mut self) -> Result<Heard, Lost> {
         loop {
             let Some(frames) = &mut self.frames else {
-                if self.tries > 0 {
-                    sleep(pause(self.tries, self.gateway.urls().len())).await;
-                }
+                sleep(self.pause()).await;
                 match self.connect().await? {
                     Some(heard) => return Ok(heard),
                     None => continue,
@@ -247,6 +248,18 @@ impl<'g> Follow<'g> {
         Heard::Outage(why)
     }
 
+    /// How long before the next try. Grows with each round over all URLs, since the next URL is
+    /// usually well; never without jitter.
+    fn pause(&self) -> Duration {
+        if self.tries == 0 {
+            return Duration::ZERO;
+        }
+        let rounds = self.tries as usize / self.gateway.urls().len().max(1);
+        let longest = Duration::from_millis(100 << rounds.min(5)).min(PAUSE_MAX);
+        let asked = self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        longest.mul_f64(rand::random_range(0.25..1.0)).max(asked)
+    }
+
     /// One try at one replica; `None` means try again.
     async fn connect(&mut self) -> Result<Option<Heard>, Lost> {
         let request = match (&self.turn_id, &self.start) {
@@ -293,19 +306,23 @@ impl<'g> Follow<'g> {
             status if status.is_success() => {
                 self.missed("it answered with something that is no event stream".to_owned(), true)
             }
-            _ => {
-                let problem = problem(response).await;
-                if problem.is_transient() {
-                    self.why = problem.to_string();
-                    if let Some(after) = problem.retry_after {
-                        // Only as long as the idle budget lets it: the caller's timeout cuts it off.
-                        sleep(after.min(TRUST_MAX)).await;
-                    }
-                    return Ok(None);
-                }
-                Err(if self.has_connected { Lost::NotResumable(problem) } else { Lost::Refused(problem) })
-            }
+            _ => match problem(response).await {
+                problem if problem.is_transient() => Ok(self.put_off(&problem)),
+                problem if self.has_connected => Err(Lost::NotResumable(problem)),
+                problem => Err(Lost::Refused(problem)),
+            },
         }
+    }
+
+    /// "Not now": said once, then tried again. A wait is heeded where it speaks for all replicas.
+    fn put_off(&mut self, problem: &Problem) -> Option<Heard> {
+        if problem.status == 429 || self.gateway.urls().len() == 1 {
+            self.not_before = problem.retry_after.map(|after| Instant::now() + after.min(TRUST_MAX));
+        }
+        let why = problem.to_string();
+        let is_news = why != self.why;
+        self.why.clone_from(&why);
+        is_news.then_some(Heard::Outage(why))
     }
 
     fn missed(&mut self, why: String, may_be_accepted: bool) -> Result<Option<Heard>, Lost> {
@@ -335,13 +352,6 @@ impl<'g> Follow<'g> {
 fn announced(event: &Event) -> Duration {
     let seconds = event.body.get("budget_s").and_then(Value::as_f64).unwrap_or(0.0);
     Duration::try_from_secs_f64(seconds).unwrap_or_default().min(TRUST_MAX)
-}
-
-/// Grows with each round over all URLs, since the next URL is usually well; never without jitter.
-fn pause(tries: u32, urls: usize) -> Duration {
-    let rounds = tries as usize / urls.max(1);
-    let longest = Duration::from_millis(100 << rounds.min(5)).min(PAUSE_MAX);
-    longest.mul_f64(rand::random_range(0.25..1.0))
 }
 
 fn broken(why: &eventsource_stream::EventStreamError<reqwest::Error>) -> String {

@@ -8,8 +8,8 @@ use reqwest::{Method, RequestBuilder, Response, Url, header};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// One request, all of it.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// One request, all of it; a frozen replica is left for the next after this.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection that is not there by then is tried elsewhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Streams send a comment every 15 s; a connection silent for longer than two is dead.

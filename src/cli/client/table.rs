@@ -43,7 +43,8 @@ impl Page {
     }
 }
 
-/// A column: its heading, and the field under it (a JSON pointer without the first slash).
+/// A column: its heading, and the field under it: a JSON pointer without the first slash, or several
+/// with `|` between them, of which the first that is there counts.
 pub type Column = (&'static str, &'static str);
 
 /// Prints a list: `{"items": […], "next": CURSOR|null}`.
@@ -80,8 +81,9 @@ fn json(body: &Value) -> io::Result<()> {
 }
 
 fn cell(item: &Value, field: &str) -> String {
-    match item.pointer(&format!("/{field}")) {
-        None | Some(Value::Null) => "-".to_owned(),
+    let found = field.split('|').filter_map(|one| item.pointer(&format!("/{one}")));
+    match found.into_iter().find(|value| !value.is_null()) {
+        None => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
     }
@@ -136,7 +138,7 @@ mod tests {
     #[test]
     fn columns_line_up_and_missing_fields_are_a_dash() {
         let item = serde_json::json!({"id": "turn_1", "error": {"code": "internal"}, "text": null});
-        assert_eq!(cell(&item, "error/code"), "internal");
+        assert_eq!(cell(&item, "text|error/code"), "internal");
         assert_eq!(cell(&item, "text"), "-");
         let rows = [vec!["ID".to_owned(), "X".to_owned()], vec!["turn_1".to_owned(), "é".to_owned()]];
         assert_eq!(layout(&rows, |_, _, text| text.to_owned()), "ID      X\nturn_1  é\n");

@@ -20,6 +20,7 @@ pub struct Transcript {
     err: Box<dyn Write>,
     out_is_terminal: bool,
     err_is_terminal: bool,
+    is_coloured: bool,
     is_json: bool,
     /// The last character on stdout was no line end.
     is_mid_line: bool,
@@ -35,13 +36,13 @@ impl Transcript {
     pub fn stdio(is_json: bool) -> Self {
         let (out, err) = (io::stdout(), io::stderr());
         let (out_is_terminal, err_is_terminal) = (out.is_terminal(), err.is_terminal());
-        let err_is_terminal =
-            err_is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        let is_coloured = err_is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
         Transcript {
             out: Box::new(out),
             err: Box::new(err),
             out_is_terminal,
             err_is_terminal,
+            is_coloured,
             is_json,
             is_mid_line: false,
             streamed: String::new(),
@@ -86,6 +87,7 @@ impl Transcript {
                 self.end_line()?;
                 self.line(&format!("Cancelled by {}.", event.text("by")))
             }
+            "ask" => self.line(&question(event)),
             _ => match aside(event) {
                 Some(line) => self.note(&line),
                 None => Ok(()),
@@ -108,26 +110,25 @@ impl Transcript {
 
     /// A line for the person, apart from the answer.
     pub fn line(&mut self, text: &str) -> io::Result<()> {
+        self.apart(&shown(text, self.err_is_terminal))
+    }
+
+    /// A line that matters less.
+    pub fn note(&mut self, text: &str) -> io::Result<()> {
+        match self.is_coloured {
+            true => self.apart(&format!("\x1b[2m{}\x1b[0m", shown(text, true))),
+            false => self.line(text),
+        }
+    }
+
+    fn apart(&mut self, text: &str) -> io::Result<()> {
         if self.is_mid_line && self.out_is_terminal {
             // Both outputs share the screen; stdout itself gets nothing that was not said.
             self.err.write_all(b"\n")?;
             self.is_mid_line = false;
         }
-        writeln!(self.err, "{}", shown(text, true))?;
+        writeln!(self.err, "{text}")?;
         self.err.flush()
-    }
-
-    /// A line that matters less.
-    pub fn note(&mut self, text: &str) -> io::Result<()> {
-        match self.err_is_terminal {
-            false => self.line(text),
-            true => {
-                self.err.write_all(b"\x1b[2m")?;
-                self.line(text)?;
-                self.err.write_all(b"\x1b[0m")?;
-                self.err.flush()
-            }
-        }
     }
 
     /// Asks for the next line.
@@ -178,10 +179,6 @@ fn aside(event: &Event) -> Option<String> {
             };
             Some(format!("[{}{waiting}]", text("state")))
         }
-        "ask" => Some(match options(event).as_slice() {
-            [] => format!("? {}", text("prompt")),
-            options => format!("? {} [{}]", text("prompt"), options.join(" / ")),
-        }),
         "answer" => Some(match event.body.get("answer") {
             Some(Value::String(answer)) => format!("[answered: {answer}]"),
             other => format!("[answered: {}]", other.unwrap_or(&Value::Null)),
@@ -191,10 +188,14 @@ fn aside(event: &Event) -> Option<String> {
     }
 }
 
-/// What may be answered to a question, as text.
-fn options(event: &Event) -> Vec<String> {
-    let listed = event.body.get("options").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    listed.iter().map(|option| option.as_str().map_or_else(|| option.to_string(), str::to_owned)).collect()
+/// The line for a question: the prompt, and what may be answered where that is limited.
+fn question(event: &Event) -> String {
+    let options = event.body.get("options").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let options = options.iter().map(|one| one.as_str().map_or_else(|| one.to_string(), str::to_owned));
+    match options.collect::<Vec<_>>().as_slice() {
+        [] => format!("? {}", event.text("prompt")),
+        options => format!("? {} [{}]", event.text("prompt"), options.join(" / ")),
+    }
 }
 
 /// `text` with its control characters made visible where it goes to a person's screen.
