@@ -77,6 +77,7 @@ fn a_reconnect_is_heeded_and_its_body_left() {
     let survivor = the_rest();
     let (code, out, err) = run(&[&leaving, &survivor], &["chat", "hi", "--idle", "20s"]);
     assert_eq!((code, out.as_str()), (0, "one two three\n"), "{err}");
+    assert!(err.contains("[the replica lets its streams go; going on]"), "{err}");
 }
 
 #[test]
