@@ -1,6 +1,6 @@
 //! What is said is heard, in order, and neither side can make the other grow.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use lastword::worker::{
     codec::Fault,
@@ -8,6 +8,7 @@ use lastword::worker::{
     wire::{Message, ToWorker},
 };
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::bench::*;
 
@@ -122,6 +123,20 @@ async fn the_last_words_are_heard_before_the_death() {
     let texts: Vec<_> = (0..400).map(|i| Message::Delta { text: i.to_string() }).collect();
     assert_eq!(messages[..400], texts);
     assert!(matches!(messages[400..], [Message::Complete { .. }]));
+}
+
+#[tokio::test]
+async fn a_listener_slower_than_any_leak_still_hears_it_all() {
+    let bench = Bench::new();
+    let mut worker = bench.sh("for i in $(seq 50); do echo '{\"type\":\"beat\"}'; done").await;
+    within(worker.ended()).await;
+    for _ in 0..10 {
+        assert!(matches!(within(worker.recv()).await, Heard::Message(_)));
+    }
+    let paused_at = Instant::now();
+    until("a leak would have been given up", || paused_at.elapsed() > Duration::from_millis(2200)).await;
+    let (messages, _) = rest(&mut worker).await;
+    assert_eq!(messages.len(), 40);
 }
 
 #[tokio::test]
