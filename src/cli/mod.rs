@@ -3,12 +3,14 @@
 //! Owns the names. Each command is one file with its `Args` and its `run`. Usage errors leave with
 //! 2, which clap does by itself; an error that a command has no exit code for leaves with 1.
 
+mod child;
 mod client;
 mod config_print;
 mod demo_agent;
 mod dev;
 mod doctor;
 mod migrate;
+pub mod postgres;
 mod serve;
 mod verify;
 
