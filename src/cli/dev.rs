@@ -1,12 +1,122 @@
-//! `lastword dev`.
+//! `lastword dev`: everything on one machine, from nothing.
+//!
+//! Owns the order of start and stop: Postgres first and last, the replicas in between, and what is
+//! said to the person at the terminal. The processes are kept by [`cluster`], the directory by [`home`].
 
-use std::process::ExitCode;
+mod cluster;
+pub mod demo;
+mod home;
+mod replica;
+mod signals;
 
-/// Its flags.
-#[derive(clap::Args)]
-pub struct Args {}
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
-/// Runs it.
-pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`lastword dev` is not there yet")
+use self::{
+    cluster::{Cluster, Plan},
+    signals::Signals,
+};
+
+/// How often the processes are looked at. One that dies is back within a second.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Flags of `lastword dev`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The first replica's port on 127.0.0.1; the others follow it
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// How many replicas, each a process of its own
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=26))]
+    replicas: u16,
+    /// Where the database, the logs and the operator's token are kept between two runs
+    #[arg(long, value_name = "DIR", env = "LASTWORD_DATA", default_value = ".lastword")]
+    data: PathBuf,
+    /// The directory of the programs `postgres` and `initdb`; searched for if absent
+    #[arg(long, value_name = "DIR")]
+    postgres_bin: Option<PathBuf>,
+}
+
+/// Starts it all, brings back what dies, and stops it all at a signal: gently at the first, at once
+/// at the second.
+///
+/// # Errors
+/// No Postgres was found or it does not start, a port is taken, another `dev` works in the same
+/// directory, or the replicas do not become ready.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let plan = Plan {
+        dir: args.data,
+        port: args.port,
+        replicas: args.replicas,
+        postgres_bin: args.postgres_bin,
+        is_durable: true,
+    };
+    eprintln!("Starting Postgres and {} …", plural(plan.replicas, "replica"));
+    let mut cluster = Cluster::start(&plan).await?;
+    let mut signals = Signals::listen()?;
+    let lived = tokio::select! {
+        lived = live(&mut cluster) => lived,
+        () = signals.asked() => Ok(()),
+    };
+    eprintln!("Stopping; once more stops at once …");
+    cluster.stop(&mut signals).await;
+    lived.map(|()| ExitCode::SUCCESS)
+}
+
+/// Returns only when something fails for good.
+async fn live(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.settle().await?;
+    cluster.install_demo_agent().await?;
+    welcome(cluster);
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        ticks.tick().await;
+        cluster.look()?;
+    }
+}
+
+fn welcome(cluster: &Cluster) {
+    let state = cluster.state();
+    println!("\nlastword is up, on this machine only. Ctrl-C stops all of it.\n");
+    for replica in &state.replicas {
+        println!(
+            "  replica {}   {}   process {}",
+            replica.name,
+            replica.url,
+            replica.pid.unwrap_or_default()
+        );
+    }
+    println!("  console     {}/", state.urls[0]);
+    println!("  Postgres    {}   process {}", state.database_url, state.postgres.pid.unwrap_or_default());
+    println!("  directory   {}   (logs, operator.token, dev.json)", cluster.dir().display());
+    if !state.postgres.data.starts_with(cluster.dir()) {
+        println!("  database    {}", state.postgres.data.display());
+        println!("              (Postgres does not run as root, and its user cannot reach that directory)");
+    }
+    let (first, last) = (&state.urls[0], state.urls.last().unwrap_or(&state.urls[0]));
+    println!("\nTry, in another terminal:\n");
+    println!("  curl -N {first}/v1/turns -H 'Accept: text/event-stream' \\");
+    println!("    -H 'Content-Type: application/json' -d '{{\"agent\":\"demo\",\"input\":\"/slow 100\"}}'\n");
+    println!("  # the same turn on another replica; TURN is the turn_id that the first command shows");
+    println!("  curl -N {last}/v1/turns/TURN/events -H 'Accept: text/event-stream'\n");
+    println!("  {} chat --agent demo --data {}\n", us(), shown(cluster.dir()));
+}
+
+/// How this program was called, so that the commands shown can be pasted.
+fn us() -> String {
+    std::env::args().next().unwrap_or_else(|| "lastword".to_owned())
+}
+
+/// The shorter of a path and what is left of it below the current directory.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let short = path.strip_prefix(here).ok().filter(|short| !short.as_os_str().is_empty());
+    short.unwrap_or(path).display().to_string()
+}
+
+fn plural(count: u16, what: &str) -> String {
+    if count == 1 { format!("one {what}") } else { format!("{count} {what}s") }
 }

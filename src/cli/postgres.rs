@@ -196,6 +196,13 @@ impl Postgres {
         bail!("the private Postgres (process {}) survived a kill", child.id())
     }
 
+    /// Tells the server to stop and does not wait; [`Postgres::is_running`] says when it is gone.
+    pub fn begin_stop(&self, mode: Mode) {
+        if let Some(child) = &self.child {
+            let _ = child::send(child, mode.signal());
+        }
+    }
+
     /// Stops the server, if it runs, and starts it again on the same port.
     ///
     /// # Errors
