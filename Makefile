@@ -1,0 +1,61 @@
+# What a person or a machine does with this repository. `make help` lists it.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The tools that `.ci/sqlx-cli` installs for this repository alone.
+export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+
+# Process-per-test where there is nextest; it does not run the examples in the docs, so those are
+# run by themselves.
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test)
+RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
+
+# The suites over several replicas, which must hold without NOTIFY too.
+CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*)))
+
+.PHONY: help setup run demo test check fmt lint doc sqlx fmt-check sqlx-check
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: ## install what this machine lacks to build and run, or say what to type
+	@.ci/setup
+
+run: setup ## serve on this machine: two replicas, a private Postgres, a demo agent
+	cargo run -- dev $(ARGS)
+
+demo: setup ## thirty seconds: kill a replica, see the last word that the other wrote
+	@cargo build --bin lastword
+	@cargo run --quiet -- demo
+
+test: ## all tests, then those over several replicas once more without NOTIFY
+	cargo build --bin lastword
+	$(RUN_TESTS)
+	$(RUN_DOCTESTS)
+	$(if $(CLUSTER_SUITES),LASTWORD_DOORBELL=off $(RUN_TESTS) $(addprefix --test ,$(CLUSTER_SUITES)),@echo 'no suite over several replicas')
+
+check: fmt-check lint doc sqlx-check test ## everything that must hold before a change lands
+
+fmt: ## format the code
+	cargo fmt
+
+fmt-check:
+	cargo fmt --check
+
+lint: ## clippy over everything; a warning is an error
+	cargo clippy --locked --all-targets -- -D warnings
+
+doc: ## the API's documentation; a broken link is an error
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+sqlx: ## write .sqlx anew from the migrations and the queries
+	.ci/sqlx-cli
+	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare -- --all-targets'
+
+sqlx-check:
+	.ci/sqlx-cli
+	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare --check -- --all-targets'
