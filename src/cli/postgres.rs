@@ -18,6 +18,7 @@ use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
     net::TcpListener,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     thread,
@@ -104,11 +105,12 @@ impl Postgres {
     /// The directory cannot be used, `initdb` fails, or the server does not come up; the message
     /// carries the end of its log.
     pub fn start(options: Options) -> anyhow::Result<Postgres> {
-        let owner = Owner::of_a_server()?;
-        let data = cluster::prepare(&options.data, &options.binaries, owner.as_ref())?;
+        let owner = Owner::of_a_server(&options.data)?;
+        let data = cluster::prepare(&options, owner.as_ref())?;
         stray::stop(&data)?;
         let log = options.log.clone().unwrap_or_else(|| data.join("server.log"));
-        File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let empty = File::options().write(true).create(true).truncate(true).mode(0o600).open(&log);
+        empty.with_context(|| format!("cannot write {}", log.display()))?;
         let port = options.port;
         let mut postgres = Postgres { options, owner, data, log, port, child: None, is_scratch: false };
         postgres.launch()?;
@@ -122,8 +124,7 @@ impl Postgres {
     /// As [`Postgres::start`], or no Postgres was found on this machine.
     pub fn for_test() -> anyhow::Result<Postgres> {
         let binaries = Binaries::find(None)?;
-        let owner = Owner::of_a_server()?;
-        let data = cluster::scratch(&binaries, owner.as_ref())?;
+        let data = cluster::scratch(&binaries)?;
         let options = Options { durable: false, ..Options::new(data.clone(), binaries) };
         let started = Postgres::start(options);
         match started {

@@ -100,6 +100,7 @@ impl Cluster {
         if !self.postgres.is_running() {
             eprintln!("Postgres died; starting it again (its log: {})", self.postgres.log().display());
             self.postgres.restart(Mode::Immediate)?;
+            eprintln!("Postgres is back as process {}", self.postgres.pid().unwrap_or_default());
             has_changed = true;
         }
         for n in 0..self.replicas.len() {

@@ -57,7 +57,8 @@ impl Home {
         let make = || DirBuilder::new().recursive(true).mode(mode).create(dir);
         make().with_context(|| format!("cannot make {}", dir.display()))?;
         let dir = fs::canonicalize(dir)?;
-        let lock = private(&dir.join("lock"))?;
+        let lock =
+            private(&dir.join("lock")).with_context(|| format!("cannot write in {}", dir.display()))?;
         match lock.try_lock() {
             Ok(()) => Ok(Home { dir, _lock: lock }),
             Err(TryLockError::WouldBlock) => bail!("{}", already_running(&dir)),

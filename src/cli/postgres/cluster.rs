@@ -17,14 +17,15 @@ use nix::unistd::Uid;
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    Options,
     binaries::Binaries,
     owner::{self, Owner},
 };
 
 /// Makes `wanted` a data directory that `owner` can use, and returns where it really is: under
 /// `/var/lib` when `owner` cannot reach the wanted place (a directory below `/root`, usually).
-pub(super) fn prepare(wanted: &Path, binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
-    let wanted = std::path::absolute(wanted)?;
+pub(super) fn prepare(options: &Options, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
+    let (wanted, binaries) = (std::path::absolute(&options.data)?, &options.binaries);
     let data = match owner {
         Some(owner) if !owner.reaches(&wanted) => stand_in(&wanted),
         _ => wanted,
@@ -36,15 +37,18 @@ pub(super) fn prepare(wanted: &Path, binaries: &Binaries, owner: Option<&Owner>)
     fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
     let data = fs::canonicalize(data)?;
     // What an interrupted `initdb` left is removed by `initdb` itself; anything else is not ours.
-    if fs::read_dir(&data)?.next().is_some() {
+    let mut entries = fs::read_dir(&data).with_context(|| format!("cannot read {}", data.display()))?;
+    if entries.next().is_some() {
         bail!("{} is neither empty nor a Postgres data directory", data.display());
     }
-    initdb(&data, binaries, owner)?;
+    initdb(&data, binaries, owner, if options.durable { &[] } else { &["--no-sync"] })?;
     Ok(data)
 }
 
 /// A data directory of a test's own: a copy of the cached one, in the system's temporary directory.
-pub(super) fn scratch(binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
+pub(super) fn scratch(binaries: &Binaries) -> anyhow::Result<PathBuf> {
+    let owner = Owner::of_a_server(Path::new(""))?;
+    let owner = owner.as_ref();
     let template = template(binaries, owner)?;
     let name = format!("lastword-test-{}-{:08x}", std::process::id(), rand::random::<u32>());
     let data = env::temp_dir().join(name);
@@ -72,7 +76,8 @@ fn template(binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<PathBu
     let unfinished = template.with_extension("unfinished");
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir(&unfinished)?;
-    initdb(&unfinished, binaries, owner)?;
+    // Written to disk in full: the cache outlives a power cut that comes after the rename.
+    initdb(&unfinished, binaries, owner, &[])?;
     fs::rename(&unfinished, &template)?;
     Ok(template)
 }
@@ -92,7 +97,7 @@ fn cache_dir() -> anyhow::Result<PathBuf> {
         .context("no directory for a cache: neither the user's own nor the temporary one can be written")
 }
 
-fn initdb(data: &Path, binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<()> {
+fn initdb(data: &Path, binaries: &Binaries, owner: Option<&Owner>, more: &[&str]) -> anyhow::Result<()> {
     fs::set_permissions(data, fs::Permissions::from_mode(0o700))?;
     if let Some(owner) = owner {
         owner.take(data)?;
@@ -100,7 +105,7 @@ fn initdb(data: &Path, binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Re
     let mut command = owner::command(&binaries.initdb(), owner);
     command.current_dir(data).arg("-D").arg(data);
     command.args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--auth=trust"]);
-    command.arg("--no-instructions").stdin(Stdio::null());
+    command.arg("--no-instructions").args(more).stdin(Stdio::null());
     let said = command.output().with_context(|| format!("cannot run {}", binaries.initdb().display()))?;
     if !said.status.success() {
         bail!("initdb of {} failed: {}", data.display(), String::from_utf8_lossy(&said.stderr).trim());

@@ -1,7 +1,8 @@
 //! The user that a private Postgres runs as.
 //!
-//! Postgres refuses to run as root. So when we are root it runs as `postgres`, or as `nobody` where
-//! there is no such user, and owns its directory. Any other user runs it as themselves.
+//! Postgres refuses to run as root. So when we are root it runs as whoever owns the data directory
+//! already, else as `postgres`, or as `nobody` where there is no such user. Any other user runs it as
+//! themselves.
 
 use std::{
     ffi::OsStr,
@@ -22,10 +23,16 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// Whom a server must run as; `None` means as ourselves.
-    pub(super) fn of_a_server() -> anyhow::Result<Option<Owner>> {
+    /// Whom a server over `data` must run as; `None` means as ourselves.
+    pub(super) fn of_a_server(data: &Path) -> anyhow::Result<Option<Owner>> {
         if !Uid::effective().is_root() {
             return Ok(None);
+        }
+        // Made earlier, perhaps by a user who was not root then: nobody else may serve it.
+        if let Ok(made) = fs::metadata(data.join("PG_VERSION"))
+            && made.uid() != 0
+        {
+            return Ok(Some(Owner { uid: made.uid(), gid: made.gid() }));
         }
         for name in ["postgres", "nobody"] {
             if let Some(user) = User::from_name(name)? {
