@@ -41,6 +41,8 @@ async fn a_durable_server_keeps_its_rows_through_a_crash_and_its_address_through
     assert_eq!(ask(&postgres, "show fsync").await?, "on");
     assert_eq!(ask(&postgres, "show server_encoding").await?, "UTF8");
     assert_eq!(ask(&postgres, "show listen_addresses").await?, "127.0.0.1");
+    let uninvited = format!("postgres://postgres@127.0.0.1:{}/postgres", postgres.port());
+    assert!(PgConnection::connect(&uninvited).await.is_err(), "a stranger on this machine came in");
 
     postgres.stop(Mode::Fast)?;
     assert_eq!(postgres.pid(), None);
@@ -55,7 +57,7 @@ async fn a_durable_server_keeps_its_rows_through_a_crash_and_its_address_through
 async fn settings_and_a_fixed_port_are_obeyed() -> Outcome {
     let place = Place::new("settings")?;
     let free = Postgres::for_test()?.port();
-    let mut options = Options::new(place.data(), Binaries::find(None)?);
+    let mut options = quick(place.data())?;
     options.port = Some(free);
     options.settings.push(("max_connections".to_owned(), "37".to_owned()));
     let postgres = Postgres::start(options)?;
@@ -81,7 +83,7 @@ async fn a_server_of_a_killed_owner_is_gone_or_is_stopped_by_the_next_start() ->
     owner.kill()?;
     owner.wait()?;
     // At once: the orphan is still shutting down, or has not even noticed.
-    let postgres = Postgres::start(Options::new(place.data(), Binaries::find(None)?))?;
+    let postgres = Postgres::start(quick(place.data())?)?;
 
     assert!(!is_alive(orphan), "two servers over one directory");
     assert_eq!(ask(&postgres, "select 'ok'").await?, "ok");
@@ -111,10 +113,22 @@ fn a_server_does_not_wait_for_the_next_start_to_end() -> Outcome {
 #[ignore = "a part of the tests above"]
 fn plays_an_owner() {
     let Some(data) = std::env::var_os(PLAY) else { return };
-    let options = Options::new(PathBuf::from(data), Binaries::find(None).unwrap());
+    let options = quick(PathBuf::from(data)).unwrap();
     let _postgres = Postgres::start(options).unwrap();
     // Ends by being killed; the bound is for a test that fails before it comes to that.
     std::thread::park_timeout(Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_start_that_was_cut_short_does_not_spoil_the_next() -> Outcome {
+    let place = Place::new("cut-short")?;
+    let unfinished = place.data().with_extension("unfinished");
+    std::fs::create_dir_all(unfinished.join("base"))?;
+    std::fs::write(unfinished.join("PG_VERSION"), "15")?;
+    std::fs::write(place.data().with_extension("password"), "half")?;
+    let postgres = Postgres::start(quick(place.data())?)?;
+    assert_eq!(ask(&postgres, "select 'ok'").await?, "ok");
+    Ok(())
 }
 
 #[tokio::test]
@@ -122,9 +136,14 @@ async fn a_directory_with_other_things_in_it_is_refused() -> Outcome {
     let place = Place::new("refused")?;
     std::fs::create_dir_all(place.data())?;
     std::fs::write(place.data().join("thesis.tex"), "irreplaceable")?;
-    let why = Postgres::start(Options::new(place.data(), Binaries::find(None)?)).unwrap_err().to_string();
+    let why = Postgres::start(quick(place.data())?).unwrap_err().to_string();
     assert!(why.contains("neither empty nor a Postgres data directory"), "{why}");
     Ok(())
+}
+
+/// Without waiting for the disk, where durability is not what is tested.
+fn quick(data: PathBuf) -> anyhow::Result<Options> {
+    Ok(Options { durable: false, ..Options::new(data, Binaries::find(None)?) })
 }
 
 /// A directory that any user may reach, unlike one below root's home.

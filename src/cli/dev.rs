@@ -90,8 +90,12 @@ fn welcome(cluster: &Cluster) {
         );
     }
     println!("  console     {}/", state.urls[0]);
-    println!("  Postgres    {}   process {}", state.database_url, state.postgres.pid.unwrap_or_default());
-    println!("  directory   {}   (logs, operator.token, dev.json)", cluster.dir().display());
+    println!(
+        "  Postgres    {}   process {}",
+        cluster.postgres_address(),
+        state.postgres.pid.unwrap_or_default()
+    );
+    println!("  directory   {}   (logs; dev.json has the database's URL)", cluster.dir().display());
     if !state.postgres.data.starts_with(cluster.dir()) {
         println!("  database    {}", state.postgres.data.display());
         println!("              (Postgres does not run as root, and its user cannot reach that directory)");

@@ -15,6 +15,7 @@ mod owner;
 mod stray;
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
     net::TcpListener,
@@ -44,11 +45,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// A running private Postgres. Dropping it stops the server.
-#[derive(Debug)]
 pub struct Postgres {
     options: Options,
     owner: Option<Owner>,
     data: PathBuf,
+    password: Option<String>,
     log: PathBuf,
     port: Option<u16>,
     child: Option<Child>,
@@ -64,7 +65,8 @@ pub struct Options {
     pub port: Option<u16>,
     /// Server settings that override ours, such as `("wal_level", "logical")`.
     pub settings: Vec<(String, String)>,
-    /// Whether a commit survives a power cut. Only throw-away databases say no.
+    /// Whether a commit survives a power cut. Only throw-away databases say no; they ask for no
+    /// password either, while a durable one gets a random one when it is initialised.
     pub durable: bool,
     /// The programs to run.
     pub binaries: Binaries,
@@ -112,7 +114,9 @@ impl Postgres {
         let empty = File::options().write(true).create(true).truncate(true).mode(0o600).open(&log);
         empty.with_context(|| format!("cannot write {}", log.display()))?;
         let port = options.port;
-        let mut postgres = Postgres { options, owner, data, log, port, child: None, is_scratch: false };
+        let password = cluster::password(&data)?;
+        let mut postgres =
+            Postgres { options, owner, data, password, log, port, child: None, is_scratch: false };
         postgres.launch()?;
         Ok(postgres)
     }
@@ -139,9 +143,11 @@ impl Postgres {
         }
     }
 
-    /// Where to connect, such as `postgres://postgres@127.0.0.1:20317/postgres`.
+    /// Where to connect, as `postgres://postgres[:PASSWORD]@127.0.0.1:PORT/postgres`. A secret where
+    /// it has a password.
     pub fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port())
+        let password = self.password.as_ref().map_or_else(String::new, |password| format!(":{password}"));
+        format!("postgres://postgres{password}@127.0.0.1:{}/postgres", self.port())
     }
 
     /// The port of 127.0.0.1 it listens on; the same after a restart.
@@ -264,6 +270,15 @@ impl Postgres {
             thread::sleep(LOOK_EVERY);
         }
         Ok(false)
+    }
+}
+
+/// By hand: the password stays out of it.
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Postgres");
+        shown.field("data", &self.data).field("port", &self.port).field("pid", &self.pid());
+        shown.finish_non_exhaustive()
     }
 }
 

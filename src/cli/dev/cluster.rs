@@ -188,6 +188,11 @@ impl Cluster {
         self.home.dir()
     }
 
+    /// Where Postgres listens, without its password.
+    pub(super) fn postgres_address(&self) -> String {
+        format!("127.0.0.1:{}", self.postgres.port())
+    }
+
     pub(super) fn token(&self) -> &str {
         &self.token
     }

@@ -6,7 +6,7 @@
 use std::{
     env, fs,
     fs::{DirBuilder, File},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Stdio,
@@ -22,27 +22,63 @@ use super::{
     owner::{self, Owner},
 };
 
-/// Makes `wanted` a data directory that `owner` can use, and returns where it really is: under
-/// `/var/lib` when `owner` cannot reach the wanted place (a directory below `/root`, usually).
+/// The file in a data directory that holds its superuser's password. It lives and dies with the data.
+const PASSWORD: &str = "lastword.password";
+
+/// Makes the wanted directory a data directory that `owner` can use, and returns where it really is:
+/// under `/var/lib` when `owner` cannot reach the wanted place (a directory below `/root`, usually).
 pub(super) fn prepare(options: &Options, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
-    let (wanted, binaries) = (std::path::absolute(&options.data)?, &options.binaries);
+    let wanted = std::path::absolute(&options.data)?;
     let data = match owner {
         Some(owner) if !owner.reaches(&wanted) => stand_in(&wanted),
         _ => wanted,
     };
     if data.join("PG_VERSION").is_file() {
-        require_same_major(&data, binaries)?;
+        require_same_major(&data, &options.binaries)?;
         return Ok(fs::canonicalize(data)?);
     }
     fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
     let data = fs::canonicalize(data)?;
-    // What an interrupted `initdb` left is removed by `initdb` itself; anything else is not ours.
     let mut entries = fs::read_dir(&data).with_context(|| format!("cannot read {}", data.display()))?;
     if entries.next().is_some() {
         bail!("{} is neither empty nor a Postgres data directory", data.display());
     }
-    initdb(&data, binaries, owner, if options.durable { &[] } else { &["--no-sync"] })?;
+    // Made beside its place and moved there whole: an interrupted start leaves no half of one.
+    let unfinished = data.with_extension("unfinished");
+    let _ = fs::remove_dir_all(&unfinished);
+    fs::create_dir(&unfinished).with_context(|| format!("cannot make {}", unfinished.display()))?;
+    if options.durable {
+        initdb_with_password(&unfinished, &options.binaries, owner)?;
+    } else {
+        initdb(&unfinished, &options.binaries, owner, &["--auth=trust", "--no-sync"])?;
+    }
+    fs::rename(&unfinished, &data)?;
     Ok(data)
+}
+
+/// The superuser's password; `None` where none is asked for.
+pub(super) fn password(data: &Path) -> anyhow::Result<Option<String>> {
+    match fs::read_to_string(data.join(PASSWORD)) {
+        Ok(password) => Ok(Some(password.trim().to_owned())),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(why) => Err(why).with_context(|| format!("cannot read the password in {}", data.display())),
+    }
+}
+
+/// With a password, since every user of this machine can reach a port on loopback, and a superuser of
+/// a database can run programs as the user whose server it is.
+fn initdb_with_password(data: &Path, binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<()> {
+    let password: String = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    // Beside the directory at first: `initdb` wants that one empty.
+    let file = data.with_extension("password");
+    let _ = fs::remove_file(&file);
+    private_file(&file)?.write_all(password.as_bytes())?;
+    if let Some(owner) = owner {
+        owner.take(&file)?;
+    }
+    let from = format!("--pwfile={}", file.display());
+    initdb(data, binaries, owner, &["--auth=scram-sha-256", &from])?;
+    Ok(fs::rename(file, data.join(PASSWORD))?)
 }
 
 /// A data directory of a test's own: a copy of the cached one, in the system's temporary directory.
@@ -77,7 +113,7 @@ fn template(binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<PathBu
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir(&unfinished)?;
     // Written to disk in full: the cache outlives a power cut that comes after the rename.
-    initdb(&unfinished, binaries, owner, &[])?;
+    initdb(&unfinished, binaries, owner, &["--auth=trust"])?;
     fs::rename(&unfinished, &template)?;
     Ok(template)
 }
@@ -104,8 +140,8 @@ fn initdb(data: &Path, binaries: &Binaries, owner: Option<&Owner>, more: &[&str]
     }
     let mut command = owner::command(&binaries.initdb(), owner);
     command.current_dir(data).arg("-D").arg(data);
-    command.args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--auth=trust"]);
-    command.arg("--no-instructions").args(more).stdin(Stdio::null());
+    command.args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--no-instructions"]);
+    command.args(more).stdin(Stdio::null());
     let said = command.output().with_context(|| format!("cannot run {}", binaries.initdb().display()))?;
     if !said.status.success() {
         bail!("initdb of {} failed: {}", data.display(), String::from_utf8_lossy(&said.stderr).trim());
