@@ -122,9 +122,8 @@ impl Drop for Dev {
         let _ = self.process.kill();
         let _ = self.process.wait();
         // The directory is about to be removed under them.
-        let until = Instant::now() + WAIT_MAX;
-        while processes.iter().any(|pid| is_alive(*pid)) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(10));
+        if !std::thread::panicking() {
+            eventually("its processes follow", || !processes.iter().any(|pid| is_alive(*pid)));
         }
     }
 }
@@ -171,6 +170,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + WAIT_MAX;
     while !holds() {
         assert!(Instant::now() < until, "never happened: {what}");
+        #[allow(clippy::disallowed_methods, reason = "between two looks at a process")]
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -151,8 +151,8 @@ struct Place(PathBuf);
 
 impl Place {
     fn new(name: &str) -> anyhow::Result<Place> {
-        let place =
-            std::env::temp_dir().join(format!("lastword-place-{name}-{}-{}", std::process::id(), nanos()));
+        let name = format!("lastword-place-{name}-{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let place = std::env::temp_dir().join(name);
         std::fs::create_dir(&place)?;
         Ok(Place(place))
     }
@@ -168,15 +168,13 @@ impl Drop for Place {
     }
 }
 
-fn nanos() -> u128 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
-}
-
+#[allow(clippy::disallowed_methods, reason = "there are no tables to check a query against")]
 async fn ask(postgres: &Postgres, question: &'static str) -> anyhow::Result<String> {
     let mut connection = PgConnection::connect(&postgres.url()).await?;
     Ok(sqlx::query_scalar(question).fetch_one(&mut connection).await?)
 }
 
+#[allow(clippy::disallowed_methods, reason = "there are no tables to check a query against")]
 async fn run(postgres: &Postgres, order: &'static str) -> Outcome {
     let mut connection = PgConnection::connect(&postgres.url()).await?;
     sqlx::query(order).execute(&mut connection).await?;
@@ -200,6 +198,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < until, "never happened: {what}");
+        #[allow(clippy::disallowed_methods, reason = "between two looks at a process")]
         std::thread::sleep(Duration::from_millis(10));
     }
 }

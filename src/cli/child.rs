@@ -13,12 +13,16 @@ use std::{
         Mutex, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
+    time::{Duration, Instant},
 };
 
 use nix::{
     sys::signal::{self, Signal},
     unistd::{Pid, getpid, getppid},
 };
+
+/// How often a wait looks.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// One order to the thread that forks, and where it answers.
 struct Birth {
@@ -48,6 +52,22 @@ pub fn spawn(mut command: Command, death_signal: Signal) -> io::Result<Child> {
 pub fn send(child: &Child, which: Signal) -> io::Result<()> {
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     Ok(signal::kill(Pid::from_raw(pid), which)?)
+}
+
+/// Blocks until `is_done`, looking every few milliseconds; false when it has not come to that within
+/// `at_most`. For the starts and ends of processes, which cannot be awaited otherwise by a `Drop`.
+pub fn wait(at_most: Duration, mut is_done: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + at_most;
+    loop {
+        if is_done() {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        #[allow(clippy::disallowed_methods, reason = "this function blocks, and says so")]
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 fn births() -> io::Result<SyncSender<Birth>> {

@@ -22,7 +22,6 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -38,8 +37,8 @@ use super::child;
 const START_MAX: Duration = Duration::from_secs(120);
 /// How long a fast stop may take before it becomes an immediate one, and that one a kill.
 const STOP_MAX: Duration = Duration::from_secs(20);
-/// How often a start and a stop look whether they are done.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How long a start that failed for a passing reason waits before the next try.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Where ports are taken from: below the range from which systems take ports for outgoing
 /// connections, so that nobody is on ours when the server comes back from a restart.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -188,16 +187,9 @@ impl Postgres {
     pub fn stop(&mut self, mode: Mode) -> anyhow::Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         for signal in [mode.signal(), Signal::SIGQUIT, Signal::SIGKILL] {
-            if child.try_wait()?.is_some() {
-                return Ok(());
-            }
             child::send(&child, signal).context("cannot signal the private Postgres")?;
-            let until = Instant::now() + STOP_MAX;
-            while Instant::now() < until {
-                if child.try_wait()?.is_some() {
-                    return Ok(());
-                }
-                thread::sleep(LOOK_EVERY);
+            if child::wait(STOP_MAX, || !matches!(child.try_wait(), Ok(None))) {
+                return Ok(());
             }
         }
         bail!("the private Postgres (process {}) survived a kill", child.id())
@@ -239,7 +231,7 @@ impl Postgres {
             if tries_left == 0 || Instant::now() > until || !may_pass(&said) {
                 bail!("the private Postgres did not start; its log ({}) says:\n{said}", self.log.display());
             }
-            thread::sleep(Duration::from_millis(100));
+            child::wait(RETRY_PAUSE, || false);
         }
     }
 
@@ -259,17 +251,17 @@ impl Postgres {
     /// Waits until the server says in its pid file that it is ready: the sign `pg_ctl` goes by too.
     /// Reading it, unlike connecting to the port, cannot mistake another server for ours.
     fn wait_until_ready(&mut self, until: Instant) -> anyhow::Result<bool> {
-        while self.is_running() {
-            if stray::ready_pid(&self.data).is_some_and(|pid| Some(pid) == self.pid()) {
-                return Ok(true);
-            }
-            if Instant::now() > until {
-                self.stop(Mode::Immediate)?;
-                return Ok(false);
-            }
-            thread::sleep(LOOK_EVERY);
+        let mut is_ready = false;
+        let left = until.saturating_duration_since(Instant::now());
+        let is_decided = child::wait(left, || {
+            let pid = self.pid();
+            is_ready = pid.is_some() && stray::ready_pid(&self.data) == pid;
+            is_ready || !self.is_running()
+        });
+        if !is_decided {
+            self.stop(Mode::Immediate)?;
         }
-        Ok(false)
+        Ok(is_ready)
     }
 }
 

@@ -8,11 +8,10 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -140,22 +139,18 @@ impl Drop for Replica {
 /// Waits for a replica left over by a `dev` that was killed; it has been told to leave. Kills it when
 /// it takes too long. Another program that has its process id by now is let alone.
 fn evict(pid: u32, port: u16) -> anyhow::Result<()> {
-    let began = Instant::now();
-    let is_there = || {
+    let is_gone = || {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
-        line.contains("serve") && line.contains(&format!("127.0.0.1:{port}"))
+        !(line.contains("serve") && line.contains(&format!("127.0.0.1:{port}")))
     };
-    let mut was_killed = false;
-    while is_there() {
-        if began.elapsed() > STRAY_MAX && !was_killed {
-            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
-            was_killed = true;
-        }
-        if began.elapsed() > STRAY_MAX * 2 {
-            bail!("process {pid}, left over from an earlier run, cannot be killed");
-        }
-        thread::sleep(Duration::from_millis(20));
+    if child::wait(STRAY_MAX, is_gone) {
+        return Ok(());
     }
+    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+    ensure!(
+        child::wait(STRAY_MAX, is_gone),
+        "process {pid}, left over from an earlier run, cannot be killed"
+    );
     Ok(())
 }

@@ -3,18 +3,15 @@
 //! Owns the reading of `postmaster.pid`. Refuses to signal a process that is not a Postgres at work
 //! in that very directory: process ids are used again.
 
-use std::{
-    fs,
-    path::Path,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::bail;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use crate::cli::child;
 
 /// How long each way of asking may take.
 const ASK_MAX: Duration = Duration::from_secs(20);
@@ -23,20 +20,16 @@ const ASK_MAX: Duration = Duration::from_secs(20);
 pub(super) fn stop(data: &Path) -> anyhow::Result<()> {
     let Some(pid) = first_line_pid(data) else { return Ok(()) };
     for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGKILL] {
-        let until = Instant::now() + ASK_MAX;
         if !is_ours(pid, data) {
             return Ok(());
         }
         tracing::warn!(pid, %signal, "stopping a Postgres left over from an earlier run");
         let _ = kill(Pid::from_raw(pid), signal);
-        while Instant::now() < until && is_ours(pid, data) {
-            thread::sleep(Duration::from_millis(10));
+        if child::wait(ASK_MAX, || !is_ours(pid, data)) {
+            return Ok(());
         }
     }
-    if is_ours(pid, data) {
-        bail!("process {pid}, a Postgres over {}, cannot be stopped", data.display());
-    }
-    Ok(())
+    bail!("process {pid}, a Postgres over {}, cannot be stopped", data.display())
 }
 
 /// The process id of a server over `data` that takes connections.
