@@ -1,1 +1,165 @@
-//! The doors.
+//! The doors: the native HTTP API.
+//!
+//! Owns the routes and what they need; knows HTTP, and nothing of workers or of the engine: a door
+//! and the engine meet in Postgres, even within one process. Keeps I12: a request holds no work, it
+//! reads the log.
+
+mod accept;
+mod agents;
+mod auth;
+mod conversations;
+mod events;
+mod health;
+pub mod listen;
+mod observe;
+mod problem;
+mod replicas;
+mod request;
+mod sse;
+mod turns;
+mod workers;
+
+use std::sync::Arc;
+
+use axum::{Json, Router, middleware, routing::get};
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::{auth::Keys, health::Readiness, problem::Problem};
+use crate::{config::Config, console, store::Store, task::Supervisor};
+
+pub use listen::serve;
+
+/// What the doors stand on. Clones are the same gateway.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Postgres.
+    pub store: Store,
+    /// What this replica was told.
+    pub config: Arc<Config>,
+    /// Home of tasks; its soft stop lets streams go, its hard one ends them.
+    pub supervisor: Supervisor,
+    doors: Arc<Doors>,
+}
+
+#[derive(Debug)]
+struct Doors {
+    keys: Keys,
+    streams: Arc<Semaphore>,
+    readiness: Readiness,
+}
+
+impl Gateway {
+    /// A gateway over this store.
+    pub fn new(store: Store, config: Arc<Config>, supervisor: Supervisor) -> Gateway {
+        let doors = Arc::new(Doors {
+            keys: Keys::of(&config),
+            streams: Arc::new(Semaphore::new(config.streams_max as usize)),
+            readiness: Readiness::default(),
+        });
+        Gateway { store, config, supervisor, doors }
+    }
+
+    fn keys(&self) -> &Keys {
+        &self.doors.keys
+    }
+
+    fn streams(&self) -> &Arc<Semaphore> {
+        &self.doors.streams
+    }
+
+    fn readiness(&self) -> &Readiness {
+        &self.doors.readiness
+    }
+}
+
+/// Every route. [`serve`] adds what it needs to reset a connection; without it, as under another
+/// listener, a stream that must end early ends in an error all the same.
+pub fn router(gateway: Gateway) -> Router {
+    let (api, document) = OpenApiRouter::with_openapi(Document::openapi())
+        .merge(client_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::client)))
+        .merge(operator_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::operator)))
+        .merge(open_routes())
+        .split_for_parts();
+    api.route("/openapi.json", get(async move || Json(document)))
+        .merge(console::pages())
+        .fallback(async || Problem::not_found("route"))
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .layer(middleware::from_fn_with_state(gateway.clone(), auth::page))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(observe::request))
+        .with_state(gateway)
+}
+
+/// For a client's token, or an operator's.
+fn client_routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new()
+        .routes(routes!(turns::create, turns::list))
+        .routes(routes!(turns::read))
+        .routes(routes!(turns::cancel))
+        .routes(routes!(turns::answer))
+        .routes(routes!(turns::retry))
+        .routes(routes!(events::of_turn))
+        .routes(routes!(conversations::create, conversations::list))
+        .routes(routes!(conversations::read))
+        .routes(routes!(conversations::turns))
+        .routes(routes!(events::of_conversation))
+        .routes(routes!(agents::list))
+        .routes(routes!(agents::read))
+}
+
+/// For an operator's token, always.
+fn operator_routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new()
+        .routes(routes!(agents::put, agents::delete))
+        .routes(routes!(conversations::delete))
+        .routes(routes!(replicas::list))
+        .routes(routes!(workers::list))
+        .routes(routes!(workers::read))
+        .routes(routes!(workers::stop))
+}
+
+/// For everybody; metrics look for themselves.
+fn open_routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new()
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+}
+
+fn panicked(payload: Box<dyn std::any::Any + Send>) -> axum::response::Response {
+    use axum::response::IntoResponse as _;
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    Problem::internal(&format!("a request panicked: {text}")).into_response()
+}
+
+/// The OpenAPI document, to which each route adds itself.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "lastword",
+        description = "A gateway for chat agents: every accepted turn gets exactly one last word."
+    ),
+    modifiers(&Token),
+    security(("token" = [])),
+    tags(
+        (name = "turns"), (name = "events"), (name = "conversations"), (name = "agents"),
+        (name = "operators", description = "These need an operator's token."), (name = "health"),
+    )
+)]
+struct Document;
+
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    }
+}

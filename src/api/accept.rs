@@ -1,0 +1,307 @@
+//! Accepting a turn: from a request's body to a turn that is durable.
+//!
+//! Keeps I1: nothing is answered before the commit is known. A commit that is not known is asked for
+//! again with the very same turn, for two seconds; the client's own repeat, under its idempotency
+//! key, goes on from there. Keeps I12: once begun, an accept runs to its end, whether or not the
+//! client that asked for it is still there.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Map, Value};
+use tokio::{sync::oneshot, time::Instant};
+use utoipa::ToSchema;
+
+use super::{Gateway, auth::sha256, problem::Problem};
+use crate::{
+    id::{ConversationId, TurnId},
+    store::{
+        StoreError,
+        turns::{Agent, IfBusy, NewTurn},
+    },
+    task::Kind,
+    telemetry::metrics,
+    turn::CancelledBy,
+};
+
+/// How long a commit that is not known is asked for again.
+const UNKNOWN_COMMIT_MAX: Duration = Duration::from_secs(2);
+/// How long a cancel for a client that has left is tried.
+const CANCEL_WITHIN: Duration = Duration::from_secs(30);
+
+/// A new turn as a client asks for it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TurnRequest {
+    /// The agent's name.
+    pub agent: String,
+    /// What the user says: a text, or a text with attachments.
+    pub input: Input,
+    /// The conversation to go on with; absent: a new one.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub conversation_id: Option<ConversationId>,
+    /// The client's own; comes back with the turn.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Map<String, Value>>,
+    /// Answer with the turn's event stream.
+    #[serde(default)]
+    pub stream: Option<bool>,
+    /// What to do when the conversation is busy.
+    #[serde(default)]
+    pub if_busy: IfBusy,
+    /// What becomes of the turn when the client that waits for its answer goes away.
+    #[serde(default)]
+    pub on_disconnect: OnDisconnect,
+}
+
+/// What the user says.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Input {
+    /// The words; not empty.
+    pub text: String,
+    /// Handed to the agent as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub attachments: Option<Vec<Value>>,
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Parts {
+            text: String,
+            #[serde(default)]
+            attachments: Option<Vec<Value>>,
+        }
+        struct Either;
+        impl<'de> de::Visitor<'de> for Either {
+            type Value = Input;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text or an object {text, attachments?}")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Input, E> {
+                Ok(Input { text: text.to_owned(), attachments: None })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Input, A::Error> {
+                let Parts { text, attachments } =
+                    Parts::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Input { text, attachments })
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+/// What becomes of a turn when the client that waits for its answer goes away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDisconnect {
+    /// It goes on; the client comes back with its cursor.
+    #[default]
+    Continue,
+    /// It is cancelled.
+    Cancel,
+}
+
+/// A turn to be accepted, before its agent is looked up.
+#[derive(Debug)]
+pub struct Order {
+    /// The agent's name.
+    pub agent: String,
+    /// JSON text of an [`Input`].
+    pub input: String,
+    /// The conversation to go on with.
+    pub conversation: Option<ConversationId>,
+    /// JSON text.
+    pub metadata: Option<String>,
+    /// The turn it repeats.
+    pub retry_of: Option<TurnId>,
+    /// The client's key and the hash of its request.
+    pub idempotency: Option<(String, String)>,
+    /// What to do when the conversation is busy.
+    pub if_busy: IfBusy,
+    /// What to do when the client goes away.
+    pub on_disconnect: OnDisconnect,
+    /// W3C trace context.
+    pub traceparent: String,
+}
+
+impl TurnRequest {
+    /// The order that this request is; `key` is the client's idempotency key.
+    pub fn into_order(self, key: Option<String>, traceparent: String) -> Result<Order, Problem> {
+        let agent = super::request::agent_name("agent", self.agent)?;
+        if self.input.text.trim().is_empty() {
+            return Err(Problem::invalid("input", "The text is empty."));
+        }
+        let internal = |why: serde_json::Error| Problem::internal(&why);
+        let input = serde_json::to_string(&self.input).map_err(internal)?;
+        let metadata = self.metadata.as_ref().map(serde_json::to_string).transpose().map_err(internal)?;
+        // How the answer is delivered is no part of what is asked for: `stream` may differ.
+        let asked =
+            (&agent, &input, self.conversation_id, &metadata, self.if_busy, self.on_disconnect, "turn");
+        let hash = hash_of(&asked)?;
+        Ok(Order {
+            agent,
+            input,
+            conversation: self.conversation_id,
+            metadata,
+            retry_of: None,
+            idempotency: key.map(|key| (key, hash)),
+            if_busy: self.if_busy,
+            on_disconnect: self.on_disconnect,
+            traceparent,
+        })
+    }
+}
+
+/// The hash that an idempotency key is bound to.
+pub fn hash_of(asked: &impl Serialize) -> Result<String, Problem> {
+    let canonical = serde_json::to_vec(asked).map_err(|why| Problem::internal(&why))?;
+    Ok(sha256(&canonical).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Accepts a turn. The work is a task of its own, so that a client that leaves cuts nothing off.
+pub async fn accept(gateway: &Gateway, order: Order) -> Result<TurnId, Problem> {
+    let (reply, accepted) = oneshot::channel();
+    let task = {
+        let gateway = gateway.clone();
+        async move {
+            let on_disconnect = order.on_disconnect;
+            let outcome = accept_here(&gateway, order).await;
+            if let Err(Ok(turn)) = reply.send(outcome)
+                && on_disconnect == OnDisconnect::Cancel
+            {
+                cancel_for_disconnect(&gateway, turn).await;
+            }
+        }
+    };
+    gateway.supervisor.spawn(Kind::Client, "accepts", task);
+    accepted.await.unwrap_or_else(|_| Err(Problem::internal(&"an accept did not come to its end")))
+}
+
+async fn accept_here(gateway: &Gateway, order: Order) -> Result<TurnId, Problem> {
+    let store = &gateway.store;
+    let found = store.agent(&order.agent).await?;
+    let agent = found.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))?.agent;
+    let new = new_turn(gateway, order, agent);
+    let accepted = insist(|| store.accept(&new)).await?;
+    if !accepted.is_repeat {
+        metrics::turns_accepted(&new.agent.name);
+    }
+    tracing::info!(turn = %accepted.id, agent = new.agent.name, repeat = accepted.is_repeat, "accepted");
+    if new.if_busy == IfBusy::Interrupt && !new.is_new_conversation {
+        // A repeat may stand for a first try that did not come this far.
+        interrupt(gateway, accepted.id, new.conversation).await?;
+    }
+    Ok(accepted.id)
+}
+
+fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
+    let clock = gateway.store.clock();
+    NewTurn {
+        id: TurnId(clock.mint()),
+        conversation: order.conversation.unwrap_or_else(|| ConversationId(clock.mint())),
+        is_new_conversation: order.conversation.is_none(),
+        agent,
+        input: order.input,
+        metadata: order.metadata,
+        traceparent: order.traceparent,
+        retry_of: order.retry_of,
+        idempotency: order.idempotency,
+        if_busy: order.if_busy,
+        depth_max: gateway.config.conversation_depth_max,
+        queue_max: gateway.config.queue_max,
+    }
+}
+
+/// Cancels what is before the turn. It was accepted first: whatever comes in between waits behind it.
+async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId) -> Result<(), Problem> {
+    let store = &gateway.store;
+    let Some(accepted) = insist(|| store.turn(turn)).await? else { return Ok(()) };
+    let before = insist(|| store.open_turns(conversation, Some(accepted.ordinal))).await?;
+    if !before.is_empty() {
+        insist(|| store.cancel(&before, CancelledBy::Interrupt)).await?;
+    }
+    Ok(())
+}
+
+/// Repeats an identical statement while Postgres is away, for two seconds.
+pub async fn insist<T, F>(mut statement: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let until = Instant::now() + UNKNOWN_COMMIT_MAX;
+    loop {
+        match statement().await {
+            Err(why) if why.is_away() && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Cancels a turn when it is dropped before its answer was whole: its client went away. Not so when
+/// this replica lets its clients go; they come back elsewhere.
+#[derive(Debug)]
+pub struct CancelOnDrop(Option<(Gateway, TurnId)>);
+
+impl CancelOnDrop {
+    /// A guard of the turn, where its client asked for one.
+    pub fn new(gateway: &Gateway, turn: TurnId, on_disconnect: OnDisconnect) -> CancelOnDrop {
+        CancelOnDrop((on_disconnect == OnDisconnect::Cancel).then(|| (gateway.clone(), turn)))
+    }
+
+    /// A guard of nothing.
+    pub fn none() -> CancelOnDrop {
+        CancelOnDrop(None)
+    }
+
+    /// The answer was whole, or will be asked for again.
+    pub fn disarm(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some((gateway, turn)) = self.0.take()
+            && !gateway.supervisor.soft().is_cancelled()
+        {
+            let supervisor = gateway.supervisor.clone();
+            supervisor.spawn(Kind::Client, "disconnects", async move {
+                cancel_for_disconnect(&gateway, turn).await;
+            });
+        }
+    }
+}
+
+async fn cancel_for_disconnect(gateway: &Gateway, turn: TurnId) {
+    let until = Instant::now() + CANCEL_WITHIN;
+    let cancel = async {
+        loop {
+            match gateway.store.cancel(&[turn], CancelledBy::Disconnect).await {
+                Err(why) if why.is_away() && Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
+                }
+                Err(why) => return tracing::error!(%turn, %why, "a turn whose client left goes on"),
+                Ok(_) => return tracing::info!(%turn, "cancelled: its client left"),
+            }
+        }
+    };
+    gateway.supervisor.hard().run_until_cancelled(cancel).await;
+}
+
+/// The trace context of a request: our own span's where it is traced, else the client's, else new.
+pub fn traceparent(headers: &axum::http::HeaderMap) -> String {
+    use crate::telemetry::trace;
+    let sent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    let sent = sent.filter(|text| trace::trace_id(text).is_some()).map(str::to_owned);
+    trace::current_traceparent().or(sent).unwrap_or_else(trace::new_traceparent)
+}

@@ -1,0 +1,121 @@
+//! Agents: put, read, list, delete.
+//!
+//! A client sees which agents there are. What they run, and with which environment, only operators
+//! see: secrets stand there.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::{
+    Gateway,
+    accept::insist,
+    auth::Role,
+    problem::{Problem, ProblemDocument},
+    request::{Name, Page, Params, Strict, agent_name},
+};
+use crate::{agent::AgentSpec, store::agents::AgentRow};
+
+/// An agent as the API shows it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AgentView {
+    /// Its name.
+    name: String,
+    /// Counts from 1; a turn keeps the one it was accepted with.
+    revision: i32,
+    /// How its workers run. Clients are not shown `command` and `env`.
+    #[schema(value_type = AgentSpec)]
+    spec: Value,
+    /// When this revision was put.
+    updated_at: DateTime<Utc>,
+}
+
+impl AgentView {
+    fn of(row: &AgentRow, role: Role) -> Result<AgentView, Problem> {
+        let mut spec = serde_json::to_value(&*row.agent.spec).map_err(|why| Problem::internal(&why))?;
+        if role < Role::Operator
+            && let Some(fields) = spec.as_object_mut()
+        {
+            for hidden in ["command", "env"] {
+                fields.remove(hidden);
+            }
+        }
+        let (name, revision) = (row.agent.name.clone(), row.agent.revision);
+        Ok(AgentView { name, revision, spec, updated_at: row.created_at })
+    }
+}
+
+/// Puts an agent. The same spec again makes no new revision; turns under way keep theirs.
+#[utoipa::path(put, path = "/v1/agents/{name}", tag = "operators", request_body = AgentSpec,
+    params(("name" = String, Path)),
+    responses(
+        (status = 200, description = "The agent", body = AgentView),
+        (status = 201, description = "The agent, which is new", body = AgentView),
+        (status = 400, body = ProblemDocument),
+    ))]
+pub async fn put(
+    State(gateway): State<Gateway>,
+    Name(name): Name,
+    Strict(spec): Strict<AgentSpec>,
+) -> Result<(StatusCode, Json<AgentView>), Problem> {
+    spec.validate().map_err(|why| Problem::invalid(why.field, why.why))?;
+    let (revision, is_new) = insist(|| gateway.store.put_agent(&name, Some(&spec))).await?;
+    let view = read_as(&gateway, &name, Role::Operator).await?;
+    let status = if is_new && revision == 1 { StatusCode::CREATED } else { StatusCode::OK };
+    tracing::info!(agent = name, revision, is_new, "an agent was put");
+    Ok((status, Json(view)))
+}
+
+/// Reads an agent.
+#[utoipa::path(get, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)),
+    responses((status = 200, body = AgentView), (status = 404, body = ProblemDocument)))]
+pub async fn read(
+    State(gateway): State<Gateway>,
+    Name(name): Name,
+    headers: HeaderMap,
+) -> Result<Json<AgentView>, Problem> {
+    read_as(&gateway, &name, gateway.keys().role(&headers)).await.map(Json)
+}
+
+/// Lists agents by name.
+#[utoipa::path(get, path = "/v1/agents", tag = "agents",
+    params(
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
+    ),
+    responses((status = 200, body = Page<AgentView>)))]
+pub async fn list(
+    State(gateway): State<Gateway>,
+    headers: HeaderMap,
+    mut params: Params,
+) -> Result<Json<Page<AgentView>>, Problem> {
+    let limit = params.limit()?;
+    let after = params.text("cursor").map(|name| agent_name("cursor", name)).transpose()?;
+    params.end()?;
+    let role = gateway.keys().role(&headers);
+    let rows = gateway.store.agents(after.as_deref(), limit + 1).await?;
+    let items = rows.iter().map(|row| AgentView::of(row, role)).collect::<Result<_, _>>()?;
+    Ok(Json(Page::of(items, limit, |item: &AgentView| item.name.clone())))
+}
+
+/// Deletes an agent: no turn is accepted for it after. Turns under way go on.
+#[utoipa::path(delete, path = "/v1/agents/{name}", tag = "operators", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = ProblemDocument)))]
+pub async fn delete(State(gateway): State<Gateway>, Name(name): Name) -> Result<StatusCode, Problem> {
+    let (revision, is_new) = gateway.store.put_agent(&name, None).await?;
+    if !is_new {
+        return Err(Problem::not_found("agent"));
+    }
+    tracing::info!(agent = name, revision, "an agent was deleted");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn read_as(gateway: &Gateway, name: &str, role: Role) -> Result<AgentView, Problem> {
+    let row = gateway.store.agent(name).await?.ok_or_else(|| Problem::not_found("agent"))?;
+    AgentView::of(&row, role)
+}

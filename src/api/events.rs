@@ -1,0 +1,236 @@
+//! Events: a turn's log, or a whole conversation's, as a stream or as JSON pages.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use super::{
+    Gateway,
+    accept::CancelOnDrop,
+    problem::{Problem, ProblemDocument},
+    request::{Id, Params, wants_events},
+    sse::{self, Connection, Seat},
+    turns::found,
+};
+use crate::{
+    event::Event,
+    id::{ConversationId, TurnId},
+    stream::{Position, Reader, Tail, Thread},
+};
+
+const LIMIT_DEFAULT: i64 = 200;
+const LIMIT_MAX: i64 = 1000;
+
+/// A page of events.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventPage {
+    /// In order, without gaps.
+    #[schema(value_type = Vec<Object>)]
+    events: Vec<Event>,
+    /// `?after=` of the next page.
+    #[schema(value_type = Object)]
+    next_after: serde_json::Value,
+    /// Whether the last of them is the last word: there is no next page.
+    closed: bool,
+}
+
+/// What a reader of events asks for.
+struct Wanted<C> {
+    after: Option<C>,
+    /// Which header or parameter the cursor came by.
+    field: &'static str,
+    wait: Duration,
+    limit: i64,
+    is_stream: bool,
+}
+
+impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
+    fn read(mut params: Params, headers: &HeaderMap) -> Result<Self, Problem> {
+        let asks_for_page = params.has("wait") || params.has("limit");
+        let (wait, limit) = (params.wait()?, params.number("limit", 1..=LIMIT_MAX)?);
+        let (mut field, mut after) = ("after", params.parsed::<C>("after")?);
+        params.end()?;
+        // A browser that reconnects repeats the URL with its first `after`.
+        if let Some(last) = headers.get("last-event-id").filter(|last| !last.is_empty()) {
+            field = "Last-Event-ID";
+            let text = last.to_str().map_err(|why| Problem::invalid(field, why.to_string()))?;
+            after = Some(text.parse().map_err(|why: C::Err| Problem::invalid(field, why.to_string()))?);
+        }
+        let is_stream = wants_events(headers).unwrap_or(!asks_for_page);
+        Ok(Wanted { after, field, wait, limit: limit.unwrap_or(LIMIT_DEFAULT), is_stream })
+    }
+}
+
+/// Reads a turn's events after a cursor: an event stream that ends after the terminal event, or
+/// with `Accept: application/json` a page of them.
+#[utoipa::path(get, path = "/v1/turns/{id}/events", tag = "events",
+    params(
+        ("id" = String, Path),
+        ("after" = Option<i32>, Query, description = "The `seq` that the client has seen last"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The same; beats `after`"),
+        ("wait" = Option<u64>, Query, description = "JSON only: wait up to so many seconds (60 at most) for an event"),
+        ("limit" = Option<i64>, Query, description = "JSON only: at most so many events", minimum = 1, maximum = 1000),
+    ),
+    responses(
+        (status = 200, description = "The events; or an event stream", body = EventPage),
+        (status = 204, description = "The cursor is at the last word: there is nothing more"),
+        (status = 400, description = "`cursor_past_head`", body = ProblemDocument),
+        (status = 404, body = ProblemDocument),
+        (status = 410, description = "`events_gone`: retained no longer", body = ProblemDocument),
+    ))]
+pub async fn of_turn(
+    State(gateway): State<Gateway>,
+    Id(id): Id<TurnId>,
+    connection: Connection,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, Problem> {
+    let wanted = Wanted::<i32>::read(params, &headers)?;
+    let after = wanted.after.unwrap_or(-1);
+    if after < -1 {
+        return Err(Problem::invalid(wanted.field, "A cursor is a `seq`: 0 or more."));
+    }
+    found(&gateway, id).await?;
+    if is_at_last_word(&gateway, id, after, wanted.field).await? {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let tail = Tail::new(&gateway.store, id, after);
+    if wanted.is_stream {
+        let seat = Seat::take(&gateway, connection)?;
+        let guard = CancelOnDrop::none();
+        return Ok(sse::response(&gateway, Reader::Turn(tail), seat, guard, false));
+    }
+    turn_page(&gateway, tail, wanted).await
+}
+
+/// Whether the cursor stands at the terminal event; refuses one that no event stands at.
+async fn is_at_last_word(gateway: &Gateway, id: TurnId, after: i32, field: &str) -> Result<bool, Problem> {
+    let at = gateway.store.read_after(id, after.max(0) - 1, 1).await?;
+    match at.first() {
+        Some(event) if after < 0 || event.seq == after => Ok(after >= 0 && event.kind.is_terminal()),
+        // Event 0 is committed with the turn, so a log without it was dropped.
+        _ if gateway.store.read_after(id, -1, 1).await?.is_empty() => Err(Problem::log_gone()),
+        _ => Err(Problem::past_the_head(field)),
+    }
+}
+
+async fn turn_page(gateway: &Gateway, mut tail: Tail, wanted: Wanted<i32>) -> Result<Response, Problem> {
+    let until = Instant::now() + wanted.wait;
+    loop {
+        let events = tail.look(wanted.limit).await?;
+        let left = time_left(gateway, until);
+        if !events.is_empty() || left.is_zero() {
+            let (next_after, closed) = (tail.cursor().into(), tail.is_ended());
+            return Ok(Json(EventPage { events, next_after, closed }).into_response());
+        }
+        tokio::select! {
+            () = tail.wait(left) => {}
+            () = gateway.supervisor.soft().cancelled() => {}
+        }
+    }
+}
+
+/// Reads all events of a conversation's turns, in order, after a cursor `ORDINAL.SEQ`. The stream
+/// has no end, since another turn may always come.
+#[utoipa::path(get, path = "/v1/conversations/{id}/events", tag = "events",
+    params(
+        ("id" = String, Path),
+        ("after" = Option<String>, Query, description = "`ORDINAL.SEQ` of the event that the client has seen last"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The same; beats `after`"),
+        ("wait" = Option<u64>, Query, description = "JSON only: wait up to so many seconds (60 at most) for an event"),
+        ("limit" = Option<i64>, Query, description = "JSON only: at most so many events", minimum = 1, maximum = 1000),
+    ),
+    responses(
+        (status = 200, description = "The events; or an event stream", body = EventPage),
+        (status = 400, description = "`cursor_past_head`", body = ProblemDocument),
+        (status = 404, body = ProblemDocument),
+    ))]
+pub async fn of_conversation(
+    State(gateway): State<Gateway>,
+    Id(id): Id<ConversationId>,
+    connection: Connection,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, Problem> {
+    let wanted = Wanted::<Position>::read(params, &headers)?;
+    let at = wanted.after.unwrap_or(Position::START);
+    gateway.store.conversation(id).await?.ok_or_else(|| Problem::not_found("conversation"))?;
+    check_position(&gateway, id, at, wanted.field).await?;
+    let thread = Thread::new(&gateway.store, id, at);
+    if wanted.is_stream {
+        let seat = Seat::take(&gateway, connection)?;
+        let guard = CancelOnDrop::none();
+        return Ok(sse::response(&gateway, Reader::Thread(thread), seat, guard, false));
+    }
+    thread_page(&gateway, thread, at, wanted).await
+}
+
+/// Refuses a position that no event stands at.
+async fn check_position(
+    gateway: &Gateway,
+    id: ConversationId,
+    at: Position,
+    field: &str,
+) -> Result<(), Problem> {
+    if at.seq < 0 && at.ordinal == 1 {
+        return Ok(());
+    }
+    let turns = gateway.store.turn_ids_after(id, at.ordinal - 1, 1).await?;
+    match turns.first() {
+        Some(&(ordinal, turn)) if ordinal == at.ordinal => {
+            match is_at_last_word(gateway, turn, at.seq, field).await {
+                Ok(_) => Ok(()),
+                // An old turn of a conversation that goes on: what is left is told.
+                Err(why) if why.is_log_gone() => Ok(()),
+                Err(why) => Err(why),
+            }
+        }
+        _ => Err(Problem::past_the_head(field)),
+    }
+}
+
+async fn thread_page(
+    gateway: &Gateway,
+    mut thread: Thread,
+    mut at: Position,
+    wanted: Wanted<Position>,
+) -> Result<Response, Problem> {
+    let until = Instant::now() + wanted.wait;
+    let mut events = Vec::new();
+    loop {
+        let room = wanted.limit - events.len() as i64;
+        let more = if room > 0 { thread.look(room).await? } else { Vec::new() };
+        let is_all = more.is_empty();
+        for (position, event) in more {
+            at = position;
+            events.push(event);
+        }
+        let left = time_left(gateway, until);
+        if is_all && (!events.is_empty() || left.is_zero()) {
+            let next_after = at.to_string().into();
+            return Ok(Json(EventPage { events, next_after, closed: false }).into_response());
+        }
+        if is_all {
+            tokio::select! {
+                () = thread.wait(left) => {}
+                () = gateway.supervisor.soft().cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Nothing is left once this replica drains: the client asks another one.
+fn time_left(gateway: &Gateway, until: Instant) -> Duration {
+    if gateway.supervisor.soft().is_cancelled() {
+        return Duration::ZERO;
+    }
+    until.saturating_duration_since(Instant::now())
+}

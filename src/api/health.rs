@@ -1,0 +1,127 @@
+//! Probes and metrics.
+//!
+//! `/livez` says that this process answers, and asks nobody: a database that is away is no reason to
+//! restart it. `/readyz` says whether new requests should come here.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::IntoResponse,
+};
+use serde::Serialize;
+use tokio::{sync::Mutex, time::Instant};
+use utoipa::ToSchema;
+
+use super::{Gateway, auth::Role, problem::Problem};
+use crate::telemetry::metrics;
+
+/// An answer of Postgres counts for so long.
+const ANSWER_COUNTS_FOR: Duration = Duration::from_secs(2);
+/// A probe waits for so long.
+const PROBE_MAX: Duration = Duration::from_secs(1);
+/// The supervisor's line that says whether this replica is registered.
+const PRESENCE: &str = "presence";
+
+/// What was found out before.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    answered_at: Mutex<Option<Instant>>,
+    is_migrated: AtomicBool,
+}
+
+/// Whether this replica takes new requests, and why not.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReadinessView {
+    /// `ready` or `unready`.
+    status: &'static str,
+    /// It is about to leave.
+    draining: bool,
+    /// Postgres answers.
+    postgres: bool,
+    /// The schema is this release's.
+    migrated: bool,
+    /// Whether it is registered: `ready` where it is.
+    presence: String,
+    /// Whether replicas hear each other.
+    doorbell: DoorbellView,
+}
+
+/// Whether replicas wake each other by NOTIFY. Without it everything is only slower.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DoorbellView {
+    /// Whether it is used.
+    on: bool,
+    /// From a ring sent to the same ring heard; null where none was heard of late.
+    round_trip_ms: Option<f64>,
+}
+
+/// Says that this process answers.
+#[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, body = String)))]
+pub async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Says whether new requests should come here.
+#[utoipa::path(get, path = "/readyz", tag = "health",
+    responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)))]
+pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<ReadinessView>) {
+    let postgres = answers(&gateway).await;
+    let migrated = postgres && is_migrated(&gateway).await;
+    let board = gateway.supervisor.board();
+    let presence = board.state(PRESENCE).unwrap_or("ready").to_owned();
+    let draining = gateway.supervisor.soft().is_cancelled();
+    let is_ready = !draining && postgres && migrated && presence == "ready";
+    let wake = gateway.store.wake();
+    let round_trip_ms = wake.round_trip().map(|took| took.as_secs_f64() * 1000.0);
+    let view = ReadinessView {
+        status: if is_ready { "ready" } else { "unready" },
+        draining,
+        postgres,
+        migrated,
+        presence,
+        doorbell: DoorbellView { on: wake.is_on(), round_trip_ms },
+    };
+    (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(view))
+}
+
+/// Metrics in Prometheus' text form, for operators, or for everybody on a loopback address.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, body = String), (status = 401)))]
+pub async fn metrics(
+    State(gateway): State<Gateway>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, Problem> {
+    let is_local = gateway.config.listen.ip().is_loopback();
+    match gateway.keys().role(&headers) {
+        Role::Operator => {}
+        _ if is_local => {}
+        Role::Client => return Err(Problem::forbidden("This route needs an operator's token.")),
+        Role::Anybody => return Err(Problem::unauthorized()),
+    }
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render()))
+}
+
+/// Whether Postgres answered of late. Probes come one at a time: many that ask share one.
+async fn answers(gateway: &Gateway) -> bool {
+    let mut answered_at = gateway.readiness().answered_at.lock().await;
+    if answered_at.is_some_and(|at| at.elapsed() < ANSWER_COUNTS_FOR) {
+        return true;
+    }
+    let answer = tokio::time::timeout(PROBE_MAX, gateway.store.probe()).await;
+    *answered_at = matches!(answer, Ok(Ok(()))).then(Instant::now);
+    answered_at.is_some()
+}
+
+async fn is_migrated(gateway: &Gateway) -> bool {
+    let known = &gateway.readiness().is_migrated;
+    if !known.load(Ordering::Relaxed) {
+        let answer = tokio::time::timeout(PROBE_MAX, gateway.store.is_migrated()).await;
+        known.store(matches!(answer, Ok(Ok(true))), Ordering::Relaxed);
+    }
+    known.load(Ordering::Relaxed)
+}

@@ -1,0 +1,263 @@
+//! Problems: what went wrong, as RFC 9457 `application/problem+json`.
+//!
+//! It alone knows status codes of refusals. What an operator must know and a client must not goes
+//! to the log here and nowhere else: a problem's text is for the person who reads it.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{id::TurnId, store::StoreError, stream::TailError};
+
+/// A refusal, or a fault of ours.
+#[derive(Debug, Clone)]
+pub struct Problem(Box<Inner>);
+
+#[derive(Debug, Clone)]
+struct Inner {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    fields: Map<String, Value>,
+}
+
+/// `application/problem+json`
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only described by it: a problem is written field by field")]
+pub struct ProblemDocument {
+    /// `urn:lastword:problem:CODE`
+    r#type: String,
+    /// The HTTP status' name.
+    title: String,
+    /// The HTTP status.
+    status: u16,
+    /// Stable, for programs.
+    code: String,
+    /// For people.
+    detail: String,
+    /// The field, parameter or header that is refused.
+    field: Option<String>,
+    /// The turn that keeps the conversation busy.
+    active_turn_id: Option<String>,
+    /// Its events.
+    stream_url: Option<String>,
+    /// Come back after so many seconds.
+    retry_after_s: Option<u64>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
+        Problem(Box::new(Inner { status, code, detail: detail.into(), fields: Map::new() }))
+    }
+
+    /// The same with one more field.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: impl Into<Value>) -> Problem {
+        self.0.fields.insert(field.to_owned(), value.into());
+        self
+    }
+
+    /// The same, and the client may come back after so many seconds.
+    fn after(self, seconds: u64) -> Problem {
+        self.with("retry_after_s", seconds)
+    }
+
+    /// 400: a field, parameter or header does not make sense.
+    pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_request", detail).with("field", field.into())
+    }
+
+    /// 400: the body is no JSON at all.
+    pub fn malformed(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "malformed_json", detail)
+    }
+
+    /// 400: a cursor that no event stands at.
+    pub fn past_the_head(field: &str) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "cursor_past_head", "The cursor lies past the newest event.")
+            .with("field", field)
+    }
+
+    /// 401: no token, or an unknown one.
+    pub fn unauthorized() -> Problem {
+        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "This route needs a valid bearer token.")
+    }
+
+    /// 403: the token does not open this route, or the request comes from a foreign page.
+    pub fn forbidden(detail: &str) -> Problem {
+        Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 404: no such thing; `what` is one of `route`, `agent`, `turn`, `conversation`, `worker`.
+    pub fn not_found(what: &'static str) -> Problem {
+        let (code, detail) = match what {
+            "agent" => ("agent_not_found", "There is no agent of this name."),
+            "turn" => ("turn_not_found", "There is no such turn."),
+            "conversation" => {
+                ("conversation_not_found", "There is no such conversation, or it is another agent's.")
+            }
+            "worker" => ("worker_not_found", "There is no such worker."),
+            "ask" => ("ask_not_found", "This turn has not asked a question of this id."),
+            _ => ("not_found", "There is no such route."),
+        };
+        Problem::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// 405.
+    pub fn method_not_allowed() -> Problem {
+        let detail = "This route does not take this method.";
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+    }
+
+    /// 408: the body came too slowly.
+    pub fn body_timeout() -> Problem {
+        Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            "The request's body did not come in time.",
+        )
+    }
+
+    /// 409: something that this turn's state forbids.
+    pub fn turn_state(code: &'static str, detail: &str, turn: TurnId) -> Problem {
+        Problem::new(StatusCode::CONFLICT, code, detail).with("turn_id", turn.to_string())
+    }
+
+    /// 410: the log is retained no longer.
+    pub fn log_gone() -> Problem {
+        Problem::new(StatusCode::GONE, "events_gone", "This turn's events are retained no longer.")
+    }
+
+    /// 413.
+    pub fn too_large(limit: u64) -> Problem {
+        let detail = format!("The request's body is larger than {limit} bytes.");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail).with("limit_bytes", limit)
+    }
+
+    /// 415.
+    pub fn not_json() -> Problem {
+        let detail = "The request's body must be application/json.";
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+            .with("field", "Content-Type")
+    }
+
+    /// 500: ours. What happened goes to the log.
+    pub fn internal(what: &dyn std::fmt::Display) -> Problem {
+        tracing::error!(error = %what, "a request failed for a reason of our own");
+        let detail = "Something went wrong in the gateway.";
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    }
+
+    /// 503: this replica serves as many streams as it may.
+    pub fn too_many_streams() -> Problem {
+        let detail = "This replica serves as many event streams as it may.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail).after(2)
+    }
+
+    /// 503: Postgres does not answer.
+    pub fn postgres_unavailable() -> Problem {
+        let detail = "The database does not answer just now. Nothing that was accepted is lost.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(1)
+    }
+
+    /// Whether it is [`Problem::log_gone`].
+    pub fn is_log_gone(&self) -> bool {
+        self.0.status == StatusCode::GONE
+    }
+
+    fn refused(code: &str, detail: Option<&str>) -> Option<Problem> {
+        Some(match code {
+            "LW404" => Problem::not_found("conversation"),
+            "LW409" => {
+                let problem = Problem::new(
+                    StatusCode::CONFLICT,
+                    "turn_active",
+                    "This conversation is busy with another turn.",
+                );
+                match detail.and_then(|id| id.parse::<Uuid>().ok()).map(TurnId) {
+                    Some(active) => problem
+                        .with("active_turn_id", active.to_string())
+                        .with("stream_url", format!("/v1/turns/{active}/events")),
+                    None => problem,
+                }
+            }
+            "LW422" => Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "This idempotency key came with another request before.",
+            )
+            .with("field", "Idempotency-Key"),
+            "LW429" if detail == Some("conversation") => Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "conversation_full",
+                "As many turns as may wait in one conversation are waiting.",
+            )
+            .after(5),
+            "LW429" => Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue_full",
+                "As many turns as may wait are waiting.",
+            )
+            .after(5),
+            _ => return None,
+        })
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(why: StoreError) -> Self {
+        match &why {
+            StoreError::Away { .. } => {
+                tracing::warn!(%why, "a request was refused");
+                Problem::postgres_unavailable()
+            }
+            StoreError::Refused { code, detail, .. } => {
+                Problem::refused(code, detail.as_deref()).unwrap_or_else(|| Problem::internal(&why))
+            }
+            StoreError::Broken { .. } => Problem::internal(&why),
+        }
+    }
+}
+
+impl From<TailError> for Problem {
+    fn from(why: TailError) -> Self {
+        match why {
+            TailError::Gone { .. } => Problem::log_gone(),
+            TailError::Store(why) => why.into(),
+            why @ (TailError::Gap { .. } | TailError::AfterTheEnd { .. }) => Problem::internal(&why),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Inner { status, code, detail, fields } = *self.0;
+        let retry_after = fields.get("retry_after_s").and_then(Value::as_u64);
+        let mut document = json!({
+            "type": format!("urn:lastword:problem:{code}"),
+            "title": status.canonical_reason().unwrap_or("Error"),
+            "status": status.as_u16(),
+            "code": code,
+            "detail": detail,
+        });
+        if let Some(document) = document.as_object_mut() {
+            document.extend(fields);
+        }
+        let mut response = (status, document.to_string()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"lastword\"");
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}

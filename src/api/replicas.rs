@@ -1,0 +1,65 @@
+//! Replicas, for operators.
+
+use axum::{Json, extract::State};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    Gateway,
+    problem::Problem,
+    request::{Page, Params},
+};
+use crate::{id::ReplicaId, store::replicas::ReplicaRow};
+
+/// The newest replicas that a list can page through.
+const LISTED_MAX: i64 = 10_000;
+
+/// A replica as operators see it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReplicaView {
+    /// `rep_…`; a fresh one at every boot.
+    #[schema(value_type = String)]
+    id: ReplicaId,
+    /// Its host and port, for people.
+    name: String,
+    /// Where it can be reached.
+    url: String,
+    /// Its process id.
+    pid: i32,
+    /// Its release.
+    version: String,
+    /// `ready`, `draining`, `lost` or `left`.
+    state: String,
+    /// When it registered.
+    started_at: DateTime<Utc>,
+    /// Its newest beat.
+    beat_at: DateTime<Utc>,
+    /// Turns that it holds.
+    turns: i64,
+}
+
+impl From<ReplicaRow> for ReplicaView {
+    fn from(row: ReplicaRow) -> Self {
+        let ReplicaRow { id, url, pid, version, state, started_at, beat_at, turns } = row;
+        let name = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).to_owned();
+        ReplicaView { id, name, url, pid, version, state, started_at, beat_at, turns }
+    }
+}
+
+/// Lists replicas, newest first: those at work, and those gone within the last hour.
+#[utoipa::path(get, path = "/v1/replicas", tag = "operators",
+    params(
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
+    ),
+    responses((status = 200, body = Page<ReplicaView>)))]
+pub async fn list(
+    State(gateway): State<Gateway>,
+    mut params: Params,
+) -> Result<Json<Page<ReplicaView>>, Problem> {
+    let (before, limit) = (params.parsed::<ReplicaId>("cursor")?, params.limit()?);
+    params.end()?;
+    let rows = gateway.store.replicas(if before.is_some() { LISTED_MAX } else { limit + 1 }).await?;
+    let rows = rows.into_iter().filter(|row| before.is_none_or(|before| row.id < before));
+    Ok(Json(Page::of(rows.map(ReplicaView::from).collect(), limit, |item: &ReplicaView| item.id.to_string())))
+}

@@ -1,0 +1,354 @@
+//! Requests, read strictly: bodies, query parameters, ids, and the few headers that matter.
+//!
+//! Refuses what it does not know, naming the field: a limit or a flag that is misspelt is one that
+//! is not there. Nothing of a refused request is stored.
+
+use std::{str::FromStr, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request},
+    http::{HeaderMap, header, request::Parts},
+};
+use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
+
+use super::{Gateway, problem::Problem};
+use crate::{id::NotAnId, stream::render};
+
+/// The longest that a client may take to send a body.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// The longest that a client may ask to wait, in seconds.
+pub const WAIT_MAX_S: u64 = 60;
+/// Items of a list, where the client does not say how many.
+const LIMIT_DEFAULT: i64 = 50;
+const LIMIT_MAX: i64 = 200;
+
+/// A JSON body without anything that the route does not know.
+#[derive(Debug)]
+pub struct Strict<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Gateway> for Strict<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
+        let is_json = is_json(request.headers());
+        let bytes = whole_body(request, gateway).await?;
+        if !is_json {
+            return Err(Problem::not_json());
+        }
+        parse(&bytes).map(Strict)
+    }
+}
+
+/// A JSON body that may also be absent, which is the default.
+#[derive(Debug)]
+pub struct Maybe<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<Gateway> for Maybe<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
+        let is_json = is_json(request.headers());
+        let bytes = whole_body(request, gateway).await?;
+        if bytes.is_empty() {
+            return Ok(Maybe(T::default()));
+        }
+        if !is_json {
+            return Err(Problem::not_json());
+        }
+        parse(&bytes).map(Maybe)
+    }
+}
+
+/// A body without any field.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn whole_body(request: Request, gateway: &Gateway) -> Result<Bytes, Problem> {
+    let limit = gateway.config.body_max.0;
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
+        return Err(Problem::too_large(limit));
+    }
+    tokio::time::timeout(BODY_WITHIN, collect(request.into_body(), limit))
+        .await
+        .unwrap_or_else(|_| Err(Problem::body_timeout()))
+}
+
+async fn collect(body: Body, limit: u64) -> Result<Bytes, Problem> {
+    let mut chunks = body.into_data_stream();
+    let mut whole = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| Problem::malformed("The body broke off."))?;
+        if (whole.len() + chunk.len()) as u64 > limit {
+            return Err(Problem::too_large(limit));
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.into())
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|why| {
+        let path = why.path().to_string();
+        refused(&path, why.inner())
+    })?;
+    json.end().map_err(|why| Problem::malformed(why.to_string()))?;
+    Ok(value)
+}
+
+fn refused(path: &str, why: &serde_json::Error) -> Problem {
+    let detail = why.to_string();
+    if !why.is_data() {
+        return Problem::malformed(detail);
+    }
+    // A field that is unknown or missing is named by the message alone.
+    let path = if path == "." { "" } else { path };
+    let named = ["unknown field `", "missing field `", "duplicate field `"].iter().find_map(|start| {
+        let rest = detail.strip_prefix(start)?;
+        rest.split_once('`').map(|(name, _)| name)
+    });
+    let field = match named {
+        Some(name) if path.is_empty() => name.to_owned(),
+        Some(name) if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
+        Some(name) => format!("{path}.{name}"),
+        None if path.is_empty() => "body".to_owned(),
+        None => path.to_owned(),
+    };
+    Problem::invalid(field, detail)
+}
+
+/// The id in the route's path.
+#[derive(Debug, Clone, Copy)]
+pub struct Id<T>(pub T);
+
+impl<T: FromStr<Err = NotAnId>> FromRequestParts<Gateway> for Id<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
+        let text = path_part(parts, gateway, "id").await?;
+        text.parse().map(Id).map_err(|why: NotAnId| Problem::invalid("id", why.to_string()))
+    }
+}
+
+/// The agent's name in the route's path.
+#[derive(Debug, Clone)]
+pub struct Name(pub String);
+
+impl FromRequestParts<Gateway> for Name {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
+        agent_name("name", path_part(parts, gateway, "name").await?).map(Name)
+    }
+}
+
+async fn path_part(parts: &mut Parts, gateway: &Gateway, wanted: &str) -> Result<String, Problem> {
+    let params = RawPathParams::from_request_parts(parts, gateway)
+        .await
+        .map_err(|_| Problem::invalid(wanted, "It is not valid UTF-8."))?;
+    let found = params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned());
+    found.ok_or_else(|| Problem::internal(&format!("the route has no `{wanted}`")))
+}
+
+/// Checks an agent's name.
+pub fn agent_name(field: &str, name: String) -> Result<String, Problem> {
+    if crate::agent::is_agent_name(&name) {
+        return Ok(name);
+    }
+    Err(Problem::invalid(
+        field,
+        "An agent's name has 1 to 64 of a-z 0-9 - _ . and begins with a letter or a digit.",
+    ))
+}
+
+/// The query's parameters. Take each one, then [`Params::end`].
+#[derive(Debug)]
+pub struct Params(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(pairs)| Params(pairs))
+            .map_err(|why| Problem::invalid("query", why.to_string()))
+    }
+}
+
+impl Params {
+    /// A parameter's text. One that comes twice is refused at the end.
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(found, _)| found == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// Whether a parameter is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(found, _)| found == name)
+    }
+
+    /// A parameter that reads as something.
+    pub fn parsed<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Problem>
+    where
+        T::Err: std::fmt::Display,
+    {
+        let parsed = self.text(name).map(|text| text.parse::<T>());
+        parsed.transpose().map_err(|why| Problem::invalid(name, why.to_string()))
+    }
+
+    /// A whole number within bounds.
+    pub fn number(
+        &mut self,
+        name: &str,
+        bounds: std::ops::RangeInclusive<i64>,
+    ) -> Result<Option<i64>, Problem> {
+        match self.parsed::<i64>(name)? {
+            Some(n) if !bounds.contains(&n) => {
+                let (least, most) = bounds.into_inner();
+                Err(Problem::invalid(name, format!("It must lie between {least} and {most}.")))
+            }
+            n => Ok(n),
+        }
+    }
+
+    /// How long to wait.
+    pub fn wait(&mut self) -> Result<Duration, Problem> {
+        let seconds = self.number("wait", 0..=WAIT_MAX_S as i64)?.unwrap_or(0);
+        Ok(Duration::from_secs(seconds.unsigned_abs()))
+    }
+
+    /// The agent to filter by.
+    pub fn agent(&mut self) -> Result<Option<String>, Problem> {
+        self.text("agent").map(|name| agent_name("agent", name)).transpose()
+    }
+
+    /// How many items of a list.
+    pub fn limit(&mut self) -> Result<i64, Problem> {
+        Ok(self.number("limit", 1..=LIMIT_MAX)?.unwrap_or(LIMIT_DEFAULT))
+    }
+
+    /// Refuses what was not taken.
+    pub fn end(self) -> Result<(), Problem> {
+        match self.0.into_iter().next() {
+            Some((name, _)) => {
+                Err(Problem::invalid(name, "This route does not know this parameter, or it comes twice."))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// One page of a list.
+#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// `?cursor=` of the next page; null at the end.
+    pub next: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// A page of what was asked for with one more than `limit`: the one more says that there is a
+    /// next page, which begins after the last one shown.
+    pub fn of(mut items: Vec<T>, limit: i64, cursor: impl FnOnce(&T) -> String) -> Page<T> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let has_more = items.len() > limit;
+        items.truncate(limit);
+        let next = if has_more { items.last().map(cursor) } else { None };
+        Page { items, next }
+    }
+}
+
+/// Whether the client wants an event stream: the first of the media types that it names decides;
+/// `None` where it names neither.
+pub fn wants_events(headers: &HeaderMap) -> Option<bool> {
+    let named = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    named.flat_map(|value| value.split(',')).find_map(|media| {
+        let essence = media.split(';').next().unwrap_or_default().trim();
+        if essence.eq_ignore_ascii_case(render::MEDIA_TYPE) {
+            Some(true)
+        } else if essence.eq_ignore_ascii_case("application/json") {
+            Some(false)
+        } else {
+            None
+        }
+    })
+}
+
+/// The seconds of `Prefer: wait=N`, at most [`WAIT_MAX_S`].
+pub fn preferred_wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    let named = headers.get_all("prefer").into_iter().filter_map(|value| value.to_str().ok());
+    let mut preferences = named.flat_map(|value| value.split([',', ';'])).map(str::trim);
+    let wait = preferences.find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').to_owned())
+    });
+    let Some(wait) = wait else { return Ok(None) };
+    let seconds: u64 =
+        wait.parse().map_err(|_| Problem::invalid("Prefer", "`wait` takes a number of whole seconds."))?;
+    Ok(Some(Duration::from_secs(seconds.min(WAIT_MAX_S))))
+}
+
+/// The client's key for one request that it may repeat.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut keys = headers.get_all("idempotency-key").into_iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    let is_well_formed = (1..=255).contains(&key.len()) && key.as_bytes().iter().all(u8::is_ascii_graphic);
+    match key.to_str() {
+        Ok(key) if is_well_formed && keys.next().is_none() => Ok(Some(key.to_owned())),
+        _ => Err(Problem::invalid(
+            "Idempotency-Key",
+            "It takes one value of 1 to 255 visible ASCII characters.",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn the_first_media_type_that_is_known_decides() {
+        for (accept, wants) in [
+            ("text/event-stream", Some(true)),
+            ("application/json, text/event-stream", Some(false)),
+            ("text/html, text/event-stream;q=0.9, */*", Some(true)),
+            ("*/*", None),
+        ] {
+            assert_eq!(wants_events(&headers("accept", accept)), wants, "{accept}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_read_among_other_preferences_and_capped() {
+        let wait =
+            |text| preferred_wait(&headers("prefer", text)).map(|wait| wait.map(|wait| wait.as_secs()));
+        assert_eq!(wait("respond-async, wait=10").unwrap(), Some(10));
+        assert_eq!(wait("wait=\"100\"").unwrap(), Some(60));
+        assert_eq!(wait("respond-async").unwrap(), None);
+        assert!(wait("wait=soon").is_err());
+    }
+
+    #[test]
+    fn a_page_says_whether_there_is_another() {
+        let page = Page::of(vec![3, 2, 1], 2, ToString::to_string);
+        assert_eq!((page.items, page.next.as_deref()), (vec![3, 2], Some("2")));
+        assert_eq!(Page::of(vec![3, 2], 2, ToString::to_string).next, None);
+    }
+}

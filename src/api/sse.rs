@@ -1,0 +1,150 @@
+//! An event stream as an HTTP body.
+//!
+//! Keeps the rule that a body ends cleanly only after the terminal event: everything else ends in a
+//! reset of the connection, since most client libraries take a clean end for success.
+
+use std::{io, sync::Arc};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{ConnectInfo, FromRequestParts},
+    http::{HeaderValue, header, request::Parts},
+    response::Response,
+};
+use futures_util::stream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Gateway, accept::CancelOnDrop, listen::Peer, problem::Problem};
+use crate::{
+    event::{Event, Kind},
+    stream::{Feed, Reader, Step, render},
+    telemetry::metrics,
+};
+
+/// One of the streams that this replica may serve, and the connection that carries it.
+#[derive(Debug)]
+pub struct Seat {
+    /// Given back when the stream ends.
+    _permit: OwnedSemaphorePermit,
+    peer: Option<Peer>,
+}
+
+/// The connection that a request came by, where it came by one of ours.
+#[derive(Debug, Clone)]
+pub struct Connection(Option<Peer>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Connection {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Ok(Connection(parts.extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone())))
+    }
+}
+
+impl Seat {
+    /// Takes a seat; 503 where all are taken. Take it before anything is accepted.
+    pub fn take(gateway: &Gateway, connection: Connection) -> Result<Seat, Problem> {
+        let permit = Arc::clone(gateway.streams()).try_acquire_owned();
+        let permit = permit.map_err(|_| Problem::too_many_streams())?;
+        Ok(Seat { _permit: permit, peer: connection.0 })
+    }
+}
+
+struct Serving {
+    feed: Feed,
+    seat: Seat,
+    guard: CancelOnDrop,
+    accepted_at: Option<chrono::DateTime<chrono::Utc>>,
+    is_measured: bool,
+    gateway: Gateway,
+    /// Counts it as open until it is dropped.
+    _open: metrics::OpenStream,
+}
+
+/// An answer that is the stream of `reader`. `guard` cancels the turn when the client leaves first;
+/// with `is_first` the client waits for this turn's first event, which is measured.
+pub fn response(
+    gateway: &Gateway,
+    reader: Reader,
+    seat: Seat,
+    guard: CancelOnDrop,
+    is_first: bool,
+) -> Response {
+    let serving = Serving {
+        feed: Feed::new(reader, gateway.config.keep_alive.0, &gateway.supervisor),
+        seat,
+        guard,
+        accepted_at: None,
+        is_measured: !is_first,
+        gateway: gateway.clone(),
+        _open: metrics::streams_open(),
+    };
+    let body = stream::unfold(Some(serving), |serving| async {
+        let mut serving = serving?;
+        match serving.next().await {
+            Some(Ok(bytes)) => Some((Ok(bytes), Some(serving))),
+            Some(Err(why)) => Some((Err(why), None)),
+            None => None,
+        }
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, render::MEDIA_TYPE),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+impl Serving {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        match self.feed.next().await {
+            Step::Bytes(text, events) => {
+                self.measure(&events);
+                if events.last().is_some_and(|event| event.kind.is_terminal()) {
+                    self.guard.disarm();
+                }
+                Some(Ok(text.into()))
+            }
+            Step::Ended => None,
+            Step::LetGo => {
+                self.guard.disarm();
+                Some(Err(self.abort("this replica lets its streams go")))
+            }
+            Step::Broken(why) => {
+                tracing::error!(error = %why, "a stream was aborted");
+                self.guard.disarm();
+                Some(Err(self.abort("the log cannot be read on")))
+            }
+        }
+    }
+
+    fn abort(&self, why: &'static str) -> io::Error {
+        if let Some(peer) = &self.seat.peer {
+            peer.reset();
+        }
+        io::Error::new(io::ErrorKind::ConnectionAborted, why)
+    }
+
+    fn measure(&mut self, events: &[Event]) {
+        if self.is_measured {
+            return;
+        }
+        for event in events {
+            match event.kind {
+                Kind::Accepted => self.accepted_at = Some(event.at),
+                Kind::Started => {}
+                _ => {
+                    let now = self.gateway.store.clock().now();
+                    let waited = self.accepted_at.and_then(|at| (now - at).to_std().ok());
+                    metrics::time_to_first_event(waited.unwrap_or_default());
+                    self.is_measured = true;
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Turns: make, read, list, cancel, answer, retry.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use super::{
+    Gateway,
+    accept::{CancelOnDrop, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
+    problem::{Problem, ProblemDocument},
+    request::{Id, Maybe, Nothing, Page, Params, Strict, idempotency_key, preferred_wait, wants_events},
+    sse::{self, Connection, Seat},
+};
+use crate::{
+    event::Kind,
+    id::{ConversationId, TurnId},
+    store::turns::TurnFilter,
+    stream::{Reader, Tail, tail::PAGE_ROWS},
+    turn::{CancelledBy, Status, Turn},
+};
+
+/// How a client takes the answer to a new turn.
+struct Delivery {
+    seat: Option<Seat>,
+    wait: Option<Duration>,
+    on_disconnect: OnDisconnect,
+}
+
+impl Delivery {
+    /// Decided before anything is accepted: a turn whose stream cannot be served is not begun.
+    fn of(
+        gateway: &Gateway,
+        headers: &HeaderMap,
+        connection: Connection,
+        stream: Option<bool>,
+    ) -> Result<Delivery, Problem> {
+        let is_stream = stream.unwrap_or_else(|| wants_events(headers) == Some(true));
+        let seat = if is_stream { Some(Seat::take(gateway, connection)?) } else { None };
+        Ok(Delivery { seat, wait: preferred_wait(headers)?, on_disconnect: OnDisconnect::Continue })
+    }
+}
+
+/// Makes a turn.
+///
+/// With `stream: true` or `Accept: text/event-stream` the answer is the turn's event stream from
+/// `seq` 0. Otherwise it is 202 with the turn, or 200 where `Prefer: wait=N` was asked for and the
+/// turn ended in time.
+#[utoipa::path(post, path = "/v1/turns", tag = "turns", request_body = TurnRequest,
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same turn"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds (60 at most) for the end"),
+    ),
+    responses(
+        (status = 200, description = "The turn, ended; or its event stream", body = Turn),
+        (status = 202, description = "The turn, accepted", body = Turn),
+        (status = "4XX", description = "Refused; nothing was stored", body = ProblemDocument, content_type = "application/problem+json"),
+    ))]
+pub async fn create(
+    State(gateway): State<Gateway>,
+    connection: Connection,
+    headers: HeaderMap,
+    Strict(request): Strict<TurnRequest>,
+) -> Result<Response, Problem> {
+    let mut delivery = Delivery::of(&gateway, &headers, connection, request.stream)?;
+    delivery.on_disconnect = request.on_disconnect;
+    let order = request.into_order(idempotency_key(&headers)?, traceparent(&headers))?;
+    let turn = accept(&gateway, order).await?;
+    deliver(&gateway, turn, delivery).await
+}
+
+/// How the answer to a retry is delivered.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetryRequest {
+    /// Answer with the new turn's event stream.
+    #[serde(default)]
+    stream: Option<bool>,
+}
+
+/// Makes a new turn like an ended one, in the same conversation; its `retry_of` cites the old one.
+#[utoipa::path(post, path = "/v1/turns/{id}/retry", tag = "turns", request_body = Option<RetryRequest>,
+    params(("id" = String, Path)),
+    responses(
+        (status = 202, description = "The new turn", body = Turn),
+        (status = 409, description = "`turn_open`: it has not ended", body = ProblemDocument),
+    ))]
+pub async fn retry(
+    State(gateway): State<Gateway>,
+    Id(id): Id<TurnId>,
+    connection: Connection,
+    headers: HeaderMap,
+    Maybe(request): Maybe<RetryRequest>,
+) -> Result<Response, Problem> {
+    let delivery = Delivery::of(&gateway, &headers, connection, request.stream)?;
+    let old = found(&gateway, id).await?;
+    if !old.status.is_terminal() {
+        return Err(Problem::turn_state("turn_open", "This turn has not ended yet.", id));
+    }
+    let input = gateway.store.input(id).await?;
+    let (conversation, agent, input, metadata) = input.ok_or_else(|| Problem::not_found("turn"))?;
+    let hash = hash_of(&("retry", id))?;
+    let order = Order {
+        agent,
+        input,
+        conversation: Some(conversation),
+        metadata,
+        retry_of: Some(id),
+        idempotency: idempotency_key(&headers)?.map(|key| (key, hash)),
+        if_busy: Default::default(),
+        on_disconnect: OnDisconnect::Continue,
+        traceparent: traceparent(&headers),
+    };
+    let turn = accept(&gateway, order).await?;
+    deliver(&gateway, turn, delivery).await
+}
+
+async fn deliver(gateway: &Gateway, id: TurnId, delivery: Delivery) -> Result<Response, Problem> {
+    tracing::Span::current().record("turn_id", tracing::field::display(id));
+    let mut guard = CancelOnDrop::new(gateway, id, delivery.on_disconnect);
+    let mut response = if let Some(seat) = delivery.seat {
+        let reader = Reader::Turn(Tail::new(&gateway.store, id, -1));
+        sse::response(gateway, reader, seat, guard, true)
+    } else {
+        let turn = wait_for_end(gateway, id, delivery.wait).await;
+        guard.disarm();
+        // It is accepted, whether or not it can be shown: the problem says which turn it is.
+        let turn = turn.map_err(|why| why.with("turn_id", id.to_string()))?;
+        let is_in_time = delivery.wait.is_some() && turn.status.is_terminal();
+        let status = if is_in_time { StatusCode::OK } else { StatusCode::ACCEPTED };
+        (status, Json(turn)).into_response()
+    };
+    if let Ok(location) = HeaderValue::from_str(&format!("/v1/turns/{id}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// The turn, once it has ended, the wait is over, or this replica drains.
+async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> Result<Turn, Problem> {
+    let until = Instant::now() + wait.unwrap_or_default();
+    let mut interest = gateway.store.wake().tail(id);
+    loop {
+        interest.look();
+        let left = until.saturating_duration_since(Instant::now());
+        match insist(|| gateway.store.turn(id)).await {
+            Ok(turn) => {
+                let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
+                let is_over = left.is_zero() || gateway.supervisor.soft().is_cancelled();
+                if turn.status.is_terminal() || is_over {
+                    return Ok(turn);
+                }
+            }
+            // Who waits for an answer waits out an absence of Postgres too.
+            Err(why) if why.is_away() && !left.is_zero() => continue,
+            Err(why) => return Err(why.into()),
+        }
+        tokio::select! {
+            () = interest.news(left.min(Duration::from_secs(1))) => {}
+            () = gateway.supervisor.soft().cancelled() => {}
+        }
+    }
+}
+
+/// Reads a turn.
+#[utoipa::path(get, path = "/v1/turns/{id}", tag = "turns", params(("id" = String, Path)),
+    responses(
+        (status = 200, body = Turn),
+        (status = 404, description = "`turn_not_found`", body = ProblemDocument),
+    ))]
+pub async fn read(State(gateway): State<Gateway>, Id(id): Id<TurnId>) -> Result<Json<Turn>, Problem> {
+    found(&gateway, id).await.map(Json)
+}
+
+/// Lists turns, newest first.
+#[utoipa::path(get, path = "/v1/turns", tag = "turns",
+    params(
+        ("agent" = Option<String>, Query), ("status" = Option<Status>, Query),
+        ("conversation_id" = Option<String>, Query),
+        ("overdue" = Option<bool>, Query, description = "Only those past their deadline"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
+    ),
+    responses((status = 200, body = Page<Turn>)))]
+pub async fn list(State(gateway): State<Gateway>, mut params: Params) -> Result<Json<Page<Turn>>, Problem> {
+    let filter = TurnFilter {
+        agent: params.agent()?,
+        status: params.parsed("status")?,
+        conversation: params.parsed::<ConversationId>("conversation_id")?,
+        is_overdue: params.parsed("overdue")?.unwrap_or(false),
+        before: params.parsed("cursor")?,
+        limit: params.limit()?,
+    };
+    params.end()?;
+    page_of_turns(&gateway, filter).await
+}
+
+/// One page of turns.
+pub(super) async fn page_of_turns(
+    gateway: &Gateway,
+    filter: TurnFilter,
+) -> Result<Json<Page<Turn>>, Problem> {
+    let limit = filter.limit;
+    let turns = gateway.store.turns(&TurnFilter { limit: limit + 1, ..filter }).await?;
+    Ok(Json(Page::of(turns, limit, |turn| turn.id.clone())))
+}
+
+/// Cancels a turn. It still gets its last word, which may be another one if it came first.
+#[utoipa::path(post, path = "/v1/turns/{id}/cancel", tag = "turns", params(("id" = String, Path)),
+    responses(
+        (status = 200, description = "It had ended already", body = Turn),
+        (status = 202, description = "It is being cancelled", body = Turn),
+        (status = 404, body = ProblemDocument),
+    ))]
+pub async fn cancel(
+    State(gateway): State<Gateway>,
+    Id(id): Id<TurnId>,
+    Maybe(Nothing {}): Maybe<Nothing>,
+) -> Result<(StatusCode, Json<Turn>), Problem> {
+    let outcomes = gateway.store.cancel(&[id], CancelledBy::Client).await?;
+    let turn = found(&gateway, id).await?;
+    let status = if outcomes.is_empty() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(turn)))
+}
+
+/// The answer to a turn's question.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerRequest {
+    /// The question's `ask_id`.
+    ask_id: String,
+    /// The answer: any JSON but null.
+    #[schema(value_type = Object)]
+    answer: Value,
+}
+
+/// Answers a turn's question, once.
+#[utoipa::path(post, path = "/v1/turns/{id}/answers", tag = "turns", request_body = AnswerRequest,
+    params(("id" = String, Path)),
+    responses(
+        (status = 202, description = "The answer is on its way to the agent", body = Turn),
+        (status = 404, description = "`turn_not_found`, `ask_not_found`", body = ProblemDocument),
+        (status = 409, description = "`ask_answered`, `turn_ended`", body = ProblemDocument),
+    ))]
+pub async fn answer(
+    State(gateway): State<Gateway>,
+    Id(id): Id<TurnId>,
+    Strict(request): Strict<AnswerRequest>,
+) -> Result<(StatusCode, Json<Turn>), Problem> {
+    if request.answer.is_null() {
+        return Err(Problem::invalid("answer", "The answer must not be null."));
+    }
+    let turn = found(&gateway, id).await?;
+    let asked = asked(&gateway, id, &request.ask_id).await?;
+    if asked == Asked::Answered {
+        return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
+    }
+    if turn.status.is_terminal() {
+        return Err(Problem::turn_state("turn_ended", "This turn has ended.", id));
+    }
+    if asked == Asked::Never {
+        return Err(Problem::not_found("ask"));
+    }
+    if !gateway.store.leave_answer(id, &request.ask_id, &request.answer.to_string()).await? {
+        return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
+    }
+    Ok((StatusCode::ACCEPTED, Json(turn)))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Never,
+    Open,
+    Answered,
+}
+
+/// What the log says about a question.
+async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<Asked, Problem> {
+    let (mut asked, mut cursor) = (Asked::Never, -1);
+    loop {
+        let events = gateway.store.read_after(turn, cursor, PAGE_ROWS).await?;
+        let Some(last) = events.last() else { return Ok(asked) };
+        cursor = last.seq;
+        for event in &events {
+            let outcome = match event.kind {
+                Kind::Ask => Asked::Open,
+                Kind::Answer => Asked::Answered,
+                _ => continue,
+            };
+            let fields: Value = serde_json::from_str(&event.data).unwrap_or_default();
+            if fields.get("ask_id").and_then(Value::as_str) == Some(ask_id) {
+                asked = outcome;
+            }
+        }
+    }
+}
+
+/// The turn, or 404.
+pub(super) async fn found(gateway: &Gateway, id: TurnId) -> Result<Turn, Problem> {
+    tracing::Span::current().record("turn_id", tracing::field::display(id));
+    gateway.store.turn(id).await?.ok_or_else(|| Problem::not_found("turn"))
+}

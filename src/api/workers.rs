@@ -1,0 +1,126 @@
+//! Workers, for operators: list, show, stop.
+
+use axum::{Json, extract::State, http::StatusCode};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    Gateway,
+    problem::{Problem, ProblemDocument},
+    request::{Id, Maybe, Nothing, Page, Params},
+};
+use crate::{
+    id::{ConversationId, ReplicaId, TurnId, WorkerId},
+    store::workers::WorkerRow,
+};
+
+/// The newest workers that a list can page through.
+const LISTED_MAX: i64 = 10_000;
+
+/// A worker as operators see it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WorkerView {
+    /// `wrk_…`
+    #[schema(value_type = String)]
+    id: WorkerId,
+    /// Its agent.
+    agent: String,
+    /// `process`.
+    runtime: String,
+    /// The conversation that it serves.
+    #[schema(value_type = Option<String>)]
+    conversation_id: Option<ConversationId>,
+    /// The turn that it runs now.
+    #[schema(value_type = Option<String>)]
+    turn_id: Option<TurnId>,
+    /// The replica that hosts it.
+    #[schema(value_type = String)]
+    replica_id: ReplicaId,
+    /// Its process id, on its replica's machine.
+    pid: Option<i32>,
+    /// `starting`, `idle`, `busy` or `ended`.
+    state: &'static str,
+    /// When it was started.
+    started_at: DateTime<Utc>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_at: Option<DateTime<Utc>>,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit: Option<String>,
+    /// The end of its stderr.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr_tail: Option<String>,
+}
+
+impl From<WorkerRow> for WorkerView {
+    fn from(row: WorkerRow) -> Self {
+        WorkerView {
+            id: row.id,
+            agent: row.agent,
+            runtime: row.runtime,
+            conversation_id: row.conversation,
+            turn_id: row.turn,
+            replica_id: row.replica,
+            pid: row.pid,
+            state: match (row.state.as_str(), row.turn) {
+                ("ended", _) => "ended",
+                ("starting", _) => "starting",
+                (_, Some(_)) => "busy",
+                (_, None) => "idle",
+            },
+            started_at: row.started_at,
+            ended_at: row.ended_at,
+            exit: row.exit,
+            stderr_tail: row.stderr_tail,
+        }
+    }
+}
+
+/// Lists workers that live, newest first.
+#[utoipa::path(get, path = "/v1/workers", tag = "operators",
+    params(
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
+    ),
+    responses((status = 200, body = Page<WorkerView>)))]
+pub async fn list(
+    State(gateway): State<Gateway>,
+    mut params: Params,
+) -> Result<Json<Page<WorkerView>>, Problem> {
+    let (before, limit) = (params.parsed::<WorkerId>("cursor")?, params.limit()?);
+    params.end()?;
+    let rows = gateway.store.workers(None, if before.is_some() { LISTED_MAX } else { limit + 1 }).await?;
+    let rows = rows.into_iter().filter(|row| before.is_none_or(|before| row.id < before));
+    Ok(Json(Page::of(rows.map(WorkerView::from).collect(), limit, |item: &WorkerView| item.id.to_string())))
+}
+
+/// Reads a worker, also one that has ended.
+#[utoipa::path(get, path = "/v1/workers/{id}", tag = "operators", params(("id" = String, Path)),
+    responses((status = 200, body = WorkerView), (status = 404, body = ProblemDocument)))]
+pub async fn read(State(gateway): State<Gateway>, Id(id): Id<WorkerId>) -> Result<Json<WorkerView>, Problem> {
+    found(&gateway, id).await.map(Json)
+}
+
+/// Stops a worker. A turn that it runs gets its last word.
+#[utoipa::path(post, path = "/v1/workers/{id}/stop", tag = "operators", params(("id" = String, Path)),
+    responses(
+        (status = 200, description = "It has ended already", body = WorkerView),
+        (status = 202, description = "Its replica was asked to stop it", body = WorkerView),
+        (status = 404, body = ProblemDocument),
+    ))]
+pub async fn stop(
+    State(gateway): State<Gateway>,
+    Id(id): Id<WorkerId>,
+    Maybe(Nothing {}): Maybe<Nothing>,
+) -> Result<(StatusCode, Json<WorkerView>), Problem> {
+    let is_asked = gateway.store.ask_stop(id).await?;
+    let worker = found(&gateway, id).await?;
+    tracing::info!(worker = %id, is_asked, "an operator stops a worker");
+    Ok((if is_asked { StatusCode::ACCEPTED } else { StatusCode::OK }, Json(worker)))
+}
+
+async fn found(gateway: &Gateway, id: WorkerId) -> Result<WorkerView, Problem> {
+    let rows = gateway.store.workers(Some(id), 1).await?;
+    rows.into_iter().next().map(WorkerView::from).ok_or_else(|| Problem::not_found("worker"))
+}

@@ -1,0 +1,179 @@
+//! The life of one stream, from its first byte to its last, whoever carries the bytes.
+//!
+//! ```text
+//! opening ──retry──► following ──terminal event──► ended            (a clean end)
+//!                      │ soft stop, jitter
+//!                      └──reconnect──► letting go ──► let go        (an abort, never a clean end)
+//! ```
+//! Pull-based: nothing is read from the log before the reader has taken what was read before, so a
+//! slow reader holds one page and no more. A read that is under way is never cut off by a
+//! keep-alive: what a connection was asked stays answered.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    render,
+    tail::{Tail, TailError},
+    thread::Thread,
+};
+use crate::{event::Event, task::Supervisor};
+
+/// Streams are let go spread over so long, so that their clients do not come back all at once.
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+/// Between the last bytes and the abort: a reset may overtake what is not yet on its way.
+const FLUSH: Duration = Duration::from_millis(100);
+
+/// What is read.
+#[derive(Debug)]
+pub enum Reader {
+    /// One turn, to its terminal event.
+    Turn(Tail),
+    /// A conversation, for ever.
+    Thread(Thread),
+}
+
+/// What comes next on a stream.
+#[derive(Debug)]
+pub enum Step {
+    /// Bytes to be sent, with the events in them.
+    Bytes(String, Vec<Event>),
+    /// The terminal event was sent: end cleanly.
+    Ended,
+    /// End by an abort; the reader comes back with its cursor.
+    LetGo,
+    /// End by an abort: the log cannot be read on.
+    Broken(TailError),
+}
+
+type Reading = Pin<Box<dyn Future<Output = (Reader, Result<Page, TailError>)> + Send>>;
+
+struct Page {
+    text: String,
+    events: Vec<Event>,
+    is_end: bool,
+}
+
+/// One stream.
+pub struct Feed {
+    reading: Reading,
+    state: State,
+    keep_alive: Duration,
+    quiet_until: Instant,
+    let_go_at: Option<Instant>,
+    soft: CancellationToken,
+    hard: CancellationToken,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Opening,
+    Following,
+    Ended,
+    LettingGo,
+}
+
+impl Feed {
+    /// A stream of what `reader` reads, let go when the supervisor stops.
+    pub fn new(reader: Reader, keep_alive: Duration, supervisor: &Supervisor) -> Feed {
+        let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
+        // Who comes while this replica drains gets a little longer: it may have nowhere else to go.
+        let late = soft.is_cancelled().then(|| Instant::now() + LET_GO_WITHIN + let_go_jitter());
+        Feed {
+            reading: read(reader),
+            state: State::Opening,
+            keep_alive,
+            quiet_until: Instant::now() + keep_alive,
+            let_go_at: late,
+            soft,
+            hard,
+        }
+    }
+
+    /// The next step. After anything but [`Step::Bytes`] there is none.
+    pub async fn next(&mut self) -> Step {
+        match self.state {
+            State::Opening => {
+                self.state = State::Following;
+                Step::Bytes(render::retry(), Vec::new())
+            }
+            State::Following => self.follow().await,
+            State::Ended => Step::Ended,
+            State::LettingGo => {
+                tokio::time::sleep(FLUSH).await;
+                Step::LetGo
+            }
+        }
+    }
+
+    async fn follow(&mut self) -> Step {
+        loop {
+            let let_go_at = self.let_go_at;
+            let step = tokio::select! {
+                biased;
+                (reader, page) = &mut self.reading => self.take(reader, page),
+                () = self.hard.cancelled() => Step::LetGo,
+                () = sleep_until(let_go_at.unwrap_or(self.quiet_until)), if let_go_at.is_some() => {
+                    self.state = State::LettingGo;
+                    Step::Bytes(render::RECONNECT.to_owned(), Vec::new())
+                }
+                () = self.soft.cancelled(), if let_go_at.is_none() => {
+                    self.let_go_at = Some(Instant::now() + let_go_jitter());
+                    continue;
+                }
+                () = sleep_until(self.quiet_until) => Step::Bytes(render::KEEP_ALIVE.to_owned(), Vec::new()),
+            };
+            self.quiet_until = Instant::now() + self.keep_alive;
+            return step;
+        }
+    }
+
+    fn take(&mut self, reader: Reader, page: Result<Page, TailError>) -> Step {
+        match page {
+            Ok(page) => {
+                self.reading = read(reader);
+                if page.is_end {
+                    self.state = State::Ended;
+                }
+                Step::Bytes(page.text, page.events)
+            }
+            Err(why) => {
+                self.state = State::LettingGo;
+                Step::Broken(why)
+            }
+        }
+    }
+}
+
+/// Reads the next page. It begins only when it is first polled.
+fn read(mut reader: Reader) -> Reading {
+    Box::pin(async move {
+        let page = match &mut reader {
+            Reader::Turn(tail) => tail.page().await.map(|events| turn_page(events, tail.is_ended())),
+            Reader::Thread(thread) => thread.page().await.map(thread_page),
+        };
+        (reader, page)
+    })
+}
+
+fn turn_page(events: Vec<Event>, is_end: bool) -> Page {
+    let mut text = String::new();
+    for event in &events {
+        render::frame(&mut text, event.seq, event);
+    }
+    Page { text, events, is_end }
+}
+
+fn thread_page(placed: Vec<(super::Position, Event)>) -> Page {
+    let mut text = String::new();
+    for (at, event) in &placed {
+        render::frame(&mut text, at, event);
+    }
+    Page { text, events: placed.into_iter().map(|(_, event)| event).collect(), is_end: false }
+}
+
+fn let_go_jitter() -> Duration {
+    LET_GO_WITHIN.mul_f64(rand::random_range(0.0..1.0))
+}

@@ -1,0 +1,86 @@
+//! The bytes of an event stream (`text/event-stream`), written by hand.
+//!
+//! Keeps the promise that worker text can never forge a frame: whatever stands in the log, a frame
+//! has exactly one `data:` line. A frame is a pure function of an event and its place, so that every
+//! replica renders the same bytes; another dialect is another function of the same two.
+
+use std::{fmt::Display, time::Duration};
+
+use crate::event::Event;
+
+/// The media type of an event stream.
+pub const MEDIA_TYPE: &str = "text/event-stream";
+/// Keeps a silent stream open; readers ignore it.
+pub const KEEP_ALIVE: &str = ": keep-alive\n\n";
+/// Tells a reader to come back with its cursor. It has no id: the cursor stays where it is.
+pub const RECONNECT: &str = "event: reconnect\ndata: {}\n\n";
+
+/// One event as a frame, appended to `out`. `id` is its place: what a reader comes back with.
+pub fn frame(out: &mut String, id: impl Display, event: &Event) {
+    out.push_str("event: ");
+    out.push_str(event.kind.as_str());
+    out.push_str("\nid: ");
+    out.push_str(&id.to_string());
+    out.push_str("\ndata: ");
+    out.push_str(&one_line(&event.to_json()));
+    out.push_str("\n\n");
+}
+
+/// How long a reader waits before it comes back; its own each, so that they do not come at once.
+pub fn retry() -> String {
+    let pause = Duration::from_millis(rand::random_range(500..2000));
+    format!("retry: {}\n\n", pause.as_millis())
+}
+
+/// JSON on one line. Valid JSON has line ends only between its tokens, where a blank means the same;
+/// text that is not valid must not become two lines either.
+fn one_line(json: &str) -> std::borrow::Cow<'_, str> {
+    if json.contains(['\n', '\r']) { json.replace(['\n', '\r'], " ").into() } else { json.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::{event::Kind, id::TurnId};
+
+    fn rendered(data: &str) -> String {
+        let turn_id = TurnId(uuid::Uuid::from_u128(1));
+        let at = DateTime::UNIX_EPOCH;
+        let event = Event { turn_id, seq: 7, kind: Kind::Delta, attempt: 1, data: data.to_owned(), at };
+        let mut out = String::new();
+        frame(&mut out, event.seq, &event);
+        out
+    }
+
+    #[test]
+    fn a_frame_has_a_kind_an_id_and_one_line_of_data() {
+        let frame = rendered(r#"{"text":"hello"}"#);
+        assert_eq!(
+            frame,
+            "event: delta\nid: 7\ndata: {\"turn_id\":\"turn_00000000000000000000000000000001\",\"seq\":7,\
+             \"kind\":\"delta\",\"at\":\"1970-01-01T00:00:00.000000Z\",\"attempt\":1,\"text\":\"hello\"}\n\n"
+        );
+    }
+
+    #[test]
+    fn stored_line_ends_never_make_a_second_frame() {
+        for data in [
+            "{\"text\":\"a\"\n\n}",
+            "{\r\n\"text\":\"a\"}",
+            "{\"text\":\"a\r\revent: completed\ndata: {}\n\n\"}",
+        ] {
+            let frame = rendered(data);
+            assert_eq!(frame.matches(['\n', '\r']).count(), 4, "{frame:?}");
+            assert!(frame.ends_with("\n\n") && !frame[..frame.len() - 2].contains("\n\n"), "{frame:?}");
+        }
+    }
+
+    #[test]
+    fn other_line_ends_of_unicode_are_text() {
+        // Readers split at CR and LF alone.
+        let frame = rendered("{\"text\":\"a\u{2028}b\u{85}c\"}");
+        assert!(frame.contains("a\u{2028}b\u{85}c"));
+    }
+}

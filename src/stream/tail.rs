@@ -1,0 +1,199 @@
+//! One turn's log, from a cursor on: first what stands there, then what comes.
+//!
+//! Keeps I4 for readers: events are handed on in order, each once, and a log that has a gap is an
+//! error, never a shorter answer. Keeps I8: while Postgres is away a reader waits, and goes on after.
+//!
+//! The order is always: register interest, mark all as seen, read, and only then wait. What is
+//! committed between the read and the wait then ends the wait at once.
+
+use std::time::Duration;
+
+use crate::{
+    event::Event,
+    id::TurnId,
+    store::{Store, StoreError, wake::Interest},
+};
+
+/// Events in one read: what a reader holds in memory at most.
+pub const PAGE_ROWS: i64 = 256;
+/// The longest between two looks, whatever was heard (I13).
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So many looks without an event, and the reader asks whether the log is still there.
+const LOOKS_IN_VAIN_MAX: u32 = 30;
+
+/// A reader of one turn's log.
+#[derive(Debug)]
+pub struct Tail {
+    store: Store,
+    interest: Interest,
+    turn: TurnId,
+    cursor: i32,
+    is_ended: bool,
+    looks_in_vain: u32,
+}
+
+/// Why a log cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    /// The log skips or repeats: never to be shown.
+    #[error("{turn}: event {found} stands where {wanted} was due")]
+    Gap {
+        /// Whose log.
+        turn: TurnId,
+        /// The `seq` that was due.
+        wanted: i32,
+        /// The `seq` that stands there.
+        found: i32,
+    },
+    /// Something stands after the last word.
+    #[error("{turn}: event {seq} stands after the last word")]
+    AfterTheEnd {
+        /// Whose log.
+        turn: TurnId,
+        /// Its `seq`.
+        seq: i32,
+    },
+    /// The log is retained no longer.
+    #[error("{turn}: the log is retained no longer")]
+    Gone {
+        /// Whose log.
+        turn: TurnId,
+    },
+    /// Postgres.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Tail {
+    /// A reader of what comes after `cursor` (-1: from the start). Interest counts from here on.
+    pub fn new(store: &Store, turn: TurnId, cursor: i32) -> Tail {
+        let interest = store.wake().tail(turn);
+        Tail { store: store.clone(), interest, turn, cursor, is_ended: false, looks_in_vain: 0 }
+    }
+
+    /// The next events, at least one, waiting for them as long as it takes; none after the terminal
+    /// event. Bound it, or race it against a stop.
+    ///
+    /// # Errors
+    /// All but an absence of Postgres, which is waited out.
+    pub async fn page(&mut self) -> Result<Vec<Event>, TailError> {
+        loop {
+            match self.look(PAGE_ROWS).await {
+                Ok(events) if !events.is_empty() || self.is_ended => return Ok(events),
+                Ok(_) => {
+                    self.looks_in_vain += 1;
+                    if self.looks_in_vain >= LOOKS_IN_VAIN_MAX {
+                        self.looks_in_vain = 0;
+                        self.check_still_there().await?;
+                    }
+                    self.wait(LOOK_EVERY).await;
+                }
+                Err(TailError::Store(why)) if why.is_away() => pause().await,
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// What stands after the cursor now, at most `limit` events; the cursor moves behind them.
+    ///
+    /// # Errors
+    /// Postgres is away, or the log is not what it must be.
+    pub async fn look(&mut self, limit: i64) -> Result<Vec<Event>, TailError> {
+        if self.is_ended {
+            return Ok(Vec::new());
+        }
+        self.interest.look();
+        let events = self.store.read_after(self.turn, self.cursor, limit).await?;
+        if events.is_empty() && self.cursor < 0 {
+            // Event 0 is committed with the turn: a log without it was dropped.
+            return Err(TailError::Gone { turn: self.turn });
+        }
+        for event in &events {
+            self.advance(event)?;
+        }
+        Ok(events)
+    }
+
+    /// Until something happened since the last [`Tail::look`], at most so long.
+    pub async fn wait(&mut self, at_most: Duration) {
+        self.interest.news(at_most.min(LOOK_EVERY)).await;
+    }
+
+    /// Whether the terminal event was handed on.
+    pub fn is_ended(&self) -> bool {
+        self.is_ended
+    }
+
+    /// The newest `seq` that was handed on, or the cursor it began with.
+    pub fn cursor(&self) -> i32 {
+        self.cursor
+    }
+
+    fn advance(&mut self, event: &Event) -> Result<(), TailError> {
+        let (turn, wanted) = (self.turn, self.cursor.saturating_add(1));
+        if self.is_ended {
+            return Err(TailError::AfterTheEnd { turn, seq: event.seq });
+        }
+        if event.seq != wanted {
+            return Err(TailError::Gap { turn, wanted, found: event.seq });
+        }
+        self.cursor = event.seq;
+        self.is_ended = event.kind.is_terminal();
+        self.looks_in_vain = 0;
+        Ok(())
+    }
+
+    /// A log that was dropped under a reader would otherwise keep it waiting for ever.
+    async fn check_still_there(&self) -> Result<(), TailError> {
+        match self.store.read_after(self.turn, self.cursor - 1, 1).await {
+            Ok(events) if events.is_empty() => Err(TailError::Gone { turn: self.turn }),
+            Err(why) if !why.is_away() => Err(why.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Between two tries while Postgres is away; jittered, so that its return is no stampede.
+pub(super) async fn pause() {
+    tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::{config::Config, event::Kind};
+
+    fn tail(cursor: i32) -> Tail {
+        let config =
+            Config { database_url: "postgres://nobody@127.0.0.1:1/none".to_owned(), ..Config::default() };
+        Tail::new(&Store::open(&config).unwrap(), TurnId(uuid::Uuid::from_u128(1)), cursor)
+    }
+
+    fn event(seq: i32, kind: Kind) -> Event {
+        let data = "{}".to_owned();
+        Event {
+            turn_id: TurnId(uuid::Uuid::from_u128(1)),
+            seq,
+            kind,
+            attempt: 1,
+            data,
+            at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gap_a_repeat_and_a_word_after_the_last_are_errors() {
+        let mut tail = tail(3);
+        assert!(matches!(
+            tail.advance(&event(5, Kind::Delta)),
+            Err(TailError::Gap { wanted: 4, found: 5, .. })
+        ));
+        assert!(tail.advance(&event(4, Kind::Delta)).is_ok());
+        assert!(matches!(tail.advance(&event(4, Kind::Delta)), Err(TailError::Gap { wanted: 5, .. })));
+        assert!(tail.advance(&event(5, Kind::Failed)).is_ok());
+        assert!(tail.is_ended());
+        assert!(matches!(tail.advance(&event(6, Kind::Delta)), Err(TailError::AfterTheEnd { seq: 6, .. })));
+    }
+}

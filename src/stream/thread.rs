@@ -1,0 +1,167 @@
+//! A whole conversation's events: turn after turn in the order they were accepted, then what comes.
+//!
+//! Keeps I4 across turns: a turn's events are told whole before the next one's begin. It has no
+//! end, since another turn may always be accepted.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use super::tail::{PAGE_ROWS, Tail, TailError, pause};
+use crate::{event::Event, id::ConversationId, store::Store};
+
+/// Between two looks for a conversation's next turn, for which there is no doorbell.
+const NEXT_TURN_EVERY: Duration = Duration::from_millis(500);
+
+/// A place in a conversation: a turn's ordinal, and a `seq` in its log. Its text is `ORDINAL.SEQ`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The turn's place in the conversation, from 1.
+    pub ordinal: i64,
+    /// The event's place in the turn's log; -1 before the first.
+    pub seq: i32,
+}
+
+impl Position {
+    /// Before everything.
+    pub const START: Position = Position { ordinal: 1, seq: -1 };
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.ordinal, self.seq)
+    }
+}
+
+/// A text that is no position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected ORDINAL.SEQ, such as 3.17")]
+pub struct NotAPosition;
+
+impl FromStr for Position {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let (ordinal, seq) = text.split_once('.').ok_or(NotAPosition)?;
+        let ordinal = ordinal.parse().ok().filter(|n| *n >= 1).ok_or(NotAPosition)?;
+        let seq = seq.parse().ok().filter(|n| *n >= -1).ok_or(NotAPosition)?;
+        Ok(Position { ordinal, seq })
+    }
+}
+
+/// A reader of one conversation.
+#[derive(Debug)]
+pub struct Thread {
+    store: Store,
+    conversation: ConversationId,
+    at: Position,
+    current: Option<Tail>,
+}
+
+impl Thread {
+    /// A reader of what comes after `at`.
+    pub fn new(store: &Store, conversation: ConversationId, at: Position) -> Thread {
+        Thread { store: store.clone(), conversation, at, current: None }
+    }
+
+    /// The next events of one turn, at least one, with their places, waiting for them as long as it
+    /// takes. Bound it, or race it against a stop.
+    ///
+    /// # Errors
+    /// All but an absence of Postgres, which is waited out.
+    pub async fn page(&mut self) -> Result<Vec<(Position, Event)>, TailError> {
+        loop {
+            match self.look(PAGE_ROWS).await {
+                Ok(events) if !events.is_empty() => return Ok(events),
+                Ok(_) => self.wait(Duration::MAX).await,
+                Err(TailError::Store(why)) if why.is_away() => pause().await,
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// What stands after the position now, at most `limit` events of one turn.
+    ///
+    /// # Errors
+    /// Postgres is away, or a log is not what it must be.
+    pub async fn look(&mut self, limit: i64) -> Result<Vec<(Position, Event)>, TailError> {
+        loop {
+            if self.current.is_none() && !self.enter_turn().await? {
+                return Ok(Vec::new());
+            }
+            let Some(tail) = self.current.as_mut() else { continue };
+            let events = match tail.look(limit).await {
+                Ok(events) => events,
+                // An old turn of a conversation that goes on: what is left is told.
+                Err(TailError::Gone { .. }) => Vec::new(),
+                Err(why) => return Err(why),
+            };
+            if events.is_empty() && !tail.is_ended() && tail.cursor() >= 0 && !self.is_over().await? {
+                return Ok(events_at(self.at.ordinal, events));
+            }
+            let is_turn_over = self.current.as_ref().is_none_or(|tail| tail.is_ended() || tail.cursor() < 0);
+            let told = events_at(self.at.ordinal, events);
+            if let Some((at, _)) = told.last() {
+                self.at = *at;
+            }
+            if is_turn_over || told.is_empty() {
+                self.current = None;
+                self.at = Position { ordinal: self.at.ordinal + 1, seq: -1 };
+            }
+            if !told.is_empty() {
+                return Ok(told);
+            }
+        }
+    }
+
+    /// Until there may be more, at most so long.
+    pub async fn wait(&mut self, at_most: Duration) {
+        match &mut self.current {
+            Some(tail) => tail.wait(at_most).await,
+            None => tokio::time::sleep(at_most.min(NEXT_TURN_EVERY)).await,
+        }
+    }
+
+    /// Goes to the turn at the position, or the first one after it; false where there is none yet.
+    async fn enter_turn(&mut self) -> Result<bool, TailError> {
+        let next = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
+        let Some(&(ordinal, turn)) = next.first() else { return Ok(false) };
+        if ordinal != self.at.ordinal {
+            self.at = Position { ordinal, seq: -1 };
+        }
+        self.current = Some(Tail::new(&self.store, turn, self.at.seq));
+        Ok(true)
+    }
+
+    /// Whether the turn at the position has nothing more to tell: the reader began at its last word,
+    /// or its log is retained no longer. A later turn can only tell once this one has ended, so only
+    /// a silent turn with a successor is worth the question.
+    async fn is_over(&self) -> Result<bool, TailError> {
+        let here = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
+        let Some(&(_, turn)) = here.first() else { return Ok(true) };
+        let status = self.store.turn(turn).await?.map(|turn| turn.status);
+        if !status.is_none_or(crate::turn::Status::is_terminal) {
+            return Ok(false);
+        }
+        // It may have ended after the look: over only where still nothing stands after the cursor.
+        let cursor = self.current.as_ref().map_or(self.at.seq, Tail::cursor);
+        Ok(self.store.read_after(turn, cursor, 1).await?.is_empty())
+    }
+}
+
+fn events_at(ordinal: i64, events: Vec<Event>) -> Vec<(Position, Event)> {
+    events.into_iter().map(|event| (Position { ordinal, seq: event.seq }, event)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_reads_back_what_it_wrote() {
+        let at = Position { ordinal: 3, seq: 17 };
+        assert_eq!(at.to_string(), "3.17");
+        assert_eq!("3.17".parse(), Ok(at));
+        for text in ["", "3", "3.", ".1", "0.1", "-1.2", "3.-2", "3.1.2", "3.x", "99999999999999999999.1"] {
+            assert_eq!(text.parse::<Position>(), Err(NotAPosition), "{text}");
+        }
+    }
+}
