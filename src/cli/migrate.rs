@@ -1,12 +1,22 @@
-//! `lastword migrate`.
+//! `lastword migrate`: brings the schema up to this release. Safe beside running replicas.
 
 use std::process::ExitCode;
 
-/// Its flags.
-#[derive(clap::Args)]
-pub struct Args {}
+use super::database::DatabaseArgs;
 
-/// Runs it.
-pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`lastword migrate` is not there yet")
+/// Brings the database's tables up to this release.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+/// Migrates; waits for another replica that does.
+///
+/// # Errors
+/// Postgres cannot be reached, or refuses a migration.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    args.database.store()?.migrate().await?;
+    eprintln!("migrated");
+    Ok(ExitCode::SUCCESS)
 }

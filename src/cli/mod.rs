@@ -6,6 +6,7 @@
 mod child;
 mod client;
 mod config_print;
+mod database;
 mod demo_agent;
 mod dev;
 mod doctor;
@@ -31,6 +32,8 @@ struct Cli {
 pub enum Command {
     /// Run replicas, a private Postgres and a demo agent on this machine.
     Dev(dev::Args),
+    /// Kill a replica and see the last word that the other wrote, in half a minute.
+    Demo(dev::demo::Args),
     /// Run one replica.
     Serve(serve::Args),
     /// Bring the database's tables up to date.
@@ -79,6 +82,7 @@ pub fn parse() -> Command {
 pub async fn run(command: Command) -> ExitCode {
     let done = match command {
         Command::Dev(args) => dev::run(args).await,
+        Command::Demo(args) => dev::demo::run(args).await,
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Apply(args) => client::apply::run(args).await,

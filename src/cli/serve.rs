@@ -1,12 +1,146 @@
-//! `lastword serve`.
+//! `lastword serve`: one replica, from its configuration to its last byte.
+//!
+//! Owns the order: listen first (a taken port is known at once), migrate, start the passes, answer.
+//! SIGTERM or SIGINT drains; the second one means now. A panic, or the end of a task that the
+//! replica cannot live without, drains as well and makes the exit code 1.
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-/// Its flags.
-#[derive(clap::Args)]
-pub struct Args {}
+use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
 
-/// Runs it.
-pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`lastword serve` is not there yet")
+use crate::{
+    api::{self, Gateway},
+    config::{Config, Overrides},
+    engine::{Engine, drain},
+    store::Store,
+    task::{Kind, Supervisor},
+    telemetry,
+};
+
+/// How long the last tasks get to end once everything is said.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// Runs one replica.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file [default: lastword.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The address to listen on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Where others reach this replica [default: http:// and the address]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Where Postgres is; better given as DATABASE_URL or LASTWORD_DATABASE_URL_FILE
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
+    /// Where workspaces live [default: lastword-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Listen beyond loopback without tokens all the same
+    #[arg(long)]
+    insecure: bool,
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// A configuration that makes no sense, an address that is taken, a schema that cannot be migrated.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = Config::load(Overrides {
+        config: args.config,
+        listen: args.listen,
+        url: args.url,
+        database_url: args.database_url,
+        data_dir: args.data_dir,
+        insecure: args.insecure.then_some(true),
+    })?;
+    let store = Store::open(&config)?;
+    let _telemetry = telemetry::init(&config, &store.replica().to_string())?;
+    let supervisor = Supervisor::new();
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let bound = listener.local_addr()?;
+    let url = config.advertised_url(bound);
+    tracing::info!(%bound, %url, version = env!("CARGO_PKG_VERSION"), "listening");
+
+    let asked = stop_signals(&supervisor)?;
+    let closing = CancellationToken::new();
+    let gateway = Gateway::new(store.clone(), Arc::new(config.clone()), supervisor.clone());
+    let doors = api::listen::serve(listener, gateway, closing.clone());
+    supervisor.spawn(Kind::Replica, "doors", async move {
+        if let Err(why) = doors.await {
+            tracing::error!(%why, "the doors are closed");
+        }
+    });
+    let is_migrated = tokio::select! {
+        migrated = migrate(&store) => migrated.map(|()| true),
+        () = supervisor.soft().cancelled() => Ok(false),
+    }?;
+    if is_migrated {
+        let engine = Engine::start(store.clone(), supervisor.clone(), &config, url);
+        supervisor.soft().cancelled().await;
+        drain::drain(&engine, config.drain.0).await;
+    }
+    closing.cancel();
+    supervisor.hard().cancel();
+    if tokio::time::timeout(END_MAX, supervisor.ended()).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    store.close().await;
+    drop(asked);
+    if let Some(why) = supervisor.panicked().or_else(|| supervisor.ended_early()) {
+        tracing::error!(why, "stopped by a fault");
+        return Ok(ExitCode::FAILURE);
+    }
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Migrates, waiting for a Postgres that is not there yet.
+async fn migrate(store: &Store) -> anyhow::Result<()> {
+    loop {
+        match store.migrate().await {
+            Ok(()) => return Ok(()),
+            Err(why) if why.is_away() => {
+                tracing::warn!(%why, "waiting for Postgres");
+                tokio::time::sleep(Duration::from_millis(rand::random_range(200..400))).await;
+            }
+            Err(why) => return Err(why).context("the schema cannot be migrated"),
+        }
+    }
+}
+
+/// The first SIGTERM or SIGINT drains, the second ends. The guard ends the watch.
+fn stop_signals(supervisor: &Supervisor) -> anyhow::Result<tokio_util::sync::DropGuard> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let mut signals = 0;
+    supervisor.spawn(Kind::Client, "signals", async move {
+        loop {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+                () = stopped.cancelled() => return,
+                () = hard.cancelled() => return,
+            }
+            signals += 1;
+            if signals == 1 {
+                soft.cancel();
+            } else {
+                hard.cancel();
+            }
+        }
+    });
+    Ok(stop.drop_guard())
 }

@@ -1,12 +1,40 @@
-//! `lastword verify`.
+//! `lastword verify`: I1 to I6 and I9 over the whole database.
 
 use std::process::ExitCode;
 
-/// Its flags.
-#[derive(clap::Args)]
-pub struct Args {}
+use super::database::DatabaseArgs;
 
-/// Runs it.
-pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`lastword verify` is not there yet")
+/// Checks the invariants over the whole database.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// `text` or `json`
+    #[arg(long, default_value = "text", value_parser = ["text", "json"])]
+    output: String,
+}
+
+/// Prints a line a rule; exits with 1 when one is broken, and names the offending ids.
+///
+/// # Errors
+/// Postgres cannot be reached.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let findings = args.database.store()?.verify().await?;
+    let is_clean = findings.iter().all(|finding| finding.broken.is_empty());
+    if args.output == "json" {
+        let items: Vec<_> = findings
+            .iter()
+            .map(|f| serde_json::json!({ "invariant": f.invariant, "rule": f.rule, "broken": f.broken }))
+            .collect();
+        println!("{}", serde_json::json!({ "clean": is_clean, "findings": items }));
+    } else {
+        for finding in &findings {
+            let verdict = if finding.broken.is_empty() { "holds " } else { "BROKEN" };
+            println!("{verdict} {} {}", finding.invariant, finding.rule);
+            for id in &finding.broken {
+                println!("         {id}");
+            }
+        }
+    }
+    Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
