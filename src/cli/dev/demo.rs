@@ -190,13 +190,14 @@ async fn next(events: &mut (impl Stream<Item = anyhow::Result<Value>> + Unpin)) 
 
 /// Tells one event and keeps it.
 fn see(seen: &mut Vec<Value>, event: Value) {
-    let (seq, kind) = (&event["seq"], event["kind"].as_str().unwrap_or("?"));
+    let (seq, kind) = (event["seq"].to_string(), event["kind"].as_str().unwrap_or("?"));
+    let text = |of: &Value| of.as_str().unwrap_or("?").to_owned();
     let what = match kind {
         "delta" => event["text"].to_string(),
-        "failed" => format!("{} {}", event["error"]["code"], event["error"]["message"]),
+        "failed" => format!("{}: {}", text(&event["error"]["code"]), text(&event["error"]["message"])),
         _ => String::new(),
     };
-    tell(&format!("  {seq:>4}  {kind:<10} {what}"));
+    tell(format!("  {seq:>4}  {kind:<10} {what}").trim_end());
     seen.push(event);
 }
 
