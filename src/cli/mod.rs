@@ -62,9 +62,6 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Kill a replica in the middle of a turn and show the last word that the other writes.
-    #[command(hide = true)]
-    Demo(dev::demo::Args),
     /// A worker that does on request what workers do by accident.
     DemoAgent(demo_agent::Args),
 }
@@ -98,7 +95,6 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Config { command: ConfigCommand::Print(args) } => config_print::run(args).await,
-        Command::Demo(args) => dev::demo::run(args).await,
         Command::DemoAgent(args) => demo_agent::run(args).await,
     };
     done.unwrap_or_else(|why| {
