@@ -248,7 +248,9 @@ mod tests {
 
     fn line() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![
-            4 => ".{0,12}".prop_map(|t| serde_json::to_vec(&serde_json::json!({"type": "delta", "text": t})).unwrap()),
+            4 => ".{0,12}".prop_map(|text| {
+                serde_json::json!({"type": "delta", "text": text}).to_string().into_bytes()
+            }),
             1 => Just(b"{\"type\":\"beat\"}\r".to_vec()),
             1 => Just(Vec::new()),
             1 => Just(vec![b'y'; LINE_BYTES_MAX + 1]),

@@ -17,7 +17,7 @@ use std::{
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines as Reports},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines as Reports},
     net::UnixStream,
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     time::timeout,
@@ -30,6 +30,10 @@ use crate::{
 
 /// From the first system call to a running program.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the complaint of a guard that gave up is waited for, and how much of it is kept.
+const COMPLAINT_TIMEOUT: Duration = Duration::from_millis(500);
+const COMPLAINT_BYTES_MAX: u64 = 2 * 1024;
 
 /// This very program, even where its file was replaced by a newer release meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -85,9 +89,16 @@ impl Launch {
         let mut reports = BufReader::new(lifeline).lines();
         let mark = format!("{}.{}", std::process::id(), guard.id().unwrap_or_default());
         let introduction = introduce(&mut reports, self.plan(workspace, mark.clone()));
-        let pid = timeout(START_TIMEOUT, introduction).await.map_err(|_| {
-            StartError::new(StartErrorKind::Other, "the guard did not report in time".to_owned())
-        })??;
+        let introduced = timeout(START_TIMEOUT, introduction).await.unwrap_or_else(|_| {
+            Err(StartError::new(StartErrorKind::Other, "the guard did not report in time".to_owned()))
+        });
+        let pid = match introduced {
+            Ok(pid) => pid,
+            Err(mut error) => {
+                error.detail.push_str(&complaint(&mut guard).await);
+                return Err(error);
+            }
+        };
         let pipes = (guard.stdin.take(), guard.stdout.take(), guard.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(StartError::new(StartErrorKind::Other, "a pipe is missing".to_owned()));
@@ -231,5 +242,17 @@ async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> 
             let detail = format!("the guard ended or spoke out of turn: {other:?}");
             Err(StartError::new(StartErrorKind::Other, detail))
         }
+    }
+}
+
+/// What a guard that gave up wrote to its stderr, for operators.
+async fn complaint(guard: &mut Child) -> String {
+    let mut text = Vec::new();
+    if let Some(stderr) = guard.stderr.take() {
+        let _ = timeout(COMPLAINT_TIMEOUT, stderr.take(COMPLAINT_BYTES_MAX).read_to_end(&mut text)).await;
+    }
+    match String::from_utf8_lossy(text.trim_ascii()) {
+        empty if empty.is_empty() => String::new(),
+        said => format!("; the guard said: {said}"),
     }
 }

@@ -1,9 +1,9 @@
 //! One worker process, as a replica sees it: started, spoken to, heard, stopped.
 //!
-//! Owns the replica's ends of the pipes and of the lifeline to the worker's guard (`shim`).
-//! Refuses to lose its last words: its exit is told after everything it said before. Refuses to grow: who does not
-//! listen fills the worker's pipe and so stops the worker; who is not listened to is told so.
-//! Dropping a [`Process`] ends the worker and everything it started.
+//! Owns the replica's ends of the pipes and of the lifeline to the worker's guard (`shim`). Refuses
+//! to lose last words (I7): an exit is told after everything that was said before it. Refuses to
+//! grow: who does not listen fills the worker's pipe and so holds the worker back; a worker that
+//! does not listen is told of. Dropping a [`Process`] ends the worker and everything it started.
 
 use std::{
     io::Write,
@@ -156,12 +156,13 @@ impl Process {
                     Some(Ok(Ok(message))) => return Heard::Message(message),
                     Some(Ok(Err(error))) if error.fault != Fault::Unfinished => return Heard::Protocol(error),
                     Some(Ok(Err(cut_off))) => {
-                        tracing::warn!(pid = self.pid, line = cut_off.excerpt, "worker ended in the middle of a line");
+                        let line = cut_off.excerpt;
+                        tracing::warn!(pid = self.pid, line, "a worker ended in the middle of a line");
                     }
                     Some(Err(_)) | None => {}
                 },
                 () = leak_timeout(&mut self.exit, &mut self.leak_ends) => {
-                    tracing::warn!(pid = self.pid, "something outside the worker's tree holds its stdout open");
+                    tracing::warn!(pid = self.pid, "a stranger holds a dead worker's stdout open");
                 }
             }
             self.stdout = None;

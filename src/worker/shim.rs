@@ -6,9 +6,9 @@
 //! sessions of its own or forks twice still ends, because orphans come to the guard.
 //!
 //! ```text
-//! plan ──► spawned ──► watching ──(stop)──► stopping ──┐
-//!   └────► refused         └──(kill, over a limit, silence, agent gone, grace over)──► ended ──► exited
-//!                          └──(lifeline closed)──► ended
+//! plan ──► spawned ──► watching ──stop──► stopping ──grace over──┐
+//!   └────► refused         ├──kill, over a limit, silence, agent gone──► tree ended ──► exited
+//!                          └──lifeline closed──► tree ended
 //! ```
 //! Single-threaded and without tokio: a death signal is tied to the thread that forked, and a
 //! hundred idle guards must cost next to nothing.
@@ -16,8 +16,11 @@
 use std::{
     fs,
     io::{self, Write},
-    os::{fd::AsFd, unix::process::CommandExt},
-    process::Command,
+    os::{
+        fd::AsFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
@@ -70,7 +73,7 @@ fn guard() -> io::Result<()> {
     };
     let mut watch = Watch::new(plan, agent, lifeline, signals);
     // A replica that is gone already is noticed by the first look at the lifeline.
-    let _ = watch.lifeline.report(&Report::Spawned { pid: agent.as_raw() });
+    let _ = watch.lifeline.report(&Report::Spawned { pid: watch.pid.as_raw() });
     let looking = release_pipes().and_then(|()| watch.until_over());
     watch.end_tree();
     let ended = watch.ended();
@@ -82,7 +85,10 @@ fn guard() -> io::Result<()> {
 /// One agent under guard.
 struct Watch {
     plan: Plan,
-    agent: Pid,
+    /// `None` once it is reaped.
+    agent: Option<Child>,
+    /// The agent's, and its group's.
+    pid: Pid,
     lifeline: GuardEnd,
     signals: SignalFd,
     /// When the replica was last heard.
@@ -98,11 +104,12 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(plan: Plan, agent: Pid, lifeline: GuardEnd, signals: SignalFd) -> Self {
+    fn new(plan: Plan, (agent, pid): (Child, Pid), lifeline: GuardEnd, signals: SignalFd) -> Self {
         let now = Instant::now();
         Watch {
             plan,
-            agent,
+            agent: Some(agent),
+            pid,
             lifeline,
             signals,
             heard_at: now,
@@ -191,32 +198,36 @@ impl Watch {
     fn stop(&mut self) {
         if self.grace_ends.is_none() {
             self.grace_ends = Some(Instant::now() + Duration::from_millis(self.plan.stop_grace_ms));
-            let _ = killpg(self.agent, Signal::SIGTERM);
+            let _ = killpg(self.pid, Signal::SIGTERM);
             // A stopped process hears SIGTERM only when it goes on.
-            let _ = killpg(self.agent, Signal::SIGCONT);
+            let _ = killpg(self.pid, Signal::SIGCONT);
         }
     }
 
     /// Reaps whatever is dead; false when no child is left.
     fn reap(&mut self) -> bool {
+        // The agent first, by itself: below, an end by a real-time signal has no number.
+        match self.agent.as_mut().map(Child::try_wait) {
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(status))) => self.agent_ended(status.code(), status.signal()),
+            Some(Err(_)) => self.agent_ended(None, None),
+        }
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.agent => {
-                    self.end.code = Some(code);
-                    self.agent_ended();
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.agent => {
-                    self.end.signal = Some(signal as i32);
-                    self.agent_ended();
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.pid => self.agent_ended(Some(code), None),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.pid => {
+                    self.agent_ended(None, Some(signal as i32));
                 }
                 Ok(WaitStatus::StillAlive) => return true,
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(_) | Err(Errno::EINTR | Errno::EINVAL) => {}
                 Err(_) => return false,
             }
         }
     }
 
-    fn agent_ended(&mut self) {
+    fn agent_ended(&mut self, code: Option<i32>, signal: Option<i32>) {
+        self.agent = None;
+        (self.end.code, self.end.signal) = (code, signal);
         self.is_own_doing = !self.is_over && self.grace_ends.is_none();
         self.is_over = true;
     }
@@ -249,7 +260,7 @@ impl Watch {
 }
 
 /// Starts the agent in a session and group of its own.
-fn spawn(plan: &Plan) -> Result<Pid, Refusal> {
+fn spawn(plan: &Plan) -> Result<(Child, Pid), Refusal> {
     let refusal = |kind, why: io::Error, what: &str| Refusal {
         kind,
         errno: why.raw_os_error(),
@@ -281,12 +292,10 @@ fn spawn(plan: &Plan) -> Result<Pid, Refusal> {
         };
         refusal(kind, why, &format!("cannot run `{program}`"))
     })?;
-    let pid = agent.id();
+    let pid = i32::try_from(agent.id()).unwrap_or(i32::MAX);
     // When the machine runs out of memory, workers go before replicas.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
-    i32::try_from(pid)
-        .map(Pid::from_raw)
-        .map_err(|_| refusal(Obstacle::Other, io::Error::from(io::ErrorKind::InvalidData), "no process id"))
+    Ok((agent, Pid::from_raw(pid)))
 }
 
 fn become_agent(guard: Pid, data_max: u64) -> nix::Result<()> {

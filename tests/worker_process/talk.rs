@@ -87,7 +87,9 @@ async fn a_missing_guard_is_refused() {
     let bench = Bench::new();
     for shim in ["/no/such/guard", "/bin/true", "/bin/cat"] {
         let launch = Launch { shim: shim.into(), ..bench.launch(&["true"]) };
-        assert_eq!(bench.try_start(launch).await.unwrap_err().kind, StartErrorKind::Other);
+        let refused = bench.try_start(launch).await.unwrap_err();
+        assert_eq!(refused.kind, StartErrorKind::Other);
+        assert_eq!(refused.detail.contains("the guard said: "), shim == "/bin/cat", "{}", refused.detail);
     }
 }
 
@@ -98,6 +100,7 @@ async fn an_exit_says_code_or_signal_and_the_end_of_stderr() {
         ("echo broken >&2; exit 3", "exit code 3"),
         ("echo broken >&2; kill -KILL $$", "signal SIGKILL"),
         ("echo broken >&2; kill -SEGV $$", "signal SIGSEGV"),
+        ("echo broken >&2; kill -35 $$", "signal 35"),
         ("echo broken >&2", "exit code 0"),
     ] {
         let mut worker = bench.sh(script).await;
