@@ -12,6 +12,7 @@ pub mod agents;
 pub mod beat;
 pub mod commands;
 pub mod conversations;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod inflight;
