@@ -1,4 +1,50 @@
-//! `lastword`: a gateway for chat agents in which every accepted turn gets exactly one last word.
+//! `lastword`: a gateway for chat agents in which **every accepted turn gets exactly one last word**,
+//! seen by the client on whichever replica it is connected to, whatever dies in between.
+//!
+//! # The way of a turn
+//!
+//! ```text
+//! POST /v1/turns
+//!   api::accept ──► store::turns.accept        turn + in-flight row + event 0, one commit
+//!                        │ ring
+//!                        ▼
+//!   engine::dispatch ─ store::inflight.claim   heads of lines, SKIP LOCKED, epoch + 1
+//!                        ▼
+//!   worker::host ──► life ──► run ── a process  what it says becomes events
+//!                        ▼
+//!   store::writer ── append, finish            group commit of many turns, fenced by epoch
+//!                        │ after the commit: local readers woken, the others rung
+//!                        ▼
+//!   stream::tail ──► stream::render ──► api::sse ──► the client
+//!
+//!   engine::presence ─ store::beat             who lives; the verdict on who does not
+//!   engine::reap ─ store::inflight.close_due   the last word for turns whose holder is gone,
+//!                                              by any replica: same log, same ring
+//! ```
+//!
+//! The doors ([`api`]) and the [`engine`] never call each other: they meet in Postgres, even inside
+//! one process, so the path over two replicas is the only path there is.
+//!
+//! # Floors
+//!
+//! A file imports from lower floors only; `tests/layers.rs` holds the house to it.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 6 | [`cli`]: wiring, processes |
+//! | 5 | [`api`], [`console`]: the doors |
+//! | 4 | [`engine`]: the passes |
+//! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
+//! | 2 | [`store`]: all SQL, the doorbell |
+//! | 1 | [`config`] · [`telemetry`] · [`task`] |
+//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`]: the words |
+//!
+//! # What must always hold
+//!
+//! `docs/INVARIANTS.md` names each invariant, its keeper and the test that shows it. In short: the
+//! in-flight row ([`store::inflight`]) is the obligation to answer. It exists from acceptance to the
+//! last word, only its deletion may write the last word, and every write on behalf of a worker
+//! names the epoch that it was claimed with.
 
 pub mod agent;
 pub mod api;
