@@ -134,7 +134,7 @@ fn an_announced_budget_stretches_the_idle_budget() {
     })]);
     let child = lastword(&[&working], &["chat", "hi", "--idle", "100ms"]).spawn().unwrap();
     assert!(working.waits_for("POST /v1/turns"));
-    let (_never, timer) = std::sync::mpsc::channel::<()>();
+    let (_never, timer) = std::sync::mpsc::sync_channel::<()>(1);
     let _ = timer.recv_timeout(Duration::from_millis(500));
     poke(&working);
     let (code, out, err) = finish(child);
@@ -269,7 +269,7 @@ fn a_question_is_answered_at_the_terminal_and_may_take_its_time() {
         assert_ne!(screen.read_line(&mut shown).unwrap(), 0, "{shown}");
     }
     // Longer than the idle budget, which a question stops.
-    let (_never, timer) = std::sync::mpsc::channel::<()>();
+    let (_never, timer) = std::sync::mpsc::sync_channel::<()>(1);
     let _ = timer.recv_timeout(Duration::from_millis(600));
     child.stdin.as_mut().unwrap().write_all(b"blue\n").unwrap();
     screen.read_to_string(&mut shown).unwrap();

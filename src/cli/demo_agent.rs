@@ -23,7 +23,7 @@ pub struct Args {}
 pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
     let mut stage = Stage::open();
     match Startup::from_env()? {
-        Startup::At(delay) => std::thread::sleep(delay),
+        Startup::At(delay) => tokio::time::sleep(delay).await,
         Startup::Exit(code) => {
             eprintln!("demo agent: leaving before it was ready, as asked");
             return Ok(ExitCode::from(code));

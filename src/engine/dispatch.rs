@@ -69,16 +69,17 @@ async fn claim(engine: &Engine) -> Result<bool, StoreError> {
     }
 }
 
-/// Settles what the database and this process disagree about: gives back rows that are ours but do
-/// not run here (a claim whose answer was lost), and ends runs that are not ours any more.
+/// Settles what the database and this process disagree about: disowns rows that are ours but do not
+/// run here (a claim whose answer was lost, a worker that was ended while Postgres was away), for the
+/// close pass to settle; and ends runs that are not ours any more.
 async fn settle(engine: &Engine) -> Result<(), StoreError> {
     let before = engine.host.runs();
     let held: std::collections::HashMap<TurnId, i32> = engine.store.held().await?.into_iter().collect();
     let now = engine.host.runs();
     for (&turn, &epoch) in &held {
         if !now.contains_key(&turn) && !before.contains_key(&turn) {
-            let is_released = engine.store.release(turn, epoch).await?;
-            tracing::warn!(turn_id = %turn, epoch, is_released, "a claim of ours does not run here");
+            engine.store.disown(turn, epoch).await?;
+            tracing::warn!(turn_id = %turn, epoch, "a claim of ours does not run here; it is disowned");
         }
     }
     for (turn, epoch) in before {

@@ -179,6 +179,28 @@ impl Store {
         Ok(rows.into_iter().map(|row| (TurnId(row.turn_id), row.epoch)).collect())
     }
 
+    /// Lets go of a claim that does not run here any more: it is held by nobody from now on, and the
+    /// close pass queues it again or writes its last word.
+    pub async fn disown(&self, turn: TurnId, epoch: i32) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("disown", |c| {
+                sqlx::query!(
+                    "
+                    update inflight set replica = '00000000-0000-0000-0000-000000000000'
+                     where turn_id = $1 and epoch = $2 and replica = $3 and phase <> 'queued'
+                    ",
+                    turn.0,
+                    epoch,
+                    self.replica().0
+                )
+                .execute(c)
+            })
+            .await?;
+        self.wake().holder_gone();
+        Ok(())
+    }
+
     /// Whether a claim is over: its row is gone, or of a later epoch.
     pub async fn is_over(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;

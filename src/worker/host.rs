@@ -172,10 +172,12 @@ impl Host {
         self.0.places.available_permits()
     }
 
-    /// Conversations whose worker waits here, with its generation.
+    /// Conversations that have a worker here, with its generation. Busy ones too: their next turn
+    /// can be claimed the moment their last word is written, before the worker is idle again.
     pub fn warm(&self) -> Vec<(ConversationId, i64)> {
         let lives = lock(&self.0.lives);
-        lives.iter().filter(|(_, life)| life.is_idle).map(|(&c, life)| (c, life.generation)).collect()
+        let wanted = lives.iter().filter(|(_, life)| !life.stop.is_cancelled());
+        wanted.map(|(&conversation, life)| (conversation, life.generation)).collect()
     }
 
     /// Takes a claimed turn. Without a free place it is not taken, and the claim is left to be

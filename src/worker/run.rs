@@ -67,6 +67,8 @@ struct Run<'a> {
     /// What the worker may take until its next event.
     budget: Duration,
     has_answered: bool,
+    /// Whether the worker was not listened to since the last write ended.
+    was_deaf: bool,
 }
 
 /// Runs `job` on `worker` to its end.
@@ -88,6 +90,7 @@ pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate 
         cancelled_by: None,
         closed_until: None,
         has_answered: false,
+        was_deaf: false,
         host,
         worker,
         job,
@@ -108,6 +111,7 @@ impl Run<'_> {
             let closed_until = self.closed_until.filter(|&until| until < at);
             at = closed_until.unwrap_or(at);
             let is_listening = self.is_listening();
+            self.was_deaf |= !is_listening;
             let end = tokio::select! {
                 biased;
                 written = write_end(&mut self.writing) => self.written(written),
@@ -150,6 +154,10 @@ impl Run<'_> {
         match written {
             Written::Done(seq) => {
                 self.base = seq;
+                if std::mem::take(&mut self.was_deaf) {
+                    // It could not be heard meanwhile: its silence was ours.
+                    self.expect(self.budget);
+                }
                 None
             }
             Written::LeaseLost => Some(End::Lost),

@@ -134,7 +134,7 @@ impl Stream {
     /// Keep-alives until the client goes away.
     pub fn keep_alive(&mut self) {
         let until = Instant::now() + PATIENCE;
-        let (_never, timer) = std::sync::mpsc::channel::<()>();
+        let (_never, timer) = std::sync::mpsc::sync_channel::<()>(1);
         while Instant::now() < until && self.socket.write_all(b"3\r\n:\n\n\r\n").is_ok() {
             let _ = timer.recv_timeout(Duration::from_millis(50));
         }

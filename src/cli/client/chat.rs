@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "ID")]
     conversation: Option<String>,
     /// Give up after this long without an event
-    #[arg(long, default_value = "90s", value_name = "SPAN")]
+    #[arg(long, default_value = "6m", value_name = "SPAN")]
     idle: Span,
     /// What to say; without it every line of stdin is a message
     message: Option<String>,

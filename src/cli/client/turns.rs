@@ -86,7 +86,7 @@ struct Tail {
     #[arg(long, value_name = "SEQ")]
     after: Option<i64>,
     /// Give up after this long without an event
-    #[arg(long, default_value = "90s", value_name = "SPAN")]
+    #[arg(long, default_value = "6m", value_name = "SPAN")]
     idle: Span,
     /// As text, or every event as a line of JSON
     #[arg(long, value_enum, default_value_t)]
