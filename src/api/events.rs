@@ -168,7 +168,7 @@ pub async fn of_conversation(
     if wanted.is_stream {
         let seat = Seat::take(&gateway, connection)?;
         let guard = CancelOnDrop::none();
-        return Ok(sse::response(&gateway, Reader::Thread(thread), seat, guard, false));
+        return Ok(sse::response(&gateway, Reader::Thread(Box::new(thread)), seat, guard, false));
     }
     thread_page(&gateway, thread, at, wanted).await
 }

@@ -52,8 +52,9 @@ impl Seat {
 
 struct Serving {
     feed: Feed,
-    seat: Seat,
+    /// Before the seat: once the seat is free, what the client's leaving means is under way.
     guard: CancelOnDrop,
+    seat: Seat,
     accepted_at: Option<chrono::DateTime<chrono::Utc>>,
     is_measured: bool,
     gateway: Gateway,

@@ -265,7 +265,8 @@ pub async fn answer(
     if turn.status.is_terminal() {
         return Err(Problem::turn_state("turn_ended", "This turn has ended.", id));
     }
-    if asked == Asked::Never {
+    // Postgres' text cannot hold NUL.
+    if asked == Asked::Never || request.ask_id.contains('\0') {
         return Err(Problem::not_found("ask"));
     }
     if !gateway.store.leave_answer(id, &request.ask_id, &request.answer.to_string()).await? {

@@ -32,7 +32,7 @@ pub enum Reader {
     /// One turn, to its terminal event.
     Turn(Tail),
     /// A conversation, for ever.
-    Thread(Thread),
+    Thread(Box<Thread>),
 }
 
 /// What comes next on a stream.

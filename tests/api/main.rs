@@ -1,0 +1,13 @@
+//! The doors, over real HTTP and a real Postgres. What an engine would do to a turn is done here by
+//! the store's own calls, so that each test decides what happens when.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
+
+mod auth;
+mod cursors;
+mod health;
+mod orders;
+mod refusals;
+mod streams;
+mod turns;
+mod world;
