@@ -106,7 +106,7 @@ pub async fn of_turn(
     if wanted.is_stream {
         let seat = Seat::take(&gateway, connection)?;
         let guard = CancelOnDrop::none();
-        return Ok(sse::response(&gateway, Reader::Turn(tail), seat, guard, false));
+        return Ok(sse::response(&gateway, Reader::Turn(Box::new(tail)), seat, guard, false));
     }
     turn_page(&gateway, tail, wanted).await
 }

@@ -127,7 +127,7 @@ async fn deliver(gateway: &Gateway, id: TurnId, delivery: Delivery) -> Result<Re
     tracing::Span::current().record("turn_id", tracing::field::display(id));
     let mut guard = CancelOnDrop::new(gateway, id, delivery.on_disconnect);
     let mut response = if let Some(seat) = delivery.seat {
-        let reader = Reader::Turn(Tail::new(&gateway.store, id, -1));
+        let reader = Reader::Turn(Box::new(Tail::new(&gateway.store, id, -1)));
         sse::response(gateway, reader, seat, guard, true)
     } else {
         let turn = wait_for_end(gateway, id, delivery.wait).await;

@@ -30,7 +30,7 @@ const FLUSH: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub enum Reader {
     /// One turn, to its terminal event.
-    Turn(Tail),
+    Turn(Box<Tail>),
     /// A conversation, for ever.
     Thread(Box<Thread>),
 }
