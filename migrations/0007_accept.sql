@@ -33,23 +33,23 @@ begin
       return;
     end if;
   end if;
-  -- The gateway's own repeat after an unknown commit.
+  if p_is_new then
+    -- Waits for an earlier try of the same turn that may still be under way.
+    insert into conversations (id, agent, next_ordinal) values (p_conversation, p_agent, 1) on conflict do nothing;
+  else
+    perform 1 from conversations c where c.id = p_conversation for no key update;
+  end if;
+  -- The gateway's own repeat after an unknown commit, looked for behind the conversation's lock.
   select t.id, t.ordinal into o_turn, o_ordinal from turns t where t.id = p_turn;
   if found then
     o_outcome := 'same';
     return;
   end if;
-
-  if p_is_new then
-    insert into conversations (id, agent, next_ordinal) values (p_conversation, p_agent, 2);
-    o_ordinal := 1;
-  else
-    update conversations set next_ordinal = next_ordinal + 1
-     where id = p_conversation and agent = p_agent and deleted_at is null
-    returning next_ordinal - 1 into o_ordinal;
-    if not found then
-      raise exception 'conversation gone' using errcode = 'LW404';
-    end if;
+  update conversations set next_ordinal = next_ordinal + 1
+   where id = p_conversation and agent = p_agent and deleted_at is null
+  returning next_ordinal - 1 into o_ordinal;
+  if not found then
+    raise exception 'conversation gone' using errcode = 'LW404';
   end if;
 
   select count(*), (array_agg(i.turn_id order by i.ordinal))[1] into v_depth, v_active

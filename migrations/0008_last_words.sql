@@ -24,7 +24,7 @@ $$;
 
 -- Writes last words for in-flight rows that the caller has locked.
 create function lw_end_v1(p_turns uuid[], p_kinds text[], p_data text[])
-returns table (o_turn uuid, o_seq int) language sql as $$
+returns table (o_turn uuid, o_epoch int, o_seq int) language sql as $$
   with word as materialized (
     select * from unnest(p_turns, p_kinds, p_data) w (turn_id, kind, data)),
   gone as (
@@ -39,7 +39,7 @@ returns table (o_turn uuid, o_seq int) language sql as $$
   e as (
     insert into turn_events (turn_id, seq, kind, attempt, data)
     select turn_id, seq, kind, epoch, data from gone)
-  select turn_id, seq from gone
+  select turn_id, epoch, seq from gone
 $$;
 
 -- Cancels: a queued turn ends here; the cap of one that is held comes down to the grace, and its
@@ -72,7 +72,9 @@ begin
       returning i.turn_id),
     c as (
       insert into commands (turn_id, kind) select h.turn_id, 'cancel' from held h)
-    select i.turn_id, 'asked'::text from inflight i where i.turn_id = any (p_turns);
+    select i.turn_id, case when h.turn_id is null then 'asked before' else 'asked' end
+      from inflight i left join held h using (turn_id)
+     where i.turn_id = any (p_turns);
 end $$;
 
 -- Gives turns back that no worker has received, or that may be run again: queued once more, at the
@@ -87,7 +89,8 @@ language sql as $$
    where i.turn_id = any (p_turns)
 $$;
 
--- Whether a held turn may be run again (I10). Its row is locked by the caller.
+-- Whether a held turn may be run again (I10). Its row is locked by the caller. A question counts as
+-- said: its answer must not reach another worker than the one that asked.
 create function lw_may_rerun_v1(p_row inflight) returns boolean
 language sql as $$
   select p_row.cancelled_by is null
@@ -95,7 +98,7 @@ language sql as $$
      and clock_timestamp() < p_row.cap_at
      and (p_row.phase = 'starting'
        or (p_row.phase = 'running' and p_row.is_retry_safe and not exists (
-         select from turn_events e where e.turn_id = p_row.turn_id and e.kind in ('delta', 'content'))))
+         select from turn_events e where e.turn_id = p_row.turn_id and e.kind in ('delta', 'content', 'ask'))))
 $$;
 
 -- The holder gives one turn back; false where it may not be run again or is not the caller's.
@@ -132,6 +135,17 @@ begin
      order by i.turn_id
      limit p_limit
        for update of i skip locked) l;
+  if v_ids is null then
+    return;
+  end if;
+  -- Decided again now that the rows are held: the locking statement judged rows that it had waited for
+  -- by a replica of before, and would kill a turn that somebody alive has claimed since.
+  select array_agg(i.turn_id order by i.turn_id), array_agg(i.conversation_id) into v_ids, v_conversations
+    from inflight i left join replicas r on r.id = i.replica
+   where i.turn_id = any (v_ids) and (
+     (i.phase = 'queued' and i.deadline <= clock_timestamp())
+     or (i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left')))
+     or (i.turn_id = any (p_overdue) and i.deadline <= clock_timestamp()));
   if v_ids is null then
     return;
   end if;
@@ -184,7 +198,7 @@ end $$;
 -- The holder's last words, many turns at once: fenced by the epoch and by the event at `base`, which
 -- the writer has seen committed. A turn missing from the answer is not the caller's any more.
 create function lw_finish_v1(p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[])
-returns table (o_turn uuid, o_seq int) language plpgsql as $$
+returns table (o_turn uuid, o_epoch int, o_seq int) language plpgsql as $$
 declare
   v_turns uuid[];
   v_kinds text[];

@@ -231,15 +231,18 @@ async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId
     Ok(())
 }
 
-/// Repeats an identical statement while Postgres is away, for two seconds.
+/// Repeats an identical statement while Postgres is away: for two seconds, but at least once, since a
+/// statement that was given up after longer may have been committed.
 pub async fn insist<T, F>(mut statement: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
     let until = Instant::now() + UNKNOWN_COMMIT_MAX;
+    let mut is_first = true;
     loop {
         match statement().await {
-            Err(why) if why.is_away() && Instant::now() < until => {
+            Err(why) if why.is_away() && (is_first || Instant::now() < until) => {
+                is_first = false;
                 tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
             }
             other => return other,

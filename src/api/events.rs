@@ -28,6 +28,8 @@ use crate::{
 
 const LIMIT_DEFAULT: i64 = 200;
 const LIMIT_MAX: i64 = 1000;
+/// Where a page over several turns ends, in bytes of data.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A page of events.
 #[derive(Debug, Serialize, ToSchema)]
@@ -204,13 +206,14 @@ async fn thread_page(
     wanted: Wanted<Position>,
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
-    let mut events = Vec::new();
+    let (mut events, mut bytes) = (Vec::new(), 0);
     loop {
-        let room = wanted.limit - events.len() as i64;
+        let room = if bytes < PAGE_BYTES { wanted.limit - events.len() as i64 } else { 0 };
         let more = if room > 0 { thread.look(room).await? } else { Vec::new() };
         let is_all = more.is_empty();
         for (position, event) in more {
             at = position;
+            bytes += event.data.len();
             events.push(event);
         }
         let left = time_left(gateway, until);

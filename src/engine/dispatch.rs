@@ -29,7 +29,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             () = until.cancelled() => return,
             rung = timeout(wait, engine.store.wake().queue()) => rung.is_ok(),
         };
-        match claim(&engine).await {
+        match claim(&engine, &until).await {
             // Others' conversations may wait for their own replica's head start.
             Ok(is_short) => is_second_look = is_rung && is_short,
             Err(why) => {
@@ -47,8 +47,11 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
 }
 
 /// Claims what there are places for; whether it found less than that.
-async fn claim(engine: &Engine) -> Result<bool, StoreError> {
+async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, StoreError> {
     loop {
+        if until.is_cancelled() {
+            return Ok(false);
+        }
         let free = engine.host.free_places().min(CLAIMS_MAX);
         if free == 0 || !engine.is_present() {
             return Ok(false);
@@ -58,9 +61,11 @@ async fn claim(engine: &Engine) -> Result<bool, StoreError> {
         let claims = engine.store.claim(engine.host.runtimes(), &warm, limit).await?;
         let is_short = claims.len() < free;
         for claim in claims {
-            let turn = claim.turn;
-            if !engine.host.take(claim) {
-                tracing::warn!(turn_id = %turn, "claimed without a free place; it is given back");
+            let (turn, epoch) = (claim.turn, claim.epoch);
+            // A drain may have begun while the answer was on its way.
+            if until.is_cancelled() || !engine.host.take(claim) {
+                let is_released = engine.store.release(turn, epoch).await?;
+                tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
             }
         }
         if is_short {

@@ -26,7 +26,9 @@ pub async fn drain(engine: &Engine, deadline: Duration) {
     }
     tracing::info!(turns = engine.host.runs().len(), "draining");
     engine.host.stop_idle();
-    let nothing_runs = || engine.host.runs().is_empty();
+    // A claim may still be on its way: only when dispatch has ended does an empty host mean the end.
+    let is_claiming = || engine.supervisor.board().state(super::DISPATCH).is_some();
+    let nothing_runs = || !is_claiming() && engine.host.runs().is_empty();
     tokio::select! {
         _ = timeout_at(until, settled(nothing_runs)) => {}
         // The second signal means now.

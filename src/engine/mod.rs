@@ -36,6 +36,9 @@ use crate::{
     worker::host::Host,
 };
 
+/// The dispatch task's line on the board.
+const DISPATCH: &str = "dispatch";
+
 /// What the passes share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -88,7 +91,7 @@ impl Engine {
         spawn("listener", Box::pin(listener::listen_on(self.store.clone(), hard.clone())));
         spawn("ringer", Box::pin(ringer::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
-        spawn("dispatch", Box::pin(dispatch::claim_on(self.clone(), soft)));
+        spawn(DISPATCH, Box::pin(dispatch::claim_on(self.clone(), soft)));
         spawn("orders", Box::pin(dispatch::order_on(self.clone(), hard.clone())));
         spawn("reap", Box::pin(reap::close_on(self.clone(), hard.clone())));
         spawn("retain", Box::pin(retain::retain_on(self.clone(), hard.clone())));

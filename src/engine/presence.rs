@@ -21,6 +21,7 @@ use crate::{
         StoreError,
         beat::{BeatSession, Seen},
     },
+    task::Kind,
     telemetry::metrics,
     worker::host::Halt,
 };
@@ -29,6 +30,8 @@ use crate::{
 pub const LINE: &str = "presence";
 
 const BEAT_EVERY: Duration = Duration::from_millis(500);
+/// The last beat came before Postgres went away, and the next one needs a connection first.
+const AWAY_MARGIN: Duration = Duration::from_secs(2);
 
 /// Registers and beats until cancelled.
 pub async fn beat_on(engine: Engine, until: CancellationToken) {
@@ -106,7 +109,7 @@ impl Presence {
         self.last_beat = Instant::now();
         self.is_abandoned = false;
         engine.store.wake().set_peers(seen.peers.len());
-        self.judge(&seen).await;
+        self.judge(&seen).await?;
         if seen.has_recent_loss {
             engine.recent_loss.store(true, Ordering::Relaxed);
         }
@@ -125,26 +128,34 @@ impl Presence {
     }
 
     fn abandon_if_away_too_long(&mut self) {
-        if !self.is_abandoned && self.last_beat.elapsed() > self.engine.postgres_away_max {
+        if !self.is_abandoned && self.last_beat.elapsed() > self.engine.postgres_away_max + AWAY_MARGIN {
             self.is_abandoned = true;
             tracing::error!("Postgres was away for too long; the workers are ended");
             self.engine.host.halt_all(Halt::Lost);
         }
     }
 
-    async fn judge(&mut self, seen: &Seen) {
+    /// Verdicts go over the beat's own connection, so that a busy pool cannot hold up our beat; what
+    /// follows from one does not wait here.
+    async fn judge(&mut self, seen: &Seen) -> Result<(), StoreError> {
         for Suspect { id, beat_n, evidence } in self.watch.observe(&seen.peers) {
-            match self.engine.store.judge(id, beat_n, evidence.is_refuted_by_backends()).await {
-                Ok(true) => {
-                    metrics::verdicts(evidence.as_str());
-                    tracing::warn!(replica = %id, evidence = evidence.as_str(), "a replica is lost");
-                    self.engine.recent_loss.store(true, Ordering::Relaxed);
+            let Some(session) = &mut self.session else { return Ok(()) };
+            let engine = self.engine.clone();
+            let Some(judged) = session.judge(id, beat_n, evidence.is_refuted_by_backends()).await? else {
+                tracing::info!(replica = %id, evidence = evidence.as_str(), "a suspicion was refuted");
+                continue;
+            };
+            metrics::verdicts(evidence.as_str());
+            tracing::warn!(replica = %id, evidence = evidence.as_str(), "a replica is lost");
+            engine.recent_loss.store(true, Ordering::Relaxed);
+            engine.store.wake().holder_gone();
+            self.engine.supervisor.spawn(Kind::Turn, "verdict", async move {
+                if let Err(why) = engine.store.clear_away(&judged).await {
+                    tracing::warn!(replica = %id, %why, "what a lost replica left was not cleared away");
                 }
-                Ok(false) => {
-                    tracing::info!(replica = %id, evidence = evidence.as_str(), "a suspicion was refuted")
-                }
-                Err(why) => tracing::warn!(replica = %id, %why, "no verdict"),
-            }
+                engine.store.wake().holder_gone();
+            });
         }
+        Ok(())
     }
 }

@@ -26,8 +26,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks while something is overdue, or somebody was lost.
 const LOOK_SOON: Duration = Duration::from_millis(100);
 const LOOK_AFTER_LOSS: Duration = Duration::from_secs(1);
-/// 20 beats of 500 ms.
-const OVERDUE_MAX: Duration = Duration::from_secs(10);
+/// Looks of our own through which a living holder's row was overdue, at least so far apart. Counted,
+/// not timed: a Postgres that stalls stops our looks as well.
+const OVERDUE_LOOKS: u32 = 20;
+const LOOK_OVERDUE: Duration = Duration::from_millis(500);
 /// Last words in one statement.
 const CLOSE_MAX: i32 = 500;
 
@@ -52,7 +54,7 @@ pub async fn close_on(engine: Engine, until: CancellationToken) {
 }
 
 /// One pass; how long to sleep after it.
-async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Instant>) -> Result<Duration, StoreError> {
+async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Looks>) -> Result<Duration, StoreError> {
     let is_after_loss = engine.recent_loss.swap(false, Ordering::Relaxed);
     engine.store.promote().await?;
     let outlook = engine.store.outlook().await?;
@@ -66,22 +68,37 @@ async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Instant>) -> Result<D
         return Ok(LOOK_SOON);
     }
     let until_next = outlook.next_ms.map_or(LOOK_EVERY, |ms| Duration::from_millis(ms.max(0).unsigned_abs()));
-    let is_watching = is_after_loss || !outlook.overdue.is_empty();
-    let longest = if is_watching { LOOK_AFTER_LOSS } else { LOOK_EVERY };
+    let longest = match () {
+        () if !outlook.overdue.is_empty() => LOOK_OVERDUE,
+        () if is_after_loss => LOOK_AFTER_LOSS,
+        () => LOOK_EVERY,
+    };
     Ok((until_next + Duration::from_millis(5)).min(longest))
 }
 
 /// Which rows a living holder has left overdue for long enough, with the same deadline.
-fn left_overdue(outlook: &Outlook, seen: &mut HashMap<Overdue, Instant>, now: Instant) -> Vec<TurnId> {
-    seen.retain(|row, _| outlook.overdue.contains(row));
+fn left_overdue(outlook: &Outlook, seen: &mut HashMap<Overdue, Looks>, now: Instant) -> Vec<TurnId> {
     let mut lapsed = Vec::new();
+    let mut still = HashMap::with_capacity(outlook.overdue.len());
     for row in &outlook.overdue {
-        let first = *seen.entry(*row).or_insert(now);
-        if now.duration_since(first) >= OVERDUE_MAX {
+        let mut looks = seen.remove(row).unwrap_or(Looks { count: 0, last: now });
+        if now.duration_since(looks.last) >= LOOK_OVERDUE {
+            looks = Looks { count: looks.count + 1, last: now };
+        }
+        if looks.count >= OVERDUE_LOOKS {
             lapsed.push(row.turn);
         }
+        still.insert(*row, looks);
     }
+    *seen = still;
     lapsed
+}
+
+/// How often a row was seen overdue.
+#[derive(Debug, Clone, Copy)]
+struct Looks {
+    count: u32,
+    last: Instant,
 }
 
 async fn close(engine: &Engine, lapsed: &[TurnId]) -> Result<(), StoreError> {
@@ -97,6 +114,38 @@ async fn close(engine: &Engine, lapsed: &[TurnId]) -> Result<(), StoreError> {
         // Looped until a short page: what is left over is due as well.
         if closed.len() < usize::try_from(CLOSE_MAX).unwrap_or(usize::MAX) {
             return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_left_overdue_after_twenty_looks_half_a_second_apart() {
+        let row =
+            Overdue { turn: TurnId(uuid::Uuid::nil()), epoch: 1, deadline: chrono::DateTime::UNIX_EPOCH };
+        let outlook = Outlook { overdue: vec![row], ..Outlook::default() };
+        let (mut seen, start) = (HashMap::new(), Instant::now());
+        let at = |half_seconds: u32| start + LOOK_OVERDUE * half_seconds;
+        assert!((0..20).all(|n| left_overdue(&outlook, &mut seen, at(n)).is_empty()));
+        assert_eq!(left_overdue(&outlook, &mut seen, at(20)), [row.turn]);
+        // A long stall counts as one look.
+        seen.clear();
+        assert!(left_overdue(&outlook, &mut seen, at(21)).is_empty());
+        assert!(left_overdue(&outlook, &mut seen, at(1000)).is_empty());
+    }
+
+    #[test]
+    fn a_moved_deadline_is_a_sign_of_life() {
+        let mut row =
+            Overdue { turn: TurnId(uuid::Uuid::nil()), epoch: 1, deadline: chrono::DateTime::UNIX_EPOCH };
+        let (mut seen, start) = (HashMap::new(), Instant::now());
+        for n in 0..100 {
+            row.deadline += chrono::TimeDelta::seconds(i64::from(n % 10 == 0));
+            let outlook = Outlook { overdue: vec![row], ..Outlook::default() };
+            assert!(left_overdue(&outlook, &mut seen, start + LOOK_OVERDUE * n).is_empty());
         }
     }
 }

@@ -36,6 +36,15 @@ pub struct Seen {
     pub has_recent_loss: bool,
 }
 
+/// A replica that this one has just declared lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// Which replica.
+    pub id: ReplicaId,
+    /// What its backends call themselves.
+    pub application_name: String,
+}
+
 /// The reserved connection.
 #[derive(Debug)]
 pub struct BeatSession {
@@ -100,5 +109,38 @@ impl BeatSession {
             }
         }
         Ok(seen)
+    }
+
+    /// The verdict on a peer whose beat stands at `beat_n`; `None` where it was refuted, by a beat that
+    /// came in between or, with `unless_backends_live`, by a backend of its that is still there. A
+    /// statement of its own: in one with the beat it deadlocked. After an error the session must be
+    /// dropped.
+    pub async fn judge(
+        &mut self,
+        peer: ReplicaId,
+        beat_n: i64,
+        unless_backends_live: bool,
+    ) -> Result<Option<Judged>, StoreError> {
+        let verdict = sqlx::query_scalar!(
+            r#"
+            update replicas r
+               set state = 'lost', gone_at = clock_timestamp()
+             where r.id = $1 and r.state in ('ready', 'draining') and r.beat_n = $2
+               and not ($3 and exists (
+                 select from pg_stat_activity a where a.application_name = r.application_name))
+            returning r.application_name as "application_name!"
+            "#,
+            peer.0,
+            beat_n,
+            unless_backends_live
+        )
+        .fetch_optional(&mut self.conn);
+        match tokio::time::timeout(self.statement_max, verdict).await {
+            Ok(name) => {
+                let name = name.map_err(|why| StoreError::from_sqlx("judge", why))?;
+                Ok(name.map(|application_name| Judged { id: peer, application_name }))
+            }
+            Err(_) => Err(StoreError::Away { op: "judge", why: format!("no answer within {BEAT_MAX:?}") }),
+        }
     }
 }

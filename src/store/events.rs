@@ -30,6 +30,9 @@ impl TurnClock {
     }
 }
 
+/// What a writer holds: a turn under the epoch that it was claimed with.
+pub type Lease = (TurnId, i32);
+
 /// Events to be appended to one turn.
 #[derive(Debug, Clone)]
 pub struct Append {
@@ -61,8 +64,9 @@ pub struct Finish {
 }
 
 impl Store {
-    /// Appends for many turns in one statement. A turn missing from the answer is lost to the caller.
-    pub(super) async fn append(&self, appends: &[Append]) -> Result<Vec<TurnId>, StoreError> {
+    /// Appends for many turns in one statement. A turn and epoch missing from the answer is lost to
+    /// the caller.
+    pub(super) async fn append(&self, appends: &[Append]) -> Result<Vec<Lease>, StoreError> {
         let mut columns = AppendColumns::default();
         for append in appends {
             columns.push(append);
@@ -70,7 +74,7 @@ impl Store {
         let mut lease = self.lease().await?;
         let rows = lease
             .run("append", |c| {
-                sqlx::query_scalar!(
+                sqlx::query!(
                     r#"
                     with want as materialized (
                       select * from unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::bigint[])
@@ -81,7 +85,7 @@ impl Store {
                       select i.turn_id, w.base, w.epoch, w.clock, i.cap_at,
                              clock_timestamp() + w.budget_ms * interval '1 ms' as until,
                              -- The deadline in the row lags by at most this.
-                             least(10000, w.budget_ms / 10) * interval '1 ms' as slack,
+                             least(3000, w.budget_ms / 10) * interval '1 ms' as slack,
                              i.deadline, i.clock as old_clock
                         from inflight i join want w using (turn_id)
                        where i.epoch = w.epoch and i.phase = 'running'
@@ -98,10 +102,11 @@ impl Store {
                     e as (
                       insert into turn_events (turn_id, seq, kind, attempt, data)
                       select h.turn_id, h.base + v.i, v.kind, h.epoch, v.data
-                        from unnest($6::uuid[], $7::int[], $8::text[], $9::text[]) v (turn_id, i, kind, data)
-                        join held h using (turn_id)
+                        from unnest($6::uuid[], $7::int[], $8::int[], $9::text[], $10::text[])
+                          v (turn_id, epoch, i, kind, data)
+                        join held h using (turn_id, epoch)
                       on conflict (turn_id, seq) do nothing)
-                    select turn_id as "turn!" from held
+                    select turn_id as "turn!", epoch as "epoch!" from held
                     "#,
                     &columns.turns,
                     &columns.epochs,
@@ -109,6 +114,7 @@ impl Store {
                     &columns.clocks,
                     &columns.budgets,
                     &columns.event_turns,
+                    &columns.event_epochs,
                     &columns.event_places,
                     &columns.event_kinds,
                     &columns.event_data,
@@ -116,17 +122,17 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows.into_iter().map(TurnId).collect())
+        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch)).collect())
     }
 
-    /// Last words of many turns; those that were written, with their `seq`.
-    pub(super) async fn finish(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32)>, StoreError> {
+    /// Last words of many turns; those that were written: turn, epoch, `seq`.
+    pub(super) async fn finish(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32, i32)>, StoreError> {
         let (turns, epochs, bases, kinds, data) = finish_columns(finishes);
         let mut lease = self.lease().await?;
         let rows = lease
             .run("finish", |c| {
                 sqlx::query!(
-                    r#"select o_turn as "turn!", o_seq as "seq!" from lw_finish_v1($1, $2, $3, $4, $5)"#,
+                    r#"select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!" from lw_finish_v1($1, $2, $3, $4, $5)"#,
                     &turns,
                     &epochs,
                     &bases,
@@ -136,19 +142,19 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.seq)).collect())
+        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch, row.seq)).collect())
     }
 
     /// Of these last words, those that stand in the log as the caller's own: the look after a
     /// finish whose commit was unknown.
-    pub(super) async fn finished(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32)>, StoreError> {
+    pub(super) async fn finished(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32, i32)>, StoreError> {
         let (turns, epochs, _, kinds, data) = finish_columns(finishes);
         let mut lease = self.lease().await?;
         let rows = lease
             .run("finished", |c| {
                 sqlx::query!(
                     r#"
-                    select e.turn_id as "turn!", e.seq as "seq!"
+                    select e.turn_id as "turn!", e.attempt as "epoch!", e.seq as "seq!"
                       from unnest($1::uuid[], $2::int[], $3::text[], $4::text[]) w (turn_id, epoch, kind, data)
                       join turns t on t.id = w.turn_id
                       join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
@@ -162,21 +168,27 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.seq)).collect())
+        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch, row.seq)).collect())
     }
 
-    /// Events of a turn after `cursor` (-1 for all), in order, at most `limit` of them.
+    /// Events of a turn after `cursor` (-1 for all), in order: at most `limit` of them, and about
+    /// 1 MiB of data, but never none where there are some. An empty answer is the end of the log.
     pub async fn read_after(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Vec<Event>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease
             .run("read_after", |c| {
                 sqlx::query!(
                     "
-                    select seq, kind, attempt, data, at
-                      from turn_events
-                     where turn_id = $1 and seq > $2
+                    select seq, kind, attempt, data, at from (
+                      select *, sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before
+                        from (
+                          select seq, kind, attempt, data, at
+                            from turn_events
+                           where turn_id = $1 and seq > $2
+                           order by seq
+                           limit $3) page) page
+                     where bytes_before < 1048576
                      order by seq
-                     limit $3
                     ",
                     turn.0,
                     cursor,
@@ -208,6 +220,7 @@ struct AppendColumns {
     clocks: Vec<String>,
     budgets: Vec<i64>,
     event_turns: Vec<Uuid>,
+    event_epochs: Vec<i32>,
     event_places: Vec<i32>,
     event_kinds: Vec<String>,
     event_data: Vec<String>,
@@ -222,6 +235,7 @@ impl AppendColumns {
         self.budgets.push(append.budget_ms);
         for (place, event) in (1..).zip(&append.events) {
             self.event_turns.push(append.turn.0);
+            self.event_epochs.push(append.epoch);
             self.event_places.push(place);
             self.event_kinds.push(event.kind.as_str().to_owned());
             self.event_data.push(event.data.clone());

@@ -94,7 +94,8 @@ impl Store {
                     with me as materialized (
                       select id from replicas where id = $1 and state = 'ready'),
                     head as materialized (
-                      select i.turn_id, i.conversation_id
+                      -- What is decided on comes from the locked row, never from a second look.
+                      select i.turn_id, i.conversation_id, i.epoch, i.cap_at, i.cap_ms
                         from inflight i
                         join me on true
                         join conversations v on v.id = i.conversation_id
@@ -126,11 +127,11 @@ impl Store {
                              claimed_at = clock_timestamp(),
                              cap_at = cap.at,
                              deadline = least(cap.at, clock_timestamp() + i.startup_ms * interval '1 ms')
-                        from head, inflight old, lateral (
+                        from head, lateral (
                           -- The cap runs from the first claim and never grows.
-                          select case when old.epoch = 0
-                            then clock_timestamp() + old.cap_ms * interval '1 ms' else old.cap_at end) cap (at)
-                       where i.turn_id = head.turn_id and old.turn_id = head.turn_id and i.phase = 'queued'
+                          select case when head.epoch = 0
+                            then clock_timestamp() + head.cap_ms * interval '1 ms' else head.cap_at end) cap (at)
+                       where i.turn_id = head.turn_id and i.phase = 'queued'
                       returning i.turn_id, i.conversation_id, i.epoch, i.last_seq, i.cap_at,
                         coalesce(i.head_at, i.accepted_at) as head_at)
                     select c.turn_id as "turn!", c.conversation_id as "conversation!", c.epoch as "epoch!",
@@ -220,18 +221,21 @@ impl Store {
     /// the epoch is not the caller's any more or a cancel came first. Repeating it is harmless.
     pub async fn start(&self, claim: &Claim, worker: Option<WorkerId>) -> Result<Option<i32>, StoreError> {
         let data = serde_json::json!({ "worker_id": worker }).to_string();
+        let worker = worker.map(|w| w.0);
         let mut lease = self.lease().await?;
-        let seq = lease
+        let started = lease
             .run("start", |c| {
                 sqlx::query_scalar!(
                     r#"
                     with u as (
-                      update inflight
-                         set phase = 'running', worker = $3, last_seq = last_seq + 1, clock = 'progress',
+                      update inflight i
+                         set phase = 'running', worker = $3, last_seq = i.last_seq + 1, clock = 'progress',
                              started_at = clock_timestamp(),
-                             deadline = least(cap_at, clock_timestamp() + progress_ms * interval '1 ms')
-                       where turn_id = $1 and epoch = $2 and phase = 'starting' and cancelled_by is null
-                      returning turn_id, epoch, last_seq, started_at),
+                             deadline = least(i.cap_at, clock_timestamp() + i.progress_ms * interval '1 ms')
+                       where i.turn_id = $1 and i.epoch = $2 and i.phase = 'starting' and i.cancelled_by is null
+                         -- A claim that was committed across a verdict, or a leave, must not reach a worker.
+                         and exists (select from replicas r where r.id = i.replica and r.state in ('ready', 'draining'))
+                      returning i.turn_id, i.epoch, i.last_seq, i.started_at),
                     t as (
                       update turns set status = 'running', attempt = u.epoch, started_at = u.started_at
                         from u where id = u.turn_id),
@@ -239,19 +243,37 @@ impl Store {
                       insert into turn_events (turn_id, seq, kind, attempt, data)
                       select turn_id, last_seq, 'started', epoch, $4 from u)
                     select last_seq as "seq!" from u
-                    union all
-                    -- A repeat of one that had been committed after all.
-                    select last_seq from inflight
-                     where turn_id = $1 and epoch = $2 and phase = 'running' and worker is not distinct from $3
                     "#,
                     claim.turn.0,
                     claim.epoch,
-                    worker.map(|w| w.0),
+                    worker,
                     data,
                 )
                 .fetch_optional(c)
             })
             .await?;
+        // An earlier try may have been committed, even while this one waited for its lock: only a
+        // statement with a snapshot of its own can tell.
+        let seq = match started {
+            Some(seq) => Some(seq),
+            None => {
+                lease
+                    .run("started", |c| {
+                        sqlx::query_scalar!(
+                            "
+                            select last_seq from inflight
+                             where turn_id = $1 and epoch = $2 and phase = 'running'
+                               and worker is not distinct from $3
+                            ",
+                            claim.turn.0,
+                            claim.epoch,
+                            worker,
+                        )
+                        .fetch_optional(c)
+                    })
+                    .await?
+            }
+        };
         if seq.is_some() {
             self.wake().events_committed([claim.turn]);
         }

@@ -10,7 +10,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, beat::Judged};
 use crate::id::ReplicaId;
 
 /// A replica as operators see it.
@@ -94,43 +94,15 @@ impl Store {
         Ok(())
     }
 
-    /// The verdict on a peer whose beat stands at `beat_n`; a beat that came in between refutes it.
-    /// With `unless_backends_live`, a backend of its that is still there refutes it as well. A
-    /// statement of its own: in one with the beat it deadlocked.
-    pub async fn judge(
-        &self,
-        peer: ReplicaId,
-        beat_n: i64,
-        unless_backends_live: bool,
-    ) -> Result<bool, StoreError> {
+    /// Ends what a judged replica left behind: its backends, which may hold rows locked while they
+    /// wait for a frozen client, and its workers' lines.
+    pub async fn clear_away(&self, judged: &Judged) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
-        let judged = lease
-            .run("judge", |c| {
-                sqlx::query_scalar!(
-                    r#"
-                    update replicas r
-                       set state = 'lost', gone_at = clock_timestamp()
-                     where r.id = $1 and r.state in ('ready', 'draining') and r.beat_n = $2
-                       and not ($3 and exists (
-                         select from pg_stat_activity a where a.application_name = r.application_name))
-                    returning r.application_name as "application_name!"
-                    "#,
-                    peer.0,
-                    beat_n,
-                    unless_backends_live
-                )
-                .fetch_optional(c)
-            })
-            .await?;
-        let Some(application_name) = judged else {
-            return Ok(false);
-        };
-        // Its rows may be locked by a backend that waits for a frozen client.
         lease
             .run("terminate", |c| {
                 sqlx::query!(
-                    r#"select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1"#,
-                    application_name
+                    "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
+                    judged.application_name
                 )
                 .fetch_one(c)
             })
@@ -143,13 +115,12 @@ impl Store {
                        set state = 'ended', ended_at = clock_timestamp(), exit = 'its replica is gone'
                      where replica_id = $1 and state <> 'ended'
                     ",
-                    peer.0
+                    judged.id.0
                 )
                 .execute(c)
             })
             .await?;
-        self.wake().holder_gone();
-        Ok(true)
+        Ok(())
     }
 
     /// Replicas, newest first: those at work, and those gone within the last hour.

@@ -165,9 +165,8 @@ impl Store {
             })
             .await?;
         let is_repeat = row.outcome != "accepted";
-        if !is_repeat {
-            self.wake().queue_grew();
-        }
+        // A repeat too: whoever accepted it first may not have lived to ring.
+        self.wake().queue_grew();
         Ok(Accepted { id: TurnId(row.turn), is_repeat })
     }
 
@@ -262,17 +261,22 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        let outcomes: BTreeMap<Uuid, bool> =
-            rows.into_iter().map(|row| (row.turn, row.outcome == "cancelled")).collect();
-        let ended = outcomes.iter().filter(|(_, ended)| **ended).map(|(turn, _)| TurnId(*turn));
-        self.wake().events_committed(ended);
-        if outcomes.values().any(|ended| !ended) {
+        let is = |outcome: &str| rows.iter().any(|row| row.outcome == outcome);
+        // Asked before: its holder has the order, or finds it by itself.
+        if is("asked") {
             self.wake().orders_left();
         }
-        if outcomes.values().any(|ended| *ended) {
+        if is("cancelled") {
+            let ended = rows.iter().filter(|row| row.outcome == "cancelled").map(|row| TurnId(row.turn));
+            self.wake().events_committed(ended);
             self.wake().queue_grew();
         }
-        Ok(outcomes.into_iter().map(|(turn, ended)| (TurnId(turn), ended)).collect())
+        // A turn that ended here may be told twice: as it was found, and as it was left.
+        let mut outcomes = BTreeMap::new();
+        for row in rows {
+            *outcomes.entry(TurnId(row.turn)).or_insert(false) |= row.outcome == "cancelled";
+        }
+        Ok(outcomes.into_iter().collect())
     }
 
     /// Turns of a conversation that owe a last word, before an ordinal (`None`: all).

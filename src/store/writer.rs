@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Store, StoreError,
-    events::{Append, Finish},
+    events::{Append, Finish, Lease},
 };
-use crate::{id::TurnId, telemetry::metrics};
+use crate::telemetry::metrics;
 
 /// Writes that wait for a flush.
 const QUEUE_MAX: usize = 1024;
@@ -90,20 +90,20 @@ pub async fn write_on(store: Store, mut inbox: Inbox, until: CancellationToken) 
         metrics::append_batch(taken);
         let (mut appends, mut finishes, mut replies) = (Vec::new(), Vec::new(), HashMap::new());
         for (write, reply) in batch.drain(..) {
-            let turn = match write {
+            let lease = match write {
                 Write::Append(append) => {
-                    let turn = append.turn;
+                    let lease = (append.turn, append.epoch);
                     appends.push(append);
-                    turn
+                    lease
                 }
                 Write::Finish(finish) => {
-                    let turn = finish.turn;
+                    let lease = (finish.turn, finish.epoch);
                     finishes.push(finish);
-                    turn
+                    lease
                 }
             };
-            // One write of a turn at a time: the run loop waits for its answer.
-            replies.insert(turn, reply);
+            // One write of a lease at a time: the run loop waits for its answer.
+            replies.insert(lease, reply);
         }
         let flush = async {
             append_all(&store, appends, &mut replies).await;
@@ -115,10 +115,10 @@ pub async fn write_on(store: Store, mut inbox: Inbox, until: CancellationToken) 
     }
 }
 
-type Replies = HashMap<TurnId, oneshot::Sender<Written>>;
+type Replies = HashMap<Lease, oneshot::Sender<Written>>;
 
-fn answer(replies: &mut Replies, turn: TurnId, written: Written) {
-    if let Some(reply) = replies.remove(&turn) {
+fn answer(replies: &mut Replies, lease: Lease, written: Written) {
+    if let Some(reply) = replies.remove(&lease) {
         // A turn whose run is gone does not wait for the answer.
         let _ = reply.send(written);
     }
@@ -132,7 +132,7 @@ async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) 
         Ok(held) => held,
         Err(why) if appends.len() == 1 => {
             tracing::error!(%why, turn = %appends[0].turn, "Postgres refuses an append");
-            return answer(replies, appends[0].turn, Written::Refused(why.to_string()));
+            return answer(replies, (appends[0].turn, appends[0].epoch), Written::Refused(why.to_string()));
         }
         Err(_) => {
             for append in appends {
@@ -141,14 +141,15 @@ async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) 
             return;
         }
     };
-    store.wake().events_committed(held.iter().copied());
+    store.wake().events_committed(held.iter().map(|(turn, _)| *turn));
     for append in &appends {
-        if held.contains(&append.turn) {
+        let lease = (append.turn, append.epoch);
+        if held.contains(&lease) {
             metrics::events_appended(append.events.len());
             let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
-            answer(replies, append.turn, Written::Done(seq));
+            answer(replies, lease, Written::Done(seq));
         } else {
-            answer(replies, append.turn, Written::LeaseLost);
+            answer(replies, lease, Written::LeaseLost);
         }
     }
 }
@@ -169,7 +170,7 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
         },
         Err(why) if finishes.len() == 1 => {
             tracing::error!(%why, turn = %finishes[0].turn, "Postgres refuses a last word");
-            return answer(replies, finishes[0].turn, Written::Refused(why.to_string()));
+            return answer(replies, (finishes[0].turn, finishes[0].epoch), Written::Refused(why.to_string()));
         }
         Err(_) => {
             for finish in finishes {
@@ -178,13 +179,15 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
             return;
         }
     };
-    store.wake().events_committed(written.iter().map(|(turn, _)| *turn));
-    store.wake().queue_grew();
-    let seqs: HashMap<TurnId, i32> = written.into_iter().collect();
+    store.wake().events_committed(written.iter().map(|(turn, ..)| *turn));
+    let seqs: HashMap<Lease, i32> =
+        written.into_iter().map(|(turn, epoch, seq)| ((turn, epoch), seq)).collect();
     for finish in &finishes {
-        let seq = seqs.get(&finish.turn);
-        answer(replies, finish.turn, seq.map_or(Written::LeaseLost, |&seq| Written::Done(seq)));
+        let lease = (finish.turn, finish.epoch);
+        answer(replies, lease, seqs.get(&lease).map_or(Written::LeaseLost, |&seq| Written::Done(seq)));
     }
+    // The next of each line can be claimed.
+    store.wake().queue_grew();
 }
 
 /// Repeats a statement while Postgres is away.

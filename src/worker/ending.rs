@@ -95,7 +95,7 @@ pub(super) async fn speak(host: &Host, claim: &Claim, base: i32, word: LastWord)
         Written::Refused(why) => {
             tracing::error!(turn_id = %claim.turn, why, "a last word was refused; saying `internal`");
             let failure = Failure::new(Code::Internal, claim.epoch).to_last_word();
-            host.writer().finish(Finish { word: failure, ..finish }).await != Written::LeaseLost
+            matches!(host.writer().finish(Finish { word: failure, ..finish }).await, Written::Done(_))
         }
     }
 }

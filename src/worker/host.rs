@@ -131,7 +131,7 @@ pub(super) struct Place {
     host: Host,
     turn: TurnId,
     epoch: i32,
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Place {
@@ -142,7 +142,8 @@ impl Drop for Place {
             runs.remove(&self.turn);
         }
         drop(runs);
-        // The next turn can be looked for.
+        // First the place is free, then the next turn is looked for.
+        self.permit.take();
         self.host.0.store.wake().look_at_queue();
     }
 }
@@ -194,7 +195,7 @@ impl Host {
             older.halt.send_replace(Some(Halt::Lost));
         }
         metrics::queue_wait(Duration::from_millis(claim.waited_ms.unsigned_abs()));
-        let place = Place { host: self.clone(), turn: claim.turn, epoch: claim.epoch, _permit: permit };
+        let place = Place { host: self.clone(), turn: claim.turn, epoch: claim.epoch, permit: Some(permit) };
         let host = self.clone();
         self.0.supervisor.spawn(Kind::Turn, "turn", async move {
             begin::begin(host, claim, Reach { orders: incoming, halt: halted, place }).await;

@@ -176,6 +176,8 @@ impl Run<'_> {
                 self.closed_until = Some(Instant::now() + CLOSED_GRACE);
                 None
             }
+            // It obeyed in its own way.
+            Heard::Exited(_) if self.cancelled_by.is_some() => Some(self.lapsed(Lapse::Cancels)),
             Heard::Exited(exit) => {
                 let message = format!("The worker handling your request stopped unexpectedly ({exit}).");
                 let tail = self.worker.process.stderr_tail();
@@ -206,7 +208,7 @@ impl Run<'_> {
         match self.transcript.hear(from.message, self.job.agent.spec.limits.output_bytes.0) {
             Meaning::Alive => None,
             Meaning::Event(event) => {
-                self.has_answered |= matches!(event.kind, Kind::Delta | Kind::Content);
+                self.has_answered |= matches!(event.kind, Kind::Delta | Kind::Content | Kind::Ask);
                 self.gather(event);
                 self.expect(budget);
                 None
@@ -302,6 +304,9 @@ impl Run<'_> {
     }
 
     fn left_without_exit(&mut self) -> End {
+        if self.cancelled_by.is_some() {
+            return self.lapsed(Lapse::Cancels);
+        }
         let message = "The worker handling your request closed its output in the middle of the turn.";
         self.fails(Code::WorkerExited, message, None)
     }
@@ -319,43 +324,42 @@ impl Run<'_> {
 
     /// Writes what was said, then the end. What a worker said before it died is heard first.
     async fn tell(mut self, end: End) -> Fate {
+        // What cannot be written is no part of an answer: it takes the end's place.
+        let end = match end {
+            End::Lost => End::Lost,
+            end => self.flush_all().await.unwrap_or(end),
+        };
         let (word, fate) = match end {
             End::Lost => {
                 metrics::leases_lost();
                 tracing::warn!("lease lost: the worker is ended");
                 return self.kill();
             }
+            End::Rerun(_) if self.give_back().await => return Fate::End,
+            End::Rerun(word) => (word, Fate::End),
             End::Word(word, fate) => (word, fate),
-            End::Rerun(word) => {
-                if self.flush_all().await && self.give_back().await {
-                    return Fate::End;
-                }
-                (word, Fate::End)
-            }
         };
-        if !self.flush_all().await || !speak(self.host, &self.job.claim, self.base, word).await {
-            return self.kill();
-        }
-        if fate == Fate::End {
+        let is_told = speak(self.host, &self.job.claim, self.base, word).await;
+        if !is_told || fate == Fate::End {
             // Authority ends with the turn (I11).
             return self.kill();
         }
         fate
     }
 
-    /// False where the turn was lost meanwhile.
-    async fn flush_all(&mut self) -> bool {
+    /// Writes all that was said. The end to take where that is not possible.
+    async fn flush_all(&mut self) -> Option<End> {
         loop {
-            if self.writing.is_none() && self.buffer.is_empty() {
-                return true;
-            }
             if self.writing.is_none() {
+                if self.buffer.is_empty() {
+                    return None;
+                }
                 self.flush();
             }
             let written = write_end(&mut self.writing).await;
-            if let Some(End::Lost) = self.written(written) {
-                metrics::leases_lost();
-                return false;
+            if let Some(end) = self.written(written) {
+                self.buffer.clear();
+                return Some(end);
             }
         }
     }

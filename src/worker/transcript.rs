@@ -3,6 +3,8 @@
 //! Pure. Keeps I7: every message becomes an event, an end, or a named violation; a worker that
 //! finishes without having said anything has not succeeded.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::wire::Message;
@@ -15,6 +17,9 @@ use crate::{
 /// The stop reason of a worker that names none.
 const STOP_REASON: &str = "end_turn";
 
+/// Questions in one turn.
+const ASKS_MAX: usize = 1000;
+
 /// The running account of one turn.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
@@ -24,8 +29,9 @@ pub(super) struct Transcript {
     bytes: u64,
     /// Whether the client was given anything that counts as an answer.
     has_spoken: bool,
-    open_asks: Vec<String>,
-    asks: u32,
+    /// Every question's id, and whether it waits for an answer. An id is never used again: the answer
+    /// to the first would pass for one to the second.
+    asks: BTreeMap<String, bool>,
 }
 
 /// What one message amounts to.
@@ -87,14 +93,12 @@ impl Transcript {
 
     /// Whether this question waits for an answer; it does not afterwards.
     pub(super) fn take_ask(&mut self, ask_id: &str) -> bool {
-        let before = self.open_asks.len();
-        self.open_asks.retain(|open| open != ask_id);
-        self.open_asks.len() < before
+        self.asks.get_mut(ask_id).is_some_and(std::mem::take)
     }
 
     /// Whether the user owes an answer.
     pub(super) fn is_asking(&self) -> bool {
-        !self.open_asks.is_empty()
+        self.asks.values().any(|is_open| *is_open)
     }
 
     fn say(&mut self, kind: Kind, text: String) -> NewEvent {
@@ -109,19 +113,21 @@ impl Transcript {
         prompt: String,
         options: Option<Value>,
     ) -> Result<NewEvent, &'static str> {
-        self.asks += 1;
-        let ask_id = ask_id.unwrap_or_else(|| format!("ask_{}", self.asks));
+        if self.asks.len() >= ASKS_MAX {
+            return Err("The worker asked too many questions in one turn.");
+        }
+        let ask_id = ask_id.unwrap_or_else(|| format!("ask_{}", self.asks.len() + 1));
         let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
         if !(1..=100).contains(&ask_id.len()) || !ask_id.bytes().all(is_allowed) {
             return Err("The worker sent a question whose id is not 1 to 100 plain characters.");
         }
-        if self.open_asks.contains(&ask_id) {
+        if self.asks.contains_key(&ask_id) {
             return Err("The worker asked two questions under one id.");
         }
         let mut fields = json!({ "ask_id": ask_id, "prompt": prompt });
         set_if_any(&mut fields, "options", options);
         self.has_spoken = true;
-        self.open_asks.push(ask_id);
+        self.asks.insert(ask_id, true);
         Ok(NewEvent::new(Kind::Ask, &fields))
     }
 
