@@ -3,7 +3,7 @@
 //! Owns the names. Each command is one file with its `Args` and its `run`. Usage errors leave with
 //! 2, which clap does by itself; an error that a command has no exit code for leaves with 1.
 
-mod child;
+pub mod child;
 mod client;
 mod config_print;
 mod database;

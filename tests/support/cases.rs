@@ -1,0 +1,35 @@
+//! Many cases in one test, since they share a cluster: run side by side, each told by its name.
+
+use std::{panic::AssertUnwindSafe, pin::Pin};
+
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::time::Instant;
+
+/// Cases at once. Each has a few processes, and machines have few cores.
+const AT_ONCE: usize = 10;
+
+/// A case and its name.
+pub type Case<'a> = (&'static str, Pin<Box<dyn Future<Output = ()> + 'a>>);
+
+/// Runs every case, and fails with the names of those that failed.
+pub async fn all(cases: Vec<Case<'_>>) {
+    let count = cases.len();
+    let runs = cases.into_iter().map(async |(name, case)| {
+        let began = Instant::now();
+        let end = AssertUnwindSafe(case).catch_unwind().await;
+        let verdict = if end.is_ok() { "ok" } else { "FAILED" };
+        eprintln!("case {name} ... {verdict} ({:.1} s)", began.elapsed().as_secs_f64());
+        end.is_err().then_some(name)
+    });
+    let failed: Vec<&str> =
+        stream::iter(runs).buffer_unordered(AT_ONCE).filter_map(async |name| name).collect().await;
+    assert!(failed.is_empty(), "{} of {count} cases failed: {}", failed.len(), failed.join(", "));
+}
+
+/// The named functions as cases of one cluster.
+#[macro_export]
+macro_rules! cases {
+    ($cluster:expr; $($case:path),+ $(,)?) => {
+        vec![$((stringify!($case), Box::pin($case($cluster)) as _)),+]
+    };
+}
