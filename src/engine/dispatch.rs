@@ -78,6 +78,13 @@ async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, Store
 /// run here (a claim whose answer was lost, a worker that was ended while Postgres was away), for the
 /// close pass to settle; and ends runs that are not ours any more.
 async fn settle(engine: &Engine) -> Result<(), StoreError> {
+    let left = engine.host.time_left();
+    if !left.is_empty() {
+        let moved = engine.store.hold(&left).await?;
+        if moved > 0 {
+            tracing::warn!(moved, "deadlines were early by the database's clock; moved");
+        }
+    }
     let before = engine.host.runs();
     let held: std::collections::HashMap<TurnId, i32> = engine.store.held().await?.into_iter().collect();
     let now = engine.host.runs();

@@ -9,6 +9,8 @@
 //! Keeps I5 (every write names turn and epoch), I9 (heads of lines only, and a unique index) and
 //! I10 (`running` is committed before a worker receives the first byte).
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -200,6 +202,38 @@ impl Store {
             .await?;
         self.wake().holder_gone();
         Ok(())
+    }
+
+    /// Moves deadlines that lapse more than 5 s before their holder's own clock would: the database's
+    /// clock was stepped. Touches nothing otherwise. `left`: turn, epoch, time until the holder's clock.
+    pub async fn hold(&self, left: &[(TurnId, i32, Duration)]) -> Result<u64, StoreError> {
+        let turns: Vec<Uuid> = left.iter().map(|(turn, ..)| turn.0).collect();
+        let epochs: Vec<i32> = left.iter().map(|(_, epoch, _)| *epoch).collect();
+        let millis: Vec<i64> = left.iter().map(|(.., left)| crate::units::Span(*left).millis()).collect();
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("hold", |c| {
+                sqlx::query!(
+                    "
+                    with held as materialized (
+                      select i.turn_id, least(i.cap_at, clock_timestamp() + w.left_ms * interval '1 ms') as until
+                        from inflight i
+                        join unnest($1::uuid[], $2::int[], $3::bigint[]) w (turn_id, epoch, left_ms) using (turn_id, epoch)
+                       where i.phase = 'running'
+                         and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
+                         and i.deadline < i.cap_at
+                       order by i.turn_id
+                         for no key update of i)
+                    update inflight i set deadline = held.until from held where i.turn_id = held.turn_id
+                    ",
+                    &turns,
+                    &epochs,
+                    &millis
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(done.rows_affected())
     }
 
     /// Whether a claim is over: its row is gone, or of a later epoch.

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{begin, clocks::Clocks, life, process::Renewer};
@@ -68,6 +71,8 @@ struct Run {
     worker: Option<WorkerId>,
     orders: mpsc::Sender<Command>,
     halt: watch::Sender<Option<Halt>>,
+    /// When its next clock lapses, as its run last set it.
+    due: Arc<Mutex<Instant>>,
 }
 
 /// Why a turn must end here although its worker is well.
@@ -95,6 +100,7 @@ pub(super) struct Job {
 pub(super) struct Reach {
     orders: mpsc::Receiver<Command>,
     halt: watch::Receiver<Option<Halt>>,
+    due: Arc<Mutex<Instant>>,
     #[allow(dead_code, reason = "held for its drop")]
     place: Place,
 }
@@ -109,6 +115,11 @@ pub(super) enum Call {
 }
 
 impl Reach {
+    /// Tells the host when the turn's next clock lapses.
+    pub(super) fn set_due(&self, at: Instant) {
+        *lock(&self.due) = at;
+    }
+
     /// Until somebody calls. Cancel-safe.
     pub(super) async fn call(&mut self) -> Call {
         let Reach { orders, halt, .. } = self;
@@ -189,7 +200,8 @@ impl Host {
         };
         let (orders, incoming) = mpsc::channel(ORDERS_MAX);
         let (halt, halted) = watch::channel(None);
-        let run = Run { epoch: claim.epoch, worker: None, orders, halt };
+        let due = Arc::new(Mutex::new(Instant::now()));
+        let run = Run { epoch: claim.epoch, worker: None, orders, halt, due: due.clone() };
         if let Some(older) = lock(&self.0.runs).insert(claim.turn, run) {
             // An older claim of the same turn, by this very replica: its epoch is over.
             older.halt.send_replace(Some(Halt::Lost));
@@ -198,7 +210,7 @@ impl Host {
         let place = Place { host: self.clone(), turn: claim.turn, epoch: claim.epoch, permit: Some(permit) };
         let host = self.clone();
         self.0.supervisor.spawn(Kind::Turn, "turn", async move {
-            begin::begin(host, claim, Reach { orders: incoming, halt: halted, place }).await;
+            begin::begin(host, claim, Reach { orders: incoming, halt: halted, due, place }).await;
         });
         true
     }
@@ -206,6 +218,13 @@ impl Host {
     /// Turns that run here, with their epochs.
     pub fn runs(&self) -> HashMap<TurnId, i32> {
         lock(&self.0.runs).iter().map(|(&turn, run)| (turn, run.epoch)).collect()
+    }
+
+    /// How long each turn that runs here has until its next clock lapses.
+    pub fn time_left(&self) -> Vec<(TurnId, i32, Duration)> {
+        let now = Instant::now();
+        let left = |run: &Run| lock(&run.due).saturating_duration_since(now);
+        lock(&self.0.runs).iter().map(|(&turn, run)| (turn, run.epoch, left(run))).collect()
     }
 
     /// Hands an order to a turn that runs here; it is read again later where that is not possible.

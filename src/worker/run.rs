@@ -81,6 +81,7 @@ pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate 
     account.started_at = Some(host.store().clock().now());
     let budget = job.agent.spec.timeouts.progress.0;
     job.clocks.expect_progress(Instant::now(), budget);
+    job.reach.set_due(job.clocks.next().0);
     let mut run = Run {
         account,
         transcript: Transcript::default(),
@@ -249,6 +250,7 @@ impl Run<'_> {
             self.budget = timeouts.progress.0.max(announced).min(cap_left);
             self.job.clocks.expect_progress(now, self.budget);
         }
+        self.job.reach.set_due(self.job.clocks.next().0);
     }
 
     async fn obey(&mut self, command: Command) -> Option<End> {
