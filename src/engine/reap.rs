@@ -16,7 +16,7 @@ use crate::{
     id::TurnId,
     store::{
         StoreError,
-        inflight::{Outlook, Overdue},
+        closing::{Outlook, Overdue},
     },
     telemetry::metrics,
 };

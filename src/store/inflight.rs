@@ -1,4 +1,4 @@
-//! In-flight rows: claim, start, release, close. The obligation's life.
+//! In-flight rows: claim, start, release, hold. The obligation's life; its end is in [`super::closing`].
 //!
 //! ```text
 //! queued ──claim──► starting ──start──► running ──finish──► (gone)
@@ -11,13 +11,11 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::{
     agent::Runtime,
-    failure::Code,
     id::{ConversationId, TurnId, WorkerId},
 };
 
@@ -38,43 +36,6 @@ pub struct Claim {
     pub cap_left_ms: i64,
     /// Milliseconds since the turn came to the head of its line.
     pub waited_ms: i64,
-}
-
-/// An in-flight row that is past its deadline though its holder lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Overdue {
-    /// Which turn.
-    pub turn: TurnId,
-    /// Its epoch.
-    pub epoch: i32,
-    /// Its deadline; a changed one is a sign of life.
-    pub deadline: DateTime<Utc>,
-}
-
-/// What the close pass needs to know.
-#[derive(Debug, Clone, Default)]
-pub struct Outlook {
-    /// Held by the living, past their deadline.
-    pub overdue: Vec<Overdue>,
-    /// Milliseconds until the next deadline of any row; `None` where nothing is in flight.
-    pub next_ms: Option<i64>,
-    /// Rows in flight.
-    pub rows: i64,
-    /// Rows that may be closed at once: queued past their clock, or held by somebody gone.
-    pub closable: i64,
-}
-
-/// A last word that the close pass wrote, or a turn that it queued again (`kind` "queued").
-#[derive(Debug, Clone)]
-pub struct Closed {
-    /// Which turn.
-    pub turn: TurnId,
-    /// `failed`, `cancelled` or `queued`.
-    pub kind: String,
-    /// The failure's code.
-    pub code: String,
-    /// The turn's agent.
-    pub agent: String,
 }
 
 impl Store {
@@ -326,90 +287,5 @@ impl Store {
             self.wake().queue_grew();
         }
         Ok(is_released)
-    }
-
-    /// What is due, and when to look again.
-    pub async fn outlook(&self) -> Result<Outlook, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("outlook", |c| {
-                sqlx::query!(
-                    r#"
-                    with row as materialized (
-                      select i.turn_id, i.epoch, i.deadline,
-                             i.phase <> 'queued' as is_claimed,
-                             coalesce(r.state in ('ready', 'draining'), false) as is_alive,
-                             i.deadline <= clock_timestamp() as is_overdue
-                        from inflight i left join replicas r on r.id = i.replica),
-                    sum as (
-                      select count(*) as rows,
-                             count(*) filter (where is_claimed and not is_alive
-                               or is_overdue and not is_claimed) as closable,
-                             min(deadline) filter (where not is_overdue) as next_at
-                        from row)
-                    select sum.rows as "rows!", sum.closable as "closable!",
-                           (extract(epoch from sum.next_at - clock_timestamp()) * 1000)::bigint as next_ms,
-                           row.turn_id as "turn?", row.epoch as "epoch?", row.deadline as "deadline?"
-                      from sum left join (
-                        select * from row where is_overdue and is_claimed and is_alive order by deadline limit 1000) row on true
-                    "#
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        let mut outlook = Outlook::default();
-        for row in rows {
-            outlook.rows = row.rows;
-            outlook.closable = row.closable;
-            outlook.next_ms = row.next_ms;
-            if let (Some(turn), Some(epoch), Some(deadline)) = (row.turn, row.epoch, row.deadline) {
-                outlook.overdue.push(Overdue { turn: TurnId(turn), epoch, deadline });
-            }
-        }
-        Ok(outlook)
-    }
-
-    /// Writes the last words that are due: see `lw_close_v1`. Returns at most `limit`.
-    pub async fn close_due(&self, overdue: &[TurnId], limit: i32) -> Result<Vec<Closed>, StoreError> {
-        let overdue: Vec<Uuid> = overdue.iter().map(|turn| turn.0).collect();
-        let words: serde_json::Map<String, serde_json::Value> = Code::ALL
-            .into_iter()
-            .map(|code| {
-                let word = serde_json::json!({ "message": code.message(), "retryable": code.is_retryable() });
-                (code.as_str().to_owned(), word)
-            })
-            .collect();
-        let words = serde_json::Value::Object(words).to_string();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("close", |c| {
-                sqlx::query!(
-                    r#"
-                    select o_turn as "turn!", o_kind as "kind!", o_code as "code!", o_agent as "agent!"
-                      from lw_close_v1($1, $2::text::jsonb, $3)
-                    "#,
-                    &overdue,
-                    words,
-                    limit,
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        let closed: Vec<Closed> = rows
-            .into_iter()
-            .map(|row| Closed { turn: TurnId(row.turn), kind: row.kind, code: row.code, agent: row.agent })
-            .collect();
-        if !closed.is_empty() {
-            self.wake().events_committed(closed.iter().map(|closed| closed.turn));
-            self.wake().queue_grew();
-        }
-        Ok(closed)
-    }
-
-    /// Starts the queue clock of turns that came to the head of their line unseen.
-    pub async fn promote(&self) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease.run("promote", |c| sqlx::query!("select lw_promote_v1(null)").execute(c)).await?;
-        Ok(())
     }
 }

@@ -9,7 +9,9 @@
 //! committed; callers that repeat do so with the identical statement, which is harmless.
 
 pub mod agents;
+pub mod assignment;
 pub mod beat;
+pub mod closing;
 pub mod commands;
 pub mod conversations;
 pub mod doctor;

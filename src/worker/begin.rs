@@ -19,9 +19,10 @@ use crate::{
     failure::Code,
     store::{
         StoreError,
+        assignment::Assignment,
         events::{Append, TurnClock},
         inflight::Claim,
-        turns::{Agent, Assignment},
+        turns::Agent,
         writer::Written,
     },
     telemetry,

@@ -23,11 +23,7 @@ use crate::{
     config::Config,
     id::{ConversationId, TurnId, WorkerId},
     store::{
-        Store,
-        commands::Command,
-        inflight::Claim,
-        turns::{Agent, Assignment},
-        writer::Writer,
+        Store, assignment::Assignment, commands::Command, inflight::Claim, turns::Agent, writer::Writer,
     },
     task::{Kind, Supervisor},
     telemetry::metrics,
