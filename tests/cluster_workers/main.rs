@@ -1,23 +1,93 @@
 //! Whatever a worker does, its turn gets one last word, and every replica shows the same one.
+//!
+//! The cases share one cluster of two replicas. Each has an agent or a conversation of its own,
+//! posts its turns on one replica and watches them on both.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
+mod cancel;
+mod clocks;
+mod content;
+mod mid_turn;
+mod protocol;
+mod startup;
 #[path = "../support/mod.rs"]
 mod support;
+mod warm;
+mod workers;
 
 use serde_json::json;
-use support::{Cluster, Plan, kinds, said};
+use support::{Cluster, Plan, all};
 
 #[tokio::test]
-async fn hello() {
-    let cluster = Cluster::with(Plan::default()).await;
+async fn whatever_a_worker_does_its_turn_gets_one_last_word() {
+    let cluster = &Cluster::start(2).await;
     cluster.demo_agent("demo", json!({})).await;
-    let turn = cluster.post(1, "demo", "hi there").await;
-    let events = cluster.watch_all(&turn).await;
-    assert_eq!(said(&events), "Hello! You said: hi there", "{:?}", kinds(&events));
-    let w = cluster.worker_of(&turn).await;
-    eprintln!("{w:?}");
-    let t = cluster.post_on(0, "demo", "x").await;
-    cluster.watch_all(&t).await;
-    let t = cluster.post_on(1, "demo", "/flood 500").await;
-    cluster.watch_all(&t).await;
+    // The longest first.
+    all(cases![cluster;
+        cancel::a_worker_that_ignores_a_cancel_is_ended,
+        clocks::an_announced_budget_extends_the_progress_clock,
+        clocks::frequent_events_keep_the_progress_clock_wound,
+        clocks::beats_are_no_progress,
+        clocks::a_stopped_process_is_noticed_and_writes_nothing_later,
+        clocks::the_cap_ends_a_turn_that_goes_on_and_on,
+        clocks::a_question_that_nobody_answers_ends_its_turn,
+        startup::a_program_that_is_never_ready_fails_its_turn,
+        startup::a_missing_program_fails_its_turn,
+        startup::a_program_that_cannot_be_executed_fails_its_turn,
+        startup::a_workspace_that_cannot_be_made_fails_its_turn_alone,
+        startup::a_program_that_leaves_before_it_is_ready_fails_its_turn,
+        startup::a_program_that_fails_before_it_is_ready_fails_its_turn,
+        mid_turn::a_crash_is_told_with_its_exit_code,
+        mid_turn::a_worker_that_kills_itself_is_told_with_its_signal,
+        mid_turn::a_segmentation_fault_is_named,
+        mid_turn::a_worker_killed_from_outside_is_told_with_its_signal,
+        mid_turn::what_a_turn_left_running_dies_with_its_worker,
+        mid_turn::a_worker_over_its_memory_is_told_so,
+        mid_turn::a_worker_with_too_many_processes_is_told_so,
+        mid_turn::detail_reaches_clients_only_where_the_agent_exposes_it,
+        mid_turn::operators_see_how_a_worker_ended,
+        mid_turn::a_turn_that_said_nothing_is_run_again_where_that_is_safe,
+        mid_turn::a_turn_that_spoke_is_not_run_again,
+        mid_turn::a_turn_is_not_run_again_unless_its_agent_says_so,
+        mid_turn::a_turn_is_tried_three_times_at_most,
+        protocol::a_line_that_is_no_json_fails_its_turn,
+        protocol::a_line_that_is_no_utf8_fails_its_turn,
+        protocol::a_line_beyond_all_measure_fails_its_turn,
+        protocol::a_raw_nul_byte_fails_its_turn,
+        protocol::an_escaped_nul_arrives_intact,
+        protocol::a_message_for_another_turn_fails_the_one_that_runs,
+        protocol::output_after_the_end_changes_nothing,
+        protocol::two_ends_are_one_last_word,
+        protocol::an_error_is_told_in_the_workers_words,
+        protocol::an_empty_reply_is_no_success,
+        protocol::output_beyond_the_limit_fails_its_turn,
+        cancel::a_deleted_conversation_cancels_its_turn,
+        cancel::a_queued_turn_can_be_cancelled,
+        cancel::a_starting_turn_can_be_cancelled,
+        cancel::a_running_turn_can_be_cancelled_and_its_worker_lives_on,
+        cancel::a_stopped_worker_cancels_its_turn,
+        cancel::a_stopped_idle_worker_tells_nobody,
+        warm::a_question_is_answered_through_the_other_replica,
+        warm::a_crash_names_the_turn_that_runs,
+        warm::an_idle_workers_death_is_nobodys_news,
+        warm::a_conversation_goes_on_through_either_replica,
+        warm::an_idle_worker_is_reaped_and_its_conversation_goes_on,
+        warm::idle_reaping_never_hits_a_live_turn,
+        warm::a_fresh_worker_is_told_no_more_than_the_agent_allows,
+        content::a_whole_answer_looks_like_this,
+        content::every_kind_of_message_becomes_an_event,
+        content::a_flood_arrives_whole_and_in_order,
+        content::characters_of_many_bytes_arrive_intact,
+        content::a_guard_stops_a_turn_before_any_worker_sees_it,
+        content::a_worker_receives_the_turn_as_it_was_posted,
+        content::metadata_comes_back,
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_turn_waits_for_a_free_place_no_longer_than_its_queue_clock() {
+    let cluster = &Cluster::with(Plan { turns_max: 1, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    clocks::a_turn_that_nobody_takes_in_time_is_told_so(cluster).await;
 }
