@@ -44,11 +44,11 @@ pub async fn a_worker_killed_from_outside_is_told_with_its_signal(cluster: &Clus
 }
 
 pub async fn what_a_turn_left_running_dies_with_its_worker(cluster: &Cluster) {
-    let first = cluster.post(0, "demo", "/orphan").await;
+    let (first, second) = cluster.post_twice("demo", "/orphan", "/slow 100000").await;
     let orphan: i32 = completed(&cluster.watch_all(&first).await).parse().unwrap();
     assert!(is_alive(orphan), "it should live as long as its worker");
-    let second = cluster.post_in(1, &first.conversation, "demo", "/crash 1").await;
-    failed(&cluster.watch_all(&second).await, CODE, "exit code 1");
+    signal(cluster.worker_of(&second).await.pid, Signal::SIGKILL);
+    failed(&cluster.watch_all(&second).await, CODE, "signal SIGKILL");
     eventually("the process left behind is gone", async || (!is_alive(orphan)).then_some(())).await;
 }
 

@@ -11,8 +11,15 @@ const AT_ONCE: usize = 10;
 /// A case and its name.
 pub type Case<'a> = (&'static str, Pin<Box<dyn Future<Output = ()> + 'a>>);
 
+/// The variable that picks cases: those whose name contains it.
+const PICK: &str = "CASE";
+
 /// Runs every case, and fails with the names of those that failed.
-pub async fn all(cases: Vec<Case<'_>>) {
+pub async fn all(mut cases: Vec<Case<'_>>) {
+    if let Ok(picked) = std::env::var(PICK) {
+        cases.retain(|(name, _)| name.contains(&picked));
+        assert!(!cases.is_empty(), "no case is named like {PICK}={picked}");
+    }
     let count = cases.len();
     let runs = cases.into_iter().map(async |(name, case)| {
         let began = Instant::now();

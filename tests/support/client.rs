@@ -74,7 +74,8 @@ impl Cluster {
     }
 
     /// Finds a fresh conversation whose warm worker lives on replica `wanted`, and returns it. Its
-    /// next turn runs there too.
+    /// next turn very likely runs there too: that replica has a head start, which a busy machine
+    /// can make it lose.
     pub async fn conversation_on(&self, wanted: usize, agent: &str) -> String {
         for _ in 0..TRIES_MAX {
             let turn = self.post(wanted, agent, "hello").await;
@@ -87,12 +88,35 @@ impl Cluster {
         panic!("{TRIES_MAX} conversations, and none on replica {wanted}");
     }
 
-    /// Posts a turn that runs on replica `wanted`; it is the second of its conversation.
+    /// Posts a turn until one runs on replica `wanted`; the others are cancelled. It is the second
+    /// of its conversation.
     pub async fn post_on(&self, wanted: usize, agent: &str, text: &str) -> Turn {
-        let conversation = self.conversation_on(wanted, agent).await;
-        let turn = self.post_in(wanted, &conversation, agent, text).await;
-        assert_eq!(self.worker_of(&turn).await.replica, wanted, "the warm worker was passed over");
-        turn
+        for _ in 0..TRIES_MAX {
+            let conversation = self.conversation_on(wanted, agent).await;
+            let turn = self.post_in(wanted, &conversation, agent, text).await;
+            if self.worker_of(&turn).await.replica == wanted {
+                return turn;
+            }
+            self.cancel(wanted, &turn).await;
+        }
+        panic!("{TRIES_MAX} turns, and none on replica {wanted}");
+    }
+
+    /// Posts `first` to a fresh conversation and, when it is completed, `second`, until one worker
+    /// has served both. A replica that is slow to claim may lose a turn to one without the worker.
+    pub async fn post_twice(&self, agent: &str, first: &str, second: &str) -> (Turn, Turn) {
+        for _ in 0..TRIES_MAX {
+            let before = self.post(self.living()[0], agent, first).await;
+            let events = self.watch(self.living()[0], &before).await;
+            assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last());
+            let worker = self.worker_of(&before).await;
+            let turn = self.post_in(worker.replica, &before.conversation, agent, second).await;
+            if self.worker_of(&turn).await == worker {
+                return (before, turn);
+            }
+            self.cancel(worker.replica, &turn).await;
+        }
+        panic!("{TRIES_MAX} conversations, and no worker served two turns");
     }
 
     /// Reads a path that must answer 200, at replica `i`.
