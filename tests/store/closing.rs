@@ -1,0 +1,200 @@
+//! I6 and I10: what any replica may end, what it gives back, and what it leaves alone.
+
+use lastword::{
+    event::Kind,
+    failure::Code,
+    store::{
+        inflight::{Claim, Closed},
+        turns::NewTurn,
+        writer::Written,
+    },
+    turn::CancelledBy,
+};
+
+use crate::{
+    cases,
+    cases::all,
+    ground::{Replica, Server, fresh, hasty_agent, last_word, next_in, safe_agent, until},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_closed() {
+    let server = Server::start().await;
+    let cases = cases![&server;
+        a_turn_that_waited_too_long_ends_and_the_next_one_gets_its_own_time,
+        what_a_lost_replica_ran_ends_and_what_it_was_starting_is_run_again,
+        a_turn_is_tried_three_times_at_most,
+        a_running_turn_is_run_again_only_where_that_is_safe_and_nothing_was_said,
+        what_a_living_replica_left_overdue_ends_only_when_it_is_named,
+        a_cancelled_turn_of_a_lost_replica_ends_as_cancelled,
+    ];
+    all(cases).await;
+}
+
+async fn a_turn_that_waited_too_long_ends_and_the_next_one_gets_its_own_time(server: &Server) {
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let store = &replica.store;
+    let late = NewTurn { agent: hasty_agent(), ..fresh(store) };
+    store.accept(&late).await.unwrap();
+    let behind = next_in(store, late.conversation);
+    store.accept(&behind).await.unwrap();
+
+    until("a lapsed queue clock", async || (store.outlook().await.unwrap().closable == 1).then_some(()))
+        .await;
+    let closed = store.close_due(&[], 100).await.unwrap();
+    assert_eq!(told(&closed), [(late.id, "failed", Code::QueueTimeout.as_str())]);
+    let (kind, word) = last_word(store, late.id).await;
+    assert_eq!((kind, &word["error"]["code"]), (Kind::Failed, &Code::QueueTimeout.as_str().into()));
+    assert_eq!(word["error"]["message"], Code::QueueTimeout.message());
+    assert_eq!(word["error"]["safe_to_retry"], true, "no worker received it");
+    assert_eq!(word["error"]["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+
+    // The one behind counts its wait from when it came to the head.
+    let is_head = format!("select head_at is not null from inflight where turn_id = '{}'", behind.id.0);
+    assert_eq!(ground.ask(&is_head).await, "true");
+    assert!(store.close_due(&[], 100).await.unwrap().is_empty());
+    replica.claim_of(behind.id).await;
+    ground.assert_whole().await;
+}
+
+async fn what_a_lost_replica_ran_ends_and_what_it_was_starting_is_run_again(server: &Server) {
+    let ground = server.ground().await;
+    let (doomed, judge) = (ground.replica().await, ground.replica().await);
+    let (running, seq) = doomed.running().await;
+    let starting = doomed.claimed().await;
+    assert!(judge.store.close_due(&[], 100).await.unwrap().is_empty(), "its holder lives");
+
+    ground.lose(doomed.store.replica()).await;
+    assert_eq!(judge.store.outlook().await.unwrap().closable, 2);
+    let mut closed = judge.store.close_due(&[], 100).await.unwrap();
+    closed.sort_by_key(|closed| closed.turn);
+    let lost = Code::ReplicaLost.as_str();
+    assert_eq!(told(&closed), [(running.turn, "failed", lost), (starting.turn, "queued", lost)]);
+    let (_, word) = last_word(&judge.store, running.turn).await;
+    assert_eq!((&word["error"]["code"], &word["error"]["attempt"]), (&lost.into(), &1.into()));
+    assert_eq!(word["error"]["safe_to_retry"], false);
+
+    // The lost one comes back to life: too late.
+    assert_eq!(doomed.append(&running, seq, Kind::Delta).await, Written::LeaseLost);
+    assert_eq!(doomed.start(&starting).await, None);
+    assert!(doomed.claim(10).await.is_empty(), "a lost replica claimed");
+
+    let again = judge.claim_of(starting.turn).await;
+    assert_eq!(again.epoch, 2);
+    let seq = judge.start(&again).await.unwrap();
+    assert_eq!(judge.finish(&again, seq).await, Written::Done(seq + 1));
+    assert_eq!(ground.kinds(starting.turn).await, "accepted started completed");
+    ground.assert_whole().await;
+}
+
+async fn a_turn_is_tried_three_times_at_most(server: &Server) {
+    let ground = server.ground().await;
+    let (doomed, judge) = (ground.replica().await, ground.replica().await);
+    let turn = judge.accept().await.id;
+    for attempt in 1..=3 {
+        let claim = doomed.claim_of(turn).await;
+        assert_eq!(claim.epoch, attempt);
+        ground.lose(doomed.store.replica()).await;
+        // Who was judged starts over under another id.
+        doomed.store.rename_replica();
+        doomed.store.register("http://127.0.0.1:1").await.unwrap();
+        let closed = judge.store.close_due(&[], 100).await.unwrap();
+        let kind = if attempt < 3 { "queued" } else { "failed" };
+        assert_eq!(told(&closed), [(turn, kind, Code::ReplicaLost.as_str())], "attempt {attempt}");
+    }
+    assert_eq!(last_word(&judge.store, turn).await.1["error"]["safe_to_retry"], true);
+    ground.assert_whole().await;
+}
+
+async fn a_running_turn_is_run_again_only_where_that_is_safe_and_nothing_was_said(server: &Server) {
+    let ground = server.ground().await;
+    let judge = ground.replica().await;
+    let cases: [(bool, &[Kind], &str); 6] = [
+        (true, &[], "queued"),
+        (true, &[Kind::Status, Kind::Ephemeral], "queued"),
+        (true, &[Kind::Delta], "failed"),
+        (true, &[Kind::Status, Kind::Content], "failed"),
+        (false, &[], "failed"),
+        (false, &[Kind::Status], "failed"),
+    ];
+    for (is_safe, said, wanted) in cases {
+        let doomed = ground.replica().await;
+        let (claim, seq) = run_saying(&doomed, is_safe, said).await;
+        // What the holder gives back itself follows the same rule.
+        let is_released = doomed.store.release(claim.turn, claim.epoch).await.unwrap();
+        assert_eq!(is_released, wanted == "queued", "{is_safe} {said:?}");
+        let claim = if is_released {
+            let again = doomed.claim_of(claim.turn).await;
+            assert_eq!((again.epoch, again.last_seq), (2, seq));
+            doomed.start(&again).await.unwrap();
+            again
+        } else {
+            claim
+        };
+        ground.lose(doomed.store.replica()).await;
+        let closed = judge.store.close_due(&[], 100).await.unwrap();
+        let lost = Code::ReplicaLost.as_str();
+        assert_eq!(told(&closed), [(claim.turn, wanted, lost)], "{is_safe} {said:?}");
+        judge.store.cancel(&[claim.turn], CancelledBy::Client).await.unwrap();
+    }
+    ground.assert_whole().await;
+}
+
+async fn what_a_living_replica_left_overdue_ends_only_when_it_is_named(server: &Server) {
+    let ground = server.ground().await;
+    let (holder, other) = (ground.replica().await, ground.replica().await);
+    let (claim, seq) = holder.running().await;
+    let starting = holder.claimed().await;
+    ground.lapse(claim.turn).await;
+    ground.lapse(starting.turn).await;
+    assert_eq!(other.store.outlook().await.unwrap().overdue.len(), 2);
+    assert!(other.store.close_due(&[], 100).await.unwrap().is_empty(), "its holder lives");
+
+    // A sign of life in the meantime: named, but not overdue any more.
+    assert_eq!(holder.append(&claim, seq, Kind::Delta).await, Written::Done(seq + 1));
+    let closed = other.store.close_due(&[claim.turn, starting.turn], 100).await.unwrap();
+    assert_eq!(told(&closed), [(starting.turn, "failed", Code::WorkerStartupFailed.as_str())]);
+    ground.lapse(claim.turn).await;
+    let closed = other.store.close_due(&[claim.turn], 100).await.unwrap();
+    assert_eq!(told(&closed), [(claim.turn, "failed", Code::WorkerUnresponsive.as_str())]);
+    ground.assert_whole().await;
+}
+
+async fn a_cancelled_turn_of_a_lost_replica_ends_as_cancelled(server: &Server) {
+    let ground = server.ground().await;
+    let (doomed, judge) = (ground.replica().await, ground.replica().await);
+    let (running, _) = doomed.running().await;
+    let starting = doomed.claimed().await;
+    let asked = judge.store.cancel(&[running.turn, starting.turn], CancelledBy::Interrupt).await.unwrap();
+    assert_eq!(asked, [(running.turn, false), (starting.turn, false)]);
+    assert_eq!(doomed.start(&starting).await, None, "started after its cancel");
+    assert_eq!(judge.store.commands(&[running.turn, starting.turn]).await.unwrap().len(), 2);
+    ground.lose(doomed.store.replica()).await;
+    assert_eq!(judge.store.close_due(&[], 100).await.unwrap().len(), 2);
+    for turn in [running.turn, starting.turn] {
+        let (kind, word) = last_word(&judge.store, turn).await;
+        assert_eq!((kind, &word["by"]), (Kind::Cancelled, &"interrupt".into()));
+    }
+    ground.assert_whole().await;
+}
+
+fn told(closed: &[Closed]) -> Vec<(lastword::id::TurnId, &str, &str)> {
+    closed.iter().map(|closed| (closed.turn, closed.kind.as_str(), closed.code.as_str())).collect()
+}
+
+/// A running turn that has said these things, with the seq of the last.
+async fn run_saying(replica: &Replica, is_safe: bool, said: &[Kind]) -> (Claim, i32) {
+    let mut new = fresh(&replica.store);
+    if is_safe {
+        new.agent = safe_agent();
+    }
+    replica.store.accept(&new).await.unwrap();
+    let claim = replica.claim_of(new.id).await;
+    let mut seq = replica.start(&claim).await.unwrap();
+    for kind in said {
+        assert_eq!(replica.append(&claim, seq, *kind).await, Written::Done(seq + 1));
+        seq += 1;
+    }
+    (claim, seq)
+}

@@ -1,0 +1,80 @@
+//! Verdicts: what a beat sees of the others, and what refutes a verdict.
+
+use lastword::{
+    id::ReplicaId,
+    store::{Store, beat::BeatSession},
+};
+
+use crate::{
+    cases,
+    cases::all,
+    ground::{Replica, Server, until},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_judged() {
+    let server = Server::start().await;
+    let cases = cases![&server;
+        a_beat_that_came_in_between_refutes_a_verdict,
+        a_living_backend_refutes_a_verdict_that_asks_for_it,
+        a_replica_that_left_cannot_be_judged_nor_beat,
+    ];
+    all(cases).await;
+}
+
+async fn a_beat_that_came_in_between_refutes_a_verdict(server: &Server) {
+    let ground = server.ground().await;
+    let (judge, peer) = (ground.replica().await, ground.replica().await);
+    let mut beats = BeatSession::open(&judge.store).await.unwrap();
+    let mut signs = BeatSession::open(&peer.store).await.unwrap();
+    assert!(signs.beat(&peer.store).await.unwrap().is_alive);
+    let seen = beats.beat(&judge.store).await.unwrap();
+    let before = seen.peers.iter().find(|seen| seen.id == peer.store.replica()).unwrap().beat_n;
+
+    assert!(signs.beat(&peer.store).await.unwrap().is_alive);
+    assert!(!judge.store.judge(peer.store.replica(), before, false).await.unwrap());
+    assert_eq!(state_of(&judge.store, peer.store.replica()).await, "ready");
+
+    assert!(judge.store.judge(peer.store.replica(), before + 1, false).await.unwrap());
+    assert_eq!(state_of(&judge.store, peer.store.replica()).await, "lost");
+    assert!(!judge.store.judge(peer.store.replica(), before + 1, false).await.unwrap(), "judged twice");
+    // The judged one learns of it by its next beat: its own session was ended with the verdict.
+    let told = until("a beat of the judged one", async || {
+        let mut session = BeatSession::open(&peer.store).await.ok()?;
+        session.beat(&peer.store).await.ok()
+    })
+    .await;
+    assert!(!told.is_alive, "it beats on");
+    assert!(beats.beat(&judge.store).await.unwrap().has_recent_loss);
+}
+
+async fn a_living_backend_refutes_a_verdict_that_asks_for_it(server: &Server) {
+    let ground = server.ground().await;
+    let (judge, peer) = (ground.replica().await, ground.replica().await);
+    let id = peer.store.replica();
+    assert!(!judge.store.judge(id, 0, true).await.unwrap(), "its pool is still connected");
+    let Replica { store, writer } = peer;
+    drop(writer);
+    store.close().await;
+    until("its last backend's end", async || judge.store.judge(id, 0, true).await.unwrap().then_some(()))
+        .await;
+    assert_eq!(state_of(&judge.store, id).await, "lost");
+}
+
+async fn a_replica_that_left_cannot_be_judged_nor_beat(server: &Server) {
+    let ground = server.ground().await;
+    let (judge, peer) = (ground.replica().await, ground.replica().await);
+    let mut signs = BeatSession::open(&peer.store).await.unwrap();
+    assert!(signs.beat(&peer.store).await.unwrap().is_alive);
+    assert!(peer.store.start_drain().await.unwrap());
+    assert!(signs.beat(&peer.store).await.unwrap().is_alive, "it beats while it drains");
+    peer.store.leave().await.unwrap();
+    assert!(!signs.beat(&peer.store).await.unwrap().is_alive);
+    assert!(!judge.store.judge(peer.store.replica(), 2, false).await.unwrap());
+    assert_eq!(state_of(&judge.store, peer.store.replica()).await, "left");
+}
+
+async fn state_of(store: &Store, id: ReplicaId) -> String {
+    let replicas = store.replicas(10).await.unwrap();
+    replicas.into_iter().find(|replica| replica.id == id).unwrap().state
+}

@@ -1,0 +1,23 @@
+//! The statements of the store, raced against each other on a real Postgres.
+//!
+//! Each case has a database of its own. What holds here holds without any process around it: the
+//! statements alone keep the invariants, whatever the replicas do.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests plant rows and look at them by SQL of their own, and race tasks"
+)]
+
+mod accepting;
+#[path = "../support/cases.rs"]
+mod cases;
+mod claiming;
+mod closing;
+mod fences;
+mod ground;
+mod judging;
+mod plans;
+mod schema;
+mod verifying;
+mod words;

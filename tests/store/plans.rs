@@ -1,0 +1,121 @@
+//! How Postgres carries out the hot statements: which index each one uses.
+//!
+//! The texts are those of `.sqlx`, which the build checks against the source. Plans are generic, as
+//! prepared statements come to have them, over tables large enough that the choice matters.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+
+use crate::ground::Server;
+
+/// A statement's name, and words that stand in it alone.
+const HOT: [(&str, &[&str]); 8] = [
+    ("append", &["for no key update of i", "insert into turn_events"]),
+    ("beat", &["pg_try_advisory_xact_lock_shared"]),
+    ("claim", &["skip locked", "phase = 'starting'"]),
+    ("commands", &["from commands c left join inflight"]),
+    ("finished", &["join turn_events e on e.turn_id = t.id and e.seq = t.last_seq", "e.data = w.data"]),
+    ("outlook", &["closable"]),
+    ("read_after", &["from turn_events", "order by seq"]),
+    ("start", &["'started'", "set phase = 'running'"]),
+];
+
+/// Days of a busy gateway, a quarter of them in each partition, and what it has in flight just now:
+/// of 400 conversations the first turn of each with a worker, the second waiting.
+const FILL: &str = "
+    insert into replicas (id, url, pid, version, application_name, lock_key)
+    select lw_first_id(now() - n * interval '1 s'), 'http://x', n, '1', 'lastword ' || n, n
+      from generate_series(1, 3) n;
+    insert into conversations (id, agent, holder)
+    select lpad(to_hex(n), 32, '0')::uuid, 'demo', (select min(id::text)::uuid from replicas)
+      from generate_series(1, 10000) n;
+    insert into turns (id, conversation_id, ordinal, agent, agent_revision, input, traceparent)
+    select (left(lw_first_id(now() + (n % 4 - 1) * interval '1 day')::text, 24) || lpad(to_hex(n), 12, '0'))::uuid,
+           lpad(to_hex(n % 10000 + 1), 32, '0')::uuid, n / 10000 + 1, 'demo', 1, '{}', 'x'
+      from generate_series(0, 29999) n;
+    insert into turn_events (turn_id, seq, kind, data)
+    select t.id, s, 'delta', '{}' from turns t, generate_series(0, 4) s;
+    insert into inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, phase, clock, replica,
+      deadline, cap_at, queue_ms, startup_ms, progress_ms, cap_ms)
+    select t.id, t.conversation_id, t.ordinal, 'demo', 1, 'process',
+           case t.ordinal when 2 then 'running' else 'queued' end, case t.ordinal when 2 then 'progress' else 'queue' end,
+           case t.ordinal when 2 then (select min(id::text)::uuid from replicas) end,
+           now() + interval '1 h', now() + interval '1 h', 1, 1, 1, 1
+      from turns t
+     where t.ordinal > 1 and t.conversation_id <= lpad(to_hex(400), 32, '0')::uuid;
+    insert into commands (turn_id, kind, taken_at)
+    select t.id, 'cancel', case when t.ordinal < 3 then now() end from turns t where t.ordinal in (2, 3)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hot_statements_go_by_their_indexes() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    for statement in FILL.split(';') {
+        ground.run(statement).await.unwrap();
+    }
+    let mut conn = PgConnection::connect(&ground.url).await.unwrap();
+    for setting in ["analyze", "set plan_cache_mode = force_generic_plan", "set jit = off"] {
+        sqlx::query(setting).execute(&mut conn).await.unwrap();
+    }
+    let statements = statements();
+    for (name, words) in HOT {
+        let mut found = statements.iter().filter(|it| words.iter().all(|word| it.text.contains(word)));
+        let statement = found.next().unwrap_or_else(|| panic!("{name} is not in .sqlx"));
+        assert!(found.next().is_none(), "several statements look like {name}");
+        let plan = explain(&mut conn, name, statement).await;
+        insta::assert_snapshot!(name, scans(&plan));
+    }
+}
+
+struct Statement {
+    /// One blank between words, no comments.
+    text: String,
+    /// The types of its parameters.
+    parameters: Vec<String>,
+}
+
+/// Every statement of the source.
+fn statements() -> Vec<Statement> {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let read = |entry: fs::DirEntry| {
+        let text = fs::read_to_string(entry.path()).unwrap();
+        let query: Value = serde_json::from_str(&text).unwrap();
+        let lines = query["query"].as_str().unwrap().lines().map(|line| line.split("--").next().unwrap());
+        let text = lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
+        let parameters = query["describe"]["parameters"]["Left"].as_array().unwrap();
+        let parameters = parameters.iter().map(|it| it.as_str().unwrap_or_default().to_owned()).collect();
+        Statement { text, parameters }
+    };
+    fs::read_dir(home).unwrap().map(|entry| read(entry.unwrap())).collect()
+}
+
+async fn explain(conn: &mut PgConnection, name: &str, statement: &Statement) -> String {
+    let prepare = format!("prepare {name} as {}", statement.text);
+    sqlx::query(AssertSqlSafe(prepare)).execute(&mut *conn).await.unwrap();
+    // A null id would rule out every partition.
+    let argument = |kind: &String| if kind == "Uuid" { "lw_first_id(now())" } else { "null" };
+    let arguments = statement.parameters.iter().map(argument).collect::<Vec<_>>().join(", ");
+    let arguments = if arguments.is_empty() { arguments } else { format!("({arguments})") };
+    // Unprepared: Postgres plans the inner statement when it explains it.
+    let explain = format!("explain (costs off) execute {name}{arguments}");
+    let rows = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(conn).await.unwrap();
+    rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+}
+
+/// The scans of a plan, each once, in order of the alphabet. Days of partitions are left out, and
+/// what does not touch a table.
+fn scans(plan: &str) -> String {
+    let day = regex::Regex::new(r"_\d{8}(_\d+)?").unwrap();
+    let mut scans: Vec<String> = plan
+        .lines()
+        .map(|line| day.replace_all(line.trim().trim_start_matches("->").trim(), "").into_owned())
+        .filter(|line| line.contains("Scan"))
+        .filter(|line| !["CTE Scan", "Function Scan", "Subquery Scan"].iter().any(|no| line.contains(no)))
+        .map(|line| regex::Regex::new(r" [a-z_]+_\d+$").unwrap().replace(&line, "").into_owned())
+        .collect();
+    scans.sort();
+    scans.dedup();
+    scans.join("\n")
+}
