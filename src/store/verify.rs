@@ -75,8 +75,8 @@ const CHECKS: &[Check] = &[
         rule: "no event is of an epoch above its turn's, and epochs never go down",
         sql: "select distinct e.turn_id::text from (
                 select e.turn_id, e.attempt, lag(e.attempt) over (partition by e.turn_id order by e.seq) as before
-                  from turn_events e) e
-               where e.attempt < e.before",
+                  from turn_events e) e left join turns t on t.id = e.turn_id
+               where e.attempt < e.before or e.attempt > t.attempt",
     },
     Check {
         invariant: "I6",
