@@ -3,11 +3,7 @@
 use lastword::{
     event::Kind,
     failure::Code,
-    store::{
-        inflight::{Claim, Closed},
-        turns::NewTurn,
-        writer::Written,
-    },
+    store::{closing::Closed, inflight::Claim, turns::NewTurn, writer::Written},
     turn::CancelledBy,
 };
 

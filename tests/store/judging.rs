@@ -32,12 +32,12 @@ async fn a_beat_that_came_in_between_refutes_a_verdict(server: &Server) {
     let before = seen.peers.iter().find(|seen| seen.id == peer.store.replica()).unwrap().beat_n;
 
     assert!(signs.beat(&peer.store).await.unwrap().is_alive);
-    assert!(!judge.store.judge(peer.store.replica(), before, false).await.unwrap());
+    assert!(!verdict(&judge.store, peer.store.replica(), before, false).await);
     assert_eq!(state_of(&judge.store, peer.store.replica()).await, "ready");
 
-    assert!(judge.store.judge(peer.store.replica(), before + 1, false).await.unwrap());
+    assert!(verdict(&judge.store, peer.store.replica(), before + 1, false).await);
     assert_eq!(state_of(&judge.store, peer.store.replica()).await, "lost");
-    assert!(!judge.store.judge(peer.store.replica(), before + 1, false).await.unwrap(), "judged twice");
+    assert!(!verdict(&judge.store, peer.store.replica(), before + 1, false).await, "judged twice");
     // The judged one learns of it by its next beat: its own session was ended with the verdict.
     let told = until("a beat of the judged one", async || {
         let mut session = BeatSession::open(&peer.store).await.ok()?;
@@ -52,12 +52,11 @@ async fn a_living_backend_refutes_a_verdict_that_asks_for_it(server: &Server) {
     let ground = server.ground().await;
     let (judge, peer) = (ground.replica().await, ground.replica().await);
     let id = peer.store.replica();
-    assert!(!judge.store.judge(id, 0, true).await.unwrap(), "its pool is still connected");
+    assert!(!verdict(&judge.store, id, 0, true).await, "its pool is still connected");
     let Replica { store, writer } = peer;
     drop(writer);
     store.close().await;
-    until("its last backend's end", async || judge.store.judge(id, 0, true).await.unwrap().then_some(()))
-        .await;
+    until("its last backend's end", async || verdict(&judge.store, id, 0, true).await.then_some(())).await;
     assert_eq!(state_of(&judge.store, id).await, "lost");
 }
 
@@ -70,11 +69,21 @@ async fn a_replica_that_left_cannot_be_judged_nor_beat(server: &Server) {
     assert!(signs.beat(&peer.store).await.unwrap().is_alive, "it beats while it drains");
     peer.store.leave().await.unwrap();
     assert!(!signs.beat(&peer.store).await.unwrap().is_alive);
-    assert!(!judge.store.judge(peer.store.replica(), 2, false).await.unwrap());
+    assert!(!verdict(&judge.store, peer.store.replica(), 2, false).await);
     assert_eq!(state_of(&judge.store, peer.store.replica()).await, "left");
 }
 
 async fn state_of(store: &Store, id: ReplicaId) -> String {
     let replicas = store.replicas(10).await.unwrap();
     replicas.into_iter().find(|replica| replica.id == id).unwrap().state
+}
+
+/// A verdict as presence gives it: over a beat session, with what follows from it.
+async fn verdict(judge: &Store, peer: ReplicaId, beat_n: i64, unless_backends_live: bool) -> bool {
+    let mut session = BeatSession::open(judge).await.unwrap();
+    let judged = session.judge(peer, beat_n, unless_backends_live).await.unwrap();
+    if let Some(judged) = &judged {
+        judge.clear_away(judged).await.unwrap();
+    }
+    judged.is_some()
 }
