@@ -10,6 +10,8 @@ use super::{Cluster, Event, EventStream, OPERATOR, PATIENCE, check_log, eventual
 
 /// How many fresh conversations are tried until one is served where it is wanted.
 const TRIES_MAX: usize = 60;
+/// Events that one page may have.
+const PAGE_ROWS: usize = 1000;
 
 /// A turn that was accepted.
 #[derive(Debug, Clone)]
@@ -194,16 +196,22 @@ impl Cluster {
 
     /// A turn's whole log so far, as a list.
     pub async fn events(&self, i: usize, turn: &Turn) -> Vec<Event> {
-        let (mut events, mut after) = (Vec::new(), -1);
+        let mut events: Vec<Event> = Vec::new();
         loop {
-            let page = self.get(i, &format!("/v1/turns/{}/events?limit=1000&after={after}", turn.id)).await;
-            let items = page["events"].as_array().expect("a list of events").clone();
-            events.extend(items.into_iter().map(Event::new));
-            let next = page["next_after"].as_i64().unwrap_or(after);
-            if next == after || page["closed"] == true {
+            let after = events.len() as i64 - 1;
+            let path = format!("/v1/turns/{}/events?limit={PAGE_ROWS}&after={after}", turn.id);
+            let (status, page) = self.ask(i, Method::GET, &path, None).await;
+            if status == StatusCode::NO_CONTENT {
                 return events;
             }
-            after = next;
+            let items =
+                page["events"].as_array().unwrap_or_else(|| panic!("{path}: {status} {page}")).clone();
+            let is_last = items.len() < PAGE_ROWS;
+            events.extend(items.into_iter().map(Event::new));
+            // Not until a page is empty: a turn that goes on may always have one more.
+            if is_last {
+                return events;
+            }
         }
     }
 

@@ -95,6 +95,8 @@ pub struct EventStream {
     turn: String,
     next_seq: i64,
     has_ended: bool,
+    /// The kind of the newest event.
+    newest: String,
 }
 
 impl EventStream {
@@ -104,7 +106,14 @@ impl EventStream {
         let kind = answer.headers()["content-type"].to_str().unwrap();
         assert!(kind.starts_with("text/event-stream"), "{kind}");
         let body = Box::pin(answer.bytes_stream());
-        EventStream { body, unread: Vec::new(), turn: turn.to_owned(), next_seq: after + 1, has_ended: false }
+        EventStream {
+            body,
+            unread: Vec::new(),
+            turn: turn.to_owned(),
+            next_seq: after + 1,
+            has_ended: false,
+            newest: String::new(),
+        }
     }
 
     /// The newest `seq` that it brought: what to come back with.
@@ -122,7 +131,9 @@ impl EventStream {
                 }
             }
             let piece = timeout_at(until, self.body.next()).await;
-            match piece.unwrap_or_else(|_| panic!("{} says nothing for {at_most:?}", self.turn)) {
+            match piece.unwrap_or_else(|_| {
+                panic!("{} says nothing for {at_most:?} after `{}` {}", self.turn, self.newest, self.cursor())
+            }) {
                 Some(Ok(bytes)) => self.unread.extend_from_slice(&bytes),
                 Some(Err(why)) => return Next::Cut(format!("{why:?}")),
                 None => {
@@ -192,6 +203,7 @@ impl EventStream {
         assert_eq!(event.data["turn_id"], self.turn.as_str(), "{frame}");
         self.next_seq += 1;
         self.has_ended = event.is_terminal();
+        self.newest.clone_from(&event.kind);
         Some(Next::Event(event))
     }
 }
