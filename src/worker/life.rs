@@ -93,7 +93,6 @@ async fn serve(
         let idle_ttl = next.agent.spec.idle_ttl.0;
         let turn = next.claim.turn;
         let span = next.span.clone();
-        span.record("worker_id", tracing::field::display(worker.id));
         let fate = run::run(host, worker, next).instrument(span).await;
         worker.last_turn = Some(turn);
         let is_wanted = !stop.is_cancelled() && !host.supervisor().soft().is_cancelled();
@@ -105,6 +104,8 @@ async fn serve(
             tracing::info!(worker_id = %worker.id, "the idle worker was dead; a fresh one takes the turn");
             return Some(next);
         }
+        // Once a turn: a field that is recorded again stands twice in every line of the log.
+        next.span.record("worker_id", tracing::field::display(worker.id));
     }
 }
 
