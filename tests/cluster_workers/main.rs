@@ -28,6 +28,7 @@ async fn whatever_a_worker_does_its_turn_gets_one_last_word() {
         clocks::an_announced_budget_extends_the_progress_clock,
         clocks::frequent_events_keep_the_progress_clock_wound,
         clocks::beats_are_no_progress,
+        clocks::beats_do_not_outlast_an_announced_budget,
         clocks::a_stopped_process_is_noticed_and_writes_nothing_later,
         clocks::the_cap_ends_a_turn_that_goes_on_and_on,
         clocks::a_question_that_nobody_answers_ends_its_turn,
