@@ -29,7 +29,9 @@ returns table (o_turn uuid, o_epoch int, o_seq int) language sql as $$
     select * from unnest(p_turns, p_kinds, p_data) w (turn_id, kind, data)),
   gone as (
     delete from inflight i using word w where i.turn_id = w.turn_id
-    returning i.turn_id, i.epoch, i.started_at, w.kind, w.data,
+    returning i.turn_id, i.epoch, w.kind, w.data,
+      -- Started is what a worker has received; a guard's refusal is told by none.
+      case when i.worker is not null then i.started_at end as started_at,
       (select max(e.seq) + 1 from turn_events e where e.turn_id = i.turn_id) as seq),
   t as (
     update turns

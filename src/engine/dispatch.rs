@@ -76,7 +76,8 @@ async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, Store
 
 /// Settles what the database and this process disagree about: disowns rows that are ours but do not
 /// run here (a claim whose answer was lost, a worker that was ended while Postgres was away), for the
-/// close pass to settle; and ends runs that are not ours any more.
+/// close pass to settle; ends runs that are not ours any more, and idle workers whose conversation is
+/// served elsewhere now.
 async fn settle(engine: &Engine) -> Result<(), StoreError> {
     let left = engine.host.time_left();
     if !left.is_empty() {
@@ -84,6 +85,11 @@ async fn settle(engine: &Engine) -> Result<(), StoreError> {
         if moved > 0 {
             tracing::warn!(moved, "deadlines were early by the database's clock; moved");
         }
+    }
+    let warm = engine.host.warm();
+    if !warm.is_empty() {
+        let taken_over = engine.store.taken_over(&warm).await?;
+        engine.host.stop_taken_over(&warm, &taken_over);
     }
     let before = engine.host.runs();
     let held: std::collections::HashMap<TurnId, i32> = engine.store.held().await?.into_iter().collect();

@@ -241,6 +241,20 @@ impl Host {
         lock(&self.0.runs).iter().find(|(_, run)| run.worker == Some(worker)).map(|(&turn, _)| turn)
     }
 
+    /// Stops idle workers of these conversations, where they are still the ones that `seen` told of: they
+    /// can never serve again.
+    pub fn stop_taken_over(&self, seen: &[(ConversationId, i64)], taken_over: &[ConversationId]) {
+        let lives = lock(&self.0.lives);
+        for (conversation, generation) in seen.iter().filter(|(c, _)| taken_over.contains(c)) {
+            if let Some(life) = lives.get(conversation)
+                && life.is_idle
+                && life.generation == *generation
+            {
+                life.stop.cancel();
+            }
+        }
+    }
+
     /// Stops every worker that waits for a turn; those that run one end with it.
     pub fn stop_idle(&self) {
         for life in lock(&self.0.lives).values().filter(|life| life.is_idle) {
