@@ -71,7 +71,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let url = config.advertised_url(bound);
     tracing::info!(%bound, %url, version = env!("CARGO_PKG_VERSION"), "listening");
 
-    let asked = stop_signals(&supervisor)?;
+    let now = CancellationToken::new();
+    let asked = stop_signals(&supervisor, now.clone())?;
     let closing = CancellationToken::new();
     let gateway = Gateway::new(store.clone(), Arc::new(config.clone()), supervisor.clone());
     let doors = api::listen::serve(listener, gateway, closing.clone());
@@ -87,7 +88,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if is_migrated {
         let engine = Engine::start(store.clone(), supervisor.clone(), &config, url);
         supervisor.soft().cancelled().await;
-        drain::drain(&engine, config.drain.0).await;
+        drain::drain(&engine, config.drain.0, &now).await;
     }
     closing.cancel();
     supervisor.hard().cancel();
@@ -118,8 +119,12 @@ async fn migrate(store: &Store) -> anyhow::Result<()> {
     }
 }
 
-/// The first SIGTERM or SIGINT drains, the second ends. The guard ends the watch.
-fn stop_signals(supervisor: &Supervisor) -> anyhow::Result<tokio_util::sync::DropGuard> {
+/// The first SIGTERM or SIGINT drains, the second means `now`: what runs is interrupted, and its last
+/// words are still written. The third stops everything as it is. The guard ends the watch.
+fn stop_signals(
+    supervisor: &Supervisor,
+    now: CancellationToken,
+) -> anyhow::Result<tokio_util::sync::DropGuard> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
@@ -135,10 +140,10 @@ fn stop_signals(supervisor: &Supervisor) -> anyhow::Result<tokio_util::sync::Dro
                 () = hard.cancelled() => return,
             }
             signals += 1;
-            if signals == 1 {
-                soft.cancel();
-            } else {
-                hard.cancel();
+            match signals {
+                1 => soft.cancel(),
+                2 => now.cancel(),
+                _ => hard.cancel(),
             }
         }
     });

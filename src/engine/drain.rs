@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use crate::worker::host::Halt;
@@ -15,11 +16,10 @@ use crate::worker::host::Halt;
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Drains until nothing runs here, or the deadline; then deregisters. The caller stops every task
-/// afterwards.
-pub async fn drain(engine: &Engine, deadline: Duration) {
+/// Drains until nothing runs here, the deadline, or `now`; then deregisters. The caller stops every
+/// task afterwards, not before: the last words of what is interrupted are still to be written.
+pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken) {
     let until = Instant::now() + deadline;
-    let hard = engine.supervisor.hard().clone();
     if let Err(why) = engine.store.start_drain().await {
         // It claims nothing all the same; the verdict or `left` tells the others.
         tracing::warn!(%why, "the drain was not announced");
@@ -31,8 +31,7 @@ pub async fn drain(engine: &Engine, deadline: Duration) {
     let nothing_runs = || !is_claiming() && engine.host.runs().is_empty();
     tokio::select! {
         _ = timeout_at(until, settled(nothing_runs)) => {}
-        // The second signal means now.
-        () = hard.cancelled() => {}
+        () = now.cancelled() => {}
     }
     let left = engine.host.runs().len();
     if left > 0 {
