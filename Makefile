@@ -17,7 +17,7 @@ RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 # The suites over several replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*)))
 
-.PHONY: help setup run demo test check fmt lint doc sqlx fmt-check sqlx-check
+.PHONY: help setup run demo test figures check fmt lint doc sqlx fmt-check sqlx-check
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -37,6 +37,9 @@ test: ## all tests, then those over several replicas once more without NOTIFY
 	$(RUN_TESTS)
 	$(RUN_DOCTESTS)
 	$(if $(CLUSTER_SUITES),LASTWORD_DOORBELL=off $(RUN_TESTS) $(addprefix --test ,$(CLUSTER_SUITES)),@echo 'no suite over several replicas')
+
+figures: ## how long a last word takes after a crash or a kill; for a quiet machine
+	cargo bench --profile dev --bench last_word
 
 check: fmt-check lint doc sqlx-check test ## everything that must hold before a change lands
 

@@ -11,6 +11,7 @@ mod cases;
 mod client;
 mod end;
 mod events;
+pub mod figures;
 mod replica;
 
 use std::{

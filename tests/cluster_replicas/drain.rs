@@ -1,0 +1,90 @@
+//! Replicas that are told to leave: what fits the drain ends by itself, the rest is told, and what
+//! waits is not touched.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::{
+    pair, read_some, read_until_cut, resume, row_of,
+    support::{Cluster, PATIENCE, Plan, kinds, said},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_leaves_lets_its_turns_end() {
+    let drain = Duration::from_secs(30);
+    let cluster = Cluster::with(Plan { drain, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    what_fits_the_drain_completes(&cluster).await;
+    a_second_signal_means_now(&cluster).await;
+}
+
+async fn what_fits_the_drain_completes(cluster: &Cluster) {
+    let (leaving, other) = pair(cluster).await;
+    let turn = cluster.post_on(leaving, "demo", "/slow 50").await;
+    let id = row_of(cluster, other, leaving).await["id"].as_str().unwrap().to_owned();
+    let mut stream = cluster.stream(leaving, &turn.id, -1).await;
+    let mut seen = read_some(&mut stream, 3).await;
+    cluster.terminate(leaving);
+    let (more, is_announced) = read_until_cut(&mut stream).await;
+    assert!(is_announced, "cut without a reconnect");
+    seen.extend(more);
+
+    // The others take what comes in meanwhile.
+    let new = cluster.post(other, "demo", "hello").await;
+    assert_eq!(cluster.worker_of(&new).await.replica, other);
+    let is_open = cluster.get(other, &format!("/v1/turns/{}", turn.id)).await["status"] == "running";
+    let seen = resume(cluster, other, &turn.id, seen).await;
+    assert!(is_open, "the drain waited for nothing");
+    assert_eq!(seen.last().unwrap().kind, "completed", "{}", seen.last().unwrap().data);
+    assert_eq!(kinds(&seen).iter().filter(|kind| **kind == "started").count(), 1);
+    assert_eq!(seen, cluster.watch_all(&turn).await);
+    assert!(cluster.wait_exit(leaving).await.success());
+    let rows = cluster.get(other, "/v1/replicas?limit=200").await;
+    let row = rows["items"].as_array().unwrap().iter().find(|row| row["id"] == id.as_str()).cloned();
+    assert_eq!(row.unwrap()["state"], "left");
+}
+
+async fn a_second_signal_means_now(cluster: &Cluster) {
+    let (leaving, other) = pair(cluster).await;
+    let turn = cluster.post_on(leaving, "demo", "/slow 600").await;
+    let mut stream = cluster.stream(other, &turn.id, -1).await;
+    read_some(&mut stream, 3).await;
+    cluster.terminate(leaving);
+    // It drains: it goes on speaking.
+    read_some(&mut stream, 3).await;
+    let asked = Instant::now();
+    cluster.terminate(leaving);
+    let rest = stream.until_terminal(PATIENCE).await;
+    let code = rest.last().unwrap().code().to_owned();
+    assert!(cluster.wait_exit(leaving).await.success());
+    assert!(
+        asked.elapsed() < Duration::from_secs(15),
+        "it waited for the drain's end: {:?}",
+        asked.elapsed()
+    );
+    assert_eq!(code, "interrupted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_drain_interrupts_what_runs_and_leaves_what_waits() {
+    let drain = Duration::from_secs(1);
+    let cluster = Cluster::with(Plan { drain, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let turn = cluster.post_on(0, "demo", "/slow 600").await;
+    let waiting = cluster.post_in(0, &turn.conversation, "demo", "after the drain").await;
+    let mut stream = cluster.stream(1, &turn.id, -1).await;
+    read_some(&mut stream, 3).await;
+    cluster.terminate(0);
+    let rest = stream.until_terminal(PATIENCE).await;
+    let last = rest.last().unwrap();
+    assert_eq!((last.kind.as_str(), last.code()), ("failed", "interrupted"), "{}", last.data);
+    assert_eq!(last.data["error"]["retryable"], true);
+    assert!(cluster.wait_exit(0).await.success());
+
+    let events = cluster.watch_all(&waiting).await;
+    assert_eq!(said(&events), "Hello! You said: after the drain");
+    assert_eq!(events.iter().filter(|event| event.kind == "started").count(), 1);
+    assert_eq!(cluster.worker_of(&waiting).await.replica, 1);
+}

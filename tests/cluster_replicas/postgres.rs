@@ -1,0 +1,180 @@
+//! Postgres that restarts, crashes, stalls or throws everybody out: no false death, no lost word.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use lastword::cli::postgres::Mode;
+use nix::sys::signal::Signal;
+use reqwest::StatusCode;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use tokio::{task::block_in_place, time::Instant};
+
+use crate::{
+    assert_nobody_was_judged, read_some, ready,
+    support::{Cluster, OPERATOR, PATIENCE, is_alive, said, signal},
+};
+
+/// Longer than any replica waits for a peer's beat.
+const STALL: Duration = Duration::from_secs(12);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_dies_of_a_postgres_that_restarts() {
+    let cluster = Cluster::start(2).await;
+    cluster.demo_agent("demo", json!({})).await;
+    // A crash keeps what was committed: throw-away servers do not promise that by themselves. It
+    // counts for new sessions, and the first restart makes all of them new.
+    let mut conn = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    sqlx::query("alter role postgres set synchronous_commit = on").execute(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+    for way in [Some(Mode::Fast), Some(Mode::Immediate), None] {
+        turns_and_streams_live_through(&cluster, async |cluster| {
+            block_in_place(|| {
+                let mut postgres = cluster.postgres();
+                if way.is_none() {
+                    signal(i32::try_from(postgres.pid().unwrap()).unwrap(), Signal::SIGKILL);
+                }
+                postgres.restart(way.unwrap_or(Mode::Immediate)).unwrap();
+            });
+        })
+        .await;
+    }
+    a_turn_that_cannot_be_stored_is_refused(&cluster).await;
+    assert_nobody_was_judged(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_dies_of_a_postgres_that_stalls() {
+    let cluster = Cluster::start(2).await;
+    cluster.demo_agent("demo", json!({})).await;
+    turns_and_streams_live_through(&cluster, async |cluster| {
+        let server = i32::try_from(cluster.postgres().pid().unwrap()).unwrap();
+        let everybody = || [vec![server], children_of(server)].concat();
+        for pid in everybody() {
+            signal(pid, Signal::SIGSTOP);
+        }
+        // The stall itself; nothing is waited for.
+        tokio::time::sleep(STALL).await;
+        for pid in everybody().into_iter().filter(|&pid| is_alive(pid)) {
+            signal(pid, Signal::SIGCONT);
+        }
+    })
+    .await;
+    assert_nobody_was_judged(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_dies_of_backends_that_are_ended_all_the_time() {
+    let cluster = Cluster::start(2).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let mut turns = Vec::new();
+    for i in 0..8 {
+        turns.push(cluster.post(i % 2, "demo", "/slow 100").await);
+    }
+    let url = cluster.postgres().url();
+    let storm = async {
+        let mut conn = PgConnection::connect(&url).await.unwrap();
+        let (until, mut ended) = (Instant::now() + Duration::from_secs(10), 0);
+        while Instant::now() < until {
+            ended += sqlx::query_scalar::<_, i64>(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                  where application_name like 'lastword%'",
+            )
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        ended
+    };
+    let late = async {
+        // Turns that come in meanwhile.
+        let mut turns = Vec::new();
+        while turns.len() < 6 {
+            let body = json!({"agent": "demo", "input": "hello"});
+            let i = turns.len() % 2;
+            let (status, answer) = cluster.ask(i, reqwest::Method::POST, "/v1/turns", Some(body)).await;
+            match status {
+                StatusCode::ACCEPTED => turns.push(answer["id"].as_str().unwrap().to_owned()),
+                status => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}"),
+            }
+        }
+        turns
+    };
+    let (ended, late) = tokio::join!(storm, late);
+    assert!(ended > 20, "only {ended} backends were ended");
+    let words: String = (1..=100).map(|n| format!("word{n} ")).collect();
+    for turn in &turns {
+        let events = cluster.watch_all(turn).await;
+        assert_eq!(events.last().unwrap().kind, "completed", "{}", events.last().unwrap().data);
+        assert_eq!(said(&events), words);
+    }
+    for turn in late {
+        let events = cluster.stream(0, &turn, -1).await.until_terminal(PATIENCE).await;
+        assert_eq!(events.last().unwrap().kind, "completed", "{}", events.last().unwrap().data);
+    }
+    assert_nobody_was_judged(&cluster).await;
+}
+
+/// Runs a turn on each replica, watched on both, through an event in the life of Postgres.
+async fn turns_and_streams_live_through(cluster: &Cluster, happen: impl AsyncFn(&Cluster)) {
+    let turns =
+        [cluster.post_on(0, "demo", "/slow 100").await, cluster.post_on(1, "demo", "/slow 100").await];
+    let mut streams = Vec::new();
+    for turn in &turns {
+        for i in 0..2 {
+            let mut stream = cluster.stream(i, &turn.id, -1).await;
+            let seen = read_some(&mut stream, 2).await;
+            streams.push((stream, seen));
+        }
+    }
+    happen(cluster).await;
+    let words: String = (1..=100).map(|n| format!("word{n} ")).collect();
+    let ends = join_all(streams.into_iter().map(async |(mut stream, mut seen)| {
+        seen.extend(stream.until_terminal(PATIENCE).await);
+        seen
+    }))
+    .await;
+    for seen in ends {
+        let last = seen.last().unwrap();
+        assert_eq!(last.kind, "completed", "{}", last.data);
+        assert_eq!(said(&seen), words);
+    }
+    for turn in &turns {
+        cluster.watch_all(turn).await;
+    }
+}
+
+async fn a_turn_that_cannot_be_stored_is_refused(cluster: &Cluster) {
+    let count = async || cluster.get(0, "/v1/turns?limit=200").await["items"].as_array().unwrap().len();
+    let before = count().await;
+    block_in_place(|| cluster.postgres().stop(Mode::Fast)).unwrap();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = async |i: usize| {
+        let url = format!("{}/v1/turns", cluster.url(i));
+        let body = json!({"agent": "demo", "input": "is anybody there?"});
+        http.post(url).bearer_auth(OPERATOR).json(&body).timeout(PATIENCE).send().await.unwrap()
+    };
+    for i in 0..2 {
+        let answer = post(i).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.headers().contains_key("retry-after"), "{:?}", answer.headers());
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    }
+    block_in_place(|| cluster.postgres().restart(Mode::Fast)).unwrap();
+    ready(cluster, 0).await;
+    assert_eq!(post(0).await.status(), StatusCode::ACCEPTED);
+    assert_eq!(count().await, before + 1, "a refused turn was stored");
+}
+
+fn children_of(parent: i32) -> Vec<i32> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent_of =
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        parent_of == Some(parent)
+    })
+    .collect()
+}
