@@ -4,11 +4,15 @@ use std::{process::Stdio, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{Child, ChildStdout},
+    time::timeout,
+};
 
 use crate::{
     pair, read_some, read_until_cut, resume,
-    support::{Cluster, OPERATOR, PATIENCE, eventually, figures, is_alive, kinds, said, signal},
+    support::{Cluster, OPERATOR, PATIENCE, Turn, eventually, figures, is_alive, kinds, said, signal},
 };
 
 /// How long a last word may take here, where several suites share the machine. What it takes on a
@@ -106,27 +110,15 @@ async fn no_worker_outlives_its_replica_and_its_guard(cluster: &Cluster) {
 
 async fn a_chat_goes_on_at_the_other(cluster: &Cluster) {
     let (doomed, other) = pair(cluster).await;
-    let conversation = cluster.conversation_on(other, "demo").await;
-    let mut chat = cluster.command("chat");
-    chat.args(["--conversation", &conversation, "--url", &cluster.url(doomed), "--url", &cluster.url(other)]);
-    chat.env("LASTWORD_TOKEN", OPERATOR).arg("/slow 60");
-    chat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut chat = tokio::process::Command::from(chat).kill_on_drop(true).spawn().unwrap();
-    let mut stdout = BufReader::new(chat.stdout.take().unwrap());
-    let mut answer = Vec::new();
-    for _ in 0..5 {
-        let read = stdout.read_until(b' ', &mut answer);
-        tokio::time::timeout(PATIENCE, read).await.expect("the answer begins").unwrap();
+    let mut talk = Talk::begin(cluster, doomed, other).await;
+    // It must run on the one that is not killed.
+    while cluster.worker_of(&talk.turn).await.replica != other {
+        cluster.cancel(other, &talk.turn).await;
+        talk = Talk::begin(cluster, doomed, other).await;
     }
-    let list = cluster.get(other, &format!("/v1/conversations/{conversation}/turns")).await;
-    let turn = list["items"].as_array().unwrap().iter().find(|turn| turn["ordinal"] == 2).unwrap().clone();
-    let id = turn["id"].as_str().unwrap().to_owned();
-    let worker =
-        cluster.get(other, &format!("/v1/turns/{id}/events")).await["events"][1]["worker_id"].clone();
-    let runs_on = cluster.worker(worker.as_str().unwrap()).await["replica_id"].clone();
-    assert_eq!(cluster.replica_of(runs_on.as_str().unwrap()).await, other, "the head start was lost");
     cluster.kill(doomed);
-    let done = tokio::time::timeout(PATIENCE, async {
+    let Talk { chat, mut stdout, mut answer, .. } = talk;
+    let done = timeout(PATIENCE, async {
         stdout.read_to_end(&mut answer).await.unwrap();
         chat.wait_with_output().await.unwrap()
     });
@@ -135,6 +127,37 @@ async fn a_chat_goes_on_at_the_other(cluster: &Cluster) {
     assert_eq!(done.status.code(), Some(0), "{told}");
     let words: String = (1..=60).map(|n| format!("word{n} ")).collect();
     assert_eq!(String::from_utf8(answer).unwrap().trim_end(), words.trim_end(), "{told}");
+}
+
+/// A `lastword chat` that is told two URLs and reads from the first.
+struct Talk {
+    chat: Child,
+    stdout: BufReader<ChildStdout>,
+    /// What it has printed so far.
+    answer: Vec<u8>,
+    turn: Turn,
+}
+
+impl Talk {
+    /// Starts one in a conversation of its own, and returns when it has begun to print.
+    async fn begin(cluster: &Cluster, first: usize, second: usize) -> Talk {
+        let conversation = cluster.conversation_on(second, "demo").await;
+        let mut chat = cluster.command("chat");
+        chat.args(["--url", &cluster.url(first), "--url", &cluster.url(second)]);
+        chat.env("LASTWORD_TOKEN", OPERATOR).args(["--conversation", &conversation, "/slow 60"]);
+        chat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut chat = tokio::process::Command::from(chat).kill_on_drop(true).spawn().unwrap();
+        let (mut stdout, mut answer) = (BufReader::new(chat.stdout.take().unwrap()), Vec::new());
+        for _ in 0..5 {
+            let read = stdout.read_until(b' ', &mut answer);
+            timeout(PATIENCE, read).await.expect("the answer begins").unwrap();
+        }
+        let list = cluster.get(second, &format!("/v1/conversations/{conversation}/turns")).await;
+        let json =
+            list["items"].as_array().unwrap().iter().find(|turn| turn["ordinal"] == 2).unwrap().clone();
+        let turn = Turn { id: json["id"].as_str().unwrap().to_owned(), conversation, json };
+        Talk { chat, stdout, answer, turn }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,7 +24,8 @@ async fn nothing_dies_of_a_postgres_that_restarts() {
     cluster.demo_agent("demo", json!({})).await;
     // A crash keeps what was committed: throw-away servers do not promise that by themselves. It
     // counts for new sessions, and the first restart makes all of them new.
-    let mut conn = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let url = cluster.postgres().url();
+    let mut conn = PgConnection::connect(&url).await.unwrap();
     sqlx::query("alter role postgres set synchronous_commit = on").execute(&mut conn).await.unwrap();
     conn.close().await.unwrap();
     for way in [Some(Mode::Fast), Some(Mode::Immediate), None] {

@@ -1,11 +1,16 @@
 //! How long a last word takes: from the moment of a death to a client of another replica.
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Cluster, PATIENCE, signal};
+use super::{Cluster, PATIENCE, eventually, signal};
 
 /// Lengths of time, sorted.
 pub struct Figures(Vec<Duration>);
@@ -74,6 +79,23 @@ pub async fn replica_kills(cluster: &Cluster, agent: &str, count: usize) -> Figu
         times.push(killed.elapsed());
         assert_eq!(word.code(), "replica_lost", "{}", word.data);
         cluster.spawn_replica().await;
+        acquainted(cluster).await;
     }
     Figures::of(times)
+}
+
+/// Waits until everybody has beaten some more. Who never saw a peer alive takes longer to judge it:
+/// that is another figure, of a replica that dies in its first second.
+async fn acquainted(cluster: &Cluster) {
+    let mut beats: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    eventually("more beats", async || {
+        let page = cluster.get(cluster.living()[0], "/v1/replicas?limit=200").await;
+        let rows = page["items"].as_array().expect("a list");
+        for row in rows.iter().filter(|row| row["state"] == "ready") {
+            beats.entry(text(&row["id"])).or_default().insert(text(&row["beat_at"]));
+        }
+        (beats.len() >= cluster.living().len() && beats.values().all(|seen| seen.len() > 3)).then_some(())
+    })
+    .await;
 }
