@@ -13,7 +13,7 @@
 //! after it our session is new and has seen nothing held yet. A count that differs is a sign of
 //! life, whichever way it moved.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use crate::{id::ReplicaId, store::beat::PeerSeen};
 
@@ -81,17 +81,18 @@ impl Watch {
         self.peers.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
         let mut suspects = Vec::new();
         for peer in peers {
-            let seen = self.peers.entry(peer.id).or_insert(Seen {
-                beat_n: peer.beat_n,
-                unchanged: 0,
-                was_held: false,
-            });
-            if seen.beat_n == peer.beat_n {
-                seen.unchanged += 1;
-            } else {
-                seen.beat_n = peer.beat_n;
-                seen.unchanged = 0;
-            }
+            let seen = match self.peers.entry(peer.id) {
+                // The first sight counts no beat: it could be the very one it last beat at.
+                Entry::Vacant(first) => {
+                    first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, was_held: false })
+                }
+                Entry::Occupied(seen) => {
+                    let seen = seen.into_mut();
+                    seen.unchanged = if seen.beat_n == peer.beat_n { seen.unchanged + 1 } else { 0 };
+                    seen.beat_n = peer.beat_n;
+                    seen
+                }
+            };
             let (evidence, needed) = match (peer.is_lock_free, seen.was_held) {
                 (true, true) => (Evidence::LockLetGo, BEATS_LOCK_LET_GO),
                 (true, false) => (Evidence::LockFree, BEATS_LOCK_FREE),
