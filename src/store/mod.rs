@@ -40,7 +40,7 @@ use std::{
 };
 
 use sqlx::{
-    PgConnection, PgPool, Postgres,
+    Connection, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -52,6 +52,9 @@ use crate::{clock::Clock, config::Config, id::ReplicaId};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
+/// How long a connection may rest before it is asked whether it still lives, and how long that may take.
+const REST_MAX: Duration = Duration::from_secs(1);
+const PING_MAX: Duration = Duration::from_secs(1);
 /// How long a caller waits for a free connection.
 const ACQUIRE_MAX: Duration = Duration::from_secs(3);
 
@@ -80,7 +83,17 @@ impl Store {
             .max_connections(config.pool_max)
             .acquire_timeout(ACQUIRE_MAX)
             .max_lifetime(Duration::from_secs(1800))
+            // Asked only after a rest: a busy connection needs no round trip to prove itself, one that
+            // slept through a restart or a verdict must not fail the first to come.
             .test_before_acquire(false)
+            .before_acquire(|conn, rest| {
+                Box::pin(async move {
+                    if rest.idle_for < REST_MAX {
+                        return Ok(true);
+                    }
+                    Ok(matches!(tokio::time::timeout(PING_MAX, conn.ping()).await, Ok(Ok(()))))
+                })
+            })
             .connect_lazy_with(options.clone());
         Ok(Store {
             pool,

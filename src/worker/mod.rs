@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! host ─► begin ─► (warm worker | life ─► start ─► launch ─► shim ─► the agent)
-//!                         └────► run: hand_over, transcript, clocks ─► ending
+//!                         └────► run: hand_over, transcript, clocks, pen ─► ending
 //! ```
 //! Upper half: [`host`] (places, warm workers, orders), `begin`, `life`, `start`, `hand_over`,
-//! `run`, `ending`. Lower half: [`process`] and what it stands on ([`shim`], [`codec`], [`wire`]).
+//! `run`, `pen`, `ending`. Lower half: [`process`] and what it stands on ([`shim`], [`codec`], [`wire`]).
 
 mod begin;
 mod clocks;
@@ -17,6 +17,7 @@ pub mod host;
 pub mod launch;
 mod life;
 pub mod lifeline;
+mod pen;
 pub mod process;
 mod run;
 pub mod shim;

@@ -6,7 +6,7 @@
 //!
 //! Keeps I7, I10 (the move to `running` is committed before the worker receives a byte) and I11.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
@@ -16,6 +16,7 @@ use super::{
     hand_over::hand_over,
     host::{Call, Halt, Host, Job},
     life::{Fate, Worker},
+    pen::Pen,
     process::{Heard, SendError},
     transcript::{Meaning, Transcript},
     wire::{FromWorker, Message, ToWorker},
@@ -26,16 +27,13 @@ use crate::{
     failure::Code,
     store::{
         commands::{Command, Order},
-        events::{Append, TurnClock},
+        events::TurnClock,
         writer::Written,
     },
     telemetry::metrics,
     turn::LastWord,
 };
 
-/// Events, and bytes of them, that may gather while a write is under way.
-const BUFFER_EVENTS_MAX: usize = 1024;
-const BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// How long a worker may live on after it closed its output.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
 
@@ -49,19 +47,13 @@ enum End {
     Lost,
 }
 
-type Writing = Pin<Box<dyn Future<Output = Written> + Send>>;
-
 struct Run<'a> {
     host: &'a Host,
     worker: &'a mut Worker,
     job: Job,
     account: Account,
     transcript: Transcript,
-    /// The newest `seq` that is known to be committed.
-    base: i32,
-    buffer: Vec<NewEvent>,
-    buffer_bytes: usize,
-    writing: Option<Writing>,
+    pen: Pen,
     cancelled_by: Option<String>,
     closed_until: Option<Instant>,
     /// What the worker may take until its next event.
@@ -85,9 +77,7 @@ pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate 
     let mut run = Run {
         account,
         transcript: Transcript::default(),
-        buffer: Vec::new(),
-        buffer_bytes: 0,
-        writing: None,
+        pen: Pen::new(host.writer().clone(), job.claim.clone(), base),
         cancelled_by: None,
         closed_until: None,
         has_answered: false,
@@ -95,7 +85,6 @@ pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate 
         host,
         worker,
         job,
-        base,
         budget,
     };
     let end = run.until_end().await;
@@ -105,17 +94,15 @@ pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate 
 impl Run<'_> {
     async fn until_end(&mut self) -> End {
         loop {
-            if self.writing.is_none() && !self.buffer.is_empty() {
-                self.flush();
-            }
+            self.write();
             let (mut at, lapse) = self.job.clocks.next();
             let closed_until = self.closed_until.filter(|&until| until < at);
             at = closed_until.unwrap_or(at);
-            let is_listening = self.is_listening();
+            let is_listening = !self.pen.is_full();
             self.was_deaf |= !is_listening;
             let end = tokio::select! {
                 biased;
-                written = write_end(&mut self.writing) => self.written(written),
+                written = self.pen.written() => self.written(written),
                 call = self.job.reach.call() => match call {
                     Call::Halt(halt) => Some(self.halted(halt)),
                     Call::Order(command) => self.obey(command).await,
@@ -131,30 +118,14 @@ impl Run<'_> {
         }
     }
 
-    fn is_listening(&self) -> bool {
-        self.buffer.len() < BUFFER_EVENTS_MAX && self.buffer_bytes < BUFFER_BYTES_MAX
-    }
-
-    fn flush(&mut self) {
+    fn write(&mut self) {
         let clock = if self.transcript.is_asking() { TurnClock::Answer } else { TurnClock::Progress };
-        let append = Append {
-            turn: self.job.claim.turn,
-            epoch: self.job.claim.epoch,
-            base: self.base,
-            events: std::mem::take(&mut self.buffer),
-            clock,
-            budget_ms: i64::try_from(self.budget.as_millis()).unwrap_or(i64::MAX),
-        };
-        self.buffer_bytes = 0;
-        let writer = self.host.writer().clone();
-        self.writing = Some(Box::pin(async move { writer.append(append).await }));
+        self.pen.write(clock, self.budget);
     }
 
     fn written(&mut self, written: Written) -> Option<End> {
-        self.writing = None;
         match written {
-            Written::Done(seq) => {
-                self.base = seq;
+            Written::Done(_) => {
                 if std::mem::take(&mut self.was_deaf) {
                     // It could not be heard meanwhile: its silence was ours.
                     self.expect(self.budget);
@@ -233,8 +204,7 @@ impl Run<'_> {
 
     fn gather(&mut self, event: NewEvent) {
         self.account.last_progress_at = Some(self.host.store().clock().now());
-        self.buffer_bytes += event.data.len();
-        self.buffer.push(event);
+        self.pen.gather(event);
     }
 
     /// Sets the clock after an event: progress moves it, a question hands it to the user.
@@ -341,7 +311,7 @@ impl Run<'_> {
             End::Rerun(word) => (word, Fate::End),
             End::Word(word, fate) => (word, fate),
         };
-        let is_told = speak(self.host, &self.job.claim, self.base, word).await;
+        let is_told = speak(self.host, &self.job.claim, self.pen.base, word).await;
         if !is_told || fate == Fate::End {
             // Authority ends with the turn (I11).
             return self.kill();
@@ -351,19 +321,15 @@ impl Run<'_> {
 
     /// Writes all that was said. The end to take where that is not possible.
     async fn flush_all(&mut self) -> Option<End> {
-        loop {
-            if self.writing.is_none() {
-                if self.buffer.is_empty() {
-                    return None;
-                }
-                self.flush();
-            }
-            let written = write_end(&mut self.writing).await;
+        while !self.pen.is_done() {
+            self.write();
+            let written = self.pen.written().await;
             if let Some(end) = self.written(written) {
-                self.buffer.clear();
+                self.pen.drop_gathered();
                 return Some(end);
             }
         }
+        None
     }
 
     async fn give_back(&mut self) -> bool {
@@ -379,13 +345,5 @@ impl Run<'_> {
     fn kill(&self) -> Fate {
         self.worker.process.kill();
         Fate::End
-    }
-}
-
-/// Waits for the write that is under way; for ever where there is none. Cancel-safe.
-async fn write_end(writing: &mut Option<Writing>) -> Written {
-    match writing {
-        Some(writing) => writing.await,
-        None => std::future::pending().await,
     }
 }
