@@ -14,8 +14,8 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test)
 RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 
-# The suites over several replicas, which must hold without NOTIFY too.
-CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*)))
+# The suites that start replicas, which must hold without NOTIFY too.
+CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
 .PHONY: help setup run demo test figures check fmt lint doc sqlx fmt-check sqlx-check
 
