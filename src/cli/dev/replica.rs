@@ -25,6 +25,8 @@ const YOUNG: Duration = Duration::from_secs(5);
 /// The pause before a replica is started again, at first and at most.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long a port is waited for.
+const PORT_MAX: Duration = Duration::from_secs(2);
 /// A log longer than this is begun anew at the next start of `dev`.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How long a replica that outlived its `dev` gets to leave by itself.
@@ -51,8 +53,15 @@ impl Replica {
         if let Some(stray) = before.and_then(|before| before.pid) {
             evict(stray, port)?;
         }
-        TcpListener::bind(("127.0.0.1", port))
-            .with_context(|| format!("port {port} on 127.0.0.1 is taken; choose another with --port"))?;
+        // A process that was killed a moment ago may still hold its port: its threads end one by one.
+        let mut bound = TcpListener::bind(("127.0.0.1", port));
+        child::wait(PORT_MAX, || {
+            if bound.is_err() {
+                bound = TcpListener::bind(("127.0.0.1", port));
+            }
+            bound.is_ok()
+        });
+        bound.with_context(|| format!("port {port} on 127.0.0.1 is taken; choose another with --port"))?;
         let log = dir.join(format!("replica-{}.log", name.to_ascii_lowercase()));
         if fs::metadata(&log).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
             fs::remove_file(&log)?;
