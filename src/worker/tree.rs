@@ -130,13 +130,19 @@ fn kib(text: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        io::{Read, Write},
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
     #[test]
     fn a_child_is_seen_both_ways_and_counted() {
-        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Once it has answered it waits, and no longer grows between one look and the next.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let (me, it) = (Pid::this(), Pid::from_raw(child.id() as i32));
         assert!(children(me).contains(&it));
         assert!(children_by_parent(me).contains(&it));
