@@ -25,7 +25,7 @@ const PROBE_MAX: Duration = Duration::from_secs(4);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 const RECONNECT_GAP: Duration = Duration::from_millis(200);
 
-/// Hears until cancelled. `is_up` is told whenever the session lock is held, with the doorbell heard.
+/// Hears until cancelled; a session that is lost is followed by another.
 pub async fn listen_on(store: Store, until: CancellationToken) {
     until
         .run_until_cancelled(async {

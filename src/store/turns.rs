@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::{
     agent::{AgentSpec, Retry},
-    event::Kind,
     id::{ConversationId, TurnId},
     turn::{CancelledBy, Status, Turn},
 };
@@ -53,7 +52,7 @@ pub struct NewTurn {
     pub idempotency: Option<(String, String)>,
     /// What to do when the conversation is busy.
     pub if_busy: IfBusy,
-    /// Most turns in flight in one conversation, and most queued in all.
+    /// Most turns in flight in one conversation.
     pub depth_max: u32,
     /// Most turns queued in all conversations.
     pub queue_max: u32,
@@ -340,13 +339,5 @@ impl TurnRow {
             retry_of: self.retry_of.map(|turn| TurnId(turn).to_string()),
             events_url: format!("/v1/turns/{id}/events"),
         })
-    }
-}
-
-/// Which kind of last word a status stands for.
-impl Status {
-    /// The terminal event's kind; `None` while the turn is open.
-    pub fn last_word(self) -> Option<Kind> {
-        self.as_str().parse().ok().filter(|kind: &Kind| kind.is_terminal())
     }
 }

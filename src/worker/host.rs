@@ -279,7 +279,7 @@ impl Host {
         }
     }
 
-    /// Proves this replica's life to its workers' guards. Their limit is `silence_max`.
+    /// Proves this replica's life to its workers' guards, and counts them. Their limit is `silence_max`.
     pub fn renew(&self) {
         let (mut idle, mut busy) = (0, 0);
         for life in lock(&self.0.lives).values() {
