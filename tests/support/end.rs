@@ -23,16 +23,11 @@ impl Drop for Cluster {
         }
         lock(&self.replicas).clear();
         let stopped = lock(&self.postgres).stop(Mode::Immediate);
-        let mut left = Vec::new();
-        let home = self.home.path();
-        let is_clean = child::wait(LEFTOVERS_MAX, || {
-            left = leftovers(home);
-            left.is_empty()
-        });
+        let left = leftovers_of(self.home.path());
         if !has_failed {
             assert!(wrong.is_empty(), "{}", wrong.join("\n"));
             stopped.unwrap();
-            assert!(is_clean, "processes were left behind:\n{}", left.join("\n"));
+            assert!(left.is_empty(), "processes were left behind:\n{}", left.join("\n"));
         }
     }
 }
@@ -65,6 +60,16 @@ impl Cluster {
             eprintln!("--- replica {i}, process {}, the end of its log ---\n{end}\n", replica.pid());
         }
     }
+}
+
+/// What still works under `home` after a while, a line each.
+pub fn leftovers_of(home: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    child::wait(LEFTOVERS_MAX, || {
+        left = leftovers(home);
+        left.is_empty()
+    });
+    left
 }
 
 /// Every process that works under `home` or was told of it, a line each.

@@ -12,7 +12,7 @@ mod client;
 mod end;
 mod events;
 pub mod figures;
-mod replica;
+pub mod replica;
 
 use std::{
     path::{Path, PathBuf},
@@ -30,6 +30,7 @@ use self::replica::Replica;
 pub use self::{
     cases::{Case, all},
     client::{Turn, WorkerSeen},
+    end::leftovers_of,
     events::{Event, EventStream, Next, check_log, kinds, said},
 };
 

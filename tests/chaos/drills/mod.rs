@@ -1,0 +1,118 @@
+//! The drills: one fault each, its count and its figure.
+//!
+//! Owns the list, in the order of the published table. A drill returns what the checker found and
+//! judges its own figure, no other's.
+
+pub mod replicas;
+pub mod workers;
+
+use std::{fmt::Write as _, future::Future, pin::Pin, time::Duration};
+
+use crate::{checker::Findings, scene::Stage};
+
+/// A drill's end.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// How often the fault happened.
+    pub count: usize,
+    /// What was measured, in words.
+    pub figure: String,
+    /// Whether the figure is within its bound.
+    pub is_met: bool,
+    /// What the checker found.
+    pub findings: Findings,
+}
+
+type Run = fn(Stage) -> Pin<Box<dyn Future<Output = Row> + Send>>;
+
+/// One drill.
+pub struct Drill {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// The fault, as the table has it.
+    pub fault: &'static str,
+    /// The bound, as the table has it.
+    pub bound: &'static str,
+    /// How often, in the short, the usual and the full form. Nought: not in that form.
+    pub counts: [usize; 3],
+    /// Whether its figure is a matter of milliseconds, so that nothing else may run beside it.
+    pub is_alone: bool,
+    /// Does it.
+    pub run: Run,
+}
+
+macro_rules! drill {
+    ($name:literal, $fault:literal, $bound:literal, $counts:expr, $is_alone:expr, $run:path) => {
+        Drill {
+            name: $name,
+            fault: $fault,
+            bound: $bound,
+            counts: $counts,
+            is_alone: $is_alone,
+            run: |stage| Box::pin($run(stage)),
+        }
+    };
+}
+
+/// Every drill.
+pub fn all() -> Vec<Drill> {
+    vec![
+        drill!("worker-kill", "worker SIGKILL", "told in p99 ≤ 250 ms", [40, 200, 1000], true, workers::kill),
+        drill!(
+            "replica-kill",
+            "replica SIGKILL, client on another",
+            "p99 ≤ 2 s",
+            [4, 20, 200],
+            true,
+            replicas::kill
+        ),
+        drill!(
+            "worker-freeze",
+            "worker SIGSTOP past its clock, then SIGCONT, writes late",
+            "late writes accepted: 0",
+            [8, 40, 200],
+            false,
+            workers::freeze
+        ),
+        drill!(
+            "replica-freeze",
+            "replica SIGSTOP 30 s, then SIGCONT",
+            "closed by another in ≤ 12 s, late writes 0, clients move",
+            [0, 4, 52],
+            false,
+            replicas::freeze
+        ),
+        drill!(
+            "no-progress",
+            "worker that beats without progress; poison turn",
+            "told within its clock + 1 s; never run twice",
+            [10, 40, 200],
+            false,
+            workers::no_progress
+        ),
+        drill!(
+            "rolling-restart",
+            "rolling restart of 3 replicas under 500 live streams",
+            "0 interrupted that fit the drain, 0 refused accepts, resume p99 ≤ 1 s",
+            [0, 1, 20],
+            false,
+            replicas::roll
+        ),
+    ]
+}
+
+/// The shortest time that this share of all is not above.
+pub fn quantile(times: &[u64], share: f64) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let rank = (times.len() as f64 * share).ceil() as usize;
+    Duration::from_micros(times.get(rank.clamp(1, times.len().max(1)) - 1).copied().unwrap_or_default())
+}
+
+/// Times as the table shows them.
+pub fn spread(times: &[u64]) -> String {
+    let ms = |share| quantile(times, share).as_secs_f64() * 1000.0;
+    let mut text = String::new();
+    let _ = write!(text, "p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms", ms(0.5), ms(0.99), ms(1.0));
+    text
+}

@@ -1,0 +1,158 @@
+//! Faults of replicas: killed, frozen, rolled.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use rand::seq::SliceRandom;
+use tokio::time::sleep;
+
+use super::{Row, quantile, spread};
+use crate::{
+    checker::Allowances,
+    client::Ask,
+    fleet::Plan,
+    load::Mix,
+    scene::{Ballast, Scene, Stage},
+};
+
+const ALLOW: Allowances = Allowances { database_lost_commits: false, turns_min: 12 };
+/// Long turns that run somewhere when a replica falls.
+const BALLAST: usize = 10;
+const FREEZE: Duration = Duration::from_secs(30);
+
+/// Replicas are killed, two of five at once.
+pub async fn kill(stage: Stage) -> Row {
+    let scene = Scene::open(&stage, Plan::slots(5), Mix::FAINT).await;
+    let mut ballast = Ballast::default();
+    let mut left = stage.count;
+    while left > 0 {
+        let slots = draw_slots(&scene, left.min(2));
+        left -= slots.len();
+        // Who never saw a peer alive takes longer to judge it: another figure than this one.
+        scene.acquainted().await;
+        let running = ballast.fill(&scene, BALLAST).await;
+        for &slot in &slots {
+            let pid = scene.fleet.pid(slot);
+            let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
+            scene.fleet.kill(slot, lost.map(|(turn, ..)| turn.turn.clone()).collect());
+        }
+        join_all(slots.iter().map(|&slot| scene.fleet.revive(slot))).await;
+    }
+    // The last ones are told before the ballast is cancelled.
+    sleep(Duration::from_secs(3)).await;
+    ballast.drop_all(&scene).await;
+    let findings = scene.close(ALLOW).await;
+    let told = findings.told_all.get("kill_replica").cloned().unwrap_or_default();
+    Row {
+        count: findings.faults.get("kill_replica").copied().unwrap_or_default(),
+        figure: format!("{} ({} turns)", spread(&told), told.len() / 2),
+        is_met: !told.is_empty() && quantile(&told, 0.99) <= Duration::from_secs(2),
+        findings,
+    }
+}
+
+/// Replicas stand still for 30 s, four of six at once, and go on.
+pub async fn freeze(stage: Stage) -> Row {
+    let scene = Scene::open(&stage, Plan::slots(6), Mix::LIGHT).await;
+    let mut ballast = Ballast::default();
+    let mut left = stage.count;
+    while left > 0 {
+        let slots = draw_slots(&scene, left.min(4));
+        left -= slots.len();
+        scene.acquainted().await;
+        let running = ballast.fill(&scene, BALLAST).await;
+        let mut frozen = Vec::new();
+        for &slot in &slots {
+            let pid = scene.fleet.pid(slot);
+            let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
+            let turns = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+            frozen.push((slot, scene.fleet.freeze(slot, turns)));
+        }
+        sleep(FREEZE).await;
+        for (slot, id) in frozen {
+            scene.fleet.thaw(slot, id);
+        }
+        for &slot in &slots {
+            scene.fleet.ready(slot, Duration::from_secs(30)).await;
+        }
+    }
+    ballast.drop_all(&scene).await;
+    let findings = scene.close(ALLOW).await;
+    let told = findings.told_first.get("freeze_replica").cloned().unwrap_or_default();
+    Row {
+        count: findings.faults.get("freeze_replica").copied().unwrap_or_default(),
+        figure: format!("{}; late writes accepted: {}", spread(&told), findings.reordered),
+        is_met: !told.is_empty()
+            && quantile(&told, 1.0) <= Duration::from_secs(12)
+            && findings.reordered == 0,
+        findings,
+    }
+}
+
+/// Three replicas are replaced one after the other while 500 streams are read.
+pub async fn roll(stage: Stage) -> Row {
+    const SIZE: usize = 3;
+    const TALKERS: usize = 20;
+    const READERS: usize = 25;
+    let plan = Plan { drain: Duration::from_secs(20), ..Plan::slots(SIZE) };
+    let scene = Scene::open(&stage, plan, Mix { closed: 2, open_per_s: 2.0, ..Mix::LIGHT }).await;
+    let is_over = AtomicBool::new(false);
+    let talk = join_all((0..TALKERS).map(|_| talk_until(&scene, &is_over, READERS)));
+    let rolls = async {
+        for _ in 0..stage.count {
+            let mut order: Vec<usize> = (0..SIZE).collect();
+            order.shuffle(&mut *scene.nemesis());
+            for slot in order {
+                scene.fleet.take_out(slot);
+                scene.fleet.drain(slot).await;
+                scene.fleet.revive(slot).await;
+                scene.fleet.put_back(slot);
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(talk, rolls);
+    let findings = scene.close(ALLOW).await;
+    let resumes = findings.measures.get("resume").cloned().unwrap_or_default();
+    let interrupted = findings.codes.get("interrupted").copied().unwrap_or_default();
+    Row {
+        count: stage.count,
+        figure: format!(
+            "interrupted: {interrupted}; refused accepts: {}; resume {} ({} of them)",
+            findings.refused,
+            spread(&resumes),
+            resumes.len()
+        ),
+        is_met: interrupted == 0
+            && findings.refused == 0
+            && !resumes.is_empty()
+            && quantile(&resumes, 0.99) <= Duration::from_secs(1),
+        findings,
+    }
+}
+
+/// Turns of about four seconds, one after the other, each read by many.
+async fn talk_until(scene: &Scene, is_over: &AtomicBool, readers: usize) {
+    let mut ask = Ask::demo("/slow 40");
+    while !is_over.load(Ordering::Relaxed) {
+        let turn = scene.post(&ask).await;
+        ask.conversation = Some(turn.conversation.clone());
+        let mut rng = scene.rng();
+        for _ in 0..readers / 2 {
+            scene.load.observe(&turn, None, &mut rng);
+        }
+        let mut hear = scene.load.observe_and_tell(&turn, scene.fleet.draw(&mut rng), &mut rng);
+        while hear.recv().await.is_some() {}
+    }
+}
+
+/// Which slots fall next.
+fn draw_slots(scene: &Scene, count: usize) -> Vec<usize> {
+    let mut slots: Vec<usize> = (0..scene.fleet.size()).collect();
+    slots.shuffle(&mut *scene.nemesis());
+    slots.truncate(count);
+    slots
+}

@@ -1,0 +1,365 @@
+//! The fleet: the replicas of one run, in slots, over one Postgres.
+//!
+//! Owns the processes. A slot outlives its replicas: what is killed is revived in its slot, and has
+//! another port and process id then. Everything that is broken here is noted in the history, so that
+//! the checker knows what may be blamed on us and what not.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use lastword::cli::postgres::{Mode, Postgres};
+use nix::sys::signal::Signal;
+use rand::{Rng, rngs::StdRng};
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tokio::time::Instant;
+
+use crate::{
+    history::{Fact, History, Outcome},
+    support::{self, OPERATOR, replica::Replica},
+};
+
+/// How long a replica may take to be ready, and a process to be gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How many slots.
+    pub slots: usize,
+    /// More for the replicas' environment; it overrides ours.
+    pub env: Vec<(String, String)>,
+    /// What a slot's replica reaches Postgres by, where it is not the server's own URL.
+    pub database_urls: Vec<String>,
+    /// Turns that one replica runs at once.
+    pub turns_max: u32,
+    /// How long running turns get to end after a SIGTERM.
+    pub drain: Duration,
+    /// The program that a slot runs, where it is not the one under test.
+    pub programs: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// So many slots and nothing special.
+    pub fn slots(slots: usize) -> Plan {
+        Plan {
+            slots,
+            env: Vec::new(),
+            database_urls: Vec::new(),
+            turns_max: 64,
+            drain: Duration::from_secs(5),
+            programs: Vec::new(),
+        }
+    }
+
+    /// The same with one more variable for every replica.
+    pub fn env(mut self, name: &str, value: &str) -> Plan {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// The database that a fleet stands on.
+pub enum Ground {
+    /// A private server of the fleet's own.
+    Own(Box<Postgres>),
+    /// Somebody else's, at this URL.
+    Lent(String),
+}
+
+/// The replicas of one run.
+pub struct Fleet {
+    slots: Vec<Mutex<Replica>>,
+    ground: Mutex<Ground>,
+    home: tempfile::TempDir,
+    plan: Mutex<Plan>,
+    /// Slots that a load balancer would send nobody to.
+    out: Mutex<HashSet<usize>>,
+    born: AtomicU64,
+    faults: AtomicU64,
+    http: reqwest::Client,
+    /// Where everything is noted.
+    pub history: Arc<History>,
+}
+
+impl Fleet {
+    /// Starts a private Postgres whose commits are kept through its crashes, and the replicas.
+    pub async fn start(plan: Plan, history: &Arc<History>) -> Arc<Fleet> {
+        let postgres = tokio::task::block_in_place(Postgres::for_test).unwrap();
+        Fleet::over(Ground::Own(Box::new(postgres)), plan, history).await
+    }
+
+    /// Starts the replicas over this database.
+    pub async fn over(ground: Ground, plan: Plan, history: &Arc<History>) -> Arc<Fleet> {
+        let home = tempfile::Builder::new().prefix("lastword-chaos-").tempdir().unwrap();
+        let count = plan.slots;
+        let mut fleet = Fleet {
+            slots: Vec::new(),
+            ground: Mutex::new(ground),
+            home,
+            plan: Mutex::new(plan),
+            out: Mutex::default(),
+            born: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
+            http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap(),
+            history: history.clone(),
+        };
+        fleet.keep_commits().await;
+        let migrated = fleet.command(0, "migrate").output().unwrap();
+        assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
+        for slot in 0..count {
+            fleet.slots.push(Mutex::new(fleet.born(slot)));
+        }
+        let fleet = Arc::new(fleet);
+        for slot in 0..count {
+            fleet.ready(slot, PATIENCE).await;
+        }
+        let demo = json!({"runtime": "process", "command": [support::program(), "demo-agent"]});
+        fleet.put_agent("demo", demo).await;
+        fleet
+    }
+
+    /// How many slots.
+    pub fn size(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A slot that a client may be sent to.
+    pub fn draw(&self, rng: &mut StdRng) -> usize {
+        let out = lock(&self.out);
+        let open: Vec<usize> = (0..self.size()).filter(|slot| !out.contains(slot)).collect();
+        open[rng.random_range(0..open.len())]
+    }
+
+    /// From now on nobody new is sent to this slot.
+    pub fn take_out(&self, slot: usize) {
+        lock(&self.out).insert(slot);
+    }
+
+    /// It is one of those again.
+    pub fn put_back(&self, slot: usize) {
+        lock(&self.out).remove(&slot);
+    }
+
+    /// Where a slot's replica listens, or did.
+    pub fn url(&self, slot: usize) -> String {
+        lock(&self.slots[slot]).url()
+    }
+
+    /// The process id of a slot's replica, also after its end.
+    pub fn pid(&self, slot: usize) -> i32 {
+        lock(&self.slots[slot]).pid()
+    }
+
+    /// The log of a slot's present replica.
+    pub fn log(&self, slot: usize) -> String {
+        lock(&self.slots[slot]).log()
+    }
+
+    /// Notes that something was broken; the number that heals it.
+    pub fn broke(&self, name: &str, slot: Option<usize>, pid: Option<i32>, turns: Vec<String>) -> u64 {
+        let id = self.faults.fetch_add(1, Ordering::Relaxed);
+        self.history.note(Fact::Fault { f: Outcome::Invoke, id, name: name.to_owned(), slot, pid, turns });
+        id
+    }
+
+    /// Notes that it was healed.
+    pub fn healed(&self, id: u64, name: &str) {
+        let (slot, pid, turns) = (None, None, Vec::new());
+        self.history.note(Fact::Fault { f: Outcome::Ok, id, name: name.to_owned(), slot, pid, turns });
+    }
+
+    /// SIGKILLs a slot's replica, which takes these turns along.
+    pub fn kill(&self, slot: usize, turns: Vec<String>) {
+        let mut replica = lock(&self.slots[slot]);
+        self.broke("kill_replica", Some(slot), Some(replica.pid()), turns);
+        replica.kill();
+    }
+
+    /// Stops a slot's replica in its tracks; the number that `thaw` takes.
+    pub fn freeze(&self, slot: usize, turns: Vec<String>) -> u64 {
+        let mut replica = lock(&self.slots[slot]);
+        let id = self.broke("freeze_replica", Some(slot), Some(replica.pid()), turns);
+        replica.freeze(true);
+        id
+    }
+
+    /// Lets a frozen replica go on.
+    pub fn thaw(&self, slot: usize, id: u64) {
+        lock(&self.slots[slot]).freeze(false);
+        self.healed(id, "freeze_replica");
+    }
+
+    /// Asks a slot's replica to drain and leave, and waits until it is gone.
+    pub async fn drain(&self, slot: usize) {
+        let pid = self.pid(slot);
+        let id = self.broke("drain_replica", Some(slot), Some(pid), Vec::new());
+        lock(&self.slots[slot]).leave(Signal::SIGTERM);
+        let until = Instant::now() + PATIENCE;
+        while lock(&self.slots[slot]).exit().is_none() {
+            assert!(Instant::now() < until, "replica {pid} does not leave:\n{}", self.log(slot));
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.healed(id, "drain_replica");
+    }
+
+    /// Starts a new replica in a slot whose last one is gone, and waits until it is ready.
+    pub async fn revive(&self, slot: usize) {
+        let new = self.born(slot);
+        *lock(&self.slots[slot]) = new;
+        self.ready(slot, PATIENCE).await;
+    }
+
+    /// Another program for a slot's next replicas.
+    pub fn set_program(&self, slot: usize, program: PathBuf) {
+        let mut plan = lock(&self.plan);
+        let slots = plan.slots;
+        plan.programs.resize(slots, support::program().to_owned());
+        plan.programs[slot] = program;
+    }
+
+    /// Waits until a slot says that it is ready; how long that took.
+    pub async fn ready(&self, slot: usize, at_most: Duration) -> Duration {
+        let began = Instant::now();
+        while !self.is_ready(slot).await {
+            let has_died = lock(&self.slots[slot]).has_died();
+            if has_died && self.log(slot).contains("cannot listen") {
+                let again = self.born(slot);
+                *lock(&self.slots[slot]) = again;
+            } else {
+                let is_late = began.elapsed() > at_most;
+                assert!(!has_died && !is_late, "slot {slot} is not ready:\n{}", self.log(slot));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        began.elapsed()
+    }
+
+    /// Whether a slot says now that it is ready.
+    pub async fn is_ready(&self, slot: usize) -> bool {
+        let asked = self.http.get(format!("{}/readyz", self.url(slot))).timeout(Duration::from_secs(2));
+        asked.send().await.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Puts an agent, on any replica that takes it.
+    pub async fn put_agent(&self, name: &str, spec: Value) {
+        let url = format!("{}/v1/agents/{name}", self.url(0));
+        let put = self.http.put(url).bearer_auth(OPERATOR).json(&spec).timeout(PATIENCE);
+        let answer = put.send().await.unwrap();
+        assert!(answer.status().is_success(), "agent {name}: {}", answer.text().await.unwrap());
+    }
+
+    /// A connection to the database that no fault touches.
+    pub async fn admin(&self) -> PgConnection {
+        PgConnection::connect(&self.database_url()).await.unwrap()
+    }
+
+    /// The database itself.
+    pub fn database_url(&self) -> String {
+        match &*lock(&self.ground) {
+            Ground::Own(postgres) => postgres.url(),
+            Ground::Lent(url) => url.clone(),
+        }
+    }
+
+    /// The database moved.
+    pub fn set_database_url(&self, url: String) {
+        *lock(&self.ground) = Ground::Lent(url);
+    }
+
+    /// Does something with the fleet's own server.
+    pub fn with_postgres<T>(&self, act: impl FnOnce(&mut Postgres) -> T) -> T {
+        match &mut *lock(&self.ground) {
+            Ground::Own(postgres) => tokio::task::block_in_place(|| act(postgres)),
+            Ground::Lent(_) => panic!("this fleet's database is not its own"),
+        }
+    }
+
+    /// `lastword verify` over the whole database; what it found wrong.
+    pub fn verify(&self) -> Result<(), String> {
+        let done = self.command(0, "verify").env("DATABASE_URL", self.database_url()).output().unwrap();
+        let said =
+            String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+        done.status.success().then_some(()).ok_or(said)
+    }
+
+    /// Panics in any log of a replica that was ever started, a line each.
+    pub fn panics(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for n in 0..self.born.load(Ordering::Relaxed) {
+            let log = std::fs::read(self.log_path(n)).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log).into_owned();
+            found.extend(log.lines().filter(|line| line.contains("panicked")).map(str::to_owned));
+        }
+        found
+    }
+
+    /// Ends everything; processes that were left behind, a line each.
+    pub fn end(&self) -> Vec<String> {
+        for slot in &self.slots {
+            let mut replica = lock(slot);
+            if replica.exit().is_none() {
+                replica.kill();
+            }
+        }
+        if let Ground::Own(postgres) = &mut *lock(&self.ground) {
+            postgres.stop(Mode::Immediate).unwrap();
+        }
+        support::leftovers_of(self.home.path())
+    }
+
+    fn born(&self, slot: usize) -> Replica {
+        let n = self.born.fetch_add(1, Ordering::Relaxed);
+        Replica::start(self.command(slot, "serve"), self.log_path(n))
+    }
+
+    fn log_path(&self, n: u64) -> PathBuf {
+        self.home.path().join(format!("replica-{n}.log"))
+    }
+
+    fn command(&self, slot: usize, subcommand: &str) -> Command {
+        let plan = lock(&self.plan).clone();
+        let database = plan.database_urls.get(slot).cloned().unwrap_or_else(|| self.database_url());
+        let program = plan.programs.get(slot).cloned().unwrap_or_else(|| support::program().to_owned());
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os() {
+            if ["LASTWORD_", "OTEL_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
+                command.env_remove(name);
+            }
+        }
+        command
+            .arg(subcommand)
+            // Also where leftovers are looked for.
+            .current_dir(self.home.path())
+            .env("DATABASE_URL", database)
+            .env("LASTWORD_DATA_DIR", self.home.path().join("data"))
+            .env("LASTWORD_OPERATOR_TOKENS", OPERATOR)
+            .env("LASTWORD_DEV", "1")
+            .env("LASTWORD_KEEP_ALIVE", "3s")
+            .env("LASTWORD_DRAIN", format!("{}ms", plan.drain.as_millis()))
+            .env("LASTWORD_TURNS_MAX", plan.turns_max.to_string())
+            .env("RUST_BACKTRACE", "1")
+            .envs(plan.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Throw-away servers do not promise that a crash keeps what was committed. The role's setting
+    /// counts for every session that comes after.
+    async fn keep_commits(&self) {
+        let mut admin = self.admin().await;
+        sqlx::query("alter role postgres set synchronous_commit = on").execute(&mut admin).await.unwrap();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,133 @@
+//! The report: a line for each drill while they go, and the table at the end.
+
+use std::{fmt::Write as _, process::Command, time::Duration};
+
+use lastword::cli::postgres::Binaries;
+
+use crate::{
+    checker::Findings,
+    drills::{Drill, Row},
+};
+
+/// Complaints shown for one drill.
+const COMPLAINTS_MAX: usize = 12;
+
+/// A drill that is over.
+pub struct Done {
+    pub drill: Drill,
+    pub row: Row,
+    pub took: Duration,
+}
+
+impl Done {
+    /// Whether everything held and the figure is met.
+    pub fn is_good(&self) -> bool {
+        self.row.is_met && self.row.findings.is_clean()
+    }
+
+    fn verdict(&self) -> &'static str {
+        match (self.row.findings.is_clean(), self.row.is_met) {
+            (true, true) => "held",
+            (true, false) => "missed",
+            (false, _) => "BROKEN",
+        }
+    }
+}
+
+impl Row {
+    /// Of a drill that did not come to its end.
+    pub fn broken(why: String) -> Row {
+        let findings = Findings { complaints: vec![why], ..Findings::default() };
+        Row { count: 0, figure: String::new(), is_met: false, findings }
+    }
+}
+
+/// One drill's end, as it comes.
+pub fn print_one(done: &Done) {
+    println!(
+        "{:7} {:16} {:5} × in {:4} s  {}",
+        done.verdict(),
+        done.drill.name,
+        done.row.count,
+        done.took.as_secs(),
+        done.row.figure
+    );
+    for complaint in done.row.findings.complaints.iter().take(COMPLAINTS_MAX) {
+        println!("        {complaint}");
+    }
+    let more = done.row.findings.complaints.len().saturating_sub(COMPLAINTS_MAX);
+    if more > 0 {
+        println!("        … and {more} more");
+    }
+}
+
+/// The table and the sums.
+pub fn print(done: &[Done], took: Duration) {
+    let mut sum = Findings::default();
+    for done in done {
+        sum.add(done.row.findings.clone());
+    }
+    println!("\n{}", table(done));
+    println!("{}", counts(&sum));
+    let held = done.iter().filter(|done| done.is_good()).count();
+    println!("{held} of {} drills held, in {} s", done.len(), took.as_secs());
+}
+
+/// The counts that must be nought, and those that must not.
+fn counts(sum: &Findings) -> String {
+    format!(
+        "attempted {}, acknowledged {}, completed {}, failed {}, cancelled {}, recovered {} · \
+         lost {}, duplicated {}, reordered {}, false deaths {}, wrong {}",
+        sum.attempted,
+        sum.acknowledged,
+        sum.completed,
+        sum.failed,
+        sum.cancelled,
+        sum.recovered,
+        sum.lost,
+        sum.duplicated,
+        sum.reordered,
+        sum.unexpected,
+        sum.wrong
+    )
+}
+
+fn table(done: &[Done]) -> String {
+    let mut text = String::from("| fault | times | bound | measured | verdict |\n|---|---:|---|---|---|\n");
+    for done in done {
+        let Drill { fault, bound, .. } = done.drill;
+        let Row { count, figure, .. } = &done.row;
+        let _ = writeln!(text, "| {fault} | {count} | {bound} | {figure} | {} |", done.verdict());
+    }
+    text
+}
+
+/// The report for the repository.
+pub fn markdown(done: &[Done], seed: u64) -> String {
+    let mut sum = Findings::default();
+    for done in done {
+        sum.add(done.row.findings.clone());
+    }
+    format!("Seed {seed}. {}.\n\n{}\n{}.\n", surroundings(), table(done), counts(&sum))
+}
+
+/// What it ran on.
+pub fn surroundings() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let said = |program: &str, args: &[&str]| {
+        let out = Command::new(program).args(args).output().ok();
+        out.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default()
+    };
+    let postgres = Binaries::find(None).expect("Postgres").postgres();
+    let postgres = said(&postgres.to_string_lossy(), &["--version"]);
+    let commit = said("git", &["rev-parse", "--short", "HEAD"]);
+    let date = chrono::Utc::now().format("%Y-%m-%d");
+    format!("{date}, commit {commit}, {cores} cores, {postgres}")
+}
+
+/// What a task that panicked said.
+pub fn panic_text(why: tokio::task::JoinError) -> String {
+    let Ok(panic) = why.try_into_panic() else { return "cancelled".to_owned() };
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
