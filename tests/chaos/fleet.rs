@@ -46,6 +46,10 @@ pub struct Plan {
     pub drain: Duration,
     /// The program that a slot runs, where it is not the one under test.
     pub programs: Vec<PathBuf>,
+    /// More for the environment of one slot's replicas.
+    pub slot_env: Vec<(usize, String, String)>,
+    /// Said to the database before the tables are made.
+    pub prelude: Vec<&'static str>,
 }
 
 impl Plan {
@@ -58,6 +62,8 @@ impl Plan {
             turns_max: 64,
             drain: Duration::from_secs(5),
             programs: Vec::new(),
+            slot_env: Vec::new(),
+            prelude: Vec::new(),
         }
     }
 
@@ -113,7 +119,7 @@ impl Fleet {
             http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap(),
             history: history.clone(),
         };
-        fleet.keep_commits().await;
+        fleet.prepare().await;
         let migrated = fleet.command(0, "migrate").output().unwrap();
         assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
         for slot in 0..count {
@@ -348,15 +354,20 @@ impl Fleet {
             .env("LASTWORD_DRAIN", format!("{}ms", plan.drain.as_millis()))
             .env("LASTWORD_TURNS_MAX", plan.turns_max.to_string())
             .env("RUST_BACKTRACE", "1")
-            .envs(plan.env.iter().map(|(name, value)| (name, value)));
+            .envs(plan.env.iter().map(|(name, value)| (name, value)))
+            .envs(plan.slot_env.iter().filter(|(of, ..)| *of == slot).map(|(_, name, value)| (name, value)));
         command
     }
 
     /// Throw-away servers do not promise that a crash keeps what was committed. The role's setting
     /// counts for every session that comes after.
-    async fn keep_commits(&self) {
+    async fn prepare(&self) {
         let mut admin = self.admin().await;
-        sqlx::query("alter role postgres set synchronous_commit = on").execute(&mut admin).await.unwrap();
+        let keep = "alter role postgres set synchronous_commit = on";
+        let prelude = lock(&self.plan).prelude.clone();
+        for statement in std::iter::once(keep).chain(prelude) {
+            sqlx::query(statement).execute(&mut admin).await.unwrap();
+        }
     }
 }
 

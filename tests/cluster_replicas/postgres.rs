@@ -12,7 +12,7 @@ use tokio::{task::block_in_place, time::Instant};
 
 use crate::{
     assert_nobody_was_judged, read_some, ready,
-    support::{Cluster, OPERATOR, PATIENCE, is_alive, said, signal},
+    support::{Cluster, OPERATOR, PATIENCE, children_of, is_alive, said, signal},
 };
 
 /// Longer than any replica waits for a peer's beat.
@@ -166,16 +166,4 @@ async fn a_turn_that_cannot_be_stored_is_refused(cluster: &Cluster) {
     ready(cluster, 0).await;
     assert_eq!(post(0).await.status(), StatusCode::ACCEPTED);
     assert_eq!(count().await, before + 1, "a refused turn was stored");
-}
-
-fn children_of(parent: i32) -> Vec<i32> {
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent_of =
-            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
-        parent_of == Some(parent)
-    })
-    .collect()
 }

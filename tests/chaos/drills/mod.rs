@@ -3,6 +3,7 @@
 //! Owns the list, in the order of the published table. A drill returns what the checker found and
 //! judges its own figure, no other's.
 
+pub mod database;
 pub mod replicas;
 pub mod workers;
 
@@ -81,6 +82,38 @@ pub fn all() -> Vec<Drill> {
             [0, 4, 52],
             false,
             replicas::freeze
+        ),
+        drill!(
+            "postgres-restart",
+            "Postgres restarted (fast, immediate, SIGKILL), away 0–30 s",
+            "false deaths 0; service again ≤ 3 s after Postgres",
+            [3, 10, 50],
+            false,
+            database::restart
+        ),
+        drill!(
+            "postgres-stall",
+            "Postgres stalled (all its processes stopped) 12 s and 30 s, its clock stepped ± 60 s",
+            "false deaths 0",
+            [0, 4, 20],
+            false,
+            database::stall
+        ),
+        drill!(
+            "backends-ended",
+            "every backend terminated every 2 s",
+            "5 min; false deaths 0",
+            [5, 20, 150],
+            false,
+            database::terminate
+        ),
+        drill!(
+            "no-notify",
+            "NOTIFY never delivered",
+            "terminal seen ≤ 1 s later than with it",
+            [10, 30, 100],
+            false,
+            database::no_notify
         ),
         drill!(
             "no-progress",
