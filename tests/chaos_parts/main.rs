@@ -9,8 +9,11 @@
 
 mod commits;
 mod nets;
+mod pairs;
 #[path = "../chaos/proxy.rs"]
 mod proxy;
+#[path = "../chaos/standby.rs"]
+mod standby;
 
 use std::time::{Duration, Instant};
 
