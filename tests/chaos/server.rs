@@ -46,7 +46,7 @@ impl Programs {
         // What is on the path may be a link to one program; the others are where it points.
         let postgres = fs::canonicalize(Binaries::find(None)?.postgres())?;
         let dir = postgres.parent().context("no directory of programs")?.to_owned();
-        for program in ["initdb", "pg_basebackup", "pg_ctl"] {
+        for program in ["pg_basebackup", "pg_ctl"] {
             if !dir.join(program).is_file() {
                 bail!("{} has no `{program}`", dir.display());
             }
@@ -116,7 +116,8 @@ impl Server {
         data: PathBuf,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Server> {
-        let log = data.join("server.log");
+        // Beside the directory: a copy of that one takes every file with it.
+        let log = data.with_extension("log");
         for _ in 0..START_TRIES_MAX {
             let port = free_port()?;
             let out = File::create(&log)?;

@@ -10,6 +10,9 @@
 mod commits;
 mod nets;
 mod pairs;
+#[path = "../chaos/pooler.rs"]
+mod pooler;
+mod poolers;
 #[path = "../chaos/proxy.rs"]
 mod proxy;
 #[path = "../chaos/standby.rs"]

@@ -50,6 +50,7 @@ async fn commit_on(url: String, told: watch::Sender<Vec<i32>>, mut stop: watch::
 async fn a_synchronous_fail_over_loses_nothing_that_a_client_was_told_of() {
     let mut pair = Pair::start(Mode::Synchronous).await.unwrap();
     connect(&pair.primary_url()).await.execute("create table marks (mark int primary key)").await.unwrap();
+    a_commit_waits_for_its_standby(&pair).await;
     let proxy = Proxy::start(pair.primary_addr()).unwrap();
     let (told, heard) = watch::channel(Vec::new());
     let (stop, stopped) = watch::channel(false);
@@ -72,6 +73,18 @@ async fn a_synchronous_fail_over_loses_nothing_that_a_client_was_told_of() {
     eventually("commits go on without a standby", async || heard.borrow().len() >= enough).await;
     stop.send_replace(true);
     client.await.unwrap();
+}
+
+async fn a_commit_waits_for_its_standby(pair: &Pair) {
+    pair.hold_back().await.unwrap();
+    let mut held = connect(&pair.primary_url()).await;
+    let mut waits = tokio::spawn(async move { insert(&mut held, -1).await });
+    let mut other = connect(&pair.primary_url()).await;
+    let waiting = "select count(*) = 1 from pg_stat_activity where wait_event = 'SyncRep'";
+    eventually("it waits", async || sqlx::query_scalar(waiting).fetch_one(&mut other).await.unwrap()).await;
+    assert!(futures_util::poll!(&mut waits).is_pending(), "nobody waited");
+    pair.let_through();
+    waits.await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -102,21 +115,6 @@ async fn an_asynchronous_fail_over_loses_what_was_held_back_and_nothing_else() {
     pair.fail_over().await.unwrap();
     assert_eq!(marks(&pair.primary_url()).await, Vec::from_iter(1..=20));
     insert(&mut connect(&pair.primary_url()).await, 99).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_commit_waits_for_a_synchronous_standby() {
-    let pair = Pair::start(Mode::Synchronous).await.unwrap();
-    let mut primary = connect(&pair.primary_url()).await;
-    primary.execute("create table marks (mark int primary key)").await.unwrap();
-    pair.hold_back().await.unwrap();
-    let mut waits = tokio::spawn(async move { insert(&mut primary, 1).await });
-    let mut other = connect(&pair.primary_url()).await;
-    let waiting = "select count(*) = 1 from pg_stat_activity where wait_event = 'SyncRep'";
-    eventually("it waits", async || sqlx::query_scalar(waiting).fetch_one(&mut other).await.unwrap()).await;
-    assert!(futures_util::poll!(&mut waits).is_pending(), "nobody waited");
-    pair.let_through();
-    waits.await.unwrap().unwrap();
 }
 
 #[tokio::test]
