@@ -39,6 +39,12 @@ pub struct Findings {
     pub unexpected: usize,
     /// Posts that were answered with anything but a turn.
     pub refused: usize,
+    /// Posts that a replica answered with a turn though it was cut from Postgres.
+    pub accepted_while_cut: usize,
+    /// Acknowledged turns that the database lost, and observers that were told to begin anew, where
+    /// the database itself lost commits.
+    pub gone: usize,
+    pub resets: usize,
     /// Turns whose end was wrong though it was one: another text than the agent gave.
     pub wrong: usize,
     /// A line for each of these, and for whatever else is not as it must be.
@@ -79,6 +85,9 @@ impl Findings {
             (&mut self.reordered, other.reordered),
             (&mut self.unexpected, other.unexpected),
             (&mut self.refused, other.refused),
+            (&mut self.accepted_while_cut, other.accepted_while_cut),
+            (&mut self.gone, other.gone),
+            (&mut self.resets, other.resets),
             (&mut self.wrong, other.wrong),
         ] {
             *mine += its;
@@ -135,6 +144,7 @@ pub async fn check(lines: &[Line], admin: &mut PgConnection, allow: Allowances) 
     check_lines_of_conversations(&mut findings, &stored);
     check_observers(&mut findings, lines, &stored, allow);
     check_excuses(&mut findings, lines, &stored, allow);
+    check_cuts(&mut findings, lines);
     count_figures(&mut findings, lines);
     check_not_void(&mut findings, lines, &posts, allow);
     Ok(findings)
@@ -226,7 +236,9 @@ fn check_posts(
             findings.complain(format!("{nonce} was answered with different turns: {turns:?}"));
         }
         for turn in turns {
-            if !stored.contains_key(turn) && !allow.database_lost_commits {
+            if !stored.contains_key(turn) && allow.database_lost_commits {
+                findings.gone += 1;
+            } else if !stored.contains_key(turn) {
                 findings.lost += 1;
                 findings.complain(format!("{turn} of {nonce} was acknowledged and is not there"));
             }
@@ -301,7 +313,9 @@ fn check_observers(
     for line in lines {
         let Fact::Watch { f, who, turn, seen, reset_at, why, connects, .. } = &line.fact else { continue };
         let id = id_of(turn);
-        if *f != Outcome::Ok && !(allow.database_lost_commits && !stored.contains_key(&id)) {
+        findings.resets += usize::from(*reset_at > 0);
+        let may_be_gone = allow.database_lost_commits && !stored.contains_key(&id);
+        if *f != Outcome::Ok && !may_be_gone {
             findings.lost += 1;
             findings
                 .complain(format!("observer {who} of {turn} never saw its end ({connects} tries): {why:?}"));
@@ -319,6 +333,33 @@ fn check_observers(
                 seen.len(),
                 stored.events.len()
             ));
+        }
+    }
+}
+
+/// A replica that is cut from Postgres can accept nothing.
+fn check_cuts(findings: &mut Findings, lines: &[Line]) {
+    let mut cut: HashMap<u64, usize> = HashMap::new();
+    // Posts that began while their slot was cut.
+    let mut doubtful: HashSet<(&str, usize)> = HashSet::new();
+    for line in lines {
+        match &line.fact {
+            Fact::Fault { f: Outcome::Invoke, id, name, slot: Some(slot), .. } if name == "cut_replica" => {
+                cut.insert(*id, *slot);
+            }
+            Fact::Fault { f: Outcome::Ok, id, .. } => {
+                if let Some(slot) = cut.remove(id) {
+                    doubtful.retain(|(_, of)| *of != slot);
+                }
+            }
+            Fact::Post { f: Outcome::Invoke, nonce, slot, .. } if cut.values().any(|cut| cut == slot) => {
+                doubtful.insert((nonce, *slot));
+            }
+            Fact::Post { f: Outcome::Ok, nonce, slot, .. } if doubtful.contains(&(nonce.as_str(), *slot)) => {
+                findings.accepted_while_cut += 1;
+                findings.complain(format!("slot {slot} accepted {nonce} while it was cut from Postgres"));
+            }
+            _ => {}
         }
     }
 }

@@ -79,10 +79,15 @@ impl Client {
 
     /// Posts at random replicas until the outcome is known, where a key makes that safe.
     pub async fn post(&self, ask: &Ask, rng: &mut StdRng) -> Option<Accepted> {
+        let slot = self.fleet.draw(rng);
+        self.post_from(ask, slot, rng).await
+    }
+
+    /// The same, and `slot` is the first that is asked.
+    pub async fn post_from(&self, ask: &Ask, mut slot: usize, rng: &mut StdRng) -> Option<Accepted> {
         let nonce = format!("n{}", NONCES.fetch_add(1, Ordering::Relaxed));
         let began = Instant::now();
         loop {
-            let slot = self.fleet.draw(rng);
             let (outcome, accepted) = self.post_once(ask, &nonce, slot).await;
             let is_settled = outcome == Outcome::Ok || !ask.is_keyed && outcome == Outcome::Info;
             if is_settled || began.elapsed() > ASK_MAX {
@@ -90,6 +95,7 @@ impl Client {
             }
             let pause = rng.random_range(20..200);
             tokio::time::sleep(Duration::from_millis(pause)).await;
+            slot = self.fleet.draw(rng);
         }
     }
 

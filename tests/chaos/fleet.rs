@@ -256,6 +256,12 @@ impl Fleet {
         asked.send().await.is_ok_and(|answer| answer.status().is_success())
     }
 
+    /// A slot's metrics.
+    pub async fn metrics(&self, slot: usize) -> String {
+        let asked = self.http.get(format!("{}/metrics", self.url(slot))).bearer_auth(OPERATOR);
+        asked.timeout(PATIENCE).send().await.unwrap().text().await.unwrap()
+    }
+
     /// Puts an agent, on any replica that takes it.
     pub async fn put_agent(&self, name: &str, spec: Value) {
         let url = format!("{}/v1/agents/{name}", self.url(0));

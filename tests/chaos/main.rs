@@ -19,8 +19,11 @@ mod fleet;
 mod history;
 mod load;
 mod observer;
+mod pooler;
+mod proxy;
 mod report;
 mod scene;
+mod standby;
 
 use std::{
     path::PathBuf,

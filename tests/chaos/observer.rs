@@ -25,6 +25,8 @@ use crate::{
 
 /// Longer than two keep-alives of the fleet: who is silent that long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// Told so often that there is no such log, an observer believes it.
+const GONE_MAX: u32 = 5;
 /// One in so many events makes the observer go elsewhere without a reason.
 const RESTLESS: u32 = 40;
 
@@ -53,6 +55,7 @@ pub async fn watch(client: Client, turn: String, plan: Watch, told: Option<mpsc:
         connects: 0,
         slot: 0,
         last: Value::Null,
+        gone: 0,
         cut_at: None,
         is_done: false,
         told,
@@ -94,6 +97,8 @@ struct Observer {
     connects: u32,
     slot: usize,
     last: Value,
+    /// How often it was told that there is no such log.
+    gone: u32,
     /// When the last connection ended.
     cut_at: Option<Instant>,
     is_done: bool,
@@ -109,6 +114,13 @@ impl Observer {
         };
         self.connects += 1;
         let answer = self.client.open(&self.turn, self.cursor, self.slot).await?;
+        if [404, 410].contains(&answer.status().as_u16()) {
+            self.gone += 1;
+            if self.gone >= GONE_MAX {
+                self.is_done = true;
+                self.note(Outcome::Info, Some(format!("gone: {}", answer.status())));
+            }
+        }
         if answer.status() != 200 {
             return Err(format!("slot {}: {}", self.slot, answer.status()));
         }

@@ -4,6 +4,7 @@
 //! judges its own figure, no other's.
 
 pub mod database;
+pub mod network;
 pub mod replicas;
 pub mod workers;
 
@@ -22,6 +23,13 @@ pub struct Row {
     pub is_met: bool,
     /// What the checker found.
     pub findings: Findings,
+}
+
+impl Row {
+    /// Of a drill that this machine has not got what it takes for. Never counted as held.
+    pub fn not_run(why: String) -> Row {
+        Row { count: 0, figure: format!("not run: {why}"), is_met: false, findings: Findings::default() }
+    }
 }
 
 type Run = fn(Stage) -> Pin<Box<dyn Future<Output = Row> + Send>>;
@@ -84,6 +92,22 @@ pub fn all() -> Vec<Drill> {
             replicas::freeze
         ),
         drill!(
+            "replica-cut",
+            "replica cut from Postgres 30 s (both ways, one way)",
+            "accepted during the cut 0; told within 12 s; back in service ≤ 5 s",
+            [0, 4, 52],
+            false,
+            network::cut
+        ),
+        drill!(
+            "lost-commit",
+            "connection cut after COMMIT was sent, client retries with its key",
+            "one turn a key",
+            [40, 200, 1000],
+            false,
+            network::lost_commit
+        ),
+        drill!(
             "postgres-restart",
             "Postgres restarted (fast, immediate, SIGKILL), away 0–30 s",
             "false deaths 0; service again ≤ 3 s after Postgres",
@@ -100,6 +124,30 @@ pub fn all() -> Vec<Drill> {
             database::stall
         ),
         drill!(
+            "failover-sync",
+            "failover to a synchronous standby",
+            "0 lost; service again ≤ 5 s",
+            [1, 4, 20],
+            false,
+            network::fail_over
+        ),
+        drill!(
+            "failover-async",
+            "failover to an asynchronous standby that lacks the newest commits",
+            "noticed, ended as internal, no two events under one seq without a reset, count reported",
+            [1, 3, 10],
+            false,
+            network::fail_over_behind
+        ),
+        drill!(
+            "frozen-within",
+            "a replica frozen in the middle of a statement or of a large result",
+            "its turns closed in ≤ 12 s all the same",
+            [0, 4, 52],
+            false,
+            network::freeze_within
+        ),
+        drill!(
             "backends-ended",
             "every backend terminated every 2 s",
             "5 min; false deaths 0",
@@ -114,6 +162,14 @@ pub fn all() -> Vec<Drill> {
             [10, 30, 100],
             false,
             database::no_notify
+        ),
+        drill!(
+            "pooler",
+            "transaction pooler in between (PgBouncer)",
+            "correct; terminal seen ≤ 1 s later than without",
+            [10, 30, 100],
+            false,
+            network::pooler
         ),
         drill!(
             "no-progress",
