@@ -14,7 +14,10 @@
 //! | reordered | gaps, repeats or differences between the log and what two observers saw |
 //! | unexpected | last words that nothing excuses |
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -37,6 +40,10 @@ pub struct Findings {
     pub duplicated: usize,
     pub reordered: usize,
     pub unexpected: usize,
+    /// Observers that saw their turn's end.
+    pub watched: usize,
+    /// A digest of the faults, in order: the same seed gives the same.
+    pub schedule: u64,
     /// Posts that were answered with anything but a turn.
     pub refused: usize,
     /// Posts that a replica answered with a turn though it was cut from Postgres.
@@ -85,6 +92,7 @@ impl Findings {
             (&mut self.reordered, other.reordered),
             (&mut self.unexpected, other.unexpected),
             (&mut self.refused, other.refused),
+            (&mut self.watched, other.watched),
             (&mut self.accepted_while_cut, other.accepted_while_cut),
             (&mut self.gone, other.gone),
             (&mut self.resets, other.resets),
@@ -313,6 +321,7 @@ fn check_observers(
     for line in lines {
         let Fact::Watch { f, who, turn, seen, reset_at, why, connects, .. } = &line.fact else { continue };
         let id = id_of(turn);
+        findings.watched += usize::from(*f == Outcome::Ok);
         findings.resets += usize::from(*reset_at > 0);
         let may_be_gone = allow.database_lost_commits && !stored.contains_key(&id);
         if *f != Outcome::Ok && !may_be_gone {
@@ -462,9 +471,16 @@ fn count_figures(findings: &mut Findings, lines: &[Line]) {
             ends.entry(turn).or_default().push(line.t);
         }
     }
+    let mut nth: HashMap<&str, u32> = HashMap::new();
     for line in lines {
         match &line.fact {
-            Fact::Fault { f: Outcome::Invoke, name, turns, .. } => {
+            Fact::Fault { f: Outcome::Invoke, name, slot, turns, .. } => {
+                let n = nth.entry(name).or_default();
+                *n += 1;
+                let mut hasher = DefaultHasher::new();
+                (name, slot, *n).hash(&mut hasher);
+                // Faults of different names may be under way at once: a sum knows no order of those.
+                findings.schedule = findings.schedule.wrapping_add(hasher.finish());
                 *findings.faults.entry(name.clone()).or_default() += 1;
                 for times in turns.iter().filter_map(|turn| ends.get(turn.as_str())) {
                     let took = |end: Option<&u64>| end.map_or(0, |end| end.saturating_sub(line.t));

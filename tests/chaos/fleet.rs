@@ -191,6 +191,11 @@ impl Fleet {
         replica.kill();
     }
 
+    /// Takes note that a slot's replica was killed by somebody else.
+    pub fn bury(&self, slot: usize) {
+        lock(&self.slots[slot]).kill();
+    }
+
     /// Stops a slot's replica in its tracks; the number that `thaw` takes.
     pub fn freeze(&self, slot: usize, turns: Vec<String>) -> u64 {
         let mut replica = lock(&self.slots[slot]);

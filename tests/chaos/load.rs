@@ -26,6 +26,7 @@ use crate::{
 pub const WATCH_MAX: Duration = Duration::from_secs(150);
 /// A conversation that is talked to again keeps to its line.
 const LINE_TURNS: usize = 3;
+const CHAT_TURNS: usize = 50;
 
 /// How much there is to do.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,8 @@ pub struct Mix {
     pub closed: usize,
     /// Turns a second that come whatever becomes of the others.
     pub open_per_s: f64,
+    /// Clients that go on with one conversation for a while.
+    pub chatty: usize,
     /// Between two turns of a closed client, at most.
     pub pause: Duration,
     /// Whether cancels, questions and lines are part of it, or only plain answers.
@@ -43,10 +46,10 @@ pub struct Mix {
 impl Mix {
     /// Enough to notice what breaks, on a machine with two cores.
     pub const LIGHT: Mix =
-        Mix { closed: 4, open_per_s: 2.0, pause: Duration::from_millis(400), is_varied: true };
+        Mix { closed: 4, open_per_s: 2.0, chatty: 0, pause: Duration::from_millis(400), is_varied: true };
     /// For a run whose figures must not be disturbed.
     pub const FAINT: Mix =
-        Mix { closed: 2, open_per_s: 0.5, pause: Duration::from_millis(800), is_varied: true };
+        Mix { closed: 2, open_per_s: 0.5, chatty: 0, pause: Duration::from_millis(800), is_varied: true };
 }
 
 /// Clients under way.
@@ -76,6 +79,10 @@ impl Load {
         for n in 0..mix.closed as u64 {
             let (guest, rng) = (guest.clone(), StdRng::seed_from_u64(seed.wrapping_add(n)));
             clients.push(tokio::spawn(guest.come_and_go(rng)));
+        }
+        for n in 0..mix.chatty as u64 {
+            let (guest, rng) = (guest.clone(), StdRng::seed_from_u64(seed.wrapping_add(500 + n)));
+            clients.push(tokio::spawn(guest.chat(rng)));
         }
         if mix.open_per_s > 0.0 {
             let rng = StdRng::seed_from_u64(seed.wrapping_add(1000));
@@ -127,6 +134,22 @@ impl Guest {
             self.visit(&mut rng).await;
             let pause = self.mix.pause.mul_f64(rng.random_range(0.0..1.0));
             let _ = self.stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        }
+    }
+
+    /// One conversation after the other, each of several turns.
+    async fn chat(self, mut rng: StdRng) {
+        while !self.stop.is_cancelled() {
+            let mut ask = Ask::demo("hi");
+            for _ in 0..CHAT_TURNS {
+                let Some(turn) = self.client.post(&ask, &mut rng).await else { break };
+                ask.conversation = Some(turn.conversation.clone());
+                let mut hear = self.observe(&turn, &mut rng);
+                while hear.recv().await.is_some() {}
+                if self.stop.is_cancelled() {
+                    return;
+                }
+            }
         }
     }
 

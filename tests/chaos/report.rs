@@ -45,11 +45,12 @@ impl Row {
 /// One drill's end, as it comes.
 pub fn print_one(done: &Done) {
     println!(
-        "{:7} {:16} {:5} × in {:4} s  {}",
+        "{:7} {:16} {:5} × in {:4} s  [faults {:08x}]  {}",
         done.verdict(),
         done.drill.name,
         done.row.count,
         done.took.as_secs(),
+        done.row.findings.schedule >> 32,
         done.row.figure
     );
     for complaint in done.row.findings.complaints.iter().take(COMPLAINTS_MAX) {

@@ -251,6 +251,11 @@ impl Ballast {
         }
     }
 
+    /// All of them, those that have ended too.
+    pub fn turns(&self) -> &[Accepted] {
+        &self.turns
+    }
+
     /// Cancels what is left.
     pub async fn drop_all(self, scene: &Scene) {
         let mut rng = scene.rng();

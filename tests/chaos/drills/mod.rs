@@ -3,9 +3,12 @@
 //! Owns the list, in the order of the published table. A drill returns what the checker found and
 //! judges its own figure, no other's.
 
+pub mod clients;
 pub mod database;
+pub mod machine;
 pub mod network;
 pub mod replicas;
+pub mod soak;
 pub mod workers;
 
 use std::{fmt::Write as _, future::Future, pin::Pin, time::Duration};
@@ -187,6 +190,7 @@ pub fn all() -> Vec<Drill> {
             false,
             replicas::roll
         ),
+        drill!("soak", "soak with all of it", "30 min, ≥ 50,000 turns", [40, 150, 1800], false, soak::run),
     ]
 }
 

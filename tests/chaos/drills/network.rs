@@ -24,13 +24,13 @@ use crate::{
     standby::{Mode, Pair},
 };
 
-const ALLOW: Allowances = Allowances { database_lost_commits: false, turns_min: 12 };
+pub const ALLOW: Allowances = Allowances { database_lost_commits: false, turns_min: 12 };
 const BALLAST: usize = 10;
 const CUT: Duration = Duration::from_secs(30);
 const FREEZE: Duration = Duration::from_secs(14);
 
 /// A private Postgres with a proxy before it for each slot, and a plan that goes through them.
-fn by_proxy(slots: usize) -> (Ground, Vec<Proxy>, Plan) {
+pub fn by_proxy(slots: usize) -> (Ground, Vec<Proxy>, Plan) {
     let postgres = tokio::task::block_in_place(Postgres::for_test).unwrap();
     let upstream = SocketAddr::from(([127, 0, 0, 1], postgres.port()));
     let proxies: Vec<Proxy> = (0..slots).map(|_| Proxy::start(upstream).unwrap()).collect();
