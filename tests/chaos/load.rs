@@ -110,6 +110,13 @@ impl Load {
         }
     }
 
+    /// One observer, where there are thousands of turns.
+    pub fn observe_once(&self, turn: &Accepted, rng: &mut StdRng) {
+        let plan =
+            Watch { who: 0, seed: rng.random(), at_most: WATCH_MAX, first_slot: None, is_restless: false };
+        self.watchers.spawn(watch(self.client.clone(), turn.turn.clone(), plan, None));
+    }
+
     /// The same, and what the first of them sees is told.
     pub fn observe_and_tell(&self, turn: &Accepted, slot: usize, rng: &mut StdRng) -> mpsc::Receiver<Value> {
         let (told, hear) = mpsc::channel(4096);

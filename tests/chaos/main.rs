@@ -21,6 +21,7 @@ mod load;
 mod observer;
 mod pooler;
 mod proxy;
+mod puppet;
 mod report;
 mod scene;
 mod standby;
@@ -73,6 +74,9 @@ struct Args {
     /// Writes the table as Markdown here too.
     #[arg(long)]
     report: Option<PathBuf>,
+    /// Plays a replica that holds turns in this database.
+    #[arg(long, hide = true)]
+    puppet: Option<String>,
     /// Only lists the drills.
     #[arg(long)]
     list: bool,
@@ -84,7 +88,10 @@ fn main() -> ExitCode {
     runtime.block_on(run(args))
 }
 
-async fn run(args: Args) -> ExitCode {
+async fn run(mut args: Args) -> ExitCode {
+    if let Some(database_url) = args.puppet.take() {
+        return puppet::hold(database_url).await;
+    }
     let seed = args.seed.unwrap_or_else(rand::random);
     let wanted = chosen(&args);
     if args.list {

@@ -127,6 +127,11 @@ impl Scene {
 
     /// Waits until every living replica has been seen by the others for some beats.
     pub async fn acquainted(&self) {
+        self.acquainted_with(self.fleet.size() as i64).await;
+    }
+
+    /// The same for so many replicas.
+    pub async fn acquainted_with(&self, count: i64) {
         let mut admin = self.fleet.admin().await;
         let until = Instant::now() + WARM_UP_MAX;
         loop {
@@ -139,7 +144,7 @@ impl Scene {
                 .fetch_one(&mut admin)
                 .await
                 .unwrap();
-            if young == 0 && ready == self.fleet.size() as i64 {
+            if young == 0 && ready == count {
                 return;
             }
             assert!(Instant::now() < until, "{ready} replicas are ready, {young} of them young");

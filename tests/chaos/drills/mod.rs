@@ -6,6 +6,7 @@
 pub mod clients;
 pub mod database;
 pub mod machine;
+pub mod mass;
 pub mod network;
 pub mod replicas;
 pub mod soak;
@@ -183,12 +184,53 @@ pub fn all() -> Vec<Drill> {
             workers::no_progress
         ),
         drill!(
+            "mass",
+            "5,000 turns in flight on a replica that is killed",
+            "all told ≤ 3 s after the verdict",
+            [0, 1, 5],
+            true,
+            mass::kill
+        ),
+        drill!(
             "rolling-restart",
             "rolling restart of 3 replicas under 500 live streams",
             "0 interrupted that fit the drain, 0 refused accepts, resume p99 ≤ 1 s",
             [0, 1, 20],
             false,
             replicas::roll
+        ),
+        drill!(
+            "disk-full",
+            "disk full under Postgres",
+            "no acceptance without a durable row",
+            [0, 1, 5],
+            false,
+            machine::disk_full
+        ),
+        drill!(
+            "out-of-memory",
+            "OOM kill of a replica",
+            "no acceptance without a durable row",
+            [0, 2, 5],
+            false,
+            machine::out_of_memory
+        ),
+        drill!("clocks", "clocks of replicas ± 1 h", "no effect", [5, 20, 100], false, machine::clocks),
+        drill!(
+            "slow-readers",
+            "slow readers (1 byte/s), half-open clients",
+            "memory bounded, others' p99 within 20 %",
+            [0, 500, 500],
+            true,
+            clients::slow
+        ),
+        drill!(
+            "long-transaction",
+            "a long transaction held open elsewhere",
+            "10 min; throughput loss ≤ 10 %",
+            [0, 20, 600],
+            false,
+            clients::long_transaction
         ),
         drill!("soak", "soak with all of it", "30 min, ≥ 50,000 turns", [40, 150, 1800], false, soak::run),
     ]
