@@ -17,7 +17,7 @@ RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
-.PHONY: help setup run demo test figures check fmt lint doc sqlx fmt-check sqlx-check
+.PHONY: help setup run demo test figures chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -41,7 +41,16 @@ test: ## all tests, then those over several replicas once more without NOTIFY
 figures: ## how long a last word takes after a crash or a kill; for a quiet machine
 	cargo bench --profile dev --bench last_word
 
-check: fmt-check lint doc sqlx-check test ## everything that must hold before a change lands
+chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
+	cargo test --release --test chaos -- $(CHAOS)
+
+chaos-short: ## three minutes of it, as in CI
+	cargo test --test chaos -- --form short $(CHAOS)
+
+soak: ## break everything as often as docs/RELIABILITY.md says, in about an hour, and write its table
+	cargo test --release --test chaos -- --form full --report target/reliability.md $(CHAOS)
+
+check: fmt-check lint doc sqlx-check test chaos-short ## everything that must hold before a change lands
 
 fmt: ## format the code
 	cargo fmt
