@@ -27,7 +27,7 @@ impl TurnModel {
             }
             let is_astray = row.holder == Holder::Of(id) && !process.runs.iter().any(|run| run.turn == turn);
             let disown = Statement::Disown { by: id, turn, epoch: row.epoch };
-            if is_astray && self.broken() != Break::NeverDisown && !world.air.contains(&disown) {
+            if is_astray && !world.air.contains(&disown) {
                 steps.push(Step::Disown(p, turn));
             }
         }
@@ -36,8 +36,11 @@ impl TurnModel {
         }
         let is_closing = world.air.iter().any(|s| matches!(s, Statement::Close { .. }) && s.by() == Some(id));
         if !is_closing && presence == Presence::Ready {
-            let is_due = self.rules.look(world) != (0, 0);
-            if if self.rules.closes_once() { world.losses > 0 } else { is_due } {
+            let is_time = match self.broken() {
+                Break::CloseOncePerLoss => world.losses > 0,
+                _ => self.rules.look(world) != (0, 0),
+            };
+            if is_time {
                 steps.push(Step::Close(p));
             }
         }

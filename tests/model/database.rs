@@ -38,7 +38,7 @@ impl Rules {
         match statement {
             Statement::Accept { turn, saw_empty } => self.accept(world, turn, saw_empty),
             Statement::Claim { by, turn } => self.claim(world, by, turn),
-            Statement::Start { by, turn, epoch } => start(world, by, turn, epoch),
+            Statement::Start { by, turn, epoch } => self.start(world, by, turn, epoch),
             Statement::Append { by, turn, epoch, base } => self.append(world, by, turn, epoch, base),
             Statement::Finish { by, turn, epoch, base } => self.finish(world, by, turn, epoch, base),
             Statement::Release { turn, epoch, .. } => self.release(world, turn, epoch),
@@ -87,6 +87,28 @@ impl Rules {
         Answer::Done { epoch: row.epoch, base: row.base }
     }
 
+    /// `start`: the epoch, the phase and the cancel are columns of the locked row. Where it matched
+    /// nothing, `started` looks for an earlier try that was committed.
+    fn start(&self, world: &mut World, by: Id, turn: u8, epoch: u8) -> Answer {
+        let it = world.turn_mut(turn);
+        let Some(row) = &mut it.row else { return Answer::Nothing };
+        if (row.epoch != epoch && self.broken != Break::StartUnfenced) || row.phase == Phase::Queued {
+            return Answer::Nothing;
+        }
+        if row.phase == Phase::Running {
+            return Answer::Done { epoch, base: row.base };
+        }
+        if row.is_cancelled {
+            return Answer::Nothing;
+        }
+        row.phase = Phase::Running;
+        row.base += 1;
+        row.is_overdue = false;
+        let seq = row.base;
+        write(it, Event { seq, kind: Kind::Started, epoch, by: by.process });
+        Answer::Done { epoch, base: seq }
+    }
+
     /// `append`: a lock under the epoch, and the event at `base`. On conflict nothing: a repeat.
     fn append(&self, world: &mut World, by: Id, turn: u8, epoch: u8, base: u8) -> Answer {
         let is_unfenced = self.broken == Break::AppendUnfenced;
@@ -98,11 +120,15 @@ impl Rules {
         }
         let is_wrong = row.epoch != epoch;
         row.is_overdue = false;
-        let is_new = write(it, Event { seq: base + 1, kind: Kind::Said, epoch, by: by.process });
-        if is_wrong && is_new {
-            world.wrong = Some(Wrong::Unfenced);
+        // A batch of two.
+        for seq in [base + 1, base + 2] {
+            let is_new = write(it, Event { seq, kind: Kind::Said, epoch, by: by.process });
+            if is_wrong && is_new {
+                world.wrong = Some(Wrong::Unfenced);
+                return Answer::Nothing;
+            }
         }
-        Answer::Done { epoch, base: base + 1 }
+        Answer::Done { epoch, base: base + 2 }
     }
 
     /// `lw_finish_v1`: fenced by the epoch and the event at `base`; then `lw_end_v1` behind the lock.
@@ -241,16 +267,11 @@ impl Rules {
         Answer::Nothing
     }
 
-    /// Somebody is gone. Only the mutants that close once a loss look at this.
+    /// Somebody is gone. Only the mutant that closes once a loss looks at this.
     pub fn note_loss(&self, world: &mut World) {
-        if self.closes_once() {
+        if self.broken == Break::CloseOncePerLoss {
             world.losses += 1;
         }
-    }
-
-    /// Whether the close pass comes once a loss, and never by itself.
-    pub fn closes_once(&self) -> bool {
-        matches!(self.broken, Break::CloseOncePerLoss | Break::CloseDoesNotLoop)
     }
 
     /// `lw_cancel_v1`: a queued turn ends here, a held one is marked and its holder told.
@@ -277,28 +298,6 @@ enum Fate {
 
 fn turn_bit(mask: u8, turn: u8) -> bool {
     mask & (1 << turn) != 0
-}
-
-/// `start`: the epoch, the phase and the cancel are columns of the locked row. Where it matched
-/// nothing, `started` looks for an earlier try that was committed.
-fn start(world: &mut World, by: Id, turn: u8, epoch: u8) -> Answer {
-    let it = world.turn_mut(turn);
-    let Some(row) = &mut it.row else { return Answer::Nothing };
-    if row.epoch != epoch || row.phase == Phase::Queued {
-        return Answer::Nothing;
-    }
-    if row.phase == Phase::Running {
-        return Answer::Done { epoch, base: row.base };
-    }
-    if row.is_cancelled {
-        return Answer::Nothing;
-    }
-    row.phase = Phase::Running;
-    row.base += 1;
-    row.is_overdue = false;
-    let seq = row.base;
-    write(it, Event { seq, kind: Kind::Started, epoch, by: by.process });
-    Answer::Done { epoch, base: seq }
 }
 
 /// Inserts into the log; false where `(turn_id, seq)` is taken.

@@ -11,6 +11,7 @@ mod choices;
 mod database;
 #[cfg(test)]
 mod holds;
+mod mutants;
 mod promises;
 mod steps;
 mod world;

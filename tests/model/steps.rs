@@ -9,8 +9,7 @@ use super::{
     database::{Answer, Rules},
     promises,
     world::{
-        BOOTS, Break, Condition, Id, Presence, Process, REPLICAS, Row, Run, Stage, Statement, TURNS, Trouble,
-        World,
+        BOOTS, Break, Condition, Id, Presence, Process, REPLICAS, Row, Run, Stage, Statement, Trouble, World,
     },
 };
 
@@ -76,25 +75,20 @@ impl Model for TurnModel {
 
     fn init_states(&self) -> Vec<World> {
         let process = Process { condition: Condition::Alive, boot: 0, is_claiming: false, runs: Vec::new() };
-        let mut world = World {
+        let world = World {
             turns: Default::default(),
-            replicas: [[Presence::Unborn; BOOTS as usize]; REPLICAS],
+            replicas: [[Presence::Ready, Presence::Unborn]; REPLICAS],
             processes: std::array::from_fn(|_| process.clone()),
             air: Vec::new(),
             left: self.trouble,
             losses: 0,
             wrong: None,
         };
-        for p in 0..REPLICAS {
-            world.set_presence(world.id(p), Presence::Ready);
-        }
-        // One turn is accepted already; the others come at any time.
-        self.rules.commit(&mut world, Statement::Accept { turn: 0, saw_empty: true });
         vec![world]
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        for turn in 1..self.turns.min(TURNS as u8) {
+        for turn in 0..self.turns {
             let is_sent =
                 world.air.iter().any(|s| matches!(s, Statement::Accept { turn: t, .. } if *t == turn));
             if world.turn(turn).log.is_empty() && !is_sent {
@@ -176,7 +170,7 @@ impl TurnModel {
             }
             Step::Close(p) => {
                 let (mut rerun, mut end) = self.rules.look(world);
-                if self.rules.closes_once() {
+                if self.broken() == Break::CloseOncePerLoss {
                     world.losses -= 1;
                 }
                 if self.broken() == Break::CloseDoesNotLoop {

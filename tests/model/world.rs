@@ -33,14 +33,14 @@ pub enum Break {
     CloseDecidesEarly,
     /// Every loss is followed by one close pass, and no other ever comes.
     CloseOncePerLoss,
-    /// As before, and that pass ends after a page.
+    /// A close pass ends after a page of one. Passes come again, so this is only slower.
     CloseDoesNotLoop,
+    /// `start` does not ask for the epoch.
+    StartUnfenced,
     /// `lw_may_rerun_v1` lets a `running` turn go back to the queue.
     RequeueRunning,
     /// `lw_may_rerun_v1` does not count.
     AttemptsUncounted,
-    /// Nobody disowns a claim whose answer was lost.
-    NeverDisown,
 }
 
 /// `replicas.id`: a process, and how often it has registered.
@@ -244,7 +244,7 @@ pub struct World {
     /// Sorted: the order of sending means nothing.
     pub air: Vec<Statement>,
     pub left: Trouble,
-    /// For mutants that close once a loss: losses that no pass has answered yet.
+    /// For the mutant that closes once a loss: losses that no pass has answered yet.
     pub losses: u8,
     /// What a statement did that none may do. For the properties.
     pub wrong: Option<Wrong>,
