@@ -65,7 +65,7 @@ where
     #[track_caller]
     pub fn finds(self, promise: &'static str) {
         let until = HasDiscoveries::AnyOf([promise].into());
-        let found = self.0.checker().threads(2).finish_when(until).spawn_bfs().join();
+        let found = self.0.checker().finish_when(until).spawn_bfs().join();
         let Some(path) = found.discovery(promise) else {
             panic!("{promise} holds without its guard: {} states", found.unique_state_count());
         };

@@ -12,6 +12,7 @@ mod database;
 #[cfg(test)]
 mod holds;
 mod mutants;
+mod presence;
 mod promises;
 mod steps;
 mod world;

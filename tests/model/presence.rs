@@ -1,0 +1,357 @@
+//! The presence model: nobody is judged who beats. It drives the real `engine::suspicion`.
+//!
+//! One observer, one peer, one Postgres that may end any connection at any time, as often as it likes.
+//! No clock: the only measure is the observer's completed beats. What is assumed of a peer that lives
+//! is said in [`patience`] and [`PresenceModel::may_cut`], and nothing else is.
+
+use lastword::{engine::suspicion::Watch, id::ReplicaId, store::beat::PeerSeen};
+use stateright::{Model, Property};
+use uuid::Uuid;
+
+use super::{holds::check, world::Condition};
+
+const NO_FALSE_VERDICT: &str = "I8 nobody is judged who beats";
+const NOT_OVERLOOKED: &str = "whoever does not beat is suspected in time";
+/// The same, of one that has lost its listener but has other backends.
+const NOT_EVEN_DEAF: &str = "whoever stands still for twenty beats is judged, with a listener or without";
+const REFUTED_BY_BEAT: &str = "a suspicion is refuted by a beat";
+const REFUTED_BY_BACKEND: &str = "a suspicion is refuted by a backend";
+const DEAD_JUDGED: &str = "a dead replica is judged";
+const FROZEN_JUDGED: &str = "a frozen replica is judged";
+
+const PEER: ReplicaId = ReplicaId(Uuid::nil());
+
+/// A guard of presence that a mutant leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gap {
+    Nothing,
+    /// A free lock counts as let go, whether it was seen held or not.
+    HeldUnseen,
+    /// What a former session has seen is not forgotten.
+    NeverForgets,
+    /// The verdict does not ask for the count of beats that it rests on.
+    BeatUnasked,
+    /// The verdict does not ask for backends.
+    BackendsUnasked,
+    /// No guard, but what is assumed of the network: see [`PresenceModel::may_cut`].
+    Steadiness,
+    /// No guard, but an exception: see [`NOT_EVEN_DEAF`].
+    Deafness,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PresenceModel(Gap);
+
+/// What the observer's `Watch` knows of the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Known {
+    unchanged: u8,
+    was_held: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Sight {
+    condition: Condition,
+    /// The peer's listener is connected: its session lock is held.
+    is_lock_held: bool,
+    /// The peer's beat session, or another connection of its, is there.
+    is_connected: bool,
+    /// The peer has no backend, and Postgres' restart was the reason.
+    is_after_restart: bool,
+    /// The observer's beat session is the one that it had.
+    has_session: bool,
+    known: Option<Known>,
+    /// The peer has beaten since the observer last looked.
+    is_fresh: bool,
+    /// The observer's beats since the peer's last.
+    quiet: u8,
+    /// The peer was frozen or dead since its last beat.
+    has_stood: bool,
+    /// A suspicion on its way to a verdict; true where a backend refutes it.
+    doubt: Option<bool>,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Outcome {
+    None,
+    RefutedByBeat,
+    RefutedByBackend,
+    /// It stands still, and a look that should have doubted it did not.
+    Overlooked,
+    Lost {
+        is_wrong: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// The observer's beat, on a new session where the last one is gone (`Presence::step`).
+    Look,
+    /// The verdict's own statement (`store::beat::judge`).
+    Judge,
+    /// The peer's beat, on a new session where the last one is gone.
+    Beat,
+    /// The peer's listener connects and takes its lock.
+    Listen,
+    Kill,
+    Freeze,
+    Thaw,
+    /// Postgres restarts.
+    Restart,
+    /// It ends the peer's backends: the listener's, the others, all.
+    CutListener,
+    CutOthers,
+    CutAll,
+    /// It ends the observer's beat session.
+    CutObserver,
+}
+
+/// How many beats of the observer a peer that lives may let pass without one of its own, or since the
+/// restart of Postgres that took all its connections. A stalled
+/// connection may take it 20, ten seconds: the statement's deadline and a connect are 4. After a restart
+/// of Postgres it is back within 8, and where its backends alone were ended within 2.
+fn patience(sight: &Sight) -> u8 {
+    match () {
+        () if sight.is_lock_held || sight.is_connected => 20,
+        () if sight.is_after_restart => 8,
+        () => 2,
+    }
+}
+
+impl PresenceModel {
+    /// One look of the real `Watch`, brought to where it stood.
+    fn look(self, sight: &mut Sight) {
+        let seen = |beat_n, is_lock_free| [PeerSeen { id: PEER, beat_n, is_lock_free }];
+        let mut watch = Watch::default();
+        let is_free = !sight.is_lock_held;
+        if let Some(known) = sight.known {
+            for _ in 0..=known.unchanged {
+                watch.observe(&seen(0, !known.was_held));
+            }
+        } else if self.0 == Gap::HeldUnseen {
+            watch.observe(&seen(1, false));
+        }
+        let suspects = watch.observe(&seen(i64::from(sight.is_fresh), is_free));
+        sight.doubt = suspects.first().map(|suspect| suspect.evidence.is_refuted_by_backends());
+        let unchanged = match sight.known {
+            Some(known) if !sight.is_fresh => (known.unchanged + 1).min(UNCHANGED_MAX),
+            _ => 0,
+        };
+        let was_held = !is_free || sight.known.is_some_and(|known| known.was_held);
+        let was_held = was_held || self.0 == Gap::HeldUnseen;
+        sight.known = Some(Known { unchanged, was_held });
+        let is_due = unchanged >= if is_free { 8 } else { 20 };
+        if is_due && sight.condition != Condition::Alive && sight.doubt.is_none() {
+            sight.outcome = Outcome::Overlooked;
+        }
+        sight.is_fresh = false;
+        sight.quiet = (sight.quiet + 1).min(UNCHANGED_MAX);
+    }
+
+    /// Whether the peer's last backends may end now, for it alone. Assumed: not while its beat is late by
+    /// two of the observer's. A lock that is let go then counts at once, since what counts is the beats
+    /// since the peer's last, not those since its lock was free.
+    fn may_cut(self, sight: &Sight, is_last: bool) -> bool {
+        let is_late = sight.quiet >= 2 || sight.doubt.is_some();
+        !is_last || !is_late || sight.condition != Condition::Alive || self.0 == Gap::Steadiness
+    }
+
+    fn judge(self, sight: &mut Sight, is_refuted_by_backends: bool) {
+        let has_backend = sight.is_lock_held || sight.is_connected;
+        sight.outcome = match () {
+            () if sight.is_fresh && self.0 != Gap::BeatUnasked => Outcome::RefutedByBeat,
+            () if is_refuted_by_backends && has_backend && self.0 != Gap::BackendsUnasked => {
+                Outcome::RefutedByBackend
+            }
+            () => Outcome::Lost { is_wrong: !sight.has_stood },
+        };
+    }
+}
+
+/// Above every threshold of `engine::suspicion`; counts go no further.
+const UNCHANGED_MAX: u8 = 22;
+
+impl Model for PresenceModel {
+    type State = Sight;
+    type Action = Event;
+
+    fn init_states(&self) -> Vec<Sight> {
+        vec![Sight {
+            condition: Condition::Alive,
+            is_lock_held: true,
+            is_connected: true,
+            is_after_restart: false,
+            has_session: false,
+            known: None,
+            is_fresh: true,
+            quiet: 0,
+            has_stood: false,
+            doubt: None,
+            outcome: Outcome::None,
+        }]
+    }
+
+    fn actions(&self, sight: &Sight, events: &mut Vec<Event>) {
+        if matches!(sight.outcome, Outcome::Lost { .. }) {
+            return;
+        }
+        if sight.doubt.is_some() {
+            events.push(Event::Judge);
+        } else if sight.condition != Condition::Alive || sight.quiet < patience(sight) {
+            events.push(Event::Look);
+        }
+        match sight.condition {
+            Condition::Alive => {
+                events.extend([Event::Beat, Event::Kill, Event::Freeze]);
+                if !sight.is_lock_held {
+                    events.push(Event::Listen);
+                }
+            }
+            Condition::Frozen => events.extend([Event::Thaw, Event::Kill]),
+            Condition::Dead => {}
+        }
+        events.extend([Event::Restart, Event::CutObserver]);
+        for (event, is_last) in [
+            (Event::CutListener, !sight.is_connected),
+            (Event::CutOthers, !sight.is_lock_held),
+            (Event::CutAll, true),
+        ] {
+            if self.may_cut(sight, is_last) {
+                events.push(event);
+            }
+        }
+    }
+
+    fn next_state(&self, sight: &Sight, event: Event) -> Option<Sight> {
+        let mut next = sight.clone();
+        next.outcome = Outcome::None;
+        match event {
+            Event::Look => {
+                if !next.has_session && self.0 != Gap::NeverForgets {
+                    next.known = None;
+                }
+                next.has_session = true;
+                self.look(&mut next);
+            }
+            Event::Judge => {
+                // Without its session the verdict is not sent, and all is forgotten.
+                if let Some(is_refuted_by_backends) = next.doubt.take().filter(|_| sight.has_session) {
+                    self.judge(&mut next, is_refuted_by_backends);
+                }
+            }
+            Event::Beat => {
+                (next.is_connected, next.is_fresh) = (true, true);
+                (next.quiet, next.has_stood, next.is_after_restart) = (0, false, false);
+            }
+            Event::Listen => next.is_lock_held = true,
+            Event::Kill => {
+                (next.condition, next.has_stood) = (Condition::Dead, true);
+                (next.is_lock_held, next.is_connected) = (false, false);
+            }
+            Event::Freeze => (next.condition, next.has_stood) = (Condition::Frozen, true),
+            Event::Thaw => next.condition = Condition::Alive,
+            Event::Restart => {
+                (next.is_lock_held, next.is_connected, next.has_session) = (false, false, false);
+                (next.is_after_restart, next.quiet) = (true, 0);
+            }
+            Event::CutListener => next.is_lock_held = false,
+            Event::CutOthers => next.is_connected = false,
+            Event::CutAll => (next.is_lock_held, next.is_connected) = (false, false),
+            Event::CutObserver => next.has_session = false,
+        }
+        let has_backend = |sight: &Sight| sight.is_lock_held || sight.is_connected;
+        if event != Event::Restart && has_backend(sight) && !has_backend(&next) {
+            next.is_after_restart = false;
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(NO_FALSE_VERDICT, |_, sight: &Sight| {
+                sight.outcome != Outcome::Lost { is_wrong: true }
+            }),
+            Property::always(NOT_OVERLOOKED, |_, sight: &Sight| sight.outcome != Outcome::Overlooked),
+            Property::always(NOT_EVEN_DEAF, |model: &PresenceModel, sight: &Sight| {
+                let is_long = sight.known.is_some_and(|known| known.unchanged >= 20);
+                let is_refuted = sight.outcome == Outcome::RefutedByBackend;
+                model.0 != Gap::Deafness || !is_long || !is_refuted || sight.condition == Condition::Alive
+            }),
+            Property::sometimes(REFUTED_BY_BEAT, |_, sight: &Sight| sight.outcome == Outcome::RefutedByBeat),
+            Property::sometimes(REFUTED_BY_BACKEND, |_, sight: &Sight| {
+                sight.outcome == Outcome::RefutedByBackend
+            }),
+            Property::sometimes(DEAD_JUDGED, |_, sight: &Sight| {
+                sight.condition == Condition::Dead && matches!(sight.outcome, Outcome::Lost { .. })
+            }),
+            Property::sometimes(FROZEN_JUDGED, |_, sight: &Sight| {
+                sight.condition == Condition::Frozen && matches!(sight.outcome, Outcome::Lost { .. })
+            }),
+        ]
+    }
+}
+
+proptest::proptest! {
+    /// The model brings a new `Watch` to where it stood at each look. One that has watched all along
+    /// suspects the same.
+    #[test]
+    fn a_watch_is_brought_to_where_it_stood(looks in proptest::collection::vec((proptest::bool::weighted(0.1), proptest::bool::ANY), 1..60)) {
+        let mut watch = Watch::default();
+        let mut sight = PresenceModel(Gap::Nothing).init_states().remove(0);
+        let mut beat_n = 0;
+        for (is_fresh, is_lock_held) in looks {
+            beat_n += i64::from(is_fresh);
+            let seen = PeerSeen { id: PEER, beat_n, is_lock_free: !is_lock_held };
+            let suspects = watch.observe(&[seen]);
+            (sight.is_fresh, sight.is_lock_held) = (is_fresh, is_lock_held);
+            PresenceModel(Gap::Nothing).look(&mut sight);
+            let doubt = suspects.first().map(|suspect| suspect.evidence.is_refuted_by_backends());
+            proptest::prop_assert_eq!(doubt, sight.doubt);
+        }
+    }
+}
+
+#[test]
+fn nobody_is_judged_who_beats() {
+    let seen = check(PresenceModel(Gap::Nothing)).holds();
+    for rare in [REFUTED_BY_BEAT, REFUTED_BY_BACKEND, DEAD_JUDGED, FROZEN_JUDGED] {
+        assert!(seen.contains(&rare), "never came by: {rare}");
+    }
+}
+
+#[test]
+fn a_verdict_on_a_lock_that_was_never_seen_held() {
+    check(PresenceModel(Gap::HeldUnseen)).finds(NO_FALSE_VERDICT);
+}
+
+#[test]
+fn a_verdict_by_what_a_former_session_saw() {
+    check(PresenceModel(Gap::NeverForgets)).finds(NO_FALSE_VERDICT);
+}
+
+#[test]
+fn a_verdict_that_no_beat_refutes() {
+    check(PresenceModel(Gap::BeatUnasked)).finds(NO_FALSE_VERDICT);
+}
+
+#[test]
+fn a_verdict_that_no_backend_refutes() {
+    check(PresenceModel(Gap::BackendsUnasked)).finds(NO_FALSE_VERDICT);
+}
+
+/// What the model found, and a limit of the protocol as it is: a peer that lives, whose beat is late by a
+/// second and whose backends then end all at once, is judged in that moment. Who counts from the first
+/// look that sees the lock free turns this test around.
+#[test]
+fn a_late_peer_that_loses_its_backends_is_judged_at_once() {
+    check(PresenceModel(Gap::Steadiness)).finds(NO_FALSE_VERDICT);
+}
+
+/// The same kind of limit: a frozen replica whose listener is gone but which has other backends is
+/// suspected of having died, and those backends refute it for as long as they are there. Its turns end by
+/// their deadlines. Who takes a long silence for `Silent` whatever the lock says turns this test around.
+#[test]
+fn a_frozen_peer_without_a_listener_is_not_judged_while_it_has_backends() {
+    check(PresenceModel(Gap::Deafness)).finds(NOT_EVEN_DEAF);
+}
