@@ -9,7 +9,6 @@
 
 mod choices;
 mod database;
-#[cfg(test)]
 mod holds;
 mod mutants;
 mod presence;
