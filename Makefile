@@ -17,7 +17,7 @@ RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
-.PHONY: help setup run demo test figures chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model
+.PHONY: help setup run demo test figures chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -50,11 +50,15 @@ chaos-short: ## three minutes of it, as in CI
 soak: ## break everything as often as docs/RELIABILITY.md says, in about an hour, and write its table
 	cargo test --release --test chaos -- --form full --report target/reliability.md $(CHAOS)
 
-check: fmt-check lint doc sqlx-check test chaos-short ## everything that must hold before a change lands
 model: ## the protocol in every interleaving of a small world, and that every turn ends; needs Java
 	cargo test --test model -- --include-ignored
 	.ci/liveness
 
+mutants: ## break eleven rules, one at a time, and see each one caught; NAMES=… picks some
+	cargo build --bin lastword
+	cargo test --test mutants -- $(NAMES)
+
+check: fmt-check lint doc sqlx-check test chaos-short ## everything that must hold before a change lands
 
 fmt: ## format the code
 	cargo fmt

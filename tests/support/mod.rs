@@ -17,7 +17,7 @@ pub mod replica;
 use std::{
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -231,9 +231,11 @@ impl Cluster {
     }
 }
 
-/// The program under test.
+/// The program under test; `LASTWORD_CHAOS_PROGRAM` names another, such as a mutant.
 pub fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_lastword"))
+    static OTHER: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("LASTWORD_CHAOS_PROGRAM").map(PathBuf::from));
+    OTHER.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_lastword")))
 }
 
 /// Looks until there is something to see, and fails after a minute.

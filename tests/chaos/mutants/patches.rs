@@ -1,0 +1,316 @@
+//! The mutants: the product with one rule broken each, as edits of its source.
+//!
+//! Owns the edits, and which check must catch what. An edit's text stands exactly once in its file;
+//! a test of the ordinary suite fails when a change of the code makes that untrue. Where a rule is
+//! defended twice, its mutant breaks both defences.
+
+/// One change of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Edit {
+    /// Below the repository's root.
+    pub file: &'static str,
+    /// What stands there, exactly once.
+    pub find: &'static str,
+    /// What the mutant has in its place.
+    pub replace: &'static str,
+}
+
+/// The product with one rule broken.
+#[derive(Debug, Clone, Copy)]
+pub struct Mutant {
+    /// Its name, and that of the hunt for it.
+    pub name: &'static str,
+    /// The rule that it breaks.
+    pub rule: &'static str,
+    /// How.
+    pub edits: &'static [Edit],
+    /// The check that must catch it.
+    pub check: &'static str,
+}
+
+/// All of them.
+pub const MUTANTS: [Mutant; 11] = [
+    NO_EPOCH_CHECK,
+    KEPT_OBLIGATION,
+    VERDICT_BY_THE_CLOCK,
+    VERDICT_WITHOUT_A_LOCK_SEEN,
+    ONE_CLOSE_PASS,
+    ACCEPT_BEFORE_ITS_LOCK,
+    SHOWN_BEFORE_STORED,
+    NOTIFY_ALONE,
+    ONE_PAGE_CLOSED,
+    BEAT_IS_PROGRESS,
+    BYTE_BEFORE_RUNNING,
+];
+
+const NO_EPOCH_CHECK: Mutant = Mutant {
+    name: "no_epoch_check",
+    rule: "who does not hold the epoch writes nothing (I5)",
+    edits: &[
+        Edit {
+            file: "src/store/events.rs",
+            find: "where i.epoch = w.epoch and i.phase = 'running'",
+            replace: "where i.phase = 'running'",
+        },
+        Edit {
+            file: "migrations/0008_last_words.sql",
+            find: "join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase <> 'queued'",
+            replace: "join inflight i on i.turn_id = w.turn_id and i.phase <> 'queued'",
+        },
+    ],
+    check: "nothing of a judged replica's is in the log",
+};
+
+const KEPT_OBLIGATION: Mutant = Mutant {
+    name: "kept_obligation",
+    rule: "the last word deletes the obligation (I2)",
+    edits: &[Edit {
+        file: "migrations/0008_last_words.sql",
+        find: "delete from inflight i using word w where i.turn_id = w.turn_id",
+        replace: "update inflight i set ordinal = i.ordinal from word w where i.turn_id = w.turn_id",
+    }],
+    check: "an ended turn owes nothing",
+};
+
+const VERDICT_BY_THE_CLOCK: Mutant = Mutant {
+    name: "verdict_by_the_clock",
+    rule: "a verdict counts the judge's own beats, in one session (I8)",
+    edits: &[
+        Edit {
+            file: "src/engine/suspicion.rs",
+            find: "    unchanged: u32,\n",
+            replace: "    unchanged_since: std::time::Instant,\n",
+        },
+        Edit {
+            file: "src/engine/suspicion.rs",
+            find: "first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, was_held: false })",
+            replace: "first.insert(Seen {
+                        beat_n: peer.beat_n, unchanged_since: std::time::Instant::now(), was_held: false })",
+        },
+        Edit {
+            file: "src/engine/suspicion.rs",
+            find: "seen.unchanged = if seen.beat_n == peer.beat_n { seen.unchanged + 1 } else { 0 };",
+            replace: "if seen.beat_n != peer.beat_n { seen.unchanged_since = std::time::Instant::now(); }",
+        },
+        Edit {
+            file: "src/engine/suspicion.rs",
+            find: "if seen.unchanged >= needed {",
+            replace: "if seen.unchanged_since.elapsed() >= needed * std::time::Duration::from_millis(500) {",
+        },
+        // What the last session saw proves nothing for a count; for a clock it goes on.
+        Edit { file: "src/engine/suspicion.rs", find: "        self.peers.clear();\n", replace: "" },
+    ],
+    check: "nobody is judged who was away for a moment",
+};
+
+const VERDICT_WITHOUT_A_LOCK_SEEN: Mutant = Mutant {
+    name: "verdict_without_a_lock_seen",
+    rule: "two beats are enough only where the lock was seen held (I8)",
+    edits: &[Edit {
+        file: "src/engine/suspicion.rs",
+        find: "const BEATS_LOCK_FREE: u32 = 8;",
+        replace: "const BEATS_LOCK_FREE: u32 = 2;",
+    }],
+    check: "nobody is judged who was away for a moment",
+};
+
+const ONE_CLOSE_PASS: Mutant = Mutant {
+    name: "one_close_pass",
+    rule: "what the lost hold is closed whenever it is seen, not once (I2, I6)",
+    edits: &[
+        Edit {
+            file: "src/store/closing.rs",
+            find: "count(*) filter (where is_claimed and not is_alive
+                               or is_overdue and not is_claimed) as closable",
+            replace: "count(*) filter (where is_overdue and not is_claimed) as closable",
+        },
+        Edit {
+            file: "src/engine/presence.rs",
+            find: "        if seen.has_recent_loss {\n",
+            replace: "        if false {\n",
+        },
+    ],
+    check: "a claim that came after the verdict is closed or run again",
+};
+
+const ACCEPT_BEFORE_ITS_LOCK: Mutant = Mutant {
+    name: "accept_before_its_lock",
+    rule: "an accept decides behind the conversation's lock (I9, I14)",
+    edits: &[
+        Edit {
+            file: "migrations/0007_accept.sql",
+            find: "
+  select count(*), (array_agg(i.turn_id order by i.ordinal))[1] into v_depth, v_active
+    from inflight i where i.conversation_id = p_conversation;
+  if v_depth > 0 and",
+            replace: "
+  if v_depth > 0 and",
+        },
+        Edit {
+            file: "migrations/0007_accept.sql",
+            find: "
+  if p_is_new then
+",
+            replace: "
+  select count(*), (array_agg(i.turn_id order by i.ordinal))[1] into v_depth, v_active
+    from inflight i where i.conversation_id = p_conversation;
+  if p_is_new then
+",
+        },
+    ],
+    check: "of two turns that may not wait one is refused",
+};
+
+const SHOWN_BEFORE_STORED: Mutant = Mutant {
+    name: "shown_before_stored",
+    rule: "an event is in the log before a reader has it (I4)",
+    edits: &[
+        Edit {
+            file: "src/store/writer.rs",
+            find: "    let held = match repeat(|| store.append(&appends)).await {\n",
+            replace: "    super::events::show_ahead(store, &appends);
+    let held = match repeat(|| store.append(&appends)).await {\n",
+        },
+        Edit {
+            file: "src/store/events.rs",
+            find: "        rows.into_iter()
+            .map(|row| {
+                Ok(Event {
+",
+            replace: "        let mut newest = rows.last().map_or(cursor, |row| row.seq);
+        let ahead = AHEAD.lock().map(|ahead| ahead.get(&turn).cloned().unwrap_or_default()).unwrap_or_default();
+        let ahead: Vec<Event> = ahead
+            .into_iter()
+            .filter(|event| {
+                let is_next = event.seq == newest + 1;
+                newest += i32::from(is_next);
+                is_next
+            })
+            .collect();
+        rows.into_iter()
+            .map(|row| {
+                Ok(Event {
+",
+        },
+        Edit {
+            file: "src/store/events.rs",
+            find: "            })
+            .collect()
+    }
+}
+
+#[derive(Default)]
+struct AppendColumns {
+",
+            replace: "            })
+            .chain(ahead.into_iter().map(Ok))
+            .collect()
+    }
+}
+
+static AHEAD: std::sync::Mutex<std::collections::BTreeMap<TurnId, Vec<Event>>> =
+    std::sync::Mutex::new(std::collections::BTreeMap::new());
+
+pub(super) fn show_ahead(store: &Store, appends: &[Append]) {
+    for append in appends {
+        if let Ok(mut ahead) = AHEAD.lock() {
+            for (seq, event) in (append.base + 1..).zip(&append.events) {
+                ahead.entry(append.turn).or_default().push(Event {
+                    turn_id: append.turn,
+                    seq,
+                    kind: event.kind,
+                    attempt: append.epoch,
+                    data: event.data.clone(),
+                    at: store.clock().now(),
+                });
+            }
+        }
+        store.wake().events_committed([append.turn]);
+    }
+}
+
+#[derive(Default)]
+struct AppendColumns {
+",
+        },
+    ],
+    check: "no reader is given what the log lacks",
+};
+
+const NOTIFY_ALONE: Mutant = Mutant {
+    name: "notify_alone",
+    rule: "every waiter also looks by itself (I13)",
+    edits: &[
+        Edit {
+            file: "src/stream/tail.rs",
+            find: "const LOOK_EVERY: Duration = Duration::from_secs(1);",
+            replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
+        },
+        Edit {
+            file: "src/engine/dispatch.rs",
+            find: "const LOOK_EVERY: Duration = Duration::from_secs(1);",
+            replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
+        },
+        Edit {
+            file: "src/engine/reap.rs",
+            find: "const LOOK_EVERY: Duration = Duration::from_secs(5);",
+            replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
+        },
+    ],
+    check: "without NOTIFY every reader sees the last word all the same",
+};
+
+const ONE_PAGE_CLOSED: Mutant = Mutant {
+    name: "one_page_closed",
+    rule: "a close pass goes on until a page is short (I6)",
+    edits: &[
+        Edit {
+            file: "src/engine/reap.rs",
+            find: "        if closed.len() < usize::try_from(CLOSE_MAX).unwrap_or(usize::MAX) {
+            return Ok(());
+        }
+",
+            replace: "        return Ok(());\n",
+        },
+        // What is left over would be looked at again at once.
+        Edit {
+            file: "src/engine/reap.rs",
+            find: "    if outlook.closable > 0 {
+        return Ok(LOOK_SOON);
+    }
+",
+            replace: "",
+        },
+    ],
+    check: "all that is due is closed in one go",
+};
+
+const BEAT_IS_PROGRESS: Mutant = Mutant {
+    name: "beat_is_progress",
+    rule: "a worker's beat is no progress (I6)",
+    edits: &[Edit {
+        file: "src/worker/run.rs",
+        find: "            Meaning::Alive => None,\n",
+        replace: "            Meaning::Alive => {
+                self.expect(Duration::ZERO);
+                None
+            }\n",
+    }],
+    check: "a turn that only beats is ended",
+};
+
+const BYTE_BEFORE_RUNNING: Mutant = Mutant {
+    name: "byte_before_running",
+    rule: "`running` is committed before a worker receives a byte (I10)",
+    edits: &[Edit {
+        file: "src/worker/hand_over.rs",
+        find: "    let base = start(host, worker, job).await?;
+    let Err(why) = send(host, worker, job, history) else {
+",
+        replace: "    let sent = send(host, worker, job, history);
+    let base = start(host, worker, job).await?;
+    let Err(why) = sent else {
+",
+    }],
+    check: "no worker has a turn that is not running",
+};
