@@ -18,12 +18,11 @@ fn main() -> ExitCode {
         return code;
     }
     let names: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
-    let real = mutants::run_on_the_real_one(&names);
-    println!("the real program:");
     let mut is_right = true;
-    for outcome in &real {
+    println!("the real program:");
+    for outcome in mutants::run_on_the_real_one(&names) {
         is_right &= outcome.caught_by.is_none();
-        tell(outcome, outcome.caught_by.as_deref().unwrap_or("clean"));
+        tell(&outcome, outcome.caught_by.as_deref().unwrap_or("clean"));
     }
     println!("the mutants:");
     for outcome in mutants::run(&names) {

@@ -45,8 +45,17 @@ pub struct MutantOutcome {
 pub fn run(names: &[String]) -> Vec<MutantOutcome> {
     let workshop = Workshop::open();
     let hunted = chosen(names).into_iter().map(|mutant| {
+        let began = Instant::now();
         let program = workshop.build(&mutant).unwrap_or_else(|why| panic!("{why:#}"));
-        hunt(&mutant, Some(&program))
+        eprintln!("{} was built in {:.0} s", mutant.name, began.elapsed().as_secs_f64());
+        let outcome = hunt(&mutant, Some(&program));
+        eprintln!(
+            "{} was caught by {:?} in {:.0} s",
+            mutant.name,
+            outcome.caught_by,
+            outcome.took.as_secs_f64()
+        );
+        outcome
     });
     hunted.collect()
 }

@@ -48,8 +48,9 @@ pub struct Log {
 }
 
 impl Field {
-    pub async fn new(server: &Server, seed: u64) -> Field {
+    pub async fn new(server: &Server, seed: u64, change: &str) -> Field {
         let ground = server.ground().await;
+        ground.run(change).await.unwrap();
         // Test servers do not wait for their commits' flush. It counts for sessions from now on.
         let here = ground.ask("current_database()").await;
         ground.run(&format!("alter database {here} set synchronous_commit = on")).await.unwrap();

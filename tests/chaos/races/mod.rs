@@ -135,11 +135,17 @@ impl fmt::Display for RaceReport {
 
 /// Runs `count` races of each kind. The same seed gives the same head starts; the rest is chance.
 pub async fn run(count: usize, seed: u64) -> RaceReport {
+    run_over(count, seed, "select").await
+}
+
+/// The same over a schema that `change` was run on: what shows that the races notice a broken one.
+pub async fn run_over(count: usize, seed: u64, change: &str) -> RaceReport {
     let server = Server::start().await;
     let mut tallies = Vec::new();
-    tallies.push(claims::run(&mut Field::new(&server, seed).await, count).await);
-    tallies.push(words::finish_against_close(&mut Field::new(&server, seed).await, count).await);
-    tallies.push(words::cancel_against_finish(&mut Field::new(&server, seed).await, count).await);
-    tallies.push(words::append_against_close(&mut Field::new(&server, seed).await, count).await);
+    let field = async || Field::new(&server, seed, change).await;
+    tallies.push(claims::run(&mut field().await, count).await);
+    tallies.push(words::finish_against_close(&mut field().await, count).await);
+    tallies.push(words::cancel_against_finish(&mut field().await, count).await);
+    tallies.push(words::append_against_close(&mut field().await, count).await);
     RaceReport { tallies }
 }
