@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | seen held in this session, now free | 2 | the process died |
 //! | free, never seen held | 8 | it died before we looked, or its listener is down |
-//! | held | 20 | it is frozen, or cut off |
+//! | held, or whatever | 20 | it is frozen, or cut off |
 //!
 //! Keeps I8: a Postgres that stalls or restarts stops our own beats as well, so it accuses nobody;
 //! after it our session is new and has seen nothing held yet. A count that differs is a sign of
@@ -94,6 +94,9 @@ impl Watch {
                 }
             };
             let (evidence, needed) = match (peer.is_lock_free, seen.was_held) {
+                // Long enough is long enough: behind a pooler a backend may bear the name of a dead
+                // process for ever, and would refute all but this.
+                _ if seen.unchanged >= BEATS_LOCK_HELD => (Evidence::Silent, BEATS_LOCK_HELD),
                 (true, true) => (Evidence::LockLetGo, BEATS_LOCK_LET_GO),
                 (true, false) => (Evidence::LockFree, BEATS_LOCK_FREE),
                 (false, _) => (Evidence::Silent, BEATS_LOCK_HELD),
@@ -146,6 +149,16 @@ mod tests {
         let mut watch = Watch::default();
         assert!(watch.observe(&seen(7, false)).is_empty());
         assert_eq!(beats_until_suspected(&mut watch, false), 20);
+    }
+
+    #[test]
+    fn silence_ends_in_a_verdict_that_no_backend_refutes_whatever_the_lock() {
+        for is_lock_free in [true, false] {
+            let mut watch = Watch::default();
+            watch.observe(&seen(7, false));
+            let last = (0..20).map(|_| watch.observe(&seen(7, is_lock_free))).last().unwrap();
+            assert!(!last[0].evidence.is_refuted_by_backends(), "{last:?}");
+        }
     }
 
     #[test]
