@@ -14,8 +14,10 @@ static MIGRATIONS: Migrator = {
 impl Store {
     /// Brings the schema up to this release. Takes an advisory lock; waits for whoever holds it.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        // Its own connection: a long migration must not meet the statement deadline.
-        let mut conn = self.options.connect().await.map_err(|why| StoreError::from_sqlx("migrate", why))?;
+        // Its own connection: a long migration must not meet the statement deadline. Past a pooler, as
+        // the listener's: the lock is a session's, and is let go of on the backend that took it.
+        let connected = self.listener_options.connect().await;
+        let mut conn = connected.map_err(|why| StoreError::from_sqlx("migrate", why))?;
         MIGRATIONS.run(&mut conn).await.map_err(|why| match why {
             sqlx::migrate::MigrateError::Execute(why) => StoreError::from_sqlx("migrate", why),
             other => StoreError::Broken { op: "migrate", code: None, why: other.to_string() },
