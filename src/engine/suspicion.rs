@@ -3,11 +3,14 @@
 //! Pure: what each beat saw goes in, suspects come out. No clock is read. A peer whose count has
 //! not changed is suspected after as many *completed* beats of our own as the evidence asks for:
 //!
-//! | its session lock | our beats | what it means |
+//! | what is left of it | our beats | what it means |
 //! |---|---|---|
-//! | seen held in this session, now free | 2 | the process died |
-//! | free, never seen held | 8 | it died before we looked, or its listener is down |
-//! | held, or whatever | 20 | it is frozen, or cut off |
+//! | nothing, its lock seen held in this session | 2 | the process died |
+//! | nothing, its lock never seen held | 8 | it died before we looked |
+//! | its lock, a backend, or whatever | 20 | it is frozen, or cut off |
+//!
+//! The first two count the beats through which nothing was left of it, too: one that is late when its
+//! connections end has as long to come back as any other.
 //!
 //! Keeps I8: a Postgres that stalls or restarts stops our own beats as well, so it accuses nobody;
 //! after it our session is new and has seen nothing held yet. A count that differs is a sign of
@@ -15,12 +18,15 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use crate::{id::ReplicaId, store::beat::PeerSeen};
+use crate::{
+    id::ReplicaId,
+    store::beat::{PeerSeen, Trace},
+};
 
 /// Our beats without a change, by the evidence.
 const BEATS_LOCK_LET_GO: u32 = 2;
 const BEATS_LOCK_FREE: u32 = 8;
-const BEATS_LOCK_HELD: u32 = 20;
+const BEATS_SILENT: u32 = 20;
 
 /// What this replica's beats have seen of the others.
 #[derive(Debug, Default)]
@@ -33,6 +39,8 @@ struct Seen {
     beat_n: i64,
     /// Our completed beats since its count last changed.
     unchanged: u32,
+    /// Those through which nothing was left of it.
+    bare: u32,
     was_held: bool,
 }
 
@@ -50,11 +58,11 @@ pub struct Suspect {
 /// Why a peer is suspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// Its session lock was let go.
+    /// Its session lock was let go, and nothing is left of it.
     LockLetGo,
-    /// Its session lock is free.
+    /// Nothing is left of it, and its session lock was never seen held.
     LockFree,
-    /// Its session lock is held, but it does not beat.
+    /// It has not beaten for long, whatever is left of it.
     Silent,
 }
 
@@ -84,7 +92,7 @@ impl Watch {
             let seen = match self.peers.entry(peer.id) {
                 // The first sight counts no beat: it could be the very one it last beat at.
                 Entry::Vacant(first) => {
-                    first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, was_held: false })
+                    first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, bare: 0, was_held: false })
                 }
                 Entry::Occupied(seen) => {
                     let seen = seen.into_mut();
@@ -93,16 +101,16 @@ impl Watch {
                     seen
                 }
             };
-            let (evidence, needed) = match (peer.is_lock_free, seen.was_held) {
+            seen.bare = if peer.trace == Trace::Nothing { seen.bare + 1 } else { 0 };
+            let (evidence, needed) = match seen.was_held {
                 // Long enough is long enough: behind a pooler a backend may bear the name of a dead
-                // process for ever, and would refute all but this.
-                _ if seen.unchanged >= BEATS_LOCK_HELD => (Evidence::Silent, BEATS_LOCK_HELD),
-                (true, true) => (Evidence::LockLetGo, BEATS_LOCK_LET_GO),
-                (true, false) => (Evidence::LockFree, BEATS_LOCK_FREE),
-                (false, _) => (Evidence::Silent, BEATS_LOCK_HELD),
+                // process for ever.
+                _ if seen.unchanged >= BEATS_SILENT => (Evidence::Silent, 0),
+                true => (Evidence::LockLetGo, BEATS_LOCK_LET_GO),
+                false => (Evidence::LockFree, BEATS_LOCK_FREE),
             };
-            seen.was_held |= !peer.is_lock_free;
-            if seen.unchanged >= needed {
+            seen.was_held |= peer.trace == Trace::Lock;
+            if seen.unchanged.min(seen.bare) >= needed {
                 suspects.push(Suspect { id: peer.id, beat_n: peer.beat_n, evidence });
             }
         }
@@ -121,42 +129,58 @@ mod tests {
 
     const PEER: ReplicaId = ReplicaId(uuid::Uuid::nil());
 
-    fn seen(beat_n: i64, is_lock_free: bool) -> [PeerSeen; 1] {
-        [PeerSeen { id: PEER, beat_n, is_lock_free }]
+    fn seen(beat_n: i64, trace: Trace) -> [PeerSeen; 1] {
+        [PeerSeen { id: PEER, beat_n, trace }]
     }
 
     /// Our beats until the peer is suspected, with its count standing still.
-    fn beats_until_suspected(watch: &mut Watch, is_lock_free: bool) -> u32 {
-        (1..100).find(|_| !watch.observe(&seen(7, is_lock_free)).is_empty()).unwrap()
+    fn beats_until_suspected(watch: &mut Watch, trace: Trace) -> u32 {
+        (1..100).find(|_| !watch.observe(&seen(7, trace)).is_empty()).unwrap()
     }
 
     #[test]
     fn a_lock_that_was_let_go_needs_two_beats() {
         let mut watch = Watch::default();
-        assert!(watch.observe(&seen(7, false)).is_empty());
-        assert_eq!(beats_until_suspected(&mut watch, true), 2);
+        assert!(watch.observe(&seen(7, Trace::Lock)).is_empty());
+        assert_eq!(beats_until_suspected(&mut watch, Trace::Nothing), 2);
     }
 
     #[test]
     fn a_lock_never_seen_held_needs_eight() {
-        let mut watch = Watch::default();
-        assert!(watch.observe(&seen(7, true)).is_empty());
-        assert_eq!(beats_until_suspected(&mut watch, true), 8);
-    }
-
-    #[test]
-    fn a_held_lock_needs_twenty() {
-        let mut watch = Watch::default();
-        assert!(watch.observe(&seen(7, false)).is_empty());
-        assert_eq!(beats_until_suspected(&mut watch, false), 20);
-    }
-
-    #[test]
-    fn silence_ends_in_a_verdict_that_no_backend_refutes_whatever_the_lock() {
-        for is_lock_free in [true, false] {
+        for first in [Trace::Nothing, Trace::Backends] {
             let mut watch = Watch::default();
-            watch.observe(&seen(7, false));
-            let last = (0..20).map(|_| watch.observe(&seen(7, is_lock_free))).last().unwrap();
+            assert!(watch.observe(&seen(7, first)).is_empty());
+            assert_eq!(beats_until_suspected(&mut watch, Trace::Nothing), 8);
+        }
+    }
+
+    #[test]
+    fn a_lock_or_a_backend_that_is_there_needs_twenty() {
+        for trace in [Trace::Lock, Trace::Backends] {
+            let mut watch = Watch::default();
+            assert!(watch.observe(&seen(7, Trace::Lock)).is_empty());
+            assert_eq!(beats_until_suspected(&mut watch, trace), 20);
+        }
+    }
+
+    #[test]
+    fn who_is_late_when_its_connections_end_has_two_beats_like_anybody() {
+        for trace in [Trace::Lock, Trace::Backends] {
+            let mut watch = Watch::default();
+            watch.observe(&seen(7, Trace::Lock));
+            for _ in 0..5 {
+                assert!(watch.observe(&seen(7, trace)).is_empty());
+            }
+            assert_eq!(beats_until_suspected(&mut watch, Trace::Nothing), 2);
+        }
+    }
+
+    #[test]
+    fn silence_ends_in_a_verdict_that_no_backend_refutes_whatever_is_left() {
+        for trace in [Trace::Lock, Trace::Backends, Trace::Nothing] {
+            let mut watch = Watch::default();
+            watch.observe(&seen(7, Trace::Lock));
+            let last = (0..20).map(|_| watch.observe(&seen(7, trace))).last().unwrap();
             assert!(!last[0].evidence.is_refuted_by_backends(), "{last:?}");
         }
     }
@@ -165,17 +189,17 @@ mod tests {
     fn a_beat_is_a_sign_of_life_whichever_way_it_moved() {
         let mut watch = Watch::default();
         for n in [7, 8, 3, 4, 100].into_iter().cycle().take(100) {
-            assert!(watch.observe(&seen(n, true)).is_empty());
+            assert!(watch.observe(&seen(n, Trace::Nothing)).is_empty());
         }
     }
 
     #[test]
     fn a_new_session_starts_from_nothing() {
         let mut watch = Watch::default();
-        watch.observe(&seen(7, false));
-        watch.observe(&seen(7, true));
+        watch.observe(&seen(7, Trace::Lock));
+        watch.observe(&seen(7, Trace::Nothing));
         watch.forget();
-        assert!(watch.observe(&seen(7, true)).is_empty());
-        assert_eq!(beats_until_suspected(&mut watch, true), 8);
+        assert!(watch.observe(&seen(7, Trace::Nothing)).is_empty());
+        assert_eq!(beats_until_suspected(&mut watch, Trace::Nothing), 8);
     }
 }

@@ -21,8 +21,19 @@ pub struct PeerSeen {
     pub id: ReplicaId,
     /// Its count of beats.
     pub beat_n: i64,
-    /// Whether its session lock is free: its listener's connection is gone.
-    pub is_lock_free: bool,
+    /// What is left of it in Postgres.
+    pub trace: Trace,
+}
+
+/// What is left of a peer in Postgres.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Trace {
+    /// Its session lock is held: its listener's connection is there.
+    Lock,
+    /// Its session lock is free, but a backend bears its name.
+    Backends,
+    /// Neither.
+    Nothing,
 }
 
 /// What one beat brought back.
@@ -74,12 +85,21 @@ impl BeatSession {
                  set beat_n = beat_n + 1, beat_at = clock_timestamp(), lock_key = $2
                where id = $1 and state in ('ready', 'draining')
               returning beat_n)
-            select $1::uuid as "id!", beat_n as "beat_n!", false as "is_lock_free!", false as "is_gone!" from me
+            select $1::uuid as "id!", beat_n as "beat_n!", false as "is_lock_free!", false as "is_bare!", false as "is_gone!" from me
             union all
             select r.id, r.beat_n,
-                   case when r.gone_at is null then pg_try_advisory_xact_lock_shared(r.lock_key) else true end,
+                   p.is_lock_free,
+                   -- Looked for only where it matters: the view costs more than the lock.
+                   case when p.is_lock_free and r.gone_at is null then not exists (
+                     select from pg_stat_activity a where a.application_name = r.application_name)
+                   else false end,
                    r.gone_at is not null
               from replicas r
+             cross join lateral (
+               select case when r.gone_at is null then pg_try_advisory_xact_lock_shared(r.lock_key)
+                      else true end as is_lock_free
+               -- Once a peer: the lock is tried where it is read.
+               offset 0) p
              where r.id <> $1
                and (r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 minute')
             "#,
@@ -104,7 +124,11 @@ impl BeatSession {
                 seen.peers.push(PeerSeen {
                     id: ReplicaId(row.id),
                     beat_n: row.beat_n,
-                    is_lock_free: row.is_lock_free,
+                    trace: match (row.is_lock_free, row.is_bare) {
+                        (false, _) => Trace::Lock,
+                        (true, false) => Trace::Backends,
+                        (true, true) => Trace::Nothing,
+                    },
                 });
             }
         }

@@ -45,11 +45,8 @@ pub async fn kill(stage: Stage) -> Row {
 
 async fn one_round(scene: &Scene) {
     let ask = Ask::demo("good day");
-    let turns: Vec<Accepted> = stream::iter(0..TURNS)
-        .map(|_| scene.post(&ask))
-        .buffer_unordered(POSTS_AT_ONCE)
-        .collect()
-        .await;
+    let turns: Vec<Accepted> =
+        stream::iter(0..TURNS).map(|_| scene.post(&ask)).buffer_unordered(POSTS_AT_ONCE).collect().await;
     for turn in &turns {
         scene.load.observe_once(turn, &mut scene.rng());
     }
