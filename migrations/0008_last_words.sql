@@ -104,13 +104,13 @@ language sql as $$
 $$;
 
 -- The holder gives one turn back; false where it may not be run again or is not the caller's.
-create function lw_release_v1(p_turn uuid, p_epoch int) returns boolean
+create function lw_release_v1(p_turn uuid, p_epoch int, p_replica uuid) returns boolean
 language plpgsql as $$
 declare
   v_row inflight;
 begin
   select i.* into v_row from inflight i
-   where i.turn_id = p_turn and i.epoch = p_epoch and i.phase <> 'queued' for update;
+   where i.turn_id = p_turn and i.epoch = p_epoch and i.replica = p_replica and i.phase <> 'queued' for update;
   if not found or not lw_may_rerun_v1(v_row) then
     return false;
   end if;
@@ -127,11 +127,14 @@ declare
   v_ids uuid[];
   v_rerun uuid[];
   v_conversations uuid[];
+  v_timeline int := lw_timeline_v1();
+  -- A queued turn may be one that a replica has run before the database went back in time.
+  v_is_reconciled boolean := lw_all_reconciled_v1();
 begin
   select array_agg(l.turn_id), array_agg(l.conversation_id) into v_ids, v_conversations from (
     select i.turn_id, i.conversation_id
       from inflight i left join replicas r on r.id = i.replica
-     where (i.phase = 'queued' and i.deadline <= clock_timestamp())
+     where (i.phase = 'queued' and i.deadline <= clock_timestamp() and v_is_reconciled)
         or (i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left')))
         or (i.turn_id = any (p_overdue) and i.deadline <= clock_timestamp())
      order by i.turn_id
@@ -145,7 +148,7 @@ begin
   select array_agg(i.turn_id order by i.turn_id), array_agg(i.conversation_id) into v_ids, v_conversations
     from inflight i left join replicas r on r.id = i.replica
    where i.turn_id = any (v_ids) and (
-     (i.phase = 'queued' and i.deadline <= clock_timestamp())
+     (i.phase = 'queued' and i.deadline <= clock_timestamp() and v_is_reconciled)
      or (i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left')))
      or (i.turn_id = any (p_overdue) and i.deadline <= clock_timestamp()));
   if v_ids is null then
@@ -155,6 +158,8 @@ begin
   select coalesce(array_agg(i.turn_id), '{}') into v_rerun
     from inflight i left join replicas r on r.id = i.replica
    where i.turn_id = any (v_ids) and i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left'))
+     -- A holder that was lost together with commits may have run what looks like a mere start.
+     and coalesce(r.timeline = v_timeline, true)
      and lw_may_rerun_v1(i);
   perform lw_requeue_v1(v_rerun);
   return query
@@ -164,6 +169,7 @@ begin
   return query
     with word as materialized (
       select i.turn_id, i.agent, i.epoch, i.started_at, i.is_retry_safe, i.cancelled_by,
+             i.phase <> 'queued' and r.timeline <> v_timeline as is_unreconciled,
              case when i.cancelled_by is not null then 'cancelled' else 'failed' end as kind,
              case when i.phase = 'queued' then 'queue_timeout'
                   when r.id is null or r.state in ('lost', 'left') then 'replica_lost'
@@ -177,29 +183,37 @@ begin
         from inflight i left join replicas r on r.id = i.replica join turns t on t.id = i.turn_id
        where i.turn_id = any (v_ids) and i.turn_id <> all (v_rerun)),
     told as materialized (
-      select w.turn_id, w.agent, w.kind, w.code,
+      select w.turn_id, w.agent, w.kind, w.code, coalesce(w.is_unreconciled, false) as is_unreconciled,
              case when w.kind = 'cancelled' then jsonb_build_object('by', w.cancelled_by)
              else jsonb_build_object('error', jsonb_build_object(
                'code', w.code,
                'message', p_words -> w.code -> 'message',
                'retryable', p_words -> w.code -> 'retryable',
-               'safe_to_retry', w.started_at is null or w.is_retry_safe,
+               'safe_to_retry', w.is_retry_safe or (w.started_at is null and w.is_unreconciled is not true),
                'attempt', w.epoch,
                'started_at', to_char(w.started_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
                'last_progress_at', to_char(w.last_progress_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
                'trace_id', w.trace_id)) end::text as data
         from word w),
     ended as (
-      select x.o_turn
+      select x.o_turn, x.o_seq
         from (select array_agg(turn_id) as turns, array_agg(kind) as kinds, array_agg(data) as data from told) a,
-             lw_end_v1(a.turns, a.kinds, a.data) x)
+             lw_end_v1(a.turns, a.kinds, a.data) x),
+    -- Nobody is left who could tell whether something else stood here before.
+    marked as (
+      insert into rewound (turn_id, seq, how, events_lost, timeline)
+      select t.turn_id, x.o_seq, 'unknown', 0, v_timeline
+        from told t join ended x on x.o_turn = t.turn_id
+       where t.is_unreconciled
+          on conflict (turn_id) do nothing)
     select t.turn_id, t.kind, t.code, t.agent from told t join ended x on x.o_turn = t.turn_id;
   perform lw_promote_v1(v_conversations);
 end $$;
 
 -- The holder's last words, many turns at once: fenced by the epoch and by the event at `base`, which
 -- the writer has seen committed. A turn missing from the answer is not the caller's any more.
-create function lw_finish_v1(p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[])
+create function lw_finish_v1(
+  p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[], p_replica uuid)
 returns table (o_turn uuid, o_epoch int, o_seq int) language plpgsql as $$
 declare
   v_turns uuid[];
@@ -211,7 +225,7 @@ begin
     into v_turns, v_kinds, v_data, v_conversations from (
     select i.turn_id, i.conversation_id, w.kind, w.data
       from unnest(p_turns, p_epochs, p_bases, p_kinds, p_data) w (turn_id, epoch, base, kind, data)
-      join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase <> 'queued'
+      join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica
      where exists (select from turn_events e where e.turn_id = w.turn_id and e.seq = w.base)
      order by i.turn_id
        for update of i) l;

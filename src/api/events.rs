@@ -86,7 +86,8 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
         (status = 204, description = "The cursor is at the last word: there is nothing more"),
         (status = 400, description = "`cursor_past_head`", body = ProblemDocument),
         (status = 404, body = ProblemDocument),
-        (status = 410, description = "`events_gone`: retained no longer", body = ProblemDocument),
+        (status = 409, description = "`log_rewound`: the database lost events; read from the start", body = ProblemDocument),
+        (status = 410, description = "`events_gone`: retained no longer; `turn_lost`", body = ProblemDocument),
     ))]
 pub async fn of_turn(
     State(gateway): State<Gateway>,
@@ -115,6 +116,10 @@ pub async fn of_turn(
 
 /// Whether the cursor stands at the terminal event; refuses one that no event stands at.
 async fn is_at_last_word(gateway: &Gateway, id: TurnId, after: i32, field: &str) -> Result<bool, Problem> {
+    // A number cannot tell which of two events under one `seq` the client has seen.
+    if after >= 0 && gateway.store.rewound_from(id).await?.is_some_and(|from| after >= from) {
+        return Err(Problem::log_rewound(id));
+    }
     let at = gateway.store.read_after(id, after.max(0) - 1, 1).await?;
     match at.first() {
         Some(event) if after < 0 || event.seq == after => Ok(after >= 0 && event.kind.is_terminal()),

@@ -132,6 +132,18 @@ impl Problem {
         Problem::new(StatusCode::GONE, "events_gone", "This turn's events are retained no longer.")
     }
 
+    /// 409: the cursor's event may not be the one that the client has seen.
+    pub fn log_rewound(turn: TurnId) -> Problem {
+        let detail = "The database lost a part of this turn's events. Read them again from the start.";
+        Problem::new(StatusCode::CONFLICT, "log_rewound", detail).with("turn_id", turn.to_string())
+    }
+
+    /// 410: the turn was accepted, and the database lost it.
+    pub fn turn_lost(turn: TurnId) -> Problem {
+        let detail = "This turn was accepted, but the database lost it. It may have run.";
+        Problem::new(StatusCode::GONE, "turn_lost", detail).with("turn_id", turn.to_string())
+    }
+
     /// 413.
     pub fn too_large(limit: u64) -> Problem {
         let detail = format!("The request's body is larger than {limit} bytes.");
@@ -166,7 +178,7 @@ impl Problem {
 
     /// Whether it is [`Problem::log_gone`].
     pub fn is_log_gone(&self) -> bool {
-        self.0.status == StatusCode::GONE
+        self.0.code == "events_gone"
     }
 
     fn refused(code: &str, detail: Option<&str>) -> Option<Problem> {
@@ -227,6 +239,7 @@ impl From<TailError> for Problem {
     fn from(why: TailError) -> Self {
         match why {
             TailError::Gone { .. } => Problem::log_gone(),
+            TailError::Rewound { turn } => Problem::log_rewound(turn),
             TailError::Store(why) => why.into(),
             why @ (TailError::Gap { .. } | TailError::AfterTheEnd { .. }) => Problem::internal(&why),
         }

@@ -303,8 +303,14 @@ async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<Asked, P
     }
 }
 
-/// The turn, or 404.
+/// The turn, or 404; 410 where it was accepted and the database lost it.
 pub(super) async fn found(gateway: &Gateway, id: TurnId) -> Result<Turn, Problem> {
     tracing::Span::current().record("turn_id", tracing::field::display(id));
-    gateway.store.turn(id).await?.ok_or_else(|| Problem::not_found("turn"))
+    if let Some(turn) = gateway.store.turn(id).await? {
+        return Ok(turn);
+    }
+    match gateway.store.rewound_from(id).await? {
+        Some(_) => Err(Problem::turn_lost(id)),
+        None => Err(Problem::not_found("turn")),
+    }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`presence`] | beats, judges the dead, starts over when judged |
 //! | [`dispatch`] | claims queued turns; brings orders to those that run here |
+//! | [`reconcile`] | compares what was seen with a database that may have gone back in time |
 //! | [`reap`] | closes what is overdue or held by the gone |
 //! | [`retain`] | partitions ahead, old days out |
 //! | [`drain`] | leaves |
@@ -15,6 +16,7 @@ pub mod dispatch;
 pub mod drain;
 pub mod presence;
 pub mod reap;
+pub mod reconcile;
 pub mod retain;
 pub mod suspicion;
 
@@ -52,6 +54,8 @@ pub struct Engine {
     recent_loss: Arc<AtomicBool>,
     /// Set by presence: registered, and the last beat came back.
     is_present: Arc<AtomicBool>,
+    /// Whether a comparison is under way.
+    is_reconciling: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -68,6 +72,7 @@ impl Engine {
             retain: config.retain.0,
             recent_loss: Arc::default(),
             is_present: Arc::default(),
+            is_reconciling: Arc::default(),
         };
         engine.spawn_all(inbox);
         engine

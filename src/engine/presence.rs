@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Engine,
+    Engine, reconcile,
     suspicion::{Suspect, Watch},
 };
 use crate::{
@@ -38,6 +38,7 @@ pub async fn beat_on(engine: Engine, until: CancellationToken) {
     let mut presence = Presence {
         last_beat: Instant::now(),
         is_abandoned: false,
+        is_compared: true,
         watch: Watch::default(),
         session: None,
         is_registered: false,
@@ -55,6 +56,8 @@ struct Presence {
     last_beat: Instant,
     /// Whether the workers were ended because Postgres was away for too long.
     is_abandoned: bool,
+    /// Whether what was seen was compared since the session began.
+    is_compared: bool,
 }
 
 impl Presence {
@@ -66,12 +69,13 @@ impl Presence {
                     self.engine
                         .supervisor
                         .report(LINE, if self.is_registered { "ready" } else { "registering" });
-                    self.engine.is_present.store(self.is_registered, Ordering::Relaxed);
                     sleep_until(next).await;
                 }
                 Err(why) => {
                     tracing::warn!(%why, "no beat");
                     self.session = None;
+                    self.is_compared = false;
+                    self.engine.store.note_break();
                     self.watch.forget();
                     self.engine.is_present.store(false, Ordering::Relaxed);
                     self.engine
@@ -92,8 +96,10 @@ impl Presence {
             if engine.store.wake().lock_key() == 0 {
                 return Err(StoreError::Away { op: "register", why: "no session lock yet".to_owned() });
             }
-            engine.store.probe().await?;
-            engine.store.register(&engine.url).await?;
+            // Under another id than before: first what is remembered of that life.
+            let timeline = engine.store.timeline().await?;
+            reconcile::compare(&engine).await?;
+            engine.store.register(&engine.url, timeline).await?;
             self.is_registered = true;
             tracing::info!(replica_id = %engine.store.replica(), "registered");
         }
@@ -109,11 +115,22 @@ impl Presence {
         self.last_beat = Instant::now();
         self.is_abandoned = false;
         engine.store.wake().set_peers(seen.peers.len());
+        self.reconcile(&seen);
         self.judge(&seen).await?;
         if seen.has_recent_loss {
             engine.recent_loss.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Another timeline, or a connection that broke, may mean lost commits.
+    fn reconcile(&mut self, seen: &Seen) {
+        let is_behind = seen.timeline != seen.timeline_now;
+        self.engine.is_present.store(!is_behind, Ordering::Relaxed);
+        if is_behind || !self.is_compared {
+            self.is_compared = true;
+            reconcile::spawn(&self.engine, is_behind.then_some(seen.timeline_now));
+        }
     }
 
     /// This replica was judged: whatever it held is another's.
@@ -123,6 +140,7 @@ impl Presence {
         let fresh = self.engine.store.rename_replica();
         tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
         self.is_registered = false;
+        self.engine.is_present.store(false, Ordering::Relaxed);
         self.watch.forget();
         self.engine.store.wake().look_everywhere();
     }
@@ -147,6 +165,13 @@ impl Presence {
             };
             metrics::verdicts(evidence.as_str());
             tracing::warn!(replica = %id, evidence = evidence.as_str(), "a replica is lost");
+            if judged.is_unreconciled {
+                metrics::unreconciled();
+                tracing::error!(
+                    replica = %id,
+                    "it was lost together with the former primary: what it claimed last may run again"
+                );
+            }
             engine.recent_loss.store(true, Ordering::Relaxed);
             engine.store.wake().holder_gone();
             self.engine.supervisor.spawn(Kind::Turn, "verdict", async move {

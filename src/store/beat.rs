@@ -41,6 +41,10 @@ pub enum Trace {
 pub struct Seen {
     /// Whether this replica's own row is still at work; false: it was judged.
     pub is_alive: bool,
+    /// The timeline on which this replica has compared what it had seen, as its row tells.
+    pub timeline: i32,
+    /// The timeline that the database is on.
+    pub timeline_now: i32,
     /// The peers at work.
     pub peers: Vec<PeerSeen>,
     /// Whether somebody was lost or left within the last minute: its claims may commit late.
@@ -54,6 +58,9 @@ pub struct Judged {
     pub id: ReplicaId,
     /// What its backends call themselves.
     pub application_name: String,
+    /// Whether it had not compared what it had seen since the database went to another timeline: what
+    /// it did in commits that were lost is not known to anybody.
+    pub is_unreconciled: bool,
 }
 
 /// The reserved connection.
@@ -84,8 +91,10 @@ impl BeatSession {
               update replicas
                  set beat_n = beat_n + 1, beat_at = clock_timestamp(), lock_key = $2
                where id = $1 and state in ('ready', 'draining')
-              returning beat_n)
-            select $1::uuid as "id!", beat_n as "beat_n!", false as "is_lock_free!", false as "is_bare!", false as "is_gone!" from me
+              returning beat_n, timeline)
+            select $1::uuid as "id!", beat_n as "beat_n!", false as "is_lock_free!", false as "is_bare!",
+                   false as "is_gone!", timeline as "timeline!", lw_timeline_v1() as "timeline_now!"
+              from me
             union all
             select r.id, r.beat_n,
                    p.is_lock_free,
@@ -93,7 +102,7 @@ impl BeatSession {
                    case when p.is_lock_free and r.gone_at is null then not exists (
                      select from pg_stat_activity a where a.application_name = r.application_name)
                    else false end,
-                   r.gone_at is not null
+                   r.gone_at is not null, 0, 0
               from replicas r
              cross join lateral (
                select case when r.gone_at is null then pg_try_advisory_xact_lock_shared(r.lock_key)
@@ -118,6 +127,7 @@ impl BeatSession {
         for row in rows {
             if row.id == store.replica().0 {
                 seen.is_alive = true;
+                (seen.timeline, seen.timeline_now) = (row.timeline, row.timeline_now);
             } else if row.is_gone {
                 seen.has_recent_loss = true;
             } else {
@@ -145,14 +155,14 @@ impl BeatSession {
         beat_n: i64,
         unless_backends_live: bool,
     ) -> Result<Option<Judged>, StoreError> {
-        let verdict = sqlx::query_scalar!(
+        let verdict = sqlx::query!(
             r#"
             update replicas r
                set state = 'lost', gone_at = clock_timestamp()
              where r.id = $1 and r.state in ('ready', 'draining') and r.beat_n = $2
                and not ($3 and exists (
                  select from pg_stat_activity a where a.application_name = r.application_name))
-            returning r.application_name as "application_name!"
+            returning r.application_name as "application_name!", r.timeline <> lw_timeline_v1() as "is_unreconciled!"
             "#,
             peer.0,
             beat_n,
@@ -160,9 +170,13 @@ impl BeatSession {
         )
         .fetch_optional(&mut self.conn);
         match tokio::time::timeout(self.statement_max, verdict).await {
-            Ok(name) => {
-                let name = name.map_err(|why| StoreError::from_sqlx("judge", why))?;
-                Ok(name.map(|application_name| Judged { id: peer, application_name }))
+            Ok(row) => {
+                let row = row.map_err(|why| StoreError::from_sqlx("judge", why))?;
+                Ok(row.map(|row| Judged {
+                    id: peer,
+                    application_name: row.application_name,
+                    is_unreconciled: row.is_unreconciled,
+                }))
             }
             Err(_) => Err(StoreError::Away { op: "judge", why: format!("no answer within {BEAT_MAX:?}") }),
         }

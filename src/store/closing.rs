@@ -118,6 +118,11 @@ impl Store {
             .into_iter()
             .map(|row| Closed { turn: TurnId(row.turn), kind: row.kind, code: row.code, agent: row.agent })
             .collect();
+        for word in &closed {
+            if let Ok(kind) = word.kind.parse() {
+                self.witness().saw_end(word.turn, 0, None, kind);
+            }
+        }
         if !closed.is_empty() {
             self.wake().events_committed(closed.iter().map(|closed| closed.turn));
             self.wake().queue_grew();

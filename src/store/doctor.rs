@@ -49,7 +49,7 @@ impl Store {
                 return vec![exam("postgres", Verdict::Fault, why.to_string(), remedy)];
             }
         };
-        let mut exams = vec![self.migrations().await];
+        let mut exams = vec![self.migrations().await, self.lost_commits().await];
         for result in [
             version(&mut conn).await,
             connections(&mut conn, config).await,
@@ -71,6 +71,29 @@ impl Store {
             Ok(true) => well("migrations", "all applied"),
             Ok(false) => exam("migrations", Verdict::Fault, "some are missing", "run `lastword migrate`"),
             Err(why) => exam("migrations", Verdict::Fault, why.to_string(), "look into Postgres' log"),
+        }
+    }
+
+    /// Whether a failover ever took the database back in time, and whether that would be seen.
+    async fn lost_commits(&self) -> Exam {
+        let remedy = "a standby without the newest commits was promoted: use a synchronous one, or accept it";
+        match (self.timeline().await, self.losses().await) {
+            (Ok(timeline), Ok(losses)) if losses.turns == 0 && timeline > 0 => {
+                well("lost commits", format!("none noticed; timeline {timeline}"))
+            }
+            (Ok(_), Ok(losses)) if losses.turns > 0 => {
+                let (turns, events, vanished) = (losses.turns, losses.events, losses.vanished);
+                let finding =
+                    format!("{turns} turns lost commits: {events} events, {vanished} turns as a whole");
+                exam("lost commits", Verdict::Warning, finding, remedy)
+            }
+            (Ok(_), Ok(_)) => {
+                let remedy = "let this role call pg_current_wal_lsn(): without it no failover is seen";
+                exam("lost commits", Verdict::Warning, "this Postgres does not tell its timeline", remedy)
+            }
+            (Err(why), _) | (_, Err(why)) => {
+                exam("lost commits", Verdict::Fault, why.to_string(), "look into Postgres' log")
+            }
         }
     }
 

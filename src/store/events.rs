@@ -1,16 +1,33 @@
 //! The log: append and finish, many turns at once, and reading after a cursor.
 //!
 //! Keeps I3, I4 and I5: an append locks the in-flight row under its epoch, and proves by the event
-//! at `base` that it continues what the writer saw committed. An identical repeat is harmless.
+//! at `base` that it continues what the writer saw committed. An identical repeat is harmless. The fence
+//! names the replica too: in a database that went back in time, an epoch may be given out twice.
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::{
-    event::{Event, NewEvent},
+    event::{Event, Kind, NewEvent},
     id::TurnId,
     turn::LastWord,
 };
+
+/// What tells one event from another that came to stand in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Anchor {
+    at: DateTime<Utc>,
+    attempt: i32,
+    kind: Kind,
+}
+
+impl Anchor {
+    /// Of an event.
+    pub fn of(event: &Event) -> Anchor {
+        Anchor { at: event.at, attempt: event.attempt, kind: event.kind }
+    }
+}
 
 /// Which clock a running turn's deadline stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +105,7 @@ impl Store {
                              least(3000, w.budget_ms / 10) * interval '1 ms' as slack,
                              i.deadline, i.clock as old_clock
                         from inflight i join want w using (turn_id)
-                       where i.epoch = w.epoch and i.phase = 'running'
+                       where i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'
                          and exists (select from turn_events p where p.turn_id = w.turn_id and p.seq = w.base)
                        order by i.turn_id
                          for no key update of i),
@@ -118,6 +135,7 @@ impl Store {
                     &columns.event_places,
                     &columns.event_kinds,
                     &columns.event_data,
+                    self.replica().0,
                 )
                 .fetch_all(c)
             })
@@ -132,12 +150,13 @@ impl Store {
         let rows = lease
             .run("finish", |c| {
                 sqlx::query!(
-                    r#"select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!" from lw_finish_v1($1, $2, $3, $4, $5)"#,
+                    r#"select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!" from lw_finish_v1($1, $2, $3, $4, $5, $6)"#,
                     &turns,
                     &epochs,
                     &bases,
                     &kinds,
                     &data,
+                    self.replica().0,
                 )
                 .fetch_all(c)
             })
@@ -174,41 +193,50 @@ impl Store {
     /// Events of a turn after `cursor` (-1 for all), in order: at most `limit` of them, and about
     /// 1 MiB of data, but never none where there are some. An empty answer is the end of the log.
     pub async fn read_after(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Vec<Event>, StoreError> {
+        Ok(self.read_on(turn, cursor, limit).await?.1)
+    }
+
+    /// The same, and what stands at the cursor, in one snapshot: whoever goes on after an event must
+    /// find that very event in its place.
+    pub async fn read_on(
+        &self,
+        turn: TurnId,
+        cursor: i32,
+        limit: i64,
+    ) -> Result<(Option<Anchor>, Vec<Event>), StoreError> {
+        let rows_max = limit + i64::from(cursor >= 0);
         let mut lease = self.lease().await?;
         let rows = lease
             .run("read_after", |c| {
                 sqlx::query!(
-                    "
-                    select seq, kind, attempt, data, at from (
+                    r#"
+                    select seq, kind, attempt, data as "data!", at from (
                       select *, sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before
                         from (
-                          select seq, kind, attempt, data, at
+                          select seq, kind, attempt, case when seq = $2 then '' else data end as data, at
                             from turn_events
-                           where turn_id = $1 and seq > $2
+                           where turn_id = $1 and seq >= $2
                            order by seq
                            limit $3) page) page
                      where bytes_before < 1048576
                      order by seq
-                    ",
+                    "#,
                     turn.0,
                     cursor,
-                    limit,
+                    rows_max,
                 )
                 .fetch_all(c)
             })
             .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(Event {
-                    turn_id: turn,
-                    seq: row.seq,
-                    kind: row.kind.parse().map_err(|why| StoreError::unreadable("read_after", why))?,
-                    attempt: row.attempt,
-                    data: row.data,
-                    at: row.at,
-                })
-            })
-            .collect()
+        let mut events = Vec::with_capacity(rows.len());
+        for row in rows {
+            let kind = row.kind.parse().map_err(|why| StoreError::unreadable("read_after", why))?;
+            let (seq, attempt, data, at) = (row.seq, row.attempt, row.data, row.at);
+            events.push(Event { turn_id: turn, seq, kind, attempt, data, at });
+        }
+        let is_anchored = events.first().is_some_and(|event| event.seq == cursor);
+        let anchor = is_anchored.then(|| Anchor::of(&events.remove(0)));
+        Ok((anchor, events))
     }
 }
 

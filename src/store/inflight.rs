@@ -55,7 +55,9 @@ impl Store {
                 sqlx::query!(
                     r#"
                     with me as materialized (
-                      select id from replicas where id = $1 and state = 'ready'),
+                      -- What looks untouched may have been run before the database went back in time:
+                      -- first everybody says what they know.
+                      select id from replicas where id = $1 and state = 'ready' and lw_all_reconciled_v1()),
                     head as materialized (
                       -- What is decided on comes from the locked row, never from a second look.
                       select i.turn_id, i.conversation_id, i.epoch, i.cap_at, i.cap_ms
@@ -153,6 +155,8 @@ impl Store {
                     "
                     update inflight set replica = '00000000-0000-0000-0000-000000000000'
                      where turn_id = $1 and epoch = $2 and replica = $3 and phase <> 'queued'
+                       -- Else it may be one that was run to its end, and lost: see `lw_reconcile_v1`.
+                       and lw_all_reconciled_v1()
                     ",
                     turn.0,
                     epoch,
@@ -203,9 +207,10 @@ impl Store {
         lease
             .run("is_over", |c| {
                 sqlx::query_scalar!(
-                    r#"select not exists (select from inflight where turn_id = $1 and epoch = $2 and phase <> 'queued') as "is!""#,
+                    r#"select not exists (select from inflight where turn_id = $1 and epoch = $2 and replica = $3) as "is!""#,
                     turn.0,
-                    epoch
+                    epoch,
+                    self.replica().0
                 )
                 .fetch_one(c)
             })
@@ -227,7 +232,8 @@ impl Store {
                          set phase = 'running', worker = $3, last_seq = i.last_seq + 1, clock = 'progress',
                              started_at = clock_timestamp(),
                              deadline = least(i.cap_at, clock_timestamp() + i.progress_ms * interval '1 ms')
-                       where i.turn_id = $1 and i.epoch = $2 and i.phase = 'starting' and i.cancelled_by is null
+                       where i.turn_id = $1 and i.epoch = $2 and i.replica = $5 and i.phase = 'starting'
+                         and i.cancelled_by is null
                          -- A claim that was committed across a verdict, or a leave, must not reach a worker.
                          and exists (select from replicas r where r.id = i.replica and r.state in ('ready', 'draining'))
                       returning i.turn_id, i.epoch, i.last_seq, i.started_at),
@@ -243,6 +249,7 @@ impl Store {
                     claim.epoch,
                     worker,
                     data,
+                    self.replica().0,
                 )
                 .fetch_optional(c)
             })
@@ -257,19 +264,21 @@ impl Store {
                         sqlx::query_scalar!(
                             "
                             select last_seq from inflight
-                             where turn_id = $1 and epoch = $2 and phase = 'running'
+                             where turn_id = $1 and epoch = $2 and replica = $4 and phase = 'running'
                                and worker is not distinct from $3
                             ",
                             claim.turn.0,
                             claim.epoch,
                             worker,
+                            self.replica().0,
                         )
                         .fetch_optional(c)
                     })
                     .await?
             }
         };
-        if seq.is_some() {
+        if let Some(seq) = seq {
+            self.witness().saw(claim.turn, claim.epoch, seq);
             self.wake().events_committed([claim.turn]);
         }
         Ok(seq)
@@ -280,7 +289,8 @@ impl Store {
         let mut lease = self.lease().await?;
         let is_released = lease
             .run("release", |c| {
-                sqlx::query_scalar!(r#"select lw_release_v1($1, $2) as "is!""#, turn.0, epoch).fetch_one(c)
+                sqlx::query_scalar!(r#"select lw_release_v1($1, $2, $3) as "is!""#, turn.0, epoch, self.replica().0)
+                    .fetch_one(c)
             })
             .await?;
         if is_released {

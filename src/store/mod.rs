@@ -22,10 +22,12 @@ pub mod listener;
 pub mod migrate;
 pub mod partitions;
 pub mod replicas;
+pub mod rewound;
 pub mod ringer;
 pub mod turns;
 pub mod verify;
 pub mod wake;
+pub mod witness;
 pub mod workers;
 pub mod writer;
 
@@ -34,7 +36,7 @@ use std::{
     str::FromStr,
     sync::{
         Arc, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -47,6 +49,7 @@ use sqlx::{
 
 pub use error::StoreError;
 use wake::Wake;
+use witness::Witness;
 
 use crate::{clock::Clock, config::Config, id::ReplicaId};
 
@@ -66,6 +69,8 @@ pub struct Store {
     listener_options: PgConnectOptions,
     clock: Arc<Clock>,
     wake: Arc<Wake>,
+    witness: Arc<Witness>,
+    breaks: Arc<AtomicU64>,
     replica: Arc<RwLock<ReplicaId>>,
     application_name: Arc<str>,
 }
@@ -101,6 +106,8 @@ impl Store {
             listener_options,
             clock,
             wake: Arc::new(Wake::new(config.doorbell, replica.0)),
+            witness: Arc::default(),
+            breaks: Arc::default(),
             replica: Arc::new(RwLock::new(replica)),
             application_name,
         })
@@ -114,6 +121,21 @@ impl Store {
     /// The doorbell.
     pub fn wake(&self) -> &Arc<Wake> {
         &self.wake
+    }
+
+    /// What this process has seen committed, of late.
+    pub fn witness(&self) -> &Witness {
+        &self.witness
+    }
+
+    /// How often the beat's connection to Postgres has broken: after each, commits may be missing.
+    pub fn breaks(&self) -> u64 {
+        self.breaks.load(Ordering::Acquire)
+    }
+
+    /// The beat's connection has broken.
+    pub fn note_break(&self) {
+        self.breaks.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Who this process is now. It changes when the replica was judged lost and starts over.

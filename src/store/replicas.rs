@@ -36,15 +36,16 @@ pub struct ReplicaRow {
 
 impl Store {
     /// Registers this process under its current id. The listener must hold the session lock.
-    pub async fn register(&self, url: &str) -> Result<(), StoreError> {
+    /// `timeline` is the one on which it has compared what it had seen before.
+    pub async fn register(&self, url: &str, timeline: i32) -> Result<(), StoreError> {
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
         let mut lease = self.lease().await?;
         lease
             .run("register", |c| {
                 sqlx::query!(
                     "
-                    insert into replicas (id, url, pid, version, application_name, lock_key)
-                    values ($1, $2, $3, $4, $5, $6)
+                    insert into replicas (id, url, pid, version, application_name, lock_key, timeline)
+                    values ($1, $2, $3, $4, $5, $6, $7)
                     on conflict (id) do nothing
                     ",
                     self.replica().0,
@@ -52,7 +53,8 @@ impl Store {
                     pid,
                     env!("CARGO_PKG_VERSION"),
                     self.application_name(),
-                    self.wake().lock_key()
+                    self.wake().lock_key(),
+                    timeline
                 )
                 .execute(c)
             })
@@ -186,9 +188,14 @@ impl Store {
                         select c.id from commands c
                          where c.created_at < clock_timestamp() - interval '2 days'
                            and not exists (select from inflight i where i.turn_id = c.turn_id)
-                         order by c.created_at limit 1000) returning 1)
+                         order by c.created_at limit 1000) returning 1),
+                    b as (
+                      delete from rewound where turn_id in (
+                        select turn_id from rewound
+                         where at < clock_timestamp() - interval '90 days'
+                         order by at limit 1000) returning 1)
                     select (select count(*) from r) + (select count(*) from w)
-                         + (select count(*) from k) + (select count(*) from c) as "swept!"
+                         + (select count(*) from k) + (select count(*) from c) + (select count(*) from b) as "swept!"
                     "#
                 )
                 .fetch_one(c)

@@ -140,6 +140,9 @@ impl Store {
             })
             .await?;
         let is_repeat = row.outcome != "accepted";
+        if !is_repeat {
+            self.witness().saw(TurnId(row.turn), 0, 0);
+        }
         // A repeat too: whoever accepted it first may not have lived to ring.
         self.wake().queue_grew();
         Ok(Accepted { id: TurnId(row.turn), is_repeat })
@@ -243,6 +246,9 @@ impl Store {
         }
         if is("cancelled") {
             let ended = rows.iter().filter(|row| row.outcome == "cancelled").map(|row| TurnId(row.turn));
+            for turn in ended.clone() {
+                self.witness().saw_end(turn, 0, None, crate::event::Kind::Cancelled);
+            }
             self.wake().events_committed(ended);
             self.wake().queue_grew();
         }

@@ -147,6 +147,7 @@ async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) 
         if held.contains(&lease) {
             metrics::events_appended(append.events.len());
             let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
+            store.witness().saw(append.turn, append.epoch, seq);
             answer(replies, lease, Written::Done(seq));
         } else {
             answer(replies, lease, Written::LeaseLost);
@@ -184,6 +185,9 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
         written.into_iter().map(|(turn, epoch, seq)| ((turn, epoch), seq)).collect();
     for finish in &finishes {
         let lease = (finish.turn, finish.epoch);
+        if let Some(&seq) = seqs.get(&lease) {
+            store.witness().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
+        }
         answer(replies, lease, seqs.get(&lease).map_or(Written::LeaseLost, |&seq| Written::Done(seq)));
     }
     // The next of each line can be claimed.

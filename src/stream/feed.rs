@@ -5,6 +5,8 @@
 //!                      │ soft stop, jitter
 //!                      └──reconnect──► letting go ──► let go        (an abort, never a clean end)
 //! ```
+//! A reader whose log was rewound is told so (`reset`), and gets the log from its start.
+//!
 //! Pull-based: nothing is read from the log before the reader has taken what was read before, so a
 //! slow reader holds one page and no more. A read that is under way is never cut off by a
 //! keep-alive: what a connection was asked stays answered.
@@ -153,6 +155,17 @@ fn read(mut reader: Reader) -> Reading {
         let page = match &mut reader {
             Reader::Turn(tail) => tail.page().await.map(|events| turn_page(events, tail.is_ended())),
             Reader::Thread(thread) => thread.page().await.map(thread_page),
+        };
+        let page = match page {
+            Err(TailError::Rewound { turn }) => {
+                tracing::warn!(turn_id = %turn, "a reader starts again: its log was rewound");
+                match &mut reader {
+                    Reader::Turn(tail) => tail.restart(),
+                    Reader::Thread(thread) => thread.restart(),
+                }
+                Ok(Page { text: render::reset(turn), events: Vec::new(), is_end: false })
+            }
+            page => page,
         };
         (reader, page)
     })

@@ -6,7 +6,7 @@
 
 use std::{fmt::Display, time::Duration};
 
-use crate::event::Event;
+use crate::{event::Event, id::TurnId};
 
 /// The media type of an event stream.
 pub const MEDIA_TYPE: &str = "text/event-stream";
@@ -14,6 +14,12 @@ pub const MEDIA_TYPE: &str = "text/event-stream";
 pub const KEEP_ALIVE: &str = ": keep-alive\n\n";
 /// Tells a reader to come back with its cursor. It has no id: the cursor stays where it is.
 pub const RECONNECT: &str = "event: reconnect\ndata: {}\n\n";
+
+/// Tells a reader to forget what this stream has told: other events may come under the same ids. It has
+/// no id of its own; what follows begins at the start.
+pub fn reset(turn: TurnId) -> String {
+    format!("event: reset\ndata: {{\"turn_id\":\"{turn}\",\"reason\":\"log_rewound\"}}\n\n")
+}
 
 /// One event as a frame, appended to `out`. `id` is its place: what a reader comes back with.
 pub fn frame(out: &mut String, id: impl Display, event: &Event) {
@@ -43,7 +49,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::{event::Kind, id::TurnId};
+    use crate::event::Kind;
 
     fn rendered(data: &str) -> String {
         let turn_id = TurnId(uuid::Uuid::from_u128(1));

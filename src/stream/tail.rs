@@ -3,23 +3,26 @@
 //! Keeps I4 for readers: events are handed on in order, each once, and a log that has a gap is an
 //! error, never a shorter answer. Keeps I8: while Postgres is away a reader waits, and goes on after.
 //!
+//! Every read takes along what stands at the cursor. A database that went back in time may have put
+//! another event there: then the reader is told, and never shown a second event under one `seq`.
+//!
 //! The order is always: register interest, mark all as seen, read, and only then wait. What is
 //! committed between the read and the wait then ends the wait at once.
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use crate::{
     event::Event,
     id::TurnId,
-    store::{Store, StoreError, wake::Interest},
+    store::{Store, StoreError, events::Anchor, wake::Interest, witness::KEPT_FOR},
 };
 
 /// Events in one read: what a reader holds in memory at most.
 pub const PAGE_ROWS: i64 = 256;
 /// The longest between two looks, whatever was heard (I13).
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// So many looks without an event, and the reader asks whether the log is still there.
-const LOOKS_IN_VAIN_MAX: u32 = 30;
 
 /// A reader of one turn's log.
 #[derive(Debug)]
@@ -28,8 +31,9 @@ pub struct Tail {
     interest: Interest,
     turn: TurnId,
     cursor: i32,
+    /// The event at the cursor, as it was handed on; `None` before the first look.
+    anchor: Option<Anchor>,
     is_ended: bool,
-    looks_in_vain: u32,
 }
 
 /// Why a log cannot be read on.
@@ -53,6 +57,12 @@ pub enum TailError {
         /// Its `seq`.
         seq: i32,
     },
+    /// The database went back in time: what was handed on does not stand there any more.
+    #[error("{turn}: the database went back in time")]
+    Rewound {
+        /// Whose log.
+        turn: TurnId,
+    },
     /// The log is retained no longer.
     #[error("{turn}: the log is retained no longer")]
     Gone {
@@ -68,7 +78,7 @@ impl Tail {
     /// A reader of what comes after `cursor` (-1: from the start). Interest counts from here on.
     pub fn new(store: &Store, turn: TurnId, cursor: i32) -> Tail {
         let interest = store.wake().tail(turn);
-        Tail { store: store.clone(), interest, turn, cursor, is_ended: false, looks_in_vain: 0 }
+        Tail { store: store.clone(), interest, turn, cursor, anchor: None, is_ended: false }
     }
 
     /// The next events, at least one, waiting for them as long as it takes; none after the terminal
@@ -80,14 +90,7 @@ impl Tail {
         loop {
             match self.look(PAGE_ROWS).await {
                 Ok(events) if !events.is_empty() || self.is_ended => return Ok(events),
-                Ok(_) => {
-                    self.looks_in_vain += 1;
-                    if self.looks_in_vain >= LOOKS_IN_VAIN_MAX {
-                        self.looks_in_vain = 0;
-                        self.check_still_there().await?;
-                    }
-                    self.wait(LOOK_EVERY).await;
-                }
+                Ok(_) => self.wait(LOOK_EVERY).await,
                 Err(TailError::Store(why)) if why.is_away() => pause().await,
                 Err(why) => return Err(why),
             }
@@ -103,7 +106,11 @@ impl Tail {
             return Ok(Vec::new());
         }
         self.interest.look();
-        let events = self.store.read_after(self.turn, self.cursor, limit).await?;
+        let (anchor, events) = self.store.read_on(self.turn, self.cursor, limit).await?;
+        if self.cursor >= 0 && (anchor.is_none() || self.anchor.is_some_and(|known| Some(known) != anchor)) {
+            return Err(self.why_not_anchored().await?);
+        }
+        self.anchor = anchor;
         if events.is_empty() && self.cursor < 0 {
             // Event 0 is committed with the turn: a log without it was dropped.
             return Err(TailError::Gone { turn: self.turn });
@@ -114,6 +121,20 @@ impl Tail {
         Ok(events)
     }
 
+    /// Forgets everything: the next look begins at the start of the log.
+    pub fn restart(&mut self) {
+        self.cursor = -1;
+        self.anchor = None;
+        self.is_ended = false;
+    }
+
+    /// Whether what was handed on last still stands there. Only that of an ended turn needs the question:
+    /// every look at an open one asks it.
+    pub(super) async fn is_still_so(&self) -> Result<bool, TailError> {
+        let (anchor, _) = self.store.read_on(self.turn, self.cursor, 0).await?;
+        Ok(self.cursor < 0 || self.anchor.is_none() || anchor == self.anchor || self.is_dropped().await?)
+    }
+
     /// Until something happened since the last [`Tail::look`], at most so long.
     pub async fn wait(&mut self, at_most: Duration) {
         self.interest.news(at_most.min(LOOK_EVERY)).await;
@@ -122,6 +143,11 @@ impl Tail {
     /// Whether the terminal event was handed on.
     pub fn is_ended(&self) -> bool {
         self.is_ended
+    }
+
+    /// Whose log it reads.
+    pub(super) fn turn(&self) -> TurnId {
+        self.turn
     }
 
     /// The newest `seq` that was handed on, or the cursor it began with.
@@ -138,18 +164,35 @@ impl Tail {
             return Err(TailError::Gap { turn, wanted, found: event.seq });
         }
         self.cursor = event.seq;
+        self.anchor = Some(Anchor::of(event));
         self.is_ended = event.kind.is_terminal();
-        self.looks_in_vain = 0;
+        self.witness(event);
         Ok(())
     }
 
-    /// A log that was dropped under a reader would otherwise keep it waiting for ever.
-    async fn check_still_there(&self) -> Result<(), TailError> {
-        match self.store.read_after(self.turn, self.cursor - 1, 1).await {
-            Ok(events) if events.is_empty() => Err(TailError::Gone { turn: self.turn }),
-            Err(why) if !why.is_away() => Err(why.into()),
-            _ => Ok(()),
+    /// What a reader was shown is known to this replica, whoever wrote it.
+    fn witness(&self, event: &Event) {
+        let age = self.store.clock().now() - event.at;
+        if age > TimeDelta::from_std(KEPT_FOR).unwrap_or(TimeDelta::MAX) {
+            return;
         }
+        let witness = self.store.witness();
+        match self.is_ended {
+            true => witness.saw_end(self.turn, event.attempt, Some(event.seq), event.kind),
+            false => witness.saw(self.turn, event.attempt, event.seq),
+        }
+    }
+
+    /// What was handed on stands there no more: its day was dropped, or the database went back in time.
+    async fn why_not_anchored(&self) -> Result<TailError, TailError> {
+        let turn = self.turn;
+        Ok(if self.is_dropped().await? { TailError::Gone { turn } } else { TailError::Rewound { turn } })
+    }
+
+    /// Whether the whole log is gone though its turn is there.
+    async fn is_dropped(&self) -> Result<bool, TailError> {
+        Ok(self.store.read_after(self.turn, -1, 1).await?.is_empty()
+            && self.store.turn(self.turn).await?.is_some())
     }
 }
 

@@ -54,12 +54,21 @@ pub struct Thread {
     conversation: ConversationId,
     at: Position,
     current: Option<Tail>,
+    /// The turn that was told last, which has ended.
+    told: Option<Tail>,
+    /// How often the connection to Postgres had broken when that was last looked at.
+    breaks: u64,
 }
 
 impl Thread {
     /// A reader of what comes after `at`.
     pub fn new(store: &Store, conversation: ConversationId, at: Position) -> Thread {
-        Thread { store: store.clone(), conversation, at, current: None }
+        Thread { store: store.clone(), conversation, at, current: None, told: None, breaks: store.breaks() }
+    }
+
+    /// Forgets everything: the next look begins at the start.
+    pub fn restart(&mut self) {
+        (self.at, self.current, self.told) = (Position::START, None, None);
     }
 
     /// The next events of one turn, at least one, with their places, waiting for them as long as it
@@ -103,7 +112,7 @@ impl Thread {
                 self.at = *at;
             }
             if is_turn_over || told.is_empty() {
-                self.current = None;
+                self.told = self.current.take();
                 self.at = Position { ordinal: self.at.ordinal + 1, seq: -1 };
             }
             if !told.is_empty() {
@@ -123,6 +132,14 @@ impl Thread {
     /// Goes to the turn at the position, or the first one after it; false where there is none yet.
     async fn enter_turn(&mut self) -> Result<bool, TailError> {
         let next = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
+        let breaks = self.store.breaks();
+        if let Some(told) = &self.told
+            && (!next.is_empty() || breaks != self.breaks)
+            && !told.is_still_so().await?
+        {
+            return Err(TailError::Rewound { turn: told.turn() });
+        }
+        self.breaks = breaks;
         let Some(&(ordinal, turn)) = next.first() else { return Ok(false) };
         if ordinal != self.at.ordinal {
             self.at = Position { ordinal, seq: -1 };

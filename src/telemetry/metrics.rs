@@ -27,6 +27,9 @@ const INFLIGHT: &str = "lastword_inflight";
 const OVERDUE: &str = "lastword_overdue";
 const LEASES_LOST: &str = "lastword_leases_lost_total";
 const VERDICTS: &str = "lastword_verdicts_total";
+const REWOUND_TURNS: &str = "lastword_rewound_turns_total";
+const REWOUND_EVENTS: &str = "lastword_rewound_events_total";
+const UNRECONCILED: &str = "lastword_unreconciled_replicas_total";
 const REQUEUED: &str = "lastword_requeued_total";
 const LATE_OUTPUT: &str = "lastword_late_output_total";
 const QUEUE_WAIT: &str = "lastword_queue_wait_seconds";
@@ -42,13 +45,16 @@ const DB_ERRORS: &str = "lastword_db_errors_total";
 const HTTP_REQUESTS: &str = "lastword_http_requests_total";
 const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
 
-const METRICS: [Metric; 20] = [
+const METRICS: [Metric; 23] = [
     (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
     (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
     (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in all."),
     (OVERDUE, Gauge, Unit::Count, "Turns past their deadline without a last word, in all. Should be 0."),
     (LEASES_LOST, Counter, Unit::Count, "Writes refused because another one holds the turn now."),
     (VERDICTS, Counter, Unit::Count, "Other replicas that this one judged lost."),
+    (REWOUND_TURNS, Counter, Unit::Count, "Turns of which the database lost commits, as this replica told first."),
+    (REWOUND_EVENTS, Counter, Unit::Count, "Events that were seen committed and are lost."),
+    (UNRECONCILED, Counter, Unit::Count, "Replicas lost together with a primary: nobody knows their last claims."),
     (REQUEUED, Counter, Unit::Count, "Turns put back into the queue for another attempt."),
     (LATE_OUTPUT, Counter, Unit::Count, "Messages of workers that came after their turn's last word."),
     (QUEUE_WAIT, Histogram, Unit::Seconds, "From acceptance to the claim."),
@@ -143,6 +149,17 @@ pub fn leases_lost() {
 /// This replica judged another one lost.
 pub fn verdicts(reason: &'static str) {
     counter!(VERDICTS, "reason" => reason).increment(1);
+}
+
+/// The database lost commits of a turn: `closed`, `changed` or `vanished`.
+pub fn rewound(how: &str, events: i32) {
+    counter!(REWOUND_TURNS, "how" => how.to_owned()).increment(1);
+    counter!(REWOUND_EVENTS).increment(u64::from(events.unsigned_abs()));
+}
+
+/// A replica was judged that had not compared what it had seen since a failover.
+pub fn unreconciled() {
+    counter!(UNRECONCILED).increment(1);
 }
 
 /// A turn was put back into the queue.

@@ -262,14 +262,19 @@ impl Host {
         }
     }
 
+    /// Lets no worker serve another turn: idle ones end now, those that run one end with it.
+    pub fn retire_workers(&self) {
+        for life in lock(&self.0.lives).values() {
+            life.stop.cancel();
+        }
+    }
+
     /// Ends every turn here in this way, and every worker.
     pub fn halt_all(&self, why: Halt) {
         for run in lock(&self.0.runs).values() {
             run.halt.send_if_modified(|halt| halt.is_none() && halt.replace(why).is_none());
         }
-        for life in lock(&self.0.lives).values() {
-            life.stop.cancel();
-        }
+        self.retire_workers();
     }
 
     /// Ends the turns that this replica holds no more.

@@ -132,7 +132,7 @@ impl Replica {
         supervisor.spawn(background, "write", write_on(store.clone(), inbox, stop.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        store.register(&url).await.unwrap();
+        store.register(&url, store.timeline().await.unwrap()).await.unwrap();
         let gateway = Gateway::new(store.clone(), Arc::new(config), supervisor.clone());
         let serve = api::serve(listener, gateway, stop.clone());
         supervisor.spawn(background, "serve", async move { serve.await.unwrap() });

@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "one suite asks Postgres by SQL of its own")]
 
 mod drain;
+mod failover;
 mod frozen;
 mod killed;
 mod postgres;
@@ -65,6 +66,7 @@ async fn read_until_cut(stream: &mut EventStream) -> (Vec<Event>, bool) {
             Next::Reconnect => is_announced = true,
             Next::Cut(_) => return (seen, is_announced),
             Next::Ended => panic!("it ended cleanly"),
+            Next::Reset => panic!("it was reset"),
         }
     }
 }

@@ -94,7 +94,7 @@ async fn a_turn_is_tried_three_times_at_most(server: &Server) {
         ground.lose(doomed.store.replica()).await;
         // Who was judged starts over under another id.
         doomed.store.rename_replica();
-        doomed.store.register("http://127.0.0.1:1").await.unwrap();
+        doomed.store.register("http://127.0.0.1:1", 1).await.unwrap();
         let closed = judge.store.close_due(&[], 100).await.unwrap();
         let kind = if attempt < 3 { "queued" } else { "failed" };
         assert_eq!(told(&closed), [(turn, kind, Code::ReplicaLost.as_str())], "attempt {attempt}");

@@ -96,7 +96,7 @@ impl Ground {
     /// A registered replica.
     pub async fn replica(&self) -> Replica {
         let store = self.open();
-        store.register("http://127.0.0.1:1").await.unwrap();
+        store.register("http://127.0.0.1:1", store.timeline().await.unwrap()).await.unwrap();
         let (writer, inbox) = Writer::new();
         tokio::spawn(write_on(store.clone(), inbox, CancellationToken::new()));
         Replica { store, writer }

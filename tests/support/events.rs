@@ -80,6 +80,8 @@ pub enum Next {
     Event(Event),
     /// The replica lets go; come back with the cursor.
     Reconnect,
+    /// What was told does not stand any more; the log comes again from its start.
+    Reset,
     /// The body ended cleanly.
     Ended,
     /// The connection broke.
@@ -194,6 +196,11 @@ impl EventStream {
         if field("event: ") == Some("reconnect") {
             assert_eq!(field("id: "), None, "a reconnect moves the cursor");
             return Some(Next::Reconnect);
+        }
+        if field("event: ") == Some("reset") {
+            assert_eq!(field("id: "), None, "a reset moves the cursor");
+            self.next_seq = 0;
+            return Some(Next::Reset);
         }
         let event = Event::new(serde_json::from_str(data).expect("data is JSON"));
         assert!(!self.has_ended, "{} after the last word", event.data);

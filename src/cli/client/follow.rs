@@ -7,6 +7,9 @@
 //! (no turn id) POST, same Idempotency-Key ──first event──► GET …/events, Last-Event-ID ──► End
 //!        └──────────── broken: next URL ────────┘  └── broken: next URL ──┘
 //! ```
+//! A log that was rewound (the database lost commits) is heard again from its start, after a
+//! [`Heard::Reset`].
+//!
 //! Keeps: no event is heard twice, none is skipped, and only events refill the idle budget (a
 //! keep-alive proves a connection, not a turn).
 
@@ -78,12 +81,24 @@ impl Event {
     }
 }
 
+/// What a frame means.
+enum Taken {
+    /// The next event.
+    Event(Event),
+    /// One that was heard before.
+    Known,
+    /// Forget what was heard.
+    Reset,
+}
+
 /// What [`Follow::next`] brings.
 pub enum Heard {
     /// The next event.
     Event(Event),
     /// The connection broke, for this reason; the next call tries to go on.
     Outage(String),
+    /// What was heard does not stand any more: the log is told again from its start.
+    Reset,
     /// Connected.
     Connected,
     /// There is nothing after the cursor: the last word was heard, or lies before it.
@@ -200,17 +215,20 @@ impl<'g> Follow<'g> {
                 None => Err("the stream ended before the last word".to_owned()),
             };
             match taken {
-                Ok(Some(event)) => return Ok(Heard::Event(event)),
-                Ok(None) => {}
+                Ok(Taken::Event(event)) => return Ok(Heard::Event(event)),
+                Ok(Taken::Reset) => return Ok(self.reset()),
+                Ok(Taken::Known) => {}
                 Err(why) => return Ok(self.outage(why)),
             }
         }
     }
 
-    /// One frame: an event, one that was heard before (`None`), or the reason to go elsewhere.
-    fn take(&mut self, frame: &eventsource_stream::Event) -> Result<Option<Event>, String> {
-        if frame.event == "reconnect" {
-            return Err("the replica lets its streams go".to_owned());
+    /// One frame, or the reason to go elsewhere.
+    fn take(&mut self, frame: &eventsource_stream::Event) -> Result<Taken, String> {
+        match frame.event.as_str() {
+            "reconnect" => return Err("the replica lets its streams go".to_owned()),
+            "reset" => return Ok(Taken::Reset),
+            _ => {}
         }
         let body: Value = serde_json::from_str(&frame.data).map_err(|why| format!("not an event: {why}"))?;
         let seq = body.get("seq").and_then(Value::as_i64).ok_or("an event without `seq`")?;
@@ -220,7 +238,7 @@ impl<'g> Follow<'g> {
         }
         let wanted = self.seq.map_or(0, |seq| seq + 1);
         if seq < wanted {
-            return Ok(None);
+            return Ok(Taken::Known);
         }
         if seq > wanted {
             return Err(format!("event {seq} came where {wanted} was due"));
@@ -234,7 +252,15 @@ impl<'g> Follow<'g> {
         self.announced = announced(&event);
         self.is_asking = event.kind == Kind::Ask.as_str();
         self.has_ended = event.is_terminal();
-        Ok(Some(event))
+        Ok(Taken::Event(event))
+    }
+
+    /// Forgets what was heard; what comes next is the start of the log.
+    fn reset(&mut self) -> Heard {
+        self.seq = None;
+        self.is_asking = false;
+        self.heard_at = Instant::now();
+        Heard::Reset
     }
 
     fn outage(&mut self, why: String) -> Heard {
@@ -308,6 +334,8 @@ impl<'g> Follow<'g> {
             }
             _ => match problem(response).await {
                 problem if problem.is_transient() => Ok(self.put_off(&problem)),
+                // The cursor came from this gateway: its event is gone, or not the one that was heard.
+                problem if self.seq.is_some() && problem.is_rewound() => Ok(Some(self.reset())),
                 problem if self.has_connected => Err(Lost::NotResumable(problem)),
                 problem => Err(Lost::Refused(problem)),
             },

@@ -83,6 +83,11 @@ impl Problem {
         matches!(self.status, 408 | 429) || self.status >= 500
     }
 
+    /// Whether a cursor that the gateway gave out is not good any more: its database lost events.
+    pub fn is_rewound(&self) -> bool {
+        matches!(self.code.as_str(), "log_rewound" | "cursor_past_head")
+    }
+
     async fn of(response: Response) -> Self {
         let status = response.status().as_u16();
         let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());

@@ -168,6 +168,11 @@ impl Watch<'_> {
                 Ok(None)
             }
             Ok(Heard::Connected) => Ok(None),
+            Ok(Heard::Reset) => {
+                known.ask_id = None;
+                self.transcript.note("[the gateway lost a part of this turn; from the start:]")?;
+                Ok(None)
+            }
             Ok(Heard::Outage(why)) => {
                 self.transcript.note(&format!("[{why}; going on]"))?;
                 Ok(None)

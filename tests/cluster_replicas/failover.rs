@@ -1,0 +1,248 @@
+//! Postgres that fails over to an asynchronous standby: what the standby lacks is lost, and that is
+//! noticed, told and counted; what it has goes on as if nothing had happened.
+
+use std::process::{Command, Stdio};
+
+use lastword::cli::postgres::{Binaries, Mode, Options, Postgres};
+use reqwest::StatusCode;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::task::block_in_place;
+
+use crate::{
+    assert_nobody_was_judged, metric, read_some, ready,
+    support::{Cluster, Event, EventStream, Next, OPERATOR, PATIENCE, eventually, kinds, said},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
+    let mut standby = None;
+    let cluster = Cluster::start(2).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let standby = standby.insert(Standby::of(&cluster).await);
+
+    // Before the standby falls behind: a turn that waits for its user, a turn that speaks, a
+    // conversation whose first turn waits and whose second one is queued.
+    let kept = cluster.post(0, "demo", "/ask your name?").await;
+    cluster.until(0, &kept, "ask", PATIENCE).await;
+    let speaking = cluster.post_on(0, "demo", "/slow 2000").await;
+    let mut streams = Vec::new();
+    for i in 0..2 {
+        let mut stream = cluster.stream(i, &speaking.id, -1).await;
+        read_some(&mut stream, 2).await;
+        streams.push(stream);
+    }
+    let first = cluster.post(1, "demo", "/ask your colour?").await;
+    let ask = cluster.until(1, &first, "ask", PATIENCE).await;
+    let second = cluster.post_in(1, &first.conversation, "demo", "/slow 2000").await;
+    standby.fall_behind(&cluster).await;
+
+    // What the standby will never know: more words, a last word and the claim of the next turn, a turn.
+    for stream in &mut streams {
+        read_some(stream, 5).await;
+    }
+    let asked = ask.data["ask_id"].as_str().unwrap().to_owned();
+    assert_eq!(cluster.answer(0, &first, &asked, json!("blue")).await.0, StatusCode::ACCEPTED);
+    let mut ended = cluster.stream(0, &first.id, -1).await;
+    assert_eq!(ended.until_terminal(PATIENCE).await.last().unwrap().kind, "completed");
+    let mut run = cluster.stream(1, &second.id, -1).await;
+    read_some(&mut run, 2).await;
+    let vanished = cluster.post(1, "demo", "/slow 2000").await;
+    let mut ghost = cluster.stream(0, &vanished.id, -1).await;
+    read_some(&mut ghost, 2).await;
+    standby.take_over(&cluster, Mode::Immediate).await;
+
+    for stream in &mut streams {
+        let (before, after) = told_anew(stream).await;
+        assert!(before.iter().all(|event| !event.is_terminal()), "{:?}", kinds(&before));
+        assert_eq!(after.last().unwrap().code(), "internal", "{}", after.last().unwrap().data);
+        let error = &after.last().unwrap().data["error"];
+        assert_eq!((&error["safe_to_retry"], &error["attempt"]), (&json!(false), &json!(1)), "{error}");
+        assert_eq!(kinds(&after)[..2], ["accepted", "started"]);
+    }
+    let (_, after) = told_anew(&mut run).await;
+    assert_eq!(kinds(&after), ["accepted", "failed"], "it ran again, or looks as if it had not run");
+    assert_eq!(after.last().unwrap().code(), "internal");
+    let after = cluster.watch_all(&first).await;
+    assert_eq!(after.last().unwrap().code(), "internal", "a last word that was lost became another");
+    assert!(matches!(next(&mut ghost).await, Next::Reset));
+    assert!(matches!(next(&mut ghost).await, Next::Cut(_)));
+
+    // A cursor from before proves nothing where the logs part, and is refused.
+    for turn in [&speaking, &first, &second] {
+        let head = cluster.events(0, turn).await.last().unwrap().seq;
+        for cursor in [head, head + 1] {
+            assert_eq!(refusal(&cluster, &turn.id, cursor).await, (409, "log_rewound".to_owned()));
+        }
+        let mut rest = cluster.stream(1, &turn.id, head - 1).await;
+        assert_eq!(rest.until_terminal(PATIENCE).await.len(), 1);
+    }
+    assert_eq!(refusal(&cluster, &vanished.id, 0).await, (410, "turn_lost".to_owned()));
+
+    // What was not lost goes on, and so does everything new.
+    let ask = cluster.until(1, &kept, "ask", PATIENCE).await;
+    let asked = ask.data["ask_id"].as_str().unwrap().to_owned();
+    assert_eq!(cluster.answer(1, &kept, &asked, json!("Ada")).await.0, StatusCode::ACCEPTED);
+    assert_eq!(cluster.watch_all(&kept).await.last().unwrap().kind, "completed");
+    let new = cluster.post_in(0, &first.conversation, "demo", "hello").await;
+    assert_eq!(cluster.watch_all(&new).await.last().unwrap().kind, "completed");
+
+    let counted = async |name: &str| metric(&cluster, 0, name).await + metric(&cluster, 1, name).await;
+    assert_eq!(counted("lastword_rewound_turns_total").await, 4.0);
+    assert!(counted("lastword_rewound_events_total").await >= 5.0 + 2.0 + 3.0);
+    let doctor = cluster.command("doctor").output().unwrap();
+    let found = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(found.contains("4 turns lost commits"), "{found}");
+    assert_nobody_was_judged(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_has_everything_kills_nobody() {
+    let mut standby = None;
+    let cluster = Cluster::start(2).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let standby = standby.insert(Standby::of(&cluster).await);
+    let turns =
+        [cluster.post_on(0, "demo", "/slow 150").await, cluster.post_on(1, "demo", "/slow 150").await];
+    let mut streams = Vec::new();
+    for turn in &turns {
+        for i in 0..2 {
+            let mut stream = cluster.stream(i, &turn.id, -1).await;
+            let seen = read_some(&mut stream, 2).await;
+            streams.push((stream, seen));
+        }
+    }
+    let queued = cluster.post_in(0, &turns[1].conversation, "demo", "hello").await;
+    // A primary that shuts down waits for its standbys.
+    standby.take_over(&cluster, Mode::Fast).await;
+
+    let words: String = (1..=150).map(|n| format!("word{n} ")).collect();
+    for (mut stream, mut seen) in streams {
+        seen.extend(stream.until_terminal(PATIENCE).await);
+        assert_eq!(seen.last().unwrap().kind, "completed", "{}", seen.last().unwrap().data);
+        assert_eq!(said(&seen), words);
+    }
+    assert_eq!(cluster.watch_all(&queued).await.last().unwrap().kind, "completed");
+    for i in 0..2 {
+        assert_eq!(metric(&cluster, i, "lastword_rewound_turns_total").await, 0.0);
+        let log = cluster.log(i);
+        assert!(log.contains("on another timeline"), "the failover was not seen:\n{log}");
+    }
+    assert_nobody_was_judged(&cluster).await;
+}
+
+/// What a stream told before its reset, and the whole log that it told after it.
+async fn told_anew(stream: &mut EventStream) -> (Vec<Event>, Vec<Event>) {
+    let mut before = Vec::new();
+    loop {
+        match next(stream).await {
+            Next::Event(event) => before.push(event),
+            Next::Reset => break,
+            other => panic!("no reset but {other:?} after {:?}", kinds(&before)),
+        }
+    }
+    (before, stream.until_terminal(PATIENCE).await)
+}
+
+async fn next(stream: &mut EventStream) -> Next {
+    stream.next(PATIENCE).await
+}
+
+/// How a reader with this cursor is refused.
+async fn refusal(cluster: &Cluster, turn: &str, cursor: i64) -> (u16, String) {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/v1/turns/{turn}/events", cluster.url(1));
+    let asked = http.get(url).bearer_auth(OPERATOR).header("accept", "text/event-stream");
+    let answer = asked.header("last-event-id", cursor.to_string()).send().await.unwrap();
+    let status = answer.status().as_u16();
+    let problem: serde_json::Value = answer.json().await.unwrap();
+    (status, problem["code"].as_str().unwrap().to_owned())
+}
+
+/// An asynchronous standby of a cluster's Postgres. It outlives the cluster, which is verified over it.
+struct Standby {
+    server: Option<Postgres>,
+    options: Options,
+    /// Holds its data.
+    _home: tempfile::TempDir,
+}
+
+impl Standby {
+    /// Copies the primary and follows it.
+    async fn of(cluster: &Cluster) -> Standby {
+        let (port, primary_data) = {
+            let primary = cluster.postgres();
+            (primary.port(), primary.data().to_owned())
+        };
+        let binaries = Binaries::find(None).unwrap();
+        let home = tempfile::Builder::new().prefix("lastword-standby-").tempdir().unwrap();
+        let data = home.path().join("data");
+        let run = |command: &mut Command| {
+            let done = command.stdin(Stdio::null()).output().unwrap();
+            assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+        };
+        block_in_place(|| {
+            let mut copy = Command::new(binaries.postgres().with_file_name("pg_basebackup"));
+            copy.args(["-h", "127.0.0.1", "-U", "postgres", "-X", "stream", "-c", "fast", "-R", "--no-sync"]);
+            run(copy.arg("-p").arg(port.to_string()).arg("-D").arg(&data));
+            // To the user that the server runs as.
+            for path in [home.path(), &data] {
+                let whose = format!("--reference={}", primary_data.display());
+                run(Command::new("chown").arg("-R").arg(whose).arg(path));
+            }
+        });
+        let options = Options { durable: false, ..Options::new(data, binaries) };
+        let server = block_in_place(|| Postgres::start(options.clone())).unwrap();
+        Standby { server: Some(server), options, _home: home }
+    }
+
+    /// Takes in all that is committed by now, and nothing after it.
+    async fn fall_behind(&self, cluster: &Cluster) {
+        let mut primary = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+        let mut here = PgConnection::connect(&self.server.as_ref().unwrap().url()).await.unwrap();
+        let lsn: String =
+            sqlx::query_scalar("select pg_current_wal_lsn()::text").fetch_one(&mut primary).await.unwrap();
+        let until = async |conn: &mut PgConnection, what: String| {
+            let conn = tokio::sync::Mutex::new(conn);
+            eventually(&what, async || {
+                let mut conn = conn.lock().await;
+                let ask = sqlx::query_scalar::<_, bool>(AssertSqlSafe(what.clone()));
+                ask.fetch_one(&mut **conn).await.unwrap().then_some(())
+            })
+            .await;
+        };
+        until(&mut here, format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn")).await;
+        sqlx::query("alter system set primary_conninfo = ''").execute(&mut here).await.unwrap();
+        sqlx::query("select pg_reload_conf()").execute(&mut here).await.unwrap();
+        until(&mut here, "select not exists (select from pg_stat_wal_receiver)".to_owned()).await;
+    }
+
+    /// Stops the primary and takes its place, at its address.
+    async fn take_over(&mut self, cluster: &Cluster, mode: Mode) {
+        let (port, url) = {
+            let primary = cluster.postgres();
+            (primary.port(), primary.url())
+        };
+        block_in_place(|| {
+            cluster.postgres().stop(mode).unwrap();
+            self.server.as_mut().unwrap().stop(Mode::Fast).unwrap();
+            let options = Options { port: Some(port), ..self.options.clone() };
+            self.server = Some(Postgres::start(options).unwrap());
+        });
+        let mut conn = PgConnection::connect(&url).await.unwrap();
+        let promoted: bool =
+            sqlx::query_scalar("select pg_promote(true, 60)").fetch_one(&mut conn).await.unwrap();
+        assert!(promoted, "the standby was not promoted");
+        for i in cluster.living() {
+            ready(cluster, i).await;
+        }
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            let _ = server.stop(Mode::Immediate);
+        }
+    }
+}
