@@ -289,8 +289,13 @@ impl Store {
         let mut lease = self.lease().await?;
         let is_released = lease
             .run("release", |c| {
-                sqlx::query_scalar!(r#"select lw_release_v1($1, $2, $3) as "is!""#, turn.0, epoch, self.replica().0)
-                    .fetch_one(c)
+                sqlx::query_scalar!(
+                    r#"select lw_release_v1($1, $2, $3) as "is!""#,
+                    turn.0,
+                    epoch,
+                    self.replica().0
+                )
+                .fetch_one(c)
             })
             .await?;
         if is_released {

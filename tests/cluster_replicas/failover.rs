@@ -1,7 +1,10 @@
 //! Postgres that fails over to an asynchronous standby: what the standby lacks is lost, and that is
 //! noticed, told and counted; what it has goes on as if nothing had happened.
 
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
 use lastword::cli::postgres::{Binaries, Mode, Options, Postgres};
 use reqwest::StatusCode;
@@ -168,30 +171,42 @@ struct Standby {
 }
 
 impl Standby {
-    /// Copies the primary and follows it.
+    /// Copies the primary and follows it. By SQL and `cp`: not every installation of a server has
+    /// `pg_basebackup`.
     async fn of(cluster: &Cluster) -> Standby {
-        let (port, primary_data) = {
+        let (port, url, primary) = {
             let primary = cluster.postgres();
-            (primary.port(), primary.data().to_owned())
+            (primary.port(), primary.url(), primary.data().to_owned())
         };
-        let binaries = Binaries::find(None).unwrap();
         let home = tempfile::Builder::new().prefix("lastword-standby-").tempdir().unwrap();
         let data = home.path().join("data");
-        let run = |command: &mut Command| {
-            let done = command.stdin(Stdio::null()).output().unwrap();
-            assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
-        };
+        let mut conn = PgConnection::connect(&url).await.unwrap();
+        sqlx::query("select pg_backup_start('standby', true)").execute(&mut conn).await.unwrap();
         block_in_place(|| {
-            let mut copy = Command::new(binaries.postgres().with_file_name("pg_basebackup"));
-            copy.args(["-h", "127.0.0.1", "-U", "postgres", "-X", "stream", "-c", "fast", "-R", "--no-sync"]);
-            run(copy.arg("-p").arg(port.to_string()).arg("-D").arg(&data));
-            // To the user that the server runs as.
-            for path in [home.path(), &data] {
-                let whose = format!("--reference={}", primary_data.display());
-                run(Command::new("chown").arg("-R").arg(whose).arg(path));
+            // Files that come and go meanwhile are none that a copy needs; the log is streamed.
+            Command::new("cp").arg("-a").arg(&primary).arg(&data).stderr(Stdio::null()).status().unwrap();
+            for file in ["postmaster.pid", "postmaster.opts"] {
+                fs::remove_file(data.join(file)).unwrap();
+            }
+            for entry in fs::read_dir(data.join("pg_wal")).unwrap().flatten() {
+                if entry.file_type().unwrap().is_file() {
+                    fs::remove_file(entry.path()).unwrap();
+                }
             }
         });
-        let options = Options { durable: false, ..Options::new(data, binaries) };
+        let label: String = sqlx::query_scalar("select labelfile from pg_backup_stop(false)")
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+        fs::write(data.join("backup_label"), label).unwrap();
+        fs::write(data.join("standby.signal"), "").unwrap();
+        let follow = format!("primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'\n");
+        fs::write(data.join("postgresql.auto.conf"), follow).unwrap();
+        // To the user that the server runs as.
+        let whose = format!("--reference={}", primary.display());
+        let owned = Command::new("chown").arg("-R").arg(whose).arg(home.path()).status().unwrap();
+        assert!(owned.success());
+        let options = Options { durable: false, ..Options::new(data, Binaries::find(None).unwrap()) };
         let server = block_in_place(|| Postgres::start(options.clone())).unwrap();
         Standby { server: Some(server), options, _home: home }
     }
