@@ -30,6 +30,8 @@ use crate::{
 pub const LINE: &str = "presence";
 
 const BEAT_EVERY: Duration = Duration::from_millis(500);
+/// How often it is tried to end what a lost replica left behind.
+const CLEAR_AWAY_TRIES: u32 = 20;
 /// The last beat came before Postgres went away, and the next one needs a connection first.
 const AWAY_MARGIN: Duration = Duration::from_secs(2);
 
@@ -175,8 +177,11 @@ impl Presence {
             engine.recent_loss.store(true, Ordering::Relaxed);
             engine.store.wake().holder_gone();
             self.engine.supervisor.spawn(Kind::Turn, "verdict", async move {
-                if let Err(why) = engine.store.clear_away(&judged).await {
+                // Again while Postgres is away: a backend that waits for a frozen client may hold rows.
+                for _ in 0..CLEAR_AWAY_TRIES {
+                    let Err(why) = engine.store.clear_away(&judged).await else { break };
                     tracing::warn!(replica = %id, %why, "what a lost replica left was not cleared away");
+                    tokio::time::sleep(BEAT_EVERY).await;
                 }
                 engine.store.wake().holder_gone();
             });

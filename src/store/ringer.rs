@@ -2,7 +2,8 @@
 //!
 //! Rings at once when idle and gathers while a ring is under way, so the rate follows the commits
 //! and needs no timer. NOTIFY never rides in a writing transaction: there it would serialise all
-//! commits. A ring that cannot be delivered is dropped; whoever missed it looks by itself.
+//! commits. A ring that meets a broken connection is rung again over a new one: the listener waits for its
+//! own probe, and would take a lost one for its own deafness. Whoever misses a ring looks by itself.
 
 use std::time::{Duration, Instant};
 
@@ -39,9 +40,12 @@ pub async fn ring_on(store: Store, until: CancellationToken) {
             && let Err(why) = ring(&store, &mut conn, &pending).await
         {
             tracing::debug!(%why, "the doorbell could not be rung");
-            conn = None;
             if !is_last {
+                conn = None;
                 tokio::time::sleep(RECONNECT_GAP).await;
+                if why.is_away() {
+                    store.wake.put_back(pending);
+                }
             }
         }
         if is_last {

@@ -203,6 +203,17 @@ impl Wake {
         }
     }
 
+    /// Gives back what could not be rung, to be rung with what has come since.
+    pub(super) fn put_back(&self, undelivered: Ring) {
+        self.ring(|ring| {
+            ring.turns.extend(undelivered.turns);
+            ring.queue |= undelivered.queue;
+            ring.orders |= undelivered.orders;
+            ring.closing |= undelivered.closing;
+            ring.probe = ring.probe.or(undelivered.probe);
+        });
+    }
+
     pub(super) fn take_pending(&self) -> Ring {
         std::mem::take(&mut *lock(&self.pending))
     }

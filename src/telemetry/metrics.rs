@@ -262,6 +262,8 @@ mod tests {
         overdue(1);
         leases_lost();
         verdicts("exited");
+        rewound("closed", 3);
+        unreconciled();
         requeued("replica_lost");
         late_output();
         queue_wait(took);

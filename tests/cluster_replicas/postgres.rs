@@ -12,7 +12,7 @@ use tokio::{task::block_in_place, time::Instant};
 
 use crate::{
     assert_nobody_was_judged, read_some, ready,
-    support::{Cluster, OPERATOR, PATIENCE, children_of, is_alive, said, signal},
+    support::{Cluster, OPERATOR, PATIENCE, children_of, eventually, is_alive, said, signal},
 };
 
 /// Longer than any replica waits for a peer's beat.
@@ -40,6 +40,7 @@ async fn nothing_dies_of_a_postgres_that_restarts() {
         })
         .await;
     }
+    the_doorbell_is_heard_at_once(&cluster).await;
     a_turn_that_cannot_be_stored_is_refused(&cluster).await;
     assert_nobody_was_judged(&cluster).await;
 }
@@ -143,6 +144,22 @@ async fn turns_and_streams_live_through(cluster: &Cluster, happen: impl AsyncFn(
     }
     for turn in &turns {
         cluster.watch_all(turn).await;
+    }
+}
+
+/// A listener that is well again hears itself: its probe is not lost with the ringer's old connection.
+async fn the_doorbell_is_heard_at_once(cluster: &Cluster) {
+    for i in 0..2 {
+        let heard = async || {
+            let doorbell = &cluster.get(i, "/readyz").await["doorbell"];
+            (doorbell["on"] == false || doorbell["round_trip_ms"].is_number()).then_some(())
+        };
+        eventually("the doorbell is heard", heard).await;
+        let log = cluster.log(i);
+        assert!(
+            !log.contains("the listener's connection was lost why=listen: Postgres is away: pool timed out"),
+            "{log}"
+        );
     }
 }
 
