@@ -63,6 +63,8 @@ async fn connect(store: &Store) -> Result<PgListener, sqlx::Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .idle_timeout(None)
+        // The driver's pause between two tries grows to a fifth of this: a listener should be back soon.
+        .acquire_timeout(CONNECT_MAX)
         .max_lifetime(None)
         .connect_with(store.listener_options.clone())
         .await?;

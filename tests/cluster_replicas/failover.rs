@@ -3,10 +3,16 @@
 
 use std::{
     fs,
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
-use lastword::cli::postgres::{Binaries, Mode, Options, Postgres};
+use lastword::cli::{
+    child,
+    postgres::{Binaries, Mode, Options, Postgres},
+};
+use nix::sys::signal::Signal;
 use reqwest::StatusCode;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -39,6 +45,7 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
     let ask = cluster.until(1, &first, "ask", PATIENCE).await;
     let second = cluster.post_in(1, &first.conversation, "demo", "/slow 2000").await;
     standby.fall_behind(&cluster).await;
+    let tail = Tail::of(&cluster, &speaking.id);
 
     // What the standby will never know: more words, a last word and the claim of the next turn, a turn.
     for stream in &mut streams {
@@ -53,7 +60,11 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
     let vanished = cluster.post(1, "demo", "/slow 2000").await;
     let mut ghost = cluster.stream(0, &vanished.id, -1).await;
     read_some(&mut ghost, 2).await;
+    let heard = streams[0].cursor();
+    eventually("the command line has heard as much", async || (tail.newest() >= heard).then_some(())).await;
     standby.take_over(&cluster, Mode::Immediate).await;
+
+    let promoted_at = Instant::now();
 
     for stream in &mut streams {
         let (before, after) = told_anew(stream).await;
@@ -63,11 +74,15 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
         assert_eq!((&error["safe_to_retry"], &error["attempt"]), (&json!(false), &json!(1)), "{error}");
         assert_eq!(kinds(&after)[..2], ["accepted", "started"]);
     }
+    tail.assert_started_again_and_failed();
     let (_, after) = told_anew(&mut run).await;
     assert_eq!(kinds(&after), ["accepted", "failed"], "it ran again, or looks as if it had not run");
     assert_eq!(after.last().unwrap().code(), "internal");
     let after = cluster.watch_all(&first).await;
     assert_eq!(after.last().unwrap().code(), "internal", "a last word that was lost became another");
+    let took = promoted_at.elapsed();
+    eprintln!("the last words came within {took:?} of the promotion");
+    assert!(took < Duration::from_secs(12), "{took:?}");
     assert!(matches!(next(&mut ghost).await, Next::Reset));
     assert!(matches!(next(&mut ghost).await, Next::Cut(_)));
 
@@ -132,6 +147,84 @@ async fn a_standby_that_has_everything_kills_nobody() {
         assert!(log.contains("on another timeline"), "the failover was not seen:\n{log}");
     }
     assert_nobody_was_judged(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_knows_what_a_dead_holder_cannot_tell() {
+    let mut standby = None;
+    let cluster = Cluster::start(2).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let standby = standby.insert(Standby::of(&cluster).await);
+    let first = cluster.post_on(0, "demo", "/ask your colour?").await;
+    let ask = cluster.until(1, &first, "ask", PATIENCE).await;
+    let second = cluster.post_in(0, &first.conversation, "demo", "/slow 2000").await;
+    let speaking = cluster.post_on(0, "demo", "/slow 2000").await;
+    let mut other = cluster.stream(1, &speaking.id, -1).await;
+    read_some(&mut other, 2).await;
+    standby.fall_behind(&cluster).await;
+
+    let asked = ask.data["ask_id"].as_str().unwrap().to_owned();
+    assert_eq!(cluster.answer(0, &first, &asked, json!("blue")).await.0, StatusCode::ACCEPTED);
+    let mut run = cluster.stream(1, &second.id, -1).await;
+    read_some(&mut run, 2).await;
+    read_some(&mut other, 5).await;
+    let holder = cluster.worker_of(&second).await.replica;
+    if holder == 0 {
+        // Its claim dies with it and with the primary.
+        cluster.kill(0);
+    }
+    standby.take_over(&cluster, Mode::Immediate).await;
+
+    let (_, after) = told_anew(&mut run).await;
+    assert_eq!(kinds(&after), ["accepted", "failed"], "it ran again");
+    assert_eq!(after.last().unwrap().code(), "internal");
+    let (_, after) = told_anew(&mut other).await;
+    assert_eq!(after.last().unwrap().code(), "internal", "{}", after.last().unwrap().data);
+    // What nobody else saw ends by the verdict, and the next of its line can run.
+    cluster.watch(1, &first).await;
+    let new = cluster.post_in(1, &first.conversation, "demo", "hello").await;
+    assert_eq!(cluster.watch(1, &new).await.last().unwrap().kind, "completed");
+    if holder == 0 {
+        assert_eq!(metric(&cluster, 1, "lastword_unreconciled_replicas_total").await, 1.0);
+    }
+}
+
+/// `lastword turns tail`, as somebody runs it.
+struct Tail {
+    child: Child,
+    out: PathBuf,
+}
+
+impl Tail {
+    fn of(cluster: &Cluster, turn: &str) -> Tail {
+        let out = cluster.data_dir().join("tail.json");
+        let mut command = cluster.command("turns");
+        command.args(["tail", turn, "--output", "json", "--token", OPERATOR]);
+        command.args(["--url", &format!("{},{}", cluster.url(0), cluster.url(1))]);
+        command.stdin(Stdio::null()).stdout(fs::File::create(&out).unwrap());
+        Tail { child: child::spawn(command, Signal::SIGKILL).unwrap(), out }
+    }
+
+    fn seqs(&self) -> Vec<i64> {
+        let text = fs::read_to_string(&self.out).unwrap();
+        let events = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        events.filter_map(|event| event["seq"].as_i64()).collect()
+    }
+
+    fn newest(&self) -> i64 {
+        self.seqs().last().copied().unwrap_or(-1)
+    }
+
+    fn assert_started_again_and_failed(mut self) {
+        let status = block_in_place(|| self.child.wait()).unwrap();
+        assert_eq!(status.code(), Some(1), "{status}");
+        let seqs = self.seqs();
+        let again = seqs.iter().rposition(|&seq| seq == 0).unwrap();
+        assert!(again > 0, "it was not told from the start again: {seqs:?}");
+        for told in [&seqs[..again], &seqs[again..]] {
+            assert_eq!(told, (0..).take(told.len()).collect::<Vec<_>>());
+        }
+    }
 }
 
 /// What a stream told before its reset, and the whole log that it told after it.
