@@ -101,7 +101,14 @@ impl Feed {
                 self.state = State::Following;
                 Step::Bytes(render::retry(), Vec::new())
             }
-            State::Following => self.follow().await,
+            State::Following => {
+                let step = self.follow().await;
+                if matches!(step, Step::Broken(_)) {
+                    // What was said before, a reset perhaps, must not be overtaken by the abort.
+                    tokio::time::sleep(FLUSH).await;
+                }
+                step
+            }
             State::Ended => Step::Ended,
             State::LettingGo => {
                 tokio::time::sleep(FLUSH).await;
