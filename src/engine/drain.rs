@@ -25,7 +25,7 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
         tracing::warn!(%why, "the drain was not announced");
     }
     tracing::info!(turns = engine.host.runs().len(), "draining");
-    engine.host.stop_idle();
+    engine.host.retire_workers();
     // A claim may still be on its way: only when dispatch has ended does an empty host mean the end.
     let is_claiming = || engine.supervisor.board().state(super::DISPATCH).is_some();
     let nothing_runs = || !is_claiming() && engine.host.runs().is_empty();

@@ -255,13 +255,6 @@ impl Host {
         }
     }
 
-    /// Stops every worker that waits for a turn; those that run one end with it.
-    pub fn stop_idle(&self) {
-        for life in lock(&self.0.lives).values().filter(|life| life.is_idle) {
-            life.stop.cancel();
-        }
-    }
-
     /// Lets no worker serve another turn: idle ones end now, those that run one end with it.
     pub fn retire_workers(&self) {
         for life in lock(&self.0.lives).values() {

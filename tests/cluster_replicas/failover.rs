@@ -46,6 +46,7 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
     let second = cluster.post_in(1, &first.conversation, "demo", "/slow 2000").await;
     standby.fall_behind(&cluster).await;
     let tail = Tail::of(&cluster, &speaking.id);
+    let mut thread = thread(&cluster, &first.conversation).await;
 
     // What the standby will never know: more words, a last word and the claim of the next turn, a turn.
     for stream in &mut streams {
@@ -60,6 +61,7 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
     let vanished = cluster.post(1, "demo", "/slow 2000").await;
     let mut ghost = cluster.stream(0, &vanished.id, -1).await;
     read_some(&mut ghost, 2).await;
+    read_until(&mut thread, "event: delta\nid: 2.2\n").await;
     let heard = streams[0].cursor();
     eventually("the command line has heard as much", async || (tail.newest() >= heard).then_some(())).await;
     let promoted_at = standby.take_over(&cluster, Mode::Immediate).await;
@@ -76,6 +78,12 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
     let (_, after) = told_anew(&mut run).await;
     assert_eq!(kinds(&after), ["accepted", "failed"], "it ran again, or looks as if it had not run");
     assert_eq!(after.last().unwrap().code(), "internal");
+    let said = read_until(&mut thread, "id: 2.1\n").await;
+    let (_, anew) = said.split_once("event: reset\ndata: ").expect("the conversation's reader is not reset");
+    assert!(
+        anew.contains("event: accepted\nid: 1.0\n") && anew.contains("event: failed\nid: 2.1\n"),
+        "{anew}"
+    );
     let after = cluster.watch_all(&first).await;
     assert_eq!(after.last().unwrap().code(), "internal", "a last word that was lost became another");
     let took = promoted_at.elapsed();
@@ -249,6 +257,26 @@ async fn until_reset(stream: &mut EventStream) -> Vec<Event> {
     }
 }
 
+/// A conversation's stream, raw.
+async fn thread(cluster: &Cluster, conversation: &str) -> reqwest::Response {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/v1/conversations/{conversation}/events", cluster.url(0));
+    http.get(url).bearer_auth(OPERATOR).header("accept", "text/event-stream").send().await.unwrap()
+}
+
+/// What a raw stream says until it has said `end`, which comes at the start of a frame or in it. Reads
+/// past a `reset` only with what follows it.
+async fn read_until(stream: &mut reqwest::Response, end: &str) -> String {
+    let mut said = String::new();
+    let read = async {
+        while !said.rsplit("event: reset\n").next().unwrap().contains(end) {
+            said.push_str(&String::from_utf8_lossy(&stream.chunk().await.unwrap().expect("it ended")));
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.expect("it says no more");
+    said
+}
+
 /// How a reader with this cursor is refused.
 async fn refusal(cluster: &Cluster, turn: &str, cursor: i64) -> (u16, String) {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -311,7 +339,8 @@ impl Standby {
 
     /// Takes in all that is committed by now, and nothing after it.
     async fn fall_behind(&self, cluster: &Cluster) {
-        let mut primary = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+        let url = cluster.postgres().url();
+        let mut primary = PgConnection::connect(&url).await.unwrap();
         let mut here = PgConnection::connect(&self.server.as_ref().unwrap().url()).await.unwrap();
         // Of what is inserted, not of what is written: commits of a throw-away server do not wait.
         let lsn: String = sqlx::query_scalar("select pg_current_wal_insert_lsn()::text")
