@@ -246,6 +246,10 @@ impl AgentSpec {
                 return refuse(field, "must lie between 100ms and 7 days");
             }
         }
+        // Added to the time of day when a worker falls idle; a sum beyond what an instant can hold panics.
+        if self.idle_ttl > MAX_TIMEOUT {
+            return refuse("idle_ttl", "must not be longer than 7 days");
+        }
         if self.limits.processes == 0 || self.limits.memory < Size::mib(1) || self.limits.output_bytes.0 == 0
         {
             return refuse("limits", "needs at least 1 process, 1MiB of memory and 1 byte of output");
@@ -270,4 +274,22 @@ pub fn is_agent_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(allowed)
         && name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_worker_is_kept_for_seven_days_at_most() {
+        let kept_for = |text: &str| {
+            let spec = AgentSpec::process(vec!["true".to_owned()]);
+            AgentSpec { idle_ttl: text.parse().unwrap(), ..spec }.validate()
+        };
+        assert_eq!(kept_for("0s"), Ok(()));
+        assert_eq!(kept_for("7days"), Ok(()));
+        for text in ["7days 1ns", "500000000000years"] {
+            assert_eq!(kept_for(text).map_err(|why| why.field), Err("idle_ttl"), "{text}");
+        }
+    }
 }
