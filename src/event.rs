@@ -11,6 +11,31 @@ use serde_json::value::RawValue;
 
 use crate::id::TurnId;
 
+/// How deep JSON from outside may be nested. Common readers, ours among them, give up at 128 levels,
+/// and what came in as a message or a body goes out a few levels deeper: as a field of an event, in a
+/// page of them.
+pub const NESTING_MAX: usize = 100;
+
+/// Whether JSON text is nested deeper than [`NESTING_MAX`]. Of text that is no JSON it says nothing.
+pub fn is_too_deep(json: &[u8]) -> bool {
+    let (mut depth, mut is_string, mut is_escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_string => is_escaped = true,
+            b'"' => is_string = !is_string,
+            _ if is_string => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > NESTING_MAX {
+            return true;
+        }
+    }
+    false
+}
+
 /// What an event says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -182,6 +207,15 @@ mod tests {
             assert_eq!(kind.as_str().parse::<Kind>().ok(), Some(kind));
         }
         assert!("error".parse::<Kind>().is_err());
+    }
+
+    #[test]
+    fn only_brackets_outside_of_strings_nest() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(!is_too_deep(nested(NESTING_MAX).as_bytes()));
+        assert!(is_too_deep(nested(NESTING_MAX + 1).as_bytes()));
+        assert!(!is_too_deep(serde_json::json!({ "\\\"": nested(500) }).to_string().as_bytes()));
+        assert!(!is_too_deep(format!("[{}]", vec!["{}"; 500].join(",")).as_bytes()));
     }
 
     #[test]

@@ -14,7 +14,11 @@ use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 
 use super::{Gateway, problem::Problem};
-use crate::{id::NotAnId, stream::render};
+use crate::{
+    event::{NESTING_MAX, is_too_deep},
+    id::NotAnId,
+    stream::render,
+};
 
 /// The longest that a client may take to send a body.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
@@ -97,6 +101,9 @@ async fn collect(body: Body, limit: u64) -> Result<Bytes, Problem> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    if is_too_deep(bytes) {
+        return Err(Problem::malformed(format!("It is nested deeper than {NESTING_MAX} levels.")));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|why| {
         let path = why.path().to_string();

@@ -10,7 +10,10 @@ use bytes::{Buf, BytesMut};
 use serde_json::{Value, error::Category};
 use tokio_util::codec::Decoder;
 
-use crate::worker::wire::{BadField, FromWorker};
+use crate::{
+    event::is_too_deep,
+    worker::wire::{BadField, FromWorker},
+};
 
 /// The longest line, without its newline, in bytes.
 pub const LINE_BYTES_MAX: usize = 1024 * 1024;
@@ -92,6 +95,9 @@ pub enum Fault {
     /// It is not text.
     #[error("The worker sent a line that is not valid UTF-8.")]
     NotUtf8,
+    /// It is nested deeper than [`crate::event::NESTING_MAX`]: as an event, its readers could not read it.
+    #[error("The worker sent a line that is nested too deep.")]
+    TooDeep,
     /// It holds a NUL byte (an escaped one is fine).
     #[error("The worker sent a line that contains a NUL byte.")]
     RawNul,
@@ -137,6 +143,9 @@ fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
     if text.contains('\0') {
         return Err(Fault::RawNul);
     }
+    if is_too_deep(line) {
+        return Err(Fault::TooDeep);
+    }
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(FromWorker::from_object(object)?),
         Ok(_) => Err(Fault::NotAnObject),
@@ -152,7 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::worker::wire::Message;
+    use crate::{event::NESTING_MAX, worker::wire::Message};
 
     type Item = Result<FromWorker, ProtocolError>;
 
@@ -206,8 +215,10 @@ mod tests {
         assert_eq!(fault(b"{\"type\":\0}\n"), Fault::RawNul);
         assert_eq!(fault(b"{\"type\":\"delta\",\"te"), Fault::Unfinished);
         assert!(matches!(fault(b"{\"type\":\"delta\"}\n"), Fault::BadField(BadField { field: "text", .. })));
-        let deep = [b"[".repeat(500), b"]".repeat(500), b"\n".to_vec()].concat();
-        assert_eq!(fault(&deep), Fault::NotJson);
+        for levels in [NESTING_MAX, 500] {
+            let deep = format!("{{\"type\":\"x\",\"a\":{}{}}}\n", "[".repeat(levels), "]".repeat(levels));
+            assert_eq!(fault(deep.as_bytes()), Fault::TooDeep);
+        }
     }
 
     #[test]

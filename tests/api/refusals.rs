@@ -8,11 +8,18 @@ use super::world::{World, problem};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_body_is_refused_by_field_and_stores_nothing() {
     let world = World::start().await;
+    let levels = lastword::event::NESTING_MAX;
+    let deep = format!(
+        r#"{{"agent":"demo","input":"x","metadata":{{"a":{}{}}}}}"#,
+        "[".repeat(levels),
+        "]".repeat(levels)
+    );
     for (body, code, field) in [
         ("", "malformed_json", None),
         ("{", "malformed_json", None),
         (r#"{"agent":"demo","input":"x"} {}"#, "malformed_json", None),
         (r#"{"agent":"demo","input":"\ud800"}"#, "malformed_json", None),
+        (&deep, "malformed_json", None),
         ("[]", "invalid_request", Some("body")),
         (r#"{"input":"x"}"#, "invalid_request", Some("agent")),
         (r#"{"agent":"demo"}"#, "invalid_request", Some("input")),
@@ -30,7 +37,7 @@ async fn a_bad_body_is_refused_by_field_and_stores_nothing() {
         (r#"{"agent":"demo","input":"x","conversation_id":"x"}"#, "invalid_request", Some("conversation_id")),
     ] {
         let asked = world.request(Method::POST, "/v1/turns").header("content-type", "application/json");
-        let answer = asked.body(body).send().await.unwrap();
+        let answer = asked.body(body.to_owned()).send().await.unwrap();
         assert_eq!(answer.status(), 400, "{body}");
         let document = problem(answer).await;
         assert_eq!(document["code"], code, "{body}: {document}");
