@@ -330,6 +330,16 @@ mod tests {
     }
 
     #[test]
+    fn a_number_passes_through_unchanged() {
+        for number in ["0.1", "444444444444444422222222.0", "5e-324", "1.7976931348623157e308"] {
+            let read: Value = serde_json::from_str(number).unwrap();
+            let wanted: f64 = number.parse().unwrap();
+            assert_eq!(read.as_f64().map(f64::to_bits), Some(wanted.to_bits()), "{number}");
+            assert_eq!(serde_json::from_str::<Value>(&read.to_string()).unwrap(), read, "{number}");
+        }
+    }
+
+    #[test]
     fn extra_fields_of_a_known_type_do_no_harm() {
         let heard = read(json!({"type": "delta", "text": "a", "index": 3})).unwrap();
         assert_eq!(heard, FromWorker { turn_id: None, message: Message::Delta { text: "a".into() } });
