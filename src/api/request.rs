@@ -124,6 +124,7 @@ fn refused(path: &str, why: &serde_json::Error) -> Problem {
         let rest = detail.strip_prefix(start)?;
         rest.split_once('`').map(|(name, _)| name)
     });
+    let named = named.filter(|name| !name.is_empty());
     let field = match named {
         Some(name) if path.is_empty() => name.to_owned(),
         Some(name) if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
@@ -248,6 +249,7 @@ impl Params {
     pub fn end(self) -> Result<(), Problem> {
         match self.0.into_iter().next() {
             Some((name, _)) => {
+                let name = if name.is_empty() { "query".to_owned() } else { name };
                 Err(Problem::invalid(name, "This route does not know this parameter, or it comes twice."))
             }
             None => Ok(()),
