@@ -23,6 +23,6 @@ mod run;
 pub mod shim;
 mod start;
 mod stderr;
-mod transcript;
+pub mod transcript;
 mod tree;
 pub mod wire;

@@ -22,7 +22,7 @@ const ASKS_MAX: usize = 1000;
 
 /// The running account of one turn.
 #[derive(Debug, Default)]
-pub(super) struct Transcript {
+pub struct Transcript {
     /// The answer so far: deltas and contents, one after another.
     text: String,
     /// Bytes that became events, whatever their kind.
@@ -36,7 +36,7 @@ pub(super) struct Transcript {
 
 /// What one message amounts to.
 #[derive(Debug, PartialEq)]
-pub(super) enum Meaning {
+pub enum Meaning {
     /// An event to append.
     Event(NewEvent),
     /// Nothing for the log: `beat`, or a `ready` that comes again.
@@ -58,7 +58,7 @@ pub(super) enum Meaning {
 
 impl Transcript {
     /// Takes in one message. `output_max` bounds what one turn may send, in bytes.
-    pub(super) fn hear(&mut self, message: Message, output_max: u64) -> Meaning {
+    pub fn hear(&mut self, message: Message, output_max: u64) -> Meaning {
         let event = match message {
             Message::Ready | Message::Beat => return Meaning::Alive,
             Message::Cancelled => return Meaning::Cancelled,
@@ -92,12 +92,12 @@ impl Transcript {
     }
 
     /// Whether this question waits for an answer; it does not afterwards.
-    pub(super) fn take_ask(&mut self, ask_id: &str) -> bool {
+    pub fn take_ask(&mut self, ask_id: &str) -> bool {
         self.asks.get_mut(ask_id).is_some_and(std::mem::take)
     }
 
     /// Whether the user owes an answer.
-    pub(super) fn is_asking(&self) -> bool {
+    pub fn is_asking(&self) -> bool {
         self.asks.values().any(|is_open| *is_open)
     }
 
