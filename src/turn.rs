@@ -132,7 +132,6 @@ pub struct Turn {
     #[schema(value_type = Option<Object>)]
     pub error: Option<serde_json::Value>,
     /// What the worker said it used.
-    #[schema(value_type = Option<Object>)]
     pub usage: Option<serde_json::Value>,
     /// What the client attached when it made the turn.
     #[schema(value_type = Option<Object>)]

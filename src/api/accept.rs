@@ -63,7 +63,6 @@ pub struct Input {
     pub text: String,
     /// Handed to the agent as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<Object>>)]
     pub attachments: Option<Vec<Value>>,
 }
 

@@ -38,7 +38,6 @@ pub struct EventPage {
     #[schema(value_type = Vec<Object>)]
     events: Vec<Event>,
     /// `?after=` of the next page.
-    #[schema(value_type = Object)]
     next_after: serde_json::Value,
     /// Whether the last of them is the last word: there is no next page.
     closed: bool,
@@ -82,7 +81,8 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
         ("limit" = Option<i64>, Query, description = "JSON only: at most so many events", minimum = 1, maximum = 1000),
     ),
     responses(
-        (status = 200, description = "The events; or an event stream", body = EventPage),
+        (status = 200, description = "The events; or an event stream",
+            content((EventPage = "application/json"), (String = "text/event-stream"))),
         (status = 204, description = "The cursor is at the last word: there is nothing more"),
         (status = 400, description = "`cursor_past_head`", body = ProblemDocument),
         (status = 404, body = ProblemDocument),
@@ -156,7 +156,8 @@ async fn turn_page(gateway: &Gateway, mut tail: Tail, wanted: Wanted<i32>) -> Re
         ("limit" = Option<i64>, Query, description = "JSON only: at most so many events", minimum = 1, maximum = 1000),
     ),
     responses(
-        (status = 200, description = "The events; or an event stream", body = EventPage),
+        (status = 200, description = "The events; or an event stream",
+            content((EventPage = "application/json"), (String = "text/event-stream"))),
         (status = 400, description = "`cursor_past_head`", body = ProblemDocument),
         (status = 404, body = ProblemDocument),
     ))]

@@ -8,6 +8,7 @@ mod accept;
 mod agents;
 mod auth;
 mod conversations;
+mod document;
 mod events;
 mod health;
 pub mod listen;
@@ -24,13 +25,10 @@ use std::sync::Arc;
 use axum::{Json, Router, middleware, routing::get};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa::{
-    Modify, OpenApi,
-    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
-};
+use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::{auth::Keys, health::Readiness, problem::Problem};
+use self::{auth::Keys, document::Document, health::Readiness, problem::Problem};
 use crate::{config::Config, console, store::Store, task::Supervisor};
 
 pub use listen::serve;
@@ -86,6 +84,7 @@ pub fn router(gateway: Gateway) -> Router {
         .merge(operator_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::operator)))
         .merge(open_routes())
         .split_for_parts();
+    let document = document::finished(&document);
     api.route("/openapi.json", get(async move || Json(document)))
         .merge(console::pages())
         .fallback(async || Problem::not_found("route"))
@@ -137,29 +136,4 @@ fn panicked(payload: Box<dyn std::any::Any + Send>) -> axum::response::Response 
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
     Problem::internal(&format!("a request panicked: {text}")).into_response()
-}
-
-/// The OpenAPI document, to which each route adds itself.
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "lastword",
-        description = "A gateway for chat agents: every accepted turn gets exactly one last word."
-    ),
-    modifiers(&Token),
-    security(("token" = [])),
-    tags(
-        (name = "turns"), (name = "events"), (name = "conversations"), (name = "agents"),
-        (name = "operators", description = "These need an operator's token."), (name = "health"),
-    )
-)]
-struct Document;
-
-struct Token;
-
-impl Modify for Token {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let components = document.components.get_or_insert_default();
-        components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
-    }
 }

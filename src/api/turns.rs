@@ -60,7 +60,8 @@ impl Delivery {
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds (60 at most) for the end"),
     ),
     responses(
-        (status = 200, description = "The turn, ended; or its event stream", body = Turn),
+        (status = 200, description = "The turn, ended; or its event stream",
+            content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The turn, accepted", body = Turn),
         (status = "4XX", description = "Refused; nothing was stored", body = ProblemDocument, content_type = "application/problem+json"),
     ))]
@@ -88,8 +89,14 @@ pub struct RetryRequest {
 
 /// Makes a new turn like an ended one, in the same conversation; its `retry_of` cites the old one.
 #[utoipa::path(post, path = "/v1/turns/{id}/retry", tag = "turns", request_body = Option<RetryRequest>,
-    params(("id" = String, Path)),
+    params(
+        ("id" = String, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same turn"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds (60 at most) for the end"),
+    ),
     responses(
+        (status = 200, description = "The new turn, ended; or its event stream",
+            content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The new turn", body = Turn),
         (status = 409, description = "`turn_open`: it has not ended", body = ProblemDocument),
     ))]
@@ -237,7 +244,6 @@ pub struct AnswerRequest {
     /// The question's `ask_id`.
     ask_id: String,
     /// The answer: any JSON but null.
-    #[schema(value_type = Object)]
     answer: Value,
 }
 

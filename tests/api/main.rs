@@ -5,6 +5,7 @@
 
 mod auth;
 mod cursors;
+mod document;
 mod health;
 mod orders;
 mod refusals;
