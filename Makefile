@@ -17,10 +17,10 @@ RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
-.PHONY: help setup run demo test figures chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants
+.PHONY: help setup run demo test figures chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
 
 setup: ## install what this machine lacks to build and run, or say what to type
 	@.ci/setup
@@ -57,6 +57,12 @@ model: ## the protocol in every interleaving of a small world, and that every tu
 mutants: ## break eleven rules, one at a time, and see each one caught; NAMES=… picks some
 	cargo build --bin lastword
 	cargo test --test mutants -- $(NAMES)
+
+fuzz: setup ## each fuzz target for FUZZ_SECONDS (600); TARGETS="lines …" for some of them
+	.ci/fuzz $(TARGETS)
+
+schemathesis: setup ## generated requests against /openapi.json; ARGS=short for half a minute of them
+	.ci/schemathesis $(ARGS)
 
 check: fmt-check lint doc sqlx-check test chaos-short ## everything that must hold before a change lands
 

@@ -6,6 +6,7 @@
 mod auth;
 mod cursors;
 mod document;
+mod generated;
 mod health;
 mod orders;
 mod refusals;
