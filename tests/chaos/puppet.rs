@@ -28,7 +28,8 @@ pub async fn hold(database_url: String) -> ExitCode {
     while store.wake().lock_key() == 0 {
         sleep(Duration::from_millis(10)).await;
     }
-    store.register("http://127.0.0.1:1").await.expect("a row");
+    let timeline = store.timeline().await.expect("a timeline");
+    store.register("http://127.0.0.1:1", timeline).await.expect("a row");
     tokio::spawn(claim_all(store.clone()));
     let mut session = BeatSession::open(&store).await.expect("a session");
     loop {

@@ -111,7 +111,8 @@ impl Field {
     /// A holder that was lost comes back under another id.
     pub async fn revive(&self) {
         self.holder.store.rename_replica();
-        self.holder.store.register("http://127.0.0.1:1").await.unwrap();
+        let timeline = self.holder.store.timeline().await.unwrap();
+        self.holder.store.register("http://127.0.0.1:1", timeline).await.unwrap();
     }
 
     /// What the log has of these turns.
@@ -166,7 +167,8 @@ impl Field {
 async fn replica(ground: &Ground, stop: &CancellationToken) -> Replica {
     let config = Config { database_url: ground.url.clone(), pool_max: POOL, ..Config::default() };
     let store = Store::open(&config).unwrap();
-    store.register("http://127.0.0.1:1").await.unwrap();
+    let timeline = store.timeline().await.unwrap();
+    store.register("http://127.0.0.1:1", timeline).await.unwrap();
     let (writer, inbox) = Writer::new();
     tokio::spawn(write_on(store.clone(), inbox, stop.clone()));
     Replica { store, writer }
