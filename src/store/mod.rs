@@ -21,6 +21,7 @@ pub mod inflight;
 pub mod listener;
 pub mod migrate;
 pub mod partitions;
+mod recent;
 pub mod replicas;
 pub mod rewound;
 pub mod ringer;

@@ -9,15 +9,19 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use uuid::Uuid;
 
+use super::recent::Recent;
 use crate::{config::Doorbell, id::TurnId};
 
 /// Who waits, and what is to be rung.
@@ -42,7 +46,9 @@ pub struct Wake {
 #[derive(Debug)]
 struct Tailed {
     readers: usize,
-    news: watch::Sender<()>,
+    /// When something last happened.
+    news: watch::Sender<Instant>,
+    recent: Arc<Recent>,
 }
 
 /// What one NOTIFY says: look at these.
@@ -89,11 +95,22 @@ impl Wake {
     }
 
     /// Registers interest in a turn's events.
-    pub fn tail(self: &std::sync::Arc<Self>, turn: TurnId) -> Interest {
+    pub fn tail(self: &Arc<Self>, turn: TurnId) -> Interest {
         let mut tails = lock(&self.tails);
-        let tailed = tails.entry(turn).or_insert_with(|| Tailed { readers: 0, news: watch::Sender::new(()) });
+        let now = Instant::now();
+        let tailed = tails.entry(turn).or_insert_with(|| Tailed {
+            readers: 0,
+            news: watch::Sender::new(now),
+            recent: Arc::default(),
+        });
         tailed.readers += 1;
-        Interest { news: tailed.news.subscribe(), turn, wake: self.clone() }
+        Interest {
+            news: tailed.news.subscribe(),
+            recent: tailed.recent.clone(),
+            due: now,
+            turn,
+            wake: self.clone(),
+        }
     }
 
     /// Events of these turns were committed: wakes local readers and rings the others.
@@ -143,7 +160,7 @@ impl Wake {
     /// Wakes everybody: what was rung meanwhile is unknown.
     pub fn look_everywhere(&self) {
         for tailed in lock(&self.tails).values() {
-            tailed.news.send_replace(());
+            tailed.news.send_replace(Instant::now());
         }
         self.queue.notify_one();
         self.orders.notify_one();
@@ -222,7 +239,7 @@ impl Wake {
         let tails = lock(&self.tails);
         for turn in turns {
             if let Some(tailed) = tails.get(&turn) {
-                tailed.news.send_replace(());
+                tailed.news.send_replace(Instant::now());
             }
         }
     }
@@ -231,21 +248,42 @@ impl Wake {
 /// One reader's interest in one turn; ends when dropped.
 #[derive(Debug)]
 pub struct Interest {
-    news: watch::Receiver<()>,
+    news: watch::Receiver<Instant>,
+    recent: Arc<Recent>,
+    /// What there is to see was there by then.
+    due: Instant,
     turn: TurnId,
-    wake: std::sync::Arc<Wake>,
+    wake: Arc<Wake>,
 }
 
 impl Interest {
     /// Marks everything so far as seen. Call it before each look.
     pub fn look(&mut self) {
-        self.news.mark_unchanged();
+        self.due = self.due.max(*self.news.borrow_and_update());
     }
 
     /// Until something happened since the last [`Interest::look`], or `at_most` has passed.
     pub async fn news(&mut self, at_most: Duration) {
         // The sender lives as long as this interest does.
-        let _ = tokio::time::timeout(at_most, self.news.changed()).await;
+        if tokio::time::timeout(at_most, self.news.changed()).await.is_err() {
+            self.due = Instant::now();
+        }
+    }
+
+    /// Whose events.
+    pub(super) fn turn(&self) -> TurnId {
+        self.turn
+    }
+
+    /// A read that began after this moment shows all that the last look was for.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// What others here have read; `None` where there are no others.
+    pub(super) fn recent(&self) -> Option<&Recent> {
+        let tails = lock(&self.wake.tails);
+        tails.get(&self.turn).is_some_and(|tailed| tailed.readers > 1).then_some(&*self.recent)
     }
 }
 

@@ -106,7 +106,7 @@ impl Tail {
             return Ok(Vec::new());
         }
         self.interest.look();
-        let (anchor, events) = self.store.read_on(self.turn, self.cursor, limit).await?;
+        let (anchor, events) = self.store.read_shared(&self.interest, self.cursor, limit).await?;
         if self.cursor >= 0 && (anchor.is_none() || self.anchor.is_some_and(|known| Some(known) != anchor)) {
             return Err(self.why_not_anchored().await?);
         }
