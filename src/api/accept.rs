@@ -186,7 +186,7 @@ pub async fn accept(gateway: &Gateway, order: Order) -> Result<TurnId, Problem> 
 
 async fn accept_here(gateway: &Gateway, order: Order) -> Result<TurnId, Problem> {
     let store = &gateway.store;
-    let found = store.agent(&order.agent).await?;
+    let found = insist(|| store.agent(&order.agent)).await?;
     let agent = found.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))?.agent;
     let new = new_turn(gateway, order, agent);
     let accepted = insist(|| store.accept(&new)).await?;
