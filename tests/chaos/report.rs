@@ -27,6 +27,7 @@ impl Done {
 
     fn verdict(&self) -> &'static str {
         match (self.row.findings.is_clean(), self.row.is_met) {
+            _ if !self.row.is_run => "not run",
             (true, true) => "held",
             (true, false) => "missed",
             (false, _) => "BROKEN",
@@ -38,7 +39,7 @@ impl Row {
     /// Of a drill that did not come to its end.
     pub fn broken(why: String) -> Row {
         let findings = Findings { complaints: vec![why], ..Findings::default() };
-        Row { count: 0, figure: String::new(), is_met: false, findings }
+        Row { count: 0, figure: String::new(), is_met: false, is_run: true, findings }
     }
 }
 
@@ -71,7 +72,8 @@ pub fn print(done: &[Done], took: Duration) {
     println!("\n{}", table(done));
     println!("{}", counts(&sum));
     let held = done.iter().filter(|done| done.is_good()).count();
-    println!("{held} of {} drills held, in {} s", done.len(), took.as_secs());
+    let absent = done.iter().filter(|done| !done.row.is_run).count();
+    println!("{held} of {} drills held, {absent} not run, in {} s", done.len(), took.as_secs());
 }
 
 /// The counts that must be nought, and those that must not.

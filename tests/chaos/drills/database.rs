@@ -53,6 +53,7 @@ pub async fn restart(stage: Stage) -> Row {
         count: stage.count,
         figure: format!("false deaths: {}; service again {}", findings.unexpected, spread(&service)),
         is_met: findings.unexpected == 0 && quantile(&service, 1.0) <= Duration::from_secs(3),
+        is_run: true,
         findings,
     }
 }
@@ -111,6 +112,7 @@ pub async fn stall(stage: Stage) -> Row {
         count: stage.count,
         figure: format!("false deaths: {}", findings.unexpected),
         is_met: findings.unexpected == 0,
+        is_run: true,
         findings,
     }
 }
@@ -174,6 +176,7 @@ pub async fn terminate(stage: Stage) -> Row {
             findings.unexpected
         ),
         is_met: findings.unexpected == 0 && ended as usize > stage.count,
+        is_run: true,
         findings,
     }
 }
@@ -199,6 +202,7 @@ pub async fn no_notify(stage: Stage) -> Row {
         count: stage.count,
         figure: format!("terminal seen with it {}; without {}", spread(&told[0]), spread(&told[1])),
         is_met: told.iter().all(|times| !times.is_empty()) && later <= Duration::from_millis(1050),
+        is_run: true,
         findings,
     }
 }

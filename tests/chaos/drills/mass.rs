@@ -39,6 +39,7 @@ pub async fn kill(stage: Stage) -> Row {
         count: findings.faults.get("verdict").copied().unwrap_or_default(),
         figure: format!("after the verdict {} ({} turns)", spread(&told), told.len()),
         is_met: told.len() >= stage.count * TURNS && quantile(&told, 1.0) <= Duration::from_secs(3),
+        is_run: true,
         findings,
     }
 }

@@ -8,6 +8,7 @@ pub mod database;
 pub mod machine;
 pub mod mass;
 pub mod network;
+pub mod races;
 pub mod replicas;
 pub mod soak;
 pub mod workers;
@@ -25,6 +26,8 @@ pub struct Row {
     pub figure: String,
     /// Whether the figure is within its bound.
     pub is_met: bool,
+    /// Whether it was run at all: what this machine lacks is neither held nor missed.
+    pub is_run: bool,
     /// What the checker found.
     pub findings: Findings,
 }
@@ -32,7 +35,13 @@ pub struct Row {
 impl Row {
     /// Of a drill that this machine has not got what it takes for. Never counted as held.
     pub fn not_run(why: String) -> Row {
-        Row { count: 0, figure: format!("not run: {why}"), is_met: false, findings: Findings::default() }
+        Row {
+            count: 0,
+            figure: format!("not run: {why}"),
+            is_met: false,
+            is_run: false,
+            findings: Findings::default(),
+        }
     }
 }
 
@@ -174,6 +183,14 @@ pub fn all() -> Vec<Drill> {
             [10, 30, 100],
             false,
             network::pooler
+        ),
+        drill!(
+            "races",
+            "claim races, finish against reap, cancel against finish, late appends",
+            "10,000 each; one winner, losers silent",
+            [0, 1000, 10_000],
+            true,
+            races::run
         ),
         drill!(
             "no-progress",

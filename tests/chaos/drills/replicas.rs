@@ -50,6 +50,7 @@ pub async fn kill(stage: Stage) -> Row {
         count: findings.faults.get("kill_replica").copied().unwrap_or_default(),
         figure: format!("{} ({} turns)", spread(&told), told.len() / 2),
         is_met: !told.is_empty() && quantile(&told, 0.99) <= Duration::from_secs(2),
+        is_run: true,
         findings,
     }
 }
@@ -88,6 +89,7 @@ pub async fn freeze(stage: Stage) -> Row {
         is_met: !told.is_empty()
             && quantile(&told, 1.0) <= Duration::from_secs(12)
             && findings.reordered == 0,
+        is_run: true,
         findings,
     }
 }
@@ -130,6 +132,7 @@ pub async fn roll(stage: Stage) -> Row {
             && findings.refused == 0
             && !resumes.is_empty()
             && quantile(&resumes, 0.99) <= Duration::from_secs(1),
+        is_run: true,
         findings,
     }
 }

@@ -122,6 +122,7 @@ pub async fn run(stage: Stage) -> Row {
             findings.unexpected
         ),
         is_met: findings.is_clean(),
+        is_run: true,
         findings,
     }
 }
