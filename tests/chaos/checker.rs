@@ -51,6 +51,8 @@ pub struct Findings {
     /// Acknowledged turns that the database lost, and observers that were told to begin anew, where
     /// the database itself lost commits.
     pub gone: usize,
+    /// Observers that had seen the end of a turn before the database lost it.
+    pub unsaid: usize,
     pub resets: usize,
     /// Turns whose end was wrong though it was one: another text than the agent gave.
     pub wrong: usize,
@@ -95,6 +97,7 @@ impl Findings {
             (&mut self.watched, other.watched),
             (&mut self.accepted_while_cut, other.accepted_while_cut),
             (&mut self.gone, other.gone),
+            (&mut self.unsaid, other.unsaid),
             (&mut self.resets, other.resets),
             (&mut self.wrong, other.wrong),
         ] {
@@ -117,6 +120,9 @@ impl Findings {
         }
     }
 }
+
+/// The phase that begins when a standby that may lack commits takes over.
+pub const PROMOTED: &str = "promoted";
 
 /// A turn as the database has it.
 struct Stored {
@@ -318,6 +324,10 @@ fn check_observers(
     stored: &HashMap<Uuid, Stored>,
     allow: Allowances,
 ) {
+    let promotions = lines.iter().filter(|line| {
+        allow.database_lost_commits && matches!(&line.fact, Fact::Phase { name } if name == PROMOTED)
+    });
+    let promoted_at = promotions.map(|line| line.t).max().unwrap_or_default();
     for line in lines {
         let Fact::Watch { f, who, turn, seen, reset_at, why, connects, .. } = &line.fact else { continue };
         let id = id_of(turn);
@@ -334,7 +344,11 @@ fn check_observers(
         let seen = &seen[*reset_at..];
         let is_prefix = seen.len() <= stored.events.len()
             && seen.iter().zip(&stored.events).all(|(mine, (its, _))| mine == its);
-        if !is_prefix || *f == Outcome::Ok && seen.len() != stored.events.len() {
+        let is_other = !is_prefix || *f == Outcome::Ok && seen.len() != stored.events.len();
+        if is_other && *f == Outcome::Ok && line.t < promoted_at {
+            // It was told the end by a primary whose newest commits are gone, and has left.
+            findings.unsaid += 1;
+        } else if is_other {
             findings.reordered += 1;
             let difference = seen.iter().zip(&stored.events).find(|(mine, (its, _))| mine != &its);
             findings.complain(format!(

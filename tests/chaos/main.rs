@@ -156,6 +156,7 @@ fn chosen(args: &Args) -> Vec<(Drill, usize)> {
 
 /// One drill; a panic in it is its finding.
 async fn perform(drill: Drill, count: usize, seed: u64, dir: PathBuf) -> Done {
+    let kept = dir.join(format!("{}.complaints", drill.name));
     let stage = Stage { seed, count, dir, name: drill.name };
     let began = Instant::now();
     let row = match timeout(DRILL_MAX, tokio::spawn((drill.run)(stage))).await {
@@ -165,5 +166,6 @@ async fn perform(drill: Drill, count: usize, seed: u64, dir: PathBuf) -> Done {
     };
     let done = Done { drill, row, took: began.elapsed() };
     report::print_one(&done);
+    report::keep_complaints(&done, &kept);
     done
 }

@@ -1,6 +1,6 @@
 //! The report: a line for each drill while they go, and the table at the end.
 
-use std::{fmt::Write as _, process::Command, time::Duration};
+use std::{fmt::Write as _, path::Path, process::Command, time::Duration};
 
 use lastword::cli::postgres::Binaries;
 
@@ -60,6 +60,13 @@ pub fn print_one(done: &Done) {
     let more = done.row.findings.complaints.len().saturating_sub(COMPLAINTS_MAX);
     if more > 0 {
         println!("        … and {more} more");
+    }
+}
+
+/// All of what it complains of, in a file.
+pub fn keep_complaints(done: &Done, path: &Path) {
+    if !done.row.findings.is_clean() {
+        std::fs::write(path, done.row.findings.complaints.join("\n")).expect("a place for complaints");
     }
 }
 

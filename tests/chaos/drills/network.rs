@@ -14,7 +14,7 @@ use super::{
     quantile, spread,
 };
 use crate::{
-    checker::{Allowances, Findings},
+    checker::{Allowances, Findings, PROMOTED},
     client::Ask,
     fleet::{Ground, Plan},
     load::Mix,
@@ -197,9 +197,10 @@ pub async fn fail_over_behind(stage: Stage) -> Row {
     Row {
         count: stage.count,
         figure: format!(
-            "accepted turns that the standby lacked: {}; ended as internal: {internal}; explicit resets: {}; \
-             replicas' own count of lost commits: {reported}; two events under one seq without a reset: {}",
-            findings.gone, findings.resets, findings.reordered
+            "accepted turns that the standby lacked: {}; last words that it lacked: {}; ended as internal: \
+             {internal}; explicit resets: {}; turns that the replicas counted: {reported}; two events under \
+             one seq without a reset: {}",
+            findings.gone, findings.unsaid, findings.resets, findings.reordered
         ),
         is_met: findings.reordered == 0 && findings.gone > 0 && reported > 0,
         is_run: true,
@@ -223,6 +224,8 @@ async fn fail_over_as(stage: &Stage, mode: Mode, allow: Allowances) -> (Findings
         }
         let id = scene.fleet.broke("fail_over", None, None, Vec::new());
         let address = pair.fail_over().await.unwrap();
+        // Nobody can have read anything from the new primary before this line.
+        scene.history.phase(PROMOTED);
         scene.fleet.set_database_url(pair.primary_url());
         for proxy in &proxies {
             proxy.retarget(address);
@@ -242,7 +245,7 @@ async fn lost_commits_reported(scene: &Scene) -> u64 {
     let mut sum = 0.0;
     for slot in 0..scene.fleet.size() {
         let text = scene.fleet.metrics(slot).await;
-        let lines = text.lines().filter(|line| line.starts_with("lastword_lost_commits"));
+        let lines = text.lines().filter(|line| line.starts_with("lastword_rewound_turns_total"));
         sum += lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>();
     }
     sum as u64
