@@ -61,7 +61,7 @@ mutants: ## break eleven rules, one at a time, and see each one caught; NAMES=â€
 fuzz: setup ## each fuzz target for FUZZ_SECONDS (600); TARGETS="lines â€¦" for some of them
 	.ci/fuzz $(TARGETS)
 
-schemathesis: setup ## generated requests against /openapi.json; ARGS=short for half a minute of them
+schemathesis: setup ## generated requests against /openapi.json; ARGS=short for twenty seconds of them
 	.ci/schemathesis $(ARGS)
 
 check: fmt-check lint doc sqlx-check test chaos-short ## everything that must hold before a change lands
