@@ -43,6 +43,18 @@ pub struct EventPage {
     closed: bool,
 }
 
+/// A cursor in a turn's log; -1 before the first event.
+#[derive(Debug, Clone, Copy)]
+struct Seq(i32);
+
+impl std::str::FromStr for Seq {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().ok().filter(|seq| *seq >= -1).map(Seq).ok_or("A cursor is a `seq`: 0 or more.")
+    }
+}
+
 /// What a reader of events asks for.
 struct Wanted<C> {
     after: Option<C>,
@@ -96,11 +108,8 @@ pub async fn of_turn(
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, Problem> {
-    let wanted = Wanted::<i32>::read(params, &headers)?;
-    let after = wanted.after.unwrap_or(-1);
-    if after < -1 {
-        return Err(Problem::invalid(wanted.field, "A cursor is a `seq`: 0 or more."));
-    }
+    let wanted = Wanted::<Seq>::read(params, &headers)?;
+    let after = wanted.after.map_or(-1, |Seq(seq)| seq);
     found(&gateway, id).await?;
     if is_at_last_word(&gateway, id, after, wanted.field).await? {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -129,7 +138,7 @@ async fn is_at_last_word(gateway: &Gateway, id: TurnId, after: i32, field: &str)
     }
 }
 
-async fn turn_page(gateway: &Gateway, mut tail: Tail, wanted: Wanted<i32>) -> Result<Response, Problem> {
+async fn turn_page(gateway: &Gateway, mut tail: Tail, wanted: Wanted<Seq>) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     loop {
         let events = tail.look(wanted.limit).await?;
