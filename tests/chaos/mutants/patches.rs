@@ -49,12 +49,12 @@ const NO_EPOCH_CHECK: Mutant = Mutant {
     edits: &[
         Edit {
             file: "src/store/events.rs",
-            find: "where i.epoch = w.epoch and i.phase = 'running'",
-            replace: "where i.phase = 'running'",
+            find: "where i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'",
+            replace: "where $11::uuid is not null and i.phase = 'running'",
         },
         Edit {
             file: "migrations/0008_last_words.sql",
-            find: "join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase <> 'queued'",
+            find: "join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica",
             replace: "join inflight i on i.turn_id = w.turn_id and i.phase <> 'queued'",
         },
     ],
@@ -83,9 +83,9 @@ const VERDICT_BY_THE_CLOCK: Mutant = Mutant {
         },
         Edit {
             file: "src/engine/suspicion.rs",
-            find: "first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, was_held: false })",
+            find: "first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, bare: 0, was_held: false })",
             replace: "first.insert(Seen {
-                        beat_n: peer.beat_n, unchanged_since: std::time::Instant::now(), was_held: false })",
+                        beat_n: peer.beat_n, unchanged_since: std::time::Instant::now(), bare: 0, was_held: false })",
         },
         Edit {
             file: "src/engine/suspicion.rs",
@@ -94,8 +94,15 @@ const VERDICT_BY_THE_CLOCK: Mutant = Mutant {
         },
         Edit {
             file: "src/engine/suspicion.rs",
-            find: "if seen.unchanged >= needed {",
-            replace: "if seen.unchanged_since.elapsed() >= needed * std::time::Duration::from_millis(500) {",
+            find: "_ if seen.unchanged >= BEATS_SILENT =>",
+            replace: "_ if seen.unchanged_since.elapsed() >= BEATS_SILENT * std::time::Duration::from_millis(500) =>",
+        },
+        Edit {
+            file: "src/engine/suspicion.rs",
+            find: "if seen.unchanged.min(seen.bare) >= needed {",
+            replace: "if (seen.bare > 0 || needed == 0)
+                && seen.unchanged_since.elapsed() >= needed * std::time::Duration::from_millis(500)
+            {",
         },
         // What the last session saw proves nothing for a count; for a clock it goes on.
         Edit { file: "src/engine/suspicion.rs", find: "        self.peers.clear();\n", replace: "" },
@@ -173,38 +180,21 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
         },
         Edit {
             file: "src/store/events.rs",
-            find: "        rows.into_iter()
-            .map(|row| {
-                Ok(Event {
-",
-            replace: "        let mut newest = rows.last().map_or(cursor, |row| row.seq);
-        let ahead = AHEAD.lock().map(|ahead| ahead.get(&turn).cloned().unwrap_or_default()).unwrap_or_default();
-        let ahead: Vec<Event> = ahead
-            .into_iter()
-            .filter(|event| {
-                let is_next = event.seq == newest + 1;
-                newest += i32::from(is_next);
-                is_next
-            })
-            .collect();
-        rows.into_iter()
-            .map(|row| {
-                Ok(Event {
-",
-        },
-        Edit {
-            file: "src/store/events.rs",
-            find: "            })
-            .collect()
+            find: "        Ok((anchor, events))
     }
 }
 
 #[derive(Default)]
 struct AppendColumns {
 ",
-            replace: "            })
-            .chain(ahead.into_iter().map(Ok))
-            .collect()
+            replace: "        let mut newest = events.last().map_or(cursor, |event| event.seq);
+        let ahead = AHEAD.lock().map(|ahead| ahead.get(&turn).cloned().unwrap_or_default()).unwrap_or_default();
+        events.extend(ahead.into_iter().filter(|event| {
+            let is_next = event.seq == newest + 1;
+            newest += i32::from(is_next);
+            is_next
+        }));
+        Ok((anchor, events))
     }
 }
 
