@@ -121,6 +121,11 @@ impl Observer {
                 self.note(Outcome::Info, Some(format!("gone: {}", answer.status())));
             }
         }
+        if answer.status() == 409 {
+            // What it had seen stands there no more.
+            self.reset_at = self.seen.len();
+            self.cursor = -1;
+        }
         if answer.status() != 200 {
             return Err(format!("slot {}: {}", self.slot, answer.status()));
         }

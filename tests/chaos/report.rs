@@ -25,6 +25,11 @@ impl Done {
         self.row.is_met && self.row.findings.is_clean()
     }
 
+    /// Whether everything held, whatever the figure.
+    pub fn is_clean(&self) -> bool {
+        self.row.findings.is_clean()
+    }
+
     fn verdict(&self) -> &'static str {
         match (self.row.findings.is_clean(), self.row.is_met) {
             _ if !self.row.is_run => "not run",

@@ -185,6 +185,14 @@ pub fn all() -> Vec<Drill> {
             network::pooler
         ),
         drill!(
+            "versions",
+            "two versions side by side, upgrade and back",
+            "0 interrupted, 0 refused accepts",
+            [0, 0, 5],
+            false,
+            replicas::upgrade
+        ),
+        drill!(
             "races",
             "claim races, finish against reap, cancel against finish, late appends",
             "10,000 each; one winner, losers silent",

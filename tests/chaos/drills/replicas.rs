@@ -15,7 +15,9 @@ use crate::{
     client::Ask,
     fleet::Plan,
     load::Mix,
+    mutants,
     scene::{Ballast, Scene, Stage},
+    support,
 };
 
 const ALLOW: Allowances = Allowances { database_lost_commits: false, turns_min: 12 };
@@ -135,6 +137,48 @@ pub async fn roll(stage: Stage) -> Row {
         is_run: true,
         findings,
     }
+}
+
+/// Replicas of the next release join, take over, and leave again, while turns go on.
+pub async fn upgrade(stage: Stage) -> Row {
+    const SIZE: usize = 3;
+    let next = match tokio::task::spawn_blocking(mutants::next_release).await.unwrap() {
+        Ok(next) => next,
+        Err(why) => return Row::not_run(format!("no next release: {why:#}")),
+    };
+    let plan = Plan { drain: Duration::from_secs(20), ..Plan::slots(SIZE) };
+    let scene = Scene::open(&stage, plan, Mix { closed: 6, open_per_s: 2.0, ..Mix::LIGHT }).await;
+    let mut side_by_side = 0;
+    for _ in 0..stage.count {
+        for program in [next.as_path(), support::program()] {
+            for slot in 0..SIZE {
+                scene.fleet.take_out(slot);
+                scene.fleet.drain(slot).await;
+                scene.fleet.set_program(slot, program.to_owned());
+                scene.fleet.revive(slot).await;
+                scene.fleet.put_back(slot);
+                sleep(Duration::from_secs(2)).await;
+                side_by_side += usize::from(releases_at_work(&scene).await > 1);
+            }
+        }
+    }
+    let findings = scene.close(ALLOW).await;
+    let interrupted = findings.codes.get("interrupted").copied().unwrap_or_default();
+    Row {
+        count: stage.count,
+        figure: format!(
+            "two releases at work {side_by_side} times; interrupted: {interrupted}; refused accepts: {}",
+            findings.refused
+        ),
+        is_met: side_by_side >= stage.count * 2 && interrupted == 0 && findings.refused == 0,
+        is_run: true,
+        findings,
+    }
+}
+
+async fn releases_at_work(scene: &Scene) -> i64 {
+    let count = "select count(distinct version) from replicas where state = 'ready'";
+    sqlx::query_scalar(count).fetch_one(&mut scene.fleet.admin().await).await.unwrap()
 }
 
 /// Turns of about four seconds, one after the other, each read by many.

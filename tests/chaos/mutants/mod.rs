@@ -14,11 +14,12 @@ mod workshop;
 
 use std::{
     env,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
+use patches::Edit;
 pub use patches::{MUTANTS, Mutant};
 use workshop::Workshop;
 
@@ -30,6 +31,29 @@ const PROGRAM: &str = "LASTWORD_CHAOS_PROGRAM";
 const CAUGHT: &str = "caught: ";
 const CLEAN: &str = "clean";
 
+/// No mutant, but the next release of the same product, as far as its neighbours see one.
+#[allow(dead_code, reason = "for the drills alone")]
+const NEXT_RELEASE: Mutant = Mutant {
+    name: "next_release",
+    rule: "two releases run side by side",
+    edits: &[
+        Edit { file: "Cargo.toml", find: "\nversion = \"0.1.0\"\n", replace: "\nversion = \"0.2.0\"\n" },
+        Edit {
+            file: "Cargo.lock",
+            find: "name = \"lastword\"\nversion = \"0.1.0\"\n",
+            replace: "name = \"lastword\"\nversion = \"0.2.0\"\n",
+        },
+    ],
+    check: "",
+};
+
+/// What the next release adds to the schema.
+#[allow(dead_code, reason = "for the drills alone")]
+const NEXT_MIGRATION: (&str, &str) = (
+    "migrations/0900_next_release.sql",
+    "-- A later release expands the schema first.\nalter table turns add column of_the_next_release text;\n",
+);
+
 /// What became of one mutant.
 #[derive(Debug, Clone)]
 pub struct MutantOutcome {
@@ -39,6 +63,15 @@ pub struct MutantOutcome {
     pub caught_by: Option<String>,
     /// How long the hunt took, without the build.
     pub took: Duration,
+}
+
+/// Builds the next release of the product, with a migration more; where its program is.
+///
+/// # Errors
+/// It cannot be built.
+#[allow(dead_code, reason = "for the drills alone")]
+pub fn next_release() -> anyhow::Result<PathBuf> {
+    Workshop::open().build_next(&NEXT_RELEASE, NEXT_MIGRATION)
 }
 
 /// Builds and hunts the mutants of these names, all where none is given.

@@ -44,14 +44,36 @@ impl Workshop {
         for edit in mutant.edits {
             self.apply(edit).with_context(|| mutant.name)?;
         }
+        self.compile(mutant.name)
+    }
+
+    fn compile(&self, name: &str) -> anyhow::Result<PathBuf> {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command.args(["build", "--locked", "--bin", "lastword"]);
         command.current_dir(&self.source).env("CARGO_TARGET_DIR", &self.build);
         let done = command.output().context("cannot run cargo")?;
         let said = String::from_utf8_lossy(&done.stderr);
-        ensure!(done.status.success(), "{} does not compile:\n{said}", mutant.name);
+        ensure!(done.status.success(), "{name} does not compile:\n{said}");
         Ok(self.build.join("debug/lastword"))
+    }
+
+    /// Builds the next release; where its program is, for good.
+    ///
+    /// # Errors
+    /// An edit does not fit, or what it makes does not compile.
+    #[allow(dead_code, reason = "for the drills alone")]
+    pub fn build_next(&self, next: &Mutant, migration: (&str, &str)) -> anyhow::Result<PathBuf> {
+        let (file, text) = migration;
+        self.restore()?;
+        for edit in next.edits {
+            self.apply(edit).with_context(|| next.name)?;
+        }
+        write(&self.source.join(file), text.as_bytes())?;
+        let built = self.compile(next.name)?;
+        let kept = self.build.join(next.name);
+        fs::copy(built, &kept)?;
+        Ok(kept)
     }
 
     /// Makes the copy what the repository is.

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Session, uuid};
-use crate::support::{Cluster, PATIENCE, eventually, within};
+use crate::support::{Cluster, Next, PATIENCE, eventually, within};
 
 /// A lock is held no longer than a statement may take.
 const HELD: Duration = Duration::from_millis(1500);
@@ -49,15 +49,20 @@ pub async fn two_that_may_not_wait(cluster: &Cluster) -> bool {
 pub async fn reader_of_a_blocked_log(cluster: &Cluster) -> bool {
     cluster.demo_agent("demo", json!({})).await;
     let turn = cluster.post(0, "demo", "/slow 40").await;
+    cluster.worker_of(&turn).await;
     let mut stream = cluster.stream(0, &turn.id, -1).await;
-    stream.until("delta", PATIENCE).await;
     let (mut holder, mut looker) = (Session::open(cluster).await, Session::open(cluster).await);
     holder.run("begin").await;
     let row = format!("select from inflight where turn_id = '{}' for update", uuid(&turn.id));
     assert_eq!(holder.run(&row).await, 1);
     let until = Instant::now() + HELD;
     let mut holds = true;
-    while let Ok(event) = timeout_at(until, stream.next_event(PATIENCE)).await {
+    while let Ok(next) = timeout_at(until, stream.next(PATIENCE)).await {
+        // Anything else says that what it had been given does not stand.
+        let Next::Event(event) = next else {
+            holds = false;
+            break;
+        };
         let there = format!("turn_events where turn_id = '{}' and seq = {}", uuid(&turn.id), event.seq);
         holds &= looker.count(&there).await == 1;
     }
