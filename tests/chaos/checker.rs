@@ -14,127 +14,27 @@
 //! | reordered | gaps, repeats or differences between the log and what two observers saw |
 //! | unexpected | last words that nothing excuses |
 
+mod excuses;
+mod findings;
+mod stored;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{
-    history::{Fact, Line, Outcome, Sight},
-    observer::digest,
+pub use self::findings::Findings;
+use self::{
+    excuses::check_excuses,
+    stored::{Stored, read_database},
 };
-
-/// What a run came to.
-#[derive(Debug, Default, Clone)]
-pub struct Findings {
-    pub attempted: usize,
-    pub acknowledged: usize,
-    pub completed: usize,
-    pub failed: usize,
-    pub cancelled: usize,
-    pub recovered: usize,
-    pub lost: usize,
-    pub duplicated: usize,
-    pub reordered: usize,
-    pub unexpected: usize,
-    /// Observers that saw their turn's end.
-    pub watched: usize,
-    /// A digest of the faults, in order: the same seed gives the same.
-    pub schedule: u64,
-    /// Posts that were answered with anything but a turn.
-    pub refused: usize,
-    /// Posts that a replica answered with a turn though it was cut from Postgres.
-    pub accepted_while_cut: usize,
-    /// Acknowledged turns that the database lost, and observers that were told to begin anew, where
-    /// the database itself lost commits.
-    pub gone: usize,
-    /// Observers that had seen the end of a turn before the database lost it.
-    pub unsaid: usize,
-    pub resets: usize,
-    /// Turns whose end was wrong though it was one: another text than the agent gave.
-    pub wrong: usize,
-    /// A line for each of these, and for whatever else is not as it must be.
-    pub complaints: Vec<String>,
-    /// From a fault to the last word of a turn that it took along: the first observer's, and the
-    /// last one's, in microseconds, by the fault's name.
-    pub told_first: BTreeMap<String, Vec<u64>>,
-    pub told_all: BTreeMap<String, Vec<u64>>,
-    /// Other measures, by name, in microseconds.
-    pub measures: BTreeMap<String, Vec<u64>>,
-    /// Faults, by name.
-    pub faults: BTreeMap<String, usize>,
-    /// How the turns ended, by code.
-    pub codes: BTreeMap<String, usize>,
-}
-
-impl Findings {
-    /// Whether everything held.
-    pub fn is_clean(&self) -> bool {
-        self.complaints.is_empty()
-    }
-
-    fn complain(&mut self, what: String) {
-        self.complaints.push(what);
-    }
-
-    /// Adds another run's findings.
-    pub fn add(&mut self, other: Findings) {
-        for (mine, its) in [
-            (&mut self.attempted, other.attempted),
-            (&mut self.acknowledged, other.acknowledged),
-            (&mut self.completed, other.completed),
-            (&mut self.failed, other.failed),
-            (&mut self.cancelled, other.cancelled),
-            (&mut self.recovered, other.recovered),
-            (&mut self.lost, other.lost),
-            (&mut self.duplicated, other.duplicated),
-            (&mut self.reordered, other.reordered),
-            (&mut self.unexpected, other.unexpected),
-            (&mut self.refused, other.refused),
-            (&mut self.watched, other.watched),
-            (&mut self.accepted_while_cut, other.accepted_while_cut),
-            (&mut self.gone, other.gone),
-            (&mut self.unsaid, other.unsaid),
-            (&mut self.resets, other.resets),
-            (&mut self.wrong, other.wrong),
-        ] {
-            *mine += its;
-        }
-        self.complaints.extend(other.complaints);
-        for (mine, its) in [
-            (&mut self.told_first, other.told_first),
-            (&mut self.told_all, other.told_all),
-            (&mut self.measures, other.measures),
-        ] {
-            for (name, times) in its {
-                mine.entry(name).or_default().extend(times);
-            }
-        }
-        for (mine, its) in [(&mut self.faults, other.faults), (&mut self.codes, other.codes)] {
-            for (name, count) in its {
-                *mine.entry(name).or_default() += count;
-            }
-        }
-    }
-}
+use crate::history::{Fact, Line, Outcome, Sight};
 
 /// The phase that begins when a standby that may lack commits takes over.
 pub const PROMOTED: &str = "promoted";
-
-/// A turn as the database has it.
-struct Stored {
-    nonce: String,
-    status: String,
-    conversation: Uuid,
-    ordinal: i64,
-    events: Vec<(Sight, String)>,
-    /// The process ids of its worker and of that worker's replica.
-    worker_pid: Option<i32>,
-    replica_pid: Option<i32>,
-}
 
 /// What a run may be excused for beyond what its faults say.
 #[derive(Debug, Clone, Copy, Default)]
@@ -162,51 +62,6 @@ pub async fn check(lines: &[Line], admin: &mut PgConnection, allow: Allowances) 
     count_figures(&mut findings, lines);
     check_not_void(&mut findings, lines, &posts, allow);
     Ok(findings)
-}
-
-async fn read_database(admin: &mut PgConnection) -> anyhow::Result<HashMap<Uuid, Stored>> {
-    let mut stored = HashMap::new();
-    let turns = sqlx::query(
-        "select id, conversation_id, ordinal, status, metadata::jsonb ->> 'nonce' as nonce from turns",
-    );
-    for row in turns.fetch_all(&mut *admin).await? {
-        let turn = Stored {
-            nonce: row.get::<Option<String>, _>("nonce").unwrap_or_default(),
-            status: row.get("status"),
-            conversation: row.get("conversation_id"),
-            ordinal: row.get("ordinal"),
-            events: Vec::new(),
-            worker_pid: None,
-            replica_pid: None,
-        };
-        stored.insert(row.get::<Uuid, _>("id"), turn);
-    }
-    let mut pids = HashMap::new();
-    let workers = sqlx::query(
-        "select w.id, w.pid, r.pid as replica_pid from workers w left join replicas r on r.id = w.replica_id",
-    );
-    for row in workers.fetch_all(&mut *admin).await? {
-        let pair: (Option<i32>, Option<i32>) = (row.get("pid"), row.get("replica_pid"));
-        pids.insert(format!("wrk_{}", row.get::<Uuid, _>("id").simple()), pair);
-    }
-    let events = sqlx::query("select turn_id, seq, kind, data from turn_events order by turn_id, seq");
-    for row in events.fetch_all(&mut *admin).await? {
-        let data: String = row.get("data");
-        let value: serde_json::Value = serde_json::from_str(&data)?;
-        let kind: String = row.get("kind");
-        let seq = i64::from(row.get::<i32, _>("seq"));
-        let turn: Uuid = row.get("turn_id");
-        let Some(stored) = stored.get_mut(&turn) else { anyhow::bail!("events of no turn: {turn}") };
-        if kind == "started"
-            && let Some(&(worker, replica)) =
-                value["worker_id"].as_str().and_then(|id| pids.get(&id.replace('-', "")))
-        {
-            (stored.worker_pid, stored.replica_pid) = (worker, replica);
-        }
-        let code = value["error"]["code"].as_str().unwrap_or_default().to_owned();
-        stored.events.push((Sight { seq, kind, digest: digest(&value) }, code));
-    }
-    Ok(stored)
 }
 
 /// Nonces and what is known of them.
@@ -384,96 +239,6 @@ fn check_cuts(findings: &mut Findings, lines: &[Line]) {
             }
             _ => {}
         }
-    }
-}
-
-/// Last words other than what was asked for need a fault that explains them.
-fn check_excuses(findings: &mut Findings, lines: &[Line], stored: &HashMap<Uuid, Stored>, allow: Allowances) {
-    let mut hit: HashMap<&str, HashSet<i32>> = HashMap::new();
-    let mut scripts: HashMap<&str, &str> = HashMap::new();
-    let mut cancelled: HashSet<Uuid> = HashSet::new();
-    for line in lines {
-        match &line.fact {
-            Fact::Fault { f: Outcome::Invoke, name, pid: Some(pid), .. } => {
-                hit.entry(name).or_default().insert(*pid);
-            }
-            Fact::Post { nonce, script, .. } => {
-                scripts.insert(nonce, script);
-            }
-            Fact::Order { order, turn, .. } if order == "cancel" => {
-                cancelled.insert(id_of(turn));
-            }
-            _ => {}
-        }
-    }
-    let was = |names: &[&str], pid: Option<i32>| {
-        pid.is_some_and(|pid| names.iter().any(|name| hit.get(name).is_some_and(|pids| pids.contains(&pid))))
-    };
-    let losses = ["kill_replica", "freeze_replica", "cut_replica", "oom_replica"];
-    for (id, turn) in stored {
-        let Some((end, code)) = turn.events.last() else { continue };
-        let script = scripts.get(turn.nonce.as_str()).copied().unwrap_or_default();
-        let word = script.split_whitespace().next().unwrap_or_default();
-        *findings.codes.entry(if code.is_empty() { end.kind.clone() } else { code.clone() }).or_default() +=
-            1;
-        let is_excused = match (end.kind.as_str(), code.as_str()) {
-            ("completed", _) => !["/hang", "/freeze", "/crash", "/kill"].contains(&word),
-            ("cancelled", _) => cancelled.contains(id),
-            (_, "replica_lost") => {
-                was(&losses, turn.replica_pid)
-                    || turn.replica_pid.is_none() && losses.iter().any(|name| hit.contains_key(name))
-            }
-            (_, "worker_exited") => {
-                was(&["kill_worker"], turn.worker_pid) || ["/crash", "/kill"].contains(&word)
-            }
-            (_, "worker_unresponsive") => {
-                was(&["freeze_worker"], turn.worker_pid) || ["/hang", "/freeze"].contains(&word)
-            }
-            (_, "interrupted") => was(&["drain_replica"], turn.replica_pid),
-            (_, "internal") => allow.database_lost_commits,
-            _ => false,
-        };
-        if !is_excused {
-            findings.unexpected += 1;
-            findings.complain(format!(
-                "{id} ({script:?}, worker {:?} of {:?}) ended as {} {code}, and nothing explains it",
-                turn.worker_pid, turn.replica_pid, end.kind
-            ));
-        }
-    }
-    check_answers(findings, lines, &scripts, stored);
-}
-
-/// A completed answer is the one that the agent gives.
-fn check_answers(
-    findings: &mut Findings,
-    lines: &[Line],
-    scripts: &HashMap<&str, &str>,
-    stored: &HashMap<Uuid, Stored>,
-) {
-    for line in lines {
-        let Fact::Watch { f: Outcome::Ok, turn, text, seen, .. } = &line.fact else { continue };
-        let is_completed = seen.last().is_some_and(|sight| sight.kind == "completed");
-        let Some(stored) = stored.get(&id_of(turn)) else { continue };
-        let wanted = scripts.get(stored.nonce.as_str()).and_then(|script| answer_to(script));
-        if let (true, Some(wanted)) = (is_completed, wanted)
-            && *text != wanted
-        {
-            findings.wrong += 1;
-            findings.complain(format!("{turn} answered {text:?}, not {wanted:?}"));
-        }
-    }
-}
-
-/// What the demo agent answers, where that is certain.
-fn answer_to(script: &str) -> Option<String> {
-    match script.split_once(' ') {
-        Some(("/slow", count)) => {
-            let count: u32 = count.parse().ok()?;
-            Some((1..=count).map(|n| format!("word{n} ")).collect())
-        }
-        _ if script.starts_with('/') => None,
-        _ => Some(format!("Hello! You said: {script}")),
     }
 }
 

@@ -99,7 +99,7 @@ async fn read_slowly(address: SocketAddr, turn: Accepted, reads: bool, stop: Can
     }
     let Ok(mut wire) = TcpStream::from_std(socket.into()) else { return false };
     let head = format!(
-        "GET /v1/turns/{}/events?after=-1 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\
+        "GET /v1/turns/{}/events?after=-1 HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\
          Authorization: Bearer {OPERATOR}\r\n\r\n",
         turn.turn
     );
