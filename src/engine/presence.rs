@@ -32,8 +32,9 @@ pub const LINE: &str = "presence";
 const BEAT_EVERY: Duration = Duration::from_millis(500);
 /// How often it is tried to end what a lost replica left behind.
 const CLEAR_AWAY_TRIES: u32 = 20;
-/// The last beat came before Postgres went away, and the next one needs a connection first.
-const AWAY_MARGIN: Duration = Duration::from_secs(2);
+/// The last beat came before Postgres went away, and the next one needs a connection first: behind those
+/// that were given up while it was away, each of which it answers when it is back.
+const AWAY_MARGIN: Duration = Duration::from_secs(8);
 
 /// Registers and beats until cancelled.
 pub async fn beat_on(engine: Engine, until: CancellationToken) {

@@ -41,6 +41,8 @@ pub const PROMOTED: &str = "promoted";
 pub struct Allowances {
     /// The database itself lost commits: turns may be gone, and end as `internal`.
     pub database_lost_commits: bool,
+    /// The database's clock was stepped: its times tell no order.
+    pub clock_was_stepped: bool,
     /// Fewer acknowledged turns before the first fault make the run void.
     pub turns_min: usize,
 }

@@ -117,6 +117,13 @@ impl Load {
         self.watchers.spawn(watch(self.client.clone(), turn.turn.clone(), plan, None));
     }
 
+    /// One more observer, on a replica that nothing is wrong with.
+    pub fn observe_from(&self, turn: &str, slot: usize, rng: &mut StdRng) {
+        let (first_slot, seed) = (Some(slot), rng.random());
+        let plan = Watch { who: 2, seed, at_most: WATCH_MAX, first_slot, is_restless: false };
+        self.watchers.spawn(watch(self.client.clone(), turn.to_owned(), plan, None));
+    }
+
     /// The same, and what the first of them sees is told.
     pub fn observe_and_tell(&self, turn: &Accepted, slot: usize, rng: &mut StdRng) -> mpsc::Receiver<Value> {
         let (told, hear) = mpsc::channel(4096);

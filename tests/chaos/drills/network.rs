@@ -24,7 +24,8 @@ use crate::{
     standby::{Mode, Pair},
 };
 
-pub const ALLOW: Allowances = Allowances { database_lost_commits: false, turns_min: 12 };
+pub const ALLOW: Allowances =
+    Allowances { database_lost_commits: false, clock_was_stepped: false, turns_min: 12 };
 const BALLAST: usize = 10;
 const CUT: Duration = Duration::from_secs(30);
 const FREEZE: Duration = Duration::from_secs(14);
@@ -62,7 +63,8 @@ pub async fn cut(stage: Stage) -> Row {
             let way = ways[scene.nemesis().random_range(0..ways.len())];
             let pid = scene.fleet.pid(slot);
             let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-            let turns = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+            let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+            scene.observe_elsewhere(&turns, &slots);
             cuts.push(scene.fleet.broke("cut_replica", Some(slot), Some(pid), turns));
             proxies[slot].set(way);
         }
@@ -150,7 +152,8 @@ pub async fn freeze_within(stage: Stage) -> Row {
         for &slot in &slots {
             let pid = scene.fleet.pid(slot);
             let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-            let turns = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+            let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+            scene.observe_elsewhere(&turns, &slots);
             frozen.push((slot, scene.fleet.freeze(slot, turns)));
         }
         sleep(FREEZE).await;

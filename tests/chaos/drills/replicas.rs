@@ -20,7 +20,8 @@ use crate::{
     support,
 };
 
-const ALLOW: Allowances = Allowances { database_lost_commits: false, turns_min: 12 };
+const ALLOW: Allowances =
+    Allowances { database_lost_commits: false, clock_was_stepped: false, turns_min: 12 };
 /// Long turns that run somewhere when a replica falls.
 const BALLAST: usize = 10;
 const FREEZE: Duration = Duration::from_secs(30);
@@ -71,7 +72,8 @@ pub async fn freeze(stage: Stage) -> Row {
         for &slot in &slots {
             let pid = scene.fleet.pid(slot);
             let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-            let turns = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+            let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+            scene.observe_elsewhere(&turns, &slots);
             frozen.push((slot, scene.fleet.freeze(slot, turns)));
         }
         sleep(FREEZE).await;
