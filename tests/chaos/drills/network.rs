@@ -5,13 +5,15 @@ use std::{net::SocketAddr, time::Duration};
 
 use futures_util::future::join_all;
 use lastword::cli::postgres::Postgres;
-use rand::{Rng, seq::SliceRandom};
+use rand::Rng;
 use tokio::time::{Instant, sleep};
 
 use super::{
     Row,
     database::{last_word_across, serves_again},
-    quantile, spread,
+    quantile,
+    replicas::{draw_slots, freeze_all},
+    spread,
 };
 use crate::{
     checker::{Allowances, Findings, PROMOTED},
@@ -37,13 +39,6 @@ pub fn by_proxy(slots: usize) -> (Ground, Vec<Proxy>, Plan) {
     let proxies: Vec<Proxy> = (0..slots).map(|_| Proxy::start(upstream).unwrap()).collect();
     let urls = proxies.iter().map(|proxy| proxy.url_of(&postgres.url())).collect();
     (Ground::Own(Box::new(postgres)), proxies, Plan { database_urls: urls, ..Plan::slots(slots) })
-}
-
-fn draw_slots(scene: &Scene, count: usize) -> Vec<usize> {
-    let mut slots: Vec<usize> = (0..scene.fleet.size()).collect();
-    slots.shuffle(&mut *scene.nemesis());
-    slots.truncate(count);
-    slots
 }
 
 /// Replicas are cut from Postgres for 30 s, four of six at once, both ways or one.
@@ -140,7 +135,6 @@ pub async fn freeze_within(stage: Stage) -> Row {
         left -= slots.len();
         scene.acquainted().await;
         let running = ballast.fill(&scene, BALLAST).await;
-        let mut frozen = Vec::new();
         for &slot in &slots {
             // Every answer takes so long that whatever moment it is, something is on its way.
             let seed = scene.nemesis().random();
@@ -149,13 +143,7 @@ pub async fn freeze_within(stage: Stage) -> Row {
         }
         let pause = scene.nemesis().random_range(20..400);
         sleep(Duration::from_millis(pause)).await;
-        for &slot in &slots {
-            let pid = scene.fleet.pid(slot);
-            let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-            let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
-            scene.observe_elsewhere(&turns, &slots);
-            frozen.push((slot, scene.fleet.freeze(slot, turns)));
-        }
+        let frozen = freeze_all(&scene, &slots, &running);
         sleep(FREEZE).await;
         for (slot, id) in frozen {
             scene.fleet.thaw(slot, id);

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::{Row, quantile, spread};
 use crate::{
     checker::Allowances,
-    client::Ask,
+    client::{Accepted, Ask},
     fleet::Plan,
     load::Mix,
     mutants,
@@ -68,14 +68,7 @@ pub async fn freeze(stage: Stage) -> Row {
         left -= slots.len();
         scene.acquainted().await;
         let running = ballast.fill(&scene, BALLAST).await;
-        let mut frozen = Vec::new();
-        for &slot in &slots {
-            let pid = scene.fleet.pid(slot);
-            let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-            let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
-            scene.observe_elsewhere(&turns, &slots);
-            frozen.push((slot, scene.fleet.freeze(slot, turns)));
-        }
+        let frozen = freeze_all(&scene, &slots, &running);
         sleep(FREEZE).await;
         for (slot, id) in frozen {
             scene.fleet.thaw(slot, id);
@@ -198,8 +191,21 @@ async fn talk_until(scene: &Scene, is_over: &AtomicBool, readers: usize) {
     }
 }
 
+/// Stops these replicas in their tracks, with another observer on a whole one for each turn of theirs;
+/// what thaws each of them.
+pub fn freeze_all(scene: &Scene, slots: &[usize], running: &[(Accepted, i32, i32)]) -> Vec<(usize, u64)> {
+    let frozen = slots.iter().map(|&slot| {
+        let pid = scene.fleet.pid(slot);
+        let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
+        let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+        scene.observe_elsewhere(&turns, slots);
+        (slot, scene.fleet.freeze(slot, turns))
+    });
+    frozen.collect()
+}
+
 /// Which slots fall next.
-fn draw_slots(scene: &Scene, count: usize) -> Vec<usize> {
+pub fn draw_slots(scene: &Scene, count: usize) -> Vec<usize> {
     let mut slots: Vec<usize> = (0..scene.fleet.size()).collect();
     slots.shuffle(&mut *scene.nemesis());
     slots.truncate(count);
