@@ -23,7 +23,7 @@ pub mod suspicion;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -56,6 +56,8 @@ pub struct Engine {
     is_present: Arc<AtomicBool>,
     /// Whether a comparison is under way.
     is_reconciling: Arc<AtomicBool>,
+    /// How often the beat's connection had broken when the last comparison began that came to its end.
+    compared_breaks: Arc<AtomicU64>,
 }
 
 impl Engine {
@@ -73,6 +75,7 @@ impl Engine {
             recent_loss: Arc::default(),
             is_present: Arc::default(),
             is_reconciling: Arc::default(),
+            compared_breaks: Arc::default(),
         };
         engine.spawn_all(inbox);
         engine

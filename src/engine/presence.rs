@@ -41,7 +41,6 @@ pub async fn beat_on(engine: Engine, until: CancellationToken) {
     let mut presence = Presence {
         last_beat: Instant::now(),
         is_abandoned: false,
-        is_compared: true,
         watch: Watch::default(),
         session: None,
         is_registered: false,
@@ -59,8 +58,6 @@ struct Presence {
     last_beat: Instant,
     /// Whether the workers were ended because Postgres was away for too long.
     is_abandoned: bool,
-    /// Whether what was seen was compared since the session began.
-    is_compared: bool,
 }
 
 impl Presence {
@@ -77,7 +74,6 @@ impl Presence {
                 Err(why) => {
                     tracing::warn!(%why, "no beat");
                     self.session = None;
-                    self.is_compared = false;
                     self.engine.store.note_break();
                     self.watch.forget();
                     self.engine.is_present.store(false, Ordering::Relaxed);
@@ -130,8 +126,7 @@ impl Presence {
     fn reconcile(&mut self, seen: &Seen) {
         let is_behind = seen.timeline != seen.timeline_now;
         self.engine.is_present.store(!is_behind, Ordering::Relaxed);
-        if is_behind || !self.is_compared {
-            self.is_compared = true;
+        if is_behind || !reconcile::is_up_to_date(&self.engine) {
             reconcile::spawn(&self.engine, is_behind.then_some(seen.timeline_now));
         }
     }

@@ -21,6 +21,7 @@ const TURNS_MAX: usize = 500;
 /// Compares everything that is remembered, and says what was lost.
 pub(super) async fn compare(engine: &Engine) -> Result<(), StoreError> {
     let store = &engine.store;
+    let breaks = store.breaks();
     // The new primary may be another machine, with a clock of its own.
     store.probe().await?;
     let seen = store.witness().all();
@@ -46,7 +47,14 @@ pub(super) async fn compare(engine: &Engine) -> Result<(), StoreError> {
     if turns > 0 {
         tracing::error!(turns, events, "the database went back in time: commits are lost");
     }
+    // Not before the end: one that failed, or that a break overtook, has to be done again.
+    engine.compared_breaks.store(breaks, Ordering::Release);
     Ok(())
+}
+
+/// Whether a comparison that began after the last broken connection came to its end.
+pub(super) fn is_up_to_date(engine: &Engine) -> bool {
+    engine.compared_breaks.load(Ordering::Acquire) == engine.store.breaks()
 }
 
 /// Compares in the background, so that the beat goes on. With `timeline` it says in this replica's row
