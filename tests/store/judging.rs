@@ -2,7 +2,10 @@
 
 use lastword::{
     id::ReplicaId,
-    store::{Store, beat::BeatSession},
+    store::{
+        Store,
+        beat::{BeatSession, Trace},
+    },
 };
 
 use crate::{
@@ -18,6 +21,7 @@ async fn what_is_judged() {
         a_beat_that_came_in_between_refutes_a_verdict,
         a_living_backend_refutes_a_verdict_that_asks_for_it,
         a_replica_that_left_cannot_be_judged_nor_beat,
+        a_beat_sees_what_is_left_of_a_peer,
     ];
     all(cases).await;
 }
@@ -71,6 +75,28 @@ async fn a_replica_that_left_cannot_be_judged_nor_beat(server: &Server) {
     assert!(!signs.beat(&peer.store).await.unwrap().is_alive);
     assert!(!verdict(&judge.store, peer.store.replica(), 2, false).await);
     assert_eq!(state_of(&judge.store, peer.store.replica()).await, "left");
+}
+
+async fn a_beat_sees_what_is_left_of_a_peer(server: &Server) {
+    let ground = server.ground().await;
+    let (judge, peer) = (ground.replica().await, ground.replica().await);
+    let id = peer.store.replica();
+    let mut beats = BeatSession::open(&judge.store).await.unwrap();
+    let mut trace = async || {
+        let seen = beats.beat(&judge.store).await.unwrap();
+        seen.peers.iter().find(|seen| seen.id == id).unwrap().trace
+    };
+    assert_eq!(trace().await, Trace::Backends, "its pool is connected, and it has no lock");
+    // Somebody holds the lock whose key it registered.
+    let mut holder = ground.sql.acquire().await.unwrap();
+    let key = peer.store.wake().lock_key();
+    sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut *holder).await.unwrap();
+    assert_eq!(trace().await, Trace::Lock);
+    sqlx::query("select pg_advisory_unlock($1)").bind(key).execute(&mut *holder).await.unwrap();
+    let Replica { store, writer } = peer;
+    drop(writer);
+    store.close().await;
+    until("its last backend's end", async || (trace().await == Trace::Nothing).then_some(())).await;
 }
 
 async fn state_of(store: &Store, id: ReplicaId) -> String {

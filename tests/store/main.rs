@@ -18,6 +18,7 @@ mod fences;
 mod ground;
 mod judging;
 mod plans;
+mod reading;
 mod rewinding;
 mod schema;
 mod verifying;
