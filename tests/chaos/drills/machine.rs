@@ -16,6 +16,7 @@ use super::{
     Row,
     database::{last_word_across, serves_again},
     network::ALLOW,
+    round::Round,
     spread,
 };
 use crate::{
@@ -148,13 +149,10 @@ pub async fn out_of_memory(stage: Stage) -> Row {
     let scene = Scene::open(&stage, Plan::slots(3), Mix::LIGHT).await;
     let mut ballast = Ballast::default();
     let mut killed = 0;
-    for _ in 0..stage.count {
-        scene.acquainted().await;
-        let running = ballast.fill(&scene, 6).await;
-        let slot = scene.nemesis().random_range(0..scene.fleet.size());
-        let pid = scene.fleet.pid(slot);
-        let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-        let turns = lost.map(|(turn, ..)| turn.turn.clone()).collect();
+    let mut left = stage.count;
+    while let Some(round) = Round::next(&scene, &mut ballast, &mut left, 1, 6).await {
+        let slot = round.slots[0];
+        let (pid, turns) = (scene.fleet.pid(slot), round.turns_at(&scene, slot));
         scene.fleet.broke("oom_replica", Some(slot), Some(pid), turns);
         let group = Group::make(pid);
         let until = Instant::now() + Duration::from_secs(20);

@@ -10,6 +10,7 @@ pub mod mass;
 pub mod network;
 pub mod races;
 pub mod replicas;
+pub mod round;
 pub mod soak;
 pub mod workers;
 

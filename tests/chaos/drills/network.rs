@@ -12,7 +12,7 @@ use super::{
     Row,
     database::{last_word_across, serves_again},
     quantile,
-    replicas::{draw_slots, freeze_all},
+    round::Round,
     spread,
 };
 use crate::{
@@ -47,24 +47,17 @@ pub async fn cut(stage: Stage) -> Row {
     let scene = Scene::over(&stage, ground, plan, Mix::LIGHT).await;
     let mut ballast = Ballast::default();
     let mut left = stage.count;
-    while left > 0 {
-        let slots = draw_slots(&scene, left.min(4));
-        left -= slots.len();
-        scene.acquainted().await;
-        let running = ballast.fill(&scene, BALLAST).await;
+    while let Some(round) = Round::next(&scene, &mut ballast, &mut left, 4, BALLAST).await {
         let mut cuts = Vec::new();
-        for &slot in &slots {
+        for &slot in &round.slots {
             let ways = [Weather::CutBoth, Weather::CutToServer, Weather::CutToClient];
             let way = ways[scene.nemesis().random_range(0..ways.len())];
-            let pid = scene.fleet.pid(slot);
-            let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-            let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
-            scene.observe_elsewhere(&turns, &slots);
-            cuts.push(scene.fleet.broke("cut_replica", Some(slot), Some(pid), turns));
+            let turns = round.watched_turns_at(&scene, slot);
+            cuts.push(scene.fleet.broke("cut_replica", Some(slot), Some(scene.fleet.pid(slot)), turns));
             proxies[slot].set(way);
         }
         sleep(CUT).await;
-        slots.iter().for_each(|&slot| proxies[slot].set(Weather::Clear));
+        round.slots.iter().for_each(|&slot| proxies[slot].set(Weather::Clear));
         cuts.into_iter().for_each(|id| scene.fleet.healed(id, "cut_replica"));
         serves_again(&scene, Instant::now()).await;
     }
@@ -130,12 +123,8 @@ pub async fn freeze_within(stage: Stage) -> Row {
     let large = scene.post(&Ask::demo("/flood 40000")).await;
     scene.load.observe(&large, None, &mut scene.rng());
     let mut left = stage.count;
-    while left > 0 {
-        let slots = draw_slots(&scene, left.min(4));
-        left -= slots.len();
-        scene.acquainted().await;
-        let running = ballast.fill(&scene, BALLAST).await;
-        for &slot in &slots {
+    while let Some(round) = Round::next(&scene, &mut ballast, &mut left, 4, BALLAST).await {
+        for &slot in &round.slots {
             // Every answer takes so long that whatever moment it is, something is on its way.
             let seed = scene.nemesis().random();
             proxies[slot].set(Weather::Delay { ms: 20, jitter_ms: 60, seed });
@@ -143,13 +132,13 @@ pub async fn freeze_within(stage: Stage) -> Row {
         }
         let pause = scene.nemesis().random_range(20..400);
         sleep(Duration::from_millis(pause)).await;
-        let frozen = freeze_all(&scene, &slots, &running);
+        let frozen = round.freeze(&scene);
         sleep(FREEZE).await;
         for (slot, id) in frozen {
             scene.fleet.thaw(slot, id);
             proxies[slot].set(Weather::Clear);
         }
-        for &slot in &slots {
+        for &slot in &round.slots {
             scene.fleet.ready(slot, Duration::from_secs(30)).await;
         }
     }

@@ -9,10 +9,10 @@ use futures_util::future::join_all;
 use rand::seq::SliceRandom;
 use tokio::time::sleep;
 
-use super::{Row, quantile, spread};
+use super::{Row, quantile, round::Round, spread};
 use crate::{
     checker::Allowances,
-    client::{Accepted, Ask},
+    client::Ask,
     fleet::Plan,
     load::Mix,
     mutants,
@@ -31,18 +31,11 @@ pub async fn kill(stage: Stage) -> Row {
     let scene = Scene::open(&stage, Plan::slots(5), Mix::FAINT).await;
     let mut ballast = Ballast::default();
     let mut left = stage.count;
-    while left > 0 {
-        let slots = draw_slots(&scene, left.min(2));
-        left -= slots.len();
-        // Who never saw a peer alive takes longer to judge it: another figure than this one.
-        scene.acquainted().await;
-        let running = ballast.fill(&scene, BALLAST).await;
-        for &slot in &slots {
-            let pid = scene.fleet.pid(slot);
-            let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-            scene.fleet.kill(slot, lost.map(|(turn, ..)| turn.turn.clone()).collect());
+    while let Some(round) = Round::next(&scene, &mut ballast, &mut left, 2, BALLAST).await {
+        for &slot in &round.slots {
+            scene.fleet.kill(slot, round.turns_at(&scene, slot));
         }
-        join_all(slots.iter().map(|&slot| scene.fleet.revive(slot))).await;
+        join_all(round.slots.iter().map(|&slot| scene.fleet.revive(slot))).await;
     }
     // The last ones are told before the ballast is cancelled.
     sleep(Duration::from_secs(3)).await;
@@ -63,17 +56,13 @@ pub async fn freeze(stage: Stage) -> Row {
     let scene = Scene::open(&stage, Plan::slots(6), Mix::LIGHT).await;
     let mut ballast = Ballast::default();
     let mut left = stage.count;
-    while left > 0 {
-        let slots = draw_slots(&scene, left.min(4));
-        left -= slots.len();
-        scene.acquainted().await;
-        let running = ballast.fill(&scene, BALLAST).await;
-        let frozen = freeze_all(&scene, &slots, &running);
+    while let Some(round) = Round::next(&scene, &mut ballast, &mut left, 4, BALLAST).await {
+        let frozen = round.freeze(&scene);
         sleep(FREEZE).await;
         for (slot, id) in frozen {
             scene.fleet.thaw(slot, id);
         }
-        for &slot in &slots {
+        for &slot in &round.slots {
             scene.fleet.ready(slot, Duration::from_secs(30)).await;
         }
     }
@@ -189,25 +178,4 @@ async fn talk_until(scene: &Scene, is_over: &AtomicBool, readers: usize) {
         let mut hear = scene.load.observe_and_tell(&turn, scene.fleet.draw(&mut rng), &mut rng);
         while hear.recv().await.is_some() {}
     }
-}
-
-/// Stops these replicas in their tracks, with another observer on a whole one for each turn of theirs;
-/// what thaws each of them.
-pub fn freeze_all(scene: &Scene, slots: &[usize], running: &[(Accepted, i32, i32)]) -> Vec<(usize, u64)> {
-    let frozen = slots.iter().map(|&slot| {
-        let pid = scene.fleet.pid(slot);
-        let lost = running.iter().filter(|(_, _, replica)| *replica == pid);
-        let turns: Vec<String> = lost.map(|(turn, ..)| turn.turn.clone()).collect();
-        scene.observe_elsewhere(&turns, slots);
-        (slot, scene.fleet.freeze(slot, turns))
-    });
-    frozen.collect()
-}
-
-/// Which slots fall next.
-pub fn draw_slots(scene: &Scene, count: usize) -> Vec<usize> {
-    let mut slots: Vec<usize> = (0..scene.fleet.size()).collect();
-    slots.shuffle(&mut *scene.nemesis());
-    slots.truncate(count);
-    slots
 }

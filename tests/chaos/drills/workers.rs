@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::{Row, quantile, spread};
 use crate::{
     checker::Allowances,
-    client::Ask,
+    client::{Accepted, Ask},
     fleet::Plan,
     load::Mix,
     scene::{Scene, Stage},
@@ -47,21 +48,22 @@ fn stage_count(n: usize, count: usize) -> usize {
 
 async fn kill_some(scene: &Scene, count: usize) {
     for _ in 0..count {
-        let turn = scene.post(&Ask::demo("/slow 100000")).await;
-        let mut rng = scene.rng();
-        let slot = scene.fleet.draw(&mut rng);
-        let mut hear = scene.load.observe_and_tell(&turn, slot, &mut rng);
-        while let Some(event) = hear.recv().await {
-            if event["kind"] == "delta" {
-                break;
-            }
-        }
-        let found = scene.running(std::slice::from_ref(&turn)).await;
-        let Some((turn, pid, _)) = found.into_iter().next() else { continue };
+        let Some((turn, pid, mut hear)) = speaking(scene, &Ask::demo("/slow 100000")).await else { continue };
         scene.fleet.broke("kill_worker", None, Some(pid), vec![turn.turn]);
         support::signal(pid, Signal::SIGKILL);
         while hear.recv().await.is_some() {}
     }
+}
+
+/// A turn of which something was said: the turn, its worker's process id, and what its observer hears.
+async fn speaking(scene: &Scene, ask: &Ask) -> Option<(Accepted, i32, mpsc::Receiver<Value>)> {
+    let turn = scene.post(ask).await;
+    let mut rng = scene.rng();
+    let slot = scene.fleet.draw(&mut rng);
+    let mut hear = scene.load.observe_and_tell(&turn, slot, &mut rng);
+    while hear.recv().await.is_some_and(|event| event["kind"] != "delta") {}
+    let found = scene.running(std::slice::from_ref(&turn)).await;
+    found.into_iter().next().map(|(turn, pid, _)| (turn, pid, hear))
 }
 
 /// A worker stands still past its progress clock, goes on, and says more.
@@ -97,17 +99,7 @@ async fn put_impatient(scene: &Scene) {
 
 async fn freeze_one(scene: &Scene) {
     let ask = Ask { agent: "impatient".to_owned(), ..Ask::demo("/slow 100000") };
-    let turn = scene.post(&ask).await;
-    let mut rng = scene.rng();
-    let slot = scene.fleet.draw(&mut rng);
-    let mut hear = scene.load.observe_and_tell(&turn, slot, &mut rng);
-    while let Some(event) = hear.recv().await {
-        if event["kind"] == "delta" {
-            break;
-        }
-    }
-    let found = scene.running(std::slice::from_ref(&turn)).await;
-    let Some((turn, pid, _)) = found.into_iter().next() else { return };
+    let Some((turn, pid, mut hear)) = speaking(scene, &ask).await else { return };
     let id = scene.fleet.broke("freeze_worker", None, Some(pid), vec![turn.turn]);
     support::signal(pid, Signal::SIGSTOP);
     while hear.recv().await.is_some() {}
