@@ -143,7 +143,7 @@ impl NewEvent {
 }
 
 /// One row of a turn's log.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// Whose log.
     pub turn_id: TurnId,

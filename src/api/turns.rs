@@ -171,7 +171,7 @@ async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> 
             Err(why) => return Err(why.into()),
         }
         tokio::select! {
-            () = interest.news(left.min(Duration::from_secs(1))) => {}
+            () = interest.news(left.min(Duration::from_secs(1)), None) => {}
             () = gateway.supervisor.soft().cancelled() => {}
         }
     }

@@ -31,7 +31,7 @@ use std::{
 use crate::{
     config::Config,
     store::{
-        Store, listener, ringer,
+        Store, listener, lookout, reader, ringer,
         writer::{Inbox, Writer, write_on},
     },
     task::{Kind, Supervisor},
@@ -97,6 +97,10 @@ impl Engine {
         // All but the claims go on through a drain: turns still run, and this replica still counts.
         spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
         spawn("listener", Box::pin(listener::listen_on(self.store.clone(), hard.clone())));
+        spawn("lookout", Box::pin(lookout::look_on(self.store.clone(), hard.clone())));
+        for name in ["reader 1", "reader 2"] {
+            spawn(name, Box::pin(reader::read_on(self.store.clone(), hard.clone())));
+        }
         spawn("ringer", Box::pin(ringer::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
         spawn(DISPATCH, Box::pin(dispatch::claim_on(self.clone(), soft)));

@@ -19,8 +19,10 @@ pub mod error;
 pub mod events;
 pub mod inflight;
 pub mod listener;
+pub mod lookout;
 pub mod migrate;
 pub mod partitions;
+pub mod reader;
 mod recent;
 pub mod replicas;
 pub mod rewound;
@@ -49,6 +51,7 @@ use sqlx::{
 };
 
 pub use error::StoreError;
+use reader::Reads;
 use wake::Wake;
 use witness::Witness;
 
@@ -71,6 +74,7 @@ pub struct Store {
     clock: Arc<Clock>,
     wake: Arc<Wake>,
     witness: Arc<Witness>,
+    reads: Arc<Reads>,
     breaks: Arc<AtomicU64>,
     replica: Arc<RwLock<ReplicaId>>,
     application_name: Arc<str>,
@@ -108,6 +112,7 @@ impl Store {
             clock,
             wake: Arc::new(Wake::new(config.doorbell, replica.0)),
             witness: Arc::default(),
+            reads: Arc::default(),
             breaks: Arc::default(),
             replica: Arc::new(RwLock::new(replica)),
             application_name,

@@ -6,14 +6,11 @@
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Store, StoreError, events::Anchor, wake::Interest};
-use crate::event::Event;
-
-/// What a read brings: what stands at the cursor, and what comes after it.
-type Answer = (Option<Anchor>, Vec<Event>);
-
-/// Above this a read may have left something out: half of what one may bring.
-const WHOLE_BYTES_MAX: usize = 512 * 1024;
+use super::{
+    Store, StoreError,
+    events::{Anchor, Page},
+    wake::Interest,
+};
 
 /// The newest read of one turn's log.
 #[derive(Debug, Default)]
@@ -25,62 +22,65 @@ pub struct Recent {
 struct Read {
     began: Instant,
     cursor: i32,
-    anchor: Option<Anchor>,
-    events: Vec<Event>,
-    /// Whether there was nothing more.
-    is_whole: bool,
+    page: Page,
 }
 
 impl Read {
     /// What this read says to one who asks from `cursor` on; `None` where it cannot tell.
-    fn answer(&self, cursor: i32, limit: usize) -> Option<Answer> {
+    fn answer(&self, cursor: i32, limit: usize) -> Option<Page> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
         let anchor = match skipped.checked_sub(1) {
-            None => self.anchor,
-            Some(last_skipped) => Some(Anchor::of(self.events.get(last_skipped)?)),
+            None => self.page.anchor,
+            Some(last_skipped) => Some(Anchor::of(self.page.events.get(last_skipped)?)),
         };
-        let rest = self.events.get(skipped..)?;
-        if rest.is_empty() && !self.is_whole {
+        let rest = self.page.events.get(skipped..)?;
+        if rest.is_empty() && !self.page.is_whole {
             return None;
         }
-        Some((anchor, rest.iter().take(limit).cloned().collect()))
+        let events = rest.iter().take(limit).cloned().collect();
+        Some(Page { anchor, events, is_whole: self.page.is_whole && rest.len() <= limit })
     }
 }
 
 impl Store {
-    /// As [`Store::read_on`], shared with whoever else follows the turn in this process.
+    /// As [`Store::read_on`], shared with whoever else follows the turn in this process, and read together
+    /// with what others want. Who has much to catch up on reads by itself.
     pub async fn read_shared(
         &self,
         interest: &Interest,
         cursor: i32,
         limit: i64,
-    ) -> Result<Answer, StoreError> {
+        is_behind: bool,
+    ) -> Result<Page, StoreError> {
         let turn = interest.turn();
+        let read = || async {
+            match is_behind {
+                true => self.read_on(turn, cursor, limit).await,
+                false => self.read_gathered(turn, cursor, limit).await,
+            }
+        };
         let Some(recent) = interest.recent() else {
-            return self.read_on(turn, cursor, limit).await;
+            return read().await;
         };
         // Held while reading: who comes meanwhile wants the same.
         let mut last = recent.read.lock().await;
-        let rows_max = usize::try_from(limit).unwrap_or(usize::MAX);
         match &*last {
             // One who replays what others have behind them must not keep them waiting.
-            Some(read) if read.cursor > cursor => {
+            Some(newest) if newest.cursor > cursor => {
                 drop(last);
-                return self.read_on(turn, cursor, limit).await;
+                return read().await;
             }
-            Some(read) if read.began >= interest.due() => {
-                if let Some(answer) = read.answer(cursor, rows_max) {
-                    return Ok(answer);
+            Some(newest) if newest.began >= interest.due() => {
+                if let Some(page) = newest.answer(cursor, usize::try_from(limit).unwrap_or(usize::MAX)) {
+                    return Ok(page);
                 }
             }
             _ => {}
         }
         let began = Instant::now();
-        let (anchor, events) = self.read_on(turn, cursor, limit).await?;
-        let bytes: usize = events.iter().map(|event| event.data.len()).sum();
-        let is_whole = events.len() < rows_max && bytes < WHOLE_BYTES_MAX;
-        *last = Some(Read { began, cursor, anchor, events: events.clone(), is_whole });
-        Ok((anchor, events))
+        let page = read().await?;
+        *last = Some(Read { began, cursor, page: page.clone() });
+        Ok(page)
     }
 }
 
@@ -90,7 +90,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{event::Kind, id::TurnId};
+    use crate::{
+        event::{Event, Kind},
+        id::TurnId,
+    };
 
     fn event(seq: i32) -> Event {
         let (turn_id, at) = (TurnId(Uuid::nil()), DateTime::UNIX_EPOCH);
@@ -99,11 +102,12 @@ mod tests {
 
     fn read(cursor: i32, seqs: std::ops::Range<i32>, is_whole: bool) -> Read {
         let anchor = (cursor >= 0).then(|| Anchor::of(&event(cursor)));
-        Read { began: Instant::now(), cursor, anchor, events: seqs.map(event).collect(), is_whole }
+        let page = Page { anchor, events: seqs.map(event).collect(), is_whole };
+        Read { began: Instant::now(), cursor, page }
     }
 
-    fn seqs(answer: Option<Answer>) -> Option<Vec<i32>> {
-        answer.map(|(_, events)| events.iter().map(|event| event.seq).collect())
+    fn seqs(answer: Option<Page>) -> Option<Vec<i32>> {
+        answer.map(|page| page.events.iter().map(|event| event.seq).collect())
     }
 
     #[test]
@@ -120,6 +124,7 @@ mod tests {
         let whole = read(4, 5..8, true);
         assert_eq!(seqs(whole.answer(3, 10)), None, "before its cursor");
         assert_eq!(seqs(whole.answer(9, 10)), None, "beyond its last event");
+        assert!(!whole.answer(4, 2).unwrap().is_whole, "it left some out");
         let cut_off = read(4, 5..8, false);
         assert_eq!(seqs(cut_off.answer(7, 10)), None, "there may be more");
         assert_eq!(seqs(read(-1, 0..0, true).answer(0, 10)), None);
@@ -129,10 +134,7 @@ mod tests {
     fn what_stands_at_the_cursor_is_part_of_the_answer() {
         let read = read(4, 5..8, true);
         for cursor in 4..8 {
-            assert_eq!(
-                read.answer(cursor, 10).and_then(|(anchor, _)| anchor),
-                Some(Anchor::of(&event(cursor)))
-            );
+            assert_eq!(read.answer(cursor, 10).and_then(|page| page.anchor), Some(Anchor::of(&event(cursor))));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The doorbell's inside: who waits for what in this process, and what is still to be rung.
 //!
 //! Owns interest and pending rings. A ring never carries a message, only "look at these": whoever
-//! is woken reads the tables. It is always correct to wake too often, and never needed: every
-//! waiter also looks by itself now and then (I13).
+//! is woken reads the tables. It is always correct to wake too often, and never needed: whoever waits
+//! looks by itself now and then, or has the lookout look (I13).
 //!
 //! Order for a waiter, always: register interest, then look, then wait.
 
@@ -21,7 +21,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::recent::Recent;
+use super::{events::Anchor, recent::Recent};
 use crate::{config::Doorbell, id::TurnId};
 
 /// Who waits, and what is to be rung.
@@ -45,10 +45,20 @@ pub struct Wake {
 
 #[derive(Debug)]
 struct Tailed {
-    readers: usize,
+    /// Where each reader stands while it waits.
+    places: Vec<Arc<Mutex<Option<Place>>>>,
     /// When something last happened.
     news: watch::Sender<Instant>,
     recent: Arc<Recent>,
+}
+
+/// Where a reader of a log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The `seq` of the newest event that it has.
+    pub seq: i32,
+    /// That event.
+    pub anchor: Anchor,
 }
 
 /// What one NOTIFY says: look at these.
@@ -99,13 +109,15 @@ impl Wake {
         let mut tails = lock(&self.tails);
         let now = Instant::now();
         let tailed = tails.entry(turn).or_insert_with(|| Tailed {
-            readers: 0,
+            places: Vec::with_capacity(1),
             news: watch::Sender::new(now),
             recent: Arc::default(),
         });
-        tailed.readers += 1;
+        let place = Arc::default();
+        tailed.places.push(Arc::clone(&place));
         Interest {
             news: tailed.news.subscribe(),
+            place,
             recent: tailed.recent.clone(),
             due: now,
             turn,
@@ -235,6 +247,29 @@ impl Wake {
         std::mem::take(&mut *lock(&self.pending))
     }
 
+    /// Where readers stand that wait now; each place once.
+    pub(super) fn waiting(&self) -> Vec<(TurnId, Place)> {
+        let mut waiting = Vec::new();
+        for (&turn, tailed) in lock(&self.tails).iter() {
+            let first = waiting.len();
+            for place in tailed.places.iter().filter_map(|place| *lock(place)) {
+                if !waiting[first..].contains(&(turn, place)) {
+                    waiting.push((turn, place));
+                }
+            }
+        }
+        waiting
+    }
+
+    /// Wakes all readers of a turn, and waits for none of them: one that does not come to look, since its
+    /// client is slow, is not to be looked for again.
+    pub(super) fn call(&self, turn: TurnId) {
+        if let Some(tailed) = lock(&self.tails).get(&turn) {
+            tailed.news.send_replace(Instant::now());
+            tailed.places.iter().for_each(|place| *lock(place) = None);
+        }
+    }
+
     fn wake_tails(&self, turns: impl IntoIterator<Item = TurnId>) {
         let tails = lock(&self.tails);
         for turn in turns {
@@ -249,6 +284,7 @@ impl Wake {
 #[derive(Debug)]
 pub struct Interest {
     news: watch::Receiver<Instant>,
+    place: Arc<Mutex<Option<Place>>>,
     recent: Arc<Recent>,
     /// What there is to see was there by then.
     due: Instant,
@@ -262,12 +298,15 @@ impl Interest {
         self.due = self.due.max(*self.news.borrow_and_update());
     }
 
-    /// Until something happened since the last [`Interest::look`], or `at_most` has passed.
-    pub async fn news(&mut self, at_most: Duration) {
+    /// Until something happened since the last [`Interest::look`], or `at_most` has passed. For a reader
+    /// that says where it stands the lookout looks meanwhile.
+    pub async fn news(&mut self, at_most: Duration, place: Option<Place>) {
+        *lock(&self.place) = place;
         // The sender lives as long as this interest does.
         if tokio::time::timeout(at_most, self.news.changed()).await.is_err() {
             self.due = Instant::now();
         }
+        *lock(&self.place) = None;
     }
 
     /// Whose events.
@@ -283,7 +322,7 @@ impl Interest {
     /// What others here have read; `None` where there are no others.
     pub(super) fn recent(&self) -> Option<&Recent> {
         let tails = lock(&self.wake.tails);
-        tails.get(&self.turn).is_some_and(|tailed| tailed.readers > 1).then_some(&*self.recent)
+        tails.get(&self.turn).is_some_and(|tailed| tailed.places.len() > 1).then_some(&*self.recent)
     }
 }
 
@@ -291,8 +330,8 @@ impl Drop for Interest {
     fn drop(&mut self) {
         let mut tails = lock(&self.wake.tails);
         if let Some(tailed) = tails.get_mut(&self.turn) {
-            tailed.readers -= 1;
-            if tailed.readers == 0 {
+            tailed.places.retain(|place| !Arc::ptr_eq(place, &self.place));
+            if tailed.places.is_empty() {
                 tails.remove(&self.turn);
             }
         }

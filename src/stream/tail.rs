@@ -16,13 +16,18 @@ use chrono::TimeDelta;
 use crate::{
     event::Event,
     id::TurnId,
-    store::{Store, StoreError, events::Anchor, wake::Interest, witness::KEPT_FOR},
+    store::{
+        Store, StoreError,
+        events::{Anchor, Page},
+        wake::{Interest, Place},
+        witness::KEPT_FOR,
+    },
 };
 
 /// Events in one read: what a reader holds in memory at most.
 pub const PAGE_ROWS: i64 = 256;
-/// The longest between two looks, whatever was heard (I13).
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The longest between two looks, whatever was heard: the lookout looks for all tails much sooner (I13).
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// A reader of one turn's log.
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub struct Tail {
     cursor: i32,
     /// The event at the cursor, as it was handed on; `None` before the first look.
     anchor: Option<Anchor>,
+    /// Whether the last look left something out.
+    is_behind: bool,
     is_ended: bool,
 }
 
@@ -78,7 +85,7 @@ impl Tail {
     /// A reader of what comes after `cursor` (-1: from the start). Interest counts from here on.
     pub fn new(store: &Store, turn: TurnId, cursor: i32) -> Tail {
         let interest = store.wake().tail(turn);
-        Tail { store: store.clone(), interest, turn, cursor, anchor: None, is_ended: false }
+        Tail { store: store.clone(), interest, turn, cursor, anchor: None, is_behind: false, is_ended: false }
     }
 
     /// The next events, at least one, waiting for them as long as it takes; none after the terminal
@@ -106,10 +113,12 @@ impl Tail {
             return Ok(Vec::new());
         }
         self.interest.look();
-        let (anchor, events) = self.store.read_shared(&self.interest, self.cursor, limit).await?;
+        let read = self.store.read_shared(&self.interest, self.cursor, limit, self.is_behind).await?;
+        let Page { anchor, events, is_whole } = read;
         if self.cursor >= 0 && (anchor.is_none() || self.anchor.is_some_and(|known| Some(known) != anchor)) {
             return Err(self.why_not_anchored().await?);
         }
+        self.is_behind = !is_whole;
         self.anchor = anchor;
         if events.is_empty() && self.cursor < 0 {
             // Event 0 is committed with the turn: a log without it was dropped.
@@ -125,19 +134,21 @@ impl Tail {
     pub fn restart(&mut self) {
         self.cursor = -1;
         self.anchor = None;
+        self.is_behind = false;
         self.is_ended = false;
     }
 
     /// Whether what was handed on last still stands there. Only that of an ended turn needs the question:
     /// every look at an open one asks it.
     pub(super) async fn is_still_so(&self) -> Result<bool, TailError> {
-        let (anchor, _) = self.store.read_on(self.turn, self.cursor, 0).await?;
+        let anchor = self.store.read_on(self.turn, self.cursor, 0).await?.anchor;
         Ok(self.cursor < 0 || self.anchor.is_none() || anchor == self.anchor || self.is_dropped().await?)
     }
 
     /// Until something happened since the last [`Tail::look`], at most so long.
     pub async fn wait(&mut self, at_most: Duration) {
-        self.interest.news(at_most.min(LOOK_EVERY)).await;
+        let place = self.anchor.map(|anchor| Place { seq: self.cursor, anchor });
+        self.interest.news(at_most.min(LOOK_EVERY), place).await;
     }
 
     /// Whether the terminal event was handed on.

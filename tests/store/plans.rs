@@ -11,12 +11,13 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use crate::ground::Server;
 
 /// A statement's name, and words that stand in it alone.
-const HOT: [(&str, &[&str]); 8] = [
+const HOT: [(&str, &[&str]); 9] = [
     ("append", &["for no key update of i", "insert into turn_events"]),
     ("beat", &["pg_try_advisory_xact_lock_shared"]),
     ("claim", &["skip locked", "phase = 'starting'"]),
     ("commands", &["from commands c left join inflight"]),
     ("finished", &["join turn_events e on e.turn_id = t.id and e.seq = t.last_seq", "e.data = w.data"]),
+    ("look_out", &["e.same <> 1"]),
     ("outlook", &["closable"]),
     ("read_after", &["from turn_events", "order by seq"]),
     ("start", &["'started'", "set phase = 'running'"]),

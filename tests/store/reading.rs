@@ -1,10 +1,13 @@
-//! Reads that readers of one turn share: one for all of them, and never an old one for whoever was woken
-//! after it.
+//! Reads in company: one for all readers of a turn, and never an old one for whoever was woken after it;
+//! one statement for many turns; one look for all who wait.
 
+use futures_util::future::join_all;
 use lastword::{
     event::{Event, Kind},
-    store::inflight::Claim,
+    store::{events::Anchor, inflight::Claim, lookout, reader},
+    stream::Tail,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cases,
@@ -19,6 +22,8 @@ async fn what_is_shared() {
         one_read_serves_whoever_came_before_it,
         whoever_was_woken_after_a_read_reads_again,
         a_reader_that_is_alone_shares_nothing,
+        readers_that_ask_at_once_are_answered_each_with_its_own,
+        the_lookout_finds_whoever_was_not_rung_for,
     ];
     all(cases).await;
 }
@@ -39,10 +44,10 @@ async fn one_read_serves_whoever_came_before_it(server: &Server) {
     let (writer, claim, seq) = growing(&ground).await;
     let store = ground.open();
     let (one, other) = (store.wake().tail(claim.turn), store.wake().tail(claim.turn));
-    let (_, first) = store.read_shared(&one, -1, 100).await.unwrap();
+    let first = store.read_shared(&one, -1, 100, false).await.unwrap().events;
     writer.append(&claim, seq, Kind::Delta).await;
     // What this one was woken for is in the read of the first: it costs none of its own.
-    let (_, shared) = store.read_shared(&other, -1, 100).await.unwrap();
+    let shared = store.read_shared(&other, -1, 100, false).await.unwrap().events;
     assert_eq!(seqs(&shared), seqs(&first));
     assert_eq!(store.read_after(claim.turn, -1, 100).await.unwrap().len(), first.len() + 1);
 }
@@ -52,16 +57,16 @@ async fn whoever_was_woken_after_a_read_reads_again(server: &Server) {
     let (writer, claim, seq) = growing(&ground).await;
     let store = ground.open();
     let (one, mut other) = (store.wake().tail(claim.turn), store.wake().tail(claim.turn));
-    let (_, first) = store.read_shared(&one, -1, 100).await.unwrap();
+    let first = store.read_shared(&one, -1, 100, false).await.unwrap().events;
     writer.append(&claim, seq, Kind::Delta).await;
     store.wake().events_committed([claim.turn]);
     other.look();
-    let (_, fresh) = store.read_shared(&other, -1, 100).await.unwrap();
+    let fresh = store.read_shared(&other, -1, 100, false).await.unwrap().events;
     assert_eq!(fresh.len(), first.len() + 1);
     // From where the first stands, the same read has the rest, and the event that it stands on.
-    let (anchor, rest) = store.read_shared(&one, first.last().unwrap().seq, 100).await.unwrap();
-    assert_eq!(seqs(&rest), seqs(&fresh[first.len()..]));
-    assert!(anchor.is_some());
+    let page = store.read_shared(&one, first.last().unwrap().seq, 100, false).await.unwrap();
+    assert_eq!(seqs(&page.events), seqs(&fresh[first.len()..]));
+    assert!(page.anchor.is_some());
 }
 
 async fn a_reader_that_is_alone_shares_nothing(server: &Server) {
@@ -69,8 +74,68 @@ async fn a_reader_that_is_alone_shares_nothing(server: &Server) {
     let (writer, claim, seq) = growing(&ground).await;
     let store = ground.open();
     let alone = store.wake().tail(claim.turn);
-    let (_, first) = store.read_shared(&alone, -1, 100).await.unwrap();
+    let first = store.read_shared(&alone, -1, 100, false).await.unwrap().events;
     writer.append(&claim, seq, Kind::Delta).await;
-    let (_, second) = store.read_shared(&alone, -1, 100).await.unwrap();
+    let second = store.read_shared(&alone, -1, 100, false).await.unwrap().events;
     assert_eq!(second.len(), first.len() + 1);
+}
+
+async fn readers_that_ask_at_once_are_answered_each_with_its_own(server: &Server) {
+    let ground = server.ground().await;
+    let writer = ground.replica().await;
+    let store = ground.open();
+    let until = CancellationToken::new();
+    let serving = tokio::spawn(reader::read_on(store.clone(), until.clone()));
+    let mut logs = Vec::new();
+    for _ in 0..20 {
+        let (claim, seq) = writer.running().await;
+        writer.append(&claim, seq, Kind::Delta).await;
+        logs.push((store.wake().tail(claim.turn), store.read_after(claim.turn, -1, 100).await.unwrap()));
+    }
+    // From every cursor of every log, all at once.
+    let asked = logs.iter().flat_map(|(interest, log)| {
+        let cursors = std::iter::once(-1).chain(log.iter().map(|event| event.seq));
+        cursors.map(move |cursor| (interest, log, cursor))
+    });
+    let read = asked.map(async |(interest, log, cursor)| {
+        let page = store.read_shared(interest, cursor, 100, false).await.unwrap();
+        assert!(page.is_whole);
+        assert_eq!(page.anchor, log.iter().find(|event| event.seq == cursor).map(Anchor::of));
+        let rest: Vec<&Event> = log.iter().filter(|event| event.seq > cursor).collect();
+        assert_eq!(page.events.iter().collect::<Vec<_>>(), rest);
+    });
+    assert!(join_all(read).await.len() > logs.len());
+    until.cancel();
+    serving.await.unwrap();
+    // Nobody serves any more: a reader goes by itself.
+    let (interest, log) = &logs[0];
+    assert_eq!(store.read_shared(interest, -1, 100, false).await.unwrap().events, *log);
+}
+
+async fn the_lookout_finds_whoever_was_not_rung_for(server: &Server) {
+    let ground = server.ground().await;
+    let (writer, claim, seq) = growing(&ground).await;
+    let (_, still, _) = growing(&ground).await;
+    let store = ground.open();
+    let until = CancellationToken::new();
+    let looking = tokio::spawn(lookout::look_on(store.clone(), until.clone()));
+    let (mut goes_on, mut stands) = (Tail::new(&store, claim.turn, -1), Tail::new(&store, still.turn, -1));
+    for tail in [&mut goes_on, &mut stands] {
+        assert!(!tail.page().await.unwrap().is_empty());
+    }
+    let (more, woken, ()) = tokio::join!(
+        async {
+            let page = goes_on.page().await.unwrap();
+            until.cancel();
+            page
+        },
+        // Until the other one has read.
+        until.run_until_cancelled(stands.page()),
+        async {
+            writer.append(&claim, seq, Kind::Delta).await;
+        },
+    );
+    assert_eq!(seqs(&more), [seq + 1]);
+    assert!(woken.is_none(), "nothing has happened there");
+    looking.await.unwrap();
 }

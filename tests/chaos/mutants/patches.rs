@@ -233,8 +233,13 @@ const NOTIFY_ALONE: Mutant = Mutant {
     edits: &[
         Edit {
             file: "src/stream/tail.rs",
-            find: "const LOOK_EVERY: Duration = Duration::from_secs(1);",
+            find: "const LOOK_EVERY: Duration = Duration::from_secs(30);",
             replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
+        },
+        Edit {
+            file: "src/store/lookout.rs",
+            find: "            sleep(pause).await;",
+            replace: "            sleep(pause * 3600).await;",
         },
         Edit {
             file: "src/engine/dispatch.rs",

@@ -1,0 +1,90 @@
+//! The lookout: looks for all readers of this process at once whether their logs have gone on.
+//!
+//! Keeps I13. Rings are lost: Postgres delivers none, a writer dies between its commit and its ring, a
+//! pooler swallows them. A reader that looked by itself once a second would be right as well, but
+//! thousands of them kept Postgres from everything else in the moment in which a replica had died.
+//! Keeps I4 with them: an event that has changed under a reader is news too.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Store, StoreError, wake::Place};
+use crate::id::TurnId;
+
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The longest between two while the doorbell is heard, where looking is much work.
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(5);
+/// Looking may take one part in so many of the time.
+const REST: u32 = 10;
+/// Readers in one statement.
+const LOOK_MAX: usize = 1000;
+
+/// Looks until cancelled.
+pub async fn look_on(store: Store, until: CancellationToken) {
+    let looking = async {
+        let mut pause = LOOK_EVERY;
+        loop {
+            sleep(pause).await;
+            let began = Instant::now();
+            if let Err(why) = look(&store).await {
+                tracing::debug!(%why, "nobody was looked for");
+            }
+            let is_heard = store.wake.round_trip().is_some();
+            let longest = if is_heard { LOOK_EVERY_MAX } else { LOOK_EVERY };
+            pause = (began.elapsed() * REST).clamp(LOOK_EVERY, longest);
+        }
+    };
+    until.run_until_cancelled(looking).await;
+}
+
+/// One look for everybody who waits.
+async fn look(store: &Store) -> Result<(), StoreError> {
+    let waiting = store.wake.waiting();
+    for some in waiting.chunks(LOOK_MAX) {
+        store.with_news(some).await?.into_iter().for_each(|turn| store.wake.call(turn));
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Those turns of which a reader at its place has not the newest event, or another than the log has.
+    pub(super) async fn with_news(&self, waiting: &[(TurnId, Place)]) -> Result<Vec<TurnId>, StoreError> {
+        let turns: Vec<Uuid> = waiting.iter().map(|(turn, _)| turn.0).collect();
+        let seqs: Vec<i32> = waiting.iter().map(|(_, place)| place.seq).collect();
+        let times: Vec<DateTime<Utc>> = waiting.iter().map(|(_, place)| place.anchor.at).collect();
+        let attempts: Vec<i32> = waiting.iter().map(|(_, place)| place.anchor.attempt).collect();
+        let kinds: Vec<String> =
+            waiting.iter().map(|(_, place)| place.anchor.kind.as_str().to_owned()).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("look_out", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select w.turn_id as "turn!"
+                      from unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::int[], $5::text[])
+                        w (turn_id, seq, at, attempt, kind)
+                     cross join lateral (
+                       select count(*) filter (where e.seq = w.seq and e.at = w.at
+                                and e.attempt = w.attempt and e.kind = w.kind) as same,
+                              count(*) as all
+                         from turn_events e
+                        where e.turn_id = w.turn_id and e.seq between w.seq and w.seq + 1) e
+                     where e.same <> 1 or e.all <> 1
+                    "#,
+                    &turns,
+                    &seqs,
+                    &times,
+                    &attempts,
+                    &kinds,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(TurnId).collect())
+    }
+}
