@@ -6,7 +6,7 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,53 +15,111 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::connect_info::Connected,
-    serve::{IncomingStream, Listener},
+use axum::{Extension, Router, extract::ConnectInfo};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Layer;
 
 use super::{Gateway, router};
+use crate::task::Kind;
 
 /// Bytes that stay unacknowledged for so long end the connection.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// A silent connection is probed after so long, every so often.
 const SILENT_MAX: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// A request's head must be there after so long.
+const HEAD_MAX: Duration = Duration::from_secs(30);
 /// After the hard stop streams get so long to be reset.
 const RESET_WITHIN: Duration = Duration::from_millis(500);
+/// What a connection holds for a client that does not read, here and in the system: more is not even
+/// read from the log.
+const UNSENT_MAX: u32 = 64 * 1024;
 
 /// Answers requests until the hard stop. Once `closing` is cancelled it takes no more connections,
 /// ends idle ones, and returns when the last has ended. During a drain that comes before, requests
 /// are still answered.
-///
-/// # Errors
-/// The listener cannot be used at all.
-pub async fn serve(listener: TcpListener, gateway: Gateway, closing: CancellationToken) -> io::Result<()> {
-    let door = Door { local: listener.local_addr()?, listener };
-    let hard = gateway.supervisor.hard().clone();
-    let service = router(gateway).into_make_service_with_connect_info::<Peer>();
-    let closed = {
-        let hard = hard.clone();
-        async move {
-            tokio::select! {
-                () = closing.cancelled() => {}
-                () = hard.cancelled() => {}
-            }
+pub async fn serve(listener: TcpListener, gateway: Gateway, closing: CancellationToken) {
+    let supervisor = gateway.supervisor.clone();
+    let hard = supervisor.hard().clone();
+    let service = router(gateway);
+    let connections = TaskTracker::new();
+    let taking = async {
+        loop {
+            let (stream, address) = accept(&listener).await;
+            let one = carry(stream, address, service.clone(), closing.clone(), hard.clone());
+            supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
         }
     };
+    tokio::select! {
+        () = taking => {}
+        () = closing.cancelled() => {}
+        () = hard.cancelled() => {}
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(why) => {
+                // Out of file descriptors, mostly: it passes, and a busy loop would not help.
+                tracing::warn!(%why, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// One connection, to its end. Once `closing` is cancelled it ends with the answer that is under way.
+async fn carry(
+    stream: TcpStream,
+    address: SocketAddr,
+    service: Router,
+    closing: CancellationToken,
+    hard: CancellationToken,
+) {
+    if let Err(why) = keep_honest(&stream) {
+        tracing::debug!(%why, "a connection keeps the system's own settings");
+    }
+    let peer = Peer { address, is_reset: Arc::default() };
+    let wire = TokioIo::new(Wire { stream, peer: peer.clone() });
+    let service = TowerToHyperService::new(Extension(ConnectInfo(peer)).layer(service));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(UNSENT_MAX as usize);
+    let mut connection = pin!(http.serve_connection(wire, service));
+    let mut is_closing = false;
     let cut_off = async {
         hard.cancelled().await;
         tokio::time::sleep(RESET_WITHIN).await;
     };
-    tokio::select! {
-        served = axum::serve(door, service).with_graceful_shutdown(closed) => served,
-        () = cut_off => Ok(()),
+    let mut cut_off = pin!(cut_off);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(why) = ended {
+                    tracing::debug!(%why, %address, "a connection broke");
+                }
+                return;
+            }
+            () = closing.cancelled(), if !is_closing => {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut cut_off => return,
+        }
     }
 }
 
@@ -84,54 +142,16 @@ impl Peer {
     }
 }
 
-impl Connected<IncomingStream<'_, Door>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Door>) -> Peer {
-        stream.io().peer.clone()
-    }
-}
-
-/// The listener.
-#[derive(Debug)]
-pub struct Door {
-    listener: TcpListener,
-    local: SocketAddr,
-}
-
-impl Listener for Door {
-    type Io = Wire;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Wire, SocketAddr) {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, address)) => {
-                    if let Err(why) = keep_honest(&stream) {
-                        tracing::debug!(%why, "a connection keeps the system's own settings");
-                    }
-                    let peer = Peer { address, is_reset: Arc::default() };
-                    return (Wire { stream, peer }, address);
-                }
-                Err(why) => {
-                    // Out of file descriptors, mostly: it passes, and a busy loop would not help.
-                    tracing::warn!(%why, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.local)
-    }
-}
-
 /// A frame leaves at once, and a client that vanished without a word is noticed.
 fn keep_honest(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENT_MAX).with_interval(PROBE_EVERY))?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    {
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+        socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
+    }
     Ok(())
 }
 

@@ -72,7 +72,7 @@ pub fn response(
     is_first: bool,
 ) -> Response {
     let serving = Serving {
-        feed: Feed::new(reader, gateway.config.keep_alive.0, &gateway.supervisor),
+        feed: Feed::new(&gateway.store, reader, gateway.config.keep_alive.0, &gateway.supervisor),
         seat,
         guard,
         accepted_at: None,

@@ -76,11 +76,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let closing = CancellationToken::new();
     let gateway = Gateway::new(store.clone(), Arc::new(config.clone()), supervisor.clone());
     let doors = api::listen::serve(listener, gateway, closing.clone());
-    supervisor.spawn(Kind::Replica, "doors", async move {
-        if let Err(why) = doors.await {
-            tracing::error!(%why, "the doors are closed");
-        }
-    });
+    supervisor.spawn(Kind::Replica, "doors", doors);
     let is_migrated = tokio::select! {
         migrated = migrate(&store) => migrated.map(|()| true),
         () = supervisor.soft().cancelled() => Ok(false),

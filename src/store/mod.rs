@@ -13,6 +13,7 @@ pub mod assignment;
 pub mod beat;
 pub mod closing;
 pub mod commands;
+mod contact;
 pub mod conversations;
 pub mod doctor;
 pub mod error;
@@ -50,6 +51,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+use contact::Contact;
 pub use error::StoreError;
 use reader::Reads;
 use wake::Wake;
@@ -76,6 +78,7 @@ pub struct Store {
     witness: Arc<Witness>,
     reads: Arc<Reads>,
     breaks: Arc<AtomicU64>,
+    contact: Arc<Contact>,
     replica: Arc<RwLock<ReplicaId>>,
     application_name: Arc<str>,
 }
@@ -89,22 +92,8 @@ impl Store {
         let options = connect_options(&config.database_url, &application_name)?;
         let listener_url = config.listener_database_url.as_ref().unwrap_or(&config.database_url);
         let listener_options = connect_options(listener_url, &application_name)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(config.pool_max)
-            .acquire_timeout(ACQUIRE_MAX)
-            .max_lifetime(Duration::from_secs(1800))
-            // Asked only after a rest: a busy connection needs no round trip to prove itself, one that
-            // slept through a restart or a verdict must not fail the first to come.
-            .test_before_acquire(false)
-            .before_acquire(|conn, rest| {
-                Box::pin(async move {
-                    if rest.idle_for < REST_MAX {
-                        return Ok(true);
-                    }
-                    Ok(matches!(tokio::time::timeout(PING_MAX, conn.ping()).await, Ok(Ok(()))))
-                })
-            })
-            .connect_lazy_with(options.clone());
+        let contact = Arc::new(Contact::default());
+        let pool = pool(config.pool_max, &contact).connect_lazy_with(options.clone());
         Ok(Store {
             pool,
             options,
@@ -114,6 +103,7 @@ impl Store {
             witness: Arc::default(),
             reads: Arc::default(),
             breaks: Arc::default(),
+            contact,
             replica: Arc::new(RwLock::new(replica)),
             application_name,
         })
@@ -141,7 +131,13 @@ impl Store {
 
     /// The beat's connection has broken.
     pub fn note_break(&self) {
+        self.contact.lost();
         self.breaks.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether Postgres has answered this process within so long.
+    pub fn was_heard_within(&self, time: Duration) -> bool {
+        self.contact.was_heard_within(time)
     }
 
     /// Who this process is now. It changes when the replica was judged lost and starts over.
@@ -179,8 +175,30 @@ impl Store {
 
     async fn lease(&self) -> Result<Lease, StoreError> {
         let conn = self.pool.acquire().await.map_err(|why| StoreError::from_sqlx("acquire", why))?;
-        Ok(Lease { conn: Some(conn), is_clean: AtomicBool::new(true) })
+        Ok(Lease { conn: Some(conn), is_clean: AtomicBool::new(true), contact: self.contact.clone() })
     }
+}
+
+/// A pool whose connections are asked whether they still live before they are lent, but only after a
+/// rest: a busy one needs no round trip to prove itself, and one that slept through a restart or a
+/// verdict must not fail the first to come. Those from before a break are not asked: a cut network
+/// answers no question, and each would cost the next caller the time for one.
+fn pool(connections_max: u32, contact: &Arc<Contact>) -> PgPoolOptions {
+    let contact = contact.clone();
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_MAX)
+        .max_lifetime(Duration::from_secs(1800))
+        .test_before_acquire(false)
+        .before_acquire(move |conn, meta| {
+            let is_stale = contact.was_lost_within(meta.age);
+            Box::pin(async move {
+                if is_stale || meta.idle_for < REST_MAX {
+                    return Ok(!is_stale);
+                }
+                Ok(matches!(tokio::time::timeout(PING_MAX, conn.ping()).await, Ok(Ok(()))))
+            })
+        })
 }
 
 fn connect_options(url: &str, application_name: &str) -> Result<PgConnectOptions, StoreError> {
@@ -193,6 +211,7 @@ fn connect_options(url: &str, application_name: &str) -> Result<PgConnectOptions
 struct Lease {
     conn: Option<PoolConnection<Postgres>>,
     is_clean: AtomicBool,
+    contact: Arc<Contact>,
 }
 
 impl Lease {
@@ -210,6 +229,7 @@ impl Lease {
         self.is_clean.store(false, Ordering::Relaxed);
         match tokio::time::timeout(STATEMENT_MAX, statement(conn)).await {
             Ok(Ok(value)) => {
+                self.contact.heard();
                 self.is_clean.store(true, Ordering::Relaxed);
                 Ok(value)
             }

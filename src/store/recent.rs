@@ -134,7 +134,10 @@ mod tests {
     fn what_stands_at_the_cursor_is_part_of_the_answer() {
         let read = read(4, 5..8, true);
         for cursor in 4..8 {
-            assert_eq!(read.answer(cursor, 10).and_then(|page| page.anchor), Some(Anchor::of(&event(cursor))));
+            assert_eq!(
+                read.answer(cursor, 10).and_then(|page| page.anchor),
+                Some(Anchor::of(&event(cursor)))
+            );
         }
     }
 }

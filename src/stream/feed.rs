@@ -10,6 +10,9 @@
 //! Pull-based: nothing is read from the log before the reader has taken what was read before, so a
 //! slow reader holds one page and no more. A read that is under way is never cut off by a
 //! keep-alive: what a connection was asked stays answered.
+//!
+//! A keep-alive says "nothing new", so a replica that Postgres does not answer says none: whoever watches
+//! for silence goes to another replica, and whoever does not is told when it is back.
 
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -21,10 +24,12 @@ use super::{
     tail::{Tail, TailError},
     thread::Thread,
 };
-use crate::{event::Event, task::Supervisor};
+use crate::{event::Event, store::Store, task::Supervisor};
 
 /// Streams are let go spread over so long, so that their clients do not come back all at once.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+/// Postgres has answered within so long, or there is no keep-alive: a beat, and its deadline.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
 /// Between the last bytes and the abort: a reset may overtake what is not yet on its way.
 const FLUSH: Duration = Duration::from_millis(100);
 
@@ -60,6 +65,7 @@ struct Page {
 
 /// One stream.
 pub struct Feed {
+    store: Store,
     reading: Reading,
     state: State,
     keep_alive: Duration,
@@ -79,11 +85,12 @@ enum State {
 
 impl Feed {
     /// A stream of what `reader` reads, let go when the supervisor stops.
-    pub fn new(reader: Reader, keep_alive: Duration, supervisor: &Supervisor) -> Feed {
+    pub fn new(store: &Store, reader: Reader, keep_alive: Duration, supervisor: &Supervisor) -> Feed {
         let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
         // Who comes while this replica drains gets a little longer: it may have nowhere else to go.
         let late = soft.is_cancelled().then(|| Instant::now() + LET_GO_WITHIN + let_go_jitter());
         Feed {
+            store: store.clone(),
             reading: read(reader),
             state: State::Opening,
             keep_alive,
@@ -132,7 +139,13 @@ impl Feed {
                     self.let_go_at = Some(Instant::now() + let_go_jitter());
                     continue;
                 }
-                () = sleep_until(self.quiet_until) => Step::Bytes(render::KEEP_ALIVE.to_owned(), Vec::new()),
+                () = sleep_until(self.quiet_until) => {
+                    if !self.store.was_heard_within(HEARD_WITHIN) {
+                        self.quiet_until = Instant::now() + HEARD_WITHIN;
+                        continue;
+                    }
+                    Step::Bytes(render::KEEP_ALIVE.to_owned(), Vec::new())
+                }
             };
             self.quiet_until = Instant::now() + self.keep_alive;
             return step;

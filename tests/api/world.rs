@@ -135,7 +135,7 @@ impl Replica {
         store.register(&url, store.timeline().await.unwrap()).await.unwrap();
         let gateway = Gateway::new(store.clone(), Arc::new(config), supervisor.clone());
         let serve = api::serve(listener, gateway, stop.clone());
-        supervisor.spawn(background, "serve", async move { serve.await.unwrap() });
+        supervisor.spawn(background, "serve", serve);
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         Replica { store, supervisor, url, http, writer, stop }
     }

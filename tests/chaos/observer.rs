@@ -6,11 +6,12 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    io,
     time::Duration,
 };
 
 use eventsource_stream::Eventsource;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use tokio::{
@@ -133,12 +134,15 @@ impl Observer {
             let us = u64::try_from(cut_at.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.client.fleet().history.note(Fact::Measure { name: "resume".to_owned(), us });
         }
-        let mut frames = answer.bytes_stream().eventsource();
+        // Of bytes, not of events: a keep-alive is no silence.
+        let bytes = Box::pin(answer.bytes_stream());
+        let heard = stream::unfold(bytes, async |mut bytes| match timeout(SILENCE_MAX, bytes.next()).await {
+            Ok(next) => Some((next?.map_err(io::Error::other), bytes)),
+            Err(_) => Some((Err(io::Error::other("silence")), bytes)),
+        });
+        let mut frames = Box::pin(heard).eventsource();
         loop {
-            let Ok(next) = timeout(SILENCE_MAX, frames.next()).await else {
-                return Err("silence".to_owned());
-            };
-            let frame = match next {
+            let frame = match frames.next().await {
                 Some(Ok(frame)) => frame,
                 Some(Err(why)) => return Err(why.to_string()),
                 None => return Err("a clean end without a last word".to_owned()),
