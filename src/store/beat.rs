@@ -123,7 +123,7 @@ impl BeatSession {
                 return Err(StoreError::Away { op: "beat", why: format!("no answer within {BEAT_MAX:?}") });
             }
         };
-        store.contact.heard();
+        store.contact.beaten();
         let mut seen = Seen::default();
         for row in rows {
             if row.id == store.replica().0 {

@@ -1,11 +1,18 @@
-//! Contact with Postgres: when it last answered this process, and when the connection was last lost.
+//! Contact with Postgres: when it last answered this process, when the connection was last lost, and the
+//! moment in which it is there again.
+//!
+//! Judged by the beat, which asks twice a second. What was asked over another connection before it was
+//! lost mostly waits in vain once the beat comes back: a cut network resets nothing.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 
 /// When Postgres was last heard, and last lost.
 #[derive(Debug)]
@@ -14,11 +21,19 @@ pub(super) struct Contact {
     /// Milliseconds after `began`, and one; 0 for never.
     heard: AtomicU64,
     lost: AtomicU64,
+    is_lost: AtomicBool,
+    regained: Notify,
 }
 
 impl Default for Contact {
     fn default() -> Self {
-        Contact { began: Instant::now(), heard: AtomicU64::new(0), lost: AtomicU64::new(0) }
+        Contact {
+            began: Instant::now(),
+            heard: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            is_lost: AtomicBool::new(false),
+            regained: Notify::new(),
+        }
     }
 }
 
@@ -28,9 +43,23 @@ impl Contact {
         self.heard.store(self.now(), Ordering::Relaxed);
     }
 
-    /// A connection broke, or none could be made.
+    /// The beat came back.
+    pub(super) fn beaten(&self) {
+        self.heard();
+        if self.is_lost.swap(false, Ordering::AcqRel) {
+            self.regained.notify_waiters();
+        }
+    }
+
+    /// The beat's connection broke, or none could be made.
     pub(super) fn lost(&self) {
         self.lost.store(self.now(), Ordering::Relaxed);
+        self.is_lost.store(true, Ordering::Release);
+    }
+
+    /// When contact that is lost now, or later, is there again.
+    pub(super) fn regained(&self) -> Notified<'_> {
+        self.regained.notified()
     }
 
     pub(super) fn was_heard_within(&self, time: Duration) -> bool {

@@ -37,6 +37,7 @@ pub mod writer;
 
 use std::{
     future::Future,
+    pin::pin,
     str::FromStr,
     sync::{
         Arc, RwLock,
@@ -50,6 +51,7 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::time::Instant;
 
 use contact::Contact;
 pub use error::StoreError;
@@ -61,6 +63,8 @@ use crate::{clock::Clock, config::Config, id::ReplicaId};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
+/// A statement that has waited for so long when contact with Postgres is regained is given up.
+const BREAK_MAX: Duration = Duration::from_secs(1);
 /// How long a connection may rest before it is asked whether it still lives, and how long that may take.
 const REST_MAX: Duration = Duration::from_secs(1);
 const PING_MAX: Duration = Duration::from_secs(1);
@@ -174,7 +178,15 @@ impl Store {
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {
-        let conn = self.pool.acquire().await.map_err(|why| StoreError::from_sqlx("acquire", why))?;
+        let conn = loop {
+            tokio::select! {
+                biased;
+                conn = self.pool.acquire() => break conn,
+                // Whoever was connecting all the time waits in vain.
+                () = self.contact.regained() => {}
+            }
+        };
+        let conn = conn.map_err(|why| StoreError::from_sqlx("acquire", why))?;
         Ok(Lease { conn: Some(conn), is_clean: AtomicBool::new(true), contact: self.contact.clone() })
     }
 }
@@ -227,7 +239,20 @@ impl Lease {
             return Err(StoreError::Away { op, why: "the connection was given up".to_owned() });
         };
         self.is_clean.store(false, Ordering::Relaxed);
-        match tokio::time::timeout(STATEMENT_MAX, statement(conn)).await {
+        let began = Instant::now();
+        let mut answer = pin!(tokio::time::timeout(STATEMENT_MAX, statement(conn)));
+        let answer = tokio::select! {
+            biased;
+            answer = answer.as_mut() => answer,
+            () = self.contact.regained() => match began.elapsed() < BREAK_MAX {
+                true => answer.await,
+                false => {
+                    let why = "no answer before Postgres was away".to_owned();
+                    return Err(StoreError::Away { op, why });
+                }
+            },
+        };
+        match answer {
             Ok(Ok(value)) => {
                 self.contact.heard();
                 self.is_clean.store(true, Ordering::Relaxed);

@@ -53,6 +53,7 @@ impl Store {
             let (answer, page) = oneshot::channel();
             if self.reads.queue.try_send((Want { turn, cursor }, answer)).is_ok()
                 && let Ok(page) = page.await
+                && page.as_ref().map_or(true, |page| page.is_whole)
             {
                 return page;
             }

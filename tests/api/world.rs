@@ -17,6 +17,8 @@ use lastword::{
         Store,
         events::{Append, Finish, TurnClock},
         listener::listen_on,
+        lookout::look_on,
+        reader::read_on,
         ringer::ring_on,
         writer::{Writer, Written, write_on},
     },
@@ -129,6 +131,8 @@ impl Replica {
         let background = task::Kind::Client;
         supervisor.spawn(background, "ring", ring_on(store.clone(), stop.clone()));
         supervisor.spawn(background, "listen", listen_on(store.clone(), stop.clone()));
+        supervisor.spawn(background, "look", look_on(store.clone(), stop.clone()));
+        supervisor.spawn(background, "read", read_on(store.clone(), stop.clone()));
         supervisor.spawn(background, "write", write_on(store.clone(), inbox, stop.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

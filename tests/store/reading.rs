@@ -4,7 +4,7 @@
 use futures_util::future::join_all;
 use lastword::{
     event::{Event, Kind},
-    store::{events::Anchor, inflight::Claim, lookout, reader},
+    store::{events::Anchor, inflight::Claim, lookout, reader, writer::Written},
     stream::Tail,
 };
 use tokio_util::sync::CancellationToken;
@@ -105,6 +105,14 @@ async fn readers_that_ask_at_once_are_answered_each_with_its_own(server: &Server
         assert_eq!(page.events.iter().collect::<Vec<_>>(), rest);
     });
     assert!(join_all(read).await.len() > logs.len());
+    // More than one gets in company is a whole page all the same.
+    let (claim, mut seq) = writer.running().await;
+    for _ in 0..99 {
+        let Written::Done(newest) = writer.append(&claim, seq, Kind::Delta).await else { panic!("fenced") };
+        seq = newest;
+    }
+    let long = store.read_shared(&store.wake().tail(claim.turn), -1, 90, false).await.unwrap();
+    assert_eq!((long.events.len(), long.is_whole), (90, false));
     until.cancel();
     serving.await.unwrap();
     // Nobody serves any more: a reader goes by itself.

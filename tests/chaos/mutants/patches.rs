@@ -180,21 +180,24 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
         },
         Edit {
             file: "src/store/events.rs",
-            find: "        Ok((anchor, events))
+            find: "            page.is_whole = page.has_room(room);
+        }
+        Ok(pages)
     }
 }
-
-#[derive(Default)]
-struct AppendColumns {
 ",
-            replace: "        let mut newest = events.last().map_or(cursor, |event| event.seq);
-        let ahead = AHEAD.lock().map(|ahead| ahead.get(&turn).cloned().unwrap_or_default()).unwrap_or_default();
-        events.extend(ahead.into_iter().filter(|event| {
-            let is_next = event.seq == newest + 1;
-            newest += i32::from(is_next);
-            is_next
-        }));
-        Ok((anchor, events))
+            replace: "            page.is_whole = page.has_room(room);
+        }
+        for (want, page) in wants.iter().zip(pages.iter_mut().flatten()) {
+            let mut newest = page.events.last().map_or(want.cursor, |event| event.seq);
+            let ahead = AHEAD.lock().map(|ahead| ahead.get(&want.turn).cloned().unwrap_or_default());
+            page.events.extend(ahead.unwrap_or_default().into_iter().filter(|event| {
+                let is_next = event.seq == newest + 1;
+                newest += i32::from(is_next);
+                is_next
+            }));
+        }
+        Ok(pages)
     }
 }
 
@@ -218,9 +221,6 @@ pub(super) fn show_ahead(store: &Store, appends: &[Append]) {
         store.wake().events_committed([append.turn]);
     }
 }
-
-#[derive(Default)]
-struct AppendColumns {
 ",
         },
     ],
