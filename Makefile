@@ -42,13 +42,13 @@ figures: ## how long a last word takes after a crash or a kill; for a quiet mach
 	cargo bench --profile dev --bench last_word
 
 chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
-	cargo test --test chaos -- $(CHAOS)
+	cargo test --profile measured --test chaos -- $(CHAOS)
 
 chaos-short: ## a few minutes of it, as in CI
 	cargo test --test chaos -- --form short --seed 1 --lanes 2 $(CHAOS)
 
-soak: ## break everything as often as docs/RELIABILITY.md says, in about an hour, and write its table
-	cargo test --test chaos -- --form full --report target/reliability.md $(CHAOS)
+soak: ## break everything as often as docs/RELIABILITY.md says, in about two hours, and write its table
+	cargo test --profile measured --test chaos -- --form full --report target/reliability.md $(CHAOS)
 
 model: ## the protocol in every interleaving of a small world, and that every turn ends; needs Java
 	cargo test --test model -- --include-ignored

@@ -222,7 +222,7 @@ pub fn all() -> Vec<Drill> {
             "rolling restart of 3 replicas under 500 live streams",
             "0 interrupted that fit the drain, 0 refused accepts, resume p99 ≤ 1 s",
             [0, 1, 20],
-            false,
+            true,
             replicas::roll
         ),
         drill!(
@@ -255,7 +255,7 @@ pub fn all() -> Vec<Drill> {
             "a long transaction held open elsewhere",
             "10 min; throughput loss ≤ 10 %",
             [0, 20, 600],
-            false,
+            true,
             clients::long_transaction
         ),
         drill!("soak", "soak with all of it", "30 min, ≥ 50,000 turns", [40, 150, 1800], false, soak::run),
