@@ -283,7 +283,7 @@ impl Host {
         for life in lock(&self.0.lives).values() {
             *(if life.is_idle { &mut idle } else { &mut busy }) += 1;
             if let Some(renewer) = &life.renewer {
-                renewer.renew();
+                renewer.renew(!life.is_idle);
             }
         }
         metrics::workers("idle", idle);
@@ -329,6 +329,8 @@ impl Host {
                 match life.jobs.try_send(job) {
                     Ok(()) => {
                         life.is_idle = false;
+                        // Its guard looks more often from now on.
+                        life.renewer.as_ref().inspect(|renewer| renewer.renew(true));
                         return;
                     }
                     Err(mpsc::error::TrySendError::Full(back) | mpsc::error::TrySendError::Closed(back)) => {

@@ -54,7 +54,7 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// The replica's proof of life.
+    /// The replica's proof of life, and whether the worker has something to do.
     Renew(bool),
     /// SIGTERM to the agent's group; SIGKILL to the tree after the grace.
     Stop {},
@@ -66,7 +66,8 @@ impl Order {
     /// The order as its line, the newline included.
     pub const fn line(self) -> &'static [u8] {
         match self {
-            Order::Renew(_) => b"{\"renew\":true}\n",
+            Order::Renew(true) => b"{\"renew\":true}\n",
+            Order::Renew(false) => b"{\"renew\":false}\n",
             Order::Stop {} => b"{\"stop\":{}}\n",
             Order::Kill {} => b"{\"kill\":{}}\n",
         }
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn an_order_reads_back_what_it_wrote() {
-        for order in [Order::Renew(true), Order::Stop {}, Order::Kill {}] {
+        for order in [Order::Renew(true), Order::Renew(false), Order::Stop {}, Order::Kill {}] {
             assert_eq!(serde_json::from_slice::<Order>(order.line()).unwrap(), order);
         }
     }

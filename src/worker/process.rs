@@ -223,11 +223,11 @@ impl Drop for Process {
 pub struct Renewer(Weak<Orders>);
 
 impl Renewer {
-    /// The replica lives, now. Never blocks.
-    pub fn renew(&self) {
+    /// The replica lives, now; the worker has a turn, or none. Never blocks.
+    pub fn renew(&self, is_busy: bool) {
         if let Some(orders) = self.0.upgrade() {
             // A guard that is too far behind to take one more has plenty of them to read.
-            orders.give(Order::Renew(true));
+            orders.give(Order::Renew(is_busy));
         }
     }
 }

@@ -129,7 +129,9 @@ impl Fleet {
         for slot in 0..count {
             fleet.ready(slot, PATIENCE).await;
         }
-        let demo = json!({"runtime": "process", "command": [support::program(), "demo-agent"]});
+        // Kept for less than the usual ten minutes: long drills make thousands of conversations.
+        let demo =
+            json!({"runtime": "process", "command": [support::program(), "demo-agent"], "idle_ttl": "30s"});
         fleet.put_agent("demo", demo).await;
         fleet
     }

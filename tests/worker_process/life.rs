@@ -43,7 +43,7 @@ async fn a_kill_and_a_drop_leave_nothing() {
         let renewer = worker.renewer();
         if is_dropped {
             drop(worker);
-            renewer.renew();
+            renewer.renew(true);
         } else {
             worker.kill();
             assert_eq!(within(worker.ended()).await.describe(), "signal SIGKILL");
@@ -139,7 +139,7 @@ async fn a_replica() {
     let _ = timeout(PATIENCE, async {
         loop {
             beat.tick().await;
-            renewer.renew();
+            renewer.renew(true);
         }
     })
     .await;
@@ -156,7 +156,7 @@ async fn silence_ends_a_worker_and_renewals_keep_it() {
     let started_at = Instant::now();
     while started_at.elapsed() < silence_max * 2 {
         assert!(matches!(within(worker.recv()).await, Heard::Message(_)));
-        renewer.renew();
+        renewer.renew(true);
     }
     let (_, exit) = rest(&mut worker).await;
     assert!(exit.silence && exit.signal == Some(Signal::SIGKILL as i32), "{exit:?}");
