@@ -15,6 +15,7 @@ use std::{
 use rand::{Rng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     fleet::Fleet,
@@ -63,6 +64,8 @@ static NONCES: AtomicU64 = AtomicU64::new(0);
 pub struct Client {
     fleet: Arc<Fleet>,
     http: reqwest::Client,
+    /// Nobody waits for a last word any more.
+    given_up: CancellationToken,
 }
 
 impl Client {
@@ -74,7 +77,17 @@ impl Client {
             .connect_timeout(Duration::from_secs(1))
             .build()
             .unwrap();
-        Client { fleet: fleet.clone(), http }
+        Client { fleet: fleet.clone(), http, given_up: CancellationToken::new() }
+    }
+
+    /// Tells every observer that is left that it has waited long enough.
+    pub fn give_up(&self) {
+        self.given_up.cancel();
+    }
+
+    /// Until nobody waits any more.
+    pub async fn given_up(&self) {
+        self.given_up.cancelled().await;
     }
 
     /// Posts at random replicas until the outcome is known, where a key makes that safe.

@@ -23,7 +23,9 @@ use crate::{
 };
 
 /// How long an observer waits for a last word. Longer than any drill's fault and its healing.
-pub const WATCH_MAX: Duration = Duration::from_secs(150);
+const WATCH_MAX: Duration = Duration::from_secs(150);
+/// The same for turns that a drill keeps under way all the time: as long as any drill takes.
+const WATCH_KEPT_MAX: Duration = Duration::from_secs(40 * 60);
 /// A conversation that is talked to again keeps to its line.
 const LINE_TURNS: usize = 3;
 const CHAT_TURNS: usize = 50;
@@ -98,29 +100,38 @@ impl Load {
             client.await.expect("a client ends");
         }
         self.watchers.close();
-        self.watchers.wait().await;
+        if timeout(WATCH_MAX, self.watchers.wait()).await.is_err() {
+            self.client.give_up();
+            self.watchers.wait().await;
+        }
     }
 
     /// Two observers for a turn that a drill posted itself; the first begins at `slot`.
     pub fn observe(&self, turn: &Accepted, slot: Option<usize>, rng: &mut StdRng) {
         for who in 0..2 {
             let first_slot = slot.filter(|_| who == 0);
-            let plan = Watch { who, seed: rng.random(), at_most: WATCH_MAX, first_slot, is_restless: false };
+            let plan =
+                Watch { who, seed: rng.random(), at_most: WATCH_KEPT_MAX, first_slot, is_restless: false };
             self.watchers.spawn(watch(self.client.clone(), turn.turn.clone(), plan, None));
         }
     }
 
     /// One observer, where there are thousands of turns.
     pub fn observe_once(&self, turn: &Accepted, rng: &mut StdRng) {
-        let plan =
-            Watch { who: 0, seed: rng.random(), at_most: WATCH_MAX, first_slot: None, is_restless: false };
+        let plan = Watch {
+            who: 0,
+            seed: rng.random(),
+            at_most: WATCH_KEPT_MAX,
+            first_slot: None,
+            is_restless: false,
+        };
         self.watchers.spawn(watch(self.client.clone(), turn.turn.clone(), plan, None));
     }
 
     /// One more observer, on a replica that nothing is wrong with.
     pub fn observe_from(&self, turn: &str, slot: usize, rng: &mut StdRng) {
         let (first_slot, seed) = (Some(slot), rng.random());
-        let plan = Watch { who: 2, seed, at_most: WATCH_MAX, first_slot, is_restless: false };
+        let plan = Watch { who: 2, seed, at_most: WATCH_KEPT_MAX, first_slot, is_restless: false };
         self.watchers.spawn(watch(self.client.clone(), turn.to_owned(), plan, None));
     }
 

@@ -68,7 +68,11 @@ pub async fn watch(client: Client, turn: String, plan: Watch, told: Option<mpsc:
     let mut why = "never tried".to_owned();
     while !observer.is_done {
         let left = plan.at_most.saturating_sub(began.elapsed());
-        let followed = timeout(left, observer.follow()).await;
+        let ending = observer.client.clone();
+        let followed = tokio::select! {
+            followed = timeout(left, observer.follow()) => followed,
+            () = ending.given_up() => return observer.note(Outcome::Info, Some(why)),
+        };
         if observer.connects > 0 && !observer.is_done {
             observer.cut_at.get_or_insert_with(Instant::now);
         }

@@ -98,7 +98,7 @@ fn draw(dice: &mut StdRng) -> Step {
 pub async fn run(stage: Stage) -> Row {
     let (ground, proxies, plan) = by_proxy(SLOTS);
     let plan = Plan { drain: Duration::from_secs(5), turns_max: 128, ..plan };
-    let mix = Mix { closed: 6, open_per_s: 2.0, chatty: 8, ..Mix::LIGHT };
+    let mix = Mix { closed: 6, open_per_s: 2.0, chatty: 16, ..Mix::LIGHT };
     let scene = Scene::over(&stage, ground, plan, mix).await;
     let steps = schedule(&mut scene.nemesis(), stage.count);
     let mut ballast = Ballast::default();
