@@ -30,6 +30,8 @@ use crate::{
 pub const LINE: &str = "presence";
 
 const BEAT_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked whether the listener holds its lock, before the first beat.
+const LOCK_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often it is tried to end what a lost replica left behind.
 const CLEAR_AWAY_TRIES: u32 = 20;
 /// The last beat came before Postgres went away, and the next one needs a connection first: behind those
@@ -49,6 +51,15 @@ pub async fn beat_on(engine: Engine, until: CancellationToken) {
     until.run_until_cancelled(presence.run()).await;
 }
 
+/// What a step came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// A beat.
+    Beat,
+    /// The listener has no lock yet.
+    WaitForLock,
+}
+
 struct Presence {
     engine: Engine,
     watch: Watch,
@@ -65,11 +76,12 @@ impl Presence {
         loop {
             let next = Instant::now() + BEAT_EVERY;
             match self.step().await {
-                Ok(()) => {
+                Ok(step) => {
                     self.engine
                         .supervisor
                         .report(LINE, if self.is_registered { "ready" } else { "registering" });
-                    sleep_until(next).await;
+                    sleep_until(if step == Step::Beat { next } else { Instant::now() + LOCK_LOOK_EVERY })
+                        .await;
                 }
                 Err(why) => {
                     tracing::warn!(%why, "no beat");
@@ -88,12 +100,16 @@ impl Presence {
         }
     }
 
-    async fn step(&mut self) -> Result<(), StoreError> {
+    async fn step(&mut self) -> Result<Step, StoreError> {
         let engine = self.engine.clone();
+        if self.session.is_none() {
+            // First of all: until this has come about, nobody else here knocks at Postgres.
+            self.session = Some(BeatSession::open(&engine.store).await?);
+        }
         if !self.is_registered {
             // First the lock, then the row: a peer that sees the row must find the lock held.
             if engine.store.wake().lock_key() == 0 {
-                return Err(StoreError::Away { op: "register", why: "no session lock yet".to_owned() });
+                return Ok(Step::WaitForLock);
             }
             // Under another id than before: first what is remembered of that life.
             let timeline = engine.store.timeline().await?;
@@ -102,14 +118,11 @@ impl Presence {
             self.is_registered = true;
             tracing::info!(replica_id = %engine.store.replica(), "registered");
         }
-        let session = match &mut self.session {
-            Some(session) => session,
-            None => self.session.insert(BeatSession::open(&engine.store).await?),
-        };
+        let Some(session) = &mut self.session else { return Ok(Step::Beat) };
         let seen = session.beat(&engine.store).await?;
         if !seen.is_alive {
             self.start_over();
-            return Ok(());
+            return Ok(Step::Beat);
         }
         self.last_beat = Instant::now();
         self.is_abandoned = false;
@@ -119,7 +132,7 @@ impl Presence {
         if seen.has_recent_loss {
             engine.recent_loss.store(true, Ordering::Relaxed);
         }
-        Ok(())
+        Ok(Step::Beat)
     }
 
     /// Another timeline, or a connection that broke, may mean lost commits.

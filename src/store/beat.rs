@@ -75,10 +75,11 @@ impl BeatSession {
     pub async fn open(store: &Store) -> Result<BeatSession, StoreError> {
         let connect = store.options.connect();
         match tokio::time::timeout(BEAT_MAX, connect).await {
-            Ok(conn) => Ok(BeatSession {
-                conn: conn.map_err(|why| StoreError::from_sqlx("beat", why))?,
-                statement_max: BEAT_MAX,
-            }),
+            Ok(conn) => {
+                let conn = conn.map_err(|why| StoreError::from_sqlx("beat", why))?;
+                store.contact.made();
+                Ok(BeatSession { conn, statement_max: BEAT_MAX })
+            }
             Err(_) => Err(StoreError::Away { op: "beat", why: format!("no connection within {BEAT_MAX:?}") }),
         }
     }
@@ -123,7 +124,7 @@ impl BeatSession {
                 return Err(StoreError::Away { op: "beat", why: format!("no answer within {BEAT_MAX:?}") });
             }
         };
-        store.contact.beaten();
+        store.contact.heard();
         let mut seen = Seen::default();
         for row in rows {
             if row.id == store.replica().0 {

@@ -1,8 +1,10 @@
 //! Contact with Postgres: when it last answered this process, when the connection was last lost, and the
 //! moment in which it is there again.
 //!
-//! Judged by the beat, which asks twice a second. What was asked over another connection before it was
-//! lost mostly waits in vain once the beat comes back: a cut network resets nothing.
+//! Judged by the beat, which asks twice a second. While it cannot connect, nobody else here tries: a
+//! Postgres that stalls answers every knock when it goes on, and hundreds of them kept it from its work.
+//! What was asked over another connection before contact was lost mostly waits in vain when it is there
+//! again: a cut network resets nothing.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -43,8 +45,8 @@ impl Contact {
         self.heard.store(self.now(), Ordering::Relaxed);
     }
 
-    /// The beat came back.
-    pub(super) fn beaten(&self) {
+    /// The beat has connected.
+    pub(super) fn made(&self) {
         self.heard();
         if self.is_lost.swap(false, Ordering::AcqRel) {
             self.regained.notify_waiters();
@@ -55,6 +57,19 @@ impl Contact {
     pub(super) fn lost(&self) {
         self.lost.store(self.now(), Ordering::Relaxed);
         self.is_lost.store(true, Ordering::Release);
+    }
+
+    /// Whether the beat has no connection.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Acquire)
+    }
+
+    /// Until the beat has a connection, where it had lost it.
+    pub(super) async fn there(&self) {
+        let regained = self.regained();
+        if self.is_lost() {
+            regained.await;
+        }
     }
 
     /// When contact that is lost now, or later, is there again.

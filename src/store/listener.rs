@@ -58,8 +58,10 @@ async fn session(store: &Store) -> Result<(), StoreError> {
     }
 }
 
-/// Connects, takes the session lock, listens, and only then publishes the lock's key.
+/// Connects, takes the session lock, listens, and only then publishes the lock's key. Waits for the beat to
+/// connect first, where that has lost Postgres.
 async fn connect(store: &Store) -> Result<PgListener, sqlx::Error> {
+    store.contact.there().await;
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .idle_timeout(None)

@@ -133,9 +133,13 @@ impl Store {
         self.breaks.load(Ordering::Acquire)
     }
 
-    /// The beat's connection has broken.
+    /// The beat's connection has broken. Idle ones are let go: they are no better, or Postgres has none left
+    /// for the beat.
     pub fn note_break(&self) {
         self.contact.lost();
+        while let Some(conn) = self.pool.try_acquire() {
+            drop(conn.detach());
+        }
         self.breaks.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -178,15 +182,28 @@ impl Store {
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {
-        let conn = loop {
-            tokio::select! {
-                biased;
-                conn = self.pool.acquire() => break conn,
-                // Whoever was connecting all the time waits in vain.
-                () = self.contact.regained() => {}
+        let leased = async {
+            loop {
+                let regained = self.contact.regained();
+                if self.contact.is_lost() {
+                    regained.await;
+                    continue;
+                }
+                tokio::select! {
+                    biased;
+                    conn = self.pool.acquire() => return conn,
+                    // Whoever was connecting all the time waits in vain.
+                    () = regained => {}
+                }
             }
         };
-        let conn = conn.map_err(|why| StoreError::from_sqlx("acquire", why))?;
+        let conn = match tokio::time::timeout(ACQUIRE_MAX, leased).await {
+            Ok(conn) => conn.map_err(|why| StoreError::from_sqlx("acquire", why))?,
+            Err(_) => {
+                let why = format!("no connection within {ACQUIRE_MAX:?}");
+                return Err(StoreError::Away { op: "acquire", why });
+            }
+        };
         Ok(Lease { conn: Some(conn), is_clean: AtomicBool::new(true), contact: self.contact.clone() })
     }
 }
