@@ -6,7 +6,8 @@
 
 use std::{
     collections::HashSet,
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -320,6 +321,16 @@ impl Fleet {
             found.extend(log.lines().filter(|line| line.contains("panicked")).map(str::to_owned));
         }
         found
+    }
+
+    /// Copies every replica's log into a directory beside the history.
+    pub fn keep_logs(&self, dir: &Path) -> io::Result<()> {
+        let _ = std::fs::remove_dir_all(dir);
+        std::fs::create_dir_all(dir)?;
+        for n in 0..self.born.load(Ordering::Relaxed) {
+            std::fs::copy(self.log_path(n), dir.join(format!("replica-{n}.log")))?;
+        }
+        Ok(())
     }
 
     /// Ends everything; processes that were left behind, a line each.

@@ -182,6 +182,9 @@ impl Scene {
                 findings.complaints.push(format!("verify: {said}"));
             }
         }
+        if let Err(why) = fleet.keep_logs(&history.flush().with_extension("logs")) {
+            findings.complaints.push(format!("logs not kept: {why}"));
+        }
         findings.complaints.extend(fleet.panics());
         findings.complaints.extend(fleet.end().into_iter().map(|left| format!("left behind: {left}")));
         findings
