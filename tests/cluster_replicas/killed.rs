@@ -6,13 +6,12 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::{Child, ChildStdout},
     time::timeout,
 };
 
 use crate::{
     pair, read_some, read_until_cut, resume,
-    support::{Cluster, OPERATOR, PATIENCE, Turn, eventually, figures, is_alive, kinds, said, signal},
+    support::{Cluster, OPERATOR, PATIENCE, Plan, eventually, figures, is_alive, kinds, said, signal},
 };
 
 /// How long a last word may take here, where several suites share the machine. What it takes on a
@@ -29,7 +28,6 @@ async fn a_killed_replica_takes_no_turn_and_no_client_with_it() {
     a_client_goes_on_at_the_other(&cluster).await;
     a_starting_turn_is_started_elsewhere(&cluster).await;
     no_worker_outlives_its_replica_and_its_guard(&cluster).await;
-    a_chat_goes_on_at_the_other(&cluster).await;
 }
 
 async fn the_other_speaks_the_last_word(cluster: &Cluster) {
@@ -108,16 +106,25 @@ async fn no_worker_outlives_its_replica_and_its_guard(cluster: &Cluster) {
     eventually("the worker is gone", async || (!is_alive(worker.pid)).then_some(())).await;
 }
 
-async fn a_chat_goes_on_at_the_other(cluster: &Cluster) {
-    let (doomed, other) = pair(cluster).await;
-    let mut talk = Talk::begin(cluster, doomed, other).await;
-    // It must run on the one that is not killed.
-    while cluster.worker_of(&talk.turn).await.replica != other {
-        cluster.cancel(other, &talk.turn).await;
-        talk = Talk::begin(cluster, doomed, other).await;
+/// `lastword chat` is told two URLs and reads from the first. That one's only place is taken, so its turn
+/// runs on the one that is not killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chat_goes_on_at_the_other() {
+    let cluster = Cluster::with(Plan { turns_max: 1, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let (doomed, other) = pair(&cluster).await;
+    cluster.post_on(doomed, "demo", "/slow 6000").await;
+    let mut chat = cluster.command("chat");
+    chat.args(["--url", &cluster.url(doomed), "--url", &cluster.url(other)]);
+    chat.env("LASTWORD_TOKEN", OPERATOR).args(["--agent", "demo", "/slow 60"]);
+    chat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut chat = tokio::process::Command::from(chat).kill_on_drop(true).spawn().unwrap();
+    let (mut stdout, mut answer) = (BufReader::new(chat.stdout.take().unwrap()), Vec::new());
+    for _ in 0..5 {
+        let read = stdout.read_until(b' ', &mut answer);
+        timeout(PATIENCE, read).await.expect("the answer begins").unwrap();
     }
     cluster.kill(doomed);
-    let Talk { chat, mut stdout, mut answer, .. } = talk;
     let done = timeout(PATIENCE, async {
         stdout.read_to_end(&mut answer).await.unwrap();
         chat.wait_with_output().await.unwrap()
@@ -127,37 +134,6 @@ async fn a_chat_goes_on_at_the_other(cluster: &Cluster) {
     assert_eq!(done.status.code(), Some(0), "{told}");
     let words: String = (1..=60).map(|n| format!("word{n} ")).collect();
     assert_eq!(String::from_utf8(answer).unwrap().trim_end(), words.trim_end(), "{told}");
-}
-
-/// A `lastword chat` that is told two URLs and reads from the first.
-struct Talk {
-    chat: Child,
-    stdout: BufReader<ChildStdout>,
-    /// What it has printed so far.
-    answer: Vec<u8>,
-    turn: Turn,
-}
-
-impl Talk {
-    /// Starts one in a conversation of its own, and returns when it has begun to print.
-    async fn begin(cluster: &Cluster, first: usize, second: usize) -> Talk {
-        let conversation = cluster.conversation_on(second, "demo").await;
-        let mut chat = cluster.command("chat");
-        chat.args(["--url", &cluster.url(first), "--url", &cluster.url(second)]);
-        chat.env("LASTWORD_TOKEN", OPERATOR).args(["--conversation", &conversation, "/slow 60"]);
-        chat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut chat = tokio::process::Command::from(chat).kill_on_drop(true).spawn().unwrap();
-        let (mut stdout, mut answer) = (BufReader::new(chat.stdout.take().unwrap()), Vec::new());
-        for _ in 0..5 {
-            let read = stdout.read_until(b' ', &mut answer);
-            timeout(PATIENCE, read).await.expect("the answer begins").unwrap();
-        }
-        let list = cluster.get(second, &format!("/v1/conversations/{conversation}/turns")).await;
-        let json =
-            list["items"].as_array().unwrap().iter().find(|turn| turn["ordinal"] == 2).unwrap().clone();
-        let turn = Turn { id: json["id"].as_str().unwrap().to_owned(), conversation, json };
-        Talk { chat, stdout, answer, turn }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
