@@ -6,6 +6,7 @@ create table workers (
   agent text not null,
   agent_revision int not null,
   runtime text not null,
+  -- None of a shared worker, which serves many.
   conversation_id uuid,
   pid int,
   state text not null default 'starting',

@@ -24,6 +24,10 @@ pub struct AgentSpec {
     /// How workers and conversations belong together.
     #[serde(default)]
     pub scope: Scope,
+    /// Turns that one worker serves at once: 64 where the scope is `shared`, else 1 and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 10000)]
+    pub max_concurrent_turns: Option<u32>,
     /// What a fresh process is told of its conversation.
     #[serde(default)]
     pub history: History,
@@ -72,6 +76,8 @@ pub enum Scope {
     /// One worker a conversation, kept warm.
     #[default]
     Conversation,
+    /// One worker, many turns at once, of any conversations.
+    Shared,
 }
 
 /// Whether a turn whose worker died may be run again.
@@ -210,6 +216,7 @@ impl AgentSpec {
             command,
             env: BTreeMap::new(),
             scope: Scope::default(),
+            max_concurrent_turns: None,
             history: History::default(),
             idle_ttl: default_idle_ttl(),
             timeouts: Timeouts::default(),
@@ -217,6 +224,14 @@ impl AgentSpec {
             guards: Vec::new(),
             limits: Limits::default(),
             expose_errors: false,
+        }
+    }
+
+    /// Turns that one worker serves at once.
+    pub fn turns_per_worker(&self) -> u32 {
+        match self.scope {
+            Scope::Conversation => 1,
+            Scope::Shared => self.max_concurrent_turns.unwrap_or(SHARED_TURNS),
         }
     }
 
@@ -233,6 +248,15 @@ impl AgentSpec {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return refuse("env", "needs names without `=` and values without NUL characters");
             }
+        }
+        match (self.scope, self.max_concurrent_turns) {
+            (Scope::Conversation, Some(turns)) if turns != 1 => {
+                return refuse("max_concurrent_turns", "must be 1, unless `scope` is `shared`");
+            }
+            (_, Some(turns)) if !(1..=SHARED_TURNS_MAX).contains(&turns) => {
+                return refuse("max_concurrent_turns", "must lie between 1 and 10000");
+            }
+            _ => {}
         }
         let Timeouts { queue, startup, progress, answer, cap } = self.timeouts;
         for (field, span) in [
@@ -265,6 +289,10 @@ impl AgentSpec {
     }
 }
 
+/// What a shared worker serves at once where its agent does not say: as many as a replica runs by default.
+const SHARED_TURNS: u32 = 64;
+/// More could not be told apart from no limit.
+const SHARED_TURNS_MAX: u32 = 10_000;
 const MIN_TIMEOUT: Span = Span(std::time::Duration::from_millis(100));
 const MAX_TIMEOUT: Span = Span::seconds(7 * 24 * 3600);
 
@@ -290,6 +318,23 @@ mod tests {
         assert_eq!(kept_for("7days"), Ok(()));
         for text in ["7days 1ns", "500000000000years"] {
             assert_eq!(kept_for(text).map_err(|why| why.field), Err("idle_ttl"), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_shared_worker_serves_several_turns_at_once() {
+        let spec = |fields: &str| -> AgentSpec {
+            serde_json::from_str(&format!(r#"{{"runtime":"process","command":["true"]{fields}}}"#)).unwrap()
+        };
+        let shared = |turns: u32| spec(&format!(r#","scope":"shared","max_concurrent_turns":{turns}"#));
+        assert_eq!(spec("").turns_per_worker(), 1);
+        assert_eq!(spec(r#","scope":"shared""#).turns_per_worker(), 64);
+        assert_eq!(shared(3).turns_per_worker(), 3);
+        for sound in [spec(r#","max_concurrent_turns":1"#), shared(1), shared(10_000)] {
+            assert_eq!(sound.validate(), Ok(()));
+        }
+        for wrong in [spec(r#","max_concurrent_turns":2"#), shared(0), shared(10_001)] {
+            assert_eq!(wrong.validate().map_err(|why| why.field), Err("max_concurrent_turns"));
         }
     }
 }

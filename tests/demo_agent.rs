@@ -50,7 +50,11 @@ impl Worker {
     }
 
     fn turn(&mut self, text: &str) {
-        self.tell(&json!({"type": "turn", "turn_id": TURN, "conversation_id": "conv_1", "attempt": 1,
+        self.turn_of(TURN, text);
+    }
+
+    fn turn_of(&mut self, turn: &str, text: &str) {
+        self.tell(&json!({"type": "turn", "turn_id": turn, "conversation_id": "conv_1", "attempt": 1,
             "input": {"text": text}, "deadline": "2026-01-01T00:00:00Z"}));
     }
 
@@ -174,6 +178,49 @@ fn a_question_waits_for_its_answer() {
 }
 
 #[test]
+fn turns_run_side_by_side_and_hear_what_is_meant_for_them() {
+    let mut worker = Worker::demo();
+    let asks = ["turn_a", "turn_b", "turn_c"].map(|turn| {
+        worker.turn_of(turn, "/ask Which?");
+        let ask = worker.hear();
+        assert_eq!((&ask["type"], &ask["turn_id"]), (&json!("ask"), &json!(turn)));
+        turn
+    });
+    worker.tell(&json!({"type": "cancel", "turn_id": asks[1]}));
+    assert_eq!(worker.hear(), json!({"type": "cancelled", "turn_id": asks[1]}));
+    for turn in [asks[2], asks[0]] {
+        worker.tell(&json!({"type": "answer", "turn_id": turn, "ask_id": "ask_1", "answer": turn}));
+        let heard = worker.hear_until("complete");
+        assert!(heard.iter().all(|message| message["turn_id"] == turn), "{heard:?}");
+        assert_eq!(deltas(&heard), format!("You answered: {turn}"));
+    }
+}
+
+#[test]
+fn turns_that_talk_at_once_do_not_mix_their_lines() {
+    const PIECES: usize = 5000;
+    let mut worker = Worker::demo();
+    let turns = ["turn_a", "turn_b"];
+    for turn in turns {
+        worker.turn_of(turn, &format!("/flood {PIECES}"));
+    }
+    let (mut heard, mut ended) = (Vec::new(), Vec::new());
+    while ended.len() < turns.len() {
+        let message = worker.hear();
+        match message["type"].as_str().unwrap() {
+            "complete" => ended.push(heard.len()),
+            _ => heard.push(message),
+        }
+    }
+    for turn in turns {
+        let own: Vec<Value> = heard.iter().filter(|message| message["turn_id"] == turn).cloned().collect();
+        let wanted: String = (1..=PIECES).map(|n| format!("{n} ")).collect();
+        assert_eq!(deltas(&own), wanted);
+    }
+    assert!(ended[0] > PIECES + 64, "the second waited for the first: {ended:?}");
+}
+
+#[test]
 fn lines_that_are_not_the_protocol_are_sent_as_they_are() {
     let mut worker = Worker::demo();
     let mut first = |text: &str| {
@@ -188,6 +235,10 @@ fn lines_that_are_not_the_protocol_are_sent_as_they_are() {
     assert!(first("/longline").len() > 2 * 1024 * 1024);
     let stray: Value = serde_json::from_slice(&first("/wrongturn")).unwrap();
     assert_ne!(stray["turn_id"], TURN);
+    let for_nobody: Value = serde_json::from_slice(&first("/noturn")).unwrap();
+    assert_eq!(for_nobody["turn_id"], Value::Null);
+    let without_text: Value = serde_json::from_slice(&first("/badfield")).unwrap();
+    assert_eq!((&without_text["turn_id"], &without_text["text"]), (&json!(TURN), &Value::Null));
     let mut worker = Worker::demo();
     worker.turn("/twoends");
     worker.hear_until("complete");

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use lastword::agent::{AgentSpec, Timeouts};
+use lastword::agent::{AgentSpec, Scope, Timeouts};
 
 /// Nothing that an agent may ask for lasts longer: seven days.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -28,6 +28,8 @@ pub fn check(bytes: &[u8]) {
         assert!(span.0 <= LONGEST && Instant::now().checked_add(span.0).is_some(), "{span}");
         assert_eq!(u128::try_from(span.millis()), Ok(span.0.as_millis()));
     }
+    assert!((1..=10_000).contains(&spec.turns_per_worker()));
+    assert!(spec.scope == Scope::Shared || spec.turns_per_worker() == 1);
     for guard in &spec.guards {
         let _ = guard.stops("hello");
     }

@@ -28,12 +28,14 @@ pub struct WorkerView {
     agent: String,
     /// `process`.
     runtime: String,
-    /// The conversation that it serves.
+    /// The conversation that it serves; null for a shared worker.
     #[schema(value_type = Option<String>)]
     conversation_id: Option<ConversationId>,
-    /// The turn that it runs now.
+    /// The turn that it runs now; null for a shared worker.
     #[schema(value_type = Option<String>)]
     turn_id: Option<TurnId>,
+    /// How many turns it runs now.
+    turns: i64,
     /// The replica that hosts it.
     #[schema(value_type = String)]
     replica_id: ReplicaId,
@@ -62,13 +64,14 @@ impl From<WorkerRow> for WorkerView {
             runtime: row.runtime,
             conversation_id: row.conversation,
             turn_id: row.turn,
+            turns: row.turns,
             replica_id: row.replica,
             pid: row.pid,
-            state: match (row.state.as_str(), row.turn) {
+            state: match (row.state.as_str(), row.turns) {
                 ("ended", _) => "ended",
                 ("starting", _) => "starting",
-                (_, Some(_)) => "busy",
-                (_, None) => "idle",
+                (_, 0) => "idle",
+                (_, _) => "busy",
             },
             started_at: row.started_at,
             ended_at: row.ended_at,
@@ -102,7 +105,7 @@ pub async fn read(State(gateway): State<Gateway>, Id(id): Id<WorkerId>) -> Resul
     found(&gateway, id).await.map(Json)
 }
 
-/// Stops a worker. A turn that it runs gets its last word.
+/// Stops a worker. Every turn that it runs is cancelled.
 #[utoipa::path(post, path = "/v1/workers/{id}/stop", tag = "operators", params(("id" = String, Path)),
     responses(
         (status = 200, description = "It has ended already", body = WorkerView),

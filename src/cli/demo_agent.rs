@@ -1,18 +1,24 @@
 //! `lastword demo-agent`: a worker on the native stdio protocol that misbehaves on request.
 //!
-//! Owns the loop over turns and what the agent remembers of its conversations. It is a real worker,
-//! not a mock: the gateway's tests and `lastword dev` run it as any other program. One thread reads
-//! stdin and hands orders over a bounded queue, so a turn under way hears of a cancel at once.
+//! Owns the loop over orders and the turns under way. It is a real worker, not a mock: the gateway's
+//! tests and `lastword dev` run it as any other program, with one turn at a time or, as a shared worker,
+//! with many. All of them run in one task, so no two of them can mix their lines; one thread beside it
+//! reads stdin, so a turn under way hears of a cancel at once.
 
 mod acts;
 mod stage;
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::json;
+use tokio::sync::mpsc;
 
-use stage::{Order, Stage, Stop};
+use stage::{Cue, Memory, Order, Orders, Stage, Stop, Turn};
+
+/// Orders that may wait for one turn.
+const CUES_MAX: usize = 16;
 
 /// Flags of `lastword demo-agent`; what it does is said in the messages that it gets.
 #[derive(clap::Args)]
@@ -21,31 +27,71 @@ pub struct Args {}
 
 /// Serves turns until `shutdown` or the end of stdin.
 pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    let mut stage = Stage::open();
+    let mut orders = Orders::open();
     match Startup::from_env()? {
         Startup::At(delay) => tokio::time::sleep(delay).await,
         Startup::Exit(code) => {
             eprintln!("demo agent: leaving before it was ready, as asked");
             return Ok(ExitCode::from(code));
         }
-        Startup::Never => return Ok(never_ready(&mut stage)),
+        Startup::Never => {
+            while !matches!(orders.next().await, Order::Shutdown) {}
+            return Ok(ExitCode::SUCCESS);
+        }
     }
-    if stage.say(&json!({"type": "ready"})).is_err() {
-        return Ok(ExitCode::SUCCESS);
+    if stage::say(&json!({"type": "ready"})).is_ok() {
+        serve(&mut orders).await;
     }
-    while let Some(turn) = stage.next_turn() {
-        match acts::perform(&mut stage, &turn) {
-            Ok(()) => {}
-            Err(Stop::Cancelled) => {
-                if stage.say(&json!({"type": "cancelled", "turn_id": turn.turn_id})).is_err() {
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs every turn that comes, side by side, until it should leave.
+async fn serve(orders: &mut Orders) {
+    let memory = Memory::default();
+    let mut cues: BTreeMap<String, mpsc::Sender<Cue>> = BTreeMap::new();
+    let mut turns = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            order = orders.next() => match order {
+                Order::Turn(turn) => {
+                    let (sender, heard) = mpsc::channel(CUES_MAX);
+                    cues.insert(turn.turn_id.clone(), sender);
+                    turns.push(play(&memory, turn, heard));
+                }
+                Order::Answer { turn_id, answer } => cue(&cues, &turn_id, Cue::Answer(answer)),
+                Order::Cancel { turn_id } => cue(&cues, &turn_id, Cue::Cancel),
+                Order::Shutdown => break,
+                Order::Unknown => {}
+            },
+            Some((turn_id, played)) = turns.next() => {
+                cues.remove(&turn_id);
+                if played.is_err() {
                     break;
                 }
             }
-            Err(Stop::Leave) => break,
         }
-        stage.remember(&turn);
     }
-    Ok(ExitCode::SUCCESS)
+    // One that is frozen never ends, and keeps the process.
+    while memory.is_frozen() {
+        turns.next().await;
+    }
+}
+
+fn cue(cues: &BTreeMap<String, mpsc::Sender<Cue>>, turn_id: &str, cue: Cue) {
+    if let Some(turn) = cues.get(turn_id) {
+        let _ = turn.try_send(cue);
+    }
+}
+
+/// Runs one turn to its end; its id, and whether the process may go on.
+async fn play(memory: &Memory, turn: Turn, cues: mpsc::Receiver<Cue>) -> (String, Result<(), Stop>) {
+    let mut stage = Stage::new(memory, &turn, cues);
+    let played = match acts::perform(&mut stage, &turn).await {
+        Err(Stop::Cancelled) => stage::say(&json!({"type": "cancelled", "turn_id": turn.turn_id})),
+        played => played,
+    };
+    stage.remember(&turn);
+    (turn.turn_id, played)
 }
 
 /// How it comes up: `DEMO_STARTUP` is `exit0`, `exit1`, `never` or `slow:MS`.
@@ -72,10 +118,4 @@ impl Startup {
             }
         })
     }
-}
-
-/// Says nothing; leaves when it is told to.
-fn never_ready(stage: &mut Stage) -> ExitCode {
-    while !matches!(stage.next_order(), Order::Shutdown) {}
-    ExitCode::SUCCESS
 }

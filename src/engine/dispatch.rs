@@ -132,8 +132,9 @@ async fn bring_orders(engine: &Engine) -> Result<(), StoreError> {
     if engine.host.lives() > 0 {
         for worker in engine.store.stops().await? {
             // A stop that finds a live turn goes through the same last word as everything else.
-            if let Some(turn) = engine.host.stop_worker(worker) {
-                engine.store.cancel(&[turn], CancelledBy::Operator).await?;
+            let turns = engine.host.stop_worker(worker);
+            if !turns.is_empty() {
+                engine.store.cancel(&turns, CancelledBy::Operator).await?;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Workers: what runs where, for operators. Which turn a worker runs is told by the in-flight row.
+//! Workers: what runs where, for operators. Which turns a worker runs is told by the in-flight rows.
 
 use chrono::{DateTime, Utc};
 
@@ -16,8 +16,8 @@ pub struct NewWorker {
     pub agent_revision: i32,
     /// `process`.
     pub runtime: &'static str,
-    /// The conversation that it serves.
-    pub conversation: ConversationId,
+    /// The conversation that it serves; none of a shared worker.
+    pub conversation: Option<ConversationId>,
     /// Its process id.
     pub pid: i32,
 }
@@ -33,10 +33,12 @@ pub struct WorkerRow {
     pub agent: String,
     /// `process`.
     pub runtime: String,
-    /// The conversation that it serves.
+    /// The conversation that it serves; none of a shared worker.
     pub conversation: Option<ConversationId>,
-    /// The turn that it runs now.
+    /// The turn that it runs now; none of a shared worker, which may run many.
     pub turn: Option<TurnId>,
+    /// How many turns it runs now.
+    pub turns: i64,
     /// Its process id.
     pub pid: Option<i32>,
     /// `starting`, `ready` or `ended`.
@@ -68,7 +70,7 @@ impl Store {
                     new.agent,
                     new.agent_revision,
                     new.runtime,
-                    new.conversation.0,
+                    new.conversation.map(|conversation| conversation.0),
                     new.pid
                 )
                 .execute(c)
@@ -119,10 +121,16 @@ impl Store {
             .run("workers", |c| {
                 sqlx::query!(
                     r#"
-                    select w.id, w.replica_id, w.agent, w.runtime, w.conversation_id, i.turn_id as "turn_id?",
+                    select w.id, w.replica_id, w.agent, w.runtime, w.conversation_id,
+                           case when w.conversation_id is not null then i.turn_id end as "turn_id?",
+                           coalesce(i.turns, 0) as "turns!",
                            w.pid, w.state, w.started_at, w.ended_at, w.exit, w.stderr_tail
                       from workers w
-                      left join inflight i on i.worker = w.id and w.state <> 'ended'
+                      left join (
+                        select worker, count(*) as turns, (array_agg(turn_id))[1] as turn_id
+                          from inflight
+                         where worker is not null
+                         group by worker) i on i.worker = w.id and w.state <> 'ended'
                      where ($1::uuid is null and w.state <> 'ended') or w.id = $1
                      order by w.id desc
                      limit $2
@@ -142,6 +150,7 @@ impl Store {
                 runtime: row.runtime,
                 conversation: row.conversation_id.map(ConversationId),
                 turn: row.turn_id.map(TurnId),
+                turns: row.turns,
                 pid: row.pid,
                 state: row.state,
                 started_at: row.started_at,

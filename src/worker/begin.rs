@@ -11,10 +11,12 @@ use tracing::Instrument;
 use super::{
     clocks::Clocks,
     ending::{Account, speak},
-    host::{Halt, Host, Job, Reach},
+    host::Host,
+    job::{Halt, Job, Reach},
+    shared,
 };
 use crate::{
-    agent::AgentSpec,
+    agent::{AgentSpec, Scope},
     event::{Kind, NewEvent},
     failure::Code,
     store::{
@@ -59,6 +61,7 @@ pub(super) async fn begin(host: Host, claim: Claim, mut reach: Reach) {
     async {
         match stopped_by_guard(&job.agent.spec, &job.assignment.input) {
             Some(notice) => block(&host, job, notice).await,
+            None if job.agent.spec.scope == Scope::Shared => shared::serve(&host, job).await,
             None => host.place(job),
         }
     }

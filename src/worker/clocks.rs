@@ -40,6 +40,11 @@ impl Clocks {
         self.step = (now + budget, Code::WorkerUnresponsive);
     }
 
+    /// Of the time that has passed since, so much does not count: the worker could not be heard.
+    pub(super) fn excuse(&mut self, passed: Duration) {
+        self.step.0 += passed;
+    }
+
     /// The user owes an answer within `budget`.
     pub(super) fn expect_answer(&mut self, now: Instant, budget: Duration) {
         self.step = (now + budget, Code::AnswerTimeout);

@@ -7,11 +7,12 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use serde_json::{Value, error::Category};
+use serde_json::{Map, Value, error::Category};
 use tokio_util::codec::Decoder;
 
 use crate::{
     event::is_too_deep,
+    id::TurnId,
     worker::wire::{BadField, FromWorker},
 };
 
@@ -81,6 +82,8 @@ pub struct ProtocolError {
     pub fault: Fault,
     /// The beginning of the line, for operators only; control characters are escaped.
     pub excerpt: String,
+    /// The turn that it names, where that much could be read.
+    pub turn_id: Option<TurnId>,
 }
 
 /// What is wrong with a line.
@@ -110,13 +113,19 @@ pub enum Fault {
     /// A field is missing or of the wrong type.
     #[error("The worker sent a message that could not be understood: {0}.")]
     BadField(#[from] BadField),
+    /// It is a message of a shared worker, and names no turn.
+    #[error("The worker sent a message that names no turn.")]
+    NoTurn,
+    /// It names a turn that is not the worker's.
+    #[error("The worker sent a message for another turn.")]
+    OtherTurn,
 }
 
 impl ProtocolError {
     fn new(fault: Fault, line: &[u8]) -> Self {
         let head = &line[..line.len().min(EXCERPT_BYTES_MAX)];
         let excerpt = String::from_utf8_lossy(head).chars().flat_map(visible).collect();
-        ProtocolError { fault, excerpt }
+        ProtocolError { fault, excerpt, turn_id: None }
     }
 }
 
@@ -135,7 +144,16 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
     if line.iter().all(u8::is_ascii_whitespace) {
         return None;
     }
-    Some(parse(line).map_err(|fault| ProtocolError::new(fault, line)))
+    Some(parse(line).map_err(|fault| ProtocolError {
+        turn_id: matches!(fault, Fault::BadField(_)).then(|| turn_of(line)).flatten(),
+        ..ProtocolError::new(fault, line)
+    }))
+}
+
+/// Whose message it would have been. Reads the line once more: none that is sound comes here.
+fn turn_of(line: &[u8]) -> Option<TurnId> {
+    let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
+    object.get("turn_id")?.as_str()?.parse().ok()
 }
 
 fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
@@ -219,6 +237,15 @@ mod tests {
             let deep = format!("{{\"type\":\"x\",\"a\":{}{}}}\n", "[".repeat(levels), "]".repeat(levels));
             assert_eq!(fault(deep.as_bytes()), Fault::TooDeep);
         }
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_may_still_say_whose_it_is() {
+        let turn = "turn_0190000000007000800000000000000a";
+        let of = |line: String| decode(line.as_bytes())[0].clone().unwrap_err().turn_id;
+        assert_eq!(of(format!("{{\"type\":\"delta\",\"turn_id\":\"{turn}\"}}\n")), turn.parse().ok());
+        assert_eq!(of("{\"type\":\"delta\",\"turn_id\":\"conv_1\"}\n".to_owned()), None);
+        assert_eq!(of(format!("{{\"turn_id\":\"{turn}\",\n")), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::host::{Host, Job};
+use super::{host::Host, job::Job};
 use crate::{
     agent::Retry,
     event::Kind,

@@ -9,24 +9,26 @@ use tokio::time::Instant;
 use super::{
     begin::give_back,
     ending::{Account, cancelled, speak},
-    host::{Halt, Host, Job},
-    life::Worker,
+    host::Host,
+    job::{Halt, Job},
+    line::Line,
     process::SendError,
     wire::{Said, ToWorker},
 };
 use crate::{
     failure::Code,
+    id::WorkerId,
     store::{StoreError, commands::Order},
     telemetry::{self, metrics},
 };
 
 /// Commits the move to `running` and sends the turn; the `seq` of `started`. `None`: the turn has
 /// ended, was given back, or is not ours any more, and the worker has received nothing.
-pub(super) async fn hand_over(host: &Host, worker: &mut Worker, job: &mut Job) -> Option<i32> {
+pub(super) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -> Option<i32> {
     // Read first: a turn that is `running` and waits for its history would look like one that runs.
-    let history = history(host, worker, job).await;
-    let base = start(host, worker, job).await?;
-    let Err(why) = send(host, worker, job, history) else {
+    let history = history(host, line, job).await;
+    let base = start(host, line.worker(), job).await?;
+    let Err(why) = send(host, line, job, history) else {
         return Some(base);
     };
     let message = match why {
@@ -39,9 +41,9 @@ pub(super) async fn hand_over(host: &Host, worker: &mut Worker, job: &mut Job) -
     None
 }
 
-/// What a fresh process must be told of its conversation.
-async fn history(host: &Host, worker: &Worker, job: &Job) -> Vec<Said> {
-    if worker.last_turn.is_some() || job.assignment.ordinal == 1 {
+/// What a process must be told of its conversation that did not serve the turn before.
+async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Vec<Said> {
+    if line.last_turn().is_some() || job.assignment.ordinal == 1 {
         return Vec::new();
     }
     let limits = job.agent.spec.history;
@@ -63,11 +65,11 @@ async fn history(host: &Host, worker: &Worker, job: &Job) -> Vec<Said> {
     }
 }
 
-async fn start(host: &Host, worker: &Worker, job: &mut Job) -> Option<i32> {
+async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Option<i32> {
     loop {
         let (at, _) = job.clocks.next();
         let started = tokio::select! {
-            started = host.store().start(&job.claim, Some(worker.id)) => started,
+            started = host.store().start(&job.claim, Some(worker)) => started,
             halt = job.reach.halted() => {
                 if halt == Halt::Interrupted {
                     give_back(host, &job.claim).await;
@@ -107,7 +109,7 @@ async fn cancelled_or_lost(host: &Host, job: &Job) {
     }
 }
 
-fn send(host: &Host, worker: &mut Worker, job: &Job, mut history: Vec<Said>) -> Result<(), SendError> {
+fn send(host: &Host, line: &mut Line<'_>, job: &Job, mut history: Vec<Said>) -> Result<(), SendError> {
     let cap_left = job.clocks.cap_left(Instant::now());
     let deadline = host.store().clock().now() + TimeDelta::from_std(cap_left).unwrap_or(TimeDelta::MAX);
     loop {
@@ -122,7 +124,7 @@ fn send(host: &Host, worker: &mut Worker, job: &Job, mut history: Vec<Said>) -> 
                 telemetry::current_traceparent().unwrap_or_else(|| job.assignment.traceparent.clone()),
             ),
         };
-        match worker.process.send(&message) {
+        match line.send(&message) {
             // The newest half of the history is worth more than none.
             Err(SendError::TooLong) if !history.is_empty() => {
                 history.drain(..history.len().div_ceil(2));

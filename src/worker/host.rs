@@ -1,8 +1,9 @@
 //! The host: what this replica runs. Free places, warm workers, and the turns under way.
 //!
-//! Owns which worker serves which conversation, and the ways to reach a turn that runs here:
-//! orders from clients, and the two stops (lost: say nothing more; interrupted: a deploy ends it).
-//! Refuses a claim without a free place. It holds the work; no request does (I12).
+//! Owns which worker serves which turn (a conversation's own, or a shared one with room), and the
+//! ways to reach a turn that runs here: orders from clients, and the two stops (lost: say nothing
+//! more; interrupted: a deploy ends it). Refuses a claim without a free place. It holds the work; no
+//! request does (I12).
 
 use std::{
     collections::HashMap,
@@ -17,14 +18,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{begin, clocks::Clocks, life, process::Renewer};
+pub use super::job::Halt;
+use super::{
+    begin,
+    job::{Job, Reach},
+    life,
+    pool::Pool,
+    process::Renewer,
+};
 use crate::{
     agent::Runtime,
     config::Config,
     id::{ConversationId, TurnId, WorkerId},
-    store::{
-        Store, assignment::Assignment, commands::Command, inflight::Claim, turns::Agent, writer::Writer,
-    },
+    store::{Store, commands::Command, inflight::Claim, writer::Writer},
     task::{Kind, Supervisor},
     telemetry::metrics,
 };
@@ -45,10 +51,11 @@ struct Inner {
     silence_max: Duration,
     places: Arc<Semaphore>,
     lives: Mutex<HashMap<ConversationId, Life>>,
+    pool: Pool,
     runs: Mutex<HashMap<TurnId, Run>>,
 }
 
-/// A worker's life, as others reach it.
+/// The life of a conversation's worker, as others reach it.
 #[derive(Debug)]
 struct Life {
     worker: WorkerId,
@@ -69,67 +76,6 @@ struct Run {
     halt: watch::Sender<Option<Halt>>,
     /// When its next clock lapses, as its run last set it.
     due: Arc<Mutex<Instant>>,
-}
-
-/// Why a turn must end here although its worker is well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Halt {
-    /// It is not ours any more: nothing may be written (I5).
-    Lost,
-    /// A deploy's drain is over.
-    Interrupted,
-}
-
-/// One turn to be run here. Its drop frees its place.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) claim: Claim,
-    pub(super) assignment: Assignment,
-    pub(super) agent: Agent,
-    pub(super) clocks: Clocks,
-    pub(super) span: tracing::Span,
-    pub(super) reach: Reach,
-}
-
-/// How others reach one turn that runs here, and its place.
-#[derive(Debug)]
-pub(super) struct Reach {
-    orders: mpsc::Receiver<Command>,
-    halt: watch::Receiver<Option<Halt>>,
-    due: Arc<Mutex<Instant>>,
-    #[allow(dead_code, reason = "held for its drop")]
-    place: Place,
-}
-
-/// What reaches a turn from outside.
-#[derive(Debug)]
-pub(super) enum Call {
-    /// A client wants something of it.
-    Order(Command),
-    /// It must end here.
-    Halt(Halt),
-}
-
-impl Reach {
-    /// Tells the host when the turn's next clock lapses.
-    pub(super) fn set_due(&self, at: Instant) {
-        *lock(&self.due) = at;
-    }
-
-    /// Until somebody calls. Cancel-safe.
-    pub(super) async fn call(&mut self) -> Call {
-        let Reach { orders, halt, .. } = self;
-        tokio::select! {
-            biased;
-            halt = halt.wait_for(Option::is_some) => Call::Halt(halt.map_or(Halt::Lost, |halt| halt.unwrap_or(Halt::Lost))),
-            Some(command) = orders.recv() => Call::Order(command),
-        }
-    }
-
-    /// Until this turn must end here; leaves orders waiting. Cancel-safe.
-    pub(super) async fn halted(&mut self) -> Halt {
-        self.halt.wait_for(Option::is_some).await.map_or(Halt::Lost, |halt| halt.unwrap_or(Halt::Lost))
-    }
 }
 
 /// A turn's place on this replica, and its line in the list of runs.
@@ -166,6 +112,7 @@ impl Host {
             silence_max: config.postgres_away_max.0,
             places: Arc::new(Semaphore::new(config.turns_max as usize)),
             lives: Mutex::default(),
+            pool: Pool::default(),
             runs: Mutex::default(),
         }))
     }
@@ -181,7 +128,8 @@ impl Host {
     }
 
     /// Conversations that have a worker here, with its generation. Busy ones too: their next turn
-    /// can be claimed the moment their last word is written, before the worker is idle again.
+    /// can be claimed the moment their last word is written, before the worker is idle again. Shared
+    /// workers belong to no conversation.
     pub fn warm(&self) -> Vec<(ConversationId, i64)> {
         let lives = lock(&self.0.lives);
         let wanted = lives.iter().filter(|(_, life)| !life.stop.is_cancelled());
@@ -206,7 +154,7 @@ impl Host {
         let place = Place { host: self.clone(), turn: claim.turn, epoch: claim.epoch, permit: Some(permit) };
         let host = self.clone();
         self.0.supervisor.spawn(Kind::Turn, "turn", async move {
-            begin::begin(host, claim, Reach { orders: incoming, halt: halted, due, place }).await;
+            begin::begin(host, claim, Reach::new(incoming, halted, due, place)).await;
         });
         true
     }
@@ -231,14 +179,16 @@ impl Host {
         }
     }
 
-    /// Stops a worker; a turn that it runs is cancelled by the caller first.
-    pub fn stop_worker(&self, worker: WorkerId) -> Option<TurnId> {
+    /// Stops a worker when the turns that it runs have ended; they are for the caller to cancel.
+    pub fn stop_worker(&self, worker: WorkerId) -> Vec<TurnId> {
         for life in lock(&self.0.lives).values() {
             if life.worker == worker {
                 life.stop.cancel();
             }
         }
-        lock(&self.0.runs).iter().find(|(_, run)| run.worker == Some(worker)).map(|(&turn, _)| turn)
+        self.0.pool.retire(Some(worker));
+        let runs = lock(&self.0.runs);
+        runs.iter().filter(|(_, run)| run.worker == Some(worker)).map(|(&turn, _)| turn).collect()
     }
 
     /// Stops idle workers of these conversations, where they are still the ones that `seen` told of: they
@@ -260,6 +210,7 @@ impl Host {
         for life in lock(&self.0.lives).values() {
             life.stop.cancel();
         }
+        self.0.pool.retire(None);
     }
 
     /// Ends every turn here in this way, and every worker.
@@ -268,6 +219,10 @@ impl Host {
             run.halt.send_if_modified(|halt| halt.is_none() && halt.replace(why).is_none());
         }
         self.retire_workers();
+        if why == Halt::Lost {
+            // Each turn ends a worker of its own; a shared one has no turn left to wait for.
+            self.0.pool.kill();
+        }
     }
 
     /// Ends the turns that this replica holds no more.
@@ -279,7 +234,7 @@ impl Host {
 
     /// Proves this replica's life to its workers' guards, and counts them. Their limit is `silence_max`.
     pub fn renew(&self) {
-        let (mut idle, mut busy) = (0, 0);
+        let (mut idle, mut busy) = self.0.pool.renew();
         for life in lock(&self.0.lives).values() {
             *(if life.is_idle { &mut idle } else { &mut busy }) += 1;
             if let Some(renewer) = &life.renewer {
@@ -292,7 +247,7 @@ impl Host {
 
     /// How many workers live here.
     pub fn lives(&self) -> usize {
-        lock(&self.0.lives).len()
+        lock(&self.0.lives).len() + self.0.pool.len()
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -311,9 +266,25 @@ impl Host {
         self.0.silence_max
     }
 
-    /// A conversation's own directory; a worker that is started again finds what it left there.
-    pub(super) fn workspace(&self, conversation: ConversationId) -> PathBuf {
-        self.0.workspaces.join(conversation.to_string())
+    /// A conversation's own directory, or the one of all shared workers of an agent; a worker that is
+    /// started again finds what it left there.
+    pub(super) fn workspace(&self, agent: &str, conversation: Option<ConversationId>) -> PathBuf {
+        match conversation {
+            Some(conversation) => self.0.workspaces.join(conversation.to_string()),
+            None => self.0.workspaces.join("shared").join(agent),
+        }
+    }
+
+    /// Shared workers.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// Stops the conversation's worker when its turn has ended: another worker has the next one.
+    pub(super) fn stop_worker_of(&self, conversation: ConversationId) {
+        if let Some(life) = lock(&self.0.lives).get(&conversation) {
+            life.stop.cancel();
+        }
     }
 
     /// Hands a job to its conversation's warm worker, or starts a new life for it.

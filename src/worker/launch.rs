@@ -60,12 +60,15 @@ pub struct Launch {
     pub stop_grace: Duration,
     /// How long this replica may go without a renewal before the worker is ended.
     pub silence_max: Duration,
+    /// How many messages may wait for a worker that does not read.
+    pub unread_max: usize,
     /// The program that is the guard when called with `__shim`.
     pub shim: PathBuf,
 }
 
 impl Launch {
-    /// A launch in `workspace` with one gibibyte, 64 processes, 5 s of grace and 10 s of silence.
+    /// A launch in `workspace` with one gibibyte, 64 processes, 5 s of grace, 10 s of silence and 16
+    /// messages unread.
     pub fn new(command: Vec<String>, workspace: PathBuf) -> Self {
         Launch {
             command,
@@ -75,6 +78,7 @@ impl Launch {
             processes: 64,
             stop_grace: Duration::from_secs(5),
             silence_max: Duration::from_secs(10),
+            unread_max: 16,
             shim: PathBuf::from(OWN_PROGRAM),
         }
     }

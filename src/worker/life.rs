@@ -1,4 +1,4 @@
-//! The life of one worker: start, turns one after another, idle in between, end.
+//! The life of one conversation's worker: start, turns one after another, idle in between, end.
 //!
 //! ```text
 //! starting ──ready──► busy ◄──► idle ──ttl, stop──► ended
@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    host::{Host, Job},
+    host::Host,
+    job::Job,
+    line::Line,
     process::{Exit, Heard, Process},
     run,
     start::{self, Started},
@@ -65,7 +67,8 @@ pub(super) async fn live(
     let left_over = serve(&host, &mut worker, *job, &mut jobs, &stop).await;
     host.note_ended(conversation, id);
     place_again(&host, left_over, jobs).await;
-    end(&host, *worker).await;
+    let exit = end(&mut worker.process).await;
+    record(&host, id, &worker.process, exit).await;
 }
 
 /// Gives turns that came in while this life ended to a fresh one.
@@ -93,7 +96,9 @@ async fn serve(
         let idle_ttl = next.agent.spec.idle_ttl.0;
         let turn = next.claim.turn;
         let span = next.span.clone();
-        let fate = run::run(host, worker, next).instrument(span).await;
+        let fate = run::run(host, Line::Own(worker), &mut next).instrument(span).await;
+        // Its place is free for another turn.
+        drop(next);
         worker.last_turn = Some(turn);
         let is_wanted = !stop.is_cancelled() && !host.supervisor().soft().is_cancelled();
         if fate == Fate::End || !is_wanted || !host.note_idle(worker.conversation, worker.id) {
@@ -151,7 +156,7 @@ fn is_harmless(worker: &Worker, heard: &Heard) -> bool {
 }
 
 /// Whether the process is gone though its guard has not told yet: a turn must not be handed to it.
-fn is_dead(pid: i32) -> bool {
+pub(super) fn is_dead(pid: i32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         // The state follows the command's name, which may hold anything but ends at the last `)`.
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
@@ -159,15 +164,14 @@ fn is_dead(pid: i32) -> bool {
     }
 }
 
-/// Ends a worker: asked, then told, then killed; and records how.
-pub(super) async fn end(host: &Host, mut worker: Worker) {
+/// Ends a worker: asked, then told, then killed.
+pub(super) async fn end(process: &mut Process) -> Exit {
     // One that cannot be asked is told at once.
-    if worker.process.send(&ToWorker::Shutdown).is_ok() {
-        let _ = tokio::time::timeout(SHUTDOWN_GRACE, worker.process.ended()).await;
+    if process.send(&ToWorker::Shutdown).is_ok() {
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, process.ended()).await;
     }
-    worker.process.stop();
-    let exit = worker.process.ended().await;
-    record(host, worker.id, &worker.process, exit).await;
+    process.stop();
+    process.ended().await
 }
 
 /// Records how a worker ended, for operators.

@@ -1,11 +1,13 @@
 //! Workers: a turn on a process, from the claim to the last word.
 //!
 //! ```text
-//! host ─► begin ─► (warm worker | life ─► start ─► launch ─► shim ─► the agent)
-//!                         └────► run: hand_over, transcript, clocks, pen ─► ending
+//! host ─► begin ─► a conversation's own: (warm worker | life ─► start ─► launch ─► shim ─► the agent)
+//!            │                                └──► line ─► run: hand_over, transcript, clocks, pen ─► ending
+//!            └───► shared: (pool ─► switchboard | its life ─► start ─► …) ──► line ─► run: the same
 //! ```
-//! Upper half: [`host`] (places, warm workers, orders), `begin`, `life`, `start`, `hand_over`,
-//! `run`, `pen`, `ending`. Lower half: [`process`] and what it stands on ([`shim`], [`codec`], [`wire`]).
+//! Upper half: [`host`] (places, warm workers, orders), `begin`, `job`, `life`, `start`, `hand_over`,
+//! `line`, `run`, `pen`, `ending`; for workers of many turns `shared`, `pool` and `switchboard`. Lower
+//! half: [`process`] and what it stands on ([`shim`], [`codec`], [`wire`]).
 
 mod begin;
 mod clocks;
@@ -14,15 +16,20 @@ mod ending;
 pub mod exit;
 mod hand_over;
 pub mod host;
+mod job;
 pub mod launch;
 mod life;
 pub mod lifeline;
+mod line;
 mod pen;
+mod pool;
 pub mod process;
 mod run;
+mod shared;
 pub mod shim;
 mod start;
 mod stderr;
+mod switchboard;
 pub mod transcript;
 mod tree;
 pub mod wire;

@@ -43,9 +43,6 @@ use crate::{
     },
 };
 
-/// How many messages may wait for a worker that does not read.
-const UNREAD_MAX: usize = 16;
-
 /// How long a descriptor that leaked out of a dead worker's tree is waited for.
 pub(super) const LEAK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -59,7 +56,7 @@ const ORPHANS_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Process {
     pid: i32,
-    stdin: mpsc::Sender<Vec<u8>>,
+    inlet: Inlet,
     /// `None` once it has ended.
     stdout: Option<FramedRead<ChildStdout, Lines>>,
     orders: Arc<Orders>,
@@ -103,10 +100,10 @@ impl Process {
     /// Starts a worker and waits until its program runs, 10 s at most. That it runs does not say
     /// that it is ready. Dropping the future leaves nothing behind.
     pub async fn start(supervisor: &Supervisor, launch: Launch) -> Result<Process, StartError> {
-        let (memory, processes) = (launch.memory, launch.processes);
+        let (memory, processes, unread_max) = (launch.memory, launch.processes, launch.unread_max);
         let Launched { pid, mark, guard, stdin, stdout, stderr, socket, reports } = launch.start().await?;
         let (exited, exit) = watch::channel(None);
-        let (queue, unread) = mpsc::channel(UNREAD_MAX);
+        let (queue, unread) = mpsc::channel(unread_max);
         let tail = Tail::default();
         let watching = watch_guard(guard, reports, (pid, mark), move |told| {
             exited.send_replace(Some(Exit::new(told, memory, processes)));
@@ -117,7 +114,7 @@ impl Process {
         supervisor.spawn(Kind::Worker, format!("worker {pid} stderr"), draining);
         Ok(Process {
             pid,
-            stdin: queue,
+            inlet: Inlet(queue),
             stdout: Some(FramedRead::new(stdout, Lines::default())),
             orders: Arc::new(Orders { socket, pid }),
             exit,
@@ -133,15 +130,12 @@ impl Process {
 
     /// Hands a message to the worker's queue. Never blocks.
     pub fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
-        let line = message.to_line().map_err(|_| SendError::Unwritable)?;
-        // The limit is the protocol's, so it holds for both sides. The newline does not count.
-        if line.len() > LINE_BYTES_MAX + 1 {
-            return Err(SendError::TooLong);
-        }
-        self.stdin.try_send(line).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => SendError::Stuck,
-            mpsc::error::TrySendError::Closed(_) => SendError::Closed,
-        })
+        self.inlet.send(message)
+    }
+
+    /// The way to this worker's queue.
+    pub fn inlet(&self) -> Inlet {
+        self.inlet.clone()
     }
 
     /// Waits for what the worker says or does next. Cancel-safe: nothing is lost when the future is
@@ -214,6 +208,25 @@ impl Drop for Process {
     fn drop(&mut self) {
         // Not left to the descriptor's own end: the guard's watcher holds a copy of it.
         let _ = self.orders.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// The way to a worker's queue. Clones are cheap; one that outlives its worker reaches nobody.
+#[derive(Debug, Clone)]
+pub struct Inlet(mpsc::Sender<Vec<u8>>);
+
+impl Inlet {
+    /// Hands a message to the worker's queue. Never blocks.
+    pub fn send(&self, message: &ToWorker) -> Result<(), SendError> {
+        let line = message.to_line().map_err(|_| SendError::Unwritable)?;
+        // The limit is the protocol's, so it holds for both sides. The newline does not count.
+        if line.len() > LINE_BYTES_MAX + 1 {
+            return Err(SendError::TooLong);
+        }
+        self.0.try_send(line).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => SendError::Stuck,
+            mpsc::error::TrySendError::Closed(_) => SendError::Closed,
+        })
     }
 }
 

@@ -12,10 +12,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     clocks::Lapse,
+    codec::Fault,
     ending::{Account, UNKNOWN_CANCELLER, cancelled, speak},
     hand_over::hand_over,
-    host::{Call, Halt, Host, Job},
-    life::{Fate, Worker},
+    host::Host,
+    job::{Call, Halt, Job},
+    life::Fate,
+    line::Line,
     pen::Pen,
     process::{Heard, SendError},
     transcript::{Meaning, Transcript},
@@ -49,8 +52,8 @@ enum End {
 
 struct Run<'a> {
     host: &'a Host,
-    worker: &'a mut Worker,
-    job: Job,
+    line: Line<'a>,
+    job: &'a mut Job,
     account: Account,
     transcript: Transcript,
     pen: Pen,
@@ -61,15 +64,17 @@ struct Run<'a> {
     has_answered: bool,
     /// Whether the worker was not listened to since the last write ended.
     was_deaf: bool,
+    /// For how long the line had waited for other turns when the clock was last set.
+    had_waited: Duration,
 }
 
-/// Runs `job` on `worker` to its end.
-pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate {
-    let mut account = Account::unstarted(&job.claim, Some(&job));
-    let Some(base) = hand_over(host, worker, &mut job).await else {
+/// Runs `job` to its end, on the worker at the other end of `line`.
+pub(super) async fn run<'a>(host: &'a Host, mut line: Line<'a>, job: &'a mut Job) -> Fate {
+    let mut account = Account::unstarted(&job.claim, Some(job));
+    let Some(base) = hand_over(host, &mut line, job).await else {
         return Fate::End;
     };
-    host.note_running(job.claim.turn, worker.id);
+    host.note_running(job.claim.turn, line.worker());
     account.started_at = Some(host.store().clock().now());
     let budget = job.agent.spec.timeouts.progress.0;
     job.clocks.expect_progress(Instant::now(), budget);
@@ -82,8 +87,9 @@ pub(super) async fn run(host: &Host, worker: &mut Worker, mut job: Job) -> Fate 
         closed_until: None,
         has_answered: false,
         was_deaf: false,
+        had_waited: line.waited(),
         host,
-        worker,
+        line,
         job,
         budget,
     };
@@ -107,9 +113,11 @@ impl Run<'_> {
                     Call::Halt(halt) => Some(self.halted(halt)),
                     Call::Order(command) => self.obey(command).await,
                 },
-                heard = self.worker.process.recv(), if is_listening => self.hear(heard),
-                () = sleep_until(at), if is_listening || lapse == Lapse::Cancels => {
-                    Some(if closed_until.is_some() { self.left_without_exit() } else { self.lapsed(lapse) })
+                heard = self.line.recv(), if is_listening => self.hear(heard),
+                () = sleep_until(at), if is_listening || lapse == Lapse::Cancels => match lapse {
+                    _ if closed_until.is_some() => Some(self.left_without_exit()),
+                    Lapse::Fails(Code::WorkerUnresponsive) if self.is_excused() => None,
+                    lapse => Some(self.lapsed(lapse)),
                 }
             };
             if let Some(end) = end {
@@ -141,8 +149,8 @@ impl Run<'_> {
         match heard {
             Heard::Message(from) => self.heed(from),
             Heard::Protocol(error) => {
-                let detail = format!("line: {}", error.excerpt);
-                Some(self.fails(Code::WorkerProtocol, &error.to_string(), Some(detail)))
+                let detail = (!error.excerpt.is_empty()).then(|| format!("line: {}", error.excerpt));
+                Some(self.fails(Code::WorkerProtocol, &error.to_string(), detail))
             }
             Heard::Closed => {
                 self.closed_until = Some(Instant::now() + CLOSED_GRACE);
@@ -152,8 +160,8 @@ impl Run<'_> {
             Heard::Exited(_) if self.cancelled_by.is_some() => Some(self.lapsed(Lapse::Cancels)),
             Heard::Exited(exit) => {
                 let message = format!("The worker handling your request stopped unexpectedly ({exit}).");
-                let tail = self.worker.process.stderr_tail();
-                let word = self.account.failure(Code::WorkerExited, &message, Some(tail));
+                let tail = self.line.stderr_tail();
+                let word = self.account.failure(Code::WorkerExited, &message, tail);
                 let may_rerun = self.job.agent.spec.retry == Retry::Safe && !self.has_answered;
                 Some(if may_rerun { End::Rerun(word) } else { End::Word(word, Fate::End) })
             }
@@ -162,14 +170,13 @@ impl Run<'_> {
 
     fn heed(&mut self, from: FromWorker) -> Option<End> {
         if let Some(turn) = from.turn_id.filter(|&turn| turn != self.job.claim.turn) {
-            if Some(turn) == self.worker.last_turn {
+            if Some(turn) == self.line.last_turn() {
                 // Its turn has had its last word: it cannot become an event any more (I3).
                 metrics::late_output();
                 tracing::warn!(late_for = %turn, "a worker spoke after its turn's end; not kept");
                 return None;
             }
-            let message = "The worker sent a message for another turn.";
-            return Some(self.fails(Code::WorkerProtocol, message, None));
+            return Some(self.fails(Code::WorkerProtocol, &Fault::OtherTurn.to_string(), None));
         }
         let budget = match &from.message {
             Message::Status { budget_s: Some(seconds), .. } => {
@@ -219,8 +226,18 @@ impl Run<'_> {
         } else {
             self.budget = timeouts.progress.0.max(announced).min(cap_left);
             self.job.clocks.expect_progress(now, self.budget);
+            self.had_waited = self.line.waited();
         }
         self.job.reach.set_due(self.job.clocks.next().0);
+    }
+
+    /// Whether the worker has more time, since for some of it its line waited for other turns.
+    fn is_excused(&mut self) -> bool {
+        let waited = self.line.waited();
+        let excused = waited.saturating_sub(std::mem::replace(&mut self.had_waited, waited));
+        self.job.clocks.excuse(excused);
+        self.job.reach.set_due(self.job.clocks.next().0);
+        !excused.is_zero()
     }
 
     async fn obey(&mut self, command: Command) -> Option<End> {
@@ -229,7 +246,7 @@ impl Run<'_> {
             Order::Cancel { by } => {
                 self.job.clocks.cancel(Instant::now());
                 self.cancelled_by = Some(by);
-                self.worker.process.send(&ToWorker::Cancel { turn_id })
+                self.line.send(&ToWorker::Cancel { turn_id })
             }
             Order::Answer { ask_id, answer } => {
                 let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
@@ -243,7 +260,7 @@ impl Run<'_> {
                     &serde_json::json!({ "ask_id": ask_id, "answer": answer }),
                 ));
                 self.expect(Duration::ZERO);
-                self.worker.process.send(&ToWorker::Answer { turn_id, ask_id, answer })
+                self.line.send(&ToWorker::Answer { turn_id, ask_id, answer })
             }
         };
         self.mark_taken(command.id).await;
@@ -296,6 +313,7 @@ impl Run<'_> {
 
     /// Writes what was said, then the end. What a worker said before it died is heard first.
     async fn tell(mut self, end: End) -> Fate {
+        self.line.hang_up(matches!(end, End::Word(_, Fate::Keep)));
         // What cannot be written is no part of an answer: it takes the end's place.
         let end = match end {
             End::Lost => End::Lost,
@@ -304,7 +322,7 @@ impl Run<'_> {
         let (word, fate) = match end {
             End::Lost => {
                 metrics::leases_lost();
-                tracing::warn!("lease lost: the worker is ended");
+                tracing::warn!("lease lost: the worker is ended, or told to stop where it has other turns");
                 return self.kill();
             }
             End::Rerun(_) if self.give_back().await => return Fate::End,
@@ -342,8 +360,8 @@ impl Run<'_> {
         is_released
     }
 
-    fn kill(&self) -> Fate {
-        self.worker.process.kill();
+    fn kill(&mut self) -> Fate {
+        self.line.kill();
         Fate::End
     }
 }

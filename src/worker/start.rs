@@ -9,15 +9,16 @@ use super::{
     begin::give_back,
     clocks::Lapse,
     ending::{Account, UNKNOWN_CANCELLER, cancelled, speak},
-    host::{Call, Halt, Host, Job},
+    host::Host,
+    job::{Call, Halt, Job},
     life::{Worker, record},
     process::{Heard, Launch, Process, StartError},
     wire::Message,
 };
 use crate::{
     failure::Code,
-    id::WorkerId,
-    store::{commands::Order, workers::NewWorker},
+    id::{ConversationId, WorkerId},
+    store::{commands::Order, turns::Agent, workers::NewWorker},
 };
 
 /// How a start went.
@@ -29,7 +30,8 @@ pub(super) enum Started {
 }
 
 /// Why a start led nowhere.
-enum Obstacle {
+#[derive(Debug)]
+pub(super) enum Obstacle {
     Failed { message: String, detail: Option<String> },
     Cancelled(String),
     Halted(Halt),
@@ -37,75 +39,89 @@ enum Obstacle {
 
 /// Starts a worker for `job`'s turn and waits until it is ready, within the startup clock.
 pub(super) async fn start(host: &Host, id: WorkerId, mut job: Job) -> Started {
-    match launch(host, &mut job).await {
-        Ok(mut process) => {
-            tracing::info!(pid = process.pid(), "worker started");
-            host.note_process(job.claim.conversation, id, process.renewer());
-            note_started(host, id, &job, process.pid()).await;
-            match until_ready(&mut process, &mut job).await {
-                Ok(()) => {
-                    if let Err(why) = host.store().worker_ready(id).await {
-                        tracing::warn!(%why, "a ready worker was not recorded");
-                    }
-                    let conversation = job.claim.conversation;
-                    let worker = Worker { id, process, conversation, last_turn: None };
-                    Started::Ready(Box::new(worker), Box::new(job))
-                }
-                Err(obstacle) => {
-                    tell(host, &job, obstacle, Some(&process)).await;
-                    process.kill();
-                    let exit = process.ended().await;
-                    record(host, id, &process, exit).await;
-                    Started::Over
-                }
-            }
-        }
+    let conversation = job.claim.conversation;
+    let launching = launch(host, &job.agent, Some(conversation));
+    let mut process = match unless_interrupted(&mut job, launching).await {
+        Ok(process) => process,
         Err(obstacle) => {
             tell(host, &job, obstacle, None).await;
+            return Started::Over;
+        }
+    };
+    host.note_process(conversation, id, process.renewer());
+    note_started(host, id, &job.agent, Some(conversation), &process).await;
+    match unless_interrupted(&mut job, until_ready(&mut process)).await {
+        Ok(()) => {
+            note_ready(host, id).await;
+            let worker = Worker { id, process, conversation, last_turn: None };
+            Started::Ready(Box::new(worker), Box::new(job))
+        }
+        Err(obstacle) => {
+            tell(host, &job, obstacle, Some(&process)).await;
+            process.kill();
+            let exit = process.ended().await;
+            record(host, id, &process, exit).await;
             Started::Over
         }
     }
 }
 
-async fn launch(host: &Host, job: &mut Job) -> Result<Process, Obstacle> {
-    let spec = &job.agent.spec;
-    let mut env = spec.env.clone();
-    env.insert("LASTWORD_AGENT".to_owned(), job.agent.name.clone());
-    env.insert("LASTWORD_CONVERSATION_ID".to_owned(), job.claim.conversation.to_string());
-    let launch = Launch {
-        env,
-        memory: spec.limits.memory,
-        processes: spec.limits.processes,
-        silence_max: host.silence_max(),
-        ..Launch::new(spec.command.clone(), host.workspace(job.claim.conversation))
-    };
-    let started = Process::start(host.supervisor(), launch);
-    tokio::pin!(started);
+/// A step of a start, unless something comes between.
+pub(super) async fn unless_interrupted<T>(
+    job: &mut Job,
+    step: impl Future<Output = Result<T, Obstacle>>,
+) -> Result<T, Obstacle> {
+    tokio::pin!(step);
     loop {
         tokio::select! {
-            started = &mut started => return started.map_err(refused),
+            done = &mut step => return done,
             why = interrupted(job) => if let Some(obstacle) = why { return Err(obstacle) },
         }
     }
 }
 
-async fn until_ready(process: &mut Process, job: &mut Job) -> Result<(), Obstacle> {
+/// Starts the agent's program, for a conversation or, without one, to be shared. Dropping the future
+/// leaves nothing behind.
+pub(super) fn launch(
+    host: &Host,
+    agent: &Agent,
+    conversation: Option<ConversationId>,
+) -> impl Future<Output = Result<Process, Obstacle>> + use<> {
+    let spec = &agent.spec;
+    let mut env = spec.env.clone();
+    env.insert("LASTWORD_AGENT".to_owned(), agent.name.clone());
+    if let Some(conversation) = conversation {
+        env.insert("LASTWORD_CONVERSATION_ID".to_owned(), conversation.to_string());
+    }
+    let launch = Launch::new(spec.command.clone(), host.workspace(&agent.name, conversation));
+    let launch = Launch {
+        env,
+        memory: spec.limits.memory,
+        processes: spec.limits.processes,
+        silence_max: host.silence_max(),
+        // Room for a `turn` and a `cancel` of each: many may begin at the same moment.
+        unread_max: launch.unread_max + 2 * spec.turns_per_worker() as usize,
+        ..launch
+    };
+    let supervisor = host.supervisor().clone();
+    async move { Process::start(&supervisor, launch).await.map_err(refused) }
+}
+
+/// Waits for the worker's `ready`.
+pub(super) async fn until_ready(process: &mut Process) -> Result<(), Obstacle> {
     loop {
-        tokio::select! {
-            heard = process.recv() => match heard {
-                Heard::Message(from) if from.message == Message::Ready => return Ok(()),
-                Heard::Message(from) if from.message == Message::Beat => {}
-                Heard::Message(_) => return Err(failed("The worker spoke before it was ready.")),
-                Heard::Protocol(error) => {
-                    return Err(Obstacle::Failed { message: error.to_string(), detail: Some(error.excerpt) });
-                }
-                Heard::Closed => {}
-                Heard::Exited(exit) => {
-                    let message = format!("The worker for this agent stopped while it was starting ({exit}).");
-                    return Err(Obstacle::Failed { message, detail: Some(process.stderr_tail()) });
-                }
-            },
-            why = interrupted(job) => if let Some(obstacle) = why { return Err(obstacle) },
+        match process.recv().await {
+            Heard::Message(from) if from.message == Message::Ready => return Ok(()),
+            Heard::Message(from) if from.message == Message::Beat => {}
+            Heard::Message(_) => return Err(failed("The worker spoke before it was ready.")),
+            Heard::Protocol(error) => {
+                return Err(Obstacle::Failed { message: error.to_string(), detail: Some(error.excerpt) });
+            }
+            Heard::Closed => {}
+            Heard::Exited(exit) => {
+                let message = format!("The worker for this agent stopped while it was starting ({exit}).");
+                return Err(Obstacle::Failed { message, detail: Some(process.stderr_tail()) });
+            }
         }
     }
 }
@@ -130,7 +146,7 @@ async fn interrupted(job: &mut Job) -> Option<Obstacle> {
     }
 }
 
-fn failed(message: &str) -> Obstacle {
+pub(super) fn failed(message: &str) -> Obstacle {
     Obstacle::Failed { message: message.to_owned(), detail: None }
 }
 
@@ -139,7 +155,7 @@ fn refused(why: StartError) -> Obstacle {
 }
 
 /// Tells the client, unless there is nothing for this host to tell.
-async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Option<&Process>) {
+pub(super) async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Option<&Process>) {
     let claim = &job.claim;
     let word = match obstacle {
         Obstacle::Halted(Halt::Lost) => return,
@@ -155,16 +171,31 @@ async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Option<&Proce
     speak(host, claim, claim.last_seq, word).await;
 }
 
-async fn note_started(host: &Host, id: WorkerId, job: &Job, pid: i32) {
+/// Records a worker whose program runs, for operators.
+pub(super) async fn note_started(
+    host: &Host,
+    id: WorkerId,
+    agent: &Agent,
+    conversation: Option<ConversationId>,
+    process: &Process,
+) {
+    tracing::info!(pid = process.pid(), "worker started");
     let new = NewWorker {
         id,
-        agent: job.agent.name.clone(),
-        agent_revision: job.agent.revision,
-        runtime: job.agent.spec.runtime.as_str(),
-        conversation: job.claim.conversation,
-        pid,
+        agent: agent.name.clone(),
+        agent_revision: agent.revision,
+        runtime: agent.spec.runtime.as_str(),
+        conversation,
+        pid: process.pid(),
     };
     if let Err(why) = host.store().worker_started(&new).await {
         tracing::warn!(%why, "a worker's start was not recorded");
+    }
+}
+
+/// Records that it can take turns.
+pub(super) async fn note_ready(host: &Host, id: WorkerId) {
+    if let Err(why) = host.store().worker_ready(id).await {
+        tracing::warn!(%why, "a ready worker was not recorded");
     }
 }

@@ -25,8 +25,8 @@ pub enum ToWorker {
         attempt: i32,
         /// `{text, attachments?}`.
         input: Box<RawValue>,
-        /// What was said before, oldest first; only with the first turn that a process serves in a
-        /// conversation that already has some.
+        /// What was said before, oldest first, in a conversation that already has some: with the first
+        /// turn that a process serves in it, and with each one that a shared worker serves.
         #[serde(skip_serializing_if = "Option::is_none")]
         history: Option<Vec<Said>>,
         /// When the turn's cap lapses.
@@ -81,7 +81,8 @@ pub struct Said {
 /// One line from a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FromWorker {
-    /// The turn it names; a worker that serves one turn at a time may leave it out.
+    /// The turn it names; a worker that serves one turn at a time may leave it out, a shared one only
+    /// in `ready` and `beat`.
     pub turn_id: Option<TurnId>,
     /// What it says.
     pub message: Message,

@@ -72,7 +72,7 @@ async fn things(world: &World) -> Value {
         agent: "demo".to_owned(),
         agent_revision: 1,
         runtime: Runtime::Process.as_str(),
-        conversation,
+        conversation: Some(conversation),
         pid: 1,
     };
     world.store.worker_started(&worker).await.unwrap();

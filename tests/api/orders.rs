@@ -166,7 +166,7 @@ async fn operators_see_replicas_and_workers_and_stop_one() {
         agent: "demo".to_owned(),
         agent_revision: 1,
         runtime: "process",
-        conversation: turn["conversation_id"].as_str().unwrap().parse().unwrap(),
+        conversation: Some(turn["conversation_id"].as_str().unwrap().parse().unwrap()),
         pid: 7,
     };
     world.store.worker_started(&new).await.unwrap();

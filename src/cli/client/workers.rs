@@ -19,6 +19,7 @@ const COLUMNS: &[Column] = &[
     ("RUNTIME", "runtime"),
     ("CONVERSATION", "conversation_id"),
     ("TURN", "turn_id"),
+    ("TURNS", "turns"),
     ("REPLICA", "replica_id"),
     ("PID", "pid"),
     ("STARTED", "started_at"),
@@ -43,7 +44,7 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Stop one worker; a turn that it runs gets its last word
+    /// Stop one worker; every turn that it runs is cancelled
     Stop {
         /// wrk_…
         id: String,

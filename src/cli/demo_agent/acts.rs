@@ -8,11 +8,12 @@ use nix::{sys::signal, unistd::Pid};
 use serde_json::{Value, json};
 use tokio::signal::unix::SignalKind;
 
-use super::stage::{Stage, Stop, Turn};
+use super::stage::{Stage, Stop, Turn, say, write};
 
 /// The commands, for people.
 pub const HELP: &str = "\
 A message may begin with a command:
+  /echo TEXT     TEXT, at once
   /slow N        N words, one every 100 ms
   /recall        everything it knows of this conversation
   /ask QUESTION  asks, waits for the answer, echoes it
@@ -29,8 +30,9 @@ A message may begin with a command:
   /garbage /badutf8 /nul /rawnul /longline /unknown
                  a line that is not JSON, not UTF-8, has an escaped or a raw NUL,
                  is 2 MiB long, has a type that nobody knows
-  /wrongturn /twoends /afterend
-                 speaks for another turn, completes twice, goes on after its end
+  /wrongturn /noturn /badfield /twoends /afterend
+                 speaks for another turn, for none, leaves out a field, completes twice,
+                 goes on after its end
   /help          this";
 
 /// Between two words of a friendly answer.
@@ -41,15 +43,16 @@ const BEAT_PAUSE: Duration = Duration::from_millis(200);
 const LONG_LINE_BYTES: usize = 2 * 1024 * 1024;
 
 /// Runs one turn to its end, or until something stops it.
-pub fn perform(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
+pub async fn perform(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     let text = turn.input.text.trim();
     let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let rest = rest.trim();
     match command {
         "/help" => stage.delta(turn, HELP)?,
-        "/slow" => slow(stage, turn, count(rest, 10))?,
+        "/echo" => stage.delta(turn, or(rest, "Echo."))?,
+        "/slow" => slow(stage, turn, count(rest, 10)).await?,
         "/recall" => recall(stage, turn)?,
-        "/ask" => ask(stage, turn, rest)?,
+        "/ask" => ask(stage, turn, rest).await?,
         "/notice" => stage.text(turn, "content", or(rest, "Please note."))?,
         "/ephemeral" => {
             stage.text(turn, "ephemeral", or(rest, "Just a moment."))?;
@@ -57,27 +60,27 @@ pub fn perform(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
         }
         "/status" => {
             let state = or(rest, "working");
-            stage.say(&json!({"type": "status", "turn_id": turn.turn_id, "state": state}))?;
+            say(&json!({"type": "status", "turn_id": turn.turn_id, "state": state}))?;
             stage.delta(turn, "That was my status.")?;
         }
         "/error" => {
             let message = or(rest, "The demo agent was asked to fail.");
-            return stage.say(&json!({"type": "error", "turn_id": turn.turn_id, "message": message}));
+            return say(&json!({"type": "error", "turn_id": turn.turn_id, "message": message}));
         }
-        "/flood" => flood(stage, turn, count(rest, 1000))?,
+        "/flood" => flood(stage, turn, count(rest, 1000)).await?,
         "/emoji" => emoji(stage, turn)?,
         "/silent" => {}
         "/orphan" => orphan(stage, turn)?,
         "/afterend" => return after_end(stage, turn),
-        "/crash" | "/kill" | "/hang" | "/freeze" => return die(stage, turn, command, rest),
+        "/crash" | "/kill" | "/hang" | "/freeze" => return die(stage, turn, command, rest).await,
         _ if is_mangled(command) => mangle(stage, turn, command)?,
-        _ => greet(stage, turn)?,
+        _ => greet(stage, turn).await?,
     }
     stage.complete(turn)
 }
 
 /// A friendly answer, word by word.
-fn greet(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
+async fn greet(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     let mut answer = match turn.input.text.trim() {
         "" => "Hello! You said nothing at all.".to_owned(),
         text => format!("Hello! You said: {text}"),
@@ -87,20 +90,20 @@ fn greet(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
     }
     for word in answer.split_inclusive(' ') {
         stage.delta(turn, word)?;
-        stage.wait(turn, WORD_PAUSE)?;
+        stage.wait(WORD_PAUSE).await?;
     }
     Ok(())
 }
 
-fn slow(stage: &mut Stage, turn: &Turn, words: u64) -> Result<(), Stop> {
+async fn slow(stage: &mut Stage<'_>, turn: &Turn, words: u64) -> Result<(), Stop> {
     for n in 1..=words {
-        stage.wait(turn, Duration::from_millis(100))?;
+        stage.wait(Duration::from_millis(100)).await?;
         stage.delta(turn, &format!("word{n} "))?;
     }
     Ok(())
 }
 
-fn recall(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
+fn recall(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     let known = stage.recall(turn);
     let lines: Vec<String> = known
         .iter()
@@ -113,29 +116,29 @@ fn recall(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
     }
 }
 
-fn ask(stage: &mut Stage, turn: &Turn, question: &str) -> Result<(), Stop> {
+async fn ask(stage: &mut Stage<'_>, turn: &Turn, question: &str) -> Result<(), Stop> {
     let prompt = or(question, "Shall I go on?");
     let ask_id = format!("ask_{:032x}", rand::random::<u128>());
-    stage.say(&json!({"type": "ask", "turn_id": turn.turn_id, "ask_id": ask_id, "prompt": prompt}))?;
-    let answer = match stage.answer(turn)? {
+    say(&json!({"type": "ask", "turn_id": turn.turn_id, "ask_id": ask_id, "prompt": prompt}))?;
+    let answer = match stage.answer().await? {
         Value::String(text) => text,
         other => other.to_string(),
     };
     stage.delta(turn, &format!("You answered: {answer}"))
 }
 
-fn flood(stage: &mut Stage, turn: &Turn, pieces: u64) -> Result<(), Stop> {
+async fn flood(stage: &mut Stage<'_>, turn: &Turn, pieces: u64) -> Result<(), Stop> {
     for n in 1..=pieces {
         stage.delta(turn, &format!("{n} "))?;
         if n % 64 == 0 {
-            stage.wait(turn, Duration::ZERO)?;
+            stage.pause().await?;
         }
     }
     Ok(())
 }
 
 /// One character of several code points is cut in two pieces.
-fn emoji(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
+fn emoji(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     for piece in ["Grüße, 世界! ", "🦀🎉 ", "\u{1F469}\u{200D}", "\u{1F680}", " \u{2028}é\u{301}"] {
         stage.delta(turn, piece)?;
     }
@@ -143,14 +146,14 @@ fn emoji(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
 }
 
 /// The process left behind keeps this one's stdout open, as they do in real life.
-fn orphan(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
+fn orphan(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     let child = std::process::Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
     stage.delta(turn, &child.id().to_string())
 }
 
 /// The ways to end a turn without an end.
 #[allow(clippy::disallowed_methods, reason = "to exit in the middle of everything is what was asked for")]
-fn die(stage: &mut Stage, turn: &Turn, way: &str, rest: &str) -> Result<(), Stop> {
+async fn die(stage: &mut Stage<'_>, turn: &Turn, way: &str, rest: &str) -> Result<(), Stop> {
     match way {
         "/crash" => {
             stage.delta(turn, "About to crash.")?;
@@ -165,52 +168,62 @@ fn die(stage: &mut Stage, turn: &Turn, way: &str, rest: &str) -> Result<(), Stop
             Ok(())
         }
         "/hang" => loop {
-            stage.say(&json!({"type": "beat", "turn_id": turn.turn_id}))?;
-            stage.wait(turn, BEAT_PAUSE)?;
+            say(&json!({"type": "beat", "turn_id": turn.turn_id}))?;
+            stage.wait(BEAT_PAUSE).await?;
         },
         _ => {
             // Once a listener exists the signal's default, to end the process, is gone for good.
             let _deaf = tokio::signal::unix::signal(SignalKind::terminate())?;
-            loop {
-                std::thread::park();
-            }
+            stage.freeze().await
         }
     }
 }
 
 fn is_mangled(command: &str) -> bool {
-    const MANGLED: [&str; 8] =
-        ["/garbage", "/badutf8", "/nul", "/rawnul", "/longline", "/wrongturn", "/twoends", "/unknown"];
+    const MANGLED: [&str; 10] = [
+        "/garbage",
+        "/badutf8",
+        "/nul",
+        "/rawnul",
+        "/longline",
+        "/wrongturn",
+        "/noturn",
+        "/badfield",
+        "/twoends",
+        "/unknown",
+    ];
     MANGLED.contains(&command)
 }
 
 /// Bends the protocol in one place; the caller completes the turn.
-fn mangle(stage: &mut Stage, turn: &Turn, command: &str) -> Result<(), Stop> {
+fn mangle(stage: &mut Stage<'_>, turn: &Turn, command: &str) -> Result<(), Stop> {
     let id = &turn.turn_id;
     let raw = |text: &[u8]| {
         let head = format!(r#"{{"type":"delta","turn_id":"{id}","text":""#);
         [head.as_bytes(), text, br#""}"#].concat()
     };
     match command {
-        "/garbage" => stage.write(b"this is no JSON {"),
-        "/badutf8" => stage.write(&raw(b"bad \xff\xfe bytes")),
+        "/garbage" => write(b"this is no JSON {"),
+        "/badutf8" => write(&raw(b"bad \xff\xfe bytes")),
         "/nul" => stage.delta(turn, "before\u{0}after"),
-        "/rawnul" => stage.write(&raw(b"before\x00after")),
-        "/longline" => stage.write(&raw(&vec![b'x'; LONG_LINE_BYTES])),
+        "/rawnul" => write(&raw(b"before\x00after")),
+        "/longline" => write(&raw(&vec![b'x'; LONG_LINE_BYTES])),
         "/wrongturn" => {
             let other = "turn_00000000000070008000000000000000";
-            stage.say(&json!({"type": "delta", "turn_id": other, "text": "for somebody else"}))?;
+            say(&json!({"type": "delta", "turn_id": other, "text": "for somebody else"}))?;
             stage.delta(turn, "for you")
         }
+        "/noturn" => say(&json!({"type": "delta", "text": "for whom?"})),
+        "/badfield" => say(&json!({"type": "delta", "turn_id": id})),
         "/twoends" => {
             stage.delta(turn, "I end twice.")?;
             stage.complete(turn)
         }
-        _ => stage.say(&json!({"type": "sparkle", "turn_id": id, "colour": "gold", "n": [1, 2]})),
+        _ => say(&json!({"type": "sparkle", "turn_id": id, "colour": "gold", "n": [1, 2]})),
     }
 }
 
-fn after_end(stage: &mut Stage, turn: &Turn) -> Result<(), Stop> {
+fn after_end(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     stage.delta(turn, "I go on after my end.")?;
     stage.complete(turn)?;
     stage.delta(turn, "Still here.")

@@ -1,32 +1,24 @@
 //! The demo agent's two pipes, and its memory.
 //!
-//! Owns reading orders, saying messages and waiting. Keeps one rule: whoever waits hears `cancel`,
-//! `shutdown` and the end of stdin at once.
+//! Owns reading orders, saying messages and waiting. Keeps two rules: a turn that waits hears its cancel
+//! at once, and a line is written whole.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     io::{self, BufRead, Write},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::{sync::mpsc, time::timeout};
 
-/// How many texts of one conversation are remembered.
+/// How many conversations are remembered, and texts of one.
+const CONVERSATIONS_MAX: usize = 1000;
 const MEMORY_TEXTS_MAX: usize = 1000;
-/// How many orders wait while a turn is under way.
+/// How many orders wait to be looked at.
 const ORDERS_MAX: usize = 64;
-
-/// The pipes to the host.
-pub struct Stage {
-    orders: Receiver<Order>,
-    waiting: VecDeque<Turn>,
-    answers: VecDeque<Value>,
-    memory: BTreeMap<String, Vec<Said>>,
-    /// What the turn under way has said so far.
-    saying: String,
-}
 
 /// What the host wants.
 #[derive(Deserialize)]
@@ -64,7 +56,7 @@ pub struct Turn {
     /// What the user said.
     #[serde(default)]
     pub input: Input,
-    /// What was said before, where this process cannot know it; oldest first.
+    /// What was said before, where the host does not rely on this process to know it; oldest first.
     #[serde(default)]
     pub history: Vec<Said>,
 }
@@ -89,12 +81,20 @@ pub struct Said {
     pub text: String,
 }
 
+/// What a turn under way hears.
+pub enum Cue {
+    /// The user's answer to its question.
+    Answer(Value),
+    /// It should stop.
+    Cancel,
+}
+
 /// Why a turn under way ends early.
 #[derive(Debug)]
 pub enum Stop {
     /// The host cancelled it.
     Cancelled,
-    /// The host wants the process to leave, or is gone.
+    /// The host is gone.
     Leave,
 }
 
@@ -105,24 +105,98 @@ impl From<io::Error> for Stop {
     }
 }
 
-impl Stage {
+/// The host's orders, one after another.
+pub struct Orders(mpsc::Receiver<Order>);
+
+impl Orders {
     /// Starts reading stdin.
     pub fn open() -> Self {
-        let (sender, orders) = sync_channel(ORDERS_MAX);
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
         std::thread::spawn(move || read_orders(&sender));
-        let (waiting, answers) = (VecDeque::new(), VecDeque::new());
-        Stage { orders, waiting, answers, memory: BTreeMap::new(), saying: String::new() }
+        Orders(orders)
     }
 
-    /// Writes one message as one line.
-    pub fn say(&mut self, message: &Value) -> Result<(), Stop> {
-        self.write(message.to_string().as_bytes())
+    /// The next order; the end of stdin is a shutdown. Cancel-safe.
+    pub async fn next(&mut self) -> Order {
+        self.0.recv().await.unwrap_or(Order::Shutdown)
+    }
+}
+
+/// Reads orders until stdin ends; the closed queue then tells the other thread.
+fn read_orders(orders: &mpsc::Sender<Order>) {
+    for line in io::stdin().lock().lines() {
+        let Ok(line) = line else { return };
+        match serde_json::from_str(&line) {
+            Ok(order) => {
+                if orders.blocking_send(order).is_err() {
+                    return;
+                }
+            }
+            Err(why) => eprintln!("demo agent: not an order: {why}"),
+        }
+    }
+}
+
+/// Writes one message as one line.
+pub fn say(message: &Value) -> Result<(), Stop> {
+    write(message.to_string().as_bytes())
+}
+
+/// Writes one line as it is, whatever it is.
+pub fn write(line: &[u8]) -> Result<(), Stop> {
+    let mut out = io::stdout().lock();
+    out.write_all(line)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
+
+/// What the agent knows of its conversations, and whether it was frozen.
+#[derive(Default)]
+pub struct Memory {
+    conversations: RefCell<BTreeMap<String, Vec<Said>>>,
+    is_frozen: Cell<bool>,
+}
+
+impl Memory {
+    /// From now on the process leaves for nobody.
+    pub fn freeze(&self) {
+        self.is_frozen.set(true);
+    }
+
+    /// Whether a turn is frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.is_frozen.get()
+    }
+}
+
+/// The stage of one turn.
+pub struct Stage<'a> {
+    memory: &'a Memory,
+    cues: mpsc::Receiver<Cue>,
+    /// What the turn has said so far.
+    saying: String,
+}
+
+impl<'a> Stage<'a> {
+    /// A stage for `turn`, with what its `history` says remembered: the host's word counts.
+    pub fn new(memory: &'a Memory, turn: &Turn, cues: mpsc::Receiver<Cue>) -> Self {
+        let mut conversations = memory.conversations.borrow_mut();
+        let known = conversations.entry(turn.conversation_id.clone()).or_default();
+        if !turn.history.is_empty() {
+            known.clone_from(&turn.history);
+        }
+        if conversations.len() > CONVERSATIONS_MAX {
+            // Their ids carry the time.
+            conversations.pop_first();
+        }
+        drop(conversations);
+        Stage { memory, cues, saying: String::new() }
     }
 
     /// Says a piece of the turn's answer.
     pub fn delta(&mut self, turn: &Turn, text: &str) -> Result<(), Stop> {
         self.saying.push_str(text);
-        self.say(&json!({"type": "delta", "turn_id": turn.turn_id, "text": text}))
+        say(&json!({"type": "delta", "turn_id": turn.turn_id, "text": text}))
     }
 
     /// Says a message of the turn whose only field beside the usual ones is `text`.
@@ -130,112 +204,62 @@ impl Stage {
         if kind == "content" {
             self.saying.push_str(text);
         }
-        self.say(&json!({"type": kind, "turn_id": turn.turn_id, "text": text}))
+        say(&json!({"type": kind, "turn_id": turn.turn_id, "text": text}))
     }
 
     /// Says that the turn is done.
     pub fn complete(&mut self, turn: &Turn) -> Result<(), Stop> {
-        self.say(&json!({"type": "complete", "turn_id": turn.turn_id}))
+        say(&json!({"type": "complete", "turn_id": turn.turn_id}))
     }
 
-    /// Writes one line as it is, whatever it is.
-    pub fn write(&mut self, line: &[u8]) -> Result<(), Stop> {
-        let mut out = io::stdout().lock();
-        out.write_all(line)?;
-        out.write_all(b"\n")?;
-        Ok(out.flush()?)
-    }
-
-    /// Waits, unless the turn is cancelled or the process should leave.
-    pub fn wait(&mut self, turn: &Turn, span: Duration) -> Result<(), Stop> {
-        let until = Instant::now() + span;
-        loop {
-            match self.orders.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(order) => self.heed(turn, order)?,
-                Err(RecvTimeoutError::Timeout) => return Ok(()),
-                Err(RecvTimeoutError::Disconnected) => return Err(Stop::Leave),
-            }
+    /// Waits, unless the turn is cancelled.
+    pub async fn wait(&mut self, span: Duration) -> Result<(), Stop> {
+        match timeout(span, self.cancelled()).await {
+            Ok(()) => Err(Stop::Cancelled),
+            Err(_) => Ok(()),
         }
+    }
+
+    /// Lets the other turns go on, unless this one is cancelled.
+    pub async fn pause(&mut self) -> Result<(), Stop> {
+        tokio::task::yield_now().await;
+        self.wait(Duration::ZERO).await
     }
 
     /// Waits for the user's answer.
-    pub fn answer(&mut self, turn: &Turn) -> Result<Value, Stop> {
-        loop {
-            if let Some(answer) = self.answers.pop_front() {
-                return Ok(answer);
-            }
-            let order = self.orders.recv().map_err(|_| Stop::Leave)?;
-            self.heed(turn, order)?;
+    pub async fn answer(&mut self) -> Result<Value, Stop> {
+        match self.cues.recv().await {
+            Some(Cue::Answer(answer)) => Ok(answer),
+            Some(Cue::Cancel) => Err(Stop::Cancelled),
+            None => Err(Stop::Leave),
         }
     }
 
-    /// What an order means while `turn` is under way.
-    fn heed(&mut self, turn: &Turn, order: Order) -> Result<(), Stop> {
-        match order {
-            Order::Turn(next) => self.waiting.push_back(next),
-            Order::Answer { turn_id, answer } if turn_id == turn.turn_id => self.answers.push_back(answer),
-            Order::Cancel { turn_id } if turn_id == turn.turn_id => return Err(Stop::Cancelled),
-            Order::Cancel { turn_id } => self.waiting.retain(|waiting| waiting.turn_id != turn_id),
-            Order::Shutdown => return Err(Stop::Leave),
-            Order::Answer { .. } | Order::Unknown => {}
-        }
-        Ok(())
+    /// Nothing for ever: what the turn is told now, nobody hears.
+    pub async fn freeze(&mut self) -> Result<(), Stop> {
+        self.memory.freeze();
+        std::future::pending().await
     }
 
-    /// The next turn to run, with what its `history` says now remembered; `None` to leave.
-    pub fn next_turn(&mut self) -> Option<Turn> {
-        loop {
-            let turn = match self.waiting.pop_front() {
-                Some(turn) => turn,
-                None => match self.next_order() {
-                    Order::Turn(turn) => turn,
-                    Order::Shutdown => return None,
-                    Order::Answer { .. } | Order::Cancel { .. } | Order::Unknown => continue,
-                },
-            };
-            self.answers.clear();
-            self.saying.clear();
-            let known = self.memory.entry(turn.conversation_id.clone()).or_default();
-            if known.is_empty() {
-                known.extend(turn.history.iter().cloned());
-            }
-            return Some(turn);
-        }
-    }
-
-    /// The next order; the end of stdin is a shutdown.
-    pub fn next_order(&mut self) -> Order {
-        self.orders.recv().unwrap_or(Order::Shutdown)
+    async fn cancelled(&mut self) {
+        // An answer that nobody asked for is none.
+        while !matches!(self.cues.recv().await, Some(Cue::Cancel) | None) {}
     }
 
     /// Keeps what a turn said, for the next one of its conversation.
-    pub fn remember(&mut self, turn: &Turn) {
-        let known = self.memory.entry(turn.conversation_id.clone()).or_default();
+    pub fn remember(self, turn: &Turn) {
+        let mut conversations = self.memory.conversations.borrow_mut();
+        let known = conversations.entry(turn.conversation_id.clone()).or_default();
         known.push(Said { role: "user".into(), text: turn.input.text.clone() });
         if !self.saying.is_empty() {
-            known.push(Said { role: "assistant".into(), text: std::mem::take(&mut self.saying) });
+            known.push(Said { role: "assistant".into(), text: self.saying });
         }
         let surplus = known.len().saturating_sub(MEMORY_TEXTS_MAX);
         known.drain(..surplus);
     }
 
     /// What this agent knows of the turn's conversation, oldest first.
-    pub fn recall(&self, turn: &Turn) -> &[Said] {
-        self.memory.get(&turn.conversation_id).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// Reads orders until stdin ends; the closed queue then tells the other thread.
-fn read_orders(orders: &SyncSender<Order>) {
-    for line in io::stdin().lock().lines() {
-        let Ok(line) = line else { return };
-        match serde_json::from_str(&line) {
-            Ok(order) => {
-                if orders.send(order).is_err() {
-                    return;
-                }
-            }
-            Err(why) => eprintln!("demo agent: not an order: {why}"),
-        }
+    pub fn recall(&self, turn: &Turn) -> Vec<Said> {
+        self.memory.conversations.borrow().get(&turn.conversation_id).cloned().unwrap_or_default()
     }
 }

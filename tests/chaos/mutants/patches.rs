@@ -299,11 +299,11 @@ const BYTE_BEFORE_RUNNING: Mutant = Mutant {
     rule: "`running` is committed before a worker receives a byte (I10)",
     edits: &[Edit {
         file: "src/worker/hand_over.rs",
-        find: "    let base = start(host, worker, job).await?;
-    let Err(why) = send(host, worker, job, history) else {
+        find: "    let base = start(host, line.worker(), job).await?;
+    let Err(why) = send(host, line, job, history) else {
 ",
-        replace: "    let sent = send(host, worker, job, history);
-    let base = start(host, worker, job).await?;
+        replace: "    let sent = send(host, line, job, history);
+    let base = start(host, line.worker(), job).await?;
     let Err(why) = sent else {
 ",
     }],

@@ -1,0 +1,75 @@
+//! The pool: this replica's shared workers, by agent and revision.
+//!
+//! Owns which one of them takes a turn: the oldest that has room, also one that is still starting; the
+//! newest fall idle first when there is less to do. Where none has room another one is made, so there
+//! are never more of them than turns, but for those that are idle or ending.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{
+    line::Extension,
+    switchboard::{Outlook, Standing, Switchboard},
+};
+use crate::{
+    id::{TurnId, WorkerId},
+    store::turns::Agent,
+};
+
+/// Shared workers, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Pool(Mutex<Vec<Switchboard>>);
+
+impl Pool {
+    /// A line for `turn`, and the worker that it was made for where there had to be another one: that
+    /// one is the caller's to bring to life.
+    pub(super) fn line(
+        &self,
+        agent: &Agent,
+        turn: TurnId,
+        mint: impl FnOnce() -> WorkerId,
+    ) -> (Extension, Option<Switchboard>) {
+        let mut all = self.all();
+        let mut of_agent = all.iter().filter(|switchboard| switchboard.is_of(agent));
+        if let Some(line) = of_agent.find_map(|switchboard| switchboard.connect(turn)) {
+            return (line, None);
+        }
+        let (made, line) = Switchboard::new(mint(), agent, turn);
+        all.push(made.clone());
+        (line, Some(made))
+    }
+
+    /// Gives no more turns to this worker, or to any.
+    pub(super) fn retire(&self, only: Option<WorkerId>) {
+        for switchboard in self.all().iter() {
+            if only.is_none_or(|worker| worker == switchboard.worker()) {
+                switchboard.retire(Standing::Retired);
+            }
+        }
+    }
+
+    /// Ends every worker at once.
+    pub(super) fn kill(&self) {
+        self.all().iter().for_each(Switchboard::kill);
+    }
+
+    /// Proves this replica's life to the workers' guards; how many are idle, and how many are not.
+    pub(super) fn renew(&self) -> (usize, usize) {
+        let all = self.all();
+        all.iter().for_each(Switchboard::renew);
+        let busy = all.iter().filter(|switchboard| switchboard.outlook() == Outlook::Busy).count();
+        (all.len() - busy, busy)
+    }
+
+    /// The worker takes no more turns, and has none.
+    pub(super) fn forget(&self, worker: WorkerId) {
+        self.all().retain(|switchboard| switchboard.worker() != worker);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all().len()
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Switchboard>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,400 @@
+//! The switchboard of a shared worker: a line for each of its turns, and what the worker says put
+//! through to the turn that it names.
+//!
+//! Owns which turns the worker serves, which it has served, and what each has not heard yet. Refuses a
+//! turn beyond the worker's room, one that it has served before (its words of then would pass for those
+//! of now), and any turn once it is retired.
+//! Refuses to grow: [`UNHEARD_MAX`] messages wait for a turn at most. Then the worker's pipe waits with
+//! all that is in it, and no turn's silence counts meanwhile (I8).
+//! Keeps I7: a line brings the worker's end only after everything that was said on it before.
+//!
+//! The worker's life is in [`super::shared`]; a turn's end of the line is an [`Extension`].
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{
+        Notify,
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    codec::{Fault, ProtocolError},
+    line::Extension,
+    process::{Exit, Heard, Inlet, Process, Renewer, SendError},
+    wire::{FromWorker, Message, ToWorker},
+};
+use crate::{
+    id::{TurnId, WorkerId},
+    store::turns::Agent,
+    telemetry::metrics,
+};
+
+/// Messages that may wait for one turn.
+const UNHEARD_MAX: usize = 64;
+/// Turns of the past that are known. What comes for an older one is taken for a stranger's.
+const PAST_MAX: usize = 10_000;
+
+/// One shared worker, as its pool, its life and its turns reach it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Switchboard(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    worker: WorkerId,
+    agent: Agent,
+    state: Mutex<State>,
+    /// Rung where its life should look again: at the last line's end, and at a change of standing.
+    changed: Notify,
+    stage: watch::Sender<Stage>,
+    kill: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    standing: Standing,
+    lines: HashMap<TurnId, mpsc::Sender<Heard>>,
+    past: Past,
+    /// When the last line ended.
+    idle_since: Instant,
+    /// For how long the pipe has waited for one turn or another, and since when it does now.
+    waited: Duration,
+    waits_since: Option<Instant>,
+    /// `None` until its program runs.
+    reached: Option<Reached>,
+}
+
+/// The ways to a worker whose program runs.
+#[derive(Debug)]
+struct Reached {
+    pid: i32,
+    inlet: Inlet,
+    renewer: Renewer,
+}
+
+/// Whether a shared worker is given turns, and how it is ended when it has none. Only ever moves on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// It is given turns.
+    Open,
+    /// No more turns; it is asked to leave.
+    Retired,
+    /// No more turns; it is killed, since it does not do what it is told.
+    Condemned,
+}
+
+/// How far the worker has come. The last three are for good.
+#[derive(Debug, Clone)]
+pub(super) enum Stage {
+    /// It has not said that it is ready.
+    Starting,
+    /// It serves turns.
+    Ready,
+    /// It will say nothing more; it may still run.
+    Closed,
+    /// It never came to serve turns.
+    Refused { message: String, detail: Option<String> },
+    /// It said something that is nobody's.
+    Faulty(ProtocolError),
+    /// It is gone.
+    Exited(Exit),
+}
+
+/// What its life should do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// It has turns.
+    Busy,
+    /// It has none, since then.
+    Idle(Instant),
+    /// It has none, and will be given none.
+    Over(Standing),
+}
+
+impl Switchboard {
+    /// A worker that is to be started for `turn`, and that turn's line.
+    pub(super) fn new(worker: WorkerId, agent: &Agent, turn: TurnId) -> (Self, Extension) {
+        let (line, unheard) = mpsc::channel(UNHEARD_MAX);
+        let state = State {
+            standing: Standing::Open,
+            lines: HashMap::from([(turn, line)]),
+            past: Past::default(),
+            idle_since: Instant::now(),
+            waited: Duration::ZERO,
+            waits_since: None,
+            reached: None,
+        };
+        let switchboard = Switchboard(Arc::new(Inner {
+            worker,
+            agent: agent.clone(),
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            stage: watch::Sender::new(Stage::Starting),
+            kill: CancellationToken::new(),
+        }));
+        let extension = Extension::new(switchboard.clone(), turn, unheard, None);
+        (switchboard, extension)
+    }
+
+    /// A line for `turn`, where there is room for it.
+    pub(super) fn connect(&self, turn: TurnId) -> Option<Extension> {
+        let mut state = self.state();
+        let has_room = state.lines.len() < self.0.agent.spec.turns_per_worker() as usize;
+        let is_known = state.lines.contains_key(&turn) || state.past.is_known(turn);
+        if state.standing != Standing::Open || !has_room || is_known {
+            return None;
+        }
+        // One that talks to others lives.
+        let idle = state.reached.as_ref().filter(|_| state.lines.is_empty());
+        // Its guard is to look closely again.
+        let idle_pid = idle.inspect(|it| it.renewer.renew(true)).map(|it| it.pid);
+        let (line, unheard) = mpsc::channel(UNHEARD_MAX);
+        state.lines.insert(turn, line);
+        drop(state);
+        Some(Extension::new(self.clone(), turn, unheard, idle_pid))
+    }
+
+    /// Ends a turn's line: what the worker says of it from now on is late.
+    pub(super) fn disconnect(&self, turn: TurnId) {
+        let mut state = self.state();
+        let has_ended = state.lines.remove(&turn).is_some();
+        state.past.note(turn);
+        if has_ended && state.lines.is_empty() {
+            state.idle_since = Instant::now();
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Puts a message through to its turn; waits, and the whole worker with it, where too much waits for
+    /// that one already.
+    pub(super) async fn put_through(&self, turn: TurnId, heard: Heard) -> Result<(), Fault> {
+        let line = {
+            let state = self.state();
+            let line = state.lines.get(&turn).cloned();
+            if line.is_none() && !state.past.is_known(turn) {
+                return Err(Fault::OtherTurn);
+            }
+            line
+        };
+        let Some(line) = line else {
+            self.note_late(turn, &heard);
+            return Ok(());
+        };
+        match line.try_send(heard) {
+            Ok(()) => {}
+            Err(TrySendError::Closed(late)) => self.note_late(turn, &late),
+            Err(TrySendError::Full(heard)) => {
+                let _waiting = Waiting::begin(self);
+                tokio::select! {
+                    sent = line.send(heard) => if let Err(mpsc::error::SendError(late)) = sent {
+                        self.note_late(turn, &late);
+                    },
+                    () = self.killed() => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what was said of a turn after its end. That it has stopped, as it was told to, is no output.
+    pub(super) fn note_late(&self, turn: TurnId, heard: &Heard) {
+        if matches!(heard, Heard::Message(FromWorker { message: Message::Cancelled, .. })) {
+            return;
+        }
+        metrics::late_output();
+        if self.state().past.is_first_late(turn) {
+            tracing::warn!(worker_id = %self.0.worker, late_for = %turn, "a worker spoke after its turn's end; not kept");
+        }
+    }
+
+    /// The worker has come this far. After what is for good nothing moves any more.
+    pub(super) fn enter(&self, stage: Stage) {
+        self.0.stage.send_if_modified(|now| {
+            let is_final = matches!(now, Stage::Refused { .. } | Stage::Faulty(_) | Stage::Exited(_));
+            if !is_final {
+                *now = stage;
+            }
+            !is_final
+        });
+    }
+
+    /// The same, and nothing more will be said on any line. How many there were.
+    pub(super) fn close(&self, stage: Stage) -> usize {
+        // First the reason, then the end of each line, which sends its turn to look for the reason.
+        self.enter(stage);
+        let mut state = self.state();
+        state.standing = Standing::Condemned;
+        let cut: Vec<TurnId> = state.lines.drain().map(|(turn, _)| turn).collect();
+        for &turn in &cut {
+            state.past.note(turn);
+        }
+        cut.len()
+    }
+
+    /// Gives it no more turns.
+    pub(super) fn retire(&self, standing: Standing) {
+        let mut state = self.state();
+        state.standing = state.standing.max(standing);
+        self.0.changed.notify_one();
+    }
+
+    /// The same where it has none, whatever has come meanwhile.
+    pub(super) fn retire_if_idle(&self) -> bool {
+        let mut state = self.state();
+        if state.lines.is_empty() {
+            state.standing = state.standing.max(Standing::Retired);
+        }
+        state.lines.is_empty()
+    }
+
+    /// A turn's authority is over though the worker may go on with it: it is told to stop, and is given
+    /// no more turns.
+    pub(super) fn give_up(&self, turn: TurnId) {
+        let _ = self.send(&ToWorker::Cancel { turn_id: turn });
+        self.retire(Standing::Condemned);
+    }
+
+    /// Ends the process at once, whatever runs on it.
+    pub(super) fn kill(&self) {
+        self.retire(Standing::Condemned);
+        self.0.kill.cancel();
+    }
+
+    /// Until it must end at once.
+    pub(super) async fn killed(&self) {
+        self.0.kill.cancelled().await;
+    }
+
+    /// Hands a message to the worker's queue. One that does not read is given no more turns.
+    pub(super) fn send(&self, message: &ToWorker) -> Result<(), SendError> {
+        let inlet = self.state().reached.as_ref().map(|it| it.inlet.clone());
+        let sent = inlet.map_or(Err(SendError::Closed), |inlet| inlet.send(message));
+        if matches!(sent, Err(SendError::Stuck | SendError::Closed)) {
+            self.retire(Standing::Condemned);
+        }
+        sent
+    }
+
+    /// Its program runs.
+    pub(super) fn note_process(&self, process: &Process) {
+        let (pid, inlet, renewer) = (process.pid(), process.inlet(), process.renewer());
+        self.state().reached = Some(Reached { pid, inlet, renewer });
+    }
+
+    /// Proves this replica's life to the worker's guard.
+    pub(super) fn renew(&self) {
+        let state = self.state();
+        if let Some(reached) = &state.reached {
+            reached.renewer.renew(!state.lines.is_empty());
+        }
+    }
+
+    /// What its life should do next.
+    pub(super) fn outlook(&self) -> Outlook {
+        match &*self.state() {
+            state if !state.lines.is_empty() => Outlook::Busy,
+            state if state.standing == Standing::Open => Outlook::Idle(state.idle_since),
+            state => Outlook::Over(state.standing),
+        }
+    }
+
+    /// Until its life should look again. Cancel-safe.
+    pub(super) async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// Until nobody waits for it; nobody can from then on. Cancel-safe.
+    pub(super) async fn deserted(&self) {
+        while !self.retire_if_idle() {
+            self.changed().await;
+        }
+    }
+
+    /// For how long the pipe has waited for one turn or another, in all.
+    pub(super) fn waited(&self) -> Duration {
+        let state = self.state();
+        state.waited + state.waits_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    pub(super) fn worker(&self) -> WorkerId {
+        self.0.worker
+    }
+
+    pub(super) fn agent(&self) -> &Agent {
+        &self.0.agent
+    }
+
+    /// Whether it serves turns of this agent at this revision.
+    pub(super) fn is_of(&self, agent: &Agent) -> bool {
+        self.0.agent.revision == agent.revision && self.0.agent.name == agent.name
+    }
+
+    pub(super) fn stage(&self) -> watch::Receiver<Stage> {
+        self.0.stage.subscribe()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A wait of the pipe for one turn, from its beginning to its drop.
+struct Waiting<'a>(&'a Switchboard);
+
+impl<'a> Waiting<'a> {
+    fn begin(switchboard: &'a Switchboard) -> Self {
+        switchboard.state().waits_since = Some(Instant::now());
+        Waiting(switchboard)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        let waited = state.waits_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        state.waited += waited;
+    }
+}
+
+/// The turns that a worker has served, the newest of them.
+#[derive(Debug, Default)]
+struct Past {
+    /// Each with whether something came after its end.
+    is_late: HashMap<TurnId, bool>,
+    oldest_first: VecDeque<TurnId>,
+}
+
+impl Past {
+    fn note(&mut self, turn: TurnId) {
+        if self.is_known(turn) {
+            return;
+        }
+        self.is_late.insert(turn, false);
+        self.oldest_first.push_back(turn);
+        if self.oldest_first.len() > PAST_MAX
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            self.is_late.remove(&oldest);
+        }
+    }
+
+    fn is_known(&self, turn: TurnId) -> bool {
+        self.is_late.contains_key(&turn)
+    }
+
+    /// Whether this is the first that came after the turn's end.
+    fn is_first_late(&mut self, turn: TurnId) -> bool {
+        self.is_late.get_mut(&turn).is_some_and(|is_late| !std::mem::replace(is_late, true))
+    }
+}
+
+#[cfg(test)]
+mod tests;
