@@ -17,7 +17,7 @@ RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
-.PHONY: help setup run demo test figures chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis
+.PHONY: help setup run demo test figures bench bench-counts chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
@@ -40,6 +40,12 @@ test: ## all tests, then those over several replicas once more without NOTIFY
 
 figures: ## how long a last word takes after a crash or a kill; for a quiet machine
 	cargo bench --profile dev --bench last_word
+
+bench: setup ## how fast it is, beside this machine's limits, in half an hour; ARGS='--short' or '--list'
+	cargo run --profile measured -- bench $(ARGS)
+
+bench-counts: setup ## what one turn costs the database, against benches/counts.json
+	cargo run -- bench --counts $(ARGS)
 
 chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
 	cargo test --profile measured --test chaos -- $(CHAOS)
@@ -64,7 +70,7 @@ fuzz: setup ## each fuzz target for FUZZ_SECONDS (600); TARGETS="lines …" for 
 schemathesis: setup ## generated requests against /openapi.json; ARGS=short for twenty seconds of them
 	.ci/schemathesis $(ARGS)
 
-check: fmt-check lint doc sqlx-check test chaos-short ## everything that must hold before a change lands
+check: fmt-check lint doc sqlx-check test bench-counts chaos-short ## everything that must hold before a change lands
 
 fmt: ## format the code
 	cargo fmt

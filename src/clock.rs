@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use nix::time::{ClockId, clock_gettime};
 use uuid::{ContextV7, Timestamp, Uuid};
 
 /// The database's clock, read through a measured offset.
@@ -43,6 +44,14 @@ impl Clock {
         let context = self.ids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Uuid::new_v7(Timestamp::from_unix(&*context, seconds, now.timestamp_subsec_nanos()))
     }
+}
+
+/// Nanoseconds on this machine's steady clock, which all its processes share: what one has noted,
+/// another can subtract. Says nothing of the time of day; for lengths of time over two processes.
+pub fn steady_ns() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
+    let nanos = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+    u64::try_from(nanos).unwrap_or(0)
 }
 
 #[allow(clippy::disallowed_methods, reason = "this is the clock's home")]

@@ -4,6 +4,7 @@
 //! variables (a limit that is misspelt is a limit that is not there), and to listen beyond loopback
 //! without tokens. The order of the sources is in [`source`], hiding secrets in [`redact`].
 
+mod lever;
 mod redact;
 mod source;
 
@@ -15,6 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use lever::Lever;
 pub use source::{ConfigError, Overrides, Surroundings};
 
 use crate::units::{Size, Span};
@@ -73,6 +75,9 @@ pub struct Config {
     pub otlp_endpoint: Option<String>,
     /// How long workers live on while Postgres cannot be reached.
     pub postgres_away_max: Span,
+    /// For measurements alone: what this replica does without. Shown only where it is set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ablate: Vec<Lever>,
 }
 
 /// Whether replicas wake each other by NOTIFY.
@@ -121,6 +126,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             otlp_endpoint: None,
             postgres_away_max: Span::seconds(30),
+            ablate: Vec::new(),
         }
     }
 }

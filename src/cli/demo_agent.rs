@@ -6,6 +6,7 @@
 //! reads stdin, so a turn under way hears of a cancel at once.
 
 mod acts;
+pub mod pace;
 mod stage;
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
@@ -23,10 +24,17 @@ const CUES_MAX: usize = 16;
 /// Flags of `lastword demo-agent`; what it does is said in the messages that it gets.
 #[derive(clap::Args)]
 #[command(after_help = acts::HELP)]
-pub struct Args {}
+pub struct Args {
+    #[arg(long, help = pace::HELP)]
+    pace: bool,
+}
 
 /// Serves turns until `shutdown` or the end of stdin.
-pub async fn run(_args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.pace {
+        pace::run()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut orders = Orders::open();
     match Startup::from_env()? {
         Startup::At(delay) => tokio::time::sleep(delay).await,

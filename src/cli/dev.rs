@@ -7,7 +7,7 @@ mod cluster;
 pub mod demo;
 mod home;
 mod replica;
-mod signals;
+pub mod signals;
 
 use std::{
     path::{Path, PathBuf},

@@ -3,6 +3,7 @@
 //! Owns the names. Each command is one file with its `Args` and its `run`. Usage errors leave with
 //! 2, which clap does by itself; an error that a command has no exit code for leaves with 1.
 
+mod bench;
 pub mod child;
 mod client;
 mod config_print;
@@ -62,6 +63,8 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Measure how fast this is, beside what this machine can do at best.
+    Bench(bench::Args),
     /// A worker that does on request what workers do by accident.
     DemoAgent(demo_agent::Args),
 }
@@ -95,6 +98,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Config { command: ConfigCommand::Print(args) } => config_print::run(args).await,
+        Command::Bench(args) => bench::run(args).await,
         Command::DemoAgent(args) => demo_agent::run(args).await,
     };
     done.unwrap_or_else(|why| {

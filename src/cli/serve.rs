@@ -70,6 +70,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bound = listener.local_addr()?;
     let url = config.advertised_url(bound);
     tracing::info!(%bound, %url, version = env!("CARGO_PKG_VERSION"), "listening");
+    if !config.ablate.is_empty() {
+        tracing::warn!(ablate = ?config.ablate, "slower than it could be, for a measurement");
+    }
 
     let now = CancellationToken::new();
     let asked = stop_signals(&supervisor, now.clone())?;

@@ -164,7 +164,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 23] = [
+const KEYS: [Key; 24] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -188,6 +188,7 @@ const KEYS: [Key; 23] = [
     key("log_format", Shape::Text),
     Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", Shape::Text) },
     key("postgres_away_max", Shape::Text),
+    key("ablate", Shape::List),
 ];
 
 impl Key {

@@ -45,6 +45,7 @@ fn full() -> Config {
         log_format: LogFormat::Json,
         otlp_endpoint: Some("http://me:s3cret-6@collector:4318/".to_owned()),
         postgres_away_max: Span::seconds(20),
+        ablate: vec![Lever::GroupCommit],
     }
 }
 
@@ -127,6 +128,7 @@ fn errors_name_their_source_and_the_nearest_known_name() {
         (&[("LASTWORD_DEV", "perhaps")], None, "LASTWORD_DEV: `perhaps` is neither true nor false"),
         (&[("LASTWORD_LISTEN", "here")], None, "LASTWORD_LISTEN: invalid socket address"),
         (&[("LASTWORD_DOORBELL", "loud")], None, "LASTWORD_DOORBELL: unknown variant `loud`"),
+        (&[("LASTWORD_ABLATE", "group_comit")], None, "LASTWORD_ABLATE: unknown variant `group_comit`"),
         (&[("LASTWORD_CONFIG", "absent.toml")], None, "LASTWORD_CONFIG: cannot read absent.toml"),
     ] {
         let said = read(variables, file).unwrap_err();

@@ -18,9 +18,12 @@ pub mod conversations;
 pub mod doctor;
 pub mod error;
 pub mod events;
+pub mod gauges;
 pub mod inflight;
+pub mod limits;
 pub mod listener;
 pub mod lookout;
+pub mod mass;
 pub mod migrate;
 pub mod partitions;
 pub mod reader;
@@ -59,7 +62,11 @@ use reader::Reads;
 use wake::Wake;
 use witness::Witness;
 
-use crate::{clock::Clock, config::Config, id::ReplicaId};
+use crate::{
+    clock::Clock,
+    config::{Config, Lever},
+    id::ReplicaId,
+};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
@@ -85,6 +92,7 @@ pub struct Store {
     contact: Arc<Contact>,
     replica: Arc<RwLock<ReplicaId>>,
     application_name: Arc<str>,
+    ablated: Arc<[Lever]>,
 }
 
 impl Store {
@@ -110,7 +118,13 @@ impl Store {
             contact,
             replica: Arc::new(RwLock::new(replica)),
             application_name,
+            ablated: config.ablate.as_slice().into(),
         })
+    }
+
+    /// Whether this replica does something for speed that a measurement may take from it.
+    pub fn uses(&self, lever: Lever) -> bool {
+        !self.ablated.contains(&lever)
     }
 
     /// The database's clock, and the home of new ids.

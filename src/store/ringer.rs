@@ -102,6 +102,11 @@ fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
     out
 }
 
+/// What says "something may be claimed", in the name of `sender`.
+pub(super) fn queue_payload(sender: Uuid) -> String {
+    payloads(sender, &Ring { queue: true, ..Ring::default() }).concat()
+}
+
 /// Reads a payload back; `None` for one that is not ours to read.
 pub(super) fn read(payload: &str) -> Option<(Uuid, Ring)> {
     let mut parts = payload.splitn(3, ' ');

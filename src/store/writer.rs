@@ -15,7 +15,7 @@ use super::{
     Store, StoreError,
     events::{Append, Finish, Lease},
 };
-use crate::telemetry::metrics;
+use crate::{config::Lever, telemetry::metrics};
 
 /// Writes that wait for a flush.
 const QUEUE_MAX: usize = 1024;
@@ -78,10 +78,11 @@ impl Writer {
 
 /// Works off the inbox until cancelled.
 pub async fn write_on(store: Store, mut inbox: Inbox, until: CancellationToken) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
+    let batch_max = if store.uses(Lever::GroupCommit) { BATCH_MAX } else { 1 };
+    let mut batch = Vec::with_capacity(batch_max);
     loop {
         let taken = tokio::select! {
-            taken = inbox.0.recv_many(&mut batch, BATCH_MAX) => taken,
+            taken = inbox.0.recv_many(&mut batch, batch_max) => taken,
             () = until.cancelled() => return,
         };
         if taken == 0 {

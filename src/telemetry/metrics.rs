@@ -36,7 +36,8 @@ const QUEUE_WAIT: &str = "lastword_queue_wait_seconds";
 const TIME_TO_FIRST_EVENT: &str = "lastword_time_to_first_event_seconds";
 const EVENTS_APPENDED: &str = "lastword_events_appended_total";
 const APPEND_BATCH: &str = "lastword_append_batch_events";
-const DOORBELL_RINGS: &str = "lastword_doorbell_rings_total";
+/// Rings of the doorbell, as `/metrics` names them.
+pub const DOORBELL_RINGS: &str = "lastword_doorbell_rings_total";
 const DOORBELL_ROUND_TRIP: &str = "lastword_doorbell_round_trip_seconds";
 const STREAMS_OPEN: &str = "lastword_streams_open";
 const WORKERS: &str = "lastword_workers";

@@ -17,6 +17,7 @@ mod closing;
 mod fences;
 mod ground;
 mod judging;
+mod masses;
 mod plans;
 mod reading;
 mod rewinding;

@@ -3,7 +3,7 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The three signals that mean stop.
-pub(super) struct Signals {
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -11,7 +11,7 @@ pub(super) struct Signals {
 
 impl Signals {
     /// From here on they no longer end the process by themselves.
-    pub(super) fn listen() -> std::io::Result<Signals> {
+    pub fn listen() -> std::io::Result<Signals> {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -20,7 +20,7 @@ impl Signals {
     }
 
     /// Returns at the next of them.
-    pub(super) async fn asked(&mut self) {
+    pub async fn asked(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -65,6 +65,15 @@ impl Binaries {
         self.dir.join("initdb")
     }
 
+    /// Whether the server can load this library, which may be packaged apart.
+    pub fn has_library(&self, name: &str) -> bool {
+        // The program may be a link out of the directory that it was installed in.
+        let Ok(program) = fs::canonicalize(self.postgres()) else { return false };
+        let Some(home) = program.parent().and_then(Path::parent) else { return false };
+        let file = format!("{name}.so");
+        ["lib", "lib/postgresql"].iter().any(|lib| home.join(lib).join(&file).is_file())
+    }
+
     /// Takes the programs from `dir`.
     pub(super) fn open(dir: &Path) -> anyhow::Result<Binaries> {
         for program in ["postgres", "initdb"] {

@@ -1,0 +1,164 @@
+//! What an installation of the measurement's own is made of, and the commands that start it.
+//!
+//! Owns the choice of everything that is not the gateway's default. Keeps: nothing of this process' own
+//! environment reaches what is measured.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::postgres::{Binaries, Options, Postgres},
+    config::Lever,
+};
+
+/// The agent that most is measured with; its scope is the plan's.
+pub const AGENT: &str = "bench";
+/// One with a process for each conversation, whatever the plan says.
+pub const OWN_AGENT: &str = "bench-own";
+
+/// How workers and conversations of the agent belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scope {
+    /// A process for each conversation.
+    Conversation,
+    /// One process for many turns at once.
+    Shared,
+}
+
+impl Scope {
+    /// As the agent's spec has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Scope::Conversation => "conversation",
+            Scope::Shared => "shared",
+        }
+    }
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where; a directory of its own is made in it.
+    pub dir: PathBuf,
+    /// The program that replicas run; this one if absent.
+    pub program: Option<PathBuf>,
+    /// The programs of Postgres; searched for if absent.
+    pub postgres_bin: Option<PathBuf>,
+    /// Settings of Postgres beside ours.
+    pub settings: Vec<(String, String)>,
+    /// Whether commits are flushed.
+    pub is_durable: bool,
+    /// What the replicas do without.
+    pub ablate: Vec<Lever>,
+    /// More for their environment.
+    pub env: Vec<(String, String)>,
+    /// How workers and conversations belong together.
+    pub scope: Scope,
+    /// Ended turns that are there before it starts.
+    pub history: i64,
+    /// Whether a transaction is open elsewhere all the time.
+    pub is_held: bool,
+}
+
+impl Plan {
+    /// Starts Postgres in `place`, with statements counted where this one can.
+    pub fn postgres(&self, place: &Path) -> anyhow::Result<Postgres> {
+        let binaries = Binaries::find(self.postgres_bin.as_deref())?;
+        let mut settings = self.settings.clone();
+        if binaries.has_library("pg_stat_statements") {
+            settings.push(("shared_preload_libraries".to_owned(), "pg_stat_statements".to_owned()));
+        }
+        let options = Options {
+            settings,
+            durable: self.is_durable,
+            log: Some(place.join("postgres.log")),
+            ..Options::new(place.join("postgres"), binaries)
+        };
+        Postgres::start(options)
+    }
+
+    /// Has the program that replicas run make its tables.
+    pub fn migrate(&self, postgres: &Postgres) -> anyhow::Result<()> {
+        let done = self.command(postgres, "migrate")?.output().context("cannot run `lastword migrate`")?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "`lastword migrate` failed ({}): {}", done.status, said.trim());
+        Ok(())
+    }
+
+    /// What runs a replica, but for its address: with the defaults, and no limit in the way of a load.
+    pub fn serve(&self, postgres: &Postgres, place: &Path, token: &str) -> anyhow::Result<Command> {
+        let mut command = self.command(postgres, "serve")?;
+        command
+            .current_dir(place)
+            .env("LASTWORD_DATA_DIR", place.join("workspaces"))
+            .env("LASTWORD_OPERATOR_TOKENS", token)
+            .env("LASTWORD_DRAIN", "2s")
+            .env("LASTWORD_TURNS_MAX", "6000")
+            .env("LASTWORD_QUEUE_MAX", "1000000")
+            .env("LASTWORD_CONVERSATION_DEPTH_MAX", "1000000")
+            .env("LASTWORD_STREAMS_MAX", "20000")
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        // Another build may not know of it.
+        if !self.ablate.is_empty() {
+            let names: Vec<&str> = self.ablate.iter().map(|lever| lever.as_str()).collect();
+            command.env("LASTWORD_ABLATE", names.join(","));
+        }
+        Ok(command)
+    }
+
+    /// The agents and their specs. Their worker is this program's, whoever runs the replicas.
+    pub fn agents(&self) -> anyhow::Result<[(&'static str, Value); 2]> {
+        let own = spec(Scope::Conversation)?;
+        Ok([(AGENT, spec(self.scope)?), (OWN_AGENT, own)])
+    }
+
+    /// A command of the program that replicas run, over this database.
+    fn command(&self, postgres: &Postgres, subcommand: &str) -> anyhow::Result<Command> {
+        let mut command = Command::new(self.program.clone().map_or_else(own_program, Ok)?);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("LASTWORD_") || text.starts_with("OTEL_") {
+                command.env_remove(name);
+            }
+        }
+        command.arg(subcommand).env("DATABASE_URL", postgres.url());
+        Ok(command)
+    }
+}
+
+/// With clocks that no measure runs into.
+fn spec(scope: Scope) -> anyhow::Result<Value> {
+    let mut spec = json!({
+        "runtime": "process",
+        "command": [own_program()?, "demo-agent", "--pace"],
+        "scope": scope.as_str(),
+        "idle_ttl": "1h",
+        "timeouts": {"queue": "1h", "progress": "1h", "cap": "2h"},
+        "limits": {"output_bytes": "1GiB"},
+    });
+    if scope == Scope::Shared {
+        spec["max_concurrent_turns"] = 8192.into();
+    }
+    Ok(spec)
+}
+
+fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_specs_are_ones_that_the_gateway_takes() {
+        let spec: crate::agent::AgentSpec =
+            serde_json::from_value(spec(Scope::Conversation).unwrap()).unwrap();
+        assert_eq!(spec.validate(), Ok(()));
+    }
+}
