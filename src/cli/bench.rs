@@ -114,7 +114,7 @@ pub struct Args {
 }
 
 /// The scope that is measured unless another one is asked for.
-const SCOPE: Scope = Scope::Conversation;
+const SCOPE: Scope = Scope::Shared;
 
 /// Flags that measure an installation which is there already.
 #[derive(Debug, clap::Args)]
