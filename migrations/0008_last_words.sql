@@ -3,9 +3,11 @@
 -- later statement: its snapshot is taken while the rows are held, so the newest seq is final.
 
 -- Starts the queue clock of turns that have come to the head of their conversation's line. Skips
--- what is locked: the pass that calls this comes again.
-create function lw_promote_v1(p_conversations uuid[]) returns void
-language sql as $$
+-- what is locked: the pass that calls this comes again. Whether there were any.
+-- In PL/pgSQL, like all that is called once a turn: functions in SQL are planned at each call.
+create function lw_promote_v1(p_conversations uuid[]) returns boolean
+language plpgsql as $$
+begin
   with head as materialized (
     select i.turn_id
       from inflight i
@@ -19,12 +21,15 @@ language sql as $$
      set head_at = clock_timestamp(),
          deadline = least(i.cap_at, clock_timestamp() + i.queue_ms * interval '1 ms')
     from head
-   where i.turn_id = head.turn_id and i.phase = 'queued' and i.head_at is null
-$$;
+   where i.turn_id = head.turn_id and i.phase = 'queued' and i.head_at is null;
+  return found;
+end $$;
 
 -- Writes last words for in-flight rows that the caller has locked.
 create function lw_end_v1(p_turns uuid[], p_kinds text[], p_data text[])
-returns table (o_turn uuid, o_epoch int, o_seq int) language sql as $$
+returns table (o_turn uuid, o_epoch int, o_seq int) language plpgsql as $$
+begin
+  return query
   with word as materialized (
     select * from unnest(p_turns, p_kinds, p_data) w (turn_id, kind, data)),
   gone as (
@@ -41,8 +46,8 @@ returns table (o_turn uuid, o_epoch int, o_seq int) language sql as $$
   e as (
     insert into turn_events (turn_id, seq, kind, attempt, data)
     select turn_id, seq, kind, epoch, data from gone)
-  select turn_id, epoch, seq from gone
-$$;
+  select turn_id, epoch, seq from gone;
+end $$;
 
 -- Cancels: a queued turn ends here; the cap of one that is held comes down to the grace, and its
 -- holder gets an order. Rows without an outcome have ended before.
@@ -92,26 +97,28 @@ language sql as $$
 $$;
 
 -- Whether a held turn may be run again (I10). Its row is locked by the caller. A question counts as
--- said: its answer must not reach another worker than the one that asked.
-create function lw_may_rerun_v1(p_row inflight) returns boolean
+-- said: its answer must not reach another worker than the one that asked. Its holder may know that no
+-- worker has received it, though it is `running`.
+create function lw_may_rerun_v1(p_row inflight, p_is_untouched boolean default false) returns boolean
 language sql as $$
   select p_row.cancelled_by is null
      and p_row.epoch < 3
      and clock_timestamp() < p_row.cap_at
      and (p_row.phase = 'starting'
+       or p_is_untouched
        or (p_row.phase = 'running' and p_row.is_retry_safe and not exists (
          select from turn_events e where e.turn_id = p_row.turn_id and e.kind in ('delta', 'content', 'ask'))))
 $$;
 
 -- The holder gives one turn back; false where it may not be run again or is not the caller's.
-create function lw_release_v1(p_turn uuid, p_epoch int, p_replica uuid) returns boolean
+create function lw_release_v1(p_turn uuid, p_epoch int, p_replica uuid, p_is_untouched boolean) returns boolean
 language plpgsql as $$
 declare
   v_row inflight;
 begin
   select i.* into v_row from inflight i
    where i.turn_id = p_turn and i.epoch = p_epoch and i.replica = p_replica and i.phase <> 'queued' for update;
-  if not found or not lw_may_rerun_v1(v_row) then
+  if not found or not lw_may_rerun_v1(v_row, p_is_untouched) then
     return false;
   end if;
   perform lw_requeue_v1(array[p_turn]);
@@ -210,27 +217,46 @@ begin
   perform lw_promote_v1(v_conversations);
 end $$;
 
--- The holder's last words, many turns at once: fenced by the epoch and by the event at `base`, which
--- the writer has seen committed. A turn missing from the answer is not the caller's any more.
+-- The holder's last words, many turns at once, with what was said right before them (`p_said_*`, each at
+-- its place after `base`): fenced by the epoch and by the event at `base`, which the writer has seen
+-- committed. A turn missing from the answer is not the caller's any more. `o_has_next`: for one of them or
+-- another, a turn that waited behind it can be claimed now.
 create function lw_finish_v1(
-  p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[], p_replica uuid)
-returns table (o_turn uuid, o_epoch int, o_seq int) language plpgsql as $$
+  p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[], p_replica uuid,
+  p_said_turns uuid[], p_said_epochs int[], p_said_places int[], p_said_kinds text[], p_said_data text[])
+returns table (o_turn uuid, o_epoch int, o_seq int, o_has_next boolean) language plpgsql as $$
 declare
   v_turns uuid[];
+  v_epochs int[];
+  v_bases int[];
+  v_seqs int[];
+  v_has_next boolean;
   v_kinds text[];
   v_data text[];
   v_conversations uuid[];
 begin
-  select array_agg(l.turn_id), array_agg(l.kind), array_agg(l.data), array_agg(l.conversation_id)
-    into v_turns, v_kinds, v_data, v_conversations from (
-    select i.turn_id, i.conversation_id, w.kind, w.data
+  select array_agg(l.turn_id), array_agg(l.epoch), array_agg(l.base), array_agg(l.kind), array_agg(l.data),
+         array_agg(l.conversation_id)
+    into v_turns, v_epochs, v_bases, v_kinds, v_data, v_conversations from (
+    select i.turn_id, i.conversation_id, w.epoch, w.base, w.kind, w.data
       from unnest(p_turns, p_epochs, p_bases, p_kinds, p_data) w (turn_id, epoch, base, kind, data)
       join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica
      where exists (select from turn_events e where e.turn_id = w.turn_id and e.seq = w.base)
      order by i.turn_id
        for update of i) l;
-  if v_turns is not null then
-    return query select * from lw_end_v1(v_turns, v_kinds, v_data);
-    perform lw_promote_v1(v_conversations);
+  if v_turns is null then
+    return;
   end if;
+  if cardinality(p_said_turns) > 0 then
+    insert into turn_events (turn_id, seq, kind, attempt, data)
+    select h.turn_id, h.base + s.place, s.kind, h.epoch, s.data
+      from unnest(p_said_turns, p_said_epochs, p_said_places, p_said_kinds, p_said_data)
+        s (turn_id, epoch, place, kind, data)
+      join unnest(v_turns, v_epochs, v_bases) h (turn_id, epoch, base) using (turn_id, epoch)
+        on conflict (turn_id, seq) do nothing;
+  end if;
+  select array_agg(w.o_turn), array_agg(w.o_epoch), array_agg(w.o_seq) into v_turns, v_epochs, v_seqs
+    from lw_end_v1(v_turns, v_kinds, v_data) w;
+  v_has_next := lw_promote_v1(v_conversations);
+  return query select w.*, v_has_next from unnest(v_turns, v_epochs, v_seqs) w;
 end $$;

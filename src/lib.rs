@@ -5,10 +5,12 @@
 //!
 //! ```text
 //! POST /v1/turns
-//!   api::accept ──► store::turns.accept        turn + in-flight row + event 0, one commit
-//!                        │ ring
+//!   api::accept ──► store::intake              those of one moment go together
 //!                        ▼
-//!   engine::dispatch ─ store::inflight.claim   heads of lines, SKIP LOCKED, epoch + 1
+//!   engine::intake ── store::accept            turn + in-flight row + event 0, one commit; claimed in it
+//!                        │ ring                where there is room here: the rest is
+//!                        ▼                     queued
+//!   engine::dispatch ─ store::claim            heads of lines, SKIP LOCKED, epoch + 1
 //!                        ▼
 //!   worker::host ──► life ──► run ── a process  what it says becomes events
 //!                        ▼
@@ -18,12 +20,12 @@
 //!   stream::tail ──► stream::render ──► api::sse ──► the client
 //!
 //!   engine::presence ─ store::beat             who lives; the verdict on who does not
-//!   engine::reap ─ store::inflight.close_due   the last word for turns whose holder is gone,
+//!   engine::reap ─ store::closing              the last word for turns whose holder is gone,
 //!                                              by any replica: same log, same ring
 //! ```
 //!
-//! The doors ([`api`]) and the [`engine`] never call each other: they meet in Postgres, even inside
-//! one process, so the path over two replicas is the only path there is.
+//! The doors ([`api`]) and the [`engine`] never call each other: they meet in the store. What is to be accepted
+//! is handed in there; everything after that goes through Postgres, even inside one process.
 //!
 //! # Floors
 //!

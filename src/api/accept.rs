@@ -17,13 +17,16 @@ use crate::{
     id::{ConversationId, TurnId},
     store::{
         StoreError,
-        turns::{Agent, IfBusy, NewTurn},
+        accept::{Accepted, IfBusy, NewTurn},
+        turns::Agent,
     },
     task::Kind,
     telemetry::metrics,
-    turn::CancelledBy,
+    turn::{CancelledBy, Status, Turn},
 };
 
+/// What an accept with an agent that has a newer revision is refused with.
+const NEWER_AGENT: &str = "LW412";
 /// How long a commit that is not known is asked for again.
 const UNKNOWN_COMMIT_MAX: Duration = Duration::from_secs(2);
 /// How long a cancel for a client that has left is tried.
@@ -165,18 +168,52 @@ pub fn hash_of(asked: &impl Serialize) -> Result<String, Problem> {
     Ok(sha256(&canonical).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// A turn that is durable.
+#[derive(Debug)]
+pub struct Made {
+    /// Which.
+    pub id: TurnId,
+    /// How it looked when it was accepted; `None` where it had been accepted before.
+    pub turn: Option<Turn>,
+}
+
+impl Made {
+    fn of(new: &NewTurn, accepted: &Accepted) -> Made {
+        let id = accepted.id;
+        let running_since = accepted.is_running().then_some(accepted.at);
+        let turn = Turn {
+            id: id.to_string(),
+            conversation_id: new.conversation.to_string(),
+            agent: new.agent.name.clone(),
+            ordinal: accepted.ordinal,
+            status: if accepted.is_running() { Status::Running } else { Status::Queued },
+            attempt: i32::from(accepted.is_running()),
+            created_at: accepted.at,
+            started_at: running_since,
+            finished_at: None,
+            text: None,
+            error: None,
+            usage: None,
+            metadata: new.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok()),
+            retry_of: new.retry_of.map(|turn| turn.to_string()),
+            events_url: format!("/v1/turns/{id}/events"),
+        };
+        Made { id, turn: (!accepted.is_repeat).then_some(turn) }
+    }
+}
+
 /// Accepts a turn. The work is a task of its own, so that a client that leaves cuts nothing off.
-pub async fn accept(gateway: &Gateway, order: Order) -> Result<TurnId, Problem> {
+pub async fn accept(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     let (reply, accepted) = oneshot::channel();
     let task = {
         let gateway = gateway.clone();
         async move {
             let on_disconnect = order.on_disconnect;
             let outcome = accept_here(&gateway, order).await;
-            if let Err(Ok(turn)) = reply.send(outcome)
+            if let Err(Ok(made)) = reply.send(outcome)
                 && on_disconnect == OnDisconnect::Cancel
             {
-                cancel_for_disconnect(&gateway, turn).await;
+                cancel_for_disconnect(&gateway, made.id).await;
             }
         }
     };
@@ -184,12 +221,22 @@ pub async fn accept(gateway: &Gateway, order: Order) -> Result<TurnId, Problem> 
     accepted.await.unwrap_or_else(|_| Err(Problem::internal(&"an accept did not come to its end")))
 }
 
-async fn accept_here(gateway: &Gateway, order: Order) -> Result<TurnId, Problem> {
+async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     let store = &gateway.store;
-    let found = insist(|| store.agent(&order.agent)).await?;
-    let agent = found.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))?.agent;
-    let new = new_turn(gateway, order, agent);
-    let accepted = insist(|| store.accept(&new)).await?;
+    let mut new = {
+        let agent = agent(gateway, &order.agent).await?;
+        new_turn(gateway, order, agent)
+    };
+    let accepted = loop {
+        match insist(|| store.accept(&new)).await {
+            // Somebody has put a newer one since it was read.
+            Err(StoreError::Refused { code, .. }) if code == NEWER_AGENT => {
+                store.forget_newest(&new.agent.name);
+                new.agent = agent(gateway, &new.agent.name).await?;
+            }
+            accepted => break accepted?,
+        }
+    };
     if !accepted.is_repeat {
         metrics::turns_accepted(&new.agent.name);
     }
@@ -198,7 +245,12 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<TurnId, Problem>
         // A repeat may stand for a first try that did not come this far.
         interrupt(gateway, accepted.id, new.conversation).await?;
     }
-    Ok(accepted.id)
+    Ok(Made::of(&new, &accepted))
+}
+
+async fn agent(gateway: &Gateway, name: &str) -> Result<Agent, Problem> {
+    let found = insist(|| gateway.store.agent_to_use(name)).await?;
+    found.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))
 }
 
 fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::{
     Gateway,
-    accept::{CancelOnDrop, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
+    accept::{CancelOnDrop, Made, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
     problem::{Problem, ProblemDocument},
     request::{Id, Maybe, Nothing, Page, Params, Strict, idempotency_key, preferred_wait, wants_events},
     sse::{self, Connection, Seat},
@@ -74,8 +74,8 @@ pub async fn create(
     let mut delivery = Delivery::of(&gateway, &headers, connection, request.stream)?;
     delivery.on_disconnect = request.on_disconnect;
     let order = request.into_order(idempotency_key(&headers)?, traceparent(&headers))?;
-    let turn = accept(&gateway, order).await?;
-    deliver(&gateway, turn, delivery).await
+    let made = accept(&gateway, order).await?;
+    deliver(&gateway, made, delivery).await
 }
 
 /// How the answer to a retry is delivered.
@@ -126,18 +126,22 @@ pub async fn retry(
         on_disconnect: OnDisconnect::Continue,
         traceparent: traceparent(&headers),
     };
-    let turn = accept(&gateway, order).await?;
-    deliver(&gateway, turn, delivery).await
+    let made = accept(&gateway, order).await?;
+    deliver(&gateway, made, delivery).await
 }
 
-async fn deliver(gateway: &Gateway, id: TurnId, delivery: Delivery) -> Result<Response, Problem> {
+async fn deliver(gateway: &Gateway, made: Made, delivery: Delivery) -> Result<Response, Problem> {
+    let id = made.id;
     tracing::Span::current().record("turn_id", tracing::field::display(id));
     let mut guard = CancelOnDrop::new(gateway, id, delivery.on_disconnect);
     let mut response = if let Some(seat) = delivery.seat {
         let reader = Reader::Turn(Box::new(Tail::new(&gateway.store, id, -1)));
         sse::response(gateway, reader, seat, guard, true)
     } else {
-        let turn = wait_for_end(gateway, id, delivery.wait).await;
+        let turn = match made.turn {
+            Some(turn) if delivery.wait.is_none() => Ok(turn),
+            _ => wait_for_end(gateway, id, delivery.wait).await,
+        };
         guard.disarm();
         // It is accepted, whether or not it can be shown: the problem says which turn it is.
         let turn = turn.map_err(|why| why.with("turn_id", id.to_string()))?;

@@ -2,7 +2,10 @@
 //!
 //! Both passes look when the doorbell rings, and once a second all the same (I13).
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +25,7 @@ const SETTLE_EVERY: Duration = Duration::from_secs(5);
 /// Claims until told to take on nothing new.
 pub async fn claim_on(engine: Engine, until: CancellationToken) {
     let mut settled_at = Instant::now();
+    let mut missing = HashSet::new();
     let mut is_second_look = false;
     loop {
         let wait = if is_second_look { HEAD_START } else { LOOK_EVERY };
@@ -39,7 +43,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
         }
         if settled_at.elapsed() >= SETTLE_EVERY {
             settled_at = Instant::now();
-            if let Err(why) = settle(&engine).await {
+            if let Err(why) = settle(&engine, &mut missing).await {
                 tracing::warn!(%why, "claims of our own not looked at");
             }
         }
@@ -52,19 +56,19 @@ async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, Store
         if until.is_cancelled() {
             return Ok(false);
         }
-        let free = engine.host.free_places().min(CLAIMS_MAX);
-        if free == 0 || !engine.is_present() {
+        if !engine.is_present() {
             return Ok(false);
         }
-        let warm = engine.host.warm();
-        let limit = i64::try_from(free).unwrap_or(0);
-        let claims = engine.store.claim(engine.host.runtimes(), &warm, limit).await?;
-        let is_short = claims.len() < free;
+        let Some(mut room) = engine.host.room(CLAIMS_MAX) else { return Ok(false) };
+        let places = room.places();
+        let limit = i64::try_from(places).unwrap_or(0);
+        let claims = engine.store.claim(engine.host.runtimes(), room.ready(), limit).await?;
+        let is_short = claims.len() < places;
         for claim in claims {
             let (turn, epoch) = (claim.turn, claim.epoch);
             // A drain may have begun while the answer was on its way.
-            if until.is_cancelled() || !engine.host.take(claim) {
-                let is_released = engine.store.release(turn, epoch).await?;
+            if until.is_cancelled() || !engine.host.take(claim, &mut room) {
+                let is_released = engine.store.release(turn, epoch, true).await?;
                 tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
             }
         }
@@ -77,8 +81,9 @@ async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, Store
 /// Settles what the database and this process disagree about: disowns rows that are ours but do not
 /// run here (a claim whose answer was lost, a worker that was ended while Postgres was away), for the
 /// close pass to settle; ends runs that are not ours any more, and idle workers whose conversation is
-/// served elsewhere now.
-async fn settle(engine: &Engine) -> Result<(), StoreError> {
+/// served elsewhere now. A row must have been `missing` here twice in a row: the answer to its claim may be
+/// on its way.
+async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result<(), StoreError> {
     let left = engine.host.time_left();
     if !left.is_empty() {
         let moved = engine.store.hold(&left).await?;
@@ -86,20 +91,21 @@ async fn settle(engine: &Engine) -> Result<(), StoreError> {
             tracing::warn!(moved, "deadlines were early by the database's clock; moved");
         }
     }
-    let warm = engine.host.warm();
+    let warm: Vec<_> = engine.host.warm().iter().map(|warm| (warm.conversation, warm.generation)).collect();
     if !warm.is_empty() {
         let taken_over = engine.store.taken_over(&warm).await?;
         engine.host.stop_taken_over(&warm, &taken_over);
     }
     let before = engine.host.runs();
-    let held: std::collections::HashMap<TurnId, i32> = engine.store.held().await?.into_iter().collect();
+    let held: HashMap<TurnId, i32> = engine.store.held().await?.into_iter().collect();
     let now = engine.host.runs();
-    for (&turn, &epoch) in &held {
-        if !now.contains_key(&turn) && !before.contains_key(&turn) {
-            engine.store.disown(turn, epoch).await?;
-            tracing::warn!(turn_id = %turn, epoch, "a claim of ours does not run here; it is disowned");
-        }
+    let is_here = |turn| now.contains_key(turn) || before.contains_key(turn);
+    let gone: HashSet<_> = held.iter().filter(|(turn, _)| !is_here(turn)).map(|(&t, &e)| (t, e)).collect();
+    for &(turn, epoch) in gone.intersection(missing) {
+        engine.store.disown(turn, epoch).await?;
+        tracing::warn!(turn_id = %turn, epoch, "a claim of ours does not run here; it is disowned");
     }
+    *missing = gone;
     for (turn, epoch) in before {
         let is_running = now.get(&turn) == Some(&epoch);
         if is_running && held.get(&turn) != Some(&epoch) && engine.store.is_over(turn, epoch).await? {

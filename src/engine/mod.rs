@@ -4,6 +4,7 @@
 //! | pass | what it does |
 //! |---|---|
 //! | [`presence`] | beats, judges the dead, starts over when judged |
+//! | [`intake`] | accepts what was handed in, and takes at once what there is room for |
 //! | [`dispatch`] | claims queued turns; brings orders to those that run here |
 //! | [`reconcile`] | compares what was seen with a database that may have gone back in time |
 //! | [`reap`] | closes what is overdue or held by the gone |
@@ -14,6 +15,7 @@
 
 pub mod dispatch;
 pub mod drain;
+pub mod intake;
 pub mod presence;
 pub mod reap;
 pub mod reconcile;
@@ -96,6 +98,7 @@ impl Engine {
         let spawn = |name: &'static str, task: BoxTask| self.supervisor.spawn(Kind::Replica, name, task);
         // All but the claims go on through a drain: turns still run, and this replica still counts.
         spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
+        spawn("intake", Box::pin(intake::accept_on(self.clone(), hard.clone())));
         spawn("listener", Box::pin(listener::listen_on(self.store.clone(), hard.clone())));
         spawn("lookout", Box::pin(lookout::look_on(self.store.clone(), hard.clone())));
         for name in ["reader 1", "reader 2"] {

@@ -1,6 +1,12 @@
 //! Agents: put, read, list, delete; every revision kept.
+//!
+//! Owns what this process remembers of them. A revision never changes, so it is read once. The newest
+//! one may be old by the time it is used: an accept with it is refused then, and asks again.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use chrono::{DateTime, Utc};
 
@@ -16,7 +22,56 @@ pub struct AgentRow {
     pub created_at: DateTime<Utc>,
 }
 
+/// Revisions that are remembered; more, and all are forgotten.
+const REMEMBERED_MAX: usize = 1024;
+
+/// What this process remembers.
+#[derive(Debug, Default)]
+pub(super) struct Remembered {
+    revisions: Mutex<HashMap<(String, i32), Agent>>,
+    newest: Mutex<HashMap<String, i32>>,
+}
+
+impl Remembered {
+    fn revision(&self, name: &str, revision: i32) -> Option<Agent> {
+        lock(&self.revisions).get(&(name.to_owned(), revision)).cloned()
+    }
+
+    fn newest(&self, name: &str) -> Option<Agent> {
+        let revision = lock(&self.newest).get(name).copied()?;
+        self.revision(name, revision)
+    }
+
+    fn keep(&self, agent: &Agent) {
+        let mut revisions = lock(&self.revisions);
+        if revisions.len() >= REMEMBERED_MAX {
+            revisions.clear();
+        }
+        revisions.insert((agent.name.clone(), agent.revision), agent.clone());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Store {
+    /// An agent to accept a turn for, as it is remembered, or read. `None` where there is none.
+    pub async fn agent_to_use(&self, name: &str) -> Result<Option<Agent>, StoreError> {
+        if let Some(agent) = self.remembered.newest(name) {
+            return Ok(Some(agent));
+        }
+        let Some(row) = self.agent(name).await? else { return Ok(None) };
+        self.remembered.keep(&row.agent);
+        lock(&self.remembered.newest).insert(name.to_owned(), row.agent.revision);
+        Ok(Some(row.agent))
+    }
+
+    /// There is a newer revision: the next use reads it.
+    pub fn forget_newest(&self, name: &str) {
+        lock(&self.remembered.newest).remove(name);
+    }
+
     /// Puts a spec (`None`: deletes the agent). The same spec again makes no new revision. Returns
     /// the revision, and whether it is a new one.
     pub async fn put_agent(&self, name: &str, spec: Option<&AgentSpec>) -> Result<(i32, bool), StoreError> {
@@ -55,6 +110,9 @@ impl Store {
 
     /// One revision of an agent, whether or not it was deleted since: what a turn runs with.
     pub async fn agent_at(&self, name: &str, revision: i32) -> Result<Option<Agent>, StoreError> {
+        if let Some(agent) = self.remembered.revision(name, revision) {
+            return Ok(Some(agent));
+        }
         let mut lease = self.lease().await?;
         let row = lease
             .run("agent_at", |c| {
@@ -67,7 +125,11 @@ impl Store {
             })
             .await?;
         let agent = row.and_then(|row| row.spec.map(|spec| read(name, revision, &spec, row.created_at)));
-        Ok(agent.transpose()?.map(|row| row.agent))
+        let agent = agent.transpose()?.map(|row| row.agent);
+        if let Some(agent) = &agent {
+            self.remembered.keep(agent);
+        }
+        Ok(agent)
     }
 
     /// Agents by name, after one, at most `limit`.

@@ -1,11 +1,7 @@
 //! Assignments: what a worker is handed with a turn, its conversation's past included.
 
 use super::{Store, StoreError};
-use crate::{
-    agent::History,
-    id::{ConversationId, TurnId},
-    turn::Status,
-};
+use crate::{agent::History, id::ConversationId, turn::Status};
 
 /// What a turn's worker is handed.
 #[derive(Debug, Clone)]
@@ -32,21 +28,6 @@ pub struct Said {
 }
 
 impl Store {
-    /// What a worker is handed. `None` where the turn does not exist.
-    pub async fn assignment(&self, turn: TurnId) -> Result<Option<Assignment>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("assignment", |c| {
-                sqlx::query_as!(
-                    Assignment,
-                    "select agent, agent_revision, ordinal, input, traceparent from turns where id = $1",
-                    turn.0
-                )
-                .fetch_optional(c)
-            })
-            .await
-    }
-
     /// What was said in a conversation before `ordinal`, oldest first, the newest within the limits.
     /// A turn without an answer (failed, cancelled) still tells what the user said.
     pub async fn history(

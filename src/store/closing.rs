@@ -133,7 +133,10 @@ impl Store {
     /// Starts the queue clock of turns that came to the head of their line unseen.
     pub async fn promote(&self) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
-        lease.run("promote", |c| sqlx::query!("select lw_promote_v1(null)").execute(c)).await?;
+        let statement = |c| sqlx::query_scalar!(r#"select lw_promote_v1(null) as "has_next!""#).fetch_one(c);
+        if lease.run("promote", statement).await? {
+            self.wake().queue_grew();
+        }
         Ok(())
     }
 }

@@ -77,10 +77,21 @@ pub struct Finish {
     pub turn: TurnId,
     /// The caller's epoch.
     pub epoch: i32,
-    /// The `seq` that it follows.
+    /// The `seq` that what was said, or the last word, follows.
     pub base: i32,
+    /// What was said before it and is not in the log yet, in order.
+    pub said: Vec<NewEvent>,
     /// The last word.
     pub word: LastWord,
+}
+
+/// Last words that are in the log.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// Turn, epoch, `seq` of each.
+    pub(super) words: Vec<(TurnId, i32, i32)>,
+    /// Whether a turn that waited behind one of them can be claimed now.
+    pub(super) has_next: bool,
 }
 
 impl Store {
@@ -133,11 +144,11 @@ impl Store {
                     &columns.bases,
                     &columns.clocks,
                     &columns.budgets,
-                    &columns.event_turns,
-                    &columns.event_epochs,
-                    &columns.event_places,
-                    &columns.event_kinds,
-                    &columns.event_data,
+                    &columns.said.turns,
+                    &columns.said.epochs,
+                    &columns.said.places,
+                    &columns.said.kinds,
+                    &columns.said.data,
                     self.replica().0,
                 )
                 .fetch_all(c)
@@ -146,25 +157,39 @@ impl Store {
         Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch)).collect())
     }
 
-    /// Last words of many turns; those that were written: turn, epoch, `seq`.
-    pub(super) async fn finish(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32, i32)>, StoreError> {
+    /// Last words of many turns, with what was said right before each.
+    pub(super) async fn finish(&self, finishes: &[Finish]) -> Result<Finished, StoreError> {
         let (turns, epochs, bases, kinds, data) = finish_columns(finishes);
+        let mut said = SaidColumns::default();
+        for finish in finishes {
+            said.push((finish.turn, finish.epoch), &finish.said);
+        }
         let mut lease = self.lease().await?;
         let rows = lease
             .run("finish", |c| {
                 sqlx::query!(
-                    r#"select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!" from lw_finish_v1($1, $2, $3, $4, $5, $6)"#,
+                    r#"
+                    select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_has_next as "has_next!"
+                      from lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                    "#,
                     &turns,
                     &epochs,
                     &bases,
                     &kinds,
                     &data,
                     self.replica().0,
+                    &said.turns,
+                    &said.epochs,
+                    &said.places,
+                    &said.kinds,
+                    &said.data,
                 )
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch, row.seq)).collect())
+        let has_next = rows.iter().any(|row| row.has_next);
+        let words = rows.into_iter().map(|row| (TurnId(row.turn), row.epoch, row.seq)).collect();
+        Ok(Finished { words, has_next })
     }
 
     /// Of these last words, those that stand in the log as the caller's own: the look after a
@@ -311,11 +336,7 @@ struct AppendColumns {
     bases: Vec<i32>,
     clocks: Vec<String>,
     budgets: Vec<i64>,
-    event_turns: Vec<Uuid>,
-    event_epochs: Vec<i32>,
-    event_places: Vec<i32>,
-    event_kinds: Vec<String>,
-    event_data: Vec<String>,
+    said: SaidColumns,
 }
 
 impl AppendColumns {
@@ -325,12 +346,28 @@ impl AppendColumns {
         self.bases.push(append.base);
         self.clocks.push(append.clock.as_str().to_owned());
         self.budgets.push(append.budget_ms);
-        for (place, event) in (1..).zip(&append.events) {
-            self.event_turns.push(append.turn.0);
-            self.event_epochs.push(append.epoch);
-            self.event_places.push(place);
-            self.event_kinds.push(event.kind.as_str().to_owned());
-            self.event_data.push(event.data.clone());
+        self.said.push((append.turn, append.epoch), &append.events);
+    }
+}
+
+/// Events of many turns, a column each; `places` count from 1 after each turn's base.
+#[derive(Default)]
+struct SaidColumns {
+    turns: Vec<Uuid>,
+    epochs: Vec<i32>,
+    places: Vec<i32>,
+    kinds: Vec<String>,
+    data: Vec<String>,
+}
+
+impl SaidColumns {
+    fn push(&mut self, (turn, epoch): Lease, events: &[NewEvent]) {
+        for (place, event) in (1..).zip(events) {
+            self.turns.push(turn.0);
+            self.epochs.push(epoch);
+            self.places.push(place);
+            self.kinds.push(event.kind.as_str().to_owned());
+            self.data.push(event.data.clone());
         }
     }
 }

@@ -1,135 +1,27 @@
-//! In-flight rows: claim, start, release, hold. The obligation's life; its end is in [`super::closing`].
+//! In-flight rows: start, release, hold. The obligation's life between its claim ([`super::claim`]) and its
+//! end ([`super::closing`]).
 //!
 //! ```text
-//! queued ──claim──► starting ──start──► running ──finish──► (gone)
-//!   ▲                  │ release           │ release, where it is safe
+//!    ┌────────claim, accept: a worker is ready─────┐
+//! queued ──claim──► starting ──start──► running ◄──┘ ──finish──► (gone)
+//!   ▲                  │ release           │ release: safe, or untouched
 //!   └──────────────────┴───────────────────┘
 //! any phase ──cancel / close──► (gone)
 //! ```
-//! Keeps I5 (every write names turn and epoch), I9 (heads of lines only, and a unique index) and
-//! I10 (`running` is committed before a worker receives the first byte).
+//! Keeps I5 (every write names turn and epoch) and I10 (`running` is committed before a worker receives the
+//! first byte).
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Store, StoreError};
-use crate::{
-    agent::Runtime,
-    id::{ConversationId, TurnId, WorkerId},
+use super::{
+    Store, StoreError,
+    claim::{Claim, started_by},
 };
-
-/// A turn that this replica has taken, with what its host must know at once.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// Which turn.
-    pub turn: TurnId,
-    /// Its conversation.
-    pub conversation: ConversationId,
-    /// The fencing number, and the attempt's number.
-    pub epoch: i32,
-    /// The newest event's `seq`.
-    pub last_seq: i32,
-    /// A warm worker may serve only where this is its own.
-    pub generation: i64,
-    /// Milliseconds left until the turn's cap.
-    pub cap_left_ms: i64,
-    /// Milliseconds since the turn came to the head of its line.
-    pub waited_ms: i64,
-}
+use crate::id::{TurnId, WorkerId};
 
 impl Store {
-    /// Takes up to `limit` heads of lines for this replica, cold and warm alike as `starting`.
-    /// `warm` names the conversations whose worker waits here, with its generation.
-    pub async fn claim(
-        &self,
-        runtimes: &[Runtime],
-        warm: &[(ConversationId, i64)],
-        limit: i64,
-    ) -> Result<Vec<Claim>, StoreError> {
-        let runtimes: Vec<String> = runtimes.iter().map(|r| r.as_str().to_owned()).collect();
-        let (warm, generations): (Vec<Uuid>, Vec<i64>) = warm.iter().map(|(c, g)| (c.0, *g)).unzip();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("claim", |c| {
-                sqlx::query!(
-                    r#"
-                    with me as materialized (
-                      -- What looks untouched may have been run before the database went back in time:
-                      -- first everybody says what they know.
-                      select id from replicas where id = $1 and state = 'ready' and lw_all_reconciled_v1()),
-                    head as materialized (
-                      -- What is decided on comes from the locked row, never from a second look.
-                      select i.turn_id, i.conversation_id, i.epoch, i.cap_at, i.cap_ms
-                        from inflight i
-                        join me on true
-                        join conversations v on v.id = i.conversation_id
-                        left join replicas h on h.id = v.holder and h.state = 'ready'
-                       where i.phase = 'queued'
-                         and i.runtime = any ($2)
-                         and not exists (
-                           select from inflight j
-                            where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
-                         -- Whoever served last may have a warm worker: it gets a head start.
-                         and (h.id is null or h.id = $1 or i.head_at is null
-                           or i.head_at < clock_timestamp() - interval '50 ms')
-                       order by i.turn_id
-                       limit $3
-                         for update of i skip locked),
-                    -- Another worker takes over wherever no warm one matches.
-                    held as (
-                      update conversations v
-                         set holder = $1, generation = v.generation + 1
-                        from head
-                       where v.id = head.conversation_id
-                         and not exists (
-                           select from unnest($4::uuid[], $5::bigint[]) w (id, generation)
-                            where w.id = v.id and w.generation = v.generation and v.holder = $1)
-                      returning v.id, v.generation),
-                    c as (
-                      update inflight i
-                         set phase = 'starting', epoch = i.epoch + 1, replica = $1, clock = 'startup',
-                             claimed_at = clock_timestamp(),
-                             cap_at = cap.at,
-                             deadline = least(cap.at, clock_timestamp() + i.startup_ms * interval '1 ms')
-                        from head, lateral (
-                          -- The cap runs from the first claim and never grows.
-                          select case when head.epoch = 0
-                            then clock_timestamp() + head.cap_ms * interval '1 ms' else head.cap_at end) cap (at)
-                       where i.turn_id = head.turn_id and i.phase = 'queued'
-                      returning i.turn_id, i.conversation_id, i.epoch, i.last_seq, i.cap_at,
-                        coalesce(i.head_at, i.accepted_at) as head_at)
-                    select c.turn_id as "turn!", c.conversation_id as "conversation!", c.epoch as "epoch!",
-                           c.last_seq as "last_seq!", coalesce(held.generation, v.generation) as "generation!",
-                           (extract(epoch from c.cap_at - clock_timestamp()) * 1000)::bigint as "cap_left_ms!",
-                           (extract(epoch from clock_timestamp() - c.head_at) * 1000)::bigint as "waited_ms!"
-                      from c
-                      join conversations v on v.id = c.conversation_id
-                      left join held on held.id = c.conversation_id
-                    "#,
-                    self.replica().0,
-                    &runtimes,
-                    limit,
-                    &warm,
-                    &generations,
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Claim {
-                turn: TurnId(row.turn),
-                conversation: ConversationId(row.conversation),
-                epoch: row.epoch,
-                last_seq: row.last_seq,
-                generation: row.generation,
-                cap_left_ms: row.cap_left_ms,
-                waited_ms: row.waited_ms,
-            })
-            .collect())
-    }
-
     /// Turns that this replica holds in the database: what a claim whose answer was lost left behind.
     pub async fn held(&self) -> Result<Vec<(TurnId, i32)>, StoreError> {
         let mut lease = self.lease().await?;
@@ -220,7 +112,7 @@ impl Store {
     /// Moves a turn from `starting` to `running` and tells `started`; its `seq`, or `None` where
     /// the epoch is not the caller's any more or a cancel came first. Repeating it is harmless.
     pub async fn start(&self, claim: &Claim, worker: Option<WorkerId>) -> Result<Option<i32>, StoreError> {
-        let data = serde_json::json!({ "worker_id": worker }).to_string();
+        let data = started_by(worker);
         let worker = worker.map(|w| w.0);
         let mut lease = self.lease().await?;
         let started = lease
@@ -285,15 +177,17 @@ impl Store {
     }
 
     /// Gives a turn back to the queue; false where it may not be run again, or is not the caller's.
-    pub async fn release(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
+    /// `is_untouched`: no worker has received it, whatever its phase.
+    pub async fn release(&self, turn: TurnId, epoch: i32, is_untouched: bool) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let is_released = lease
             .run("release", |c| {
                 sqlx::query_scalar!(
-                    r#"select lw_release_v1($1, $2, $3) as "is!""#,
+                    r#"select lw_release_v1($1, $2, $3, $4) as "is!""#,
                     turn.0,
                     epoch,
-                    self.replica().0
+                    self.replica().0,
+                    is_untouched
                 )
                 .fetch_one(c)
             })

@@ -8,9 +8,11 @@
 //! Every statement has a deadline. One that fails or is given up on may or may not have been
 //! committed; callers that repeat do so with the identical statement, which is harmless.
 
+pub mod accept;
 pub mod agents;
 pub mod assignment;
 pub mod beat;
+pub mod claim;
 pub mod closing;
 pub mod commands;
 mod contact;
@@ -20,6 +22,7 @@ pub mod error;
 pub mod events;
 pub mod gauges;
 pub mod inflight;
+pub mod intake;
 pub mod limits;
 pub mod listener;
 pub mod lookout;
@@ -50,14 +53,16 @@ use std::{
 };
 
 use sqlx::{
-    Connection, PgConnection, PgPool, Postgres,
+    Connection, Executor as _, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::Instant;
 
+use agents::Remembered;
 use contact::Contact;
 pub use error::StoreError;
+use intake::Intake;
 use reader::Reads;
 use wake::Wake;
 use witness::Witness;
@@ -88,6 +93,8 @@ pub struct Store {
     wake: Arc<Wake>,
     witness: Arc<Witness>,
     reads: Arc<Reads>,
+    intake: Arc<Intake>,
+    remembered: Arc<Remembered>,
     breaks: Arc<AtomicU64>,
     contact: Arc<Contact>,
     replica: Arc<RwLock<ReplicaId>>,
@@ -114,6 +121,8 @@ impl Store {
             wake: Arc::new(Wake::new(config.doorbell, replica.0)),
             witness: Arc::default(),
             reads: Arc::default(),
+            intake: Arc::default(),
+            remembered: Arc::default(),
             breaks: Arc::default(),
             contact,
             replica: Arc::new(RwLock::new(replica)),
@@ -135,6 +144,11 @@ impl Store {
     /// The doorbell.
     pub fn wake(&self) -> &Arc<Wake> {
         &self.wake
+    }
+
+    /// Where turns are handed in.
+    pub fn intake(&self) -> &Intake {
+        &self.intake
     }
 
     /// What this process has seen committed, of late.
@@ -222,10 +236,18 @@ impl Store {
     }
 }
 
+/// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
+/// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
+/// long transaction elsewhere that is all of its past.
+const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set jit = off";
+
 /// A pool whose connections are asked whether they still live before they are lent, but only after a
 /// rest: a busy one needs no round trip to prove itself, and one that slept through a restart or a
 /// verdict must not fail the first to come. Those from before a break are not asked: a cut network
 /// answers no question, and each would cost the next caller the time for one.
+///
+/// Postgres is told to plan statements once a connection, and by their indexes ([`PLANS`]). Behind a pooler
+/// that lends connections out for a transaction each this is a wish, and nothing but speed depends on it.
 fn pool(connections_max: u32, contact: &Arc<Contact>) -> PgPoolOptions {
     let contact = contact.clone();
     PgPoolOptions::new()
@@ -233,6 +255,7 @@ fn pool(connections_max: u32, contact: &Arc<Contact>) -> PgPoolOptions {
         .acquire_timeout(ACQUIRE_MAX)
         .max_lifetime(Duration::from_secs(1800))
         .test_before_acquire(false)
+        .after_connect(|conn, _| Box::pin(async move { conn.execute(PLANS).await.map(drop) }))
         .before_acquire(move |conn, meta| {
             let is_stale = contact.was_lost_within(meta.age);
             Box::pin(async move {

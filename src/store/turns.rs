@@ -1,6 +1,4 @@
-//! Turns: accept, read, list, cancel.
-//!
-//! Keeps I1: a turn, its in-flight row and its event 0 are one commit.
+//! Turns: read, list, cancel. How they come to be is in [`super::accept`].
 
 use std::collections::BTreeMap;
 
@@ -9,54 +7,10 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::{
-    agent::{AgentSpec, Retry},
+    agent::AgentSpec,
     id::{ConversationId, TurnId},
     turn::{CancelledBy, Status, Turn},
 };
-
-/// What to do with a turn whose conversation is busy.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, utoipa::ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum IfBusy {
-    /// Wait in line.
-    #[default]
-    Queue,
-    /// Refuse it.
-    Reject,
-    /// Cancel what is before it.
-    Interrupt,
-}
-
-/// A turn to be accepted.
-#[derive(Debug, Clone)]
-pub struct NewTurn {
-    /// Its id, minted by the caller, so that a repeat after an unknown commit is harmless.
-    pub id: TurnId,
-    /// Its conversation.
-    pub conversation: ConversationId,
-    /// Whether the conversation is made with it.
-    pub is_new_conversation: bool,
-    /// Its agent and the revision it runs with.
-    pub agent: Agent,
-    /// JSON object `{text, attachments?}`.
-    pub input: String,
-    /// JSON, the client's own.
-    pub metadata: Option<String>,
-    /// W3C trace context.
-    pub traceparent: String,
-    /// The turn it repeats.
-    pub retry_of: Option<TurnId>,
-    /// The client's key and the hash of its request.
-    pub idempotency: Option<(String, String)>,
-    /// What to do when the conversation is busy.
-    pub if_busy: IfBusy,
-    /// Most turns in flight in one conversation.
-    pub depth_max: u32,
-    /// Most turns queued in all conversations.
-    pub queue_max: u32,
-}
 
 /// An agent at one revision.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,15 +21,6 @@ pub struct Agent {
     pub revision: i32,
     /// How its workers run.
     pub spec: std::sync::Arc<AgentSpec>,
-}
-
-/// A turn that is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Accepted {
-    /// The turn: the new one, or the one that the key made before.
-    pub id: TurnId,
-    /// Whether it had been accepted before.
-    pub is_repeat: bool,
 }
 
 /// Which turns to list.
@@ -96,58 +41,6 @@ pub struct TurnFilter {
 }
 
 impl Store {
-    /// Accepts a turn. Refusals are [`StoreError::Refused`] with `LW404`, `LW409`, `LW422`, `LW429`.
-    pub async fn accept(&self, new: &NewTurn) -> Result<Accepted, StoreError> {
-        let timeouts = new.agent.spec.timeouts;
-        let event = serde_json::json!({ "conversation_id": new.conversation, "agent": new.agent.name });
-        let (key, hash) = new.idempotency.clone().unzip();
-        let if_busy = match new.if_busy {
-            IfBusy::Reject => "reject",
-            IfBusy::Queue | IfBusy::Interrupt => "queue",
-        };
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("accept", |c| {
-                sqlx::query!(
-                    r#"
-                    select o_turn as "turn!", o_outcome as "outcome!"
-                      from lw_accept_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-                        $17, $18, $19, $20, $21::text::jsonb)
-                    "#,
-                    new.id.0,
-                    new.conversation.0,
-                    new.is_new_conversation,
-                    new.agent.name,
-                    new.agent.revision,
-                    new.agent.spec.runtime.as_str(),
-                    new.input,
-                    new.metadata,
-                    new.traceparent,
-                    new.retry_of.map(|turn| turn.0),
-                    key,
-                    hash,
-                    if_busy,
-                    timeouts.queue.millis(),
-                    timeouts.startup.millis(),
-                    timeouts.progress.millis(),
-                    timeouts.cap.millis(),
-                    new.agent.spec.retry == Retry::Safe,
-                    i32::try_from(new.depth_max).unwrap_or(i32::MAX),
-                    i32::try_from(new.queue_max).unwrap_or(i32::MAX),
-                    event.to_string(),
-                )
-                .fetch_one(c)
-            })
-            .await?;
-        let is_repeat = row.outcome != "accepted";
-        if !is_repeat {
-            self.witness().saw(TurnId(row.turn), 0, 0);
-        }
-        // A repeat too: whoever accepted it first may not have lived to ring.
-        self.wake().queue_grew();
-        Ok(Accepted { id: TurnId(row.turn), is_repeat })
-    }
-
     /// One turn as clients see it.
     pub async fn turn(&self, id: TurnId) -> Result<Option<Turn>, StoreError> {
         let mut lease = self.lease().await?;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Store, StoreError,
-    events::{Append, Finish, Lease},
+    events::{Append, Finish, Finished, Lease},
 };
 use crate::{config::Lever, telemetry::metrics};
 
@@ -160,13 +160,14 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
     if finishes.is_empty() {
         return;
     }
-    let written = match repeat(|| store.finish(&finishes)).await {
-        Ok(written) if written.len() == finishes.len() => written,
-        // What is missing is lost, unless an earlier try of the same statement was committed.
+    let Finished { words, has_next } = match repeat(|| store.finish(&finishes)).await {
+        Ok(written) if written.words.len() == finishes.len() => written,
+        // What is missing is lost, unless an earlier try of the same statement was committed. That one's
+        // answer was lost too, and with it whether others can be claimed.
         Ok(mut written) => match repeat(|| store.finished(&finishes)).await {
             Ok(earlier) => {
-                written.extend(earlier);
-                written
+                written.words.extend(earlier);
+                Finished { has_next: true, ..written }
             }
             Err(_) => written,
         },
@@ -181,18 +182,20 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
             return;
         }
     };
-    store.wake().events_committed(written.iter().map(|(turn, ..)| *turn));
+    store.wake().events_committed(words.iter().map(|(turn, ..)| *turn));
     let seqs: HashMap<Lease, i32> =
-        written.into_iter().map(|(turn, epoch, seq)| ((turn, epoch), seq)).collect();
+        words.into_iter().map(|(turn, epoch, seq)| ((turn, epoch), seq)).collect();
     for finish in &finishes {
         let lease = (finish.turn, finish.epoch);
         if let Some(&seq) = seqs.get(&lease) {
+            metrics::events_appended(finish.said.len());
             store.witness().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
         }
         answer(replies, lease, seqs.get(&lease).map_or(Written::LeaseLost, |&seq| Written::Done(seq)));
     }
-    // The next of each line can be claimed.
-    store.wake().queue_grew();
+    if has_next {
+        store.wake().queue_grew();
+    }
 }
 
 /// Repeats a statement while Postgres is away.

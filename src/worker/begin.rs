@@ -1,4 +1,4 @@
-//! The first steps of a claimed turn: read what it is, check its input, find it a worker.
+//! The first steps of a claimed turn: read its agent, check its input, find it a worker.
 //!
 //! Refuses what an input guard stops, before anything is started.
 
@@ -13,6 +13,7 @@ use super::{
     ending::{Account, speak},
     host::Host,
     job::{Halt, Job, Reach},
+    line::Extension,
     shared,
 };
 use crate::{
@@ -22,19 +23,19 @@ use crate::{
     store::{
         StoreError,
         assignment::Assignment,
+        claim::{Claim, Phase},
         events::{Append, TurnClock},
-        inflight::Claim,
         turns::Agent,
         writer::Written,
     },
     telemetry,
 };
 
-/// How long a claimed turn's own row is looked for while Postgres is away.
+/// How long a claimed turn's agent is looked for while Postgres is away.
 const LOAD_MAX: Duration = Duration::from_secs(60);
 
-/// Reads what a claimed turn is and places it.
-pub(super) async fn begin(host: Host, claim: Claim, mut reach: Reach) {
+/// Reads a claimed turn's agent and places the turn.
+pub(super) async fn begin(host: Host, claim: Claim, mut reach: Reach, line: Option<Extension>) {
     let now = Instant::now();
     let loaded = tokio::select! {
         loaded = load(&host, &claim) => loaded,
@@ -45,24 +46,46 @@ pub(super) async fn begin(host: Host, claim: Claim, mut reach: Reach) {
             return;
         }
     };
-    let (assignment, agent) = match loaded {
-        Ok(Some(loaded)) => loaded,
-        Ok(None) => return fail(&host, &claim, "the turn or its agent's revision does not exist").await,
+    let agent = match loaded {
+        Ok(Some(agent)) => agent,
+        Ok(None) => return fail(&host, &claim, "its agent's revision does not exist").await,
         Err(why) => return fail(&host, &claim, &why.to_string()).await,
     };
+    place(host, claim, agent, reach, line, now).await;
+}
+
+/// Finds a claimed turn its worker, unless it has a `line` to a shared one already. `claimed_at`: when its
+/// clocks began.
+pub(super) async fn place(
+    host: Host,
+    claim: Claim,
+    agent: Agent,
+    reach: Reach,
+    line: Option<Extension>,
+    claimed_at: Instant,
+) {
     let cap_left = Duration::from_millis(u64::try_from(claim.cap_left_ms).unwrap_or(0));
-    let clocks = Clocks::claimed(now, agent.spec.timeouts.startup.0, cap_left);
+    let clocks = Clocks::claimed(claimed_at, agent.spec.timeouts.startup.0, cap_left);
     let span = tracing::info_span!(
         "turn", turn_id = %claim.turn, conversation_id = %claim.conversation, agent = %agent.name,
         epoch = claim.epoch, replica_id = %host.store().replica(), worker_id = tracing::field::Empty,
     );
-    telemetry::adopt(&span, &assignment.traceparent);
-    let job = Job { claim, assignment, agent, clocks, span: span.clone(), reach };
+    telemetry::adopt(&span, &claim.assignment.traceparent);
+    let job = Job { claim, agent, clocks, span: span.clone(), reach };
+    let is_shared = job.agent.spec.scope == Scope::Shared;
     async {
-        match stopped_by_guard(&job.agent.spec, &job.assignment.input) {
-            Some(notice) => block(&host, job, notice).await,
-            None if job.agent.spec.scope == Scope::Shared => shared::serve(&host, job).await,
-            None => host.place(job),
+        match (job.claim.phase, line) {
+            (Phase::Running(worker), Some(line)) if line.worker() == worker => {
+                shared::run_on(&host, line, job).await;
+            }
+            // Its own worker knows it, or has ended.
+            (Phase::Running(_), None) if !is_shared => host.place(job),
+            (Phase::Running(_) | Phase::Forsaken, _) => give_back(&host, &job.claim).await,
+            (Phase::Starting, _) => match stopped_by_guard(&job.agent.spec, &job.claim.assignment.input) {
+                Some(notice) => block(&host, job, notice).await,
+                None if is_shared => shared::serve(&host, job).await,
+                None => host.place(job),
+            },
         }
     }
     .instrument(span)
@@ -71,22 +94,18 @@ pub(super) async fn begin(host: Host, claim: Claim, mut reach: Reach) {
 
 /// Gives a turn back to the queue that no worker has received.
 pub(super) async fn give_back(host: &Host, claim: &Claim) {
-    match host.store().release(claim.turn, claim.epoch).await {
+    match host.store().release(claim.turn, claim.epoch, true).await {
         Ok(true) => telemetry::metrics::requeued("drain"),
         // The close pass of another replica finds it when this one has left.
         Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not given back; left to be closed"),
     }
 }
 
-async fn load(host: &Host, claim: &Claim) -> Result<Option<(Assignment, Agent)>, StoreError> {
+async fn load(host: &Host, claim: &Claim) -> Result<Option<Agent>, StoreError> {
     let give_up = Instant::now() + LOAD_MAX;
+    let Assignment { agent, agent_revision, .. } = &claim.assignment;
     loop {
-        let read = async {
-            let Some(assignment) = host.store().assignment(claim.turn).await? else { return Ok(None) };
-            let agent = host.store().agent_at(&assignment.agent, assignment.agent_revision).await?;
-            Ok(agent.map(|agent| (assignment, agent)))
-        };
-        match read.await {
+        match host.store().agent_at(agent, *agent_revision).await {
             Err(StoreError::Away { .. }) if Instant::now() < give_up => {
                 tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
             }
@@ -101,7 +120,8 @@ async fn fail(host: &Host, claim: &Claim, why: &str) {
     speak(host, claim, claim.last_seq, account.failure(Code::Internal, Code::Internal.message(), None)).await;
 }
 
-fn stopped_by_guard(spec: &AgentSpec, input: &str) -> Option<String> {
+/// The notice of the guard that stops this input.
+pub(super) fn stopped_by_guard(spec: &AgentSpec, input: &str) -> Option<String> {
     let input: serde_json::Value = serde_json::from_str(input).ok()?;
     let text = input.get("text")?.as_str()?;
     spec.guards.iter().find_map(|guard| guard.stops(text)).map(str::to_owned)

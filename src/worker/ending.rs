@@ -5,9 +5,9 @@ use chrono::{DateTime, Utc};
 use super::{host::Host, job::Job};
 use crate::{
     agent::Retry,
-    event::Kind,
+    event::{Kind, NewEvent},
     failure::{Code, Failure},
-    store::{events::Finish, inflight::Claim, writer::Written},
+    store::{claim::Claim, events::Finish, writer::Written},
     telemetry::{self, metrics},
     turn::{CancelledBy, LastWord},
 };
@@ -27,7 +27,7 @@ impl Account {
     /// Of a turn that no worker has received.
     pub(super) fn unstarted(claim: &Claim, job: Option<&Job>) -> Self {
         let spec = job.map(|job| &job.agent.spec);
-        let traceparent = job.map(|job| job.assignment.traceparent.as_str());
+        let traceparent = job.map(|job| job.claim.assignment.traceparent.as_str());
         Account {
             attempt: claim.epoch,
             trace_id: traceparent.and_then(telemetry::trace_id).map(str::to_owned),
@@ -79,8 +79,20 @@ pub(super) const UNKNOWN_CANCELLER: CancelledBy = CancelledBy::Client;
 
 /// Writes the last word. True where it is in the log; false where the turn was lost.
 pub(super) async fn speak(host: &Host, claim: &Claim, base: i32, word: LastWord) -> bool {
+    speak_after(host, claim, base, Vec::new(), word).await
+}
+
+/// Writes what was said last, and the last word, in one commit. Where Postgres refuses them, what was said
+/// is no part of the log, and the last word is `internal`.
+pub(super) async fn speak_after(
+    host: &Host,
+    claim: &Claim,
+    base: i32,
+    said: Vec<NewEvent>,
+    word: LastWord,
+) -> bool {
     let (kind, code) = (word.kind, code_of(&word));
-    let finish = Finish { turn: claim.turn, epoch: claim.epoch, base, word };
+    let finish = Finish { turn: claim.turn, epoch: claim.epoch, base, said, word };
     match host.writer().finish(finish.clone()).await {
         Written::Done(_) => {
             metrics::last_words(kind, &code);
@@ -95,7 +107,8 @@ pub(super) async fn speak(host: &Host, claim: &Claim, base: i32, word: LastWord)
         Written::Refused(why) => {
             tracing::error!(turn_id = %claim.turn, why, "a last word was refused; saying `internal`");
             let failure = Failure::new(Code::Internal, claim.epoch).to_last_word();
-            matches!(host.writer().finish(Finish { word: failure, ..finish }).await, Written::Done(_))
+            let finish = Finish { said: Vec::new(), word: failure, ..finish };
+            matches!(host.writer().finish(finish).await, Written::Done(_))
         }
     }
 }

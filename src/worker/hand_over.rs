@@ -1,4 +1,5 @@
-//! The hand-over: a turn becomes `running`, and only then the worker receives it (I10).
+//! The hand-over: a turn is `running`, from its claim or from here, and only then the worker receives it
+//! (I10).
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     failure::Code,
     id::WorkerId,
-    store::{StoreError, commands::Order},
+    store::{StoreError, claim::Phase, commands::Order},
     telemetry::{self, metrics},
 };
 
@@ -27,9 +28,16 @@ use crate::{
 pub(super) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -> Option<i32> {
     // Read first: a turn that is `running` and waits for its history would look like one that runs.
     let history = history(host, line, job).await;
-    let base = start(host, line.worker(), job).await?;
-    let Err(why) = send(host, line, job, history) else {
-        return Some(base);
+    let is_starting = job.claim.phase == Phase::Starting;
+    let base = if is_starting { start(host, line.worker(), job).await? } else { job.claim.last_seq };
+    let why = match send(host, line, job, history) {
+        Ok(()) => return Some(base),
+        Err(SendError::Closed) if !is_starting => {
+            // The worker ended while the turn was claimed for it, and has received nothing.
+            give_back(host, &job.claim).await;
+            return None;
+        }
+        Err(why) => why,
     };
     let message = match why {
         SendError::TooLong => "Your message is too long for this agent's worker.",
@@ -43,12 +51,12 @@ pub(super) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -
 
 /// What a process must be told of its conversation that did not serve the turn before.
 async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Vec<Said> {
-    if line.last_turn().is_some() || job.assignment.ordinal == 1 {
+    if line.last_turn().is_some() || job.claim.assignment.ordinal == 1 {
         return Vec::new();
     }
     let limits = job.agent.spec.history;
     loop {
-        match host.store().history(job.claim.conversation, job.assignment.ordinal, limits).await {
+        match host.store().history(job.claim.conversation, job.claim.assignment.ordinal, limits).await {
             Ok(said) => {
                 let role = |is_user| if is_user { "user" } else { "assistant" };
                 return said
@@ -117,11 +125,12 @@ fn send(host: &Host, line: &mut Line<'_>, job: &Job, mut history: Vec<Said>) -> 
             turn_id: job.claim.turn,
             conversation_id: job.claim.conversation,
             attempt: job.claim.epoch,
-            input: RawValue::from_string(job.assignment.input.clone()).map_err(|_| SendError::Unwritable)?,
+            input: RawValue::from_string(job.claim.assignment.input.clone())
+                .map_err(|_| SendError::Unwritable)?,
             history: (!history.is_empty()).then(|| history.clone()),
             deadline,
             traceparent: Some(
-                telemetry::current_traceparent().unwrap_or_else(|| job.assignment.traceparent.clone()),
+                telemetry::current_traceparent().unwrap_or_else(|| job.claim.assignment.traceparent.clone()),
             ),
         };
         match line.send(&message) {

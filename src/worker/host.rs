@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, mpsc, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use super::{
     begin,
     job::{Job, Reach},
     life,
+    places::Places,
     pool::Pool,
     process::Renewer,
 };
@@ -30,7 +31,12 @@ use crate::{
     agent::Runtime,
     config::Config,
     id::{ConversationId, TurnId, WorkerId},
-    store::{Store, commands::Command, inflight::Claim, writer::Writer},
+    store::{
+        Store,
+        claim::{Claim, Phase, Warm},
+        commands::Command,
+        writer::Writer,
+    },
     task::{Kind, Supervisor},
     telemetry::metrics,
 };
@@ -49,7 +55,7 @@ struct Inner {
     supervisor: Supervisor,
     workspaces: PathBuf,
     silence_max: Duration,
-    places: Arc<Semaphore>,
+    places: Places,
     lives: Mutex<HashMap<ConversationId, Life>>,
     pool: Pool,
     runs: Mutex<HashMap<TurnId, Run>>,
@@ -65,6 +71,19 @@ struct Life {
     stop: CancellationToken,
     renewer: Option<Renewer>,
     is_idle: bool,
+    /// Whether an input must be looked at before anything is started.
+    is_guarded: bool,
+}
+
+impl Life {
+    /// As a claim must know it; `None` where it is not wanted any more.
+    fn warm(&self, conversation: ConversationId) -> Option<Warm> {
+        if self.stop.is_cancelled() {
+            return None;
+        }
+        let idle = (self.is_idle && !self.is_guarded).then_some((self.worker, self.agent_revision));
+        Some(Warm { conversation, generation: self.generation, idle })
+    }
 }
 
 /// A turn under way, as others reach it.
@@ -95,9 +114,11 @@ impl Drop for Place {
             runs.remove(&self.turn);
         }
         drop(runs);
-        // First the place is free, then the next turn is looked for.
+        // First the place is free, then the next turn is looked for, where one may have waited for it.
         self.permit.take();
-        self.host.0.store.wake().look_at_queue();
+        if self.host.0.places.is_wanted() {
+            self.host.0.store.wake().look_at_queue();
+        }
     }
 }
 
@@ -110,7 +131,7 @@ impl Host {
             supervisor,
             workspaces: config.data_dir.join("workspaces"),
             silence_max: config.postgres_away_max.0,
-            places: Arc::new(Semaphore::new(config.turns_max as usize)),
+            places: Places::new(config.turns_max),
             lives: Mutex::default(),
             pool: Pool::default(),
             runs: Mutex::default(),
@@ -122,26 +143,30 @@ impl Host {
         &[Runtime::Process]
     }
 
-    /// Places for turns that are free now.
-    pub fn free_places(&self) -> usize {
-        self.0.places.available_permits()
+    /// Conversations that have a worker here. Busy ones too: their next turn can be claimed the moment
+    /// their last word is written, before the worker is idle again. Shared workers belong to no
+    /// conversation.
+    pub fn warm(&self) -> Vec<Warm> {
+        lock(&self.0.lives).iter().filter_map(|(&conversation, life)| life.warm(conversation)).collect()
     }
 
-    /// Conversations that have a worker here, with its generation. Busy ones too: their next turn
-    /// can be claimed the moment their last word is written, before the worker is idle again. Shared
-    /// workers belong to no conversation.
-    pub fn warm(&self) -> Vec<(ConversationId, i64)> {
-        let lives = lock(&self.0.lives);
-        let wanted = lives.iter().filter(|(_, life)| !life.stop.is_cancelled());
-        wanted.map(|(&conversation, life)| (conversation, life.generation)).collect()
+    /// The conversation's worker here.
+    pub(super) fn warm_of(&self, conversation: ConversationId) -> Option<Warm> {
+        lock(&self.0.lives).get(&conversation)?.warm(conversation)
     }
 
-    /// Takes a claimed turn. Without a free place it is not taken, and the claim is left to be
-    /// adopted later.
-    pub fn take(&self, claim: Claim) -> bool {
-        let Ok(permit) = self.0.places.clone().try_acquire_owned() else {
-            return false;
-        };
+    /// The places for turns.
+    pub(super) fn places(&self) -> &Places {
+        &self.0.places
+    }
+
+    /// Whether this claim runs here.
+    pub(super) fn has(&self, claim: &Claim) -> bool {
+        lock(&self.0.runs).get(&claim.turn).is_some_and(|run| run.epoch == claim.epoch)
+    }
+
+    /// Gives a claimed turn its place and its line in the list of runs.
+    pub(super) fn admit(&self, claim: &Claim, permit: OwnedSemaphorePermit) -> Reach {
         let (orders, incoming) = mpsc::channel(ORDERS_MAX);
         let (halt, halted) = watch::channel(None);
         let due = Arc::new(Mutex::new(Instant::now()));
@@ -152,11 +177,7 @@ impl Host {
         }
         metrics::queue_wait(Duration::from_millis(claim.waited_ms.unsigned_abs()));
         let place = Place { host: self.clone(), turn: claim.turn, epoch: claim.epoch, permit: Some(permit) };
-        let host = self.clone();
-        self.0.supervisor.spawn(Kind::Turn, "turn", async move {
-            begin::begin(host, claim, Reach::new(incoming, halted, due, place)).await;
-        });
-        true
+        Reach::new(incoming, halted, due, place)
     }
 
     /// Turns that run here, with their epochs.
@@ -287,7 +308,8 @@ impl Host {
         }
     }
 
-    /// Hands a job to its conversation's warm worker, or starts a new life for it.
+    /// Hands a job to its conversation's warm worker, or starts a new life for it; one that is `running` for
+    /// a worker that has ended is given back.
     pub(super) fn place(&self, job: Job) {
         let mut lives = lock(&self.0.lives);
         let conversation = job.claim.conversation;
@@ -295,6 +317,7 @@ impl Host {
         if let Some(life) = lives.get_mut(&conversation) {
             let is_match = life.generation == job.claim.generation
                 && life.agent_revision == job.agent.revision
+                && !matches!(job.claim.phase, Phase::Running(worker) if worker != life.worker)
                 && !life.stop.is_cancelled();
             if is_match {
                 match life.jobs.try_send(job) {
@@ -311,6 +334,12 @@ impl Host {
             }
             life.stop.cancel();
         }
+        if job.claim.phase != Phase::Starting {
+            drop(lives);
+            let host = self.clone();
+            let giving_back = async move { begin::give_back(&host, &job.claim).await };
+            return self.0.supervisor.spawn(Kind::Turn, "turn", giving_back);
+        }
         let worker = WorkerId(self.0.store.clock().mint());
         let (jobs, inbox) = mpsc::channel(1);
         let stop = CancellationToken::new();
@@ -324,6 +353,7 @@ impl Host {
                 stop: stop.clone(),
                 renewer: None,
                 is_idle: false,
+                is_guarded: !job.agent.spec.guards.is_empty(),
             },
         );
         drop(lives);

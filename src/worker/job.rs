@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{clocks::Clocks, host::Place};
-use crate::store::{assignment::Assignment, commands::Command, inflight::Claim, turns::Agent};
+use crate::store::{claim::Claim, commands::Command, turns::Agent};
 
 /// Why a turn must end here although its worker is well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,6 @@ pub enum Halt {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) claim: Claim,
-    pub(super) assignment: Assignment,
     pub(super) agent: Agent,
     pub(super) clocks: Clocks,
     pub(super) span: tracing::Span,

@@ -131,7 +131,7 @@ impl Extension {
         let is_past_start = |stage: &Stage| !matches!(stage, Stage::Starting);
         let stage = self.stage.wait_for(is_past_start).await.map(|stage| stage.clone());
         match stage {
-            Ok(Stage::Ready) if self.idle_pid.is_some_and(is_dead) => {
+            Ok(Stage::Ready) if !self.is_alive() => {
                 // Its guard has not told yet.
                 self.switchboard.retire(Standing::Condemned);
                 Ok(false)
@@ -140,6 +140,11 @@ impl Extension {
             Ok(Stage::Refused { message, detail }) => Err(Obstacle::Failed { message, detail }),
             Ok(_) | Err(_) => Ok(false),
         }
+    }
+
+    /// Whether the worker is there though nobody has talked to it for a while.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.idle_pid.is_some_and(is_dead)
     }
 
     async fn recv(&mut self) -> Heard {

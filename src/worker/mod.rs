@@ -5,11 +5,13 @@
 //!            │                                └──► line ─► run: hand_over, transcript, clocks, pen ─► ending
 //!            └───► shared: (pool ─► switchboard | its life ─► start ─► …) ──► line ─► run: the same
 //! ```
-//! Upper half: [`host`] (places, warm workers, orders), `begin`, `job`, `life`, `start`, `hand_over`,
-//! `line`, `run`, `pen`, `ending`; for workers of many turns `shared`, `pool` and `switchboard`. Lower
-//! half: [`process`] and what it stands on ([`shim`], [`codec`], [`wire`]).
+//! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`berth`] (room that is kept for a
+//! claim), `begin`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`; for workers of many
+//! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`],
+//! [`codec`], [`wire`]).
 
 mod begin;
+pub mod berth;
 mod clocks;
 pub mod codec;
 mod ending;
@@ -22,6 +24,7 @@ mod life;
 pub mod lifeline;
 mod line;
 mod pen;
+mod places;
 mod pool;
 pub mod process;
 mod run;

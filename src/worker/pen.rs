@@ -8,8 +8,8 @@ use std::{future::Future, pin::Pin, time::Duration};
 use crate::{
     event::NewEvent,
     store::{
+        claim::Claim,
         events::{Append, TurnClock},
-        inflight::Claim,
         writer::{Writer, Written},
     },
     units::Span,
@@ -49,25 +49,20 @@ impl Pen {
         self.gathered.len() >= EVENTS_MAX || self.bytes >= BYTES_MAX
     }
 
-    /// Whether everything that was gathered is in the log.
-    pub(super) fn is_done(&self) -> bool {
-        self.writing.is_none() && self.gathered.is_empty()
-    }
-
     /// Begins a write of what was gathered, unless one is under way. `clock` runs after it, for `budget`.
     pub(super) fn write(&mut self, clock: TurnClock, budget: Duration) {
         if self.writing.is_some() || self.gathered.is_empty() {
             return;
         }
+        let events = self.take_gathered();
         let append = Append {
             turn: self.claim.turn,
             epoch: self.claim.epoch,
             base: self.base,
-            events: std::mem::take(&mut self.gathered),
+            events,
             clock,
             budget_ms: Span(budget).millis(),
         };
-        self.bytes = 0;
         let writer = self.writer.clone();
         self.writing = Some(Box::pin(async move { writer.append(append).await }));
     }
@@ -85,9 +80,14 @@ impl Pen {
         written
     }
 
-    /// Forgets what was gathered: it can not be written any more.
-    pub(super) fn drop_gathered(&mut self) {
-        self.gathered.clear();
+    /// Whether a write is under way.
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    /// Gives away what was gathered.
+    pub(super) fn take_gathered(&mut self) -> Vec<NewEvent> {
         self.bytes = 0;
+        std::mem::take(&mut self.gathered)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
     line::Extension,
-    switchboard::{Outlook, Standing, Switchboard},
+    switchboard::{Outlook, Seats, Standing, Switchboard},
 };
 use crate::{
     id::{TurnId, WorkerId},
@@ -36,6 +36,21 @@ impl Pool {
         let (made, line) = Switchboard::new(mint(), agent, turn);
         all.push(made.clone());
         (line, Some(made))
+    }
+
+    /// A line for `turn` to a worker that is ready for it at once.
+    pub(super) fn line_at_once(&self, agent: &Agent, turn: TurnId) -> Option<Extension> {
+        let all = self.all();
+        let mut ready = all.iter().filter(|switchboard| switchboard.is_of(agent) && switchboard.is_ready());
+        ready.find_map(|switchboard| switchboard.connect(turn)).filter(Extension::is_alive)
+    }
+
+    /// Room for so many turns of each agent at workers that are ready, the oldest first. Of agents whose
+    /// inputs need no look.
+    pub(super) fn seats(&self, most: usize) -> Vec<Seats> {
+        let all = self.all();
+        let ready = all.iter().filter(|it| it.is_ready() && it.agent().spec.guards.is_empty());
+        ready.filter_map(|switchboard| switchboard.seats(most)).collect()
     }
 
     /// Gives no more turns to this worker, or to any.

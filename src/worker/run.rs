@@ -8,12 +8,13 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     clocks::Lapse,
     codec::Fault,
-    ending::{Account, UNKNOWN_CANCELLER, cancelled, speak},
+    ending::{Account, UNKNOWN_CANCELLER, cancelled, speak_after},
     hand_over::hand_over,
     host::Host,
     job::{Call, Halt, Job},
@@ -100,6 +101,9 @@ pub(super) async fn run<'a>(host: &'a Host, mut line: Line<'a>, job: &'a mut Job
 impl Run<'_> {
     async fn until_end(&mut self) -> End {
         loop {
+            if let Some(end) = self.hear_what_was_said() {
+                return end;
+            }
             self.write();
             let (mut at, lapse) = self.job.clocks.next();
             let closed_until = self.closed_until.filter(|&until| until < at);
@@ -124,6 +128,17 @@ impl Run<'_> {
                 return end;
             }
         }
+    }
+
+    /// What is said in one breath goes into one write, or with the last word.
+    fn hear_what_was_said(&mut self) -> Option<End> {
+        while !self.pen.is_full() {
+            let heard = self.line.recv().now_or_never()?;
+            if let Some(end) = self.hear(heard) {
+                return Some(end);
+            }
+        }
+        None
     }
 
     fn write(&mut self) {
@@ -311,13 +326,13 @@ impl Run<'_> {
         End::Word(self.account.failure(code, message, detail), Fate::End)
     }
 
-    /// Writes what was said, then the end. What a worker said before it died is heard first.
+    /// Writes what was said, and the end with it. What a worker said before it died is heard first.
     async fn tell(mut self, end: End) -> Fate {
         self.line.hang_up(matches!(end, End::Word(_, Fate::Keep)));
         // What cannot be written is no part of an answer: it takes the end's place.
         let end = match end {
             End::Lost => End::Lost,
-            end => self.flush_all().await.unwrap_or(end),
+            end => self.settle(matches!(end, End::Rerun(_))).await.unwrap_or(end),
         };
         let (word, fate) = match end {
             End::Lost => {
@@ -329,7 +344,8 @@ impl Run<'_> {
             End::Rerun(word) => (word, Fate::End),
             End::Word(word, fate) => (word, fate),
         };
-        let is_told = speak(self.host, &self.job.claim, self.pen.base, word).await;
+        let said = self.pen.take_gathered();
+        let is_told = speak_after(self.host, &self.job.claim, self.pen.base, said, word).await;
         if !is_told || fate == Fate::End {
             // Authority ends with the turn (I11).
             return self.kill();
@@ -337,22 +353,27 @@ impl Run<'_> {
         fate
     }
 
-    /// Writes all that was said. The end to take where that is not possible.
-    async fn flush_all(&mut self) -> Option<End> {
-        while !self.pen.is_done() {
-            self.write();
+    /// Waits for the write that is under way; what is gathered goes with the last word, or, where there may
+    /// be none, is written too. The end to take where that is not possible.
+    async fn settle(&mut self, is_all: bool) -> Option<End> {
+        loop {
+            if is_all {
+                self.write();
+            }
+            if !self.pen.is_writing() {
+                return None;
+            }
             let written = self.pen.written().await;
             if let Some(end) = self.written(written) {
-                self.pen.drop_gathered();
+                self.pen.take_gathered();
                 return Some(end);
             }
         }
-        None
     }
 
     async fn give_back(&mut self) -> bool {
         let claim = &self.job.claim;
-        let is_released = self.host.store().release(claim.turn, claim.epoch).await.unwrap_or(false);
+        let is_released = self.host.store().release(claim.turn, claim.epoch, false).await.unwrap_or(false);
         if is_released {
             metrics::requeued("worker_exited");
             tracing::info!("the worker died before it had said anything; the turn is run again");

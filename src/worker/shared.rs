@@ -56,13 +56,7 @@ pub(super) async fn serve(host: &Host, mut job: Job) {
     for _ in 0..WORKERS_MAX {
         let mut line = line(host, &job);
         match start::unless_interrupted(&mut job, line.ready()).await {
-            Ok(true) => {
-                job.span.record("worker_id", tracing::field::display(line.worker()));
-                run::run(host, Line::Shared(&mut line), &mut job).await;
-                // There is room at the worker before there is a place for another turn.
-                drop(line);
-                return;
-            }
+            Ok(true) => return run_on(host, line, job).await,
             Ok(false) => {
                 tracing::info!(worker_id = %line.worker(), "the worker was gone; another takes the turn")
             }
@@ -71,6 +65,14 @@ pub(super) async fn serve(host: &Host, mut job: Job) {
     }
     let obstacle = start::failed("The worker for this agent stopped before it took the turn.");
     start::tell(host, &job, obstacle, None).await;
+}
+
+/// Runs a turn on the worker at the other end of `line`, which is ready.
+pub(super) async fn run_on(host: &Host, mut line: Extension, mut job: Job) {
+    job.span.record("worker_id", tracing::field::display(line.worker()));
+    run::run(host, Line::Shared(&mut line), &mut job).await;
+    // There is room at the worker before there is a place for another turn.
+    drop(line);
 }
 
 /// A line to a worker that has room; starts one where none has.
@@ -101,15 +103,18 @@ async fn live(host: Host, switchboard: Switchboard) {
     };
     let over = put_through_all(&switchboard, &mut process).await;
     host.pool().forget(worker);
-    match over {
-        Over::Exited | Over::Unwanted => {}
-        Over::Condemned => process.kill(),
-        Over::Closed => tokio::select! {
+    if over == Over::Closed {
+        tokio::select! {
             _ = timeout(CLOSED_GRACE, process.ended()) => {}
             () = switchboard.killed() => process.kill(),
-        },
+        }
     }
-    let exit = life::end(&mut process).await;
+    let exit = if over == Over::Condemned {
+        process.kill();
+        process.ended().await
+    } else {
+        life::end(&mut process).await
+    };
     switchboard.close(Stage::Exited(exit));
     life::record(&host, worker, &process, exit).await;
 }

@@ -10,8 +10,11 @@
 //!
 //! The worker's life is in [`super::shared`]; a turn's end of the line is an [`Extension`].
 
+mod past;
+mod seat;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,6 +29,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::past::Past;
+pub(super) use self::seat::Seats;
 use super::{
     codec::{Fault, ProtocolError},
     line::Extension,
@@ -40,8 +45,6 @@ use crate::{
 
 /// Messages that may wait for one turn.
 const UNHEARD_MAX: usize = 64;
-/// Turns of the past that are known. What comes for an older one is taken for a stranger's.
-const PAST_MAX: usize = 10_000;
 
 /// One shared worker, as its pool, its life and its turns reach it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -62,6 +65,8 @@ struct Inner {
 struct State {
     standing: Standing,
     lines: HashMap<TurnId, mpsc::Sender<Heard>>,
+    /// Room that is kept for turns which are being claimed.
+    seats: usize,
     past: Past,
     /// When the last line ended.
     idle_since: Instant,
@@ -126,6 +131,7 @@ impl Switchboard {
         let state = State {
             standing: Standing::Open,
             lines: HashMap::from([(turn, line)]),
+            seats: 0,
             past: Past::default(),
             idle_since: Instant::now(),
             waited: Duration::ZERO,
@@ -146,10 +152,12 @@ impl Switchboard {
 
     /// A line for `turn`, where there is room for it.
     pub(super) fn connect(&self, turn: TurnId) -> Option<Extension> {
-        let mut state = self.state();
-        let has_room = state.lines.len() < self.0.agent.spec.turns_per_worker() as usize;
+        self.connect_in(&mut self.state(), turn)
+    }
+
+    fn connect_in(&self, state: &mut State, turn: TurnId) -> Option<Extension> {
         let is_known = state.lines.contains_key(&turn) || state.past.is_known(turn);
-        if state.standing != Standing::Open || !has_room || is_known {
+        if state.standing != Standing::Open || self.room(state) == 0 || is_known {
             return None;
         }
         // One that talks to others lives.
@@ -158,8 +166,13 @@ impl Switchboard {
         let idle_pid = idle.inspect(|it| it.renewer.renew(true)).map(|it| it.pid);
         let (line, unheard) = mpsc::channel(UNHEARD_MAX);
         state.lines.insert(turn, line);
-        drop(state);
         Some(Extension::new(self.clone(), turn, unheard, idle_pid))
+    }
+
+    /// For how many turns more there is room.
+    fn room(&self, state: &State) -> usize {
+        let taken = state.lines.len() + state.seats;
+        (self.0.agent.spec.turns_per_worker() as usize).saturating_sub(taken)
     }
 
     /// Ends a turn's line: what the worker says of it from now on is late.
@@ -337,6 +350,11 @@ impl Switchboard {
         self.0.agent.revision == agent.revision && self.0.agent.name == agent.name
     }
 
+    /// Whether it serves turns.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(*self.0.stage.borrow(), Stage::Ready)
+    }
+
     pub(super) fn stage(&self) -> watch::Receiver<Stage> {
         self.0.stage.subscribe()
     }
@@ -361,38 +379,6 @@ impl Drop for Waiting<'_> {
         let mut state = self.0.state();
         let waited = state.waits_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         state.waited += waited;
-    }
-}
-
-/// The turns that a worker has served, the newest of them.
-#[derive(Debug, Default)]
-struct Past {
-    /// Each with whether something came after its end.
-    is_late: HashMap<TurnId, bool>,
-    oldest_first: VecDeque<TurnId>,
-}
-
-impl Past {
-    fn note(&mut self, turn: TurnId) {
-        if self.is_known(turn) {
-            return;
-        }
-        self.is_late.insert(turn, false);
-        self.oldest_first.push_back(turn);
-        if self.oldest_first.len() > PAST_MAX
-            && let Some(oldest) = self.oldest_first.pop_front()
-        {
-            self.is_late.remove(&oldest);
-        }
-    }
-
-    fn is_known(&self, turn: TurnId) -> bool {
-        self.is_late.contains_key(&turn)
-    }
-
-    /// Whether this is the first that came after the turn's end.
-    fn is_first_late(&mut self, turn: TurnId) -> bool {
-        self.is_late.get_mut(&turn).is_some_and(|is_late| !std::mem::replace(is_late, true))
     }
 }
 

@@ -78,8 +78,8 @@ async fn a_retry_is_a_new_turn_that_cites_the_old_one() {
     }
     let repeat: Value = ask().await.unwrap().json().await.unwrap();
     assert_eq!(repeat["id"], new["id"]);
-    let input =
-        world.store.assignment(new["id"].as_str().unwrap().parse().unwrap()).await.unwrap().unwrap().input;
+    let (_, _, input, _) =
+        world.store.input(new["id"].as_str().unwrap().parse().unwrap()).await.unwrap().unwrap();
     assert_eq!(input, r#"{"text":"again"}"#);
 }
 

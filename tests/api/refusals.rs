@@ -145,7 +145,7 @@ async fn odd_text_is_stored_and_comes_back_whole() {
     let turn = world.make_turn(fields).await;
     assert_eq!(turn["metadata"], metadata);
     let id = turn["id"].as_str().unwrap().parse().unwrap();
-    let stored = world.store.assignment(id).await.unwrap().unwrap().input;
+    let (_, _, stored, _) = world.store.input(id).await.unwrap().unwrap();
     let stored: Value = serde_json::from_str(&stored).unwrap();
     assert_eq!(stored, json!({"text": "a\u{0}\u{2028}b", "attachments": [{"x": 1}]}));
 }

@@ -1,5 +1,6 @@
 //! Making turns: once, in order, within limits; and reading them.
 
+use lastword::{agent::Runtime, store::claim::Ready};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -149,10 +150,10 @@ async fn the_clients_trace_is_the_turns() {
     for (sent, is_kept) in [(trace, true), ("nonsense", false)] {
         let ask = world.request(Method::POST, "/v1/turns").header("traceparent", sent);
         let answer = ask.json(&json!({"agent": "demo", "input": "x"})).send().await.unwrap();
-        let turn: Value = answer.json().await.unwrap();
-        let id = turn["id"].as_str().unwrap().parse().unwrap();
-        let kept = world.store.assignment(id).await.unwrap().unwrap().traceparent;
+        assert_eq!(answer.status(), 202);
+        let claims = world.store.claim(&[Runtime::Process], &Ready::default(), 1).await.unwrap();
+        let kept = &claims[0].assignment.traceparent;
         assert_eq!(kept.split('-').nth(1) == trace.split('-').nth(1), is_kept);
-        assert!(lastword::telemetry::trace_id(&kept).is_some());
+        assert!(lastword::telemetry::trace_id(kept).is_some());
     }
 }

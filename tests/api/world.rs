@@ -15,6 +15,7 @@ use lastword::{
     id::TurnId,
     store::{
         Store,
+        claim::Ready,
         events::{Append, Finish, TurnClock},
         listener::listen_on,
         lookout::look_on,
@@ -178,7 +179,7 @@ impl Replica {
 
     /// Claims the oldest turn that waits and starts it, as an engine would.
     pub async fn run_next(&self) -> Run<'_> {
-        let claims = self.store.claim(&[Runtime::Process], &[], 1).await.unwrap();
+        let claims = self.store.claim(&[Runtime::Process], &Ready::default(), 1).await.unwrap();
         let claim = claims.first().expect("a turn that waits");
         let seq = self.store.start(claim, None).await.unwrap().expect("the claim holds");
         Run { replica: self, turn: claim.turn, epoch: claim.epoch, seq }
@@ -224,7 +225,7 @@ impl Run<'_> {
     pub async fn complete(self, text: &str) {
         let data = json!({"text": text, "stop_reason": "end"}).to_string();
         let word = LastWord { kind: Kind::Completed, data };
-        let finish = Finish { turn: self.turn, epoch: self.epoch, base: self.seq, word };
+        let finish = Finish { turn: self.turn, epoch: self.epoch, base: self.seq, said: Vec::new(), word };
         assert!(matches!(self.replica.writer.finish(finish).await, Written::Done(_)));
     }
 }

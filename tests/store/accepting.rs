@@ -3,7 +3,7 @@
 use futures_util::{StreamExt, future::join_all, stream};
 use lastword::{
     id::{ConversationId, TurnId},
-    store::turns::IfBusy,
+    store::accept::IfBusy,
 };
 
 use crate::{

@@ -9,7 +9,10 @@ use futures_util::future::join_all;
 use lastword::{
     event::Kind,
     id::{ConversationId, TurnId},
-    store::{inflight::Claim, writer::Written},
+    store::{
+        claim::{Claim, Ready, Warm},
+        writer::Written,
+    },
 };
 
 use crate::{
@@ -85,7 +88,7 @@ async fn run_turns(index: usize, replica: &Replica, seen: &Mutex<Seen>) {
     let all = CONVERSATIONS * TURNS_EACH;
     until("the last claim", async || {
         for claim in replica.claim(7).await {
-            let ordinal = replica.store.assignment(claim.turn).await.unwrap().unwrap().ordinal;
+            let ordinal = claim.assignment.ordinal;
             seen.lock().unwrap().note(index, &claim, ordinal);
             let seq = replica.start(&claim).await.unwrap();
             assert_eq!(replica.append(&claim, seq, Kind::Delta).await, Written::Done(seq + 1));
@@ -125,7 +128,9 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
     let stranger = ground.open();
     let turn = one.accept().await;
 
-    assert!(stranger.claim(&[lastword::agent::Runtime::Process], &[], 10).await.unwrap().is_empty());
+    assert!(
+        stranger.claim(&[lastword::agent::Runtime::Process], &Ready::default(), 10).await.unwrap().is_empty()
+    );
     assert!(other.store.start_drain().await.unwrap());
     assert!(other.claim(10).await.is_empty(), "a draining replica claimed");
     let claim = one.claim_of(turn.id).await;
@@ -134,10 +139,11 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
     one.finish(&claim, seq).await;
 
     // A warm worker of the generation goes on; without one the generation changes.
-    let warm = [(turn.conversation, claim.generation)];
-    for (warm, generation) in [(&warm[..], 1), (&[], 2), (&warm[..], 3)] {
+    let warm = Warm { conversation: turn.conversation, generation: claim.generation, idle: None };
+    let ready = Ready { warm: vec![warm], seats: Vec::new() };
+    for (ready, generation) in [(&ready, 1), (&Ready::default(), 2), (&ready, 3)] {
         one.store.accept(&next_in(&one.store, turn.conversation)).await.unwrap();
-        let claims = one.store.claim(&[lastword::agent::Runtime::Process], warm, 10).await.unwrap();
+        let claims = one.store.claim(&[lastword::agent::Runtime::Process], ready, 10).await.unwrap();
         assert_eq!(claims[0].generation, generation);
         let seq = one.start(&claims[0]).await.unwrap();
         one.finish(&claims[0], seq).await;

@@ -3,7 +3,7 @@
 use lastword::{
     event::Kind,
     failure::Code,
-    store::{closing::Closed, inflight::Claim, turns::NewTurn, writer::Written},
+    store::{accept::NewTurn, claim::Claim, closing::Closed, writer::Written},
     turn::CancelledBy,
 };
 
@@ -118,7 +118,7 @@ async fn a_running_turn_is_run_again_only_where_that_is_safe_and_nothing_was_sai
         let doomed = ground.replica().await;
         let (claim, seq) = run_saying(&doomed, is_safe, said).await;
         // What the holder gives back itself follows the same rule.
-        let is_released = doomed.store.release(claim.turn, claim.epoch).await.unwrap();
+        let is_released = doomed.store.release(claim.turn, claim.epoch, false).await.unwrap();
         assert_eq!(is_released, wanted == "queued", "{is_safe} {said:?}");
         let claim = if is_released {
             let again = doomed.claim_of(claim.turn).await;

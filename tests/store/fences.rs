@@ -25,7 +25,7 @@ async fn a_stale_epoch_writes_nothing(server: &Server) {
     let ground = server.ground().await;
     let (stale, holder) = (ground.replica().await, ground.replica().await);
     let old = stale.claimed().await;
-    assert!(stale.store.release(old.turn, old.epoch).await.unwrap());
+    assert!(stale.store.release(old.turn, old.epoch, false).await.unwrap());
     let new = holder.claim_of(old.turn).await;
     assert_eq!((old.epoch, new.epoch), (1, 2));
     let seq = holder.start(&new).await.unwrap();
@@ -37,7 +37,7 @@ async fn a_stale_epoch_writes_nothing(server: &Server) {
         assert_eq!(stale.append(wrong, seq, Kind::Delta).await, Written::LeaseLost);
         assert_eq!(stale.finish(wrong, seq).await, Written::LeaseLost);
         assert_eq!(stale.start(wrong).await, None);
-        assert!(!stale.store.release(wrong.turn, wrong.epoch).await.unwrap());
+        assert!(!stale.store.release(wrong.turn, wrong.epoch, false).await.unwrap());
         assert!(stale.store.is_over(wrong.turn, wrong.epoch).await.unwrap());
     }
     // The right epoch, on top of an event that was never committed.
@@ -91,7 +91,7 @@ async fn nothing_follows_a_last_word(server: &Server) {
     }
     assert_eq!(replica.finish(&claim, seq + 1).await, Written::Done(seq + 1), "the one that stands");
     assert_eq!(replica.start(&claim).await, None);
-    assert!(!replica.store.release(claim.turn, claim.epoch).await.unwrap());
+    assert!(!replica.store.release(claim.turn, claim.epoch, false).await.unwrap());
     assert_eq!(replica.store.cancel(&[claim.turn], CancelledBy::Client).await.unwrap(), []);
     assert!(replica.store.close_due(&[claim.turn], 10).await.unwrap().is_empty());
     assert_eq!(ground.everything_of(claim.turn).await, before);

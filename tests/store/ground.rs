@@ -17,9 +17,11 @@ use lastword::{
     id::{ConversationId, ReplicaId, TurnId, WorkerId},
     store::{
         Store, StoreError,
+        accept::{IfBusy, NewTurn},
+        claim::Claim,
+        claim::Ready,
         events::{Append, Finish, TurnClock},
-        inflight::Claim,
-        turns::{Agent, IfBusy, NewTurn},
+        turns::Agent,
         writer::{Writer, Written, write_on},
     },
     turn::LastWord,
@@ -197,7 +199,7 @@ impl Replica {
             let claims = self.claim(100).await;
             let (mine, others): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| claim.turn == turn);
             for other in others {
-                assert!(self.store.release(other.turn, other.epoch).await.unwrap());
+                assert!(self.store.release(other.turn, other.epoch, false).await.unwrap());
             }
             mine.into_iter().next()
         })
@@ -206,7 +208,7 @@ impl Replica {
 
     /// Whatever there is to claim.
     pub async fn claim(&self, limit: i64) -> Vec<Claim> {
-        self.store.claim(&[Runtime::Process], &[], limit).await.unwrap()
+        self.store.claim(&[Runtime::Process], &Ready::default(), limit).await.unwrap()
     }
 
     pub async fn start(&self, claim: &Claim) -> Option<i32> {
@@ -278,7 +280,7 @@ pub fn append_of(claim: &Claim, base: i32, kind: Kind) -> Append {
 pub fn finish_of(claim: &Claim, base: i32) -> Finish {
     let data = json!({ "text": "word", "stop_reason": "end" }).to_string();
     let word = LastWord { kind: Kind::Completed, data };
-    Finish { turn: claim.turn, epoch: claim.epoch, base, word }
+    Finish { turn: claim.turn, epoch: claim.epoch, base, said: Vec::new(), word }
 }
 
 /// The last word of a turn, as the log has it.

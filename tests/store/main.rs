@@ -18,6 +18,7 @@ mod fences;
 mod ground;
 mod judging;
 mod masses;
+mod offers;
 mod plans;
 mod reading;
 mod rewinding;

@@ -14,7 +14,7 @@ use crate::ground::Server;
 const HOT: [(&str, &[&str]); 9] = [
     ("append", &["for no key update of i", "insert into turn_events"]),
     ("beat", &["pg_try_advisory_xact_lock_shared"]),
-    ("claim", &["skip locked", "phase = 'starting'"]),
+    ("claim", &["skip locked", "with ordinality"]),
     ("commands", &["from commands c left join inflight"]),
     ("finished", &["join turn_events e on e.turn_id = t.id and e.seq = t.last_seq", "e.data = w.data"]),
     ("look_out", &["e.same <> 1"]),

@@ -4,7 +4,7 @@
 use futures_util::future::join_all;
 use lastword::{
     event::{Event, Kind},
-    store::{events::Anchor, inflight::Claim, lookout, reader, writer::Written},
+    store::{claim::Claim, events::Anchor, lookout, reader, writer::Written},
     stream::Tail,
 };
 use tokio_util::sync::CancellationToken;

@@ -119,7 +119,7 @@ async fn what_a_holder_that_never_compared_held_is_not_run_again(server: &Server
     let (judge, doomed) = (ground.replica().await, ground.replica().await);
     let mut claims = Vec::new();
     for agent in [safe_agent(), crate::ground::agent(|_| ())] {
-        let new = lastword::store::turns::NewTurn { agent, ..fresh(&doomed.store) };
+        let new = lastword::store::accept::NewTurn { agent, ..fresh(&doomed.store) };
         doomed.store.accept(&new).await.unwrap();
         claims.push(doomed.claim_of(new.id).await);
     }
@@ -157,7 +157,7 @@ async fn an_epoch_that_was_given_out_twice_opens_nothing_to_the_first(server: &S
     let seq = second.start(&held).await.unwrap();
     assert_eq!(first.append(&lost, seq, Kind::Delta).await, Written::LeaseLost);
     assert_eq!(first.finish(&lost, seq).await, Written::LeaseLost);
-    assert!(!first.store.release(lost.turn, lost.epoch).await.unwrap());
+    assert!(!first.store.release(lost.turn, lost.epoch, false).await.unwrap());
     assert!(first.store.is_over(lost.turn, lost.epoch).await.unwrap());
     assert_eq!(second.finish(&held, seq).await, Written::Done(seq + 1));
     ground.assert_whole().await;

@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use lastword::{
     event::Kind,
     id::TurnId,
-    store::{StoreError, turns::NewTurn, writer::Written},
+    store::{StoreError, accept::NewTurn, writer::Written},
 };
 
 use crate::{

@@ -1,6 +1,6 @@
 //! `verify` finds each kind of damage, planted by SQL that no statement of ours would write.
 
-use lastword::{id::TurnId, store::inflight::Claim};
+use lastword::{id::TurnId, store::claim::Claim};
 
 use crate::ground::{Replica, Server, next_in};
 

@@ -4,7 +4,7 @@ use futures_util::{StreamExt, future::join_all, stream};
 use lastword::{
     event::Kind,
     id::TurnId,
-    store::{inflight::Claim, writer::Written},
+    store::{claim::Claim, writer::Written},
     turn::{CancelledBy, LastWord, Status},
 };
 

@@ -166,14 +166,26 @@ async fn a_kill_does_not_wait_for_a_turn_that_cannot_be_written() {
     assert_eq!(full.await, Ok(()));
 }
 
-#[test]
-fn the_past_is_bounded() {
-    let mut past = Past::default();
-    for n in 0..=PAST_MAX as u128 {
-        past.note(turn(n));
-        past.note(turn(n));
-    }
-    assert_eq!((past.is_late.len(), past.oldest_first.len()), (PAST_MAX, PAST_MAX));
-    assert!(!past.is_known(turn(0)) && past.is_known(turn(1)));
-    assert!(past.is_first_late(turn(1)) && !past.is_first_late(turn(1)) && !past.is_first_late(turn(0)));
+#[tokio::test]
+async fn a_claim_keeps_half_of_the_room_and_gives_it_back() {
+    let (switchboard, _first, _second) = pair(9);
+    let seats = switchboard.seats(64).unwrap();
+    assert_eq!(seats.describe().count, 3, "of seven that were free");
+    assert_eq!(switchboard.seats(64).unwrap().describe().count, 2, "of four");
+    let lines: Vec<_> = (10..14).filter_map(|n| switchboard.connect(turn(n))).collect();
+    assert_eq!(lines.len(), 4, "what is kept by one is no room for another");
+    assert!(switchboard.connect(turn(14)).is_none());
+    drop(seats);
+    assert!(switchboard.connect(turn(14)).is_some());
+}
+
+#[tokio::test]
+async fn a_seat_becomes_a_line_while_the_worker_takes_turns() {
+    let (switchboard, _first, _second) = pair(9);
+    switchboard.enter(Stage::Ready);
+    let mut seats = switchboard.seats(64).unwrap();
+    assert!(seats.take(turn(10)).is_some());
+    assert!(seats.take(turn(0)).is_none(), "a turn that it serves already");
+    switchboard.retire(Standing::Retired);
+    assert!(seats.take(turn(11)).is_none() && switchboard.seats(64).is_none());
 }

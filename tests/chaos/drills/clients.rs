@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,7 +22,7 @@ use crate::{
     history::Fact,
     load::Mix,
     scene::{Scene, Stage},
-    support::OPERATOR,
+    support::{self, OPERATOR},
 };
 
 /// What a slow reader's kernel takes in before it must read.
@@ -131,6 +132,9 @@ fn memory(pid: i32) -> u64 {
 /// A transaction is held open elsewhere while turns go on.
 pub async fn long_transaction(stage: Stage) -> Row {
     let scene = Scene::open(&stage, Plan::slots(2), Mix::FAINT).await;
+    let spec =
+        json!({"runtime": "process", "command": [support::program(), "demo-agent"], "scope": "shared"});
+    scene.fleet.put_agent("companion", spec).await;
     let window = Duration::from_secs((stage.count as u64 / 5).clamp(5, 60));
     let before = throughput(&scene, window).await;
     let id = scene.fleet.broke("long_transaction", None, None, Vec::new());
@@ -165,13 +169,14 @@ pub async fn long_transaction(stage: Stage) -> Row {
     }
 }
 
-/// Turns a second of a few warm conversations.
+/// Turns a second of a few people who chat at once: conversations come to their end, and others begin.
 async fn throughput(scene: &Scene, window: Duration) -> f64 {
-    const CONVERSATIONS: usize = 6;
+    const PEOPLE: usize = 6;
+    const TURNS_EACH: u32 = 20;
     let began = Instant::now();
-    let counts = join_all((0..CONVERSATIONS).map(|_| async {
-        let mut ask = Ask::demo("hi");
-        let mut count = 0_u32;
+    let counts = join_all((0..PEOPLE).map(|_| async {
+        let fresh = Ask { agent: "companion".to_owned(), ..Ask::demo("hi") };
+        let (mut ask, mut count) = (fresh.clone(), 0_u32);
         while began.elapsed() < window {
             let turn = scene.post(&ask).await;
             ask.conversation = Some(turn.conversation.clone());
@@ -180,6 +185,9 @@ async fn throughput(scene: &Scene, window: Duration) -> f64 {
             let mut hear = scene.load.observe_and_tell(&turn, slot, &mut rng);
             while hear.recv().await.is_some() {}
             count += 1;
+            if count % TURNS_EACH == 0 {
+                ask = fresh.clone();
+            }
         }
         count
     }))

@@ -146,23 +146,24 @@ const ACCEPT_BEFORE_ITS_LOCK: Mutant = Mutant {
     edits: &[
         Edit {
             file: "migrations/0007_accept.sql",
-            find: "
-  select count(*), (array_agg(i.turn_id order by i.ordinal))[1] into v_depth, v_active
-    from inflight i where i.conversation_id = p_conversation;
-  if v_depth > 0 and",
-            replace: "
-  if v_depth > 0 and",
+            find: "  v_queued bigint;
+",
+            replace: "  v_queued bigint;
+  v_busy uuid[];
+",
         },
         Edit {
             file: "migrations/0007_accept.sql",
-            find: "
-  if p_is_new then
-",
-            replace: "
-  select count(*), (array_agg(i.turn_id order by i.ordinal))[1] into v_depth, v_active
-    from inflight i where i.conversation_id = p_conversation;
-  if p_is_new then
-",
+            find: "  perform 1 from conversations c where c.id = any (p_conversations)",
+            replace: "  select array_agg(i.conversation_id) into v_busy
+    from inflight i where i.conversation_id = any (p_conversations);
+  perform 1 from conversations c where c.id = any (p_conversations)",
+        },
+        Edit {
+            file: "migrations/0007_accept.sql",
+            find: "from inflight i where i.conversation_id = w.conversation_id) d),",
+            replace: "from inflight i where i.conversation_id = w.conversation_id
+             and i.conversation_id = any (v_busy)) d),",
         },
     ],
     check: "of two turns that may not wait one is refused",
@@ -299,12 +300,12 @@ const BYTE_BEFORE_RUNNING: Mutant = Mutant {
     rule: "`running` is committed before a worker receives a byte (I10)",
     edits: &[Edit {
         file: "src/worker/hand_over.rs",
-        find: "    let base = start(host, line.worker(), job).await?;
-    let Err(why) = send(host, line, job, history) else {
+        find: "    let base = if is_starting { start(host, line.worker(), job).await? } else { job.claim.last_seq };
+    let why = match send(host, line, job, history) {
 ",
         replace: "    let sent = send(host, line, job, history);
-    let base = start(host, line.worker(), job).await?;
-    let Err(why) = sent else {
+    let base = if is_starting { start(host, line.worker(), job).await? } else { job.claim.last_seq };
+    let why = match sent {
 ",
     }],
     check: "no worker has a turn that is not running",

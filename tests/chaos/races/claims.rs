@@ -6,7 +6,10 @@ use futures_util::future::join_all;
 use lastword::{
     agent::Runtime,
     id::{ReplicaId, TurnId},
-    store::{inflight::Claim, writer::Written},
+    store::{
+        claim::{Claim, Ready},
+        writer::Written,
+    },
 };
 use tokio::{sync::Barrier, time::sleep};
 
@@ -54,7 +57,8 @@ async fn rush(field: &mut Field) -> Vec<Claimed> {
         barrier.wait().await;
         sleep(ahead.abs_diff(behind)).await;
         loop {
-            let answer = store.claim(&[Runtime::Process], &[], i64::try_from(page).unwrap()).await;
+            let answer =
+                store.claim(&[Runtime::Process], &Ready::default(), i64::try_from(page).unwrap()).await;
             match answer {
                 Ok(claims) if claims.is_empty() => return (side, Ok(claimed)),
                 Ok(claims) => claimed.extend(claims),

@@ -10,7 +10,7 @@ use lastword::{
     id::TurnId,
     store::{
         Store,
-        inflight::Claim,
+        claim::Claim,
         writer::{Writer, write_on},
     },
 };

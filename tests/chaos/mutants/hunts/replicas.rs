@@ -112,12 +112,21 @@ pub async fn late_claim(cluster: &Cluster) -> bool {
 pub async fn many_due(cluster: &Cluster) -> bool {
     let mut session = Session::open(cluster).await;
     // Nobody hosts their runtime, so nobody claims them.
+    let all = |value: &str| format!("array_fill({value}, array[{DUE}])");
+    let [yes, no, none] = ["true", "false", "null::text"].map(all);
+    let [nobody, one, minute] = ["'nobody'::text", "1", "60000::bigint"].map(all);
+    let [input, trace] =
+        ["'{\"text\":\"hello\"}'::text", "'00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'::text"]
+            .map(all);
+    let [queue, event, many] = ["'queue'::text", "'{\"ordinal\":'::text", "1000000"].map(all);
+    let [nothing, no_number] = ["null::uuid", "null::bigint"].map(all);
     let accepted = format!(
-        "select count(a.o_turn) from generate_series(1, {DUE}) n,
-           lateral (select (left(replace(lw_first_id(now())::text, '-', ''), 12) || '7' || right(md5(n::text), 19))::uuid) t (id),
-           lateral lw_accept_v1(t.id, t.id, true, 'nobody', 1, 'nobody', '{{\"text\":\"hello\"}}', null,
-             '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', null, null, null, 'queue',
-             600000, 60000, 60000, 60000, false, 100, 100000, '{{}}'::jsonb) a"
+        "select count(a.o_turn) from (
+           select array_agg((left(replace(lw_first_id(now())::text, '-', ''), 12) || '7' || right(md5(n::text), 19))::uuid) as ids
+             from generate_series(1, {DUE}) n) t,
+           lateral lw_accept_v1(null, ids, ids, {yes}, {nobody}, {one}, {nobody}, {input}, {none}, {trace}, {nothing},
+             {none}, {none}, {queue}, {minute}, {minute}, {minute}, {minute}, {no}, {many}, {many},
+             {no}, {no_number}, {nothing}, {event}, {none}) a"
     );
     assert_eq!(session.ask(&accepted).await, DUE.to_string());
     session.run("update inflight set deadline = clock_timestamp()").await;

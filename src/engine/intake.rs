@@ -1,0 +1,65 @@
+//! Intake: accepts the turns that were handed in, and takes those at once that this replica has room for.
+//!
+//! A turn that is taken here is claimed in the commit that accepts it: one statement fewer, and its worker
+//! has it sooner. Refuses to reserve what it does not use: a place that was offered for a turn that is
+//! refused, or is another's, is free again. What cannot be committed in company goes by itself.
+
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use crate::store::{
+    StoreError,
+    accept::{NewTurn, Offer},
+    intake::Wanted,
+};
+use crate::worker::berth::Berth;
+
+/// Accepts until cancelled. Goes on through a drain: then it claims nothing.
+pub async fn accept_on(engine: Engine, until: CancellationToken) {
+    let accepting = async {
+        loop {
+            let wanted = engine.store.intake().take().await;
+            accept(&engine, wanted).await;
+        }
+    };
+    until.run_until_cancelled(accepting).await;
+    engine.store.intake().close().await;
+}
+
+async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
+    let berths: Vec<Option<Berth>> = wanted.iter().map(|wanted| berth(engine, &wanted.new)).collect();
+    let asked: Vec<(&NewTurn, Option<Offer>)> = wanted
+        .iter()
+        .zip(&berths)
+        .map(|(wanted, berth)| (&wanted.new, berth.as_ref().map(Berth::offer)))
+        .collect();
+    match engine.store.accept_all(&asked).await {
+        Ok(verdicts) => {
+            for ((wanted, berth), verdict) in wanted.into_iter().zip(berths).zip(verdicts) {
+                if let Ok(accepted) = &verdict {
+                    engine.host.take_in(accepted, wanted.new.agent.clone(), berth);
+                }
+                wanted.answer(verdict);
+            }
+        }
+        // One of them may be what Postgres does not take.
+        Err(why) if !why.is_away() && wanted.len() > 1 => {
+            drop(berths);
+            for one in wanted {
+                Box::pin(accept(engine, vec![one])).await;
+            }
+        }
+        Err(why) => {
+            for one in wanted {
+                one.answer(Err(StoreError::clone(&why)));
+            }
+        }
+    }
+}
+
+/// A place for the turn, where this replica may host it.
+fn berth(engine: &Engine, new: &NewTurn) -> Option<Berth> {
+    let is_taking = engine.is_present() && !engine.supervisor.soft().is_cancelled();
+    let is_hosted = engine.host.runtimes().contains(&new.agent.spec.runtime);
+    (is_taking && is_hosted).then(|| engine.host.reserve(new)).flatten()
+}
