@@ -17,7 +17,7 @@ RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
-.PHONY: help setup run demo test figures bench bench-counts chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis
+.PHONY: help setup run demo test figures bench bench-counts chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis chart-check chart-docs image
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
@@ -71,6 +71,17 @@ schemathesis: setup ## generated requests against /openapi.json; ARGS=short for 
 	.ci/schemathesis $(ARGS)
 
 check: fmt-check lint doc sqlx-check test bench-counts chaos-short ## everything that must hold before a change lands
+chart-check: ## the Helm chart: lint, both ends of the API, meaning, policy, generated values; and that these can fail
+	.ci/chart $(ARGS)
+	.ci/chart --selftest
+
+chart-docs: ## write the table of values in the chart's README anew
+	.ci/chart --docs
+
+image: setup ## a static binary and an image of it, FROM scratch, with nothing pulled; target/image/lastword.tar
+	deploy/image/build $(ARGS)
+
+check: fmt-check lint doc sqlx-check test chaos-short ## everything that must hold before a change lands
 
 fmt: ## format the code
 	cargo fmt

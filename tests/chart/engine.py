@@ -4,7 +4,9 @@ Owns the rendering and the reading of what comes out. Refuses YAML that says one
 and the API server would each keep one of the two.
 """
 
+import contextlib
 import json
+import os
 import pathlib
 import re
 from dataclasses import dataclass, field
@@ -86,8 +88,22 @@ class Chart:
 
     def lint(self, values, version):
         """What `helm lint --strict` finds, errors and warnings."""
-        report = helm_python.lint(str(self.path), values, strict=True, kube_version=version)
+        with _quiet():
+            report = helm_python.lint(str(self.path), values, strict=True, kube_version=version)
         return [f"{m['path']}: {m['error']}" for m in report["messages"] if m["severity"] > 1] + report["errors"]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """While it lints, the engine writes each `fail` of a template to stderr, and goes on."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 _BY_CHART = re.compile(r"^execution error at \([^)]*\): ")
