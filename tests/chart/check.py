@@ -19,7 +19,7 @@ import properties
 import schemas
 import semantics
 import values_docs
-from engine import NEWEST, OLDEST, Chart, Refused, reason
+from engine import NEWEST, OLDEST, ROOT, Chart, Refused, reason
 
 
 def lint(chart):
@@ -30,8 +30,16 @@ def lint(chart):
 
 
 def metaschema(chart):
-    path = chart.path / "values.schema.json"
-    command = [str(pathlib.Path(sys.executable).with_name("check-jsonschema")), "--check-metaschema", str(path)]
+    yield from _says("--check-metaschema", str(chart.path / "values.schema.json"))
+
+
+def compose(chart):
+    yield from _says("--builtin-schema", "vendor.compose-spec", str(ROOT / "deploy" / "compose.yaml"))
+
+
+def _says(*words):
+    """What check-jsonschema says when it does not agree."""
+    command = [str(pathlib.Path(sys.executable).with_name("check-jsonschema")), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         yield (done.stdout + done.stderr).strip()
@@ -74,6 +82,7 @@ def main():
     for what, findings in (
         (f"lint, {count} value sets, Kubernetes {OLDEST} and {NEWEST}", lint(chart)),
         ("values.schema.json is a schema", metaschema(chart)),
+        ("deploy/compose.yaml is what Compose takes", compose(chart)),
         (f"{count} value sets render, fit the API of {OLDEST} and {NEWEST}, and each other", rendered(chart)),
         (f"{len(matrix.REFUSED)} value sets are refused", matrix.refusals(chart)),
         ("every value is tried", matrix.untried(chart)),
