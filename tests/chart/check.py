@@ -19,7 +19,7 @@ import properties
 import schemas
 import semantics
 import values_docs
-from engine import NEWEST, OLDEST, ROOT, Chart, Refused, reason
+from engine import NEWEST, OLDEST, ROOT, Chart, Refused, reason, title
 
 
 def lint(chart):
@@ -65,6 +65,19 @@ def rendered(chart):
                 yield f"{name}: NOTES.txt is empty, or something has no value"
 
 
+def immutable(chart):
+    """No change of values asks for a change of what cannot be changed: Jobs, and whom a Deployment selects."""
+    seen = {}
+    always = {"jobs": {"useHelmHooks": False}, "migrations": {"mode": "job"}, "agents": {"toml": matrix.AGENTS}}
+    for name, values in matrix.FEATURES.items():
+        release = chart.render(matrix.over(matrix.SECRET, values, always))
+        for thing in release.of("Job", "Deployment"):
+            fixed = thing["spec"] if thing["kind"] == "Job" else thing["spec"]["selector"]
+            first, before = seen.setdefault((thing["kind"], thing["metadata"]["name"]), (name, fixed))
+            if before != fixed:
+                yield f"{title(thing)} differs between `{first}` and `{name}`, and cannot be changed"
+
+
 def main():
     flags = argparse.ArgumentParser()
     flags.add_argument("--examples", type=int, default=250)
@@ -85,6 +98,7 @@ def main():
         ("deploy/compose.yaml is what Compose takes", compose(chart)),
         (f"{count} value sets render, fit the API of {OLDEST} and {NEWEST}, and each other", rendered(chart)),
         (f"{len(matrix.REFUSED)} value sets are refused", matrix.refusals(chart)),
+        ("no upgrade changes what cannot be changed", immutable(chart)),
         ("every value is tried", matrix.untried(chart)),
         ("values.yaml, its schema and the README say the same", values_docs.wrongs(chart)),
         ("the chart and the program say the same", program.wrongs(chart)),

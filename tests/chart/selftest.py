@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tempfile
 
+import check as checks
 import engine
 import matrix
 import policy
@@ -110,7 +111,7 @@ BREAKAGES = [
     ("a pod without a policy",
      T + "networkpolicy.yaml", "[agents, migrate, test]", "[agents, test]", meaning, "policies:"),
     ("a Job that keeps its name",
-     T + "_pod.tpl", "(sha256sum .change | trunc 8)", '"same"', meaning, "jobs:"),
+     T + "_pod.tpl", "| sha256sum | trunc 8)", '| trunc 3 | replace "." "" | printf "%s0000000")', checks.immutable, "cannot be changed"),
     ("traces that do not get out",
      T + "networkpolicy.yaml", "- port: {{ int $port }}", "- port: 1", meaning, "traces:"),
     ("a variable that the program does not know",

@@ -24,13 +24,13 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 {{- end -}}
 
-{{/* A Job that calls the program: (dict "root" $ "component" "agents" "change" TEXT "hook" HOOKS). */}}
+{{/* A Job that calls the program: (dict "root" $ "component" "agents" "hook" HOOKS). */}}
 {{- define "lastword.job.metadata" -}}
 {{- $name := printf "%s-%s" (include "lastword.fullname" .root) .component -}}
 {{- $isHook := and .root.Values.jobs.useHelmHooks .hook -}}
 {{- if not $isHook }}
-{{- /* An ordinary Job cannot be changed: a change makes another one. */}}
-{{- $name = printf "%s-%s" $name (sha256sum .change | trunc 8) }}
+{{- /* An ordinary Job cannot be changed: whatever changes makes another one, which does no harm. */}}
+{{- $name = printf "%s-%s" $name (printf "%s %s" .root.Chart.Version (toJson .root.Values) | sha256sum | trunc 8) }}
 {{- end }}
 name: {{ $name | quote }}
 namespace: {{ .root.Release.Namespace | quote }}

@@ -50,6 +50,15 @@ LASTWORD_{{ upper $key }}
 {{- else if gt (len $sources) 1 -}}
 {{- fail (printf "Which Postgres? Keep one of %s." (join ", " $sources)) -}}
 {{- end -}}
+{{- if and $v.cnpg.enabled (ge (int64 $v.cnpg.synchronousStandbys) (int64 $v.cnpg.instances)) -}}
+{{- fail (printf "cnpg.synchronousStandbys is %d of %d instances, of which one is the primary: no commit would ever count." (int64 $v.cnpg.synchronousStandbys) (int64 $v.cnpg.instances)) -}}
+{{- end -}}
+{{- $there := ternary $v.cnpg.maxConnections $v.postgres.maxConnections $v.cnpg.enabled | int64 -}}
+{{- $most := ternary $v.replicas $v.autoscaling.max (eq $v.autoscaling.by "none") | int64 -}}
+{{- $needed := add (mul (add $most 1) (add (int64 (default 8 $v.settings.pool_max)) 3)) 10 -}}
+{{- if and (or $v.cnpg.enabled $v.postgres.enabled) (gt $needed $there) -}}
+{{- fail (printf "A roll-out of %d replicas may take %d connections, 10 spare ones included, and Postgres has %d: raise maxConnections, or lower settings.pool_max." $most $needed $there) -}}
+{{- end -}}
 {{- if and $v.database.listener.existingSecret $v.database.listener.urlFile -}}
 {{- fail "Keep one of database.listener.existingSecret and database.listener.urlFile." -}}
 {{- end -}}
