@@ -23,7 +23,7 @@ impl TurnModel {
             let is_next = self.broken() == Break::ClaimTakesAny || !self.rules.is_behind(world, turn);
             let may_claim = presence == Presence::Ready && !process.is_claiming;
             if row.phase == Phase::Queued && is_next && may_claim {
-                steps.push(Step::Claim(p, turn));
+                steps.extend([Step::Claim(p, turn, false), Step::Claim(p, turn, true)]);
             }
             let is_astray = row.holder == Holder::Of(id) && !process.runs.iter().any(|run| run.turn == turn);
             let disown = Statement::Disown { by: id, turn, epoch: row.epoch };
@@ -77,7 +77,11 @@ impl TurnModel {
             && run.stage == Stage::Running
             && run.is_fed
             && !run.has_said;
-        if is_interrupted || is_crashed {
+        // Its worker has died before it received the turn.
+        let is_untouched = may_crash
+            && run.stage == Stage::Running
+            && (!run.is_fed || self.broken() == Break::UntouchedUnasked);
+        if is_interrupted || is_crashed || is_untouched {
             steps.push(Step::GiveBack(p, r));
         }
     }

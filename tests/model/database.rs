@@ -37,11 +37,13 @@ impl Rules {
     pub fn commit(&self, world: &mut World, statement: Statement) -> Answer {
         match statement {
             Statement::Accept { turn, saw_empty } => self.accept(world, turn, saw_empty),
-            Statement::Claim { by, turn } => self.claim(world, by, turn),
+            Statement::Claim { by, turn, has_worker } => self.claim(world, by, turn, has_worker),
             Statement::Start { by, turn, epoch } => self.start(world, by, turn, epoch),
             Statement::Append { by, turn, epoch, base } => self.append(world, by, turn, epoch, base),
             Statement::Finish { by, turn, epoch, base } => self.finish(world, by, turn, epoch, base),
-            Statement::Release { turn, epoch, .. } => self.release(world, turn, epoch),
+            Statement::Release { turn, epoch, is_untouched, .. } => {
+                self.release(world, turn, epoch, is_untouched)
+            }
             Statement::Disown { by, turn, epoch } => self.disown(world, by, turn, epoch),
             Statement::Close { by, rerun, end } => self.close(world, by, rerun, end),
         }
@@ -72,19 +74,25 @@ impl Rules {
 
     /// `claim`: the locked row must still be queued. The unique index `inflight_one_claimed` refuses a
     /// second claimed turn of a conversation.
-    fn claim(&self, world: &mut World, by: Id, turn: u8) -> Answer {
+    fn claim(&self, world: &mut World, by: Id, turn: u8, has_worker: bool) -> Answer {
         let is_refused = self.is_one_line
             && self.broken != Break::ClaimTakesAny
             && world.turns.iter().any(|t| t.row.is_some_and(|row| row.phase != Phase::Queued));
-        let Some(row) = &mut world.turn_mut(turn).row else { return Answer::Nothing };
+        let it = world.turn_mut(turn);
+        let Some(row) = &mut it.row else { return Answer::Nothing };
         if row.phase != Phase::Queued || is_refused {
             return Answer::Nothing;
         }
-        row.phase = Phase::Starting;
+        row.phase = if has_worker { Phase::Running } else { Phase::Starting };
         row.epoch += 1;
         row.holder = Holder::Of(by);
         row.is_overdue = false;
-        Answer::Done { epoch: row.epoch, base: row.base }
+        row.base += u8::from(has_worker);
+        let (epoch, base) = (row.epoch, row.base);
+        if has_worker {
+            write(it, Event { seq: base, kind: Kind::Started, epoch, by: by.process });
+        }
+        Answer::Done { epoch, base }
     }
 
     /// `start`: the epoch, the phase and the cancel are columns of the locked row. Where it matched
@@ -168,9 +176,10 @@ impl Rules {
     }
 
     /// `lw_may_rerun_v1`.
-    fn may_rerun(&self, turn: &Turn, row: &Row) -> bool {
+    fn may_rerun(&self, turn: &Turn, row: &Row, is_untouched: bool) -> bool {
         let has_said = turn.log.iter().any(|event| event.kind == Kind::Said);
-        let is_unreceived = row.phase == Phase::Starting || self.broken == Break::RequeueRunning;
+        let is_unreceived =
+            row.phase == Phase::Starting || is_untouched || self.broken == Break::RequeueRunning;
         !row.is_cancelled
             && (row.epoch < ATTEMPTS || self.broken == Break::AttemptsUncounted)
             && (is_unreceived || (row.phase == Phase::Running && self.is_retry_safe && !has_said))
@@ -193,10 +202,10 @@ impl Rules {
     }
 
     /// `lw_release_v1`.
-    fn release(&self, world: &mut World, turn: u8, epoch: u8) -> Answer {
+    fn release(&self, world: &mut World, turn: u8, epoch: u8, is_untouched: bool) -> Answer {
         let it = world.turn(turn);
         let Some(row) = it.row else { return Answer::Nothing };
-        if row.epoch != epoch || row.phase == Phase::Queued || !self.may_rerun(it, &row) {
+        if row.epoch != epoch || row.phase == Phase::Queued || !self.may_rerun(it, &row, is_untouched) {
             return Answer::Nothing;
         }
         self.requeue(world, turn);
@@ -209,7 +218,7 @@ impl Rules {
         let row = it.row?;
         let is_gone = row.phase != Phase::Queued && world.is_gone(row.holder);
         match () {
-            () if is_gone && self.may_rerun(it, &row) => Some(Fate::Rerun),
+            () if is_gone && self.may_rerun(it, &row, false) => Some(Fate::Rerun),
             () if is_gone || row.is_overdue => Some(Fate::End),
             () => None,
         }

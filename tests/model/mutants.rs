@@ -89,6 +89,12 @@ fn a_running_turn_that_is_queued_again() {
 }
 
 #[test]
+fn a_turn_called_untouched_that_its_worker_has() {
+    let trouble = Trouble { crashes: 1, ..CALM };
+    breaks(Break::UntouchedUnasked, AT_MOST_ONCE, TurnModel { trouble, ..ONE });
+}
+
+#[test]
 fn attempts_that_nobody_counts() {
     let trouble = Trouble { lost_answers: 3, ..CALM };
     breaks(Break::AttemptsUncounted, THREE_ATTEMPTS, TurnModel { trouble, ..ONE });

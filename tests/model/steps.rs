@@ -34,7 +34,7 @@ pub enum Step {
     /// It never takes effect: its connection is gone.
     Vanish(usize),
     /// `engine::dispatch`, `claim`.
-    Claim(usize, u8),
+    Claim(usize, u8, bool),
     /// `worker::hand_over`, `start`.
     Start(usize, usize),
     /// `worker::hand_over`, `send`: the first byte.
@@ -180,9 +180,9 @@ impl TurnModel {
                 }
                 world.send(Statement::Close { by: world.id(p), rerun, end });
             }
-            Step::Claim(p, turn) => {
+            Step::Claim(p, turn, has_worker) => {
                 world.processes[p].is_claiming = true;
-                world.send(Statement::Claim { by: world.id(p), turn });
+                world.send(Statement::Claim { by: world.id(p), turn, has_worker });
             }
             Step::Disown(p, turn) => {
                 let epoch = world.turn(turn).row.map_or(0, |row| row.epoch);
@@ -225,8 +225,10 @@ impl TurnModel {
             }
             Step::GiveBack(..) => {
                 world.left.crashes -= u8::from(run.stage == Stage::Running);
+                let is_untouched = run.stage == Stage::Running
+                    && (!run.is_fed || self.rules.broken == Break::UntouchedUnasked);
                 run.stage = Stage::Ending;
-                world.send(Statement::Release { by, turn, epoch });
+                world.send(Statement::Release { by, turn, epoch, is_untouched });
             }
             _ => {
                 world.left.crashes -= u8::from(run.stage == Stage::Claimed);
@@ -250,10 +252,10 @@ impl TurnModel {
             process.runs.iter().position(is_it)
         };
         match (statement, answer) {
-            (Statement::Claim { turn, .. }, _) => {
+            (Statement::Claim { turn, has_worker, .. }, _) => {
                 process.is_claiming = false;
                 if let Some(Answer::Done { epoch, base }) = answer {
-                    let stage = Stage::Claimed;
+                    let stage = if has_worker { Stage::Running } else { Stage::Claimed };
                     // An older claim of the same turn, by this very replica, is over.
                     process.runs.retain(|run| run.turn != turn);
                     process.runs.push(Run { turn, epoch, base, stage, is_fed: false, has_said: false });

@@ -39,6 +39,8 @@ pub enum Break {
     StartUnfenced,
     /// `lw_may_rerun_v1` lets a `running` turn go back to the queue.
     RequeueRunning,
+    /// A holder says "untouched" of a turn that its worker has received.
+    UntouchedUnasked,
     /// `lw_may_rerun_v1` does not count.
     AttemptsUncounted,
 }
@@ -134,9 +136,9 @@ pub struct Turn {
 pub enum Statement {
     /// `lw_accept_v1`. `saw_empty`: what a mutant decided before the lock.
     Accept { turn: u8, saw_empty: bool },
-    /// `claim` of `store::inflight`. That its sender is `ready` and its turn the head of a line is from
-    /// the statement's own snapshot, taken when it was sent.
-    Claim { by: Id, turn: u8 },
+    /// `claim`, or the claim within `lw_accept_v1`. That its sender is `ready` and its turn the head of a line
+    /// is from the statement's own snapshot, taken when it was sent. `has_worker`: one was kept for it.
+    Claim { by: Id, turn: u8, has_worker: bool },
     /// `start`. That its sender is not gone is from the snapshot too.
     Start { by: Id, turn: u8, epoch: u8 },
     /// `append` of `store::events`.
@@ -144,7 +146,7 @@ pub enum Statement {
     /// `lw_finish_v1`.
     Finish { by: Id, turn: u8, epoch: u8, base: u8 },
     /// `lw_release_v1`.
-    Release { by: Id, turn: u8, epoch: u8 },
+    Release { by: Id, turn: u8, epoch: u8, is_untouched: bool },
     /// `disown`.
     Disown { by: Id, turn: u8, epoch: u8 },
     /// `lw_close_v1`, after its locking statement: the turns that it would run again or end.
