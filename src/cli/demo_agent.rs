@@ -9,7 +9,7 @@ mod acts;
 pub mod pace;
 mod stage;
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, io::Write, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -47,14 +47,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
+    let mut receipts = Receipts::from_env()?;
     if stage::say(&json!({"type": "ready"})).is_ok() {
-        serve(&mut orders).await;
+        serve(&mut orders, &mut receipts).await?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs every turn that comes, side by side, until it should leave.
-async fn serve(orders: &mut Orders) {
+async fn serve(orders: &mut Orders, receipts: &mut Receipts) -> anyhow::Result<()> {
     let memory = Memory::default();
     let mut cues: BTreeMap<String, mpsc::Sender<Cue>> = BTreeMap::new();
     let mut turns = FuturesUnordered::new();
@@ -62,6 +63,7 @@ async fn serve(orders: &mut Orders) {
         tokio::select! {
             order = orders.next() => match order {
                 Order::Turn(turn) => {
+                    receipts.note(&turn.turn_id).context("DEMO_RECEIPTS")?;
                     let (sender, heard) = mpsc::channel(CUES_MAX);
                     cues.insert(turn.turn_id.clone(), sender);
                     turns.push(play(&memory, turn, heard));
@@ -83,6 +85,7 @@ async fn serve(orders: &mut Orders) {
     while memory.is_frozen() {
         turns.next().await;
     }
+    Ok(())
 }
 
 fn cue(cues: &BTreeMap<String, mpsc::Sender<Cue>>, turn_id: &str, cue: Cue) {
@@ -125,5 +128,21 @@ impl Startup {
                 Startup::At(Duration::from_millis(ms))
             }
         })
+    }
+}
+
+/// Where each turn that was received is noted, a line with its id: the file `DEMO_RECEIPTS`, which any number
+/// of workers may share. What tells a turn that was given to two workers, whatever its log says.
+struct Receipts(Option<File>);
+
+impl Receipts {
+    fn from_env() -> anyhow::Result<Self> {
+        let Some(path) = std::env::var_os("DEMO_RECEIPTS") else { return Ok(Receipts(None)) };
+        Ok(Receipts(Some(File::options().append(true).create(true).open(path).context("DEMO_RECEIPTS")?)))
+    }
+
+    fn note(&mut self, turn_id: &str) -> io::Result<()> {
+        // One write, so that the lines of two workers do not mix.
+        self.0.as_mut().map_or(Ok(()), |file| file.write_all(format!("{turn_id}\n").as_bytes()))
     }
 }

@@ -78,9 +78,9 @@ async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, Store
     }
 }
 
-/// Settles what the database and this process disagree about: disowns rows that are ours but do not
-/// run here (a claim whose answer was lost, a worker that was ended while Postgres was away), for the
-/// close pass to settle; ends runs that are not ours any more, and idle workers whose conversation is
+/// Settles what the database and this process disagree about: gives back rows that are ours and that no
+/// worker has had (a claim whose answer was lost), disowns those that one may have had (it was ended while
+/// Postgres was away), for the close pass to settle; ends runs that are not ours any more, and idle workers whose conversation is
 /// served elsewhere now. A row must have been `missing` here twice in a row: the answer to its claim may be
 /// on its way.
 async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result<(), StoreError> {
@@ -102,6 +102,11 @@ async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result
     let is_here = |turn| now.contains_key(turn) || before.contains_key(turn);
     let gone: HashSet<_> = held.iter().filter(|(turn, _)| !is_here(turn)).map(|(&t, &e)| (t, e)).collect();
     for &(turn, epoch) in gone.intersection(missing) {
+        // Where the answer to its claim was lost no worker has had it, whatever its phase.
+        if engine.host.forgo_unless_had(turn, epoch) && engine.store.release(turn, epoch, true).await? {
+            tracing::warn!(turn_id = %turn, epoch, "a claim of ours has reached no worker; it is given back");
+            continue;
+        }
         engine.store.disown(turn, epoch).await?;
         tracing::warn!(turn_id = %turn, epoch, "a claim of ours does not run here; it is disowned");
     }

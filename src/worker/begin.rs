@@ -94,10 +94,11 @@ pub(super) async fn place(
 
 /// Gives a turn back to the queue that no worker has received.
 pub(super) async fn give_back(host: &Host, claim: &Claim) {
+    host.run_list().forgo(claim);
     match host.store().release(claim.turn, claim.epoch, true).await {
         Ok(true) => telemetry::metrics::requeued("drain"),
-        // The close pass of another replica finds it when this one has left.
-        Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not given back; left to be closed"),
+        // The next comparison of what is held with what runs gives it back.
+        Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not given back yet"),
     }
 }
 

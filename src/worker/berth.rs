@@ -100,19 +100,19 @@ impl Host {
     /// Takes a turn that was accepted for this berth. Asked for again after its answer was lost it may run
     /// here already, or there may be no room any more: then it is left to be adopted.
     pub fn take_in(&self, accepted: &Accepted, agent: Agent, berth: Option<Berth>) {
-        let Some(claim) = accepted.claim.clone().filter(|claim| !self.has(claim)) else { return };
+        let Some(claim) = accepted.claim.clone().filter(|claim| !self.run_list().has(claim)) else { return };
         let Some(Berth { permit, line, .. }) = berth else { return };
-        let reach = self.admit(&claim, permit);
+        let Some(reach) = self.run_list().admit(self, &claim, permit) else { return };
         let placing = place(self.clone(), claim, agent, reach, line, Instant::now());
         self.supervisor().spawn(Kind::Turn, "turn", placing);
     }
 
-    /// Takes a turn that was claimed for this room. Without a place it is not taken, and the claim is left
-    /// to be given back.
+    /// Takes a turn that was claimed for this room. Without a place, or given up meanwhile, it is not
+    /// taken, and the claim is left to be given back.
     pub fn take(&self, claim: Claim, room: &mut Room) -> bool {
         let Some(permit) = room.permits.split(1) else { return false };
         let line = room.line(&claim);
-        let reach = self.admit(&claim, permit);
+        let Some(reach) = self.run_list().admit(self, &claim, permit) else { return false };
         self.supervisor().spawn(Kind::Turn, "turn", begin(self.clone(), claim, reach, line));
         true
     }

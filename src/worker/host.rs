@@ -12,37 +12,24 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use super::job::Halt;
-use super::{
-    begin,
-    job::{Job, Reach},
-    life,
-    places::Places,
-    pool::Pool,
-    process::Renewer,
-};
+use super::{begin, job::Job, life, places::Places, pool::Pool, process::Renewer, runs::Runs};
 use crate::{
     agent::Runtime,
     config::Config,
     id::{ConversationId, TurnId, WorkerId},
     store::{
         Store,
-        claim::{Claim, Phase, Warm},
+        claim::{Phase, Warm},
         commands::Command,
         writer::Writer,
     },
     task::{Kind, Supervisor},
     telemetry::metrics,
 };
-
-/// Orders that may wait for one turn.
-const ORDERS_MAX: usize = 16;
 
 /// What this replica runs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -58,7 +45,7 @@ struct Inner {
     places: Places,
     lives: Mutex<HashMap<ConversationId, Life>>,
     pool: Pool,
-    runs: Mutex<HashMap<TurnId, Run>>,
+    runs: Runs,
 }
 
 /// The life of a conversation's worker, as others reach it.
@@ -86,42 +73,6 @@ impl Life {
     }
 }
 
-/// A turn under way, as others reach it.
-#[derive(Debug)]
-struct Run {
-    epoch: i32,
-    worker: Option<WorkerId>,
-    orders: mpsc::Sender<Command>,
-    halt: watch::Sender<Option<Halt>>,
-    /// When its next clock lapses, as its run last set it.
-    due: Arc<Mutex<Instant>>,
-}
-
-/// A turn's place on this replica, and its line in the list of runs.
-#[derive(Debug)]
-pub(super) struct Place {
-    host: Host,
-    turn: TurnId,
-    epoch: i32,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut runs = lock(&self.host.0.runs);
-        // A later claim of the same turn has a line of its own.
-        if runs.get(&self.turn).is_some_and(|run| run.epoch == self.epoch) {
-            runs.remove(&self.turn);
-        }
-        drop(runs);
-        // First the place is free, then the next turn is looked for, where one may have waited for it.
-        self.permit.take();
-        if self.host.0.places.is_wanted() {
-            self.host.0.store.wake().look_at_queue();
-        }
-    }
-}
-
 impl Host {
     /// A host of nothing yet.
     pub fn new(store: Store, writer: Writer, supervisor: Supervisor, config: &Config) -> Self {
@@ -134,7 +85,7 @@ impl Host {
             places: Places::new(config.turns_max),
             lives: Mutex::default(),
             pool: Pool::default(),
-            runs: Mutex::default(),
+            runs: Runs::default(),
         }))
     }
 
@@ -160,44 +111,30 @@ impl Host {
         &self.0.places
     }
 
-    /// Whether this claim runs here.
-    pub(super) fn has(&self, claim: &Claim) -> bool {
-        lock(&self.0.runs).get(&claim.turn).is_some_and(|run| run.epoch == claim.epoch)
+    /// Turns that run here, as others reach them.
+    pub(super) fn run_list(&self) -> &Runs {
+        &self.0.runs
     }
 
-    /// Gives a claimed turn its place and its line in the list of runs.
-    pub(super) fn admit(&self, claim: &Claim, permit: OwnedSemaphorePermit) -> Reach {
-        let (orders, incoming) = mpsc::channel(ORDERS_MAX);
-        let (halt, halted) = watch::channel(None);
-        let due = Arc::new(Mutex::new(Instant::now()));
-        let run = Run { epoch: claim.epoch, worker: None, orders, halt, due: due.clone() };
-        if let Some(older) = lock(&self.0.runs).insert(claim.turn, run) {
-            // An older claim of the same turn, by this very replica: its epoch is over.
-            older.halt.send_replace(Some(Halt::Lost));
-        }
-        metrics::queue_wait(Duration::from_millis(claim.waited_ms.unsigned_abs()));
-        let place = Place { host: self.clone(), turn: claim.turn, epoch: claim.epoch, permit: Some(permit) };
-        Reach::new(incoming, halted, due, place)
+    /// Gives up a claim that does not run here, so that no worker here receives it; false where one may have
+    /// had it.
+    pub fn forgo_unless_had(&self, turn: TurnId, epoch: i32) -> bool {
+        self.0.runs.forgo_unless_had(turn, epoch)
     }
 
     /// Turns that run here, with their epochs.
     pub fn runs(&self) -> HashMap<TurnId, i32> {
-        lock(&self.0.runs).iter().map(|(&turn, run)| (turn, run.epoch)).collect()
+        self.0.runs.epochs()
     }
 
     /// How long each turn that runs here has until its next clock lapses.
     pub fn time_left(&self) -> Vec<(TurnId, i32, Duration)> {
-        let now = Instant::now();
-        let left = |run: &Run| lock(&run.due).saturating_duration_since(now);
-        lock(&self.0.runs).iter().map(|(&turn, run)| (turn, run.epoch, left(run))).collect()
+        self.0.runs.time_left()
     }
 
     /// Hands an order to a turn that runs here; it is read again later where that is not possible.
     pub fn order(&self, command: Command) {
-        let orders = lock(&self.0.runs).get(&command.turn).map(|run| run.orders.clone());
-        if let Some(orders) = orders {
-            let _ = orders.try_send(command);
-        }
+        self.0.runs.order(command);
     }
 
     /// Stops a worker when the turns that it runs have ended; they are for the caller to cancel.
@@ -208,8 +145,7 @@ impl Host {
             }
         }
         self.0.pool.retire(Some(worker));
-        let runs = lock(&self.0.runs);
-        runs.iter().filter(|(_, run)| run.worker == Some(worker)).map(|(&turn, _)| turn).collect()
+        self.0.runs.of_worker(worker)
     }
 
     /// Stops idle workers of these conversations, where they are still the ones that `seen` told of: they
@@ -236,9 +172,7 @@ impl Host {
 
     /// Ends every turn here in this way, and every worker.
     pub fn halt_all(&self, why: Halt) {
-        for run in lock(&self.0.runs).values() {
-            run.halt.send_if_modified(|halt| halt.is_none() && halt.replace(why).is_none());
-        }
+        self.0.runs.halt_all(why);
         self.retire_workers();
         if why == Halt::Lost {
             // Each turn ends a worker of its own; a shared one has no turn left to wait for.
@@ -248,9 +182,7 @@ impl Host {
 
     /// Ends the turns that this replica holds no more.
     pub fn halt(&self, turn: TurnId, epoch: i32) {
-        if let Some(run) = lock(&self.0.runs).get(&turn).filter(|run| run.epoch == epoch) {
-            run.halt.send_replace(Some(Halt::Lost));
-        }
+        self.0.runs.halt(turn, epoch, Halt::Lost);
     }
 
     /// Proves this replica's life to its workers' guards, and counts them. Their limit is `silence_max`.
@@ -366,12 +298,6 @@ impl Host {
     pub(super) fn note_process(&self, conversation: ConversationId, worker: WorkerId, renewer: Renewer) {
         if let Some(life) = lock(&self.0.lives).get_mut(&conversation).filter(|life| life.worker == worker) {
             life.renewer = Some(renewer);
-        }
-    }
-
-    pub(super) fn note_running(&self, turn: TurnId, worker: WorkerId) {
-        if let Some(run) = lock(&self.0.runs).get_mut(&turn) {
-            run.worker = Some(worker);
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{clocks::Clocks, host::Place};
+use super::{clocks::Clocks, runs::Place};
 use crate::store::{claim::Claim, commands::Command, turns::Agent};
 
 /// Why a turn must end here although its worker is well.

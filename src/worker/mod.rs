@@ -6,7 +6,7 @@
 //!            └───► shared: (pool ─► switchboard | its life ─► start ─► …) ──► line ─► run: the same
 //! ```
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`berth`] (room that is kept for a
-//! claim), `begin`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`; for workers of many
+//! claim), `begin`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
 //! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`],
 //! [`codec`], [`wire`]).
 
@@ -16,6 +16,7 @@ mod clocks;
 pub mod codec;
 mod ending;
 pub mod exit;
+mod fates;
 mod hand_over;
 pub mod host;
 mod job;
@@ -28,6 +29,7 @@ mod places;
 mod pool;
 pub mod process;
 mod run;
+mod runs;
 mod shared;
 pub mod shim;
 mod start;

@@ -75,7 +75,7 @@ pub(super) async fn run<'a>(host: &'a Host, mut line: Line<'a>, job: &'a mut Job
     let Some(base) = hand_over(host, &mut line, job).await else {
         return Fate::End;
     };
-    host.note_running(job.claim.turn, line.worker());
+    host.run_list().note_worker(job.claim.turn, line.worker());
     account.started_at = Some(host.store().clock().now());
     let budget = job.agent.spec.timeouts.progress.0;
     job.clocks.expect_progress(Instant::now(), budget);

@@ -1,4 +1,4 @@
-//! The checker: reads the history and the database, believes neither, and counts.
+//! The checker: reads the history, the workers' receipts and the database, believes none, and counts.
 //!
 //! Owns its own reading of both: its SQL names tables, never the product's functions. A turn that
 //! failed is excused only by a fault that the history names and that hit that very worker or replica
@@ -10,9 +10,9 @@
 //! | acknowledged | nonces whose post was answered 2xx |
 //! | recovered | turns of which no client ever heard, with a last word all the same |
 //! | lost | acknowledged turns that the database lacks, or without a last word; observers left hanging |
-//! | duplicated | nonces with two turns, turns with two last words or two runs |
+//! | duplicated | nonces with two turns, turns with two last words, turns that workers received twice |
 //! | reordered | gaps, repeats or differences between the log and what two observers saw |
-//! | unexpected | last words that nothing excuses |
+//! | unexpected | last words that nothing excuses, answers of turns that no worker received |
 
 mod excuses;
 mod findings;
@@ -47,8 +47,14 @@ pub struct Allowances {
     pub turns_min: usize,
 }
 
-/// Reads both and counts. An error is a run that cannot be judged.
-pub async fn check(lines: &[Line], admin: &mut PgConnection, allow: Allowances) -> anyhow::Result<Findings> {
+/// Reads all and counts; `receipts` are ids of turns, as often as a worker received them. An error is a run
+/// that cannot be judged.
+pub async fn check(
+    lines: &[Line],
+    receipts: &[String],
+    admin: &mut PgConnection,
+    allow: Allowances,
+) -> anyhow::Result<Findings> {
     let stored = read_database(admin).await?;
     let left: i64 = sqlx::query_scalar("select count(*) from inflight").fetch_one(admin).await?;
     let mut findings = Findings::default();
@@ -57,6 +63,7 @@ pub async fn check(lines: &[Line], admin: &mut PgConnection, allow: Allowances) 
     }
     let posts = check_posts(&mut findings, lines, &stored, allow);
     check_logs(&mut findings, &stored);
+    check_receipts(&mut findings, receipts, &stored, allow);
     check_lines_of_conversations(&mut findings, &stored);
     check_observers(&mut findings, lines, &stored, allow);
     check_excuses(&mut findings, lines, &stored, allow);
@@ -151,11 +158,33 @@ fn check_logs(findings: &mut Findings, stored: &HashMap<Uuid, Stored>) {
             findings.reordered += 1;
             findings.complain(format!("{id} has gaps"));
         }
-        let runs = turn.events.iter().filter(|(sight, _)| sight.kind == "started").count();
-        if runs > 1 {
+    }
+}
+
+/// A turn is received once at most: one whose claim was given back before that has two `started`, and one
+/// receipt. What was answered was received.
+fn check_receipts(
+    findings: &mut Findings,
+    receipts: &[String],
+    stored: &HashMap<Uuid, Stored>,
+    allow: Allowances,
+) {
+    let mut received: HashMap<Uuid, usize> = HashMap::new();
+    for turn in receipts {
+        *received.entry(id_of(turn)).or_default() += 1;
+    }
+    for (turn, times) in received.iter().filter(|(_, times)| **times > 1) {
+        // A database that lost commits may have lost that of a claim.
+        if !allow.database_lost_commits {
             findings.duplicated += 1;
-            findings.complain(format!("{id} was run {runs} times"));
+            findings.complain(format!("{turn} was received {times} times"));
         }
+    }
+    for (turn, _) in
+        stored.iter().filter(|(id, turn)| turn.status == "completed" && !received.contains_key(id))
+    {
+        findings.unexpected += 1;
+        findings.complain(format!("{turn} is completed, and no worker received it"));
     }
 }
 

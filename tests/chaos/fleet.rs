@@ -25,63 +25,13 @@ use tokio::time::Instant;
 
 use crate::{
     history::{Fact, History, Outcome},
+    plan::{Ground, Plan},
     support::{self, OPERATOR, replica::Replica},
 };
 
 /// How long a replica may take to be ready, and a process to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-
-/// What to start.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// How many slots.
-    pub slots: usize,
-    /// More for the replicas' environment; it overrides ours.
-    pub env: Vec<(String, String)>,
-    /// What a slot's replica reaches Postgres by, where it is not the server's own URL.
-    pub database_urls: Vec<String>,
-    /// Turns that one replica runs at once.
-    pub turns_max: u32,
-    /// How long running turns get to end after a SIGTERM.
-    pub drain: Duration,
-    /// The program that a slot runs, where it is not the one under test.
-    pub programs: Vec<PathBuf>,
-    /// More for the environment of one slot's replicas.
-    pub slot_env: Vec<(usize, String, String)>,
-    /// Said to the database before the tables are made.
-    pub prelude: Vec<&'static str>,
-}
-
-impl Plan {
-    /// So many slots and nothing special.
-    pub fn slots(slots: usize) -> Plan {
-        Plan {
-            slots,
-            env: Vec::new(),
-            database_urls: Vec::new(),
-            turns_max: 64,
-            drain: Duration::from_secs(5),
-            programs: Vec::new(),
-            slot_env: Vec::new(),
-            prelude: Vec::new(),
-        }
-    }
-
-    /// The same with one more variable for every replica.
-    pub fn env(mut self, name: &str, value: &str) -> Plan {
-        self.env.push((name.to_owned(), value.to_owned()));
-        self
-    }
-}
-
-/// The database that a fleet stands on.
-pub enum Ground {
-    /// A private server of the fleet's own.
-    Own(Box<Postgres>),
-    /// Somebody else's, at this URL.
-    Lent(String),
-}
 
 /// The replicas of one run.
 pub struct Fleet {
@@ -270,12 +220,23 @@ impl Fleet {
         asked.timeout(PATIENCE).send().await.unwrap().text().await.unwrap()
     }
 
-    /// Puts an agent, on any replica that takes it.
-    pub async fn put_agent(&self, name: &str, spec: Value) {
+    /// Puts an agent, on any replica that takes it. Its workers note what they receive.
+    pub async fn put_agent(&self, name: &str, mut spec: Value) {
+        spec["env"] = json!({"DEMO_RECEIPTS": self.receipts_path()});
         let url = format!("{}/v1/agents/{name}", self.url(0));
         let put = self.http.put(url).bearer_auth(OPERATOR).json(&spec).timeout(PATIENCE);
         let answer = put.send().await.unwrap();
         assert!(answer.status().is_success(), "agent {name}: {}", answer.text().await.unwrap());
+    }
+
+    fn receipts_path(&self) -> PathBuf {
+        self.home.path().join("receipts")
+    }
+
+    /// The turns that workers have received, as often as they have.
+    pub fn receipts(&self) -> Vec<String> {
+        let noted = std::fs::read_to_string(self.receipts_path()).unwrap_or_default();
+        noted.lines().map(str::to_owned).collect()
     }
 
     /// A connection to the database that no fault touches.

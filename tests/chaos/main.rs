@@ -20,6 +20,7 @@ mod history;
 mod load;
 mod mutants;
 mod observer;
+mod plan;
 mod pooler;
 mod proxy;
 mod puppet;

@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use crate::{
     checker::{self, Allowances, Findings},
     client::{Accepted, Ask},
-    fleet::{Fleet, Ground, Plan},
+    fleet::Fleet,
     history::{self, Fact, History, Outcome},
     load::{Load, Mix},
+    plan::{Ground, Plan},
 };
 
 /// Turns that must have been accepted before anything is broken.
@@ -171,7 +172,9 @@ impl Scene {
         load.stop().await;
         history.phase("over");
         let lines = history::read(history.flush()).expect("the history that was written");
-        let mut findings = match checker::check(&lines, &mut fleet.admin().await, allow).await {
+        let mut findings = match checker::check(&lines, &fleet.receipts(), &mut fleet.admin().await, allow)
+            .await
+        {
             Ok(findings) => findings,
             Err(why) => Findings { complaints: vec![format!("not judged: {why:#}")], ..Findings::default() },
         };

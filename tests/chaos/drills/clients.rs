@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Row, network::ALLOW, quantile, spread};
 use crate::{
     client::{Accepted, Ask},
-    fleet::Plan,
     history::Fact,
     load::Mix,
+    plan::Plan,
     scene::{Scene, Stage},
     support::{self, OPERATOR},
 };

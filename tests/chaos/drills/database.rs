@@ -14,9 +14,10 @@ use super::{Row, quantile, spread};
 use crate::{
     checker::Allowances,
     client::Ask,
-    fleet::{Fleet, Plan},
+    fleet::Fleet,
     history::{Fact, Outcome},
     load::Mix,
+    plan::Plan,
     scene::{Ballast, Scene, Stage},
     support,
 };

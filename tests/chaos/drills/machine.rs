@@ -20,8 +20,8 @@ use super::{
     spread,
 };
 use crate::{
-    fleet::{Ground, Plan},
     load::Mix,
+    plan::{Ground, Plan},
     scene::{Ballast, Scene, Stage},
     support::is_alive,
 };

@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep};
 use super::{Row, network::ALLOW, quantile, spread};
 use crate::{
     client::{Accepted, Ask},
-    fleet::Plan,
     load::Mix,
+    plan::Plan,
     scene::{Ballast, Scene, Stage},
 };
 

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     checker::{Allowances, Findings, PROMOTED},
     client::Ask,
-    fleet::{Ground, Plan},
     load::Mix,
+    plan::{Ground, Plan},
     pooler::Pooler,
     proxy::{Proxy, Weather},
     scene::{Ballast, Scene, Stage},

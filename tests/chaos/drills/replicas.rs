@@ -13,9 +13,9 @@ use super::{Row, quantile, round::Round, spread};
 use crate::{
     checker::Allowances,
     client::Ask,
-    fleet::Plan,
     load::Mix,
     mutants,
+    plan::Plan,
     scene::{Ballast, Scene, Stage},
     support,
 };

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     client::Ask,
-    fleet::Plan,
     load::Mix,
+    plan::Plan,
     proxy::{Proxy, Weather},
     scene::{Ballast, Scene, Stage},
     support,

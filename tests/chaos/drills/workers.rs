@@ -11,8 +11,8 @@ use super::{Row, quantile, spread};
 use crate::{
     checker::Allowances,
     client::{Accepted, Ask},
-    fleet::Plan,
     load::Mix,
+    plan::Plan,
     scene::{Scene, Stage},
     support,
 };
