@@ -12,7 +12,7 @@ use tokio::{task::block_in_place, time::Instant};
 
 use crate::{
     assert_nobody_was_judged, read_some, ready,
-    support::{Cluster, OPERATOR, PATIENCE, children_of, eventually, is_alive, said, signal},
+    support::{Cluster, OPERATOR, PATIENCE, Plan, children_of, eventually, is_alive, kinds, said, signal},
 };
 
 /// Longer than any replica waits for a peer's beat.
@@ -183,4 +183,36 @@ async fn a_turn_that_cannot_be_stored_is_refused(cluster: &Cluster) {
     ready(cluster, 0).await;
     assert_eq!(post(0).await.status(), StatusCode::ACCEPTED);
     assert_eq!(count().await, before + 1, "a refused turn was stored");
+}
+
+/// The commit of a claim as `running`, whose answer never came: its holder does not know the turn, and its
+/// worker never receives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_was_lost_is_given_back() {
+    let cluster = Cluster::with(Plan { replicas: 1, turns_max: 1, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let first = cluster.post(0, "demo", "/slow 30").await;
+    cluster.until(0, &first, "started", PATIENCE).await;
+    let second = cluster.post(0, "demo", "/echo received once").await;
+    let url = cluster.postgres().url();
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let claimed = sqlx::query(
+        "with c as (
+           update inflight
+              set phase = 'running', epoch = epoch + 1, replica = r.id, last_seq = last_seq + 1,
+                  worker = gen_random_uuid(), clock = 'progress', claimed_at = now(), started_at = now(),
+                  cap_at = now() + interval '1 hour', deadline = now() + interval '5 minutes'
+             from replicas r where phase = 'queued'
+           returning turn_id, epoch, last_seq, worker),
+         t as (
+           update turns set status = 'running', attempt = c.epoch, started_at = now() from c where id = c.turn_id)
+         insert into turn_events (turn_id, seq, kind, attempt, data)
+         select turn_id, last_seq, 'started', epoch, json_build_object('worker_id', worker)::text from c",
+    );
+    assert_eq!(claimed.execute(&mut conn).await.unwrap().rows_affected(), 1, "only the second was queued");
+    conn.close().await.unwrap();
+    let seen = cluster.watch_all(&second).await;
+    assert_eq!(kinds(&seen), ["accepted", "started", "started", "delta", "completed"], "{}", cluster.log(0));
+    assert_eq!(said(&seen), "received once");
+    cluster.verify();
 }

@@ -26,9 +26,12 @@ impl TurnModel {
                 steps.extend([Step::Claim(p, turn, false), Step::Claim(p, turn, true)]);
             }
             let is_astray = row.holder == Holder::Of(id) && !process.runs.iter().any(|run| run.turn == turn);
-            let disown = Statement::Disown { by: id, turn, epoch: row.epoch };
-            if is_astray && !world.air.contains(&disown) {
-                steps.push(Step::Disown(p, turn));
+            let is_settled = |s: &Statement| {
+                let is_about = matches!(*s, Statement::Disown { turn: t, .. } | Statement::Release { turn: t, .. } if t == turn);
+                is_about && s.by() == Some(id)
+            };
+            if is_astray && !world.air.iter().any(is_settled) {
+                steps.push(Step::Settle(p, turn));
             }
         }
         for (r, run) in process.runs.iter().enumerate() {

@@ -95,6 +95,12 @@ fn a_turn_called_untouched_that_its_worker_has() {
 }
 
 #[test]
+fn a_claim_given_back_that_its_worker_has_had() {
+    let trouble = Trouble { wrong_verdicts: 1, ..CALM };
+    breaks(Break::AstrayUnasked, AT_MOST_ONCE, TurnModel { trouble, ..ONE });
+}
+
+#[test]
 fn attempts_that_nobody_counts() {
     let trouble = Trouble { lost_answers: 3, ..CALM };
     breaks(Break::AttemptsUncounted, THREE_ATTEMPTS, TurnModel { trouble, ..ONE });

@@ -9,7 +9,8 @@ use super::{
     database::{Answer, Rules},
     promises,
     world::{
-        BOOTS, Break, Condition, Id, Presence, Process, REPLICAS, Row, Run, Stage, Statement, Trouble, World,
+        BOOTS, Break, Condition, Id, Phase, Presence, Process, REPLICAS, Row, Run, Stage, Statement, Trouble,
+        World,
     },
 };
 
@@ -45,8 +46,9 @@ pub enum Step {
     End(usize, usize),
     /// `release`: a drain before the worker had it, or a worker that died before it said anything.
     GiveBack(usize, usize),
-    /// `engine::dispatch`, `settle`: a claim of ours does not run here.
-    Disown(usize, u8),
+    /// `engine::dispatch`, `settle`: a claim of ours does not run here. It is given back, or disowned where a
+    /// worker may have had it.
+    Settle(usize, u8),
     /// `engine::reap`: the first statement of a close.
     Close(usize),
     /// `store::beat`, `judge`.
@@ -74,7 +76,13 @@ impl Model for TurnModel {
     type Action = Step;
 
     fn init_states(&self) -> Vec<World> {
-        let process = Process { condition: Condition::Alive, boot: 0, is_claiming: false, runs: Vec::new() };
+        let process = Process {
+            condition: Condition::Alive,
+            boot: 0,
+            is_claiming: false,
+            runs: Vec::new(),
+            had: Vec::new(),
+        };
         let world = World {
             turns: Default::default(),
             replicas: [[Presence::Ready, Presence::Unborn]; REPLICAS],
@@ -107,6 +115,7 @@ impl Model for TurnModel {
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
         let mut next = world.clone();
         self.take(&mut next, step);
+        remember(world, &mut next);
         Some(next)
     }
 
@@ -184,9 +193,13 @@ impl TurnModel {
                 world.processes[p].is_claiming = true;
                 world.send(Statement::Claim { by: world.id(p), turn, has_worker });
             }
-            Step::Disown(p, turn) => {
-                let epoch = world.turn(turn).row.map_or(0, |row| row.epoch);
-                world.send(Statement::Disown { by: world.id(p), turn, epoch });
+            Step::Settle(p, turn) => {
+                let (by, epoch) = (world.id(p), world.turn(turn).row.map_or(0, |row| row.epoch));
+                let is_had = world.processes[p].had.contains(&(turn, epoch));
+                world.send(match !is_had || self.broken() == Break::AstrayUnasked {
+                    true => Statement::Release { by, turn, epoch, is_untouched: true },
+                    false => Statement::Disown { by, turn, epoch },
+                });
             }
             Step::Start(p, r)
             | Step::Feed(p, r)
@@ -300,6 +313,9 @@ impl TurnModel {
                         process.runs.push(run);
                         world.send(Statement::Finish { by, turn, epoch, base: run.base });
                     }
+                } else if answer == Some(Answer::Nothing) {
+                    // `settle` could not give it back.
+                    world.send(Statement::Disown { by, turn, epoch });
                 }
             }
             _ => {}
@@ -348,6 +364,27 @@ fn stop(process: &mut Process, condition: Condition) {
     process.condition = condition;
     process.is_claiming = false;
     process.runs.clear();
+    process.had.clear();
+}
+
+/// Notes what has left the lists of runs. What is held no more is not asked for again.
+fn remember(before: &World, world: &mut World) {
+    let turns = world.turns.clone();
+    for (process, before) in world.processes.iter_mut().zip(&before.processes) {
+        if process.condition == Condition::Dead {
+            continue;
+        }
+        let (runs, had) = (&process.runs, &mut process.had);
+        let is_here = |(turn, epoch): (u8, u8)| runs.iter().any(|run| (run.turn, run.epoch) == (turn, epoch));
+        let known = before.runs.iter().map(|run| (run.turn, run.epoch));
+        had.extend(known.filter(|&claim| !is_here(claim)));
+        had.sort_unstable();
+        had.dedup();
+        had.retain(|&(turn, epoch)| {
+            let row = turns[usize::from(turn)].row;
+            row.is_some_and(|row| row.epoch == epoch && row.phase != Phase::Queued)
+        });
+    }
 }
 
 fn edit(world: &mut World, turn: u8, change: impl FnOnce(&mut Row)) {

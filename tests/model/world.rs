@@ -41,6 +41,8 @@ pub enum Break {
     RequeueRunning,
     /// A holder says "untouched" of a turn that its worker has received.
     UntouchedUnasked,
+    /// A holder says "untouched" of any turn that does not run there.
+    AstrayUnasked,
     /// `lw_may_rerun_v1` does not count.
     AttemptsUncounted,
 }
@@ -214,6 +216,9 @@ pub struct Process {
     /// A claim was sent and not answered: dispatch sends one at a time.
     pub is_claiming: bool,
     pub runs: Vec<Run>,
+    /// Claims that ran here and do not any more, with their epochs (`worker::fates`): a worker may have had
+    /// them. Only those that are still held.
+    pub had: Vec<(u8, u8)>,
 }
 
 /// What may still go wrong. Deaths and stand-stills are judged without a limit; these are bounded.
