@@ -26,7 +26,8 @@ begin
 end $$;
 
 -- Writes last words for in-flight rows that the caller has locked.
-create function lw_end_v1(p_turns uuid[], p_kinds text[], p_data text[])
+create function lw_end_v1(
+  p_turns uuid[], p_kinds text[], p_data text[], p_at timestamptz default clock_timestamp())
 returns table (o_turn uuid, o_epoch int, o_seq int) language plpgsql as $$
 begin
   return query
@@ -41,11 +42,11 @@ begin
   t as (
     update turns
        set status = g.kind, attempt = g.epoch, started_at = g.started_at,
-           finished_at = clock_timestamp(), last_seq = g.seq
+           finished_at = p_at, last_seq = g.seq
       from gone g where id = g.turn_id),
   e as (
-    insert into turn_events (turn_id, seq, kind, attempt, data)
-    select turn_id, seq, kind, epoch, data from gone)
+    insert into turn_events (turn_id, seq, kind, attempt, data, at)
+    select turn_id, seq, kind, epoch, data, p_at from gone)
   select turn_id, epoch, seq from gone;
 end $$;
 
@@ -220,12 +221,22 @@ end $$;
 -- The holder's last words, many turns at once, with what was said right before them (`p_said_*`, each at
 -- its place after `base`): fenced by the epoch and by the event at `base`, which the writer has seen
 -- committed. A turn missing from the answer is not the caller's any more. `o_has_next`: for one of them or
--- another, a turn that waited behind it can be claimed now.
+-- another, a turn that waited behind it can be claimed now. `o_base_…`: the event at `base`; `o_at`: the moment
+-- of all that was written, null where some of it stood there already.
 create function lw_finish_v1(
   p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[], p_replica uuid,
   p_said_turns uuid[], p_said_epochs int[], p_said_places int[], p_said_kinds text[], p_said_data text[])
-returns table (o_turn uuid, o_epoch int, o_seq int, o_has_next boolean) language plpgsql as $$
+returns table (
+  o_turn uuid, o_epoch int, o_seq int, o_has_next boolean,
+  o_at timestamptz, o_base_at timestamptz, o_base_attempt int, o_base_kind text) language plpgsql as $$
 declare
+  v_at timestamptz := clock_timestamp();
+  v_is_new boolean := true;
+  v_said int;
+  v_base_ats timestamptz[];
+  v_base_attempts int[];
+  v_base_kinds text[];
+  v_ended uuid[];
   v_turns uuid[];
   v_epochs int[];
   v_bases int[];
@@ -236,27 +247,33 @@ declare
   v_conversations uuid[];
 begin
   select array_agg(l.turn_id), array_agg(l.epoch), array_agg(l.base), array_agg(l.kind), array_agg(l.data),
-         array_agg(l.conversation_id)
-    into v_turns, v_epochs, v_bases, v_kinds, v_data, v_conversations from (
-    select i.turn_id, i.conversation_id, w.epoch, w.base, w.kind, w.data
+         array_agg(l.conversation_id), array_agg(l.at), array_agg(l.attempt), array_agg(l.base_kind)
+    into v_turns, v_epochs, v_bases, v_kinds, v_data, v_conversations, v_base_ats, v_base_attempts, v_base_kinds
+    from (
+    select i.turn_id, i.conversation_id, w.epoch, w.base, w.kind, w.data, e.at, e.attempt, e.kind as base_kind
       from unnest(p_turns, p_epochs, p_bases, p_kinds, p_data) w (turn_id, epoch, base, kind, data)
       join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica
-     where exists (select from turn_events e where e.turn_id = w.turn_id and e.seq = w.base)
+      join turn_events e on e.turn_id = w.turn_id and e.seq = w.base
      order by i.turn_id
        for update of i) l;
   if v_turns is null then
     return;
   end if;
   if cardinality(p_said_turns) > 0 then
-    insert into turn_events (turn_id, seq, kind, attempt, data)
-    select h.turn_id, h.base + s.place, s.kind, h.epoch, s.data
+    insert into turn_events (turn_id, seq, kind, attempt, data, at)
+    select h.turn_id, h.base + s.place, s.kind, h.epoch, s.data, v_at
       from unnest(p_said_turns, p_said_epochs, p_said_places, p_said_kinds, p_said_data)
         s (turn_id, epoch, place, kind, data)
       join unnest(v_turns, v_epochs, v_bases) h (turn_id, epoch, base) using (turn_id, epoch)
         on conflict (turn_id, seq) do nothing;
+    get diagnostics v_said = row_count;
+    v_is_new := v_said = cardinality(p_said_turns);
   end if;
-  select array_agg(w.o_turn), array_agg(w.o_epoch), array_agg(w.o_seq) into v_turns, v_epochs, v_seqs
-    from lw_end_v1(v_turns, v_kinds, v_data) w;
+  select array_agg(w.o_turn), array_agg(w.o_seq) into v_ended, v_seqs
+    from lw_end_v1(v_turns, v_kinds, v_data, v_at) w;
   v_has_next := lw_promote_v1(v_conversations);
-  return query select w.*, v_has_next from unnest(v_turns, v_epochs, v_seqs) w;
+  return query
+    select h.turn_id, h.epoch, w.seq, v_has_next, case when v_is_new then v_at end, h.at, h.attempt, h.kind
+      from unnest(v_turns, v_epochs, v_base_ats, v_base_attempts, v_base_kinds) h (turn_id, epoch, at, attempt, kind)
+      join unnest(v_ended, v_seqs) w (turn_id, seq) using (turn_id);
 end $$;

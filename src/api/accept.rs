@@ -20,6 +20,7 @@ use crate::{
         accept::{Accepted, IfBusy, NewTurn},
         turns::Agent,
     },
+    stream::Tail,
     task::Kind,
     telemetry::metrics,
     turn::{CancelledBy, Status, Turn},
@@ -130,13 +131,20 @@ pub struct Order {
     pub if_busy: IfBusy,
     /// What to do when the client goes away.
     pub on_disconnect: OnDisconnect,
+    /// Whether its log is followed at once: whoever is there before it begins misses nothing of it.
+    pub is_followed: bool,
     /// W3C trace context.
     pub traceparent: String,
 }
 
 impl TurnRequest {
     /// The order that this request is; `key` is the client's idempotency key.
-    pub fn into_order(self, key: Option<String>, traceparent: String) -> Result<Order, Problem> {
+    pub fn into_order(
+        self,
+        key: Option<String>,
+        is_followed: bool,
+        traceparent: String,
+    ) -> Result<Order, Problem> {
         let agent = super::request::agent_name("agent", self.agent)?;
         if self.input.text.trim().is_empty() {
             return Err(Problem::invalid("input", "The text is empty."));
@@ -157,6 +165,7 @@ impl TurnRequest {
             idempotency: key.map(|key| (key, hash)),
             if_busy: self.if_busy,
             on_disconnect: self.on_disconnect,
+            is_followed,
             traceparent,
         })
     }
@@ -175,10 +184,12 @@ pub struct Made {
     pub id: TurnId,
     /// How it looked when it was accepted; `None` where it had been accepted before.
     pub turn: Option<Turn>,
+    /// A reader of its log, where one was there before it began.
+    pub tail: Option<Tail>,
 }
 
 impl Made {
-    fn of(new: &NewTurn, accepted: &Accepted) -> Made {
+    fn of(new: &NewTurn, accepted: &Accepted, tail: Option<Tail>) -> Made {
         let id = accepted.id;
         let running_since = accepted.is_running().then_some(accepted.at);
         let turn = Turn {
@@ -198,7 +209,7 @@ impl Made {
             retry_of: new.retry_of.map(|turn| turn.to_string()),
             events_url: format!("/v1/turns/{id}/events"),
         };
-        Made { id, turn: (!accepted.is_repeat).then_some(turn) }
+        Made { id, turn: (!accepted.is_repeat).then_some(turn), tail: tail.filter(|_| id == new.id) }
     }
 }
 
@@ -223,10 +234,12 @@ pub async fn accept(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
 
 async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     let store = &gateway.store;
+    let is_followed = order.is_followed;
     let mut new = {
         let agent = agent(gateway, &order.agent).await?;
         new_turn(gateway, order, agent)
     };
+    let tail = is_followed.then(|| Tail::new(store, new.id, -1));
     let accepted = loop {
         match insist(|| store.accept(&new)).await {
             // Somebody has put a newer one since it was read.
@@ -245,7 +258,7 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
         // A repeat may stand for a first try that did not come this far.
         interrupt(gateway, accepted.id, new.conversation).await?;
     }
-    Ok(Made::of(&new, &accepted))
+    Ok(Made::of(&new, &accepted, tail))
 }
 
 async fn agent(gateway: &Gateway, name: &str) -> Result<Agent, Problem> {

@@ -73,7 +73,8 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let mut delivery = Delivery::of(&gateway, &headers, connection, request.stream)?;
     delivery.on_disconnect = request.on_disconnect;
-    let order = request.into_order(idempotency_key(&headers)?, traceparent(&headers))?;
+    let is_followed = delivery.seat.is_some();
+    let order = request.into_order(idempotency_key(&headers)?, is_followed, traceparent(&headers))?;
     let made = accept(&gateway, order).await?;
     deliver(&gateway, made, delivery).await
 }
@@ -124,6 +125,7 @@ pub async fn retry(
         idempotency: idempotency_key(&headers)?.map(|key| (key, hash)),
         if_busy: Default::default(),
         on_disconnect: OnDisconnect::Continue,
+        is_followed: delivery.seat.is_some(),
         traceparent: traceparent(&headers),
     };
     let made = accept(&gateway, order).await?;
@@ -135,7 +137,8 @@ async fn deliver(gateway: &Gateway, made: Made, delivery: Delivery) -> Result<Re
     tracing::Span::current().record("turn_id", tracing::field::display(id));
     let mut guard = CancelOnDrop::new(gateway, id, delivery.on_disconnect);
     let mut response = if let Some(seat) = delivery.seat {
-        let reader = Reader::Turn(Box::new(Tail::new(&gateway.store, id, -1)));
+        let tail = made.tail.unwrap_or_else(|| Tail::new(&gateway.store, id, -1));
+        let reader = Reader::Turn(Box::new(tail));
         sse::response(gateway, reader, seat, guard, true)
     } else {
         let turn = match made.turn {

@@ -14,16 +14,19 @@ use serde::{Deserialize, Serialize};
 pub enum Lever {
     /// Events and last words of many turns share a commit.
     GroupCommit,
+    /// A replica's readers are shown what it has committed itself, and read only what others have.
+    ShownFromMemory,
 }
 
 impl Lever {
     /// All of them.
-    pub const ALL: [Lever; 1] = [Lever::GroupCommit];
+    pub const ALL: [Lever; 2] = [Lever::GroupCommit, Lever::ShownFromMemory];
 
     /// The name in `LASTWORD_ABLATE`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Lever::GroupCommit => "group_commit",
+            Lever::ShownFromMemory => "shown_from_memory",
         }
     }
 }

@@ -4,16 +4,20 @@
 //! claimed, is decided in `lw_accept_v1`, behind the conversations' locks.
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
     assignment::Assignment,
     claim::{Claim, Phase, started_by},
+    pages::Page,
     turns::Agent,
 };
 use crate::{
     agent::Retry,
+    config::Lever,
+    event::{Event, Kind},
     id::{ConversationId, TurnId, WorkerId},
 };
 
@@ -103,6 +107,20 @@ impl Accepted {
     }
 }
 
+impl Accepted {
+    /// The log of a new turn.
+    fn birth(&self, new: &NewTurn) -> Page {
+        let event =
+            |seq, kind, attempt, data| Event { turn_id: new.id, seq, kind, attempt, data, at: self.at };
+        let accepted = format!("{}{}}}", accepted_but_for_the_ordinal(new), self.ordinal);
+        let mut events = vec![event(0, Kind::Accepted, 0, accepted)];
+        if let Some(&Claim { epoch, phase: Phase::Running(worker), .. }) = self.claim.as_ref() {
+            events.push(event(1, Kind::Started, epoch, started_by(worker)));
+        }
+        Page { anchor: None, events, is_whole: true }
+    }
+}
+
 /// What became of one turn: accepted, or [`StoreError::Refused`] with `LW404`, `LW409`, `LW412` (the
 /// agent has a newer revision), `LW422` or `LW429`.
 pub type Verdict = Result<Accepted, StoreError>;
@@ -131,6 +149,7 @@ impl Store {
         let mut columns = Columns::default();
         wanted.iter().for_each(|(new, offer)| columns.push(new, *offer));
         let mut lease = self.lease().await?;
+        let began = Instant::now();
         let rows = lease
             .run("accept", |c| {
                 sqlx::query_as!(
@@ -180,18 +199,23 @@ impl Store {
                 *verdict = row.verdict(new, *offer);
             }
         }
+        let news = wanted.iter().zip(&verdicts);
+        let born = news.filter_map(|((new, _), verdict)| Some((*new, verdict.as_ref().ok()?)));
+        for (new, accepted) in born.filter(|(_, accepted)| !accepted.is_repeat) {
+            let epoch = accepted.claim.as_ref().map_or(0, |claim| claim.epoch);
+            self.witness().saw(new.id, epoch, i32::from(accepted.is_running()));
+            if self.uses(Lever::ShownFromMemory) {
+                self.wake().events_here(new.id, began, -1, || Some(accepted.birth(new)));
+            }
+        }
         self.ring_for(&verdicts);
         Ok(verdicts)
     }
 
     fn ring_for(&self, verdicts: &[Verdict]) {
-        let accepted = || verdicts.iter().flatten();
-        for new in accepted().filter(|accepted| !accepted.is_repeat) {
-            let epoch = new.claim.as_ref().map_or(0, |claim| claim.epoch);
-            self.witness().saw(new.id, epoch, i32::from(new.is_running()));
-        }
+        let mut accepted = verdicts.iter().flatten();
         // A repeat too: whoever accepted it first may not have lived to ring.
-        if accepted().any(|accepted| accepted.claim.is_none()) {
+        if accepted.any(|accepted| accepted.claim.is_none()) {
             self.wake().queue_grew();
         }
     }

@@ -1,4 +1,4 @@
-//! The log: append and finish, many turns at once, and reading after a cursor.
+//! The log's end: append and finish, many turns at once.
 //!
 //! Keeps I3, I4 and I5: an append locks the in-flight row under its epoch, and proves by the event
 //! at `base` that it continues what the writer saw committed. An identical repeat is harmless. The fence
@@ -7,27 +7,15 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{
+    Store, StoreError,
+    pages::{Anchor, Page},
+};
 use crate::{
-    event::{Event, Kind, NewEvent},
+    event::{Event, NewEvent},
     id::TurnId,
     turn::LastWord,
 };
-
-/// What tells one event from another that came to stand in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Anchor {
-    pub(super) at: DateTime<Utc>,
-    pub(super) attempt: i32,
-    pub(super) kind: Kind,
-}
-
-impl Anchor {
-    /// Of an event.
-    pub fn of(event: &Event) -> Anchor {
-        Anchor { at: event.at, attempt: event.attempt, kind: event.kind }
-    }
-}
 
 /// Which clock a running turn's deadline stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +34,6 @@ impl TurnClock {
         }
     }
 }
-
-/// The data in one page of a reader that reads by itself, in bytes.
-const PAGE_BYTES: i64 = 1024 * 1024;
 
 /// What a writer holds: a turn under the epoch that it was claimed with.
 pub type Lease = (TurnId, i32);
@@ -85,11 +70,36 @@ pub struct Finish {
     pub word: LastWord,
 }
 
+/// A write that is in the log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Landed {
+    /// Whose.
+    pub(super) lease: Lease,
+    /// What stands where the write goes on.
+    base: Anchor,
+    /// The moment of its events; `None` where not all of them may be this statement's.
+    at: Option<DateTime<Utc>>,
+}
+
+impl Landed {
+    /// What a reader would find now after `base`, which these events go on from; `None` where that is to be
+    /// read.
+    pub(super) fn page(&self, base: i32, events: impl Iterator<Item = NewEvent>) -> Option<Page> {
+        let (at, (turn_id, attempt)) = (self.at?, self.lease);
+        let event =
+            |(seq, NewEvent { kind, data }): (i32, _)| Event { turn_id, seq, kind, attempt, data, at };
+        let events = (base + 1..).zip(events).map(event).collect();
+        Some(Page { anchor: Some(self.base), events, is_whole: true })
+    }
+}
+
 /// Last words that are in the log.
 #[derive(Debug)]
 pub(super) struct Finished {
-    /// Turn, epoch, `seq` of each.
-    pub(super) words: Vec<(TurnId, i32, i32)>,
+    /// Whose, and the `seq` of each.
+    pub(super) words: Vec<(Lease, i32)>,
+    /// Those that this statement wrote.
+    pub(super) landed: Vec<Landed>,
     /// Whether a turn that waited behind one of them can be claimed now.
     pub(super) has_next: bool,
 }
@@ -97,7 +107,7 @@ pub(super) struct Finished {
 impl Store {
     /// Appends for many turns in one statement. A turn and epoch missing from the answer is lost to
     /// the caller.
-    pub(super) async fn append(&self, appends: &[Append]) -> Result<Vec<Lease>, StoreError> {
+    pub(super) async fn append(&self, appends: &[Append]) -> Result<Vec<Landed>, StoreError> {
         let mut columns = AppendColumns::default();
         for append in appends {
             columns.push(append);
@@ -113,14 +123,16 @@ impl Store {
                     -- The fence. A lock, not an update: updating the row at each append would cost
                     -- its throughput whenever a long transaction holds vacuum back.
                     held as materialized (
-                      select i.turn_id, w.base, w.epoch, w.clock, i.cap_at,
+                      select i.turn_id, w.base, w.epoch, w.clock, i.cap_at, clock_timestamp() as at,
+                             p.at as base_at, p.attempt as base_attempt, p.kind as base_kind,
                              clock_timestamp() + w.budget_ms * interval '1 ms' as until,
                              -- The deadline in the row lags by at most this.
                              least(3000, w.budget_ms / 10) * interval '1 ms' as slack,
                              i.deadline, i.clock as old_clock
-                        from inflight i join want w using (turn_id)
+                        from inflight i
+                        join want w using (turn_id)
+                        join turn_events p on p.turn_id = w.turn_id and p.seq = w.base
                        where i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'
-                         and exists (select from turn_events p where p.turn_id = w.turn_id and p.seq = w.base)
                        order by i.turn_id
                          for no key update of i),
                     moved as (
@@ -131,13 +143,17 @@ impl Store {
                          and (h.clock <> h.old_clock
                            or (h.deadline < h.until - h.slack and h.deadline < h.cap_at))),
                     e as (
-                      insert into turn_events (turn_id, seq, kind, attempt, data)
-                      select h.turn_id, h.base + v.i, v.kind, h.epoch, v.data
+                      insert into turn_events (turn_id, seq, kind, attempt, data, at)
+                      select h.turn_id, h.base + v.i, v.kind, h.epoch, v.data, h.at
                         from unnest($6::uuid[], $7::int[], $8::int[], $9::text[], $10::text[])
                           v (turn_id, epoch, i, kind, data)
                         join held h using (turn_id, epoch)
-                      on conflict (turn_id, seq) do nothing)
-                    select turn_id as "turn!", epoch as "epoch!" from held
+                      on conflict (turn_id, seq) do nothing
+                      returning 1)
+                    select turn_id as "turn!", epoch as "epoch!", at as "at!", base_at as "base_at!",
+                           base_attempt as "base_attempt!", base_kind as "base_kind!",
+                           (select count(*) from e) as "written!"
+                      from held
                     "#,
                     &columns.turns,
                     &columns.epochs,
@@ -154,7 +170,16 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch)).collect())
+        let wanted: usize = appends.iter().map(|append| append.events.len()).sum();
+        let landed = rows.into_iter().map(|row| {
+            let kind = row.base_kind.parse().map_err(|why| StoreError::unreadable("append", why))?;
+            Ok(Landed {
+                lease: (TurnId(row.turn), row.epoch),
+                base: Anchor { at: row.base_at, attempt: row.base_attempt, kind },
+                at: (row.written == wanted as i64).then_some(row.at),
+            })
+        });
+        landed.collect()
     }
 
     /// Last words of many turns, with what was said right before each.
@@ -169,7 +194,9 @@ impl Store {
             .run("finish", |c| {
                 sqlx::query!(
                     r#"
-                    select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_has_next as "has_next!"
+                    select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_has_next as "has_next!",
+                           o_at as at, o_base_at as "base_at!", o_base_attempt as "base_attempt!",
+                           o_base_kind as "base_kind!"
                       from lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
                     "#,
                     &turns,
@@ -188,13 +215,18 @@ impl Store {
             })
             .await?;
         let has_next = rows.iter().any(|row| row.has_next);
-        let words = rows.into_iter().map(|row| (TurnId(row.turn), row.epoch, row.seq)).collect();
-        Ok(Finished { words, has_next })
+        let words = rows.iter().map(|row| ((TurnId(row.turn), row.epoch), row.seq)).collect();
+        let landed = rows.into_iter().map(|row| {
+            let kind = row.base_kind.parse().map_err(|why| StoreError::unreadable("finish", why))?;
+            let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind };
+            Ok(Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at })
+        });
+        Ok(Finished { words, landed: landed.collect::<Result<_, _>>()?, has_next })
     }
 
     /// Of these last words, those that stand in the log as the caller's own: the look after a
     /// finish whose commit was unknown.
-    pub(super) async fn finished(&self, finishes: &[Finish]) -> Result<Vec<(TurnId, i32, i32)>, StoreError> {
+    pub(super) async fn finished(&self, finishes: &[Finish]) -> Result<Vec<(Lease, i32)>, StoreError> {
         let (turns, epochs, _, kinds, data) = finish_columns(finishes);
         let mut lease = self.lease().await?;
         let rows = lease
@@ -215,117 +247,7 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch, row.seq)).collect())
-    }
-
-    /// Events of a turn after `cursor` (-1 for all), in order: at most `limit` of them, and about
-    /// 1 MiB of data, but never none where there are some. An empty answer is the end of the log.
-    pub async fn read_after(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Vec<Event>, StoreError> {
-        Ok(self.read_on(turn, cursor, limit).await?.events)
-    }
-
-    /// The same, and what stands at the cursor, in one snapshot: whoever goes on after an event must
-    /// find that very event in its place.
-    pub async fn read_on(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Page, StoreError> {
-        let room = Room { rows: limit, bytes: PAGE_BYTES };
-        let mut pages = self.read_many(&[Want { turn, cursor }], room).await?;
-        pages.pop().unwrap_or_else(|| Ok(Page::default()))
-    }
-
-    /// A page for each of them, in their order, in one snapshot. A log that cannot be read is the
-    /// error of its own reader.
-    pub(super) async fn read_many(
-        &self,
-        wants: &[Want],
-        room: Room,
-    ) -> Result<Vec<Result<Page, StoreError>>, StoreError> {
-        let turns: Vec<Uuid> = wants.iter().map(|want| want.turn.0).collect();
-        let cursors: Vec<i32> = wants.iter().map(|want| want.cursor).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("read_after", |c| {
-                sqlx::query!(
-                    r#"
-                    select w.place as "place!", e.seq, e.kind, e.attempt, e.data as "data!", e.at
-                      from unnest($1::uuid[], $2::int[]) with ordinality w (turn_id, cursor, place)
-                     cross join lateral (
-                       select *, sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before
-                         from (
-                           select seq, kind, attempt, case when seq = w.cursor then '' else data end as data, at
-                             from turn_events
-                            where turn_id = w.turn_id and seq >= w.cursor
-                            order by seq
-                            limit $3::bigint + (w.cursor >= 0)::int) page) e
-                     where e.bytes_before < $4
-                     order by w.place, e.seq
-                    "#,
-                    &turns,
-                    &cursors,
-                    room.rows,
-                    room.bytes,
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        let mut pages: Vec<Result<Page, StoreError>> = wants.iter().map(|_| Ok(Page::default())).collect();
-        for row in rows {
-            let at = usize::try_from(row.place - 1).unwrap_or(usize::MAX);
-            let (Some(want), Some(slot)) = (wants.get(at), pages.get_mut(at)) else { continue };
-            let Ok(page) = slot else { continue };
-            match row.kind.parse() {
-                Ok(kind) => {
-                    let (seq, attempt, data, at) = (row.seq, row.attempt, row.data, row.at);
-                    page.put(want, Event { turn_id: want.turn, seq, kind, attempt, data, at });
-                }
-                Err(why) => *slot = Err(StoreError::unreadable("read_after", why)),
-            }
-        }
-        for page in pages.iter_mut().flatten() {
-            page.is_whole = page.has_room(room);
-        }
-        Ok(pages)
-    }
-}
-
-/// What a reader wants: a turn's events after a cursor (-1: from the start).
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Want {
-    pub(super) turn: TurnId,
-    pub(super) cursor: i32,
-}
-
-/// What one page may hold.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
-    pub(super) rows: i64,
-    /// Of data; the event that goes beyond is left out, unless it is the first.
-    pub(super) bytes: i64,
-}
-
-/// What one look at a log brings.
-#[derive(Debug, Clone, Default)]
-pub struct Page {
-    /// What stands at the cursor.
-    pub anchor: Option<Anchor>,
-    /// What comes after it.
-    pub events: Vec<Event>,
-    /// Whether there was nothing more.
-    pub is_whole: bool,
-}
-
-impl Page {
-    fn put(&mut self, want: &Want, event: Event) {
-        if event.seq == want.cursor {
-            self.anchor = Some(Anchor::of(&event));
-        } else {
-            self.events.push(event);
-        }
-    }
-
-    /// Whether more would have come, had there been more.
-    fn has_room(&self, room: Room) -> bool {
-        let bytes: usize = self.events.iter().map(|event| event.data.len()).sum();
-        (self.events.len() as i64) < room.rows && (bytes as i64) < room.bytes
+        Ok(rows.into_iter().map(|row| ((TurnId(row.turn), row.epoch), row.seq)).collect())
     }
 }
 

@@ -28,6 +28,7 @@ pub mod listener;
 pub mod lookout;
 pub mod mass;
 pub mod migrate;
+pub mod pages;
 pub mod partitions;
 pub mod reader;
 mod recent;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Store, StoreError,
-    events::{Page, Room, Want},
+    pages::{Page, Room, Want},
 };
 use crate::id::TurnId;
 

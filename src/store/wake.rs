@@ -21,7 +21,10 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{events::Anchor, recent::Recent};
+use super::{
+    pages::{Anchor, Page},
+    recent::Recent,
+};
 use crate::{config::Doorbell, id::TurnId};
 
 /// Who waits, and what is to be rung.
@@ -128,7 +131,33 @@ impl Wake {
     /// Events of these turns were committed: wakes local readers and rings the others.
     pub fn events_committed(&self, turns: impl IntoIterator<Item = TurnId> + Clone) {
         self.wake_tails(turns.clone());
+        self.events_elsewhere(turns);
+    }
+
+    /// The same for readers elsewhere only.
+    pub(super) fn events_elsewhere(&self, turns: impl IntoIterator<Item = TurnId>) {
         self.ring(|ring| ring.turns.extend(turns.into_iter().map(|turn| turn.0)));
+    }
+
+    /// And for local readers only, of a commit by a statement that `began` then: `page` is what follows
+    /// `cursor`, for them to take. `None`: they are to read.
+    pub(super) fn events_here(
+        &self,
+        turn: TurnId,
+        began: Instant,
+        cursor: i32,
+        page: impl FnOnce() -> Option<Page>,
+    ) {
+        let tails = lock(&self.tails);
+        let Some(tailed) = tails.get(&turn) else { return };
+        let Some(page) = page() else {
+            tailed.news.send_replace(Instant::now());
+            return;
+        };
+        let is_awaited = tailed.places.iter().any(|place| lock(place).is_some());
+        tailed.recent.put(began, cursor, page, is_awaited);
+        // Whoever was rung since then for something else is still to read.
+        tailed.news.send_modify(|at| *at = began.max(*at));
     }
 
     /// A turn may be claimed: wakes the local dispatch and rings the others.
@@ -314,15 +343,19 @@ impl Interest {
         self.turn
     }
 
-    /// A read that began after this moment shows all that the last look was for.
+    /// A look that began after this moment shows all that the last one was for.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
 
-    /// What others here have read; `None` where there are no others.
-    pub(super) fn recent(&self) -> Option<&Recent> {
-        let tails = lock(&self.wake.tails);
-        tails.get(&self.turn).is_some_and(|tailed| tailed.places.len() > 1).then_some(&*self.recent)
+    /// What is known here of the turn's log.
+    pub(super) fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// Whether nobody else here follows the turn.
+    pub(super) fn is_alone(&self) -> bool {
+        lock(&self.wake.tails).get(&self.turn).is_none_or(|tailed| tailed.places.len() < 2)
     }
 }
 

@@ -8,14 +8,17 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Store, StoreError,
-    events::{Append, Finish, Finished, Lease},
+    events::{Append, Finish, Finished, Landed, Lease},
 };
-use crate::{config::Lever, telemetry::metrics};
+use crate::{config::Lever, event::NewEvent, telemetry::metrics};
 
 /// Writes that wait for a flush.
 const QUEUE_MAX: usize = 1024;
@@ -129,8 +132,9 @@ async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) 
     if appends.is_empty() {
         return;
     }
-    let held = match repeat(|| store.append(&appends)).await {
-        Ok(held) => held,
+    let began = Instant::now();
+    let landed = match repeat(|| store.append(&appends)).await {
+        Ok(landed) => landed,
         Err(why) if appends.len() == 1 => {
             tracing::error!(%why, turn = %appends[0].turn, "Postgres refuses an append");
             return answer(replies, (appends[0].turn, appends[0].epoch), Written::Refused(why.to_string()));
@@ -142,25 +146,34 @@ async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) 
             return;
         }
     };
-    store.wake().events_committed(held.iter().map(|(turn, _)| *turn));
-    for append in &appends {
+    let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
+    for append in appends {
         let lease = (append.turn, append.epoch);
-        if held.contains(&lease) {
-            metrics::events_appended(append.events.len());
-            let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
-            store.witness().saw(append.turn, append.epoch, seq);
-            answer(replies, lease, Written::Done(seq));
-        } else {
+        let Some(write) = landed.get(&lease) else {
             answer(replies, lease, Written::LeaseLost);
-        }
+            continue;
+        };
+        metrics::events_appended(append.events.len());
+        let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
+        store.witness().saw(append.turn, append.epoch, seq);
+        show(store, began, write, append.base, append.events.into_iter());
+        answer(replies, lease, Written::Done(seq));
     }
+    store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
+}
+
+/// Shows local readers what a write brought, so that they need not read it.
+fn show(store: &Store, began: Instant, write: &Landed, base: i32, events: impl Iterator<Item = NewEvent>) {
+    let is_shown = store.uses(Lever::ShownFromMemory);
+    store.wake().events_here(write.lease.0, began, base, || write.page(base, events).filter(|_| is_shown));
 }
 
 async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies) {
     if finishes.is_empty() {
         return;
     }
-    let Finished { words, has_next } = match repeat(|| store.finish(&finishes)).await {
+    let began = Instant::now();
+    let Finished { words, landed, has_next } = match repeat(|| store.finish(&finishes)).await {
         Ok(written) if written.words.len() == finishes.len() => written,
         // What is missing is lost, unless an earlier try of the same statement was committed. That one's
         // answer was lost too, and with it whether others can be claimed.
@@ -182,17 +195,24 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
             return;
         }
     };
-    store.wake().events_committed(words.iter().map(|(turn, ..)| *turn));
-    let seqs: HashMap<Lease, i32> =
-        words.into_iter().map(|(turn, epoch, seq)| ((turn, epoch), seq)).collect();
-    for finish in &finishes {
+    let seqs: HashMap<Lease, i32> = words.into_iter().collect();
+    let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
+    for finish in finishes {
         let lease = (finish.turn, finish.epoch);
-        if let Some(&seq) = seqs.get(&lease) {
-            metrics::events_appended(finish.said.len());
-            store.witness().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
+        let Some(&seq) = seqs.get(&lease) else {
+            answer(replies, lease, Written::LeaseLost);
+            continue;
+        };
+        metrics::events_appended(finish.said.len());
+        store.witness().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
+        let word = NewEvent { kind: finish.word.kind, data: finish.word.data };
+        match landed.get(&lease) {
+            Some(write) => show(store, began, write, finish.base, finish.said.into_iter().chain([word])),
+            None => store.wake().events_committed([finish.turn]),
         }
-        answer(replies, lease, seqs.get(&lease).map_or(Written::LeaseLost, |&seq| Written::Done(seq)));
+        answer(replies, lease, Written::Done(seq));
     }
+    store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
     if has_next {
         store.wake().queue_grew();
     }

@@ -18,7 +18,7 @@ use crate::{
     id::TurnId,
     store::{
         Store, StoreError,
-        events::{Anchor, Page},
+        pages::{Anchor, Page},
         wake::{Interest, Place},
         witness::KEPT_FOR,
     },

@@ -92,6 +92,6 @@ mod tests {
         }
         assert_eq!(fates.note_at(turn(0), 1, Fate::Forgone, now), Fate::Had, "the first is forgotten");
         let later = now + ASKED_MAX;
-        assert_eq!(fates.note_at(turn(KEPT_MAX + 9), 1, Fate::Forgone, later), Fate::Had, "and the second");
+        assert_eq!(fates.note_at(turn(KEPT_MAX + 9), 1, Fate::Forgone, later), Fate::Forgone, "long ago");
     }
 }

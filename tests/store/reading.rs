@@ -1,18 +1,22 @@
 //! Reads in company: one for all readers of a turn, and never an old one for whoever was woken after it;
 //! one statement for many turns; one look for all who wait.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use lastword::{
     event::{Event, Kind},
-    store::{claim::Claim, events::Anchor, lookout, reader, writer::Written},
+    id::TurnId,
+    store::{claim::Claim, lookout, pages::Anchor, reader, writer::Written},
     stream::Tail,
 };
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cases,
     cases::all,
-    ground::{Ground, Replica, Server},
+    ground::{Ground, Replica, Server, fresh},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,6 +27,8 @@ async fn what_is_shared() {
         whoever_was_woken_after_a_read_reads_again,
         a_reader_that_is_alone_shares_nothing,
         readers_that_ask_at_once_are_answered_each_with_its_own,
+        what_is_committed_here_is_shown_without_a_read,
+        whoever_was_rung_since_a_commit_here_reads,
         the_lookout_finds_whoever_was_not_rung_for,
     ];
     all(cases).await;
@@ -118,6 +124,59 @@ async fn readers_that_ask_at_once_are_answered_each_with_its_own(server: &Server
     // Nobody serves any more: a reader goes by itself.
     let (interest, log) = &logs[0];
     assert_eq!(store.read_shared(interest, -1, 100, false).await.unwrap().events, *log);
+}
+
+async fn what_is_committed_here_is_shown_without_a_read(server: &Server) {
+    let ground = server.ground().await;
+    let here = ground.replica().await;
+    let new = fresh(&here.store);
+    let mut tails = [Tail::new(&here.store, new.id, -1), Tail::new(&here.store, new.id, -1)];
+    let mut alone = Tail::new(&here.store, TurnId(here.store.clock().mint()), -1);
+    here.store.accept(&new).await.unwrap();
+    // Whoever reads the log now waits.
+    let lock = async || {
+        let mut lock = ground.sql.begin().await.unwrap();
+        sqlx::query("lock table turn_events in access exclusive mode").execute(&mut *lock).await.unwrap();
+        lock
+    };
+    let lock_of_birth = lock().await;
+    for tail in &mut tails {
+        assert_eq!(seqs(&tail.look(100).await.unwrap()), [0]);
+        assert_eq!(seqs(&tail.look(100).await.unwrap()), [0; 0], "it knows that there is nothing more");
+    }
+    assert!(timeout(Duration::from_millis(100), alone.look(100)).await.is_err(), "nothing is locked");
+    lock_of_birth.rollback().await.unwrap();
+
+    let claim = here.claim_of(new.id).await;
+    let seq = here.start(&claim).await.unwrap();
+    for tail in &mut tails {
+        assert_eq!(seqs(&tail.look(100).await.unwrap()), [seq]);
+    }
+    here.append(&claim, seq, Kind::Delta).await;
+    here.append(&claim, seq + 1, Kind::Delta).await;
+    assert_eq!(here.finish(&claim, seq + 2).await, Written::Done(seq + 3));
+    let lock_of_end = lock().await;
+    let [mut one, mut other] = tails;
+    let shown = one.look(100).await.unwrap();
+    assert_eq!(seqs(&other.look(2).await.unwrap()), [seq + 1, seq + 2]);
+    drop(one);
+    assert_eq!(seqs(&other.look(2).await.unwrap()), [seq + 3]);
+    assert!(other.is_ended());
+    lock_of_end.rollback().await.unwrap();
+    assert_eq!(shown, here.store.read_after(new.id, seq, 100).await.unwrap(), "as it stands, times and all");
+}
+
+async fn whoever_was_rung_since_a_commit_here_reads(server: &Server) {
+    let ground = server.ground().await;
+    let here = ground.replica().await;
+    let (claim, seq) = here.running().await;
+    let mut tail = Tail::new(&here.store, claim.turn, seq);
+    tail.look(100).await.unwrap();
+    here.append(&claim, seq, Kind::Delta).await;
+    ground.run("update turn_events set data = '{\"text\":\"read\"}' where kind = 'delta'").await.unwrap();
+    here.store.wake().events_committed([claim.turn]);
+    let read = tail.look(100).await.unwrap();
+    assert_eq!((seqs(&read), read[0].data.as_str()), (vec![seq + 1], "{\"text\":\"read\"}"));
 }
 
 async fn the_lookout_finds_whoever_was_not_rung_for(server: &Server) {

@@ -175,12 +175,12 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
     edits: &[
         Edit {
             file: "src/store/writer.rs",
-            find: "    let held = match repeat(|| store.append(&appends)).await {\n",
-            replace: "    super::events::show_ahead(store, &appends);
-    let held = match repeat(|| store.append(&appends)).await {\n",
+            find: "    let landed = match repeat(|| store.append(&appends)).await {\n",
+            replace: "    super::pages::show_ahead(store, &appends);
+    let landed = match repeat(|| store.append(&appends)).await {\n",
         },
         Edit {
-            file: "src/store/events.rs",
+            file: "src/store/pages.rs",
             find: "            page.is_whole = page.has_room(room);
         }
         Ok(pages)
@@ -205,7 +205,7 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
 static AHEAD: std::sync::Mutex<std::collections::BTreeMap<TurnId, Vec<Event>>> =
     std::sync::Mutex::new(std::collections::BTreeMap::new());
 
-pub(super) fn show_ahead(store: &Store, appends: &[Append]) {
+pub(super) fn show_ahead(store: &Store, appends: &[super::events::Append]) {
     for append in appends {
         if let Ok(mut ahead) = AHEAD.lock() {
             for (seq, event) in (append.base + 1..).zip(&append.events) {
