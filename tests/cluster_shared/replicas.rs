@@ -41,11 +41,13 @@ async fn a_turn_that_is_not_ours_any_more_ends_alone() {
     let worker = cluster.worker_of(&others[0].0).await;
     let lost = cluster.post(0, "shared", "/slow 600").await;
     cluster.until(0, &lost, "delta", PATIENCE).await;
-    // As if another had claimed it.
+    // As if another had claimed it, and was gone.
     let url = cluster.postgres().url();
     let mut conn = PgConnection::connect(&url).await.unwrap();
     let id = lost.id.trim_start_matches("turn_");
-    let claim = sqlx::query("update inflight set epoch = epoch + 1 where turn_id = $1::uuid");
+    let claim = sqlx::query(
+        "update inflight set epoch = epoch + 1, replica = gen_random_uuid() where turn_id = $1::uuid",
+    );
     assert_eq!(claim.bind(id).execute(&mut conn).await.unwrap().rows_affected(), 1);
     conn.close().await.unwrap();
     let events = cluster.watch_all(&lost).await;
