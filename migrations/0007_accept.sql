@@ -27,7 +27,7 @@ create function lw_accept_v1(
   o_phase text, o_epoch int, o_last_seq int, o_generation bigint, o_cap_left_ms bigint) language plpgsql as $$
 declare
   v_is_claiming boolean;
-  v_queued bigint;
+  v_made int := 0;
   v_now timestamptz;
 begin
   -- What looks untouched may have been run before the database went back in time, and who was judged
@@ -35,22 +35,28 @@ begin
   v_is_claiming := lw_all_reconciled_v1()
     and exists (select from replicas r where r.id = p_replica and r.state = 'ready');
   -- Waits for twins whose commit is not known yet.
-  insert into idempotency (key, turn_id, body_hash)
-  select w.key, w.turn_id, w.hash from unnest(p_keys, p_turns, p_hashes) w (key, turn_id, hash)
-   where w.key is not null order by w.key
-      on conflict do nothing;
+  if array_remove(p_keys, null) <> '{}' then
+    insert into idempotency (key, turn_id, body_hash)
+    select w.key, w.turn_id, w.hash from unnest(p_keys, p_turns, p_hashes) w (key, turn_id, hash)
+     where w.key is not null order by w.key
+        on conflict do nothing;
+  end if;
   -- Waits for an earlier try of the same turn that may still be under way.
-  insert into conversations (id, agent, next_ordinal, holder, generation)
-  select w.id, w.agent, 2, case when w.is_held then p_replica end, w.is_held::int
-    from (
-      select *, v_is_claiming and is_offered and worker is null as is_held
-        from unnest(p_conversations, p_agents, p_are_new, p_are_offered, p_workers)
-          w (id, agent, is_new, is_offered, worker)) w
-   where w.is_new order by w.id
-      on conflict do nothing;
-  perform 1 from conversations c where c.id = any (p_conversations) order by c.id for no key update;
-  select count(*) into v_queued from (
-    select from inflight i where i.phase = 'queued' limit (select max(m) from unnest(p_queues_max) m)) q;
+  if true = any (p_are_new) then
+    insert into conversations (id, agent, next_ordinal, holder, generation)
+    select w.id, w.agent, 2, case when w.is_held then p_replica end, w.is_held::int
+      from (
+        select *, v_is_claiming and is_offered and worker is null as is_held
+          from unnest(p_conversations, p_agents, p_are_new, p_are_offered, p_workers)
+            w (id, agent, is_new, is_offered, worker)) w
+     where w.is_new order by w.id
+        on conflict do nothing;
+    get diagnostics v_made = row_count;
+  end if;
+  -- Those that were just made are nobody else's yet.
+  if v_made < cardinality(p_turns) then
+    perform 1 from conversations c where c.id = any (p_conversations) order by c.id for no key update;
+  end if;
   v_now := clock_timestamp();
 
   return query
@@ -78,7 +84,10 @@ begin
                   when w.its_agent is distinct from w.agent or w.deleted_at is not null then 'LW404'
                   when (select max(a.revision) from agents a where a.name = w.agent) > w.revision then 'LW412'
                   when w.depth > 0 and w.busy = 'reject' then 'LW409'
-                  when w.depth >= w.depth_max or v_queued >= w.queue_max then 'LW429'
+                  when w.depth >= w.depth_max or (
+                    select count(*) from (
+                      select from inflight i where i.phase = 'queued'
+                       limit (select max(m) from unnest(p_queues_max) m)) q) >= w.queue_max then 'LW429'
                   else 'accepted' end as outcome,
              case
                when not v_is_claiming or w.depth > 0 or not w.is_offered then null

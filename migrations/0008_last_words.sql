@@ -271,7 +271,8 @@ begin
   end if;
   select array_agg(w.o_turn), array_agg(w.o_seq) into v_ended, v_seqs
     from lw_end_v1(v_turns, v_kinds, v_data, v_at) w;
-  v_has_next := lw_promote_v1(v_conversations);
+  v_has_next := exists (select from inflight i where i.conversation_id = any (v_conversations))
+    and lw_promote_v1(v_conversations);
   return query
     select h.turn_id, h.epoch, w.seq, v_has_next, case when v_is_new then v_at end, h.at, h.attempt, h.kind
       from unnest(v_turns, v_epochs, v_base_ats, v_base_attempts, v_base_kinds) h (turn_id, epoch, at, attempt, kind)

@@ -12,21 +12,40 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lever {
+    /// A turn is claimed in the commit that accepts it, where its replica has room.
+    ClaimedWithAccept,
+    /// Turns that are posted in the same moment share a commit.
+    AcceptedTogether,
     /// Events and last words of many turns share a commit.
     GroupCommit,
     /// A replica's readers are shown what it has committed itself, and read only what others have.
     ShownFromMemory,
+    /// What many readers ask for in the same moment is one statement.
+    ReadTogether,
+    /// A plan is made once a connection, and goes by indexes.
+    KeptPlans,
 }
 
 impl Lever {
     /// All of them.
-    pub const ALL: [Lever; 2] = [Lever::GroupCommit, Lever::ShownFromMemory];
+    pub const ALL: [Lever; 6] = [
+        Lever::ClaimedWithAccept,
+        Lever::AcceptedTogether,
+        Lever::GroupCommit,
+        Lever::ShownFromMemory,
+        Lever::ReadTogether,
+        Lever::KeptPlans,
+    ];
 
     /// The name in `LASTWORD_ABLATE`.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Lever::ClaimedWithAccept => "claimed_with_accept",
+            Lever::AcceptedTogether => "accepted_together",
             Lever::GroupCommit => "group_commit",
             Lever::ShownFromMemory => "shown_from_memory",
+            Lever::ReadTogether => "read_together",
+            Lever::KeptPlans => "kept_plans",
         }
     }
 }

@@ -7,18 +7,25 @@
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
-use crate::store::{
-    StoreError,
-    accept::{NewTurn, Offer},
-    intake::Wanted,
+use crate::{
+    config::Lever,
+    store::{
+        StoreError,
+        accept::{NewTurn, Offer},
+        intake::Wanted,
+    },
+    worker::berth::Berth,
 };
-use crate::worker::berth::Berth;
+
+/// Turns in one commit.
+const TAKEN_MAX: usize = 64;
 
 /// Accepts until cancelled. Goes on through a drain: then it claims nothing.
 pub async fn accept_on(engine: Engine, until: CancellationToken) {
+    let taken_max = if engine.store.uses(Lever::AcceptedTogether) { TAKEN_MAX } else { 1 };
     let accepting = async {
         loop {
-            let wanted = engine.store.intake().take().await;
+            let wanted = engine.store.intake().take(taken_max).await;
             accept(&engine, wanted).await;
         }
     };
@@ -60,6 +67,7 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
 /// A place for the turn, where this replica may host it.
 fn berth(engine: &Engine, new: &NewTurn) -> Option<Berth> {
     let is_taking = engine.is_present() && !engine.supervisor.soft().is_cancelled();
+    let is_taking = is_taking && engine.store.uses(Lever::ClaimedWithAccept);
     let is_hosted = engine.host.runtimes().contains(&new.agent.spec.runtime);
     (is_taking && is_hosted).then(|| engine.host.reserve(new)).flatten()
 }

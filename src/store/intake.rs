@@ -13,8 +13,6 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::accept::{NewTurn, Verdict};
 
-/// Turns in one commit.
-const TAKEN_MAX: usize = 64;
 /// Turns that wait; more of them go by themselves.
 const WAITING_MAX: usize = 4096;
 
@@ -67,15 +65,16 @@ impl Intake {
         verdict.await.ok()
     }
 
-    /// What waits, sorted by conversation: no two of one conversation, of one key or of one turn.
-    pub async fn take(&self) -> Vec<Wanted> {
+    /// What waits, at most so much, sorted by conversation: no two of one conversation, of one key or of one
+    /// turn.
+    pub async fn take(&self, most: usize) -> Vec<Wanted> {
         self.is_served.store(true, Ordering::Release);
         let mut inbox = self.inbox.lock().await;
         let mut waiting = std::mem::take(&mut inbox.left);
         if waiting.is_empty() {
-            inbox.queue.recv_many(&mut waiting, TAKEN_MAX).await;
+            inbox.queue.recv_many(&mut waiting, most).await;
         } else {
-            while waiting.len() < TAKEN_MAX
+            while waiting.len() < most
                 && let Ok(wanted) = inbox.queue.try_recv()
             {
                 waiting.push(wanted);

@@ -16,7 +16,7 @@ use super::{Store, StoreError, wake::Place};
 use crate::id::TurnId;
 
 /// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(750);
 /// The longest between two while the doorbell is heard, where looking is much work.
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(5);
 /// Looking may take one part in so many of the time.

@@ -113,7 +113,8 @@ impl Store {
         let listener_url = config.listener_database_url.as_ref().unwrap_or(&config.database_url);
         let listener_options = connect_options(listener_url, &application_name)?;
         let contact = Arc::new(Contact::default());
-        let pool = pool(config.pool_max, &contact).connect_lazy_with(options.clone());
+        let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
+        let pool = pool(config.pool_max, keeps_plans, &contact).connect_lazy_with(options.clone());
         Ok(Store {
             pool,
             options,
@@ -249,14 +250,15 @@ const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqsca
 ///
 /// Postgres is told to plan statements once a connection, and by their indexes ([`PLANS`]). Behind a pooler
 /// that lends connections out for a transaction each this is a wish, and nothing but speed depends on it.
-fn pool(connections_max: u32, contact: &Arc<Contact>) -> PgPoolOptions {
+fn pool(connections_max: u32, keeps_plans: bool, contact: &Arc<Contact>) -> PgPoolOptions {
     let contact = contact.clone();
+    let prelude = if keeps_plans { PLANS } else { "" };
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_MAX)
         .max_lifetime(Duration::from_secs(1800))
         .test_before_acquire(false)
-        .after_connect(|conn, _| Box::pin(async move { conn.execute(PLANS).await.map(drop) }))
+        .after_connect(move |conn, _| Box::pin(async move { conn.execute(prelude).await.map(drop) }))
         .before_acquire(move |conn, meta| {
             let is_stale = contact.was_lost_within(meta.age);
             Box::pin(async move {

@@ -13,7 +13,7 @@ use super::{
     Store, StoreError,
     pages::{Page, Room, Want},
 };
-use crate::id::TurnId;
+use crate::{config::Lever, id::TurnId};
 
 /// Readers answered by one statement.
 const GATHERED_MAX: usize = 128;
@@ -49,7 +49,8 @@ impl Store {
         cursor: i32,
         limit: i64,
     ) -> Result<Page, StoreError> {
-        if self.reads.is_served.load(Ordering::Acquire) && limit >= ROOM.rows {
+        let is_served = self.reads.is_served.load(Ordering::Acquire) && self.uses(Lever::ReadTogether);
+        if is_served && limit >= ROOM.rows {
             let (answer, page) = oneshot::channel();
             if self.reads.queue.try_send((Want { turn, cursor }, answer)).is_ok()
                 && let Ok(page) = page.await

@@ -40,7 +40,11 @@ fn a_history_has_a_size_and_a_lever_must_exist() {
     assert_eq!(parse("--history=5000").unwrap().history, Some(5000));
     assert!(parse("--history=0").is_err());
     assert_eq!(parse("--ablate group_commit").unwrap().ablate, [Lever::GroupCommit]);
-    assert!(parse("--ablate magic").unwrap_err().contains("there is group_commit"));
+    assert!(
+        parse("--ablate magic")
+            .unwrap_err()
+            .contains("there is claimed_with_accept, accepted_together, group_commit")
+    );
     let programs = parse("--program old/lastword,new/lastword").unwrap().programs;
     assert_eq!(programs, [PathBuf::from("old/lastword"), PathBuf::from("new/lastword")]);
     let set = parse("--set LASTWORD_LOG=warn").unwrap().env;

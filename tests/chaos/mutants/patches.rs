@@ -146,9 +146,9 @@ const ACCEPT_BEFORE_ITS_LOCK: Mutant = Mutant {
     edits: &[
         Edit {
             file: "migrations/0007_accept.sql",
-            find: "  v_queued bigint;
+            find: "  v_made int := 0;
 ",
-            replace: "  v_queued bigint;
+            replace: "  v_made int := 0;
   v_busy uuid[];
 ",
         },
