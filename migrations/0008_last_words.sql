@@ -8,13 +8,30 @@
 create function lw_promote_v1(p_conversations uuid[]) returns boolean
 language plpgsql as $$
 begin
+  if p_conversations is null then
+    with head as materialized (
+      select i.turn_id
+        from inflight i
+       where i.phase = 'queued' and i.head_at is null
+         and not exists (
+           select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
+       order by i.turn_id
+         for update of i skip locked)
+    update inflight i
+       set head_at = clock_timestamp(),
+           deadline = least(i.cap_at, clock_timestamp() + i.queue_ms * interval '1 ms')
+      from head
+     where i.turn_id = head.turn_id and i.phase = 'queued' and i.head_at is null;
+    return found;
+  end if;
+  -- A statement of its own: a plan for both would read the whole queue at each last word.
   with head as materialized (
     select i.turn_id
-      from inflight i
+      from (select distinct c from unnest(p_conversations) c) w
+     cross join lateral (
+       select l.turn_id from inflight l where l.conversation_id = w.c order by l.ordinal limit 1) first
+      join inflight i on i.turn_id = first.turn_id
      where i.phase = 'queued' and i.head_at is null
-       and (p_conversations is null or i.conversation_id = any (p_conversations))
-       and not exists (
-         select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
      order by i.turn_id
        for update of i skip locked)
   update inflight i

@@ -86,7 +86,7 @@ pub(super) fn started_by(worker: impl Into<Option<WorkerId>>) -> String {
 }
 
 impl Store {
-    /// Takes up to `limit` heads of lines for this replica: as `running` those that a ready worker can have
+    /// Takes up to `limit` heads of lines for this replica, 64 at most: as `running` those that a ready worker can have
     /// at once, which the caller must hand over or give back; as `starting` all others.
     pub async fn claim(
         &self,
@@ -105,24 +105,30 @@ impl Store {
                       -- What looks untouched may have been run before the database went back in time:
                       -- first everybody says what they know.
                       select id from replicas where id = $1 and state = 'ready' and lw_all_reconciled_v1()),
+                    -- Each row's company is looked up by itself, and few rows are expected: else a queue that
+                    -- is deep has every conversation that ever was read for it.
                     head as materialized (
-                      -- What is decided on comes from the locked row, never from a second look.
-                      select i.turn_id, i.conversation_id, i.agent, i.agent_revision, i.epoch, i.cap_at, i.cap_ms
-                        from inflight i
-                        join me on true
-                        join conversations v on v.id = i.conversation_id
-                        left join replicas h on h.id = v.holder and h.state = 'ready'
-                       where i.phase = 'queued'
-                         and i.runtime = any ($2)
-                         and not exists (
-                           select from inflight j
-                            where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
-                         -- Whoever served last may have a warm worker: it gets a head start.
-                         and (h.id is null or h.id = $1 or i.head_at is null
-                           or i.head_at < clock_timestamp() - interval '50 ms')
-                       order by i.turn_id
-                       limit $3
-                         for update of i skip locked),
+                      select * from (
+                        -- What is decided on comes from the locked row, never from a second look.
+                        select i.turn_id, i.conversation_id, i.agent, i.agent_revision, i.epoch, i.cap_at, i.cap_ms
+                          from inflight i
+                         cross join lateral (
+                           select c.holder from conversations c where c.id = i.conversation_id limit 1) v
+                         where i.phase = 'queued'
+                           and i.runtime = any ($2)
+                           and exists (select from me)
+                           and (select count(*) from (
+                             select from inflight j
+                              where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal
+                              limit 1) before) = 0
+                           -- Whoever served last may have a warm worker: it gets a head start.
+                           and (v.holder is null or v.holder = $1 or i.head_at is null
+                             or i.head_at < clock_timestamp() - interval '50 ms'
+                             or not exists (select from replicas h where h.id = v.holder and h.state = 'ready'))
+                         order by i.turn_id
+                         limit 64
+                           for update of i skip locked) heads
+                       limit $3),
                     warm as materialized (
                       select v.id, w.worker, w.revision, w.started
                         from head
