@@ -86,7 +86,7 @@ pub(super) fn started_by(worker: impl Into<Option<WorkerId>>) -> String {
 }
 
 impl Store {
-    /// Takes up to `limit` heads of lines for this replica, 64 at most: as `running` those that a ready worker can have
+    /// Takes up to `limit` heads of lines for this replica, 512 at most: as `running` those that a ready worker can have
     /// at once, which the caller must hand over or give back; as `starting` all others.
     pub async fn claim(
         &self,
@@ -126,7 +126,7 @@ impl Store {
                              or i.head_at < clock_timestamp() - interval '50 ms'
                              or not exists (select from replicas h where h.id = v.holder and h.state = 'ready'))
                          order by i.turn_id
-                         limit 64
+                         limit 512
                            for update of i skip locked) heads
                        limit $3),
                     warm as materialized (
