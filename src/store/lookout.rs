@@ -15,8 +15,9 @@ use uuid::Uuid;
 use super::{Store, StoreError, wake::Place};
 use crate::id::TurnId;
 
-/// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(750);
+/// Between two looks while the doorbell is heard, and while it is not: then nothing else wakes a reader.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY_UNHEARD: Duration = Duration::from_millis(500);
 /// The longest between two while the doorbell is heard, where looking is much work.
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(5);
 /// Looking may take one part in so many of the time.
@@ -27,16 +28,17 @@ const LOOK_MAX: usize = 1000;
 /// Looks until cancelled.
 pub async fn look_on(store: Store, until: CancellationToken) {
     let looking = async {
-        let mut pause = LOOK_EVERY;
+        let mut pause = LOOK_EVERY_UNHEARD;
         loop {
             sleep(pause).await;
             let began = Instant::now();
             if let Err(why) = look(&store).await {
                 tracing::debug!(%why, "nobody was looked for");
             }
-            let is_heard = store.wake.round_trip().is_some();
-            let longest = if is_heard { LOOK_EVERY_MAX } else { LOOK_EVERY };
-            pause = (began.elapsed() * REST).clamp(LOOK_EVERY, longest);
+            pause = match store.wake.round_trip().is_some() {
+                true => (began.elapsed() * REST).clamp(LOOK_EVERY, LOOK_EVERY_MAX),
+                false => LOOK_EVERY_UNHEARD,
+            };
         }
     };
     until.run_until_cancelled(looking).await;
