@@ -7,38 +7,37 @@
 -- In PL/pgSQL, like all that is called once a turn: functions in SQL are planned at each call.
 create function lw_promote_v1(p_conversations uuid[]) returns boolean
 language plpgsql as $$
+declare
+  v_heads uuid[];
 begin
+  -- Two statements: one plan for both would read the whole queue at each last word.
   if p_conversations is null then
-    with head as materialized (
+    select array_agg(h.turn_id) into v_heads from (
       select i.turn_id
         from inflight i
        where i.phase = 'queued' and i.head_at is null
          and not exists (
            select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
        order by i.turn_id
-         for update of i skip locked)
-    update inflight i
-       set head_at = clock_timestamp(),
-           deadline = least(i.cap_at, clock_timestamp() + i.queue_ms * interval '1 ms')
-      from head
-     where i.turn_id = head.turn_id and i.phase = 'queued' and i.head_at is null;
-    return found;
+         for update of i skip locked) h;
+  else
+    select array_agg(h.turn_id) into v_heads from (
+      select i.turn_id
+        from (select distinct c from unnest(p_conversations) c) w
+       cross join lateral (
+         select l.turn_id from inflight l where l.conversation_id = w.c order by l.ordinal limit 1) first
+        join inflight i on i.turn_id = first.turn_id
+       where i.phase = 'queued' and i.head_at is null
+       order by i.turn_id
+         for update of i skip locked) h;
   end if;
-  -- A statement of its own: a plan for both would read the whole queue at each last word.
-  with head as materialized (
-    select i.turn_id
-      from (select distinct c from unnest(p_conversations) c) w
-     cross join lateral (
-       select l.turn_id from inflight l where l.conversation_id = w.c order by l.ordinal limit 1) first
-      join inflight i on i.turn_id = first.turn_id
-     where i.phase = 'queued' and i.head_at is null
-     order by i.turn_id
-       for update of i skip locked)
+  if v_heads is null then
+    return false;
+  end if;
   update inflight i
      set head_at = clock_timestamp(),
          deadline = least(i.cap_at, clock_timestamp() + i.queue_ms * interval '1 ms')
-    from head
-   where i.turn_id = head.turn_id and i.phase = 'queued' and i.head_at is null;
+   where i.turn_id = any (v_heads);
   return found;
 end $$;
 

@@ -15,7 +15,7 @@
 //!   worker::host ──► life ──► run ── a process  what it says becomes events
 //!                        ▼
 //!   store::writer ── append, finish            group commit of many turns, fenced by epoch
-//!                        │ after the commit: local readers woken, the others rung
+//!                        │ after the commit: shown to local readers, the others rung
 //!                        ▼
 //!   stream::tail ──► stream::render ──► api::sse ──► the client
 //!

@@ -82,14 +82,21 @@ pub(super) struct Landed {
 }
 
 impl Landed {
-    /// What a reader would find now after `base`, which these events go on from; `None` where that is to be
-    /// read.
-    pub(super) fn page(&self, base: i32, events: impl Iterator<Item = NewEvent>) -> Option<Page> {
+    /// What a reader would find now after `base`, which these events go on from up to `newest`; `None` where
+    /// that is to be read.
+    pub(super) fn page(
+        &self,
+        base: i32,
+        newest: i32,
+        events: impl Iterator<Item = NewEvent>,
+    ) -> Option<Page> {
         let (at, (turn_id, attempt)) = (self.at?, self.lease);
         let event =
             |(seq, NewEvent { kind, data }): (i32, _)| Event { turn_id, seq, kind, attempt, data, at };
-        let events = (base + 1..).zip(events).map(event).collect();
-        Some(Page { anchor: Some(self.base), events, is_whole: true })
+        let events: Vec<Event> = (base + 1..).zip(events).map(event).collect();
+        // A last word goes behind whatever stands there.
+        let is_all = events.last().is_some_and(|last| last.seq == newest);
+        is_all.then_some(Page { anchor: Some(self.base), events, is_whole: true })
     }
 }
 
@@ -306,4 +313,27 @@ fn finish_columns(finishes: &[Finish]) -> FinishColumns {
         columns.4.push(finish.word.data.clone());
     }
     columns
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::Kind;
+
+    #[test]
+    fn a_write_is_shown_only_where_it_is_known_to_stand() {
+        let at = DateTime::UNIX_EPOCH;
+        let base = Anchor { at, attempt: 1, kind: Kind::Started };
+        let write = Landed { lease: (TurnId(Uuid::nil()), 1), base, at: Some(at) };
+        let said = || [NewEvent { kind: Kind::Completed, data: "{}".to_owned() }].into_iter();
+        assert_eq!(write.page(1, 2, said()).unwrap().events[0].seq, 2);
+        assert!(write.page(1, 3, said()).is_none(), "something stands before it");
+        assert!(
+            Landed { at: None, ..write }.page(1, 2, said()).is_none(),
+            "an earlier try may have written it"
+        );
+    }
 }

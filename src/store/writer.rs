@@ -156,16 +156,22 @@ async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) 
         metrics::events_appended(append.events.len());
         let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
         store.witness().saw(append.turn, append.epoch, seq);
-        show(store, began, write, append.base, append.events.into_iter());
+        show(store, began, write, (append.base, seq), append.events.into_iter());
         answer(replies, lease, Written::Done(seq));
     }
     store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
 }
 
-/// Shows local readers what a write brought, so that they need not read it.
-fn show(store: &Store, began: Instant, write: &Landed, base: i32, events: impl Iterator<Item = NewEvent>) {
-    let is_shown = store.uses(Lever::ShownFromMemory);
-    store.wake().events_here(write.lease.0, began, base, || write.page(base, events).filter(|_| is_shown));
+/// Shows local readers what a write brought, from `base` to `newest`, so that they need not read it.
+fn show(
+    store: &Store,
+    began: Instant,
+    write: &Landed,
+    (base, newest): (i32, i32),
+    events: impl Iterator<Item = NewEvent>,
+) {
+    let page = || write.page(base, newest, events).filter(|_| store.uses(Lever::ShownFromMemory));
+    store.wake().events_here(write.lease.0, began, base, page);
 }
 
 async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies) {
@@ -207,7 +213,9 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
         store.witness().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
         let word = NewEvent { kind: finish.word.kind, data: finish.word.data };
         match landed.get(&lease) {
-            Some(write) => show(store, began, write, finish.base, finish.said.into_iter().chain([word])),
+            Some(write) => {
+                show(store, began, write, (finish.base, seq), finish.said.into_iter().chain([word]));
+            }
             None => store.wake().events_committed([finish.turn]),
         }
         answer(replies, lease, Written::Done(seq));

@@ -25,7 +25,7 @@ async fn what_is_shared() {
     let cases = cases![&server;
         one_read_serves_whoever_came_before_it,
         whoever_was_woken_after_a_read_reads_again,
-        a_reader_that_is_alone_shares_nothing,
+        a_reader_that_begins_anew_reads_anew,
         readers_that_ask_at_once_are_answered_each_with_its_own,
         what_is_committed_here_is_shown_without_a_read,
         whoever_was_rung_since_a_commit_here_reads,
@@ -75,7 +75,7 @@ async fn whoever_was_woken_after_a_read_reads_again(server: &Server) {
     assert!(page.anchor.is_some());
 }
 
-async fn a_reader_that_is_alone_shares_nothing(server: &Server) {
+async fn a_reader_that_begins_anew_reads_anew(server: &Server) {
     let ground = server.ground().await;
     let (writer, claim, seq) = growing(&ground).await;
     let store = ground.open();
