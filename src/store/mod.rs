@@ -15,6 +15,7 @@ pub mod beat;
 pub mod claim;
 pub mod closing;
 pub mod commands;
+mod connections;
 mod contact;
 pub mod conversations;
 pub mod doctor;
@@ -43,24 +44,18 @@ pub mod workers;
 pub mod writer;
 
 use std::{
-    future::Future,
-    pin::pin,
     str::FromStr,
     sync::{
         Arc, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use sqlx::{
-    Connection, Executor as _, PgConnection, PgPool, Postgres,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
-use tokio::time::Instant;
+use sqlx::postgres::PgConnectOptions;
 
 use agents::Remembered;
+use connections::{Connections, Lease};
 use contact::Contact;
 pub use error::StoreError;
 use intake::Intake;
@@ -74,20 +69,10 @@ use crate::{
     id::ReplicaId,
 };
 
-/// How long a statement may take before its connection is given up.
-const STATEMENT_MAX: Duration = Duration::from_secs(5);
-/// A statement that has waited for so long when contact with Postgres is regained is given up.
-const BREAK_MAX: Duration = Duration::from_secs(1);
-/// How long a connection may rest before it is asked whether it still lives, and how long that may take.
-const REST_MAX: Duration = Duration::from_secs(1);
-const PING_MAX: Duration = Duration::from_secs(1);
-/// How long a caller waits for a free connection.
-const ACQUIRE_MAX: Duration = Duration::from_secs(3);
-
 /// One replica's view of Postgres. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
+    connections: Arc<Connections>,
     options: PgConnectOptions,
     listener_options: PgConnectOptions,
     clock: Arc<Clock>,
@@ -104,7 +89,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the pool. Needs no reachable Postgres; [`Store::probe`] tells whether there is one.
+    /// Opens nothing yet. Needs no reachable Postgres; [`Store::probe`] tells whether there is one.
     pub fn open(config: &Config) -> Result<Store, StoreError> {
         let clock = Arc::new(Clock::default());
         let replica = ReplicaId(clock.mint());
@@ -114,9 +99,9 @@ impl Store {
         let listener_options = connect_options(listener_url, &application_name)?;
         let contact = Arc::new(Contact::default());
         let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
-        let pool = pool(config.pool_max, keeps_plans, &contact).connect_lazy_with(options.clone());
+        let connections = Connections::new(options.clone(), config.pool_max, keeps_plans, contact.clone());
         Ok(Store {
-            pool,
+            connections: Arc::new(connections),
             options,
             listener_options,
             clock,
@@ -167,9 +152,7 @@ impl Store {
     /// for the beat.
     pub fn note_break(&self) {
         self.contact.lost();
-        while let Some(conn) = self.pool.try_acquire() {
-            drop(conn.detach());
-        }
+        self.connections.forget();
         self.breaks.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -207,130 +190,15 @@ impl Store {
 
     /// Lets go of every connection.
     pub async fn close(&self) {
-        // A connection that hangs in a stalled statement must not hold up the exit.
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.pool.close()).await;
+        self.connections.close().await;
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {
-        let leased = async {
-            loop {
-                let regained = self.contact.regained();
-                if self.contact.is_lost() {
-                    regained.await;
-                    continue;
-                }
-                tokio::select! {
-                    biased;
-                    conn = self.pool.acquire() => return conn,
-                    // Whoever was connecting all the time waits in vain.
-                    () = regained => {}
-                }
-            }
-        };
-        let conn = match tokio::time::timeout(ACQUIRE_MAX, leased).await {
-            Ok(conn) => conn.map_err(|why| StoreError::from_sqlx("acquire", why))?,
-            Err(_) => {
-                let why = format!("no connection within {ACQUIRE_MAX:?}");
-                return Err(StoreError::Away { op: "acquire", why });
-            }
-        };
-        Ok(Lease { conn: Some(conn), is_clean: AtomicBool::new(true), contact: self.contact.clone() })
+        self.connections.lend().await
     }
-}
-
-/// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
-/// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
-/// long transaction elsewhere that is all of its past.
-const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set jit = off";
-
-/// A pool whose connections are asked whether they still live before they are lent, but only after a
-/// rest: a busy one needs no round trip to prove itself, and one that slept through a restart or a
-/// verdict must not fail the first to come. Those from before a break are not asked: a cut network
-/// answers no question, and each would cost the next caller the time for one.
-///
-/// Postgres is told to plan statements once a connection, and by their indexes ([`PLANS`]). Behind a pooler
-/// that lends connections out for a transaction each this is a wish, and nothing but speed depends on it.
-fn pool(connections_max: u32, keeps_plans: bool, contact: &Arc<Contact>) -> PgPoolOptions {
-    let contact = contact.clone();
-    let prelude = if keeps_plans { PLANS } else { "" };
-    PgPoolOptions::new()
-        .max_connections(connections_max)
-        .acquire_timeout(ACQUIRE_MAX)
-        .max_lifetime(Duration::from_secs(1800))
-        .test_before_acquire(false)
-        .after_connect(move |conn, _| Box::pin(async move { conn.execute(prelude).await.map(drop) }))
-        .before_acquire(move |conn, meta| {
-            let is_stale = contact.was_lost_within(meta.age);
-            Box::pin(async move {
-                if is_stale || meta.idle_for < REST_MAX {
-                    return Ok(!is_stale);
-                }
-                Ok(matches!(tokio::time::timeout(PING_MAX, conn.ping()).await, Ok(Ok(()))))
-            })
-        })
 }
 
 fn connect_options(url: &str, application_name: &str) -> Result<PgConnectOptions, StoreError> {
     let options = PgConnectOptions::from_str(url).map_err(|why| StoreError::from_sqlx("connect", why))?;
     Ok(options.application_name(application_name))
-}
-
-/// A pooled connection that is thrown away when a statement on it did not come back in time: what
-/// is still under way on it would make the next user wait.
-struct Lease {
-    conn: Option<PoolConnection<Postgres>>,
-    is_clean: AtomicBool,
-    contact: Arc<Contact>,
-}
-
-impl Lease {
-    async fn run<'c, T, F>(
-        &'c mut self,
-        op: &'static str,
-        statement: impl FnOnce(&'c mut PgConnection) -> F,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, sqlx::Error>> + 'c,
-    {
-        let Some(conn) = self.conn.as_mut() else {
-            return Err(StoreError::Away { op, why: "the connection was given up".to_owned() });
-        };
-        self.is_clean.store(false, Ordering::Relaxed);
-        let began = Instant::now();
-        let mut answer = pin!(tokio::time::timeout(STATEMENT_MAX, statement(conn)));
-        let answer = tokio::select! {
-            biased;
-            answer = answer.as_mut() => answer,
-            () = self.contact.regained() => match began.elapsed() < BREAK_MAX {
-                true => answer.await,
-                false => {
-                    let why = "no answer before Postgres was away".to_owned();
-                    return Err(StoreError::Away { op, why });
-                }
-            },
-        };
-        match answer {
-            Ok(Ok(value)) => {
-                self.contact.heard();
-                self.is_clean.store(true, Ordering::Relaxed);
-                Ok(value)
-            }
-            Ok(Err(why)) => {
-                let error = StoreError::from_sqlx(op, why);
-                self.is_clean.store(!error.is_away(), Ordering::Relaxed);
-                Err(error)
-            }
-            Err(_) => Err(StoreError::Away { op, why: format!("no answer within {STATEMENT_MAX:?}") }),
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if !self.is_clean.load(Ordering::Relaxed)
-            && let Some(conn) = self.conn.take()
-        {
-            drop(conn.detach());
-        }
-    }
 }

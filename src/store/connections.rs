@@ -1,0 +1,251 @@
+//! The connections that statements go over: each is lent to one statement, and the one that was lent last is
+//! lent first, so that the rest may rest and go.
+//!
+//! Owns how many there are, and which are no longer to be trusted. A busy one needs no round trip to prove
+//! itself; one that slept through a restart or a verdict must not fail the first to come; those from before a
+//! break are not asked: a cut network answers no question, and each would cost the next caller the time for one.
+//!
+//! Not sqlx's pool, which asks each connection that is given back whether it still lives: a round trip and a
+//! task for every statement (`docs/PERFORMANCE.md`).
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+
+use super::{StoreError, contact::Contact};
+
+/// How long a statement may take before its connection is given up.
+const STATEMENT_MAX: Duration = Duration::from_secs(5);
+/// A statement that has waited for so long when contact with Postgres is regained is given up.
+const BREAK_MAX: Duration = Duration::from_secs(1);
+/// How long a connection may rest before it is asked whether it still lives, and how long that may take.
+const REST_MAX: Duration = Duration::from_secs(1);
+const PING_MAX: Duration = Duration::from_secs(1);
+/// How long a caller waits for a free connection.
+const LEND_MAX: Duration = Duration::from_secs(3);
+/// How long an exit waits for statements under way.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// A connection that has rested for so long, or is so old, is let go.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+const AGE_MAX: Duration = Duration::from_secs(1800);
+
+/// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
+/// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
+/// long transaction elsewhere that is all of its past.
+const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set jit = off";
+
+/// The connections of one replica, but for those with a purpose of their own.
+///
+/// Postgres is told to plan statements once a connection, and by their indexes ([`PLANS`]). Behind a pooler
+/// that lends connections out for a transaction each this is a wish, and nothing but speed depends on it.
+#[derive(Debug)]
+pub(super) struct Connections {
+    options: PgConnectOptions,
+    prelude: &'static str,
+    places: Arc<Semaphore>,
+    places_max: u32,
+    /// Lent last is last.
+    resting: Mutex<VecDeque<Resting>>,
+    contact: Arc<Contact>,
+}
+
+#[derive(Debug)]
+struct Resting {
+    conn: PgConnection,
+    made: Instant,
+    since: Instant,
+}
+
+impl Connections {
+    /// None yet, and never more than so many.
+    pub(super) fn new(
+        options: PgConnectOptions,
+        places_max: u32,
+        keeps_plans: bool,
+        contact: Arc<Contact>,
+    ) -> Connections {
+        Connections {
+            options,
+            prelude: if keeps_plans { PLANS } else { "" },
+            places: Arc::new(Semaphore::new(places_max as usize)),
+            places_max,
+            resting: Mutex::default(),
+            contact,
+        }
+    }
+
+    /// One that answers, as far as that can be known.
+    pub(super) async fn lend(self: &Arc<Self>) -> Result<Lease, StoreError> {
+        let lent = async {
+            loop {
+                let regained = self.contact.regained();
+                if self.contact.is_lost() {
+                    regained.await;
+                    continue;
+                }
+                tokio::select! {
+                    biased;
+                    lease = self.take_or_make() => return lease,
+                    // Whoever was connecting all the time waits in vain.
+                    () = regained => {}
+                }
+            }
+        };
+        match timeout(LEND_MAX, lent).await {
+            Ok(lease) => lease,
+            Err(_) => Err(away("acquire", format!("no connection within {LEND_MAX:?}"))),
+        }
+    }
+
+    async fn take_or_make(self: &Arc<Self>) -> Result<Lease, StoreError> {
+        let place = self.places.clone().acquire_owned().await;
+        let place = place.map_err(|_| away("acquire", "this process lets go of Postgres".to_owned()))?;
+        let lease = |conn, made| Lease {
+            conn: Some(conn),
+            made,
+            is_clean: AtomicBool::new(true),
+            home: self.clone(),
+            _place: place,
+        };
+        loop {
+            let Some(Resting { mut conn, made, since }) = self.resting().pop_back() else { break };
+            if self.contact.was_lost_within(made.elapsed()) || made.elapsed() > AGE_MAX {
+                continue;
+            }
+            if since.elapsed() < REST_MAX || matches!(timeout(PING_MAX, conn.ping()).await, Ok(Ok(()))) {
+                return Ok(lease(conn, made));
+            }
+        }
+        loop {
+            match self.make().await {
+                Ok(conn) => return Ok(lease(conn, Instant::now())),
+                // It starts, or has no room right now.
+                Err(why) if why.is_away() => {
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(50..150))).await;
+                }
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    async fn make(&self) -> Result<PgConnection, StoreError> {
+        let made = async {
+            let mut conn = PgConnection::connect_with(&self.options).await?;
+            conn.execute(self.prelude).await?;
+            Ok(conn)
+        };
+        made.await.map_err(|why| StoreError::from_sqlx("acquire", why))
+    }
+
+    fn give_back(&self, conn: PgConnection, made: Instant) {
+        let mut resting = self.resting();
+        resting.push_back(Resting { conn, made, since: Instant::now() });
+        while resting.front().is_some_and(|oldest| oldest.since.elapsed() > IDLE_MAX) {
+            resting.pop_front();
+        }
+    }
+
+    /// Lets go of those that nobody uses.
+    pub(super) fn forget(&self) {
+        self.resting().clear();
+    }
+
+    /// Lends no more, and lets go of all. A connection that hangs in a stalled statement does not hold it up.
+    pub(super) async fn close(&self) {
+        let _ = timeout(CLOSE_MAX, async {
+            let all_back = self.places.acquire_many(self.places_max).await;
+            self.places.close();
+            let resting = std::mem::take(&mut *self.resting());
+            for Resting { conn, .. } in resting {
+                let _ = conn.close().await;
+            }
+            drop(all_back);
+        })
+        .await;
+        self.places.close();
+    }
+
+    fn resting(&self) -> MutexGuard<'_, VecDeque<Resting>> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn away(op: &'static str, why: String) -> StoreError {
+    StoreError::Away { op, why }
+}
+
+/// A connection that is thrown away when a statement on it did not come back in time: what is still under
+/// way on it would make the next user wait.
+pub(super) struct Lease {
+    conn: Option<PgConnection>,
+    made: Instant,
+    is_clean: AtomicBool,
+    home: Arc<Connections>,
+    /// Free again once the connection is back.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    /// Runs one statement, named for people.
+    pub(super) async fn run<'c, T, F>(
+        &'c mut self,
+        op: &'static str,
+        statement: impl FnOnce(&'c mut PgConnection) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, sqlx::Error>> + 'c,
+    {
+        let Some(conn) = self.conn.as_mut() else {
+            return Err(away(op, "the connection was given up".to_owned()));
+        };
+        let contact = &self.home.contact;
+        self.is_clean.store(false, Ordering::Relaxed);
+        let began = Instant::now();
+        let mut answer = pin!(timeout(STATEMENT_MAX, statement(conn)));
+        let answer = tokio::select! {
+            biased;
+            answer = answer.as_mut() => answer,
+            () = contact.regained() => match began.elapsed() < BREAK_MAX {
+                true => answer.await,
+                false => return Err(away(op, "no answer before Postgres was away".to_owned())),
+            },
+        };
+        match answer {
+            Ok(Ok(value)) => {
+                contact.heard();
+                self.is_clean.store(true, Ordering::Relaxed);
+                Ok(value)
+            }
+            Ok(Err(why)) => {
+                let error = StoreError::from_sqlx(op, why);
+                self.is_clean.store(!error.is_away(), Ordering::Relaxed);
+                Err(error)
+            }
+            Err(_) => Err(away(op, format!("no answer within {STATEMENT_MAX:?}"))),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.is_clean.load(Ordering::Relaxed)
+            && !self.home.places.is_closed()
+            && let Some(conn) = self.conn.take()
+        {
+            self.home.give_back(conn, self.made);
+        }
+    }
+}
