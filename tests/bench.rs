@@ -96,5 +96,5 @@ async fn what_cannot_be_seen_from_outside_is_not_measured_and_never_zero() {
     assert_eq!(found["measures"][4]["not_measured"], "needs an installation of its own");
     assert_eq!(found["measures"][4]["figures"][0]["median"], Value::Null);
     let limits: Vec<_> = found["limits"].as_object().unwrap().keys().collect();
-    assert_eq!(limits, ["http"]);
+    assert_eq!(limits, ["http", "http-rested"]);
 }

@@ -317,12 +317,12 @@ where
 /// Cancels a turn when it is dropped before its answer was whole: its client went away. Not so when
 /// this replica lets its clients go; they come back elsewhere.
 #[derive(Debug)]
-pub struct CancelOnDrop(Option<(Gateway, TurnId)>);
+pub struct CancelOnDrop(Option<Box<(Gateway, TurnId)>>);
 
 impl CancelOnDrop {
     /// A guard of the turn, where its client asked for one.
     pub fn new(gateway: &Gateway, turn: TurnId, on_disconnect: OnDisconnect) -> CancelOnDrop {
-        CancelOnDrop((on_disconnect == OnDisconnect::Cancel).then(|| (gateway.clone(), turn)))
+        CancelOnDrop((on_disconnect == OnDisconnect::Cancel).then(|| Box::new((gateway.clone(), turn))))
     }
 
     /// A guard of nothing.
@@ -338,7 +338,7 @@ impl CancelOnDrop {
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if let Some((gateway, turn)) = self.0.take()
+        if let Some((gateway, turn)) = self.0.take().map(|left| *left)
             && !gateway.supervisor.soft().is_cancelled()
         {
             let supervisor = gateway.supervisor.clone();

@@ -57,7 +57,6 @@ struct Serving {
     seat: Seat,
     accepted_at: Option<chrono::DateTime<chrono::Utc>>,
     is_measured: bool,
-    gateway: Gateway,
     /// Counts it as open until it is dropped.
     _open: metrics::OpenStream,
 }
@@ -71,15 +70,15 @@ pub fn response(
     guard: CancelOnDrop,
     is_first: bool,
 ) -> Response {
-    let serving = Serving {
+    // In a box: the body has room for it three times over.
+    let serving = Box::new(Serving {
         feed: Feed::new(&gateway.store, reader, gateway.config.keep_alive.0, &gateway.supervisor),
         seat,
         guard,
         accepted_at: None,
         is_measured: !is_first,
-        gateway: gateway.clone(),
         _open: metrics::streams_open(),
-    };
+    });
     let body = stream::unfold(Some(serving), |serving| async {
         let mut serving = serving?;
         match serving.next().await {
@@ -139,7 +138,7 @@ impl Serving {
                 Kind::Accepted => self.accepted_at = Some(event.at),
                 Kind::Started => {}
                 _ => {
-                    let now = self.gateway.store.clock().now();
+                    let now = self.feed.store().clock().now();
                     let waited = self.accepted_at.and_then(|at| (now - at).to_std().ok());
                     metrics::time_to_first_event(waited.unwrap_or_default());
                     self.is_measured = true;

@@ -1,24 +1,22 @@
 //! Dispatch: claims queued turns for free places, and brings orders to the turns that run here.
 //!
-//! Both passes look when the doorbell rings, and once a second all the same (I13).
+//! Both passes look when the doorbell rings, and now and then all the same (I13, `Wake::look_due`).
 
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use crate::{id::TurnId, store::StoreError, turn::CancelledBy};
 
-/// A look without a ring.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A little more than the head start that a warm worker's replica has.
 const HEAD_START: Duration = Duration::from_millis(60);
 /// Claims in one statement.
-const CLAIMS_MAX: usize = 64;
+const CLAIMS_MAX: usize = 256;
 /// Between two comparisons of what is held with what runs.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
@@ -28,10 +26,12 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
     let mut missing = HashSet::new();
     let mut is_second_look = false;
     loop {
-        let wait = if is_second_look { HEAD_START } else { LOOK_EVERY };
+        let wake = engine.store.wake();
         let is_rung = tokio::select! {
             () = until.cancelled() => return,
-            rung = timeout(wait, engine.store.wake().queue()) => rung.is_ok(),
+            () = wake.queue() => true,
+            () = sleep(HEAD_START), if is_second_look => false,
+            () = wake.look_due() => false,
         };
         match claim(&engine, &until).await {
             // Others' conversations may wait for their own replica's head start.
@@ -123,9 +123,11 @@ async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result
 /// Brings orders to the turns that run here, until cancelled.
 pub async fn order_on(engine: Engine, until: CancellationToken) {
     loop {
+        let wake = engine.store.wake();
         tokio::select! {
             () = until.cancelled() => return,
-            _ = timeout(LOOK_EVERY, engine.store.wake().orders()) => {}
+            () = wake.orders() => {}
+            () = wake.look_due() => {}
         }
         if let Err(why) = bring_orders(&engine).await {
             tracing::warn!(%why, "orders not read");

@@ -56,8 +56,10 @@ pub async fn close_on(engine: Engine, until: CancellationToken) {
 /// One pass; how long to sleep after it.
 async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Looks>) -> Result<Duration, StoreError> {
     let is_after_loss = engine.recent_loss.swap(false, Ordering::Relaxed);
-    engine.store.promote().await?;
-    let outlook = engine.store.outlook().await?;
+    let mut outlook = engine.store.outlook().await?;
+    if outlook.rows > 0 && engine.store.promote().await? {
+        outlook = engine.store.outlook().await?;
+    }
     metrics::inflight(outlook.rows.unsigned_abs());
     metrics::overdue(outlook.overdue.len() as u64);
     let lapsed = left_overdue(&outlook, seen, Instant::now());

@@ -130,13 +130,14 @@ impl Store {
         Ok(closed)
     }
 
-    /// Starts the queue clock of turns that came to the head of their line unseen.
-    pub async fn promote(&self) -> Result<(), StoreError> {
+    /// Starts the queue clock of turns that came to the head of their line unseen; whether there were any.
+    pub async fn promote(&self) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let statement = |c| sqlx::query_scalar!(r#"select lw_promote_v1(null) as "has_next!""#).fetch_one(c);
-        if lease.run("promote", statement).await? {
+        let has_next = lease.run("promote", statement).await?;
+        if has_next {
             self.wake().queue_grew();
         }
-        Ok(())
+        Ok(has_next)
     }
 }

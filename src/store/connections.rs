@@ -45,7 +45,8 @@ const AGE_MAX: Duration = Duration::from_secs(1800);
 /// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
 /// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
 /// long transaction elsewhere that is all of its past.
-const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set jit = off";
+const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
+    set enable_bitmapscan = off; set jit = off";
 
 /// The connections of one replica, but for those with a purpose of their own.
 ///
@@ -53,7 +54,7 @@ const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqsca
 /// that lends connections out for a transaction each this is a wish, and nothing but speed depends on it.
 #[derive(Debug)]
 pub(super) struct Connections {
-    options: PgConnectOptions,
+    options: Arc<PgConnectOptions>,
     prelude: &'static str,
     places: Arc<Semaphore>,
     places_max: u32,
@@ -72,7 +73,7 @@ struct Resting {
 impl Connections {
     /// None yet, and never more than so many.
     pub(super) fn new(
-        options: PgConnectOptions,
+        options: Arc<PgConnectOptions>,
         places_max: u32,
         keeps_plans: bool,
         contact: Arc<Contact>,

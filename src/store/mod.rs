@@ -69,53 +69,65 @@ use crate::{
     id::ReplicaId,
 };
 
-/// One replica's view of Postgres. Cheap to clone.
+/// One replica's view of Postgres. Cheap to clone, and small: every stream has some.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct Store(Arc<Parts>);
+
+/// What a store is made of.
+#[derive(Debug)]
+pub struct Parts {
     connections: Arc<Connections>,
-    options: PgConnectOptions,
+    options: Arc<PgConnectOptions>,
     listener_options: PgConnectOptions,
-    clock: Arc<Clock>,
+    clock: Clock,
     wake: Arc<Wake>,
-    witness: Arc<Witness>,
-    reads: Arc<Reads>,
-    intake: Arc<Intake>,
-    remembered: Arc<Remembered>,
-    breaks: Arc<AtomicU64>,
+    witness: Witness,
+    reads: Reads,
+    intake: Intake,
+    remembered: Remembered,
+    breaks: AtomicU64,
     contact: Arc<Contact>,
-    replica: Arc<RwLock<ReplicaId>>,
-    application_name: Arc<str>,
-    ablated: Arc<[Lever]>,
+    replica: RwLock<ReplicaId>,
+    application_name: String,
+    ablated: Vec<Lever>,
+}
+
+impl std::ops::Deref for Store {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 impl Store {
     /// Opens nothing yet. Needs no reachable Postgres; [`Store::probe`] tells whether there is one.
     pub fn open(config: &Config) -> Result<Store, StoreError> {
-        let clock = Arc::new(Clock::default());
+        let clock = Clock::default();
         let replica = ReplicaId(clock.mint());
-        let application_name: Arc<str> = format!("lastword {}", replica.0.as_simple()).into();
-        let options = connect_options(&config.database_url, &application_name)?;
+        let application_name = format!("lastword {}", replica.0.as_simple());
+        let options = Arc::new(connect_options(&config.database_url, &application_name)?);
         let listener_url = config.listener_database_url.as_ref().unwrap_or(&config.database_url);
         let listener_options = connect_options(listener_url, &application_name)?;
         let contact = Arc::new(Contact::default());
         let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
         let connections = Connections::new(options.clone(), config.pool_max, keeps_plans, contact.clone());
-        Ok(Store {
+        Ok(Store(Arc::new(Parts {
             connections: Arc::new(connections),
             options,
             listener_options,
             clock,
             wake: Arc::new(Wake::new(config.doorbell, replica.0)),
-            witness: Arc::default(),
-            reads: Arc::default(),
-            intake: Arc::default(),
-            remembered: Arc::default(),
-            breaks: Arc::default(),
+            witness: Witness::default(),
+            reads: Reads::default(),
+            intake: Intake::default(),
+            remembered: Remembered::default(),
+            breaks: AtomicU64::default(),
             contact,
-            replica: Arc::new(RwLock::new(replica)),
+            replica: RwLock::new(replica),
             application_name,
-            ablated: config.ablate.as_slice().into(),
-        })
+            ablated: config.ablate.clone(),
+        })))
     }
 
     /// Whether this replica does something for speed that a measurement may take from it.

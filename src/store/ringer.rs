@@ -1,7 +1,7 @@
 //! The ringing side of the doorbell: one connection, one NOTIFY at a time.
 //!
-//! Rings at once when idle and gathers while a ring is under way, so the rate follows the commits
-//! and needs no timer. NOTIFY never rides in a writing transaction: there it would serialise all
+//! Rings at once, and gathers while a ring is under way. Where it rings all the time it gathers for longer, the longer the
+//! more there are whom it wakes. NOTIFY never rides in a writing transaction: there it would serialise all
 //! commits. A ring that meets a broken connection is rung again over a new one: the listener waits for its
 //! own probe, and would take a lost one for its own deafness. Whoever misses a ring looks by itself.
 
@@ -22,14 +22,19 @@ pub(super) const CHANNEL: &str = "lastword";
 /// Postgres takes payloads below 8,000 bytes.
 const PAYLOAD_MAX: usize = 7900;
 const RING_MAX: Duration = Duration::from_secs(2);
-/// With many replicas each ring wakes many: ring less often.
-const MANY_PEERS: usize = 9;
-const MANY_PEERS_GAP: Duration = Duration::from_millis(20);
+/// From one ring to the next, on average, for each replica that is woken, up to ten: each ring costs every replica
+/// something.
+const GAP_EACH: Duration = Duration::from_micros(2200);
+const GAP_MAX: Duration = Duration::from_millis(22);
+/// So many may come sooner, as long as others before them came later.
+const RINGS_AHEAD: u32 = 10;
 const RECONNECT_GAP: Duration = Duration::from_millis(200);
 
 /// Rings what is pending until cancelled, then once more: nothing committed goes unrung.
 pub async fn ring_on(store: Store, until: CancellationToken) {
     let mut conn: Option<PgConnection> = None;
+    // When the next ring would be due if all came at the average.
+    let mut due = Instant::now();
     loop {
         let is_last = tokio::select! {
             () = store.wake.rung.notified() => false,
@@ -51,9 +56,10 @@ pub async fn ring_on(store: Store, until: CancellationToken) {
         if is_last {
             return;
         }
-        if store.wake.peers() >= MANY_PEERS {
-            tokio::time::sleep(MANY_PEERS_GAP).await;
-        }
+        let replicas = u32::try_from(store.wake.peers() + 1).unwrap_or(u32::MAX);
+        let gap = GAP_EACH.saturating_mul(replicas).min(GAP_MAX);
+        due = due.max(Instant::now()) + gap;
+        tokio::time::sleep((due - gap * RINGS_AHEAD).saturating_duration_since(Instant::now())).await;
     }
 }
 

@@ -71,6 +71,13 @@ const CHECKS: &[Check] = &[
                    from turn_events e where e.turn_id = t.id)",
     },
     Check {
+        invariant: "I4",
+        rule: "every event is of a kind that there is",
+        sql: "select distinct e.turn_id::text from turn_events e
+               where e.kind not in ('accepted', 'started', 'delta', 'content', 'ephemeral', 'status', 'ask', 'answer',
+                 'custom', 'completed', 'failed', 'cancelled')",
+    },
+    Check {
         invariant: "I5",
         rule: "no event is of an epoch above its turn's, and epochs never go down",
         sql: "select distinct e.turn_id::text from (

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use uuid::Uuid;
 
@@ -26,6 +26,10 @@ use super::{
     recent::Recent,
 };
 use crate::{config::Doorbell, id::TurnId};
+
+/// Between two looks without a ring, and one of how many is taken while the doorbell is heard.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOKS_SPARED: u32 = 5;
 
 /// Who waits, and what is to be rung.
 #[derive(Debug)]
@@ -172,10 +176,24 @@ impl Wake {
         self.ring(|ring| ring.orders = true);
     }
 
-    /// Some holder is gone: wakes the local close pass and rings the others.
+    /// Some holder is gone: wakes the local close pass and rings the others. It may not have lived to ring for
+    /// what it had accepted, or for whom it had orders.
     pub fn holder_gone(&self) {
+        self.queue_grew();
+        self.orders_left();
         self.closing.notify_one();
         self.ring(|ring| ring.closing = true);
+    }
+
+    /// Until somebody who has heard no ring should look all the same: each second while the doorbell is not
+    /// heard, else now and then, since a ring can be lost without a trace.
+    pub async fn look_due(&self) {
+        for _ in 0..LOOKS_SPARED {
+            sleep(LOOK_EVERY).await;
+            if self.round_trip().is_none() {
+                return;
+            }
+        }
     }
 
     /// Only the local dispatch: a slot is free, or a conversation's line moved.

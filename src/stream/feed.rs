@@ -101,6 +101,11 @@ impl Feed {
         }
     }
 
+    /// Where it reads.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The next step. After anything but [`Step::Bytes`] there is none.
     pub async fn next(&mut self) -> Step {
         match self.state {

@@ -95,7 +95,8 @@ impl Tail {
     /// All but an absence of Postgres, which is waited out.
     pub async fn page(&mut self) -> Result<Vec<Event>, TailError> {
         loop {
-            match self.look(PAGE_ROWS).await {
+            // In a box, so that whoever waits keeps no room for a read.
+            match Box::pin(self.look(PAGE_ROWS)).await {
                 Ok(events) if !events.is_empty() || self.is_ended => return Ok(events),
                 Ok(_) => self.wait(LOOK_EVERY).await,
                 Err(TailError::Store(why)) if why.is_away() => pause().await,

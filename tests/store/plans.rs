@@ -57,7 +57,15 @@ async fn hot_statements_go_by_their_indexes() {
         ground.run(statement).await.unwrap();
     }
     let mut conn = PgConnection::connect(&ground.url).await.unwrap();
-    for setting in ["analyze", "set plan_cache_mode = force_generic_plan", "set jit = off"] {
+    // As `store::connections` has them.
+    let settings = [
+        "analyze",
+        "set plan_cache_mode = force_generic_plan",
+        "set enable_seqscan = off",
+        "set enable_bitmapscan = off",
+        "set jit = off",
+    ];
+    for setting in settings {
         sqlx::query(setting).execute(&mut conn).await.unwrap();
     }
     let statements = statements();

@@ -44,6 +44,10 @@ const PLANTS: &[Plant] = &[
     Plant { rule: NO_GAPS, on: Stage::Running, sql: "delete from turn_events where turn_id = '$ID' and seq = 1" },
     Plant { rule: NO_GAPS, on: Stage::Ended, sql: "delete from turn_events where turn_id = '$ID' and seq = 0" },
     Plant { rule: NO_GAPS, on: Stage::Ended, sql: "delete from turn_events where turn_id = '$ID'" },
+    Plant {
+        rule: "every event is of a kind that there is", on: Stage::Running,
+        sql: "update turn_events set kind = 'delat' where turn_id = '$ID' and seq = 2",
+    },
     Plant { rule: EPOCHS, on: Stage::Running, sql: "update turn_events set attempt = 0 where turn_id = '$ID' and seq = 2" },
     Plant { rule: EPOCHS, on: Stage::Running, sql: "update turn_events set attempt = 7 where turn_id = '$ID' and seq = 2" },
     Plant { rule: BELONGS, on: Stage::Running, sql: "delete from turns where id = '$ID'" },

@@ -246,7 +246,7 @@ mod tests {
     fn a_limit_stands_beside_the_value_of_its_run() {
         let mut result = Finding::new(named("accept-same").unwrap());
         let reading = || Reading::default().with("p50", 2.0).with("p99", 3.0).with("max", 4.0);
-        result.take(reading(), &BTreeMap::from([(Limit::Commit, 1.0), (Limit::Http, 9.0)]));
+        result.take(reading(), &BTreeMap::from([(Limit::CommitRested, 1.0), (Limit::Http, 9.0)]));
         assert_eq!((&result.values[0].limits[..], &result.values[1].limits[..]), (&[1.0][..], &[][..]));
         assert_eq!(result.values[0].ratio(), Some(2.0));
         assert_eq!(result.verdict(0, false), Verdict::Missed);

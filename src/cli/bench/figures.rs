@@ -60,11 +60,23 @@ pub enum Limit {
     Rows,
     /// A request that does nothing, on a connection kept open.
     Http,
+    /// [`Limit::Commit`] after a rest, as a turn that comes alone finds this machine.
+    CommitRested,
+    /// [`Limit::Http`] after a rest.
+    HttpRested,
 }
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Limit; 5] = [Limit::RoundTrip, Limit::Commit, Limit::WakeUp, Limit::Rows, Limit::Http];
+    pub const ALL: [Limit; 7] = [
+        Limit::RoundTrip,
+        Limit::Commit,
+        Limit::CommitRested,
+        Limit::WakeUp,
+        Limit::Rows,
+        Limit::Http,
+        Limit::HttpRested,
+    ];
 
     /// The name in tables and in JSON.
     pub const fn as_str(self) -> &'static str {
@@ -74,6 +86,8 @@ impl Limit {
             Limit::WakeUp => "wake-up",
             Limit::Rows => "rows",
             Limit::Http => "http",
+            Limit::CommitRested => "commit-rested",
+            Limit::HttpRested => "http-rested",
         }
     }
 
@@ -85,6 +99,8 @@ impl Limit {
             Limit::WakeUp => "NOTIFY to wake-up",
             Limit::Rows => "plain insert, 100 rows at a time, one connection",
             Limit::Http => "GET /livez on an open connection",
+            Limit::CommitRested => "one INSERT, committed, 25 ms after the one before",
+            Limit::HttpRested => "GET /livez, 25 ms after the one before",
         }
     }
 

@@ -3,7 +3,10 @@
 //! Owns what both have in common, and the samples of the limits. Refuses to guess what it cannot see:
 //! behind a URL there is no database, and no worker that says when it spoke.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 
@@ -14,7 +17,7 @@ use super::{
     rig::Rig,
     sizes::Sizes,
 };
-use crate::{clock::steady_ns, task::Supervisor};
+use crate::task::Supervisor;
 
 /// Rows of one statement, where the limit is rows a second.
 const ROWS: i64 = 100;
@@ -120,32 +123,35 @@ impl Site {
 
     /// What is possible here at best, now: each the middle of a series.
     pub async fn limits(&mut self) -> anyhow::Result<BTreeMap<Limit, f64>> {
-        let samples = self.sizes.limit_samples;
+        let (url, client, sizes) = (self.url(0)?, self.client.clone(), self.sizes);
         let mut found = BTreeMap::new();
-        let (url, client) = (self.url(0)?, self.client.clone());
-        let mut series = Vec::new();
-        for _ in 0..samples {
-            let began = steady_ns();
-            client.text(&url, "/livez").await?;
-            series.push((steady_ns() - began) as f64 / 1e6);
-        }
-        found.extend(median(&series).map(|ms| (Limit::Http, ms)));
-        let Place::Own(rig) = &mut self.place else { return Ok(found) };
-        for limit in [Limit::RoundTrip, Limit::Commit, Limit::WakeUp, Limit::Rows] {
-            series.clear();
+        for limit in Limit::ALL {
+            let is_rested = matches!(limit, Limit::CommitRested | Limit::HttpRested);
+            let samples = if is_rested { sizes.limit_samples_rested } else { sizes.limit_samples };
+            let mut series = Vec::new();
             for _ in 0..samples {
-                let took = match limit {
-                    Limit::RoundTrip => rig.limits.round_trip().await?,
-                    Limit::Commit => rig.limits.commit().await?,
-                    Limit::WakeUp => rig.limits.wake_up().await?,
-                    Limit::Rows => rig.limits.insert_rows(ROWS).await?,
-                    Limit::Http => continue,
+                if is_rested {
+                    tokio::time::sleep(sizes.turn_every).await;
+                }
+                let took = match (limit, &mut self.place) {
+                    (Limit::Http | Limit::HttpRested, _) => {
+                        let began = Instant::now();
+                        client.text(&url, "/livez").await?;
+                        began.elapsed()
+                    }
+                    (_, Place::Remote(_)) => break,
+                    (Limit::RoundTrip, Place::Own(rig)) => rig.limits.round_trip().await?,
+                    (Limit::Commit | Limit::CommitRested, Place::Own(rig)) => rig.limits.commit().await?,
+                    (Limit::WakeUp, Place::Own(rig)) => rig.limits.wake_up().await?,
+                    (Limit::Rows, Place::Own(rig)) => rig.limits.insert_rows(ROWS).await?,
                 };
                 series.push(value(limit, took));
             }
             found.extend(median(&series).map(|value| (limit, value)));
         }
-        rig.limits.clear().await?;
+        if let Place::Own(rig) = &mut self.place {
+            rig.limits.clear().await?;
+        }
         Ok(found)
     }
 }

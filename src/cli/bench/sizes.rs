@@ -12,9 +12,11 @@ pub struct Sizes {
     pub is_short: bool,
     /// Samples of each limit.
     pub limit_samples: u32,
+    /// Samples of those that are taken after a rest.
+    pub limit_samples_rested: u32,
     /// Turns, one after the other, where one latency is measured a turn.
     pub turns_alone: u32,
-    /// From one of those to the next.
+    /// From one of those to the next; the rest before a limit that is taken rested.
     pub turn_every: Duration,
     /// How long a load lasts.
     pub load: Duration,
@@ -49,6 +51,7 @@ impl Sizes {
     pub const FULL: Sizes = Sizes {
         is_short: false,
         limit_samples: 200,
+        limit_samples_rested: 40,
         turns_alone: 400,
         turn_every: Duration::from_millis(25),
         load: Duration::from_secs(10),
@@ -70,6 +73,7 @@ impl Sizes {
     pub const SHORT: Sizes = Sizes {
         is_short: true,
         limit_samples: 20,
+        limit_samples_rested: 5,
         turns_alone: 20,
         turn_every: Duration::from_millis(25),
         load: Duration::from_secs(1),

@@ -243,7 +243,7 @@ const NOTIFY_ALONE: Mutant = Mutant {
             replace: "            sleep(pause * 3600).await;",
         },
         Edit {
-            file: "src/engine/dispatch.rs",
+            file: "src/store/wake.rs",
             find: "const LOOK_EVERY: Duration = Duration::from_secs(1);",
             replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
         },
