@@ -14,8 +14,8 @@ use anyhow::ensure;
 
 /// How long the work at rest is counted.
 const REST: Duration = Duration::from_secs(3);
-/// Clients that post the turns whose work is counted.
-const CLIENTS: usize = 8;
+/// Clients of each replica that post the turns whose work is counted.
+const CLIENTS: usize = 4;
 
 /// Work of a number of turns, and the turns.
 struct Work {
@@ -24,7 +24,8 @@ struct Work {
     turns: Vec<Seen>,
 }
 
-/// The same turns on one, two and four replicas.
+/// The same turns on one, two and four replicas, with as many clients each: whoever adds replicas has more to do, and how
+/// many turns share a commit depends on how many come at once.
 pub async fn scale(site: &mut Site) -> anyhow::Result<Reading> {
     let (mut reading, mut found) = (Reading::default(), Vec::new());
     for (replicas, statements, wal) in [
@@ -58,9 +59,10 @@ pub async fn wal(site: &mut Site) -> anyhow::Result<Reading> {
 async fn work_of(site: &mut Site, script: &str) -> anyhow::Result<Work> {
     let (count, client, supervisor) =
         (site.sizes.counted_turns, site.client.clone(), site.supervisor.clone());
-    let jobs = (0..CLIENTS).map(|n| {
+    let clients = CLIENTS * site.urls().len();
+    let jobs = (0..clients).map(|n| {
         let (client, url, mut ask) = (client.clone(), site.url(n), site.ask(script));
-        let share = count / CLIENTS;
+        let share = count / clients;
         async move {
             let url = url?;
             // Outside the count: what starts a process, and what fills a cache.
