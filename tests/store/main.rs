@@ -17,6 +17,7 @@ mod closing;
 mod fences;
 mod ground;
 mod judging;
+mod lending;
 mod masses;
 mod offers;
 mod plans;
