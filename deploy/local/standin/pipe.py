@@ -14,6 +14,18 @@ _PIECE = 65536
 _RESET = struct.pack("ii", 1, 0)
 
 
+def kept(serve):
+    """Serves each connection in a task that is held: the loop itself holds tasks so weakly that they may vanish."""
+    tasks = set()
+
+    def accept(reader, writer):
+        task = asyncio.create_task(serve(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    return accept
+
+
 def port_of(pod, target):
     """A pod's port by number or by name."""
     return spec.ports(pod.own).get(target, target)
