@@ -1,7 +1,7 @@
 //! One client: posts with a key, follows turns from door to door by its cursor.
 //!
 //! Owns single requests and the going on elsewhere. An outcome that is unknown is asked for again with the same
-//! key; a stream that is cut, or told to reconnect, goes on behind the other door after the newest event that
+//! key; a stream that is cut, or told to reconnect, goes on behind another door after the newest event that
 //! was seen. What a stream brings is checked by `support::EventStream` on the way.
 
 use std::{
@@ -50,6 +50,8 @@ pub struct Client {
 struct Shared {
     keys: AtomicUsize,
     live: AtomicUsize,
+    /// Posts that the front did not accept at once.
+    refused: AtomicUsize,
     /// Every turn that was accepted and followed to its end, with what was seen.
     seen: Mutex<Vec<(String, Vec<Event>)>>,
 }
@@ -96,6 +98,11 @@ impl Client {
         self.shared.live.load(Ordering::Relaxed)
     }
 
+    /// Posts that the front, which leads to replicas that are ready, did not accept at once.
+    pub fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
     /// Every turn that was followed to its end.
     pub fn seen(&self) -> Vec<(String, Vec<Event>)> {
         self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -115,8 +122,11 @@ impl Client {
                 Ok(turn) => return turn,
                 Err(why) => assert!(began.elapsed() < ASK_MAX, "nobody accepts a turn: {why}"),
             }
+            if Some(door) == self.doors.front() {
+                self.shared.refused.fetch_add(1, Ordering::Relaxed);
+            }
             sleep(PAUSE).await;
-            door = 1 - door;
+            door = self.doors.elsewhere(door);
         }
     }
 
@@ -164,7 +174,7 @@ impl Client {
                     let lost_for = cut_at.unwrap_or(began).elapsed();
                     assert!(lost_for < ASK_MAX, "{turn} cannot be followed after {after}: {why}");
                     sleep(PAUSE).await;
-                    door = 1 - door;
+                    door = self.doors.elsewhere(door);
                     continue;
                 }
             };
@@ -191,7 +201,7 @@ impl Client {
                 return Followed { events, ended_at, resumes };
             }
             cut_at = Some(Instant::now());
-            door = 1 - door;
+            door = self.doors.elsewhere(door);
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Owns the forwards. One is bound to one replica and ends with it, so each door that has lost its replica gets a
 //! forward to another one that is ready and behind no door. Where there is no `--forward`, URLs are fixed and
-//! the list says who is who.
+//! the list says who is who. A third door, the front, may lead to any replica that is ready, as a Service does:
+//! clients that must go elsewhere go there.
 
 use std::{
     process::Child,
@@ -28,9 +29,10 @@ const FORWARD_MAX: Duration = Duration::from_secs(10);
 /// How long one question of readiness may take.
 const READY_MAX: Duration = Duration::from_secs(3);
 
-/// Door A is 0, door B is 1.
+/// Door A is 0, door B is 1, the front is 2.
 pub struct Doors {
     urls: [String; 2],
+    front: Option<String>,
     ports: [u16; 2],
     behind: Mutex<[Option<Forward>; 2]>,
     orders: Arc<Orders>,
@@ -59,8 +61,9 @@ impl Doors {
         let urls = [&args.url_a, &args.url_b].map(|url| url.trim_end_matches('/').to_owned());
         let ports = urls.each_ref().map(|url| port_of(url));
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(READY_MAX).build();
-        let doors =
-            Arc::new(Doors { urls, ports, behind: Mutex::default(), orders, http: http.expect("a client") });
+        let front = args.front.as_ref().map(|url| url.trim_end_matches('/').to_owned());
+        let http = http.expect("a client");
+        let doors = Arc::new(Doors { urls, front, ports, behind: Mutex::default(), orders, http });
         if doors.orders.has_forward() {
             let keeper = Arc::downgrade(&doors);
             tokio::spawn(async move {
@@ -75,7 +78,17 @@ impl Doors {
 
     /// A door's base URL.
     pub fn url(&self, door: usize) -> &str {
-        &self.urls[door]
+        self.urls.get(door).or(self.front.as_ref()).expect("a door")
+    }
+
+    /// The front, where there is one.
+    pub fn front(&self) -> Option<usize> {
+        self.front.as_ref().map(|_| self.urls.len())
+    }
+
+    /// Where a client goes that got nothing, or nothing more, behind this door.
+    pub fn elsewhere(&self, door: usize) -> usize {
+        self.front().unwrap_or_else(|| 1 - door)
     }
 
     /// The name of the replica behind a door.

@@ -42,6 +42,9 @@ pub struct Args {
     url_a: String,
     /// Base URL of the second one
     url_b: String,
+    /// URL of what stands before all replicas and leads to those that are ready: a Service, a proxy
+    #[arg(long, env = "FRONT")]
+    front: Option<String>,
     /// Prints the replicas that are ready, a line each: NAME, or NAME URL where there is no --forward
     #[arg(long, value_name = "COMMAND")]
     list: String,

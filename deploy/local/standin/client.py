@@ -77,7 +77,7 @@ async def forward(pod, ports):
             return
         await pipe.join((reader, writer), there)
 
-    server = await asyncio.start_server(pipe.kept(serve), "127.0.0.1", int(local))
+    server = await asyncio.start_server(pipe.kept(serve), "127.0.0.1", int(local), backlog=pipe.BACKLOG)
     print(f"Forwarding from 127.0.0.1:{local} -> {remote or local}", flush=True)
     await held.read()
     server.close()

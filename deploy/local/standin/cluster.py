@@ -151,5 +151,7 @@ class Cluster:
 
     def variables(self):
         """What a command needs to know of this cluster."""
-        return {"CLUSTER_HOME": str(self.home), "DATABASE_URL": self.postgres.local_url, "TOKEN": self.token(),
+        front = next(service for service in self.services if service.name == self.deployment.name)
+        return {"FRONT": f"http://{front.address}:{front.ports[0]['port']}", "CLUSTER_HOME": str(self.home),
+                "DATABASE_URL": self.postgres.local_url, "TOKEN": self.token(),
                 "PATH": f"{pathlib.Path(__file__).resolve().parents[1]}:{os.environ['PATH']}"}

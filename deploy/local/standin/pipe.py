@@ -10,6 +10,8 @@ import struct
 
 from . import spec
 
+# Of connections that come at once; one that finds no place there is tried again a second later.
+BACKLOG = 1024
 _PIECE = 65536
 _RESET = struct.pack("ii", 1, 0)
 

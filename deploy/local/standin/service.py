@@ -32,7 +32,7 @@ class Service:
         for port in self.ports:
             async def serve(reader, writer, target=port["targetPort"]):
                 await self._serve(reader, writer, target)
-            self.servers.append(await asyncio.start_server(pipe.kept(serve), self.address, port["port"]))
+            self.servers.append(await asyncio.start_server(pipe.kept(serve), self.address, port["port"], backlog=pipe.BACKLOG))
 
     def hear(self):
         """A pod has changed: what is true now is known a moment later."""
