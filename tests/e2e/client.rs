@@ -208,10 +208,12 @@ impl Client {
     /// A turn's whole log as a list, from this door.
     pub async fn log(&self, turn: &str, door: usize) -> Vec<Event> {
         let url = format!("{}/v1/turns/{turn}/events?after=-1&limit={PAGE_ROWS}", self.doors.url(door));
-        let ask = self.with_token(self.http.get(url)).header("accept", "application/json").timeout(REQUEST_MAX);
+        let ask =
+            self.with_token(self.http.get(url)).header("accept", "application/json").timeout(REQUEST_MAX);
         let answer = ask.send().await.unwrap_or_else(|why| panic!("the log of {turn}: {why:?}"));
         let status = answer.status();
-        let page: Value = answer.json().await.unwrap_or_else(|why| panic!("the log of {turn}: {status} {why:?}"));
+        let page: Value =
+            answer.json().await.unwrap_or_else(|why| panic!("the log of {turn}: {status} {why:?}"));
         let items = page["events"].as_array().unwrap_or_else(|| panic!("the log of {turn}: {status} {page}"));
         assert!(items.len() < PAGE_ROWS, "{turn} has more events than a page");
         items.iter().cloned().map(Event::new).collect()
@@ -220,7 +222,8 @@ impl Client {
     async fn open(&self, turn: &str, after: i64, door: usize) -> Result<EventStream, String> {
         let url = format!("{}/v1/turns/{turn}/events?after={after}", self.doors.url(door));
         let ask = self.with_token(self.http.get(url)).header("accept", "text/event-stream");
-        let answer = tokio::time::timeout(REQUEST_MAX, ask.send()).await.map_err(|_| "no answer".to_owned())?;
+        let answer =
+            tokio::time::timeout(REQUEST_MAX, ask.send()).await.map_err(|_| "no answer".to_owned())?;
         let answer = answer.map_err(|why| format!("{why:?}"))?;
         match answer.status().as_u16() {
             200 => Ok(EventStream::new(answer, turn, after)),

@@ -57,7 +57,13 @@ impl Watched {
 }
 
 /// Posts so many messages, one door after the other, and waits until all are under way.
-pub async fn under_way(client: &Client, count: usize, text: &str, post_at: &[usize], doors: &[usize]) -> Vec<Watched> {
+pub async fn under_way(
+    client: &Client,
+    count: usize,
+    text: &str,
+    post_at: &[usize],
+    doors: &[usize],
+) -> Vec<Watched> {
     let posts = (0..count).map(|n| Watched::post(client, post_at[n % post_at.len()], text, doors));
     let mut crowd = futures_util::future::join_all(posts).await;
     for watched in &mut crowd {

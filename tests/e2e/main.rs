@@ -19,7 +19,7 @@ mod orders;
 mod report;
 mod steps;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use tokio::{
@@ -72,12 +72,12 @@ pub struct Args {
     /// An agent that runs `lastword demo-agent`
     #[arg(long, default_value = "demo")]
     agent: String,
-    /// Where `lastword verify` finds the database
+    /// Where this build's `lastword verify` finds the database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
-    /// The program that verifies
-    #[arg(long, default_value = env!("CARGO_BIN_EXE_lastword"))]
-    lastword: PathBuf,
+    /// Runs `lastword verify --output json` where the database can be reached; instead of --database-url
+    #[arg(long, value_name = "COMMAND")]
+    verify: Option<String>,
     /// Only these steps
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Step>,
@@ -133,7 +133,7 @@ impl Step {
                 ("--break-postgres", args.break_postgres.is_some()),
                 ("--heal-postgres", args.heal_postgres.is_some()),
             ],
-            Step::Verify => &[("--database-url", args.database_url.is_some())],
+            Step::Verify => &[("--verify", args.verify.is_some() || args.database_url.is_some())],
         };
         needs.iter().filter(|(_, is_there)| !is_there).map(|(name, _)| *name).collect()
     }
@@ -184,7 +184,7 @@ async fn run(args: Args) -> ExitCode {
 async fn perform(world: &Arc<World>, step: Step) -> Vec<Row> {
     let world = world.clone();
     let name = format!("{step:?}").to_lowercase();
-    let work = tokio::spawn(async move {
+    let mut work = tokio::spawn(async move {
         match step {
             Step::Cross => steps::cross(&world).await,
             Step::Kill => steps::kill(&world).await,
@@ -194,10 +194,13 @@ async fn perform(world: &Arc<World>, step: Step) -> Vec<Row> {
             Step::Verify => steps::verify(&world).await,
         }
     });
-    match timeout(STEP_MAX, work).await {
+    match timeout(STEP_MAX, &mut work).await {
         Ok(Ok(rows)) => rows,
         Ok(Err(why)) => vec![Row::broken(&name, support::panic_text(why))],
-        Err(_) => vec![Row::broken(&name, format!("not over after {STEP_MAX:?}"))],
+        Err(_) => {
+            work.abort();
+            vec![Row::broken(&name, format!("not over after {STEP_MAX:?}"))]
+        }
     }
 }
 

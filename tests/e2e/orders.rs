@@ -47,7 +47,8 @@ impl Orders {
 
     /// The replicas that are ready.
     pub async fn list(&self) -> Result<Vec<Listed>, String> {
-        let said = timeout(LIST_MAX, self.run(&self.list, "")).await.map_err(|_| "the list hangs".to_owned())??;
+        let said =
+            timeout(LIST_MAX, self.run(&self.list, "")).await.map_err(|_| "the list hangs".to_owned())??;
         let listed = said.lines().filter_map(|line| {
             let mut words = line.split_whitespace();
             let name = words.next()?.to_owned();
@@ -73,6 +74,27 @@ impl Orders {
         shell.env("REPLICA", replica).env("PORT", port.to_string());
         shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         child::spawn(shell, Signal::SIGTERM)
+    }
+
+    /// Looks over the whole database: what `verify` said.
+    pub async fn verify(&self, args: &Args) -> Result<String, String> {
+        if let Some(command) = &args.verify {
+            return self.run(command, "").await;
+        }
+        let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_lastword"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LASTWORD_") {
+                program.env_remove(name);
+            }
+        }
+        let url = args.database_url.as_deref().unwrap_or_default();
+        program.args(["verify", "--output", "json"]).env("DATABASE_URL", url).stdin(Stdio::null());
+        let done = program.output().await.map_err(|why| why.to_string())?;
+        // It leaves with 1 where a rule is broken, and says which.
+        match done.stdout.is_empty() {
+            true => Err(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
+            false => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
+        }
     }
 
     async fn run(&self, command: &str, replica: &str) -> Result<String, String> {

@@ -3,7 +3,6 @@
 //! Owns each step's story and its rows. A step begins when two replicas are ready and ends when they are again.
 
 use std::{
-    process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -96,13 +95,23 @@ pub async fn kill(world: &World) -> Vec<Row> {
     let bound = format!("{:?}", world.args.told_max);
     let measured = format!("{}; {}; {others} turns of others went on", spread(&told), codes.join(", "));
     // A replica that got a signal to leave before it was killed says so itself.
-    let is_told = !told.is_empty() && others > 0 && codes.iter().all(|code| code == "replica_lost" || code == "interrupted");
-    let mut rows =
-        vec![Row::new("A killed: its turns' last word on B", bound, measured, is_told && worst <= world.args.told_max)];
+    let is_told = !told.is_empty()
+        && others > 0
+        && codes.iter().all(|code| code == "replica_lost" || code == "interrupted");
+    let mut rows = vec![Row::new(
+        "A killed: its turns' last word on B",
+        bound,
+        measured,
+        is_told && worst <= world.args.told_max,
+    )];
     rows.push(resumed(world, "A killed: its clients go on elsewhere", &moved));
     rows.push(back(world, "A is back").await);
     for id in &ids {
-        assert_eq!(client.log(id, A).await, client.log(id, B).await, "A, which is back, tells another log of {id}");
+        assert_eq!(
+            client.log(id, A).await,
+            client.log(id, B).await,
+            "A, which is back, tells another log of {id}"
+        );
     }
     rows
 }
@@ -149,9 +158,11 @@ pub async fn restart(world: &World) -> Vec<Row> {
     row.measured += &format!("; rolled out in {:.0} s", took.as_secs_f64());
     let resumes: Vec<Duration> = ends.into_iter().flat_map(|end| end.resumes).collect();
     let mut rows = vec![row];
-    if world.doors.front().is_some() {
-        // Two doors alone lead to replicas that leave, until those are gone.
+    // Two forwards alone lead to replicas that leave, until those are gone.
+    if world.doors.front().is_some() || !world.orders.has_forward() {
         rows.push(resumed(world, "all restarted: clients go on elsewhere", &resumes));
+    }
+    if world.doors.front().is_some() {
         let refused = world.client.refused() - refused_before;
         let measured = format!("{refused} of {turns}");
         rows.push(Row::new("all restarted: posts not accepted at the front", "0", measured, refused == 0));
@@ -225,24 +236,14 @@ pub async fn verify(world: &World) -> Vec<Row> {
     let measured = format!("{} turns, {differ} logs differ", seen.len());
     let mut rows =
         vec![Row::new("every turn read again from A and from B", "as it was seen", measured, differ == 0)];
-    let mut program = tokio::process::Command::new(&world.args.lastword);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("LASTWORD_") {
-            program.env_remove(name);
-        }
-    }
-    let url = world.args.database_url.as_deref().expect("a URL");
-    program.args(["verify", "--output", "json"]).env("DATABASE_URL", url).stdin(Stdio::null());
-    let done = program.output().await.expect("lastword verify");
-    let said: Value = serde_json::from_slice(&done.stdout).unwrap_or_default();
-    let broken: Vec<&Value> = said["findings"].as_array().into_iter().flatten().filter(|finding| {
-        finding["broken"].as_array().is_none_or(|ids| !ids.is_empty())
-    }).collect();
-    let is_good = done.status.success() && said["clean"] == true && broken.is_empty();
-    let measured = match is_good {
-        true => format!("{} rules hold", said["findings"].as_array().map_or(0, Vec::len)),
-        false => format!("{broken:?} {}", String::from_utf8_lossy(&done.stderr).trim()),
-    };
+    let said = world.orders.verify(&world.args).await.unwrap_or_else(|why| panic!("lastword verify: {why}"));
+    let found: Value =
+        serde_json::from_str(&said).unwrap_or_else(|why| panic!("lastword verify: {why}: {said}"));
+    let rules: Vec<&Value> = found["findings"].as_array().into_iter().flatten().collect();
+    let broken: Vec<_> =
+        rules.iter().filter(|rule| rule["broken"].as_array().is_none_or(|ids| !ids.is_empty())).collect();
+    let is_good = found["clean"] == true && !rules.is_empty() && broken.is_empty();
+    let measured = if is_good { format!("{} rules hold", rules.len()) } else { format!("{broken:?}") };
     rows.push(Row::new("lastword verify", "every rule holds", measured, is_good));
     rows
 }

@@ -8,39 +8,35 @@ import asyncio
 import os
 import pathlib
 import random
-import subprocess
 import sys
 import time
 
 from .deployment import Deployment
-from .place import Loopback, Namespaces
 from .pod import Pod
 from .postgres import Postgres
-from .release import NAMESPACE, REPOSITORY, Release
+from .release import NAMESPACE, Release
 from .service import Service
 
 _READY_MAX, _JOB_MAX = 90, 60
 
 
 class Cluster:
-    """Everything, from `open` to `close`."""
+    """Everything, from `open` to `close`. `make_place` is given the home, and makes where pods live."""
 
     namespace = NAMESPACE
 
-    def __init__(self, home, binary, values_files, has_namespaces):
+    def __init__(self, home, values_files, make_place):
         self.home = pathlib.Path(home)
         self.home.chmod(0o755)
         self.logs = self.home / "logs"
         self.logs.mkdir()
-        # As in the image. A copy: the build may go on meanwhile, and the pods' user need not reach the repository.
-        subprocess.run([REPOSITORY / "deploy/image/root", self.home / "image", binary], check=True)
         self.values_files = values_files
-        self.place = (Namespaces if has_namespaces else Loopback)(self.home)
+        self.place = make_place(self.home)
         self.began_at = time.monotonic()
         self.changed = asyncio.Event()
         self.release = self.deployment = self.postgres = None
         self.services, self.job_pods, self.births = [], [], set()
-        self.is_closing = False
+        self.is_closing = self.has_look_ahead = False
         # Pods that were killed at the end of their grace.
         self.cut_short = []
 
@@ -91,6 +87,13 @@ class Cluster:
 
     def on_change(self):
         """Something about a pod is different: everybody looks."""
+        if not self.has_look_ahead:
+            self.has_look_ahead = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self):
+        # Later, and once: what is done now may be one of many changes, and the looks lead to changes too.
+        self.has_look_ahead = False
         if self.deployment is not None and not self.is_closing:
             self.deployment.look()
         for service in self.services:
@@ -118,7 +121,8 @@ class Cluster:
     async def _run_job(self, job):
         name = f"{job['metadata']['name']}-{random.randrange(1 << 20):05x}"
         # A job's pod takes longer to be there than the proxies take to know the replicas.
-        await self.until(lambda: all(service.endpoints for service in self.services), _READY_MAX, "the Services know their pods")
+        known = "the Services know their pods"
+        await self.until(lambda: all(service.endpoints for service in self.services), _READY_MAX, known)
         pod = Pod(name, job["spec"]["template"], self, self.on_change)
         self.job_pods.append(pod)
         await pod.begin()
@@ -137,9 +141,8 @@ class Cluster:
         pods = self.pods()
         await asyncio.gather(*self.births, return_exceptions=True)
         for pod in pods:
-            if pod.life is not None:
-                pod.delete(None if is_gentle else 0)
-        await asyncio.gather(*(pod.gone.wait() for pod in pods if pod.life is not None))
+            pod.delete(None if is_gentle else 0)
+        await asyncio.gather(*(pod.gone.wait() for pod in pods))
         for service in self.services:
             service.close()
         if self.postgres is not None:

@@ -23,7 +23,8 @@ class Control:
 
     async def open(self):
         """Listens."""
-        self.server = await asyncio.start_unix_server(pipe.kept(self._serve), self.cluster.home / SOCKET, backlog=pipe.BACKLOG)
+        at = self.cluster.home / SOCKET
+        self.server = await asyncio.start_unix_server(pipe.kept(self._serve), at, backlog=pipe.BACKLOG)
 
     def close(self):
         """Listens no more."""

@@ -17,6 +17,7 @@ import time
 
 from . import client, place, process
 from .cluster import Cluster
+from .containers import Containers
 from .control import Control
 from .release import REPOSITORY, Unknown
 
@@ -33,10 +34,13 @@ def parser():
     for name, told in (("run", "bring it up, run a command in it, take it down"), ("up", "bring it up"),
                        ("serve", argparse.SUPPRESS)):
         one = words.add_parser(name, help=told)
-        one.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/debug/lastword", help="the program in the image")
-        one.add_argument("--values", type=pathlib.Path, action="append", default=[], help="laid over deploy/local/values.yaml")
-        one.add_argument("--place", choices=("auto", "namespaces", "loopback"), default="auto",
-                         help="where pods live; auto is namespaces where they are permitted")
+        one.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/debug/lastword",
+                         help="the program in the image")
+        one.add_argument("--values", type=pathlib.Path, action="append", default=[],
+                         help="laid over deploy/local/values.yaml")
+        one.add_argument("--place", choices=("auto", "namespaces", "loopback", "containers"), default="auto",
+                         help="where pods live; auto is namespaces where they are permitted, else loopback")
+        one.add_argument("--image", help="what pods are containers of, with --place containers")
         one.add_argument("--logs", type=pathlib.Path, help="keep the pods' logs in this directory")
         one.add_argument("--home", type=pathlib.Path, help=argparse.SUPPRESS)
         if name == "run":
@@ -109,11 +113,13 @@ def _up(args):
     """Starts `serve` apart from this terminal, and waits until its pods are ready."""
     home = pathlib.Path(tempfile.mkdtemp(prefix="lastword-local-"))
     words = [*_SELF, "serve", "--home", home, "--binary", args.binary, "--place", args.place]
+    words += ["--image", args.image] if args.image else []
     words += [word for path in args.values for word in ("--values", path)]
     words += ["--logs", args.logs] if args.logs else []
     log = client.POINTER.with_suffix(".log")
     with open(log, "w") as out:
-        served = subprocess.Popen(list(map(str, words)), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        served = subprocess.Popen(list(map(str, words)), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                  start_new_session=True)
     until = time.monotonic() + _UP_MAX
     while not (home / "ready").exists():
         if served.poll() is not None or time.monotonic() > until:
@@ -135,8 +141,10 @@ def _serve(args):
         os.execvpe("unshare", ["unshare", "--net", *_SELF, *sys.argv[1:]], os.environ | {_MARK: "1"})
     os.environ.pop(_MARK, None)
     home = args.home or pathlib.Path(tempfile.mkdtemp(prefix="lastword-local-"))
+    if args.place == "containers" and not args.image:
+        raise Unknown("--place containers needs an --image")
     try:
-        return asyncio.run(_life(args, home, has_namespaces))
+        return asyncio.run(_life(args, home, _places(args, has_namespaces)))
     finally:
         if args.logs:
             shutil.rmtree(args.logs, ignore_errors=True)
@@ -144,8 +152,16 @@ def _serve(args):
         shutil.rmtree(home, ignore_errors=True)
 
 
-async def _life(args, home, has_namespaces):
-    cluster = Cluster(home, args.binary, [REPOSITORY / "deploy/local/values.yaml", *args.values], has_namespaces)
+def _places(args, has_namespaces):
+    """What makes the place where pods live, in a home."""
+    if args.place == "containers":
+        return lambda home: Containers(home, args.image)
+    kind = place.Namespaces if has_namespaces else place.Loopback
+    return lambda home: kind(home, args.binary)
+
+
+async def _life(args, home, make_place):
+    cluster = Cluster(home, [REPOSITORY / "deploy/local/values.yaml", *args.values], make_place)
     control = Control(cluster)
     for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(which, control.is_over.set)
@@ -154,7 +170,11 @@ async def _life(args, home, has_namespaces):
         await control.open()
         if await _unless_over(control, cluster.open()):
             (home / "ready").touch()
-            code = await _command(cluster, control, args.words) if args.command == "run" else await control.is_over.wait() and 0
+            if args.command == "run":
+                code = await _command(cluster, control, args.words)
+            else:
+                await control.is_over.wait()
+                code = 0
     finally:
         is_gentle = not control.is_over.is_set()
         await cluster.close(is_gentle)

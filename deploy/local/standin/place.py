@@ -19,6 +19,7 @@ import subprocess
 import sys
 
 from . import process, spec
+from .release import REPOSITORY
 
 # What deploy/Dockerfile and deploy/image/archive.py say of the image.
 ENTRYPOINT, CMD = ["/usr/local/bin/lastword"], ["serve"]
@@ -36,14 +37,21 @@ def are_namespaces_permitted():
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
+def lay_image(home, binary):
+    """The image's root with this program, as the image's own build lays it out. A copy: the build may go on
+    meanwhile, and the pods' user need not reach the repository."""
+    subprocess.run([REPOSITORY / "deploy/image/root", home / "image", binary], check=True)
+
+
 class Namespaces:
     """Pods with namespaces, on a bridge inside the stand-in's own network namespace."""
 
     name = "namespaces"
     node = f"{_NETWORK}.1"
 
-    def __init__(self, home):
+    def __init__(self, home, binary):
         self.home = pathlib.Path(home)
+        lay_image(self.home, binary)
         self.numbers = itertools.count(10)
         self.hosts = {}
 
@@ -112,15 +120,17 @@ class Loopback:
     name = "loopback"
     node = "127.0.0.1"
 
-    def __init__(self, home):
+    def __init__(self, home, binary=None):
         self.home = pathlib.Path(home)
+        if binary is not None:
+            lay_image(self.home, binary)
         # Two stand-ins on one machine, and the pods of one after another, do not meet.
         self.network = f"127.{random.randrange(2, 255)}.{random.randrange(1, 255)}"
         self.numbers = itertools.count(2)
         self.hosts = {}
 
     async def open(self):
-        """The image's directory of programs, under the name that a PATH may have."""
+        """Loopback is there."""
 
     async def service_address(self):
         """An address that a Service gets."""
@@ -150,17 +160,25 @@ class Loopback:
         for pid in process.below(pod.home):
             process.signal_to(pid, signal.SIGKILL)
 
+    def addresses(self, pod):
+        """From the addresses and names that the spec says to those of this machine."""
+        return _translated(self.hosts | {"0.0.0.0": pod.ip, "[::]": pod.ip})
+
     def _translation(self, pod):
-        """From what the spec says to what holds on this machine."""
+        """The same, and from the container's paths to those of this machine."""
         paths = {m["mountPath"]: str(pod.volumes[m["name"]])
                  for m in pod.spec["containers"][0].get("volumeMounts", [])}
         paths[PATH] = f"{self.home}/image{PATH}"
-        told = paths | self.hosts | {"0.0.0.0": pod.ip, "[::]": pod.ip}
-        # Of paths whole ones only, from their root on; a name of a host follows upon `//`.
-        before = {text: r"(?<![\w./-])" if text.startswith("/") else r"(?<![\w.-])" for text in told}
-        longest_first = sorted(told, key=len, reverse=True)
-        pattern = re.compile("|".join(rf"{before[text]}{re.escape(text)}(?![\w.-])" for text in longest_first))
-        return lambda text: pattern.sub(lambda match: told[match.group()], text)
+        return _translated(paths | self.hosts | {"0.0.0.0": pod.ip, "[::]": pod.ip})
+
+
+def _translated(told):
+    """What replaces each of these texts in a text, where it stands by itself."""
+    # Of paths whole ones only, from their root on; a name of a host follows upon `//`.
+    before = {text: r"(?<![\w./-])" if text.startswith("/") else r"(?<![\w.-])" for text in told}
+    longest_first = sorted(told, key=len, reverse=True)
+    pattern = re.compile("|".join(rf"{before[text]}{re.escape(text)}(?![\w.-])" for text in longest_first))
+    return lambda text: pattern.sub(lambda match: told[match.group()], text)
 
 
 async def _ip(words):

@@ -41,7 +41,7 @@ class Pod:
         self.phase, self.restarts, self.exit_code = "Pending", 0, None
         self.born_at, self.leaving_at = time.monotonic(), None
         self.child = self.pid = self.life = self.end = None
-        self.gone = asyncio.Event()
+        self.born, self.leaving, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @property
     def log(self):
@@ -54,12 +54,15 @@ class Pod:
 
     async def begin(self):
         """Makes its volumes and its address, and lets it live."""
-        self.home.mkdir(parents=True)
-        owner = (0, spec.users(self.spec)[2] or 0) if os.geteuid() == 0 else None
-        self.volumes = spec.lay_out(self.spec, self.cluster.release, self.home, owner)
-        await self.cluster.place.enter(self)
-        self.life = asyncio.create_task(self._live())
-        self.life.add_done_callback(self._say_why)
+        try:
+            self.home.mkdir(parents=True)
+            owner = (0, spec.users(self.spec)[2] or 0) if os.geteuid() == 0 else None
+            self.volumes = spec.lay_out(self.spec, self.cluster.release, self.home, owner)
+            await self.cluster.place.enter(self)
+            self.life = asyncio.create_task(self._live())
+            self.life.add_done_callback(self._say_why)
+        finally:
+            self.born.set()
 
     def _say_why(self, life):
         if not life.cancelled() and life.exception() is not None:
@@ -77,7 +80,11 @@ class Pod:
                 back_off = 0
             self._become("CrashLoopBackOff" if back_off else "Pending")
             self.restarts += 1
-            await asyncio.sleep(back_off)
+            # Whoever is deleted meanwhile need not wait.
+            try:
+                await asyncio.wait_for(self.leaving.wait(), back_off)
+            except asyncio.TimeoutError:
+                pass
             back_off = min(_BACK_OFF_MAX, back_off * 2 or _BACK_OFF_FIRST)
         if not self.is_leaving:
             self._become("Succeeded")
@@ -89,6 +96,9 @@ class Pod:
         env |= spec.environment(self.own, self.cluster.release, fields)
         words = spec.command(self.own, ENTRYPOINT, CMD, env)
         self.child, self.pid = await self.cluster.place.start(self, env, words, self.log)
+        if self.is_leaving:
+            # It was deleted while it started, before there was anything to end.
+            self.signal(signal.SIGKILL)
         self._become("Running")
         probing = asyncio.create_task(self._probe())
         code = await self.child.wait()
@@ -143,6 +153,7 @@ class Pod:
         """Begins its end; a second call may only shorten the grace."""
         if not self.is_leaving:
             self.leaving_at = time.monotonic()
+            self.leaving.set()
             self._become("Terminating")
             self.end = asyncio.create_task(self._end(self.grace if grace is None else grace))
         elif grace == 0:
@@ -150,13 +161,13 @@ class Pod:
 
     async def _end(self, grace):
         until = time.monotonic() + grace
-        if self.pid is None:
-            self.life.cancel()
-        elif grace > 0:
-            await self._leave_gently(until)
-        self.signal(signal.SIGKILL)
-        await asyncio.gather(self.life, return_exceptions=True)
-        await self.cluster.place.leave(self)
+        await self.born.wait()
+        if self.life is not None:
+            if self.pid is not None and grace > 0:
+                await self._leave_gently(until)
+            self.signal(signal.SIGKILL)
+            await asyncio.gather(self.life, return_exceptions=True)
+            await self.cluster.place.leave(self)
         self._become("Gone")
         self.gone.set()
 

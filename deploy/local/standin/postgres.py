@@ -66,7 +66,8 @@ class Postgres:
         if self.child is not None and self.child.returncode is None:
             return
         words = [self.bin / "postgres", "-D", self.home / "data", "-p", self.port,
-                 "-c", f"listen_addresses={self.address}", "-c", f"unix_socket_directories={self.home}", "-c", "fsync=off"]
+                 "-c", f"listen_addresses={self.address}", "-c", f"unix_socket_directories={self.home}",
+                 "-c", "fsync=off"]
         self.child = await process.start(words, self.home.parent / "postgres.log", self.env, cwd=self.home,
                                          user=self.user, death=signal.SIGQUIT)
         pid_file = self.home / "data" / "postmaster.pid"

@@ -27,12 +27,14 @@ class Service:
     async def open(self):
         """Takes an address and a name, and listens."""
         self.address = await self.cluster.place.service_address()
-        for name in (f"{self.name}.{self.cluster.namespace}.svc", f"{self.name}.{self.cluster.namespace}.svc.cluster.local"):
+        short = f"{self.name}.{self.cluster.namespace}.svc"
+        for name in (short, f"{short}.cluster.local"):
             self.cluster.place.hosts[name] = self.address
         for port in self.ports:
             async def serve(reader, writer, target=port["targetPort"]):
                 await self._serve(reader, writer, target)
-            self.servers.append(await asyncio.start_server(pipe.kept(serve), self.address, port["port"], backlog=pipe.BACKLOG))
+            at = (self.address, port["port"])
+            self.servers.append(await asyncio.start_server(pipe.kept(serve), *at, backlog=pipe.BACKLOG))
 
     def hear(self):
         """A pod has changed: what is true now is known a moment later."""
