@@ -37,6 +37,8 @@ const STEP_MAX: Duration = Duration::from_secs(180);
 
 /// Shows what two replicas promise: posts to the first, reads on the second, kills, drains and restarts.
 #[derive(Debug, Clone, Parser)]
+// Of two the later counts, so that a script's choices can be changed from outside.
+#[command(args_override_self = true)]
 pub struct Args {
     /// Base URL of the first replica, such as http://127.0.0.1:8080
     url_a: String,
