@@ -53,7 +53,7 @@ class Cluster:
         for pod in self.pods():
             if pod.name == name:
                 return pod
-        raise KeyError(f"there is no pod {name}")
+        raise LookupError(f"there is no pod {name}")
 
     async def open(self):
         """As `helm install --wait`: Postgres first, which an operator has, then the release, then its jobs."""

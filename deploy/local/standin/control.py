@@ -39,8 +39,8 @@ class Control:
                 await do(reader, writer, **asked)
                 return
             answer = {"ok": await do(**asked)}
-        except (KeyError, ValueError, TypeError, AttributeError, OSError, TimeoutError) as why:
-            answer = {"error": f"{type(why).__name__}: {why}"}
+        except (LookupError, ValueError, TypeError, AttributeError, OSError) as why:
+            answer = {"error": str(why)}
         try:
             _say(writer, answer)
             await writer.drain()

@@ -105,6 +105,7 @@ async def _ask(args):
             await client.ask(do="down")
             while home.exists():
                 await asyncio.sleep(0.05)
+            client.POINTER.unlink(missing_ok=True)
         case other:
             await client.ask(do=other)
 
