@@ -17,10 +17,10 @@ RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
-.PHONY: help setup run demo test figures bench bench-counts chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis chart-check chart-docs image
+.PHONY: help setup run demo test figures bench bench-counts chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis chart-check chart-docs image e2e-local e2e-selftest e2e-compose e2e-image kind-test
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
 
 setup: ## install what this machine lacks to build and run, or say what to type
 	@.ci/setup
@@ -80,7 +80,23 @@ chart-docs: ## write the table of values in the chart's README anew
 image: setup ## a static binary and an image of it, FROM scratch, with nothing pulled; target/image/lastword.tar
 	deploy/image/build $(ARGS)
 
-check: fmt-check lint doc sqlx-check test bench-counts chaos-short ## everything that must hold before a change lands
+# The same driver in four places. Where one cannot be had, it says so and exits with 77: a skip, no success.
+e2e-local: setup ## kill, drain, restart, break Postgres: two replicas from the rendered chart, as processes here; ARGS
+	.ci/e2e-local $(ARGS)
+
+e2e-selftest: setup ## break what the driver should find, and see it found
+	.ci/e2e-selftest
+
+e2e-compose: setup ## the same against deploy/compose.yaml; needs a Docker engine
+	.ci/e2e-compose $(ARGS)
+
+e2e-image: setup ## the same against two containers of the image, read-only, any user id; needs a Docker engine
+	.ci/e2e-image $(ARGS)
+
+kind-test: setup ## the same against a cluster of kind's; needs kind, kubectl, helm and a Docker engine
+	.ci/kind-test $(ARGS)
+
+check: fmt-check lint doc sqlx-check chart-check test bench-counts chaos-short e2e-local ## everything that must hold before a change lands
 
 fmt: ## format the code
 	cargo fmt

@@ -166,7 +166,7 @@ async fn perform(drill: Drill, count: usize, seed: u64, dir: PathBuf) -> Done {
     let began = Instant::now();
     let row = match timeout(DRILL_MAX, tokio::spawn((drill.run)(stage))).await {
         Ok(Ok(row)) => row,
-        Ok(Err(why)) => Row::broken(report::panic_text(why)),
+        Ok(Err(why)) => Row::broken(support::panic_text(why)),
         Err(_) => Row::broken(format!("not over after {DRILL_MAX:?}")),
     };
     let done = Done { drill, row, took: began.elapsed() };

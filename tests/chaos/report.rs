@@ -139,10 +139,3 @@ pub fn surroundings() -> String {
     let date = chrono::Utc::now().format("%Y-%m-%d");
     format!("{date}, commit {commit}, {cores} cores, {postgres}")
 }
-
-/// What a task that panicked said.
-pub fn panic_text(why: tokio::task::JoinError) -> String {
-    let Ok(panic) = why.try_into_panic() else { return "cancelled".to_owned() };
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
-}

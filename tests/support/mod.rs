@@ -279,6 +279,13 @@ pub fn signal(pid: i32, which: Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), which).unwrap();
 }
 
+/// What a task that panicked said.
+pub fn panic_text(why: tokio::task::JoinError) -> String {
+    let Ok(panic) = why.try_into_panic() else { return "cancelled".to_owned() };
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
 /// One case that panicked must not hide what the others have to tell.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
