@@ -16,7 +16,9 @@ use crate::units::{Size, Span};
 pub struct AgentSpec {
     /// What kind of worker.
     pub runtime: Runtime,
-    /// The program and its arguments; a relative program is looked up in `PATH`.
+    /// The program and its arguments; a relative program is looked up in `PATH`. None of a remote worker's:
+    /// its host knows what it runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The worker's environment, beside a clean minimum.
     #[serde(default)]
@@ -58,13 +60,21 @@ pub struct AgentSpec {
 pub enum Runtime {
     /// A process that speaks the native protocol over stdio.
     Process,
+    /// A worker that calls over HTTP.
+    Remote,
 }
 
 impl Runtime {
+    /// Whether its workers call over HTTP.
+    pub const fn is_called(self) -> bool {
+        matches!(self, Runtime::Remote)
+    }
+
     /// The name in SQL, JSON, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Runtime::Process => "process",
+            Runtime::Remote => "remote",
         }
     }
 }
@@ -227,6 +237,11 @@ impl AgentSpec {
         }
     }
 
+    /// An agent whose workers call, with the default of everything else.
+    pub fn remote() -> Self {
+        AgentSpec { runtime: Runtime::Remote, ..AgentSpec::process(Vec::new()) }
+    }
+
     /// Turns that one worker serves at once.
     pub fn turns_per_worker(&self) -> u32 {
         match self.scope {
@@ -238,8 +253,14 @@ impl AgentSpec {
     /// Refuses what cannot work, before it is stored.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         let refuse = |field, why: &str| Err(InvalidSpec { field, why: why.to_owned() });
-        if self.command.first().is_none_or(String::is_empty) {
-            return refuse("command", "needs a program");
+        match self.runtime {
+            Runtime::Process if self.command.first().is_none_or(String::is_empty) => {
+                return refuse("command", "needs a program");
+            }
+            Runtime::Remote if !self.command.is_empty() => {
+                return refuse("command", "is for its host to know: `lastword work … -- COMMAND`");
+            }
+            Runtime::Process | Runtime::Remote => {}
         }
         if self.command.iter().any(|word| word.contains('\0')) {
             return refuse("command", "must not contain a NUL character");
@@ -319,6 +340,16 @@ mod tests {
         for text in ["7days 1ns", "500000000000years"] {
             assert_eq!(kept_for(text).map_err(|why| why.field), Err("idle_ttl"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_program_is_named_where_the_gateway_starts_it_and_nowhere_else() {
+        let process = AgentSpec::process(Vec::new());
+        assert_eq!(process.validate().map_err(|why| why.field), Err("command"));
+        assert_eq!(AgentSpec::remote().validate(), Ok(()));
+        let remote = AgentSpec { command: vec!["true".to_owned()], ..AgentSpec::remote() };
+        assert_eq!(remote.validate().map_err(|why| why.field), Err("command"));
+        assert_eq!(serde_json::from_str(r#"{"runtime":"remote"}"#).ok(), Some(AgentSpec::remote()));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Config {
     pub client_tokens: Vec<String>,
     /// Bearer tokens that open every route. In the environment separated by commas.
     pub operator_tokens: Vec<String>,
+    /// Bearer tokens that let remote workers in, for any agent. In the environment separated by commas.
+    pub worker_tokens: Vec<String>,
     /// Listen beyond loopback without tokens all the same.
     pub insecure: bool,
     /// A replica of `lastword dev`: on loopback only, `Host` checked, client routes open.
@@ -110,6 +112,7 @@ impl Default for Config {
             data_dir: PathBuf::from("lastword-data"),
             client_tokens: Vec::new(),
             operator_tokens: Vec::new(),
+            worker_tokens: Vec::new(),
             insecure: false,
             dev: false,
             body_max: Size::mib(1),
@@ -187,9 +190,11 @@ impl Config {
     /// Who may come in, and from where.
     fn validate_doors(&self) -> Result<(), ConfigError> {
         let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
-        for (key, tokens) in
-            [("client_tokens", &self.client_tokens), ("operator_tokens", &self.operator_tokens)]
-        {
+        for (key, tokens) in [
+            ("client_tokens", &self.client_tokens),
+            ("operator_tokens", &self.operator_tokens),
+            ("worker_tokens", &self.worker_tokens),
+        ] {
             if tokens.iter().any(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
                 return refuse(key, "must be made of visible ASCII characters, without blanks");
             }

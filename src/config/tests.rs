@@ -29,6 +29,7 @@ fn full() -> Config {
         data_dir: "/var/lib/lastword".into(),
         client_tokens: vec!["s3cret-3".to_owned(), "s3cret-4".to_owned()],
         operator_tokens: vec!["s3cret-5".to_owned()],
+        worker_tokens: vec!["s3cret-7".to_owned()],
         insecure: true,
         dev: true,
         body_max: Size(1537),
@@ -164,6 +165,7 @@ fn what_is_shown_hides_every_secret_and_reads_back_as_the_same() {
     wanted.listener_database_url = Some("postgres://me:***@direct/app".to_owned());
     wanted.client_tokens = vec!["***".to_owned(); 2];
     wanted.operator_tokens = vec!["***".to_owned()];
+    wanted.worker_tokens = vec!["***".to_owned()];
     wanted.otlp_endpoint = Some("http://me:***@collector:4318/".to_owned());
     assert!(read(&[], Some(&shown)).unwrap() == wanted, "{shown}");
 

@@ -17,6 +17,7 @@ pub mod closing;
 pub mod commands;
 mod contact;
 pub mod conversations;
+pub mod desk;
 pub mod doctor;
 pub mod error;
 pub mod events;
@@ -32,6 +33,8 @@ pub mod pages;
 pub mod partitions;
 pub mod reader;
 mod recent;
+pub mod remote_turns;
+pub mod remote_workers;
 pub mod replicas;
 pub mod rewound;
 pub mod ringer;
@@ -62,6 +65,7 @@ use tokio::time::Instant;
 
 use agents::Remembered;
 use contact::Contact;
+use desk::Desk;
 pub use error::StoreError;
 use intake::Intake;
 use reader::Reads;
@@ -95,6 +99,7 @@ pub struct Store {
     witness: Arc<Witness>,
     reads: Arc<Reads>,
     intake: Arc<Intake>,
+    desk: Arc<Desk>,
     remembered: Arc<Remembered>,
     breaks: Arc<AtomicU64>,
     contact: Arc<Contact>,
@@ -124,6 +129,7 @@ impl Store {
             witness: Arc::default(),
             reads: Arc::default(),
             intake: Arc::default(),
+            desk: Arc::default(),
             remembered: Arc::default(),
             breaks: Arc::default(),
             contact,
@@ -151,6 +157,11 @@ impl Store {
     /// Where turns are handed in.
     pub fn intake(&self) -> &Intake {
         &self.intake
+    }
+
+    /// Where remote workers and the engine meet.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
     }
 
     /// What this process has seen committed, of late.

@@ -182,7 +182,11 @@ impl Host {
 
     /// Ends the turns that this replica holds no more.
     pub fn halt(&self, turn: TurnId, epoch: i32) {
-        self.0.runs.halt(turn, epoch, Halt::Lost);
+        self.halt_as(turn, epoch, Halt::Lost);
+    }
+
+    pub(super) fn halt_as(&self, turn: TurnId, epoch: i32, why: Halt) {
+        self.0.runs.halt(turn, epoch, why);
     }
 
     /// Proves this replica's life to its workers' guards, and counts them. Their limit is `silence_max`.

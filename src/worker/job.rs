@@ -17,6 +17,8 @@ pub enum Halt {
     Lost,
     /// A deploy's drain is over.
     Interrupted,
+    /// Its remote worker calls another replica, which holds it now.
+    Moved,
 }
 
 /// One turn to be run here. Its drop frees its place.
