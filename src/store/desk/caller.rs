@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -25,8 +25,8 @@ pub struct Caller {
     worker: RemoteWorker,
     token_hash: [u8; 32],
     pulse: Arc<Pulse>,
-    /// For how many turns it waits; 0 where it does not.
-    room: AtomicU32,
+    /// Its newest poll, and for how many turns that waits; 0 where it does not.
+    polled: Mutex<(u64, u32)>,
     /// Turns that were claimed for it and that it has not been told of.
     promised: AtomicU32,
     offers: Mutex<Vec<Offer>>,
@@ -77,7 +77,7 @@ impl Caller {
             worker,
             token_hash,
             pulse: Arc::default(),
-            room: AtomicU32::new(0),
+            polled: Mutex::default(),
             promised: AtomicU32::new(0),
             offers: Mutex::default(),
             is_leaving: AtomicBool::new(false),
@@ -128,7 +128,8 @@ impl Caller {
         if self.is_leaving() {
             return 0;
         }
-        self.room.load(Ordering::Acquire).saturating_sub(self.promised.load(Ordering::Acquire))
+        let (_, room) = *self.polled();
+        room.saturating_sub(self.promised.load(Ordering::Acquire))
     }
 
     /// Promises it a turn.
@@ -153,8 +154,9 @@ impl Caller {
 
     /// Waits for turns: for so many, until then. While it waits it can be promised some.
     pub fn poll(self: &Arc<Self>, room: u32) -> Polling {
-        self.room.store(room, Ordering::Release);
-        Polling(self.clone())
+        let mut polled = self.polled();
+        *polled = (polled.0 + 1, room);
+        Polling { caller: self.clone(), number: polled.0 }
     }
 
     /// There is something to see.
@@ -177,19 +179,27 @@ impl Caller {
         }
     }
 
-    fn offers(&self) -> std::sync::MutexGuard<'_, Vec<Offer>> {
+    fn polled(&self) -> MutexGuard<'_, (u64, u32)> {
+        self.polled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn offers(&self) -> MutexGuard<'_, Vec<Offer>> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A worker's wait for turns; its drop ends it.
+/// A worker's wait for turns; its drop ends it, unless the worker waits anew: a poll that broke off may be
+/// noticed after the next has come.
 #[derive(Debug)]
-pub struct Polling(Arc<Caller>);
+pub struct Polling {
+    caller: Arc<Caller>,
+    number: u64,
+}
 
 impl Polling {
     /// Offers, at least one; none where the wait is over, or `is_over` says so.
     pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<Offer> {
-        let caller = &self.0;
+        let caller = &self.caller;
         let look = || {
             let offers = std::mem::take(&mut *caller.offers());
             (!offers.is_empty() || caller.is_leaving() || is_over()).then_some(offers)
@@ -200,6 +210,33 @@ impl Polling {
 
 impl Drop for Polling {
     fn drop(&mut self) {
-        self.0.room.store(0, Ordering::Release);
+        let mut polled = self.caller.polled();
+        if polled.0 == self.number {
+            polled.1 = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::id::WorkerId;
+
+    #[test]
+    fn a_poll_that_is_noticed_late_to_have_broken_off_does_not_end_the_next() {
+        let (id, agent) = (WorkerId(Uuid::nil()), "a".to_owned());
+        let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
+        let caller = Arc::new(Caller::new(worker, [0; 32]));
+        let first = caller.poll(2);
+        let second = caller.poll(3);
+        drop(first);
+        assert_eq!(caller.room(), 3);
+        let promise = caller.promise();
+        assert_eq!(caller.room(), 2);
+        drop(promise);
+        drop(second);
+        assert_eq!(caller.room(), 0);
     }
 }
