@@ -3,11 +3,14 @@
 //! Owns the spec's fields, defaults and limits. Refuses unknown fields and values out of bounds,
 //! naming the field.
 
+mod pod;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value};
 use crate::units::{Size, Span};
 
 /// How an agent's workers are run.
@@ -52,6 +55,9 @@ pub struct AgentSpec {
     /// Whether clients see operator detail (exit status, the end of stderr) in errors.
     #[serde(default)]
     pub expose_errors: bool,
+    /// What each conversation's pod is made from; of the runtime `kubernetes` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodTemplate>,
 }
 
 /// What kind of worker runs an agent's turns.
@@ -62,6 +68,8 @@ pub enum Runtime {
     Process,
     /// A worker that calls over HTTP.
     Remote,
+    /// A pod a conversation, with a worker inside that calls home.
+    Kubernetes,
 }
 
 impl Runtime {
@@ -75,6 +83,7 @@ impl Runtime {
         match self {
             Runtime::Process => "process",
             Runtime::Remote => "remote",
+            Runtime::Kubernetes => "kubernetes",
         }
     }
 }
@@ -234,12 +243,18 @@ impl AgentSpec {
             guards: Vec::new(),
             limits: Limits::default(),
             expose_errors: false,
+            pod: None,
         }
     }
 
     /// An agent whose workers call, with the default of everything else.
     pub fn remote() -> Self {
         AgentSpec { runtime: Runtime::Remote, ..AgentSpec::process(Vec::new()) }
+    }
+
+    /// An agent of one pod a conversation, with the default of everything else.
+    pub fn kubernetes(command: Vec<String>, pod: PodTemplate) -> Self {
+        AgentSpec { runtime: Runtime::Kubernetes, pod: Some(pod), ..AgentSpec::process(command) }
     }
 
     /// Turns that one worker serves at once.
@@ -257,10 +272,13 @@ impl AgentSpec {
             Runtime::Process if self.command.first().is_none_or(String::is_empty) => {
                 return refuse("command", "needs a program");
             }
+            Runtime::Kubernetes if self.command.is_empty() && self.pod.as_ref().is_some_and(PodTemplate::has_host) => {
+                return refuse("command", "needs a program, unless `pod.command` is a worker that calls by itself");
+            }
             Runtime::Remote if !self.command.is_empty() => {
                 return refuse("command", "is for its host to know: `lastword work … -- COMMAND`");
             }
-            Runtime::Process | Runtime::Remote => {}
+            Runtime::Process | Runtime::Remote | Runtime::Kubernetes => {}
         }
         if self.command.iter().any(|word| word.contains('\0')) {
             return refuse("command", "must not contain a NUL character");
@@ -269,6 +287,15 @@ impl AgentSpec {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return refuse("env", "needs names without `=` and values without NUL characters");
             }
+        }
+        match (self.runtime, &self.pod) {
+            (Runtime::Kubernetes, None) => return refuse("pod", "is needed by the runtime `kubernetes`"),
+            (Runtime::Kubernetes, Some(_)) if self.scope == Scope::Shared => {
+                return refuse("scope", "must be `conversation`: each conversation has a pod of its own");
+            }
+            (Runtime::Kubernetes, Some(pod)) => pod.validate(&self.env)?,
+            (_, Some(_)) => return refuse("pod", "is of the runtime `kubernetes` alone"),
+            (_, None) => {}
         }
         match (self.scope, self.max_concurrent_turns) {
             (Scope::Conversation, Some(turns)) if turns != 1 => {
@@ -350,6 +377,18 @@ mod tests {
         let remote = AgentSpec { command: vec!["true".to_owned()], ..AgentSpec::remote() };
         assert_eq!(remote.validate().map_err(|why| why.field), Err("command"));
         assert_eq!(serde_json::from_str(r#"{"runtime":"remote"}"#).ok(), Some(AgentSpec::remote()));
+    }
+
+    #[test]
+    fn a_pod_is_of_the_runtime_that_has_one() {
+        let field =
+            |text: &str| serde_json::from_str::<AgentSpec>(text).unwrap().validate().map_err(|why| why.field);
+        let pod = r#""pod":{"image":"a"}"#;
+        assert_eq!(field(&format!(r#"{{"runtime":"kubernetes","command":["true"],{pod}}}"#)), Ok(()));
+        assert_eq!(field(r#"{"runtime":"kubernetes","command":["true"]}"#), Err("pod"));
+        assert_eq!(field(&format!(r#"{{"runtime":"process","command":["true"],{pod}}}"#)), Err("pod"));
+        let shared = format!(r#"{{"runtime":"kubernetes","command":["true"],"scope":"shared",{pod}}}"#);
+        assert_eq!(field(&shared), Err("scope"));
     }
 
     #[test]

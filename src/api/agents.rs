@@ -42,7 +42,7 @@ impl AgentView {
         if role < Role::Operator
             && let Some(fields) = spec.as_object_mut()
         {
-            for hidden in ["command", "env"] {
+            for hidden in ["command", "env", "pod"] {
                 fields.remove(hidden);
             }
         }

@@ -21,6 +21,8 @@ mod fates;
 mod hand_over;
 pub mod host;
 mod job;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod launch;
 mod life;
 pub mod lifeline;
