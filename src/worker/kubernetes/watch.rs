@@ -53,14 +53,13 @@ async fn watch(pods: &Pods) {
                     pods.hear(event);
                 }
                 Err(why) => {
-                    let is_expired = is_expired(&why);
-                    if !is_expired {
-                        tracing::warn!(%why, "the watch of worker pods is broken; it is tried again");
+                    let end = end_of(&why);
+                    if end == End::Broken {
+                        tracing::warn!(%why, "worker pods cannot be watched; it is tried again");
                         pods.set_link(Link::Broken(why.to_string()));
                     }
                     pause.take(None).await;
-                    if is_expired {
-                        // It would ask for the same again.
+                    if end != End::Cut {
                         break;
                     }
                 }
@@ -69,12 +68,23 @@ async fn watch(pods: &Pods) {
     }
 }
 
-/// Whether there is no going on from where the watch was.
-fn is_expired(why: &watcher::Error) -> bool {
+/// What an error means for the watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It goes on from where it was.
+    Cut,
+    /// There is no going on from where it was: everything is listed anew.
+    Expired,
+    /// The server cannot be asked. Only a list shows that it can be again.
+    Broken,
+}
+
+fn end_of(why: &watcher::Error) -> End {
     match why {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
-        watcher::Error::WatchError(status) => status.code == 410,
-        _ => false,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410 => End::Expired,
+        watcher::Error::WatchError(status) if status.code == 410 => End::Expired,
+        watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) => End::Cut,
+        _ => End::Broken,
     }
 }
 
