@@ -173,7 +173,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 25] = [
+const KEYS: [Key; 30] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -198,6 +198,11 @@ const KEYS: [Key; 25] = [
     key("log_format", Shape::Text),
     Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", Shape::Text) },
     key("postgres_away_max", Shape::Text),
+    key("kubernetes", Shape::Flag),
+    key("kubernetes_namespace", Shape::Text),
+    key("kubernetes_fleet", Shape::Text),
+    key("kubernetes_owner", Shape::Text),
+    key("kubernetes_gateway_url", Shape::Text),
     key("ablate", Shape::List),
 ];
 

@@ -46,6 +46,11 @@ fn full() -> Config {
         log_format: LogFormat::Json,
         otlp_endpoint: Some("http://me:s3cret-6@collector:4318/".to_owned()),
         postgres_away_max: Span::seconds(20),
+        kubernetes: true,
+        kubernetes_namespace: Some("agents".to_owned()),
+        kubernetes_fleet: "chat".to_owned(),
+        kubernetes_owner: Some("gateway".to_owned()),
+        kubernetes_gateway_url: Some("http://gateway:8080".to_owned()),
         ablate: vec![Lever::GroupCommit],
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::Event;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::Instant,
 };
 
@@ -28,6 +28,8 @@ use crate::id::{ConversationId, WorkerId};
 
 /// Pods that are asked for at once.
 const CREATIONS_MAX: usize = 8;
+/// Turns that wait for their pods without a place of their own.
+const STARTS_MAX: usize = 256;
 /// Deletions that may wait; those beyond are found again by the sweep.
 const DOOMED_MAX: usize = 1024;
 
@@ -48,6 +50,7 @@ struct Inner {
     ended: Notify,
     link: watch::Sender<Link>,
     creations: Semaphore,
+    starts: Arc<Semaphore>,
     doomed: mpsc::Sender<String>,
     doomed_out: Mutex<Option<mpsc::Receiver<String>>>,
 }
@@ -135,6 +138,7 @@ impl Pods {
             ended: Notify::new(),
             link: watch::Sender::new(Link::Broken("not asked yet".to_owned())),
             creations: Semaphore::new(CREATIONS_MAX),
+            starts: Arc::new(Semaphore::new(STARTS_MAX)),
             doomed,
             doomed_out: Mutex::new(Some(doomed_out)),
         }))
@@ -216,6 +220,17 @@ impl Pods {
     /// What is to be deleted; the first caller gets it.
     pub(super) fn doomed(&self) -> Option<mpsc::Receiver<String>> {
         self.0.doomed_out.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether this pod is known to have ended, or not known.
+    pub(super) fn is_ended(&self, name: &str) -> bool {
+        let state = self.lock();
+        state.pods.get(name).is_none_or(|entry| matches!(entry.seen.borrow().standing, Standing::Ended(_)))
+    }
+
+    /// A place for a turn that waits for its pod, where there is one.
+    pub(super) fn start_place(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.starts.clone().try_acquire_owned().ok()
     }
 
     /// Waits for pods whose end is to be told. Each comes once; what is not told must be put back.
