@@ -75,7 +75,7 @@ pub enum Runtime {
 impl Runtime {
     /// Whether its workers call over HTTP.
     pub const fn is_called(self) -> bool {
-        matches!(self, Runtime::Remote)
+        matches!(self, Runtime::Remote | Runtime::Kubernetes)
     }
 
     /// The name in SQL, JSON, logs and metrics.
@@ -272,8 +272,13 @@ impl AgentSpec {
             Runtime::Process if self.command.first().is_none_or(String::is_empty) => {
                 return refuse("command", "needs a program");
             }
-            Runtime::Kubernetes if self.command.is_empty() && self.pod.as_ref().is_some_and(PodTemplate::has_host) => {
-                return refuse("command", "needs a program, unless `pod.command` is a worker that calls by itself");
+            Runtime::Kubernetes
+                if self.command.is_empty() && self.pod.as_ref().is_some_and(|pod| pod.command.is_none()) =>
+            {
+                return refuse(
+                    "command",
+                    "needs a program, unless `pod.command` is a worker that calls by itself",
+                );
             }
             Runtime::Remote if !self.command.is_empty() => {
                 return refuse("command", "is for its host to know: `lastword work … -- COMMAND`");

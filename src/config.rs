@@ -203,7 +203,10 @@ impl Config {
             return refuse("kubernetes", "is not in this build: build it with the feature `kubernetes`");
         }
         if !is_label_value(&self.kubernetes_fleet) || self.kubernetes_fleet.is_empty() {
-            return refuse("kubernetes_fleet", "must be the value of a label: letters, digits, `-`, `_` and `.`");
+            return refuse(
+                "kubernetes_fleet",
+                "must be the value of a label: letters, digits, `-`, `_` and `.`",
+            );
         }
         // Proxies cut silent streams at 60 s.
         if !(Span::seconds(1)..=Span::seconds(55)).contains(&self.keep_alive) {

@@ -20,10 +20,11 @@ use crate::units::Span;
 pub struct PodTemplate {
     /// The image that the worker runs in.
     pub image: String,
-    /// What calls home and runs the agent's `command`, which follows as its arguments. None: the image's own
-    /// entry point.
-    #[serde(default = "default_host")]
-    pub command: Vec<String>,
+    /// A program of the image's own that calls home, with the agent's `command` as its arguments; `[]` is the
+    /// image's entry point. Where absent it is `lastword work`, which runs the agent's `command`: the image must
+    /// have it in its `PATH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
     /// When the image is pulled: `Always`, `IfNotPresent` or `Never`; the cluster's default where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<PullPolicy>,
@@ -76,9 +77,9 @@ pub struct PodTemplate {
     #[serde(default = "default_lifetime")]
     #[schema(value_type = String, example = "12h")]
     pub lifetime: Span,
-    /// From the request to end to the kill.
+    /// From the request to end to the kill. A turn that runs then has all but 5 s of it.
     #[serde(default = "default_grace")]
-    #[schema(value_type = String, example = "10s")]
+    #[schema(value_type = String, example = "30s")]
     pub stop_grace: Span,
 }
 
@@ -142,10 +143,6 @@ pub struct Toleration {
     pub effect: Option<String>,
 }
 
-fn default_host() -> Vec<String> {
-    ["lastword", "work", "--"].map(str::to_owned).to_vec()
-}
-
 fn no_wait() -> Span {
     Span(Duration::ZERO)
 }
@@ -155,7 +152,7 @@ fn default_lifetime() -> Span {
 }
 
 fn default_grace() -> Span {
-    Span::seconds(10)
+    Span::seconds(30)
 }
 
 /// Longer ones would be outlived by the tokens and certificates that a pod is given.
@@ -172,7 +169,7 @@ impl PodTemplate {
     pub fn new(image: &str) -> Self {
         PodTemplate {
             image: image.to_owned(),
-            command: default_host(),
+            command: None,
             image_pull_policy: None,
             image_pull_secrets: Vec::new(),
             env: BTreeMap::new(),
@@ -193,15 +190,11 @@ impl PodTemplate {
         }
     }
 
-    /// Whether the agent's `command` is run by the usual host.
-    pub(super) fn has_host(&self) -> bool {
-        self.command == default_host()
-    }
-
     /// Refuses what no cluster would run, or none should. `env`: the agent's own variables.
     pub(super) fn validate(&self, env: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
         ensure(is_image(&self.image), "pod.image", "needs the name of an image, without blanks")?;
-        let is_clean = self.command.iter().all(|word| !word.is_empty() && !word.contains('\0'));
+        let mut words = self.command.iter().flatten();
+        let is_clean = words.all(|word| !word.is_empty() && !word.contains('\0'));
         ensure(is_clean, "pod.command", "must not contain empty words or NUL characters")?;
         self.validate_names()?;
         self.validate_env(env)?;

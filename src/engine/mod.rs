@@ -39,7 +39,7 @@ use crate::{
         writer::{Inbox, Writer, write_on},
     },
     task::{Kind, Supervisor},
-    worker::host::Host,
+    worker::{host::Host, kubernetes::Pods},
 };
 
 /// The dispatch task's line on the board.
@@ -66,10 +66,19 @@ pub struct Engine {
 
 impl Engine {
     /// Makes an engine and starts its passes. `url` is where this replica can be reached.
-    pub fn start(store: Store, supervisor: Supervisor, config: &Config, url: String) -> Engine {
+    pub fn start(
+        store: Store,
+        supervisor: Supervisor,
+        config: &Config,
+        url: String,
+        pods: Option<Pods>,
+    ) -> Engine {
+        if let Some(pods) = &pods {
+            pods.start(&supervisor, &store);
+        }
         store.desk().set_url(&url);
         let (writer, inbox) = Writer::new();
-        let host = Host::new(store.clone(), writer, supervisor.clone(), config);
+        let host = Host::new(store.clone(), writer, supervisor.clone(), config, pods);
         let engine = Engine {
             store,
             host,

@@ -194,6 +194,17 @@ impl Store {
         Ok(done.rows_affected())
     }
 
+    /// Lets in nobody any more by the token of this hash.
+    pub async fn revoke_worker_token(&self, token_hash: [u8; 32]) -> Result<u64, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("revoke_worker_token", |c| {
+                sqlx::query!("delete from worker_tokens where hash = $1", &token_hash).execute(c)
+            })
+            .await?;
+        Ok(done.rows_affected())
+    }
+
     /// Removes what nobody asks for any more: offers of turns that ended a day ago.
     pub async fn sweep_remote(&self) -> Result<u64, StoreError> {
         let mut lease = self.lease().await?;

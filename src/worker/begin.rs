@@ -13,11 +13,12 @@ use super::{
     ending::{Account, speak},
     host::Host,
     job::{Halt, Job, Reach},
+    kubernetes,
     line::Extension,
     shared,
 };
 use crate::{
-    agent::{AgentSpec, Scope},
+    agent::{AgentSpec, Runtime, Scope},
     event::{Kind, NewEvent},
     failure::Code,
     store::{
@@ -90,6 +91,7 @@ pub(super) async fn place(
 
 async fn place_job(host: Host, job: Job, line: Option<Extension>) {
     let is_shared = job.agent.spec.scope == Scope::Shared;
+    let is_in_pod = job.agent.spec.runtime == Runtime::Kubernetes;
     let span = job.span.clone();
     async {
         match (job.claim.phase, line) {
@@ -102,6 +104,9 @@ async fn place_job(host: Host, job: Job, line: Option<Extension>) {
             (Phase::Starting, _) => match stopped_by_guard(&job.agent.spec, &job.claim.assignment.input) {
                 Some(notice) => block(&host, job, notice).await,
                 None if is_shared => shared::serve(&host, job).await,
+                None if let Some(pods) = host.pods().filter(|_| is_in_pod) => {
+                    kubernetes::serve(&host, pods, job).await;
+                }
                 None => host.place(job),
             },
         }

@@ -4,6 +4,7 @@
 //! host ─► begin ─► a conversation's own: (warm worker | life ─► start ─► launch ─► shim ─► the agent)
 //!            │                                └──► line ─► run: hand_over, transcript, clocks, pen ─► ending
 //!            └───► shared: (pool ─► switchboard | its life ─► start ─► …) ──► line ─► run: the same
+//! kubernetes ─► (a pod, whose worker calls) ─┐
 //! remote ─► (offered and taken over HTTP) ──────────────────────────────────► line ─► run: the same
 //! ```
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`berth`] (room that is kept for a
@@ -21,7 +22,7 @@ mod fates;
 mod hand_over;
 pub mod host;
 mod job;
-#[cfg(feature = "kubernetes")]
+#[cfg_attr(not(feature = "kubernetes"), path = "kubernetes_off.rs")]
 pub mod kubernetes;
 pub mod launch;
 mod life;

@@ -66,9 +66,15 @@ pub(super) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.host.run_list().leave(self.turn, self.epoch, self.number);
+        self.free();
+    }
+}
+
+impl Place {
+    /// Makes the place free, and keeps the turn in the list.
+    pub(super) fn free(&mut self) {
         // First the place is free, then the next turn is looked for, where one may have waited for it.
-        self.permit.take();
-        if self.host.places().is_wanted() {
+        if self.permit.take().is_some() && self.host.places().is_wanted() {
             self.host.store().wake().look_at_queue();
         }
     }

@@ -27,7 +27,7 @@ pub async fn tell_on(store: Store, pods: Pods, until: CancellationToken) {
             ends = pods.ends() => ends,
         };
         while let Some(ended) = ends.pop() {
-            if let Err(why) = tell(&store, &pods, &ended).await {
+            if let Err(why) = tell(&store, &ended).await {
                 tracing::warn!(pod = ended.name, %why, "a pod's end is told later");
                 ends.push(ended);
                 pods.put_back(ends);
@@ -41,15 +41,15 @@ pub async fn tell_on(store: Store, pods: Pods, until: CancellationToken) {
     }
 }
 
-async fn tell(store: &Store, pods: &Pods, ended: &Ended) -> Result<(), StoreError> {
+async fn tell(store: &Store, ended: &Ended) -> Result<(), StoreError> {
     let told = store.worker_gone(Some(ended.worker), None, &obituary(&ended.ending)).await?;
     if told > 0 {
         metrics::worker_exits(ended.ending.cause.as_str());
         let (cause, detail) = (ended.ending.cause.to_string(), &ended.ending.detail);
         tracing::info!(pod = ended.name, worker_id = %ended.worker, cause, detail, "a worker's pod ended");
     }
-    if pods.of_conversation(ended.conversation).is_none() {
-        store.revoke_worker_tokens(ended.conversation).await?;
+    if let Some(hash) = ended.token_hash {
+        store.revoke_worker_token(hash).await?;
     }
     Ok(())
 }

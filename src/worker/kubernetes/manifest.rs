@@ -8,9 +8,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, LocalObjectReference, Pod,
-        PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecretKeySelector,
-        SecurityContext, Toleration, Volume, VolumeMount,
+        Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource,
+        EnvVar, EnvVarSource, LocalObjectReference, ObjectFieldSelector, Pod, PodSecurityContext, PodSpec,
+        ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext, Toleration, Volume,
+        VolumeMount,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -23,6 +24,8 @@ use crate::{
     agent::{AgentSpec, OWN_PREFIX, PodTemplate, is_label_value},
     id::{ConversationId, ReplicaId, WorkerId},
     store::turns::Agent,
+    token::{self, TokenHash},
+    units::{Size, Span},
 };
 
 /// The pod's labels, without [`OWN_PREFIX`].
@@ -33,11 +36,23 @@ const REPLICA: &str = "replica";
 const AGENT: &str = "agent";
 /// An annotation, as a whole agent's name is.
 const REVISION: &str = "agent-revision";
+/// The worker's token, good for its conversation alone and until its pod ends. The pod gets it as a file. Whoever
+/// may read pods there may read it: the right to keep it in a Secret would be one over Secrets.
+const TOKEN: &str = "token";
+/// Whoever sees the pod end can revoke its token by that. It tells nothing of the token.
+const TOKEN_HASH: &str = "token-sha256";
 
 /// Where the worker works; it may write there and in `/tmp`.
 const WORKSPACE: &str = "/workspace";
 /// What a pod may live beyond its lifetime and a whole turn.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
+/// What a worker's host needs of its grace to say goodbye.
+const CLOSE_MARGIN: Duration = Duration::from_secs(5);
+/// What it needs beside the agent's memory: then the agent's own limit is the one that is met, and told.
+const HOST_MEMORY: Size = Size::mib(64);
+/// Where the token stands: not in the environment, which is inherited.
+const TOKEN_DIR: &str = "/run/lastword";
+const TOKEN_FILE: &str = "token";
 
 /// What is the same for every pod of this replica.
 #[derive(Debug, Clone)]
@@ -101,6 +116,8 @@ pub struct About {
     pub conversation: ConversationId,
     /// The agent, and its revision.
     pub agent: (String, i32),
+    /// What the worker's token is known by.
+    pub token_hash: Option<TokenHash>,
 }
 
 /// Whose this pod is; `None` where it was not made here.
@@ -111,6 +128,7 @@ pub fn about(pod: &Pod) -> Option<About> {
         worker: label(WORKER_ID)?.parse().ok()?,
         conversation: label(CONVERSATION)?.parse().ok()?,
         agent: (note(AGENT)?, note(REVISION)?.parse().ok()?),
+        token_hash: note(TOKEN_HASH).and_then(|digits| token::hash_from(&digits)),
     })
 }
 
@@ -165,6 +183,8 @@ fn annotations(order: &Order, template: &PodTemplate) -> BTreeMap<String, String
     let mut annotations = template.annotations.clone();
     annotations.insert(own(AGENT), order.agent.name.clone());
     annotations.insert(own(REVISION), order.agent.revision.to_string());
+    annotations.insert(own(TOKEN), order.token.0.clone());
+    annotations.insert(own(TOKEN_HASH), token::digits(&token::hash(&order.token.0)));
     // What saves nodes by moving pods would end a turn in its middle.
     annotations.insert("cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(), "false".to_owned());
     annotations
@@ -209,9 +229,24 @@ fn pod_spec(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Home
         image_pull_secrets: Some(pull_secrets.collect::<Vec<_>>()).filter(|all| !all.is_empty()),
         priority_class_name: template.priority_class.clone(),
         runtime_class_name: template.runtime_class.clone(),
-        volumes: Some(vec![volume("workspace"), volume("tmp")]),
+        volumes: Some(vec![volume("workspace"), volume("tmp"), token_volume()]),
         ..PodSpec::default()
     }
+}
+
+/// The token's annotation as a file.
+fn token_volume() -> Volume {
+    let field = ObjectFieldSelector {
+        field_path: format!("metadata.annotations['{}']", own(TOKEN)),
+        ..ObjectFieldSelector::default()
+    };
+    let file = DownwardAPIVolumeFile {
+        path: TOKEN_FILE.to_owned(),
+        field_ref: Some(field),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let source = DownwardAPIVolumeSource { items: Some(vec![file]), default_mode: Some(0o444) };
+    Volume { name: "token".to_owned(), downward_api: Some(source), ..Volume::default() }
 }
 
 /// The cluster's own clock over a pod. It runs out only where nobody retires the pod in time: a pod takes its
@@ -234,9 +269,8 @@ fn container(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Hom
         name: WORKER.to_owned(),
         image: Some(template.image.clone()),
         image_pull_policy: template.image_pull_policy.map(|policy| policy.as_str().to_owned()),
-        command: (!template.command.is_empty()).then(|| template.command.clone()),
-        // Kubernetes would replace `$(NAME)` in them; doubled, it leaves them alone.
-        args: Some(spec.command.iter().map(|word| word.replace("$(", "$$(")).collect()),
+        command: Some(host(spec, template)).filter(|command| !command.is_empty()),
+        args: Some(spec.command.iter().map(|word| as_it_is(word)).collect()),
         env: Some(variables(order, spec, template, home)),
         resources: Some(resources(spec, template)),
         security_context: Some(SecurityContext {
@@ -249,10 +283,31 @@ fn container(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Hom
         }),
         // The end of what it wrote, where it left no message of its own.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(vec![mount("workspace", WORKSPACE), mount("tmp", "/tmp")]),
+        volume_mounts: Some(vec![
+            mount("workspace", WORKSPACE),
+            mount("tmp", "/tmp"),
+            mount("token", TOKEN_DIR),
+        ]),
         working_dir: Some(WORKSPACE.to_owned()),
         ..Container::default()
     }
+}
+
+/// What calls home.
+fn host(spec: &AgentSpec, template: &PodTemplate) -> Vec<String> {
+    if let Some(command) = &template.command {
+        return command.iter().map(|word| as_it_is(word)).collect();
+    }
+    let idle = spec.idle_ttl.to_string();
+    let drain = Span(template.stop_grace.0.saturating_sub(CLOSE_MARGIN)).to_string();
+    let words =
+        ["lastword", "work", "--exit-when-idle", &idle, "--drain", &drain, "--data-dir", WORKSPACE, "--"];
+    words.map(str::to_owned).to_vec()
+}
+
+/// Kubernetes replaces `$(NAME)` in arguments and variables; doubled, it leaves it alone.
+fn as_it_is(text: &str) -> String {
+    text.replace("$(", "$$(")
 }
 
 fn resources(spec: &AgentSpec, template: &PodTemplate) -> ResourceRequirements {
@@ -260,7 +315,8 @@ fn resources(spec: &AgentSpec, template: &PodTemplate) -> ResourceRequirements {
         of.iter().map(|(name, quantity)| (name.clone(), Quantity(quantity.clone()))).collect()
     };
     let mut limits = quantities(&template.resources.limits);
-    limits.entry("memory".to_owned()).or_insert_with(|| Quantity(spec.limits.memory.0.to_string()));
+    let memory = || Quantity((spec.limits.memory.0 + HOST_MEMORY.0).to_string());
+    limits.entry("memory".to_owned()).or_insert_with(memory);
     let requests = quantities(&template.resources.requests);
     ResourceRequirements {
         limits: Some(limits),
@@ -272,14 +328,14 @@ fn resources(spec: &AgentSpec, template: &PodTemplate) -> ResourceRequirements {
 fn variables(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Home) -> Vec<EnvVar> {
     let plain = |name: &str, value: String| EnvVar {
         name: name.to_owned(),
-        // As for the arguments.
-        value: Some(value.replace("$(", "$$(")),
+        value: Some(as_it_is(&value)),
         value_from: None,
     };
     let mut variables = vec![
         plain("HOME", WORKSPACE.to_owned()),
         plain("LASTWORD_URL", home.gateway_url.clone()),
-        plain("LASTWORD_TOKEN", order.token.0.clone()),
+        plain("LASTWORD_WORKER_TOKEN_FILE", format!("{TOKEN_DIR}/{TOKEN_FILE}")),
+        plain("LASTWORD_WORKER_NAME", name_of(order.worker)),
         plain("LASTWORD_AGENT", order.agent.name.clone()),
         plain("LASTWORD_CONVERSATION_ID", order.conversation.to_string()),
         plain("LASTWORD_WORKER_ID", order.worker.to_string()),

@@ -55,10 +55,12 @@ fn a_pod_is_as_the_restricted_profile_wants_it() {
 fn a_pod_is_found_by_its_labels_and_goes_with_the_gateway() {
     let pod = manifest(&order(PodTemplate::new("a")), &home()).unwrap();
     let agent = ("support".to_owned(), 3);
+    let token_hash = Some(token::hash("s3cret"));
     let wanted = About {
         worker: WorkerId(Uuid::from_u128(7)),
         conversation: ConversationId(Uuid::from_u128(8)),
         agent,
+        token_hash,
     };
     assert_eq!(about(&pod), Some(wanted));
     let pod = serde_json::to_value(pod).unwrap();
@@ -92,7 +94,9 @@ fn the_worker_is_told_where_home_is_and_nothing_is_expanded() {
     template.env.insert("MODEL_KEY".into(), from);
     let pod = made(template);
     let container = &pod["spec"]["containers"][0];
-    assert_eq!(container["command"], json!(["lastword", "work", "--"]));
+    let host =
+        ["lastword", "work", "--exit-when-idle", "10m", "--drain", "25s", "--data-dir", "/workspace", "--"];
+    assert_eq!(container["command"], json!(host));
     assert_eq!(container["args"], json!(["python3", "-c", "print('$$(HOME)')"]));
     let variable = |name: &str| {
         let all = container["env"].as_array().unwrap();
@@ -102,7 +106,11 @@ fn the_worker_is_told_where_home_is_and_nothing_is_expanded() {
         first.clone()
     };
     assert_eq!(variable("LASTWORD_URL")["value"], "http://lastword:8080");
-    assert_eq!(variable("LASTWORD_TOKEN")["value"], "s3cret");
+    assert_eq!(variable("LASTWORD_WORKER_TOKEN_FILE")["value"], "/run/lastword/token");
+    assert!(!container.to_string().contains("s3cret"), "no variable holds the token");
+    assert_eq!(pod["metadata"]["annotations"]["lastword/token"], "s3cret");
+    let item = &pod["spec"]["volumes"][2]["downwardAPI"]["items"][0];
+    assert_eq!(item["fieldRef"]["fieldPath"], "metadata.annotations['lastword/token']");
     assert_eq!(variable("LASTWORD_AGENT")["value"], "support");
     assert_eq!(variable("LOG")["value"], "$$(PATH)");
     let key = json!({"secretKeyRef": {"name": "model", "key": "api-key"}});
@@ -114,10 +122,15 @@ fn limits_and_deadlines_come_from_the_agent_where_the_template_gives_none() {
     let mut template = PodTemplate::new("a");
     template.lifetime = crate::units::Span::seconds(3600);
     let pod = made(template.clone());
-    assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"memory": "1073741824"}}));
+    assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"memory": "1140850688"}}));
     // A lifetime, then a turn's startup and cap, and a minute.
     assert_eq!(pod["spec"]["activeDeadlineSeconds"], 3600 + 60 + 1800 + 60);
-    assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 10);
+    assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 30);
+    template.command = Some(Vec::new());
+    assert!(
+        made(template.clone())["spec"]["containers"][0]["command"].is_null(),
+        "the image's own entry point"
+    );
     template.resources.limits.insert("memory".into(), "512Mi".into());
     template.resources.requests.insert("cpu".into(), "100m".into());
     let wanted = json!({"limits": {"memory": "512Mi"}, "requests": {"cpu": "100m"}});

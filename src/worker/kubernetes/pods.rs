@@ -24,7 +24,10 @@ use super::{
     manifest::{self, Home, Order, Owner},
     verdict::{self, Ending, Standing, Wait},
 };
-use crate::id::{ConversationId, WorkerId};
+use crate::{
+    id::{ConversationId, WorkerId},
+    token::{self, TokenHash},
+};
 
 /// Pods that are asked for at once.
 const CREATIONS_MAX: usize = 8;
@@ -83,6 +86,8 @@ pub struct Seen {
     pub conversation: ConversationId,
     /// The agent and its revision.
     pub agent: (String, i32),
+    /// What its worker's token is known by.
+    pub token_hash: Option<TokenHash>,
     /// How it is.
     pub standing: Standing,
     /// Since when it is so, for this replica.
@@ -98,8 +103,8 @@ pub struct Ended {
     pub name: String,
     /// The worker that was inside.
     pub worker: WorkerId,
-    /// Whose turns it served.
-    pub conversation: ConversationId,
+    /// What its token is known by.
+    pub token_hash: Option<TokenHash>,
     /// Why.
     pub ending: Ending,
 }
@@ -326,6 +331,7 @@ impl State {
                 worker: about.worker,
                 conversation: about.conversation,
                 agent: about.agent,
+                token_hash: about.token_hash,
                 standing: Standing::Waiting(Wait::Start),
                 since: now,
                 first: now,
@@ -345,8 +351,8 @@ impl Entry {
                 return false;
             }
             if let Standing::Ended(ending) = &standing {
-                let (name, worker, conversation) = (seen.name.clone(), seen.worker, seen.conversation);
-                ended = Some(Ended { name, worker, conversation, ending: ending.clone() });
+                let (name, worker, token_hash) = (seen.name.clone(), seen.worker, seen.token_hash);
+                ended = Some(Ended { name, worker, token_hash, ending: ending.clone() });
             }
             seen.standing = standing;
             seen.since = Instant::now();
@@ -372,6 +378,7 @@ impl<'a> Asked<'a> {
             worker: order.worker,
             conversation: order.conversation,
             agent: (order.agent.name.clone(), order.agent.revision),
+            token_hash: Some(token::hash(&order.token.0)),
             standing: Standing::Waiting(Wait::Start),
             since: now,
             first: now,

@@ -141,7 +141,9 @@ impl<'a> Start<'a> {
                     *lock(&self.made) = Some(seen.borrow().name.clone());
                     return Ok(seen);
                 }
-                Err(Refusal { message, detail, may_pass: false, .. }) => return Err(could_not(message, detail)),
+                Err(Refusal { message, detail, may_pass: false, .. }) => {
+                    return Err(could_not(message, detail));
+                }
                 Err(Refusal { message, detail, after, .. }) => {
                     tracing::info!(why = detail, "no pod yet; it is asked for again");
                     self.wait_for(message, detail);
@@ -153,7 +155,8 @@ impl<'a> Start<'a> {
 
     /// Lets the worker in that will call home.
     async fn let_in(&self) -> Result<(), Obstacle> {
-        let grant = Grant { agent: self.order.agent.name.clone(), conversation: Some(self.order.conversation) };
+        let grant =
+            Grant { agent: self.order.agent.name.clone(), conversation: Some(self.order.conversation) };
         let hash = token::hash(&self.order.token.0);
         let mut pause = Pause::default();
         loop {
@@ -188,7 +191,9 @@ impl<'a> Start<'a> {
                     node_until = Some(until);
                 }
                 Standing::Leaving(_) | Standing::Ended(_) if !is_made => return Followed::Stale,
-                Standing::Leaving(ending) | Standing::Ended(ending) => return Followed::Failed(ended(&ending)),
+                Standing::Leaving(ending) | Standing::Ended(ending) => {
+                    return Followed::Failed(ended(&ending));
+                }
             }
             tokio::select! {
                 changed = seen.changed() => if changed.is_err() {

@@ -24,7 +24,7 @@ use crate::{
 
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How much longer than its agent's idle time a pod without a turn is kept: its worker leaves by itself before.
-pub(super) const IDLE_MARGIN: Duration = Duration::from_secs(30);
+pub(super) const IDLE_MARGIN: Duration = Duration::from_secs(10);
 /// How long a pod that failed can be looked at by operators.
 pub(super) const FAILED_KEPT: Duration = Duration::from_secs(300);
 
@@ -129,6 +129,7 @@ mod tests {
             worker: WorkerId(Uuid::from_u128(n)),
             conversation: ConversationId(Uuid::from_u128(n)),
             agent: ("a".into(), 1),
+            token_hash: None,
             standing,
             since,
             first: since,
