@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -28,6 +28,8 @@ use tokio::{net::TcpListener, runtime::Runtime, time::Instant};
 
 use crate::world::{World, status};
 
+/// How long its last tasks may take.
+const END_MAX: Duration = Duration::from_secs(10);
 /// How often a watch says how far it is.
 const BOOKMARK_EVERY: Duration = Duration::from_millis(500);
 
@@ -66,9 +68,10 @@ impl ApiServer {
 
     /// Cuts every connection and answers nothing any more.
     pub fn go_away(&self) {
-        if let Some(runtime) = self.runtime.lock().unwrap().take() {
-            runtime.shutdown_background();
-        }
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // On a thread of its own: it may wait, so that the port is free after.
+        let ending = runtime.map(|runtime| std::thread::spawn(|| runtime.shutdown_timeout(END_MAX)));
+        ending.into_iter().for_each(|ending| ending.join().unwrap());
     }
 
     /// Answers again, on the same port.

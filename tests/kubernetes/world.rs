@@ -25,7 +25,8 @@ struct Inner {
     history: Vec<Change>,
     /// Versions before this one are forgotten.
     oldest: u64,
-    answers: VecDeque<Value>,
+    /// By the agent whose pod is asked for; the empty name is anybody's.
+    answers: BTreeMap<String, VecDeque<Value>>,
     asked: Vec<String>,
     cuts: u64,
     is_gone_by_status: bool,
@@ -49,21 +50,33 @@ impl Default for World {
 impl World {
     /// What the next creations are answered, one each, as `Status` objects with a `code`.
     pub fn answer_next(&self, code: u16, reason: &str, message: &str) {
-        let status = status(code, reason, message);
-        self.lock().answers.push_back(status);
+        self.answer_agent("", status(code, reason, message));
+    }
+
+    /// What the next creation for this agent is answered.
+    pub fn answer_agent(&self, agent: &str, status: Value) {
+        self.lock().answers.entry(agent.to_owned()).or_default().push_back(status);
     }
 
     /// The same, with the number of seconds after which the server wants to be asked again.
     pub fn answer_next_after(&self, code: u16, seconds: u32) {
         let mut status = status(code, "TooManyRequests", "too many requests");
         status["details"] = json!({"retryAfterSeconds": seconds});
-        self.lock().answers.push_back(status);
+        self.answer_agent("", status);
+    }
+
+    /// How many answers still wait for this agent.
+    pub fn answers_left(&self, agent: &str) -> usize {
+        self.lock().answers.get(agent).map_or(0, VecDeque::len)
     }
 
     pub fn create(&self, mut pod: Value) -> Result<Value, Value> {
         let mut inner = self.lock();
-        if let Some(answer) = inner.answers.pop_front() {
-            return Err(answer);
+        let agent = pod["metadata"]["labels"]["lastword/agent"].as_str().unwrap_or_default().to_owned();
+        for whose in ["", &agent] {
+            if let Some(answer) = inner.answers.get_mut(whose).and_then(VecDeque::pop_front) {
+                return Err(answer);
+            }
         }
         let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
         if inner.pods.contains_key(&name) {
@@ -124,13 +137,6 @@ impl World {
         inner.oldest = inner.version;
     }
 
-    /// Forgets the history: whoever was cut off before has to list anew.
-    pub fn compact(&self) {
-        let mut inner = self.lock();
-        inner.version += 1;
-        inner.oldest = inner.version;
-    }
-
     /// Says 410 by the status of the answer from now on, and not by an event.
     pub fn say_gone_by_status(&self) {
         self.lock().is_gone_by_status = true;
@@ -177,6 +183,14 @@ impl World {
         self.lock().pods.get(name).cloned()
     }
 
+    /// The newest pod of a conversation.
+    pub fn pod_of(&self, conversation: &str) -> Option<String> {
+        let inner = self.lock();
+        let is_its = |pod: &&Value| pod["metadata"]["labels"]["lastword/conversation"] == conversation;
+        let pod = inner.pods.values().filter(is_its).max_by_key(|pod| version_of(pod))?;
+        pod["metadata"]["name"].as_str().map(str::to_owned)
+    }
+
     pub fn names(&self) -> Vec<String> {
         self.lock().pods.keys().cloned().collect()
     }
@@ -198,6 +212,10 @@ impl Inner {
         self.history.push(Change { version: self.version, kind, pod: pod.clone() });
         pod
     }
+}
+
+fn version_of(pod: &Value) -> u64 {
+    pod["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// A `Status`, as the API server refuses with.

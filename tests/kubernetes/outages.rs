@@ -1,0 +1,58 @@
+//! The API server is away, or the replica that asked for a pod is gone.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::{
+    field::{Field, failed},
+    server::ApiServer,
+    support::{Plan, eventually},
+};
+
+#[tokio::test]
+async fn a_turn_waits_for_a_cluster_that_is_away_and_no_longer_than_its_clock() {
+    let server = ApiServer::start();
+    server.go_away();
+    let field = Field::beside(server, Plan { replicas: 1, ..Plan::default() }).await;
+    field.pod_agent("impatient", json!({"timeouts": {"startup": "2s"}})).await;
+    field.pod_agent("patient", json!({"timeouts": {"startup": "60s"}})).await;
+    let patient = field.post(0, "patient", "hello").await;
+    let impatient = field.post(0, "impatient", "hello").await;
+    let events = field.watch(0, &impatient).await;
+    failed(events.last().unwrap(), "worker_startup_failed", "in time: the cluster cannot be reached");
+    // It comes back by itself, and the turn that waits goes on.
+    field.server.come_back();
+    let pod = field.pod_of(&patient).await;
+    // Away once more, in the middle of the start.
+    field.server.go_away();
+    field.server.world.set_worker(&pod, "Failed", json!({"terminated": {"exitCode": 4}}));
+    let back = Instant::now();
+    field.server.come_back();
+    let (word, took) = field.last_word(0, &patient, back).await;
+    failed(&word, "worker_startup_failed", "exit code 4");
+    println!("told {took:?} after the server came back");
+}
+
+#[tokio::test]
+async fn a_pod_whose_replica_is_gone_serves_the_turn_at_the_next_or_is_removed() {
+    let field = Field::open(Plan::default()).await;
+    field.pod_agent("kept", json!({"idle_ttl": "0s"})).await;
+    let turn = field.post(0, "kept", "hello").await;
+    let pod = field.pod_of(&turn).await;
+    let replica = &field.server.world.pod(&pod).unwrap()["metadata"]["labels"]["lastword/replica"];
+    let asked_by = field.replica_of(replica.as_str().unwrap()).await;
+    field.kill(asked_by);
+    // The other one waits for the same pod: it asks for no second one.
+    field.server.world.set_worker(&pod, "Pending", json!({"waiting": {"reason": "ErrImagePull"}}));
+    let other = 1 - asked_by;
+    let events = field.watch(other, &turn).await;
+    failed(events.last().unwrap(), "worker_startup_failed", "could not be");
+    // Another pod, of a turn that is over: nobody needs it.
+    let again = field.post(other, "kept", "hello").await;
+    let orphan = field.pod_of(&again).await;
+    field.server.world.set_worker(&orphan, "Running", json!({"running": {}}));
+    field.cancel(other, &again).await;
+    eventually("the orphan is removed", async || field.server.world.pod(&orphan).is_none().then_some(()))
+        .await;
+}
