@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    id::ConversationId,
+    id::{ConversationId, WorkerId},
     task::{Kind, Supervisor},
     telemetry,
     units::Span,
@@ -81,6 +81,9 @@ pub struct Args {
     /// What is logged
     #[arg(long, env = "LASTWORD_LOG", default_value = "info")]
     log: String,
+    /// Who this worker is, where its host was told
+    #[arg(long = "worker", env = "LASTWORD_WORKER_ID", value_name = "ID")]
+    worker: Option<WorkerId>,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -115,6 +118,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let identity = Identity {
         agent: args.agent.clone(),
         conversation: args.conversation,
+        worker: args.worker,
         name,
         token: token.trim().to_owned(),
     };

@@ -131,7 +131,7 @@ pub enum ConfigError {
 
 const PREFIX: &str = "LASTWORD_";
 /// Variables of ours that are not configuration of a replica.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
     "LASTWORD_AGENT",
     "LASTWORD_CONFIG",
     "LASTWORD_CONVERSATION_ID",
@@ -139,6 +139,7 @@ const OTHERS: [&str; 9] = [
     "LASTWORD_POSTGRES_BIN",
     "LASTWORD_TOKEN",
     "LASTWORD_URL",
+    "LASTWORD_WORKER_ID",
     "LASTWORD_WORKER_NAME",
     "LASTWORD_WORKER_TOKEN_FILE",
 ];

@@ -13,6 +13,7 @@ mod server;
 mod starts;
 #[path = "../support/mod.rs"]
 mod support;
+mod turns;
 mod world;
 
 use field::Field;
@@ -34,6 +35,22 @@ async fn a_turn_whose_worker_never_comes_is_told_why() {
         starts::a_pod_that_the_cluster_does_not_take,
         starts::a_turn_that_is_cancelled_while_its_pod_starts,
         starts::a_worker_that_never_calls,
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_turn_runs_in_a_pod_and_its_end_is_told() {
+    let field = &Field::open(Plan::default()).await;
+    all(cases![field;
+        turns::a_worker_leaves_when_it_is_idle_and_its_pod_goes,
+        turns::one_pod_serves_turn_after_turn,
+        turns::a_pod_of_an_older_revision_serves_no_more,
+        turns::a_worker_that_takes_too_much_memory,
+        turns::a_worker_that_exits,
+        turns::a_pod_that_is_evicted,
+        turns::a_node_that_is_lost,
+        turns::a_pod_that_somebody_deletes,
     ])
     .await;
 }

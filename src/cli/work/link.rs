@@ -32,6 +32,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Identity {
     pub agent: String,
     pub conversation: Option<ConversationId>,
+    /// Where whoever started it has named it.
+    pub worker: Option<WorkerId>,
     pub name: Option<String>,
     pub token: String,
 }
@@ -89,8 +91,8 @@ impl Link {
             http: client().build()?,
             fresh: client().pool_max_idle_per_host(0).build()?,
             urls: bases,
+            worker: Mutex::new(identity.worker),
             identity,
-            worker: Mutex::default(),
             misleading: Mutex::default(),
             route: watch::Sender::new(None),
         })
@@ -128,7 +130,7 @@ impl Link {
         let found_by = n % self.urls.len();
         let base = &self.urls[found_by];
         let worker = *self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        let Identity { agent, conversation, name, token } = &self.identity;
+        let Identity { agent, conversation, name, token, worker: _ } = &self.identity;
         let body = json!({
             "agent": agent, "conversation_id": conversation, "worker_id": worker, "name": name,
         });
