@@ -69,6 +69,9 @@ pub struct Args {
     /// Leave after so long without a turn
     #[arg(long, value_name = "SPAN")]
     exit_when_idle: Option<Span>,
+    /// Take on nothing more after so long, and leave when the turns that run have ended
+    #[arg(long, value_name = "SPAN")]
+    retire_after: Option<Span>,
     /// How long running turns get to end after a SIGTERM
     #[arg(long, default_value = "45s", value_name = "SPAN")]
     drain: Span,
@@ -97,6 +100,8 @@ pub struct Shop {
     crew: Arc<Crew>,
     concurrency: usize,
     idle_max: Option<Duration>,
+    /// When it is old enough to leave once it has nothing to do.
+    retire_at: Option<Instant>,
     /// It takes on nothing more.
     leaving: CancellationToken,
     /// What still runs is interrupted.
@@ -132,6 +137,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         crew: Crew::new(program, supervisor.clone(), leaving.clone()),
         concurrency: args.concurrency as usize,
         idle_max: args.exit_when_idle.map(|span| span.0),
+        retire_at: args.retire_after.map(|span| Instant::now() + span.0),
         leaving,
         now: CancellationToken::new(),
         left,
@@ -201,7 +207,10 @@ impl Shop {
 
     /// When this host leaves unless a turn comes; `None` where it has turns, or waits for ever.
     fn idle_until(&self) -> Option<Instant> {
-        Some(self.turns.idle_since()? + self.idle_max?)
+        let since = self.turns.idle_since()?;
+        let idle = self.idle_max.map(|max| since + max);
+        let old = self.retire_at.map(|at| at.max(since));
+        idle.into_iter().chain(old).min()
     }
 
     fn is_idle_for_too_long(&self) -> bool {

@@ -75,6 +75,8 @@ fn matches(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<Match> {
         let can_have = |caller: &&Arc<Caller>| {
             let worker = caller.worker();
             let is_its = worker.conversation.map_or(!head.is_reserved, |bound| bound == head.conversation);
+            // Who was started for an older revision runs that.
+            let is_its = is_its && (!head.is_reserved || worker.agent_revision == head.agent_revision);
             worker.agent == head.agent && is_its && room.get(&worker.id).is_some_and(|room| *room > 0)
         };
         let able = || waiting.iter().filter(can_have);
@@ -170,7 +172,15 @@ mod tests {
 
     fn head(n: u128, holder: Option<u128>, waited_ms: i64) -> Head {
         let (turn, conversation, agent) = (TurnId(id(n)), ConversationId(id(n)), "a".to_owned());
-        Head { turn, agent, conversation, holder: holder.map(id), waited_ms, is_reserved: false }
+        Head {
+            turn,
+            agent,
+            conversation,
+            holder: holder.map(id),
+            waited_ms,
+            is_reserved: false,
+            agent_revision: 1,
+        }
     }
 
     fn matched(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<(u128, u128)> {
@@ -190,6 +200,10 @@ mod tests {
         assert_eq!(matched(&[head(70, Some(1), 0)], &workers), [(70, 3)]);
         let reserved = Head { is_reserved: true, ..head(11, None, 0) };
         assert_eq!(matched(&[reserved], &workers), [], "it waits for a worker of its own");
+        let reserved = Head { is_reserved: true, ..head(70, None, 0) };
+        assert_eq!(matched(std::slice::from_ref(&reserved), &workers), [(70, 3)]);
+        let newer = Head { agent_revision: 2, ..reserved };
+        assert_eq!(matched(&[newer], &workers), [], "it waits for a worker of its own revision");
         let many: Vec<Head> = (10..20).map(|n| head(n, None, 0)).collect();
         assert_eq!(matched(&many, &workers).len(), 4, "no more than they have room for");
     }

@@ -32,6 +32,8 @@ pub struct Head {
     pub waited_ms: i64,
     /// Whether a replica holds it while it brings its worker about: for a worker of that conversation alone.
     pub is_reserved: bool,
+    /// What it runs with.
+    pub agent_revision: i32,
 }
 
 /// Which turn is to be claimed for which worker, and the hash of the token that comes with it.
@@ -103,7 +105,7 @@ impl Store {
                     r#"
                     (select i.turn_id as "turn!", i.agent as "agent!", i.conversation_id as "conversation!", v.holder,
                             (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
-                              as "waited_ms!", false as "is_reserved!"
+                              as "waited_ms!", false as "is_reserved!", i.agent_revision as "agent_revision!"
                        from inflight i join conversations v on v.id = i.conversation_id
                       where i.phase = 'queued' and i.runtime = any ($1) and i.agent = any ($2)
                         and not exists (
@@ -111,7 +113,8 @@ impl Store {
                       order by i.turn_id
                       limit 512)
                     union all
-                    (select i.turn_id, i.agent, i.conversation_id, v.holder, 0, true
+                    (select i.turn_id, i.agent, i.conversation_id, v.holder, 0, true,
+                            i.agent_revision
                        from inflight i join conversations v on v.id = i.conversation_id
                       where i.conversation_id = any ($3) and i.phase = 'starting' and i.runtime <> 'process'
                         and not exists (
@@ -132,6 +135,7 @@ impl Store {
             holder: row.holder,
             waited_ms: row.waited_ms,
             is_reserved: row.is_reserved,
+            agent_revision: row.agent_revision,
         });
         Ok(heads.collect())
     }

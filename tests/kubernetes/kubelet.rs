@@ -34,6 +34,11 @@ impl Kubelet {
 
     /// Starts the pod's worker, and says so.
     pub fn run(&self, name: &str) {
+        self.run_towards(name, None);
+    }
+
+    /// The same, where home is found at `url`: a Service that knows every replica.
+    pub fn run_towards(&self, name: &str, url: Option<&str>) {
         let pod = self.world.pod(name).unwrap_or_else(|| panic!("no pod {name}"));
         let container = &pod["spec"]["containers"][0];
         let dir = self.home.join(name);
@@ -58,6 +63,7 @@ impl Kubelet {
             let value = variable["value"].as_str().expect("a value of its own");
             command.env(variable["name"].as_str().unwrap(), here(value));
         }
+        url.map(|url| command.env("LASTWORD_URL", url));
         let log = File::create(dir.join("log")).unwrap();
         command.current_dir(&dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = child::spawn(command, Signal::SIGKILL).unwrap();

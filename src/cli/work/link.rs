@@ -207,8 +207,13 @@ mod tests {
 
     #[test]
     fn what_is_no_http_url_is_refused() {
-        let identity =
-            Identity { agent: "a".to_owned(), conversation: None, name: None, token: String::new() };
+        let identity = Identity {
+            agent: "a".to_owned(),
+            conversation: None,
+            worker: None,
+            name: None,
+            token: String::new(),
+        };
         for urls in [vec!["localhost:1".to_owned()], vec!["ftp://x".to_owned()], Vec::new()] {
             assert!(Link::new(&urls, identity.clone()).is_err(), "{urls:?}");
         }

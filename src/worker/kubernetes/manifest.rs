@@ -249,8 +249,8 @@ fn token_volume() -> Volume {
     Volume { name: "token".to_owned(), downward_api: Some(source), ..Volume::default() }
 }
 
-/// The cluster's own clock over a pod. It runs out only where nobody retires the pod in time: a pod takes its
-/// last turn within its lifetime, and that one may take its whole cap.
+/// The cluster's own clock over a pod. It runs out only where a worker does not retire in time: it takes its last
+/// turn within its lifetime, and that one may take its whole cap.
 fn active_deadline(spec: &AgentSpec, template: &PodTemplate) -> Duration {
     template.lifetime.0 + spec.timeouts.startup.0 + spec.timeouts.cap.0 + DEADLINE_MARGIN
 }
@@ -300,9 +300,13 @@ fn host(spec: &AgentSpec, template: &PodTemplate) -> Vec<String> {
     }
     let idle = spec.idle_ttl.to_string();
     let drain = Span(template.stop_grace.0.saturating_sub(CLOSE_MARGIN)).to_string();
-    let words =
-        ["lastword", "work", "--exit-when-idle", &idle, "--drain", &drain, "--data-dir", WORKSPACE, "--"];
-    words.map(str::to_owned).to_vec()
+    let mut words: Vec<String> = vec!["lastword".to_owned(), "work".to_owned()];
+    let old = template.lifetime.to_string();
+    for (option, span) in [("--exit-when-idle", idle), ("--retire-after", old), ("--drain", drain)] {
+        words.extend([option.to_owned(), span]);
+    }
+    words.extend(["--data-dir", WORKSPACE, "--"].map(str::to_owned));
+    words
 }
 
 /// Kubernetes replaces `$(NAME)` in arguments and variables; doubled, it leaves it alone.

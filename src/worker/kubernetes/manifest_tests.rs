@@ -94,8 +94,8 @@ fn the_worker_is_told_where_home_is_and_nothing_is_expanded() {
     template.env.insert("MODEL_KEY".into(), from);
     let pod = made(template);
     let container = &pod["spec"]["containers"][0];
-    let host =
-        ["lastword", "work", "--exit-when-idle", "10m", "--drain", "25s", "--data-dir", "/workspace", "--"];
+    let host = "lastword work --exit-when-idle 10m --retire-after 12h --drain 25s --data-dir /workspace --";
+    let host: Vec<&str> = host.split(' ').collect();
     assert_eq!(container["command"], json!(host));
     assert_eq!(container["args"], json!(["python3", "-c", "print('$$(HOME)')"]));
     let variable = |name: &str| {

@@ -9,7 +9,6 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::Pod;
@@ -92,8 +91,6 @@ pub struct Seen {
     pub standing: Standing,
     /// Since when it is so, for this replica.
     pub since: Instant,
-    /// When this replica saw it first.
-    pub first: Instant,
 }
 
 /// A pod that ended, whose end is to be told.
@@ -334,7 +331,6 @@ impl State {
                 token_hash: about.token_hash,
                 standing: Standing::Waiting(Wait::Start),
                 since: now,
-                first: now,
             };
             Entry { seen: watch::Sender::new(seen), since_list: None }
         });
@@ -381,7 +377,6 @@ impl<'a> Asked<'a> {
             token_hash: Some(token::hash(&order.token.0)),
             standing: Standing::Waiting(Wait::Start),
             since: now,
-            first: now,
         };
         let mut state = pods.lock();
         let fresh = || Entry { seen: watch::Sender::new(seen), since_list: None };
@@ -407,12 +402,5 @@ impl Drop for Asked<'_> {
         if state.pods.get(&self.name).is_some_and(|entry| entry.since_list.is_none()) {
             state.pods.remove(&self.name);
         }
-    }
-}
-
-impl Seen {
-    /// For how long this replica has known it.
-    pub fn age(&self) -> Duration {
-        self.first.elapsed()
     }
 }

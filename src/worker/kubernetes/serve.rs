@@ -124,11 +124,9 @@ impl<'a> Start<'a> {
         Err(could_not("its pods were gone before they could take it", String::new()))
     }
 
-    /// Whether a turn can still go to this pod.
+    /// Whether a turn can go to this pod: the worker of an older revision is offered none.
     fn can_serve(&self, seen: &Seen) -> bool {
-        let lifetime = self.template.as_ref().map_or(Duration::ZERO, |template| template.lifetime.0);
-        let agent = &self.order.agent;
-        seen.agent == (agent.name.clone(), agent.revision) && seen.age() < lifetime
+        seen.agent == (self.order.agent.name.clone(), self.order.agent.revision)
     }
 
     /// Asks for a pod until there is one, or there never will be.

@@ -132,7 +132,6 @@ mod tests {
             token_hash: None,
             standing,
             since,
-            first: since,
         }
     }
 
