@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,6 +25,7 @@ pub struct Field {
     pub kubelet: Kubelet,
     pub replicas: Cluster,
     pub server: ApiServer,
+    http: reqwest::Client,
     _home: tempfile::TempDir,
 }
 
@@ -51,7 +53,8 @@ impl Field {
         plan.env.push((text("LASTWORD_KUBERNETES"), text("true")));
         let replicas = Cluster::with(plan).await;
         let kubelet = Kubelet::new(server.world.clone(), home.path().join("pods"));
-        Field { kubelet, replicas, server, _home: home }
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Field { kubelet, replicas, server, http, _home: home }
     }
 
     /// An agent whose workers are pods; `more` is laid over its spec.
@@ -68,6 +71,13 @@ impl Field {
     /// The name of the newest pod of the turn's conversation, when there is one.
     pub async fn pod_of(&self, turn: &Turn) -> String {
         eventually("a pod is asked for", async || self.server.world.pod_of(&turn.conversation)).await
+    }
+
+    /// What a worker with this token is answered that wants to serve this agent.
+    pub async fn let_in(&self, token: &str, agent: &str) -> StatusCode {
+        let url = format!("{}/v1/worker/register", self.url(0));
+        let asked = self.http.post(url).bearer_auth(token).json(&json!({"agent": agent}));
+        asked.send().await.unwrap().status()
     }
 
     /// The turn's last word, and how long after `told` it came to a client of replica `i`.

@@ -1,6 +1,6 @@
 //! The API server is away, or the replica that asked for a pod is gone.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -32,6 +32,31 @@ async fn a_turn_waits_for_a_cluster_that_is_away_and_no_longer_than_its_clock() 
     let (word, took) = field.last_word(0, &patient, back).await;
     failed(&word, "worker_startup_failed", "exit code 4");
     println!("told {took:?} after the server came back");
+}
+
+#[tokio::test]
+async fn a_turn_that_runs_goes_on_without_the_cluster_and_without_its_replica() {
+    let field = Field::open(Plan::default()).await;
+    field.pod_agent("steady", json!({})).await;
+    let turn = field.post(0, "steady", "/slow 60").await;
+    let pod = field.pod_of(&turn).await;
+    let both = format!("{},{}", field.url(0), field.url(1));
+    field.kubelet.run_towards(&pod, Some(&both));
+    field.until(1, &turn, "delta", Duration::from_secs(30)).await;
+    field.server.go_away();
+    // Its worker calls the first of them, and turns to the other.
+    field.kill(0);
+    let events = field.watch(1, &turn).await;
+    assert_eq!(events.last().unwrap().kind, "completed", "{events:?}");
+    assert_eq!(events.iter().filter(|event| event.kind == "started").count(), 1, "one attempt");
+    field.server.come_back();
+    eventually("the other replica still knows the pod", async || {
+        let log = field.log(1);
+        assert!(!log.contains("a worker's pod ended"), "{log}");
+        field.server.world.asked("GET").last().filter(|asked| asked.contains("watch=true")).map(|_| ())
+    })
+    .await;
+    assert_eq!(field.server.world.names(), [pod]);
 }
 
 #[tokio::test]

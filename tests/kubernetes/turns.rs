@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
@@ -98,10 +99,18 @@ pub async fn a_worker_leaves_when_it_is_idle_and_its_pod_goes(field: &Field) {
     field.pod_agent("idle", json!({"idle_ttl": "1s"})).await;
     let turn = field.post(0, "idle", "hello").await;
     let pod = field.pod_of(&turn).await;
+    let token = field.server.world.pod(&pod).unwrap()["metadata"]["annotations"]["lastword/token"].clone();
+    let token = token.as_str().unwrap();
+    assert_eq!(field.let_in(token, "idle").await, StatusCode::OK);
+    assert_eq!(field.let_in(token, "warm").await, StatusCode::FORBIDDEN, "it is good for one agent");
     field.kubelet.run(&pod);
     assert_eq!(field.watch_all(&turn).await.last().unwrap().kind, "completed");
     assert_eq!(field.kubelet.reap(&pod).await, 0, "it leaves by itself:\n{}", field.kubelet.log(&pod));
     eventually("its pod is removed", async || field.server.world.pod(&pod).is_none().then_some(())).await;
+    eventually("its token is revoked", async || {
+        (field.let_in(token, "idle").await == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
     // The conversation goes on with a fresh one.
     let next = field.post_in(0, &turn.conversation, "idle", "still there?").await;
     let fresh = field.pod_of(&next).await;

@@ -362,5 +362,4 @@ fn variables(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Hom
 }
 
 #[cfg(test)]
-#[path = "manifest_tests.rs"]
 mod tests;

@@ -6,6 +6,8 @@
 //! Every replica sees every pod of its fleet, also those that others made: any of them tells how one ended, and
 //! removes those that nobody needs.
 
+mod asked;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +20,7 @@ use tokio::{
     time::Instant,
 };
 
+use self::asked::Asked;
 use super::{
     cluster::{Cluster, Refusal},
     manifest::{self, Home, Order, Owner},
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     id::{ConversationId, WorkerId},
-    token::{self, TokenHash},
+    token::TokenHash,
 };
 
 /// Pods that are asked for at once.
@@ -210,7 +213,7 @@ impl Pods {
         let _permit = self.0.creations.acquire().await;
         let asked = Asked::new(self, order);
         self.0.cluster.create(&pod).await?;
-        Ok(asked.is_there())
+        Ok(asked.found())
     }
 
     /// Has a pod deleted, now or as soon as the cluster can be reached.
@@ -355,52 +358,5 @@ impl Entry {
             true
         });
         ended
-    }
-}
-
-/// A pod that is being asked for. Its drop forgets it, unless it is there or the watch has shown it.
-struct Asked<'a> {
-    pods: &'a Pods,
-    name: String,
-    seen: watch::Receiver<Seen>,
-}
-
-impl<'a> Asked<'a> {
-    fn new(pods: &'a Pods, order: &Order) -> Self {
-        let name = manifest::name_of(order.worker);
-        let now = Instant::now();
-        let seen = Seen {
-            name: name.clone(),
-            worker: order.worker,
-            conversation: order.conversation,
-            agent: (order.agent.name.clone(), order.agent.revision),
-            token_hash: Some(token::hash(&order.token.0)),
-            standing: Standing::Waiting(Wait::Start),
-            since: now,
-        };
-        let mut state = pods.lock();
-        let fresh = || Entry { seen: watch::Sender::new(seen), since_list: None };
-        let seen = state.pods.entry(name.clone()).or_insert_with(fresh).seen.subscribe();
-        drop(state);
-        Asked { pods, name, seen }
-    }
-
-    fn is_there(self) -> watch::Receiver<Seen> {
-        let mut state = self.pods.lock();
-        let lists = state.lists;
-        if let Some(entry) = state.pods.get_mut(&self.name) {
-            entry.since_list.get_or_insert(lists);
-        }
-        drop(state);
-        self.seen.clone()
-    }
-}
-
-impl Drop for Asked<'_> {
-    fn drop(&mut self) {
-        let mut state = self.pods.lock();
-        if state.pods.get(&self.name).is_some_and(|entry| entry.since_list.is_none()) {
-            state.pods.remove(&self.name);
-        }
     }
 }

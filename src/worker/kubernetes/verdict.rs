@@ -300,5 +300,4 @@ fn memory_limit(pod: &Pod) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "verdict_tests.rs"]
 mod tests;
