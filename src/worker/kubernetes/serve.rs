@@ -34,7 +34,6 @@ use crate::{
     agent::PodTemplate,
     id::WorkerId,
     store::remote_workers::Grant,
-    token,
     worker::{
         host::Host,
         job::{Halt, Job},
@@ -93,7 +92,8 @@ impl<'a> Start<'a> {
             agent: job.agent.clone(),
             conversation: job.claim.conversation,
             replica: host.store().replica(),
-            token: Token(token::mint()),
+            // Minted when there is to be a pod.
+            token: Token(String::new()),
         };
         let template = job.agent.spec.pod.clone();
         let turn = (job.claim.turn, job.claim.epoch);
@@ -131,10 +131,10 @@ impl<'a> Start<'a> {
 
     /// Asks for a pod until there is one, or there never will be.
     async fn create(&self) -> Result<watch::Receiver<Seen>, Obstacle> {
-        self.let_in().await?;
+        let order = Order { token: self.let_in().await?, ..self.order.clone() };
         let mut pause = Pause::default();
         loop {
-            match self.pods.create(&self.order).await {
+            match self.pods.create(&order).await {
                 Ok(seen) => {
                     *lock(&self.made) = Some(seen.borrow().name.clone());
                     return Ok(seen);
@@ -151,15 +151,13 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Lets the worker in that will call home.
-    async fn let_in(&self) -> Result<(), Obstacle> {
-        let grant =
-            Grant { agent: self.order.agent.name.clone(), conversation: Some(self.order.conversation) };
-        let hash = token::hash(&self.order.token.0);
+    /// Lets the worker in that will call home; what it shows.
+    async fn let_in(&self) -> Result<Token, Obstacle> {
+        let grant = Grant { agent: self.order.agent.name.clone(), conversation: Some(self.order.conversation) };
         let mut pause = Pause::default();
         loop {
-            match self.host.store().grant_worker(hash, &grant).await {
-                Ok(()) => return Ok(()),
+            match self.host.store().mint_worker_token(&grant).await {
+                Ok(token) => return Ok(Token(token)),
                 Err(why) if why.is_away() => pause.take(None).await,
                 Err(why) => return Err(could_not("its worker could not be let in", why.to_string())),
             }
