@@ -153,7 +153,8 @@ impl<'a> Start<'a> {
 
     /// Lets the worker in that will call home; what it shows.
     async fn let_in(&self) -> Result<Token, Obstacle> {
-        let grant = Grant { agent: self.order.agent.name.clone(), conversation: Some(self.order.conversation) };
+        let grant =
+            Grant { agent: self.order.agent.name.clone(), conversation: Some(self.order.conversation) };
         let mut pause = Pause::default();
         loop {
             match self.host.store().mint_worker_token(&grant).await {
