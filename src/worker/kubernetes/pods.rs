@@ -173,12 +173,13 @@ impl Pods {
         Ok(())
     }
 
-    pub(super) fn set_link(&self, link: Link) {
+    /// Says how the watch stands; whether that is news.
+    pub(super) fn set_link(&self, link: Link) -> bool {
         self.0.link.send_if_modified(|it| {
             let is_new = *it != link;
             *it = link;
             is_new
-        });
+        })
     }
 
     /// The newest living pod of this conversation.
