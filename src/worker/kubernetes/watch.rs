@@ -54,10 +54,8 @@ async fn watch(pods: &Pods) {
                 }
                 Err(why) => {
                     let end = end_of(&why);
-                    if end == End::Broken {
-                        if pods.set_link(Link::Broken(why.to_string())) {
-                            tracing::warn!(%why, "worker pods cannot be watched; it is tried again");
-                        }
+                    if end == End::Broken && pods.set_link(Link::Broken(why.to_string())) {
+                        tracing::warn!(%why, "worker pods cannot be watched; it is tried again");
                     }
                     pause.take(None).await;
                     if end != End::Cut {
