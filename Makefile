@@ -11,8 +11,11 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 # Process-per-test where there is nextest; it does not run the examples in the docs, so those are
 # run by themselves.
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
-RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test)
-RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc,true)
+RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test) $(FEATURES)
+RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc $(FEATURES),true)
+
+# What is checked has everything in it, as the images have; a plain build runs no pods.
+FEATURES := --features kubernetes
 
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
@@ -33,7 +36,7 @@ demo: setup ## thirty seconds: kill a replica, see the last word that the other 
 	@cargo run --quiet -- demo
 
 test: ## all tests, then those over several replicas once more without NOTIFY
-	cargo build --bin lastword
+	cargo build $(FEATURES) --bin lastword
 	$(RUN_TESTS)
 	$(RUN_DOCTESTS)
 	$(if $(CLUSTER_SUITES),LASTWORD_DOORBELL=off $(RUN_TESTS) $(addprefix --test ,$(CLUSTER_SUITES)),@echo 'no suite over several replicas')
@@ -45,13 +48,13 @@ bench: setup ## how fast it is, beside this machine's limits, in half an hour; A
 	cargo run --profile measured -- bench $(ARGS)
 
 bench-counts: setup ## what one turn costs the database, against benches/counts.json
-	cargo run -- bench --counts $(ARGS)
+	cargo run $(FEATURES) -- bench --counts $(ARGS)
 
 chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
 	cargo test --profile measured --test chaos -- $(CHAOS)
 
 chaos-short: ## a few minutes of it, as in CI
-	cargo test --test chaos -- --form short --seed 1 --lanes 2 $(CHAOS)
+	cargo test $(FEATURES) --test chaos -- --form short --seed 1 --lanes 2 $(CHAOS)
 
 soak: ## break everything as often as docs/RELIABILITY.md says, in about two hours, and write its table
 	cargo test --profile measured --test chaos -- --form full --report target/reliability.md $(CHAOS)
@@ -105,16 +108,16 @@ fmt-check:
 	cargo fmt --check
 
 lint: ## clippy over everything; a warning is an error
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets $(FEATURES) -- -D warnings
 
 # Links to private items are allowed: these pages are for those who read the code.
 doc: ## the documentation of every item; a broken link is an error
-	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --document-private-items $(FEATURES)
 
 sqlx: ## write .sqlx anew from the migrations and the queries
 	.ci/sqlx-cli
-	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare -- --all-targets'
+	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare -- --all-targets $(FEATURES)'
 
 sqlx-check:
 	.ci/sqlx-cli
-	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare --check -- --all-targets'
+	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare --check -- --all-targets $(FEATURES)'

@@ -3,11 +3,14 @@
 //! Owns the spec's fields, defaults and limits. Refuses unknown fields and values out of bounds,
 //! naming the field.
 
+mod pod;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value};
 use crate::units::{Size, Span};
 
 /// How an agent's workers are run.
@@ -16,7 +19,9 @@ use crate::units::{Size, Span};
 pub struct AgentSpec {
     /// What kind of worker.
     pub runtime: Runtime,
-    /// The program and its arguments; a relative program is looked up in `PATH`.
+    /// The program and its arguments; a relative program is looked up in `PATH`. None of a remote worker's:
+    /// its host knows what it runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The worker's environment, beside a clean minimum.
     #[serde(default)]
@@ -50,6 +55,9 @@ pub struct AgentSpec {
     /// Whether clients see operator detail (exit status, the end of stderr) in errors.
     #[serde(default)]
     pub expose_errors: bool,
+    /// What each conversation's pod is made from; of the runtime `kubernetes` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodTemplate>,
 }
 
 /// What kind of worker runs an agent's turns.
@@ -58,13 +66,24 @@ pub struct AgentSpec {
 pub enum Runtime {
     /// A process that speaks the native protocol over stdio.
     Process,
+    /// A worker that calls over HTTP.
+    Remote,
+    /// A pod a conversation, with a worker inside that calls home.
+    Kubernetes,
 }
 
 impl Runtime {
+    /// Whether its workers call over HTTP.
+    pub const fn is_called(self) -> bool {
+        matches!(self, Runtime::Remote | Runtime::Kubernetes)
+    }
+
     /// The name in SQL, JSON, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Runtime::Process => "process",
+            Runtime::Remote => "remote",
+            Runtime::Kubernetes => "kubernetes",
         }
     }
 }
@@ -224,7 +243,18 @@ impl AgentSpec {
             guards: Vec::new(),
             limits: Limits::default(),
             expose_errors: false,
+            pod: None,
         }
+    }
+
+    /// An agent whose workers call, with the default of everything else.
+    pub fn remote() -> Self {
+        AgentSpec { runtime: Runtime::Remote, ..AgentSpec::process(Vec::new()) }
+    }
+
+    /// An agent of one pod a conversation, with the default of everything else.
+    pub fn kubernetes(command: Vec<String>, pod: PodTemplate) -> Self {
+        AgentSpec { runtime: Runtime::Kubernetes, pod: Some(pod), ..AgentSpec::process(command) }
     }
 
     /// Turns that one worker serves at once.
@@ -238,8 +268,22 @@ impl AgentSpec {
     /// Refuses what cannot work, before it is stored.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         let refuse = |field, why: &str| Err(InvalidSpec { field, why: why.to_owned() });
-        if self.command.first().is_none_or(String::is_empty) {
-            return refuse("command", "needs a program");
+        match self.runtime {
+            Runtime::Process if self.command.first().is_none_or(String::is_empty) => {
+                return refuse("command", "needs a program");
+            }
+            Runtime::Kubernetes
+                if self.command.is_empty() && self.pod.as_ref().is_some_and(|pod| pod.command.is_none()) =>
+            {
+                return refuse(
+                    "command",
+                    "needs a program, unless `pod.command` is a worker that calls by itself",
+                );
+            }
+            Runtime::Remote if !self.command.is_empty() => {
+                return refuse("command", "is for its host to know: `lastword work … -- COMMAND`");
+            }
+            Runtime::Process | Runtime::Remote | Runtime::Kubernetes => {}
         }
         if self.command.iter().any(|word| word.contains('\0')) {
             return refuse("command", "must not contain a NUL character");
@@ -248,6 +292,15 @@ impl AgentSpec {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return refuse("env", "needs names without `=` and values without NUL characters");
             }
+        }
+        match (self.runtime, &self.pod) {
+            (Runtime::Kubernetes, None) => return refuse("pod", "is needed by the runtime `kubernetes`"),
+            (Runtime::Kubernetes, Some(_)) if self.scope == Scope::Shared => {
+                return refuse("scope", "must be `conversation`: each conversation has a pod of its own");
+            }
+            (Runtime::Kubernetes, Some(pod)) => pod.validate(&self.env)?,
+            (_, Some(_)) => return refuse("pod", "is of the runtime `kubernetes` alone"),
+            (_, None) => {}
         }
         match (self.scope, self.max_concurrent_turns) {
             (Scope::Conversation, Some(turns)) if turns != 1 => {
@@ -305,36 +358,4 @@ pub fn is_agent_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_idle_worker_is_kept_for_seven_days_at_most() {
-        let kept_for = |text: &str| {
-            let spec = AgentSpec::process(vec!["true".to_owned()]);
-            AgentSpec { idle_ttl: text.parse().unwrap(), ..spec }.validate()
-        };
-        assert_eq!(kept_for("0s"), Ok(()));
-        assert_eq!(kept_for("7days"), Ok(()));
-        for text in ["7days 1ns", "500000000000years"] {
-            assert_eq!(kept_for(text).map_err(|why| why.field), Err("idle_ttl"), "{text}");
-        }
-    }
-
-    #[test]
-    fn only_a_shared_worker_serves_several_turns_at_once() {
-        let spec = |fields: &str| -> AgentSpec {
-            serde_json::from_str(&format!(r#"{{"runtime":"process","command":["true"]{fields}}}"#)).unwrap()
-        };
-        let shared = |turns: u32| spec(&format!(r#","scope":"shared","max_concurrent_turns":{turns}"#));
-        assert_eq!(spec("").turns_per_worker(), 1);
-        assert_eq!(spec(r#","scope":"shared""#).turns_per_worker(), 64);
-        assert_eq!(shared(3).turns_per_worker(), 3);
-        for sound in [spec(r#","max_concurrent_turns":1"#), shared(1), shared(10_000)] {
-            assert_eq!(sound.validate(), Ok(()));
-        }
-        for wrong in [spec(r#","max_concurrent_turns":2"#), shared(0), shared(10_001)] {
-            assert_eq!(wrong.validate().map_err(|why| why.field), Err("max_concurrent_turns"));
-        }
-    }
-}
+mod tests;

@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 pub use lever::Lever;
 pub use source::{ConfigError, Overrides, Surroundings};
 
-use crate::units::{Size, Span};
+use crate::{
+    agent::is_label_value,
+    units::{Size, Span},
+};
 
 /// What one replica is told.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +45,8 @@ pub struct Config {
     pub client_tokens: Vec<String>,
     /// Bearer tokens that open every route. In the environment separated by commas.
     pub operator_tokens: Vec<String>,
+    /// Bearer tokens that let remote workers in, for any agent. In the environment separated by commas.
+    pub worker_tokens: Vec<String>,
     /// Listen beyond loopback without tokens all the same.
     pub insecure: bool,
     /// A replica of `lastword dev`: on loopback only, `Host` checked, client routes open.
@@ -75,6 +80,17 @@ pub struct Config {
     pub otlp_endpoint: Option<String>,
     /// How long workers live on while Postgres cannot be reached.
     pub postgres_away_max: Span,
+    /// Run agents whose runtime is `kubernetes`: a pod a conversation. The cluster is the one that this process
+    /// runs in, or its kubeconfig's.
+    pub kubernetes: bool,
+    /// Where those pods run; where this process does, if absent.
+    pub kubernetes_namespace: Option<String>,
+    /// What those pods are labelled with. Gateways of one name share a database, and no others do.
+    pub kubernetes_fleet: String,
+    /// The Deployment that those pods belong to, in their namespace: its end is theirs.
+    pub kubernetes_owner: Option<String>,
+    /// Where the workers in those pods call; this replica's own address where absent.
+    pub kubernetes_gateway_url: Option<String>,
     /// For measurements alone: what this replica does without. Shown only where it is set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ablate: Vec<Lever>,
@@ -110,6 +126,7 @@ impl Default for Config {
             data_dir: PathBuf::from("lastword-data"),
             client_tokens: Vec::new(),
             operator_tokens: Vec::new(),
+            worker_tokens: Vec::new(),
             insecure: false,
             dev: false,
             body_max: Size::mib(1),
@@ -126,6 +143,11 @@ impl Default for Config {
             log_format: LogFormat::Text,
             otlp_endpoint: None,
             postgres_away_max: Span::seconds(30),
+            kubernetes: false,
+            kubernetes_namespace: None,
+            kubernetes_fleet: "lastword".to_owned(),
+            kubernetes_owner: None,
+            kubernetes_gateway_url: None,
             ablate: Vec::new(),
         }
     }
@@ -177,6 +199,15 @@ impl Config {
                 return refuse(key, "must be at least 1s");
             }
         }
+        if self.kubernetes && !cfg!(feature = "kubernetes") {
+            return refuse("kubernetes", "is not in this build: build it with the feature `kubernetes`");
+        }
+        if !is_label_value(&self.kubernetes_fleet) || self.kubernetes_fleet.is_empty() {
+            return refuse(
+                "kubernetes_fleet",
+                "must be the value of a label: letters, digits, `-`, `_` and `.`",
+            );
+        }
         // Proxies cut silent streams at 60 s.
         if !(Span::seconds(1)..=Span::seconds(55)).contains(&self.keep_alive) {
             return refuse("keep_alive", "must lie between 1s and 55s");
@@ -187,14 +218,20 @@ impl Config {
     /// Who may come in, and from where.
     fn validate_doors(&self) -> Result<(), ConfigError> {
         let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
-        for (key, tokens) in
-            [("client_tokens", &self.client_tokens), ("operator_tokens", &self.operator_tokens)]
-        {
+        for (key, tokens) in [
+            ("client_tokens", &self.client_tokens),
+            ("operator_tokens", &self.operator_tokens),
+            ("worker_tokens", &self.worker_tokens),
+        ] {
             if tokens.iter().any(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
                 return refuse(key, "must be made of visible ASCII characters, without blanks");
             }
         }
-        for (key, url) in [("url", &self.url), ("otlp_endpoint", &self.otlp_endpoint)] {
+        for (key, url) in [
+            ("url", &self.url),
+            ("otlp_endpoint", &self.otlp_endpoint),
+            ("kubernetes_gateway_url", &self.kubernetes_gateway_url),
+        ] {
             if url.as_ref().is_some_and(|url| !redact::is_http_url(url)) {
                 return refuse(key, "must be an http:// or https:// URL");
             }

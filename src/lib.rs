@@ -39,7 +39,7 @@
 //! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
 //! | 2 | [`store`]: all SQL, the doorbell |
 //! | 1 | [`config`] · [`telemetry`] · [`task`] |
-//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`]: the words |
+//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`]: the words |
 //!
 //! # What must always hold
 //!
@@ -62,6 +62,7 @@ pub mod store;
 pub mod stream;
 pub mod task;
 pub mod telemetry;
+pub mod token;
 pub mod turn;
 pub mod units;
 pub mod worker;

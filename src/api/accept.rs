@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tokio::{sync::oneshot, time::Instant};
 use utoipa::ToSchema;
 
-use super::{Gateway, auth::sha256, problem::Problem};
+use super::{Gateway, problem::Problem};
 use crate::{
     id::{ConversationId, TurnId},
     store::{
@@ -23,6 +23,7 @@ use crate::{
     stream::Tail,
     task::Kind,
     telemetry::metrics,
+    token,
     turn::{CancelledBy, Status, Turn},
 };
 
@@ -174,7 +175,8 @@ impl TurnRequest {
 /// The hash that an idempotency key is bound to.
 pub fn hash_of(asked: &impl Serialize) -> Result<String, Problem> {
     let canonical = serde_json::to_vec(asked).map_err(|why| Problem::internal(&why))?;
-    Ok(sha256(&canonical).iter().map(|byte| format!("{byte:02x}")).collect())
+    let canonical = String::from_utf8(canonical).map_err(|why| Problem::internal(&why))?;
+    Ok(token::hash(&canonical).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A turn that is durable.

@@ -20,7 +20,10 @@ use super::{
     problem::{Problem, ProblemDocument},
     request::{Name, Page, Params, Strict, agent_name},
 };
-use crate::{agent::AgentSpec, store::agents::AgentRow};
+use crate::{
+    agent::{AgentSpec, Runtime},
+    store::agents::AgentRow,
+};
 
 /// An agent as the API shows it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -42,7 +45,7 @@ impl AgentView {
         if role < Role::Operator
             && let Some(fields) = spec.as_object_mut()
         {
-            for hidden in ["command", "env"] {
+            for hidden in ["command", "env", "pod"] {
                 fields.remove(hidden);
             }
         }
@@ -65,6 +68,12 @@ pub async fn put(
     Strict(spec): Strict<AgentSpec>,
 ) -> Result<(StatusCode, Json<AgentView>), Problem> {
     spec.validate().map_err(|why| Problem::invalid(why.field, why.why))?;
+    if spec.runtime == Runtime::Kubernetes && !gateway.config.kubernetes {
+        return Err(Problem::invalid(
+            "runtime",
+            "This gateway runs no pods: `kubernetes` is not switched on.",
+        ));
+    }
     let (revision, is_new) = insist(|| gateway.store.put_agent(&name, Some(&spec))).await?;
     let view = read_as(&gateway, &name, Role::Operator).await?;
     let status = if is_new && revision == 1 { StatusCode::CREATED } else { StatusCode::OK };

@@ -1,19 +1,19 @@
-//! Who may: bearer tokens for clients and operators, and which pages may call a `dev` gateway.
+//! Who may: bearer tokens for clients, operators and workers, and which pages may call a `dev` gateway.
 //!
 //! Tokens are kept as SHA-256 hashes from the start on, and compared in constant time. Operators'
 //! routes always need an operator's token: who may put an agent may run anything.
 
+use super::{Gateway, problem::Problem};
+use crate::{
+    config::Config,
+    token::{self, TokenHash},
+};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},
     middleware::Next,
     response::Response,
 };
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
-
-use super::{Gateway, problem::Problem};
-use crate::config::Config;
 
 /// Who a request comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +29,9 @@ pub enum Role {
 /// The configured tokens, hashed.
 #[derive(Debug)]
 pub struct Keys {
-    clients: Vec<[u8; 32]>,
-    operators: Vec<[u8; 32]>,
+    clients: Vec<TokenHash>,
+    operators: Vec<TokenHash>,
+    workers: Vec<TokenHash>,
     are_client_routes_open: bool,
     is_host_checked: bool,
 }
@@ -38,11 +39,12 @@ pub struct Keys {
 impl Keys {
     /// The keys of a configuration.
     pub fn of(config: &Config) -> Keys {
-        let hash = |tokens: &[String]| tokens.iter().map(|token| sha256(token.as_bytes())).collect();
+        let hash = |tokens: &[String]| tokens.iter().map(|token| token::hash(token)).collect();
         let is_guarded_otherwise = config.insecure || config.listen.ip().is_loopback();
         Keys {
             clients: hash(&config.client_tokens),
             operators: hash(&config.operator_tokens),
+            workers: hash(&config.worker_tokens),
             are_client_routes_open: config.dev || (config.client_tokens.is_empty() && is_guarded_otherwise),
             is_host_checked: config.dev,
         }
@@ -51,7 +53,7 @@ impl Keys {
     /// Who sends these headers.
     pub fn role(&self, headers: &HeaderMap) -> Role {
         let Some(token) = bearer(headers) else { return Role::Anybody };
-        let hash = sha256(token.as_bytes());
+        let hash = token::hash(token);
         // Every key is compared, whichever matches.
         let (is_operator, is_client) = (is_among(&self.operators, &hash), is_among(&self.clients, &hash));
         if is_operator {
@@ -61,6 +63,11 @@ impl Keys {
         } else {
             Role::Anybody
         }
+    }
+
+    /// Whether the token of this hash lets any worker in.
+    pub fn is_workers(&self, hash: &TokenHash) -> bool {
+        is_among(&self.workers, hash)
     }
 
     fn admits_client(&self, role: Role) -> Result<(), Problem> {
@@ -122,18 +129,18 @@ pub async fn page(State(gateway): State<Gateway>, request: Request, next: Next) 
     Ok(next.run(request).await)
 }
 
+/// The hash of the bearer token of a request; every route of a worker needs one.
+pub fn token_hash(headers: &HeaderMap) -> Result<TokenHash, Problem> {
+    bearer(headers).map(token::hash).ok_or_else(Problem::unauthorized)
+}
+
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn is_among(hashes: &[[u8; 32]], hash: &[u8; 32]) -> bool {
-    hashes.iter().fold(false, |found, known| found | bool::from(known.ct_eq(hash)))
-}
-
-/// SHA-256.
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
+fn is_among(hashes: &[TokenHash], hash: &TokenHash) -> bool {
+    hashes.iter().fold(false, |found, known| found | token::is_same(known, hash))
 }
 
 /// Whether `HOST[:PORT]` names this machine itself.

@@ -26,7 +26,9 @@ const PROBLEM_TYPE: &str = "application/problem+json";
     security(("token" = [])),
     tags(
         (name = "turns"), (name = "events"), (name = "conversations"), (name = "agents"),
-        (name = "operators", description = "These need an operator's token."), (name = "health"),
+        (name = "operators", description = "These need an operator's token."),
+        (name = "remote workers", description = "These need a worker's token, or the token of its turn."),
+        (name = "health"),
     )
 )]
 pub(super) struct Document;
@@ -109,7 +111,7 @@ fn form(path: &str, parameter: &mut Value) {
     let pattern = match parameter["name"].as_str().unwrap_or_default() {
         "id" | "cursor" => match path.split('/').nth(2).unwrap_or_default() {
             _ if path.ends_with("{id}/turns") && parameter["name"] == "cursor" => id("turn_"),
-            "turns" => id("turn_"),
+            "turns" | "worker" => id("turn_"),
             "conversations" => id("conv_"),
             "workers" => id("wrk_"),
             "replicas" => id("rep_"),
@@ -164,7 +166,16 @@ fn bodies(schemas: &mut Value) {
         }
     }
     let command = &mut schemas["AgentSpec"]["properties"]["command"];
-    command["minItems"] = 1.into();
     command["prefixItems"] = json!([{"type": "string", "minLength": 1}]);
+    for (schema, field, prefix) in [
+        ("RegisterRequest", "conversation_id", "conv_"),
+        ("RegisterRequest", "worker_id", "wrk_"),
+        ("ClaimsRequest", "worker_id", "wrk_"),
+        ("BeatRequest", "worker_id", "wrk_"),
+        ("Named", "turn_id", "turn_"),
+    ] {
+        schemas[schema]["properties"][field]["pattern"] = id(prefix).into();
+    }
+    schemas["RegisterRequest"]["properties"]["agent"]["pattern"] = AGENT_NAME.into();
     schemas["AnswerRequest"]["properties"]["answer"]["not"] = json!({"type": "null"});
 }

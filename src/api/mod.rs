@@ -18,6 +18,7 @@ mod replicas;
 mod request;
 mod sse;
 mod turns;
+mod worker;
 mod workers;
 
 use std::sync::Arc;
@@ -82,6 +83,7 @@ pub fn router(gateway: Gateway) -> Router {
     let (api, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(client_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::client)))
         .merge(operator_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::operator)))
+        .merge(worker_routes())
         .merge(open_routes())
         .split_for_parts();
     let document = document::finished(&document);
@@ -121,6 +123,15 @@ fn operator_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(workers::list))
         .routes(routes!(workers::read))
         .routes(routes!(workers::stop))
+}
+
+/// For a worker's token, or the one of its turn; each route looks for itself.
+fn worker_routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new()
+        .routes(routes!(worker::register))
+        .routes(routes!(worker::claims::wait))
+        .routes(routes!(worker::messages::post))
+        .routes(routes!(worker::beat::beat))
 }
 
 /// For everybody; metrics look for themselves.

@@ -11,7 +11,11 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{id::TurnId, store::StoreError, stream::TailError};
+use crate::{
+    id::{TurnId, WorkerId},
+    store::StoreError,
+    stream::TailError,
+};
 
 /// A refusal, or a fault of ours.
 #[derive(Debug, Clone)]
@@ -92,6 +96,11 @@ impl Problem {
         Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
+    /// The same with a code of its own.
+    pub fn forbidden_as(code: &'static str, detail: &str) -> Problem {
+        Problem::new(StatusCode::FORBIDDEN, code, detail)
+    }
+
     /// 404: no such thing; `what` is one of `route`, `agent`, `turn`, `conversation`, `worker`.
     pub fn not_found(what: &'static str) -> Problem {
         let (code, detail) = match what {
@@ -138,6 +147,18 @@ impl Problem {
         Problem::new(StatusCode::CONFLICT, "log_rewound", detail).with("turn_id", turn.to_string())
     }
 
+    /// 410: the turn has had its last word; its worker has nothing more to say.
+    pub fn turn_gone(turn: TurnId) -> Problem {
+        let detail = "This turn has had its last word.";
+        Problem::new(StatusCode::GONE, "turn_ended", detail).with("turn_id", turn.to_string())
+    }
+
+    /// 409: this worker has ended, or its id is another's.
+    pub fn worker_gone(worker: WorkerId) -> Problem {
+        let detail = "This worker has ended, or there is another one of this id.";
+        Problem::new(StatusCode::CONFLICT, "worker_gone", detail).with("worker_id", worker.to_string())
+    }
+
     /// 410: the turn was accepted, and the database lost it.
     pub fn turn_lost(turn: TurnId) -> Problem {
         let detail = "This turn was accepted, but the database lost it. It may have run.";
@@ -152,7 +173,12 @@ impl Problem {
 
     /// 415.
     pub fn not_json() -> Problem {
-        let detail = "The request's body must be application/json.";
+        Problem::not_of_type("application/json")
+    }
+
+    /// 415.
+    pub fn not_of_type(wanted: &str) -> Problem {
+        let detail = format!("The request's body must be {wanted}.");
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
             .with("field", "Content-Type")
     }
@@ -168,6 +194,12 @@ impl Problem {
     pub fn too_many_streams() -> Problem {
         let detail = "This replica serves as many event streams as it may.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail).after(2)
+    }
+
+    /// 503: this replica takes on nothing, or not now; another one may.
+    pub fn elsewhere() -> Problem {
+        let detail = "This replica does not take this on just now. Another one may.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "go_elsewhere", detail).after(1)
     }
 
     /// 503: Postgres does not answer.

@@ -77,7 +77,11 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 async fn whole_body(request: Request, gateway: &Gateway) -> Result<Bytes, Problem> {
-    let limit = gateway.config.body_max.0;
+    body_within(request, gateway.config.body_max.0).await
+}
+
+/// A whole body of so many bytes at most.
+pub async fn body_within(request: Request, limit: u64) -> Result<Bytes, Problem> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
         return Err(Problem::too_large(limit));

@@ -15,6 +15,7 @@ mod migrate;
 pub mod postgres;
 mod serve;
 mod verify;
+mod work;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,8 @@ pub enum Command {
     Demo(dev::demo::Args),
     /// Run one replica.
     Serve(serve::Args),
+    /// Host a worker program for a gateway that is called over HTTP.
+    Work(work::Args),
     /// Bring the database's tables up to date.
     Migrate(migrate::Args),
     /// Create or change agents from a TOML file.
@@ -87,6 +90,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Dev(args) => dev::run(args).await,
         Command::Demo(args) => dev::demo::run(args).await,
         Command::Serve(args) => serve::run(args).await,
+        Command::Work(args) => work::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Apply(args) => client::apply::run(args).await,
         Command::Chat(args) => client::chat::run(args).await,

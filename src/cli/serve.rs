@@ -20,6 +20,7 @@ use crate::{
     store::Store,
     task::{Kind, Supervisor},
     telemetry,
+    worker::kubernetes,
 };
 
 /// How long the last tasks get to end once everything is said.
@@ -74,6 +75,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         tracing::warn!(ablate = ?config.ablate, "slower than it could be, for a measurement");
     }
 
+    let pods = kubernetes::connect(&config, &url).await.context("there is no cluster to run pods in")?;
     let now = CancellationToken::new();
     let asked = stop_signals(&supervisor, now.clone())?;
     let closing = CancellationToken::new();
@@ -85,7 +87,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         () = supervisor.soft().cancelled() => Ok(false),
     }?;
     if is_migrated {
-        let engine = Engine::start(store.clone(), supervisor.clone(), &config, url);
+        let engine = Engine::start(store.clone(), supervisor.clone(), &config, url, pods);
         supervisor.soft().cancelled().await;
         drain::drain(&engine, config.drain.0, &now).await;
     }

@@ -17,11 +17,16 @@ const SECRET_PARAMETERS: [&str; 7] =
 pub(super) fn to_toml(config: &Config) -> String {
     let mut shown = config.clone();
     shown.database_url = hide_in_url(&config.database_url);
-    for url in [&mut shown.listener_database_url, &mut shown.otlp_endpoint, &mut shown.url] {
+    for url in [
+        &mut shown.listener_database_url,
+        &mut shown.otlp_endpoint,
+        &mut shown.url,
+        &mut shown.kubernetes_gateway_url,
+    ] {
         *url = url.take().map(|url| hide_in_url(&url));
     }
-    for token in shown.client_tokens.iter_mut().chain(&mut shown.operator_tokens) {
-        *token = HIDDEN.to_owned();
+    for tokens in [&mut shown.client_tokens, &mut shown.operator_tokens, &mut shown.worker_tokens] {
+        tokens.fill(HIDDEN.to_owned());
     }
     // Every field is a plain value, so this cannot fail; a test writes all of them.
     toml::to_string(&shown).unwrap_or_else(|why| format!("# cannot be shown: {why}\n"))

@@ -131,8 +131,18 @@ pub enum ConfigError {
 
 const PREFIX: &str = "LASTWORD_";
 /// Variables of ours that are not configuration of a replica.
-const OTHERS: [&str; 5] =
-    ["LASTWORD_CONFIG", "LASTWORD_DATA", "LASTWORD_POSTGRES_BIN", "LASTWORD_TOKEN", "LASTWORD_URL"];
+const OTHERS: [&str; 10] = [
+    "LASTWORD_AGENT",
+    "LASTWORD_CONFIG",
+    "LASTWORD_CONVERSATION_ID",
+    "LASTWORD_DATA",
+    "LASTWORD_POSTGRES_BIN",
+    "LASTWORD_TOKEN",
+    "LASTWORD_URL",
+    "LASTWORD_WORKER_ID",
+    "LASTWORD_WORKER_NAME",
+    "LASTWORD_WORKER_TOKEN_FILE",
+];
 
 /// How a variable's text becomes a value.
 #[derive(Clone, Copy, PartialEq)]
@@ -164,7 +174,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 24] = [
+const KEYS: [Key; 30] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -172,6 +182,7 @@ const KEYS: [Key; 24] = [
     key("data_dir", Shape::Text),
     secret("client_tokens", Shape::List, None),
     secret("operator_tokens", Shape::List, None),
+    secret("worker_tokens", Shape::List, None),
     key("insecure", Shape::Flag),
     key("dev", Shape::Flag),
     key("body_max", Shape::Text),
@@ -188,6 +199,11 @@ const KEYS: [Key; 24] = [
     key("log_format", Shape::Text),
     Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", Shape::Text) },
     key("postgres_away_max", Shape::Text),
+    key("kubernetes", Shape::Flag),
+    key("kubernetes_namespace", Shape::Text),
+    key("kubernetes_fleet", Shape::Text),
+    key("kubernetes_owner", Shape::Text),
+    key("kubernetes_gateway_url", Shape::Text),
     key("ablate", Shape::List),
 ];
 

@@ -29,6 +29,7 @@ fn full() -> Config {
         data_dir: "/var/lib/lastword".into(),
         client_tokens: vec!["s3cret-3".to_owned(), "s3cret-4".to_owned()],
         operator_tokens: vec!["s3cret-5".to_owned()],
+        worker_tokens: vec!["s3cret-7".to_owned()],
         insecure: true,
         dev: true,
         body_max: Size(1537),
@@ -45,6 +46,11 @@ fn full() -> Config {
         log_format: LogFormat::Json,
         otlp_endpoint: Some("http://me:s3cret-6@collector:4318/".to_owned()),
         postgres_away_max: Span::seconds(20),
+        kubernetes: true,
+        kubernetes_namespace: Some("agents".to_owned()),
+        kubernetes_fleet: "chat".to_owned(),
+        kubernetes_owner: Some("gateway".to_owned()),
+        kubernetes_gateway_url: Some("http://gateway:8080".to_owned()),
         ablate: vec![Lever::GroupCommit],
     }
 }
@@ -164,6 +170,7 @@ fn what_is_shown_hides_every_secret_and_reads_back_as_the_same() {
     wanted.listener_database_url = Some("postgres://me:***@direct/app".to_owned());
     wanted.client_tokens = vec!["***".to_owned(); 2];
     wanted.operator_tokens = vec!["***".to_owned()];
+    wanted.worker_tokens = vec!["***".to_owned()];
     wanted.otlp_endpoint = Some("http://me:***@collector:4318/".to_owned());
     assert!(read(&[], Some(&shown)).unwrap() == wanted, "{shown}");
 

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::{Engine, remote};
 use crate::{id::TurnId, store::StoreError, turn::CancelledBy};
 
 /// A little more than the head start that a warm worker's replica has.
@@ -40,6 +40,9 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
                 tracing::warn!(%why, "nothing claimed");
                 is_second_look = false;
             }
+        }
+        if let Err(why) = remote::claim(&engine).await {
+            tracing::warn!(%why, "nothing claimed for remote workers");
         }
         if settled_at.elapsed() >= SETTLE_EVERY {
             settled_at = Instant::now();
@@ -136,16 +139,20 @@ pub async fn order_on(engine: Engine, until: CancellationToken) {
 }
 
 async fn bring_orders(engine: &Engine) -> Result<(), StoreError> {
+    remote::look_after(engine).await?;
     let runs: Vec<TurnId> = engine.host.runs().into_keys().collect();
     if !runs.is_empty() {
         for command in engine.store.commands(&runs).await? {
             engine.host.order(command);
         }
     }
-    if engine.host.lives() > 0 {
+    if engine.host.lives() > 0 || engine.store.desk().has_callers() {
         for worker in engine.store.stops().await? {
             // A stop that finds a live turn goes through the same last word as everything else.
             let turns = engine.host.stop_worker(worker);
+            if let Some(caller) = engine.store.desk().caller(worker) {
+                caller.stop();
+            }
             if !turns.is_empty() {
                 engine.store.cancel(&turns, CancelledBy::Operator).await?;
             }

@@ -7,6 +7,7 @@
 //! | [`intake`] | accepts what was handed in, and takes at once what there is room for |
 //! | [`dispatch`] | claims queued turns; brings orders to those that run here |
 //! | [`reconcile`] | compares what was seen with a database that may have gone back in time |
+//! | `remote` | claims for remote workers, and moves turns to where they call |
 //! | [`reap`] | closes what is overdue or held by the gone |
 //! | [`retain`] | partitions ahead, old days out |
 //! | [`drain`] | leaves |
@@ -19,6 +20,7 @@ pub mod intake;
 pub mod presence;
 pub mod reap;
 pub mod reconcile;
+mod remote;
 pub mod retain;
 pub mod suspicion;
 
@@ -37,7 +39,7 @@ use crate::{
         writer::{Inbox, Writer, write_on},
     },
     task::{Kind, Supervisor},
-    worker::host::Host,
+    worker::{host::Host, kubernetes::Pods},
 };
 
 /// The dispatch task's line on the board.
@@ -64,9 +66,19 @@ pub struct Engine {
 
 impl Engine {
     /// Makes an engine and starts its passes. `url` is where this replica can be reached.
-    pub fn start(store: Store, supervisor: Supervisor, config: &Config, url: String) -> Engine {
+    pub fn start(
+        store: Store,
+        supervisor: Supervisor,
+        config: &Config,
+        url: String,
+        pods: Option<Pods>,
+    ) -> Engine {
+        if let Some(pods) = &pods {
+            pods.start(&supervisor, &store);
+        }
+        store.desk().set_url(&url);
         let (writer, inbox) = Writer::new();
-        let host = Host::new(store.clone(), writer, supervisor.clone(), config);
+        let host = Host::new(store.clone(), writer, supervisor.clone(), config, pods);
         let engine = Engine {
             store,
             host,
@@ -108,6 +120,8 @@ impl Engine {
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
         spawn(DISPATCH, Box::pin(dispatch::claim_on(self.clone(), soft)));
         spawn("orders", Box::pin(dispatch::order_on(self.clone(), hard.clone())));
+        spawn("adopt", Box::pin(remote::adopt_on(self.clone(), hard.clone())));
+        spawn("remote", Box::pin(remote::listen_on(self.clone(), hard.clone())));
         spawn("reap", Box::pin(reap::close_on(self.clone(), hard.clone())));
         spawn("retain", Box::pin(retain::retain_on(self.clone(), hard.clone())));
         spawn("upkeep", Box::pin(retain::upkeep_on(self.clone(), hard)));

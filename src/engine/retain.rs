@@ -38,7 +38,7 @@ async fn pass(engine: &Engine) -> Result<(), StoreError> {
         Some(keep_from) => engine.store.drop_partitions(keep_from.date_naive()).await?,
         None => Vec::new(),
     };
-    let swept = engine.store.sweep().await?;
+    let swept = engine.store.sweep().await? + engine.store.sweep_remote().await?;
     tracing::debug!(made, dropped = dropped.len(), swept, "housekeeping");
     Ok(())
 }

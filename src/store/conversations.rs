@@ -1,5 +1,7 @@
 //! Conversations: make, read, list, delete.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 
 use super::{Store, StoreError};
@@ -112,6 +114,28 @@ impl Store {
                     &ids,
                     &generations,
                     self.replica().0
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(ConversationId).collect())
+    }
+
+    /// Of these conversations, those that a turn is in flight for.
+    pub async fn conversations_in_flight(
+        &self,
+        conversations: &[ConversationId],
+    ) -> Result<HashSet<ConversationId>, StoreError> {
+        let ids: Vec<uuid::Uuid> = conversations.iter().map(|id| id.0).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("conversations_in_flight", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select c.id as "id!" from unnest($1::uuid[]) c (id)
+                     where exists (select from inflight i where i.conversation_id = c.id)
+                    "#,
+                    &ids
                 )
                 .fetch_all(c)
             })

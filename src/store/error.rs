@@ -53,7 +53,7 @@ impl StoreError {
     }
 
     /// A row that does not read as what its table promises.
-    pub(super) fn unreadable(op: &'static str, why: impl std::fmt::Display) -> StoreError {
+    pub(crate) fn unreadable(op: &'static str, why: impl std::fmt::Display) -> StoreError {
         StoreError::Broken { op, code: None, why: why.to_string() }
     }
 }

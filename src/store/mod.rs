@@ -18,6 +18,7 @@ pub mod commands;
 mod connections;
 mod contact;
 pub mod conversations;
+pub mod desk;
 pub mod doctor;
 pub mod error;
 pub mod events;
@@ -33,6 +34,8 @@ pub mod pages;
 pub mod partitions;
 pub mod reader;
 mod recent;
+pub mod remote_turns;
+pub mod remote_workers;
 pub mod replicas;
 pub mod rewound;
 pub mod ringer;
@@ -57,6 +60,7 @@ use sqlx::postgres::PgConnectOptions;
 use agents::Remembered;
 use connections::{Connections, Lease};
 use contact::Contact;
+use desk::Desk;
 pub use error::StoreError;
 use intake::Intake;
 use reader::Reads;
@@ -84,6 +88,7 @@ pub struct Parts {
     witness: Witness,
     reads: Reads,
     intake: Intake,
+    desk: Arc<Desk>,
     remembered: Remembered,
     breaks: AtomicU64,
     contact: Arc<Contact>,
@@ -121,6 +126,7 @@ impl Store {
             witness: Witness::default(),
             reads: Reads::default(),
             intake: Intake::default(),
+            desk: Arc::default(),
             remembered: Remembered::default(),
             breaks: AtomicU64::default(),
             contact,
@@ -148,6 +154,11 @@ impl Store {
     /// Where turns are handed in.
     pub fn intake(&self) -> &Intake {
         &self.intake
+    }
+
+    /// Where remote workers and the engine meet.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
     }
 
     /// What this process has seen committed, of late.

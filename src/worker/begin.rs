@@ -13,11 +13,12 @@ use super::{
     ending::{Account, speak},
     host::Host,
     job::{Halt, Job, Reach},
+    kubernetes,
     line::Extension,
     shared,
 };
 use crate::{
-    agent::{AgentSpec, Scope},
+    agent::{AgentSpec, Runtime, Scope},
     event::{Kind, NewEvent},
     failure::Code,
     store::{
@@ -35,23 +36,43 @@ use crate::{
 const LOAD_MAX: Duration = Duration::from_secs(60);
 
 /// Reads a claimed turn's agent and places the turn.
-pub(super) async fn begin(host: Host, claim: Claim, mut reach: Reach, line: Option<Extension>) {
-    let now = Instant::now();
+pub(super) async fn begin(host: Host, claim: Claim, reach: Reach, line: Option<Extension>) {
+    if let Some(job) = job(&host, claim, reach, true).await {
+        place_job(host, job, line).await;
+    }
+}
+
+/// Reads a claimed turn's agent; `None` where there is nothing to be run. `is_untouched`: no worker has
+/// received the turn.
+pub(super) async fn job(host: &Host, claim: Claim, mut reach: Reach, is_untouched: bool) -> Option<Job> {
+    let claimed_at = Instant::now();
     let loaded = tokio::select! {
-        loaded = load(&host, &claim) => loaded,
+        loaded = load(host, &claim) => loaded,
         halt = reach.halted() => {
-            if halt == Halt::Interrupted {
-                give_back(&host, &claim).await;
+            if halt == Halt::Interrupted && is_untouched {
+                give_back(host, &claim).await;
             }
-            return;
+            return None;
         }
     };
-    let agent = match loaded {
-        Ok(Some(agent)) => agent,
-        Ok(None) => return fail(&host, &claim, "its agent's revision does not exist").await,
-        Err(why) => return fail(&host, &claim, &why.to_string()).await,
+    let why = match loaded {
+        Ok(Some(agent)) => return Some(job_of(host, claim, agent, reach, claimed_at)),
+        Ok(None) => "its agent's revision does not exist".to_owned(),
+        Err(why) => why.to_string(),
     };
-    place(host, claim, agent, reach, line, now).await;
+    fail(host, &claim, &why).await;
+    None
+}
+
+fn job_of(host: &Host, claim: Claim, agent: Agent, reach: Reach, claimed_at: Instant) -> Job {
+    let cap_left = Duration::from_millis(u64::try_from(claim.cap_left_ms).unwrap_or(0));
+    let clocks = Clocks::claimed(claimed_at, agent.spec.timeouts.startup.0, cap_left);
+    let span = tracing::info_span!(
+        "turn", turn_id = %claim.turn, conversation_id = %claim.conversation, agent = %agent.name,
+        epoch = claim.epoch, replica_id = %host.store().replica(), worker_id = tracing::field::Empty,
+    );
+    telemetry::adopt(&span, &claim.assignment.traceparent);
+    Job { claim, agent, clocks, span, reach }
 }
 
 /// Finds a claimed turn its worker, unless it has a `line` to a shared one already. `claimed_at`: when its
@@ -64,15 +85,14 @@ pub(super) async fn place(
     line: Option<Extension>,
     claimed_at: Instant,
 ) {
-    let cap_left = Duration::from_millis(u64::try_from(claim.cap_left_ms).unwrap_or(0));
-    let clocks = Clocks::claimed(claimed_at, agent.spec.timeouts.startup.0, cap_left);
-    let span = tracing::info_span!(
-        "turn", turn_id = %claim.turn, conversation_id = %claim.conversation, agent = %agent.name,
-        epoch = claim.epoch, replica_id = %host.store().replica(), worker_id = tracing::field::Empty,
-    );
-    telemetry::adopt(&span, &claim.assignment.traceparent);
-    let job = Job { claim, agent, clocks, span: span.clone(), reach };
+    let job = job_of(&host, claim, agent, reach, claimed_at);
+    place_job(host, job, line).await;
+}
+
+async fn place_job(host: Host, job: Job, line: Option<Extension>) {
     let is_shared = job.agent.spec.scope == Scope::Shared;
+    let is_in_pod = job.agent.spec.runtime == Runtime::Kubernetes;
+    let span = job.span.clone();
     async {
         match (job.claim.phase, line) {
             (Phase::Running(worker), Some(line)) if line.worker() == worker => {
@@ -84,6 +104,9 @@ pub(super) async fn place(
             (Phase::Starting, _) => match stopped_by_guard(&job.agent.spec, &job.claim.assignment.input) {
                 Some(notice) => block(&host, job, notice).await,
                 None if is_shared => shared::serve(&host, job).await,
+                None if let Some(pods) = host.pods().filter(|_| is_in_pod) => {
+                    kubernetes::serve(&host, pods, job).await;
+                }
                 None => host.place(job),
             },
         }
@@ -129,7 +152,7 @@ pub(super) fn stopped_by_guard(spec: &AgentSpec, input: &str) -> Option<String> 
 }
 
 /// The notice, then the last word. The log takes events of running turns only.
-async fn block(host: &Host, job: Job, notice: String) {
+pub(super) async fn block(host: &Host, job: Job, notice: String) {
     let claim = &job.claim;
     let base = match host.store().start(claim, None).await {
         Ok(Some(base)) => base,

@@ -102,7 +102,7 @@ impl Host {
     pub fn take_in(&self, accepted: &Accepted, agent: Agent, berth: Option<Berth>) {
         let Some(claim) = accepted.claim.clone().filter(|claim| !self.run_list().has(claim)) else { return };
         let Some(Berth { permit, line, .. }) = berth else { return };
-        let Some(reach) = self.run_list().admit(self, &claim, permit) else { return };
+        let Some(reach) = self.run_list().admit(self, &claim, Some(permit)) else { return };
         let placing = place(self.clone(), claim, agent, reach, line, Instant::now());
         self.supervisor().spawn(Kind::Turn, "turn", placing);
     }
@@ -112,7 +112,7 @@ impl Host {
     pub fn take(&self, claim: Claim, room: &mut Room) -> bool {
         let Some(permit) = room.permits.split(1) else { return false };
         let line = room.line(&claim);
-        let Some(reach) = self.run_list().admit(self, &claim, permit) else { return false };
+        let Some(reach) = self.run_list().admit(self, &claim, Some(permit)) else { return false };
         self.supervisor().spawn(Kind::Turn, "turn", begin(self.clone(), claim, reach, line));
         true
     }

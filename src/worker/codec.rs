@@ -157,6 +157,24 @@ fn turn_of(line: &[u8]) -> Option<TurnId> {
 }
 
 fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
+    Ok(FromWorker::from_object(parse_object(line)?)?)
+}
+
+/// Reads one message of a batch by what `meaning` makes of its object.
+pub(super) fn read_with<T>(
+    line: &[u8],
+    meaning: impl FnOnce(Map<String, Value>) -> Result<T, BadField>,
+) -> Result<T, ProtocolError> {
+    let read = || {
+        if line.len() > LINE_BYTES_MAX {
+            return Err(Fault::TooLong);
+        }
+        Ok(meaning(parse_object(line)?)?)
+    };
+    read().map_err(|fault| ProtocolError::new(fault, line))
+}
+
+fn parse_object(line: &[u8]) -> Result<Map<String, Value>, Fault> {
     let text = std::str::from_utf8(line).map_err(|_| Fault::NotUtf8)?;
     if text.contains('\0') {
         return Err(Fault::RawNul);
@@ -165,7 +183,7 @@ fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
         return Err(Fault::TooDeep);
     }
     match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok(FromWorker::from_object(object)?),
+        Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Fault::NotAnObject),
         Err(why) => {
             debug_assert_ne!(why.classify(), Category::Io);

@@ -50,7 +50,7 @@ pub(super) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -
 }
 
 /// What a process must be told of its conversation that did not serve the turn before.
-async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Vec<Said> {
+pub(super) async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Vec<Said> {
     if line.last_turn().is_some() || job.claim.assignment.ordinal == 1 {
         return Vec::new();
     }
@@ -73,7 +73,7 @@ async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Vec<Said> {
     }
 }
 
-async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Option<i32> {
+pub(super) async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Option<i32> {
     loop {
         let (at, _) = job.clocks.next();
         let started = tokio::select! {
@@ -117,7 +117,12 @@ async fn cancelled_or_lost(host: &Host, job: &Job) {
     }
 }
 
-fn send(host: &Host, line: &mut Line<'_>, job: &Job, mut history: Vec<Said>) -> Result<(), SendError> {
+pub(super) fn send(
+    host: &Host,
+    line: &mut Line<'_>,
+    job: &Job,
+    mut history: Vec<Said>,
+) -> Result<(), SendError> {
     let cap_left = job.clocks.cap_left(Instant::now());
     let deadline = host.store().clock().now() + TimeDelta::from_std(cap_left).unwrap_or(TimeDelta::MAX);
     loop {

@@ -16,7 +16,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use super::job::Halt;
-use super::{begin, job::Job, life, places::Places, pool::Pool, process::Renewer, runs::Runs};
+use super::{
+    begin, job::Job, kubernetes::Pods, life, places::Places, pool::Pool, process::Renewer, runs::Runs,
+};
 use crate::{
     agent::Runtime,
     config::Config,
@@ -46,6 +48,7 @@ struct Inner {
     lives: Mutex<HashMap<ConversationId, Life>>,
     pool: Pool,
     runs: Runs,
+    pods: Option<Pods>,
 }
 
 /// The life of a conversation's worker, as others reach it.
@@ -75,7 +78,13 @@ impl Life {
 
 impl Host {
     /// A host of nothing yet.
-    pub fn new(store: Store, writer: Writer, supervisor: Supervisor, config: &Config) -> Self {
+    pub fn new(
+        store: Store,
+        writer: Writer,
+        supervisor: Supervisor,
+        config: &Config,
+        pods: Option<Pods>,
+    ) -> Self {
         Host(Arc::new(Inner {
             store,
             writer,
@@ -86,12 +95,18 @@ impl Host {
             lives: Mutex::default(),
             pool: Pool::default(),
             runs: Runs::default(),
+            pods,
         }))
     }
 
     /// The runtimes that it hosts.
     pub fn runtimes(&self) -> &'static [Runtime] {
-        &[Runtime::Process]
+        if self.0.pods.is_some() { &[Runtime::Process, Runtime::Kubernetes] } else { &[Runtime::Process] }
+    }
+
+    /// Worker pods, where this replica makes some.
+    pub(super) fn pods(&self) -> Option<&Pods> {
+        self.0.pods.as_ref()
     }
 
     /// Conversations that have a worker here. Busy ones too: their next turn can be claimed the moment
@@ -182,7 +197,11 @@ impl Host {
 
     /// Ends the turns that this replica holds no more.
     pub fn halt(&self, turn: TurnId, epoch: i32) {
-        self.0.runs.halt(turn, epoch, Halt::Lost);
+        self.halt_as(turn, epoch, Halt::Lost);
+    }
+
+    pub(super) fn halt_as(&self, turn: TurnId, epoch: i32, why: Halt) {
+        self.0.runs.halt(turn, epoch, why);
     }
 
     /// Proves this replica's life to its workers' guards, and counts them. Their limit is `silence_max`.

@@ -17,6 +17,8 @@ pub enum Halt {
     Lost,
     /// A deploy's drain is over.
     Interrupted,
+    /// Its remote worker calls another replica, which holds it now.
+    Moved,
 }
 
 /// One turn to be run here. Its drop frees its place.
@@ -35,7 +37,7 @@ pub(super) struct Reach {
     orders: mpsc::Receiver<Command>,
     halt: watch::Receiver<Option<Halt>>,
     due: Arc<Mutex<Instant>>,
-    #[allow(dead_code, reason = "held for its drop")]
+    #[cfg_attr(not(feature = "kubernetes"), allow(dead_code, reason = "held for its drop"))]
     place: Place,
 }
 
@@ -57,6 +59,12 @@ impl Reach {
         place: Place,
     ) -> Self {
         Reach { orders, halt, due, place }
+    }
+
+    /// Gives up the turn's place: it only waits, for something that takes none here.
+    #[cfg_attr(not(feature = "kubernetes"), allow(dead_code, reason = "nothing waits like that"))]
+    pub(super) fn free_place(&mut self) {
+        self.place.free();
     }
 
     /// Tells the host when the turn's next clock lapses.

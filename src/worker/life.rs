@@ -20,15 +20,11 @@ use super::{
     process::{Exit, Heard, Process},
     run,
     start::{self, Started},
-    wire::ToWorker,
 };
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
     telemetry::metrics,
 };
-
-/// From `shutdown` to SIGTERM.
-const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
 /// A worker that said it is ready.
 #[derive(Debug)]
@@ -67,7 +63,7 @@ pub(super) async fn live(
     let left_over = serve(&host, &mut worker, *job, &mut jobs, &stop).await;
     host.note_ended(conversation, id);
     place_again(&host, left_over, jobs).await;
-    let exit = end(&mut worker.process).await;
+    let exit = worker.process.end().await;
     record(&host, id, &worker.process, exit).await;
 }
 
@@ -147,7 +143,7 @@ fn is_harmless(worker: &Worker, heard: &Heard) -> bool {
             tracing::warn!(worker_id = %worker.id, last_turn = ?worker.last_turn, "a worker spoke between turns; it is stopped");
             false
         }
-        Heard::Closed => false,
+        Heard::Closed | Heard::Gone(_) => false,
         Heard::Exited(exit) => {
             tracing::info!(worker_id = %worker.id, exit = %exit, "an idle worker ended");
             false
@@ -162,16 +158,6 @@ pub(super) fn is_dead(pid: i32) -> bool {
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
         Err(_) => true,
     }
-}
-
-/// Ends a worker: asked, then told, then killed.
-pub(super) async fn end(process: &mut Process) -> Exit {
-    // One that cannot be asked is told at once.
-    if process.send(&ToWorker::Shutdown).is_ok() {
-        let _ = tokio::time::timeout(SHUTDOWN_GRACE, process.ended()).await;
-    }
-    process.stop();
-    process.ended().await
 }
 
 /// Records how a worker ended, for operators.

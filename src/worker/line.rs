@@ -3,6 +3,7 @@
 //! ```text
 //! run ─ Line::Own ───────────────────────────────► a conversation's process
 //! run ─ Line::Shared ─ Extension ─ Switchboard ──► a process of many turns
+//! run ─ Line::Remote ─ desk ◄── HTTP ────────────── a worker that calls
 //! ```
 //! A line brings what the worker says of its turn, in order, and how the worker ended after that (I7).
 
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     life::{Worker, is_dead},
     process::{Heard, SendError},
+    remote::Remote,
     start::Obstacle,
     switchboard::{Stage, Standing, Switchboard},
     wire::ToWorker,
@@ -25,6 +27,8 @@ pub(super) enum Line<'a> {
     Own(&'a mut Worker),
     /// One of many that a shared worker has.
     Shared(&'a mut Extension),
+    /// What a remote worker leaves at the desk, and finds there.
+    Remote(&'a mut Remote),
 }
 
 impl Line<'_> {
@@ -32,6 +36,7 @@ impl Line<'_> {
         match self {
             Line::Own(worker) => worker.id,
             Line::Shared(extension) => extension.worker(),
+            Line::Remote(remote) => remote.line().worker(),
         }
     }
 
@@ -40,6 +45,7 @@ impl Line<'_> {
         match self {
             Line::Own(worker) => worker.process.recv().await,
             Line::Shared(extension) => extension.recv().await,
+            Line::Remote(remote) => remote.recv().await,
         }
     }
 
@@ -48,15 +54,16 @@ impl Line<'_> {
         match self {
             Line::Own(worker) => worker.process.send(message),
             Line::Shared(extension) => extension.switchboard.send(message),
+            Line::Remote(remote) => remote.send(message),
         }
     }
 
     /// The turn that this very worker served before, in this conversation. A shared worker is not
-    /// relied on to remember one.
+    /// relied on to remember one; a remote one knows best itself.
     pub(super) fn last_turn(&self) -> Option<TurnId> {
         match self {
             Line::Own(worker) => worker.last_turn,
-            Line::Shared(_) => None,
+            Line::Shared(_) | Line::Remote(_) => None,
         }
     }
 
@@ -64,7 +71,7 @@ impl Line<'_> {
     pub(super) fn stderr_tail(&self) -> Option<String> {
         match self {
             Line::Own(worker) => Some(worker.process.stderr_tail()),
-            Line::Shared(_) => None,
+            Line::Shared(_) | Line::Remote(_) => None,
         }
     }
 
@@ -72,7 +79,7 @@ impl Line<'_> {
     /// to hear.
     pub(super) fn waited(&self) -> Duration {
         match self {
-            Line::Own(_) => Duration::ZERO,
+            Line::Own(_) | Line::Remote(_) => Duration::ZERO,
             Line::Shared(extension) => extension.switchboard.waited(),
         }
     }
@@ -89,8 +96,23 @@ impl Line<'_> {
         }
     }
 
+    /// So many messages of the worker are committed, in all. Only a remote one waits to hear it.
+    pub(super) fn acknowledge(&self, messages: u64) {
+        if let Line::Remote(remote) = self {
+            remote.line().acknowledge(messages);
+        }
+    }
+
+    /// The last word is written; where it was the worker's own, with the message of this number.
+    pub(super) fn note_end(&mut self, messages: Option<u64>) {
+        if let Line::Remote(remote) = self {
+            messages.into_iter().for_each(|messages| remote.line().acknowledge(messages));
+            remote.note_end();
+        }
+    }
+
     /// The turn's authority is over (I11). A shared worker serves others; it was told at the end of this
-    /// line.
+    /// line, and a remote one learns it at its next call.
     pub(super) fn kill(&mut self) {
         if let Line::Own(worker) = self {
             worker.process.kill();

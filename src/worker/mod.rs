@@ -4,11 +4,13 @@
 //! host ─► begin ─► a conversation's own: (warm worker | life ─► start ─► launch ─► shim ─► the agent)
 //!            │                                └──► line ─► run: hand_over, transcript, clocks, pen ─► ending
 //!            └───► shared: (pool ─► switchboard | its life ─► start ─► …) ──► line ─► run: the same
+//! kubernetes ─► (a pod, whose worker calls) ─┐
+//! remote ─► (offered and taken over HTTP) ──────────────────────────────────► line ─► run: the same
 //! ```
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`berth`] (room that is kept for a
 //! claim), `begin`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
 //! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`],
-//! [`codec`], [`wire`]).
+//! [`codec`], [`wire`]; [`relay`] for hosts that pass on what a process says).
 
 mod begin;
 pub mod berth;
@@ -20,6 +22,8 @@ mod fates;
 mod hand_over;
 pub mod host;
 mod job;
+#[cfg_attr(not(feature = "kubernetes"), path = "kubernetes_off.rs")]
+pub mod kubernetes;
 pub mod launch;
 mod life;
 pub mod lifeline;
@@ -28,6 +32,8 @@ mod pen;
 mod places;
 mod pool;
 pub mod process;
+pub mod relay;
+pub mod remote;
 mod run;
 mod runs;
 mod shared;

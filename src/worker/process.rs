@@ -32,10 +32,12 @@ pub use crate::worker::{
     launch::{Launch, StartError, StartErrorKind},
 };
 use crate::{
+    store::remote_workers::Obituary,
     task::{Kind, Supervisor},
     worker::{
         codec::{Fault, LINE_BYTES_MAX, Lines, ProtocolError},
         launch::{Launched, MARK},
+        life::is_dead,
         lifeline::{Ended, Order, Report},
         stderr::{self, Tail},
         tree,
@@ -48,6 +50,9 @@ pub(super) const LEAK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the guard may take to leave once its work is done; above its own bound on a tree's end.
 const GUARD_LEAVE_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// From `shutdown` to SIGTERM.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
 /// How long the processes of a guard that was killed are hunted.
 const ORPHANS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,6 +82,8 @@ pub enum Heard {
     Closed,
     /// It is gone, with everything it started. From now on this is all there is to hear.
     Exited(Exit),
+    /// A remote worker is gone, for this reason.
+    Gone(Obituary),
 }
 
 /// Why a message could not be sent. Nothing of it was.
@@ -175,6 +182,21 @@ impl Process {
         self.order(Order::Stop {});
     }
 
+    /// Ends the worker: asked, then told, then killed.
+    pub async fn end(&mut self) -> Exit {
+        // One that cannot be asked is told at once.
+        if self.send(&ToWorker::Shutdown).is_ok() {
+            let _ = timeout(SHUTDOWN_GRACE, self.ended()).await;
+        }
+        self.stop();
+        self.ended().await
+    }
+
+    /// Whether the process is there; its guard may not have told yet that it is not.
+    pub fn is_there(&self) -> bool {
+        !is_dead(self.pid)
+    }
+
     /// Ends the worker and everything it started, now.
     pub fn kill(&self) {
         self.order(Order::Kill {});
@@ -218,7 +240,11 @@ pub struct Inlet(mpsc::Sender<Vec<u8>>);
 impl Inlet {
     /// Hands a message to the worker's queue. Never blocks.
     pub fn send(&self, message: &ToWorker) -> Result<(), SendError> {
-        let line = message.to_line().map_err(|_| SendError::Unwritable)?;
+        self.send_line(message.to_line().map_err(|_| SendError::Unwritable)?)
+    }
+
+    /// The same with a message that is written already; its newline is the last byte, and the only one.
+    pub fn send_line(&self, line: Vec<u8>) -> Result<(), SendError> {
         // The limit is the protocol's, so it holds for both sides. The newline does not count.
         if line.len() > LINE_BYTES_MAX + 1 {
             return Err(SendError::TooLong);

@@ -4,7 +4,11 @@
 //! is under way what the worker says gathers in a bounded buffer; when that is full the worker is
 //! not listened to, its pipe fills, and it waits. That wait is not counted as its own silence (I8).
 //!
+//! A remote worker's turn may have begun elsewhere: then [`resume`] goes on from its log.
+//!
 //! Keeps I7, I10 (the move to `running` is committed before the worker receives a byte) and I11.
+
+mod tell;
 
 use std::time::Duration;
 
@@ -14,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     clocks::Lapse,
     codec::Fault,
-    ending::{Account, UNKNOWN_CANCELLER, cancelled, speak_after},
+    ending::{Account, UNKNOWN_CANCELLER, cancelled},
     hand_over::hand_over,
     host::Host,
     job::{Call, Halt, Job},
@@ -22,6 +26,7 @@ use super::{
     line::Line,
     pen::Pen,
     process::{Heard, SendError},
+    remote::{self, Past},
     transcript::{Meaning, Transcript},
     wire::{FromWorker, Message, ToWorker},
 };
@@ -49,6 +54,8 @@ enum End {
     Rerun(LastWord),
     /// It is not ours any more.
     Lost,
+    /// Its worker calls another replica.
+    Moved,
 }
 
 struct Run<'a> {
@@ -63,6 +70,9 @@ struct Run<'a> {
     /// What the worker may take until its next event.
     budget: Duration,
     has_answered: bool,
+    /// Messages of the worker that became events, or the end; and how many of them the last write has.
+    heard: u64,
+    written: u64,
     /// Whether the worker was not listened to since the last write ended.
     was_deaf: bool,
     /// For how long the line had waited for other turns when the clock was last set.
@@ -71,28 +81,43 @@ struct Run<'a> {
 
 /// Runs `job` to its end, on the worker at the other end of `line`.
 pub(super) async fn run<'a>(host: &'a Host, mut line: Line<'a>, job: &'a mut Job) -> Fate {
-    let mut account = Account::unstarted(&job.claim, Some(job));
-    let Some(base) = hand_over(host, &mut line, job).await else {
-        return Fate::End;
+    let base = match &line {
+        Line::Remote(_) => remote::hand_over(host, &mut line, job).await,
+        _ => hand_over(host, &mut line, job).await,
     };
+    let Some(base) = base else { return Fate::End };
+    let left = job.agent.spec.timeouts.progress.0;
+    let started_at = Some(host.store().clock().now());
+    resume(host, line, job, Past { base, left, started_at, ..Past::default() }).await
+}
+
+/// Goes on with `job` after what was before.
+pub(super) async fn resume<'a>(host: &'a Host, line: Line<'a>, job: &'a mut Job, past: Past) -> Fate {
     host.run_list().note_worker(job.claim.turn, line.worker());
-    account.started_at = Some(host.store().clock().now());
-    let budget = job.agent.spec.timeouts.progress.0;
-    job.clocks.expect_progress(Instant::now(), budget);
+    let now = Instant::now();
+    match past.transcript.is_asking() {
+        true => job.clocks.expect_answer(now, past.left),
+        false => job.clocks.expect_progress(now, past.left),
+    }
     job.reach.set_due(job.clocks.next().0);
+    let mut account = Account::unstarted(&job.claim, Some(job));
+    account.started_at = past.started_at;
+    account.last_progress_at = past.last_progress_at;
     let mut run = Run {
         account,
-        transcript: Transcript::default(),
-        pen: Pen::new(host.writer().clone(), job.claim.clone(), base),
+        pen: Pen::new(host.writer().clone(), job.claim.clone(), past.base),
         cancelled_by: None,
         closed_until: None,
-        has_answered: false,
+        has_answered: past.has_answered,
+        heard: past.heard,
+        written: past.heard,
+        transcript: past.transcript,
         was_deaf: false,
         had_waited: line.waited(),
         host,
         line,
         job,
-        budget,
+        budget: past.left,
     };
     let end = run.until_end().await;
     run.tell(end).await
@@ -143,12 +168,16 @@ impl Run<'_> {
 
     fn write(&mut self) {
         let clock = if self.transcript.is_asking() { TurnClock::Answer } else { TurnClock::Progress };
+        if !self.pen.is_writing() {
+            self.written = self.heard;
+        }
         self.pen.write(clock, self.budget);
     }
 
     fn written(&mut self, written: Written) -> Option<End> {
         match written {
             Written::Done(_) => {
+                self.line.acknowledge(self.written);
                 if std::mem::take(&mut self.was_deaf) {
                     // It could not be heard meanwhile: its silence was ours.
                     self.expect(self.budget);
@@ -172,15 +201,23 @@ impl Run<'_> {
                 None
             }
             // It obeyed in its own way.
-            Heard::Exited(_) if self.cancelled_by.is_some() => Some(self.lapsed(Lapse::Cancels)),
+            Heard::Exited(_) | Heard::Gone(_) if self.cancelled_by.is_some() => {
+                Some(self.lapsed(Lapse::Cancels))
+            }
             Heard::Exited(exit) => {
                 let message = format!("The worker handling your request stopped unexpectedly ({exit}).");
                 let tail = self.line.stderr_tail();
-                let word = self.account.failure(Code::WorkerExited, &message, tail);
-                let may_rerun = self.job.agent.spec.retry == Retry::Safe && !self.has_answered;
-                Some(if may_rerun { End::Rerun(word) } else { End::Word(word, Fate::End) })
+                Some(self.gone(Code::WorkerExited, &message, tail))
             }
+            Heard::Gone(why) => Some(self.gone(why.code, &why.message, why.detail)),
         }
+    }
+
+    /// The worker is gone, and with it what it had not said.
+    fn gone(&self, code: Code, message: &str, detail: Option<String>) -> End {
+        let word = self.account.failure(code, message, detail);
+        let may_rerun = self.job.agent.spec.retry == Retry::Safe && !self.has_answered;
+        if may_rerun { End::Rerun(word) } else { End::Word(word, Fate::End) }
     }
 
     fn heed(&mut self, from: FromWorker) -> Option<End> {
@@ -199,6 +236,7 @@ impl Run<'_> {
             }
             _ => Duration::ZERO,
         };
+        self.heard += 1;
         match self.transcript.hear(from.message, self.job.agent.spec.limits.output_bytes.0) {
             Meaning::Alive => None,
             Meaning::Event(event) => {
@@ -267,8 +305,7 @@ impl Run<'_> {
                 let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
                 if !self.transcript.take_ask(&ask_id) {
                     // Carried out before; only the mark was lost.
-                    self.mark_taken(command.id).await;
-                    return None;
+                    return self.mark_taken(command.id).await;
                 }
                 self.gather(NewEvent::new(
                     Kind::Answer,
@@ -278,7 +315,9 @@ impl Run<'_> {
                 self.line.send(&ToWorker::Answer { turn_id, ask_id, answer })
             }
         };
-        self.mark_taken(command.id).await;
+        if let Some(end) = self.mark_taken(command.id).await {
+            return Some(end);
+        }
         match sent {
             // One that is gone is about to be heard as such.
             Ok(()) | Err(SendError::Closed) => None,
@@ -290,10 +329,21 @@ impl Run<'_> {
         }
     }
 
-    async fn mark_taken(&mut self, command: i64) {
-        if let Err(why) = self.host.store().take_command(command).await {
-            // It comes again, and does nothing then.
-            tracing::debug!(%why, "an order was not marked as taken");
+    /// Marks an order as carried out. One whose turn is held elsewhere by now is for that holder to carry out.
+    async fn mark_taken(&mut self, command: i64) -> Option<End> {
+        let (store, claim) = (self.host.store(), &self.job.claim);
+        let marked = match &self.line {
+            Line::Remote(_) => store.take_command_of(command, claim.turn, claim.epoch).await,
+            _ => store.take_command(command).await.map(|()| true),
+        };
+        match marked {
+            Ok(true) => None,
+            Ok(false) => Some(End::Moved),
+            Err(why) => {
+                // It comes again, and does nothing then.
+                tracing::debug!(%why, "an order was not marked as taken");
+                None
+            }
         }
     }
 
@@ -318,71 +368,12 @@ impl Run<'_> {
     fn halted(&mut self, halt: Halt) -> End {
         match halt {
             Halt::Lost => End::Lost,
+            Halt::Moved => End::Moved,
             Halt::Interrupted => self.fails(Code::Interrupted, Code::Interrupted.message(), None),
         }
     }
 
     fn fails(&self, code: Code, message: &str, detail: Option<String>) -> End {
         End::Word(self.account.failure(code, message, detail), Fate::End)
-    }
-
-    /// Writes what was said, and the end with it. What a worker said before it died is heard first.
-    async fn tell(mut self, end: End) -> Fate {
-        self.line.hang_up(matches!(end, End::Word(_, Fate::Keep)));
-        // What cannot be written is no part of an answer: it takes the end's place.
-        let end = match end {
-            End::Lost => End::Lost,
-            end => self.settle(matches!(end, End::Rerun(_))).await.unwrap_or(end),
-        };
-        let (word, fate) = match end {
-            End::Lost => {
-                metrics::leases_lost();
-                tracing::warn!("lease lost: the worker is ended, or told to stop where it has other turns");
-                return self.kill();
-            }
-            End::Rerun(_) if self.give_back().await => return Fate::End,
-            End::Rerun(word) => (word, Fate::End),
-            End::Word(word, fate) => (word, fate),
-        };
-        let said = self.pen.take_gathered();
-        let is_told = speak_after(self.host, &self.job.claim, self.pen.base, said, word).await;
-        if !is_told || fate == Fate::End {
-            // Authority ends with the turn (I11).
-            return self.kill();
-        }
-        fate
-    }
-
-    /// Waits for the write that is under way; what is gathered goes with the last word, or, where there may
-    /// be none, is written too. The end to take where that is not possible.
-    async fn settle(&mut self, is_all: bool) -> Option<End> {
-        loop {
-            if is_all {
-                self.write();
-            }
-            if !self.pen.is_writing() {
-                return None;
-            }
-            let written = self.pen.written().await;
-            if let Some(end) = self.written(written) {
-                self.pen.take_gathered();
-                return Some(end);
-            }
-        }
-    }
-
-    async fn give_back(&mut self) -> bool {
-        let claim = &self.job.claim;
-        let is_released = self.host.store().release(claim.turn, claim.epoch, false).await.unwrap_or(false);
-        if is_released {
-            metrics::requeued("worker_exited");
-            tracing::info!("the worker died before it had said anything; the turn is run again");
-        }
-        is_released
-    }
-
-    fn kill(&mut self) -> Fate {
-        self.line.kill();
-        Fate::End
     }
 }

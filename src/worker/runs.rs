@@ -36,11 +36,15 @@ pub(super) struct Runs(Mutex<List>);
 struct List {
     runs: HashMap<TurnId, Run>,
     fates: Fates,
+    /// How many were ever admitted.
+    count: u64,
 }
 
 /// A turn under way, as others reach it.
 #[derive(Debug)]
 struct Run {
+    /// Which one: a remote turn may come again with the same epoch.
+    number: u64,
     epoch: i32,
     worker: Option<WorkerId>,
     orders: mpsc::Sender<Command>,
@@ -55,15 +59,22 @@ pub(super) struct Place {
     host: Host,
     turn: TurnId,
     epoch: i32,
+    number: u64,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.host.run_list().leave(self.turn, self.epoch);
+        self.host.run_list().leave(self.turn, self.epoch, self.number);
+        self.free();
+    }
+}
+
+impl Place {
+    /// Makes the place free, and keeps the turn in the list.
+    pub(super) fn free(&mut self) {
         // First the place is free, then the next turn is looked for, where one may have waited for it.
-        self.permit.take();
-        if self.host.places().is_wanted() {
+        if self.permit.take().is_some() && self.host.places().is_wanted() {
             self.host.store().wake().look_at_queue();
         }
     }
@@ -71,29 +82,38 @@ impl Drop for Place {
 
 impl Runs {
     /// Gives a claimed turn its place and its line in the list; `None` where the claim was given up.
-    pub(super) fn admit(&self, host: &Host, claim: &Claim, permit: OwnedSemaphorePermit) -> Option<Reach> {
+    /// A turn that is under way elsewhere needs no place to come here.
+    pub(super) fn admit(
+        &self,
+        host: &Host,
+        claim: &Claim,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Option<Reach> {
         let (orders, incoming) = mpsc::channel(ORDERS_MAX);
         let (halt, halted) = watch::channel(None);
         let due = Arc::new(Mutex::new(Instant::now()));
-        let run = Run { epoch: claim.epoch, worker: None, orders, halt, due: due.clone() };
         let mut list = self.lock();
         if list.fates.is_forgone(claim.turn, claim.epoch) {
             return None;
         }
+        list.count += 1;
+        let number = list.count;
+        let run = Run { number, epoch: claim.epoch, worker: None, orders, halt, due: due.clone() };
         if let Some(older) = list.runs.insert(claim.turn, run) {
-            // An older claim of the same turn, by this very replica: its epoch is over.
+            // An older claim of the same turn, by this very replica: its epoch is over, or it went on elsewhere
+            // meanwhile.
             older.halt.send_replace(Some(Halt::Lost));
         }
         drop(list);
         metrics::queue_wait(Duration::from_millis(claim.waited_ms.unsigned_abs()));
-        let place = Place { host: host.clone(), turn: claim.turn, epoch: claim.epoch, permit: Some(permit) };
+        let place = Place { host: host.clone(), turn: claim.turn, epoch: claim.epoch, number, permit };
         Some(Reach::new(incoming, halted, due, place))
     }
 
-    fn leave(&self, turn: TurnId, epoch: i32) {
+    fn leave(&self, turn: TurnId, epoch: i32, number: u64) {
         let mut list = self.lock();
         // A later claim of the same turn has a line of its own.
-        if list.runs.get(&turn).is_some_and(|run| run.epoch == epoch) {
+        if list.runs.get(&turn).is_some_and(|run| run.number == number) {
             list.runs.remove(&turn);
         }
         list.fates.note(turn, epoch, Fate::Had);
@@ -108,6 +128,11 @@ impl Runs {
     pub(super) fn forgo_unless_had(&self, turn: TurnId, epoch: i32) -> bool {
         let mut list = self.lock();
         !list.runs.contains_key(&turn) && list.fates.note(turn, epoch, Fate::Forgone) == Fate::Forgone
+    }
+
+    /// A worker may have had this claim, whoever held it.
+    pub(super) fn note_had(&self, turn: TurnId, epoch: i32) {
+        self.lock().fates.note(turn, epoch, Fate::Had);
     }
 
     /// Whether this claim runs here.

@@ -113,7 +113,7 @@ async fn live(host: Host, switchboard: Switchboard) {
         process.kill();
         process.ended().await
     } else {
-        life::end(&mut process).await
+        process.end().await
     };
     switchboard.close(Stage::Exited(exit));
     life::record(&host, worker, &process, exit).await;
@@ -207,7 +207,7 @@ async fn heed(switchboard: &Switchboard, heard: Heard) -> Option<Over> {
         Heard::Message(FromWorker { message: Message::Ready | Message::Beat, .. }) => return None,
         Heard::Message(from) => from.turn_id,
         Heard::Protocol(error) => error.turn_id,
-        Heard::Closed => {
+        Heard::Closed | Heard::Gone(_) => {
             switchboard.close(Stage::Closed);
             return Some(Over::Closed);
         }

@@ -117,7 +117,7 @@ pub(super) async fn until_ready(process: &mut Process) -> Result<(), Obstacle> {
             Heard::Protocol(error) => {
                 return Err(Obstacle::Failed { message: error.to_string(), detail: Some(error.excerpt) });
             }
-            Heard::Closed => {}
+            Heard::Closed | Heard::Gone(_) => {}
             Heard::Exited(exit) => {
                 let message = format!("The worker for this agent stopped while it was starting ({exit}).");
                 return Err(Obstacle::Failed { message, detail: Some(process.stderr_tail()) });
@@ -158,7 +158,7 @@ fn refused(why: StartError) -> Obstacle {
 pub(super) async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Option<&Process>) {
     let claim = &job.claim;
     let word = match obstacle {
-        Obstacle::Halted(Halt::Lost) => return,
+        Obstacle::Halted(Halt::Lost | Halt::Moved) => return,
         Obstacle::Halted(Halt::Interrupted) => return give_back(host, claim).await,
         Obstacle::Cancelled(by) => cancelled(&by),
         Obstacle::Failed { message, detail } => {

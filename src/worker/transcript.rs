@@ -91,6 +91,29 @@ impl Transcript {
         Meaning::Event(event)
     }
 
+    /// Takes in an event that a message, or an answer, became before.
+    pub fn recall(&mut self, kind: Kind, data: &str) {
+        let fields: Value = serde_json::from_str(data).unwrap_or_default();
+        let text = |field: &str| fields[field].as_str().unwrap_or_default();
+        match kind {
+            Kind::Answer => {
+                self.take_ask(text("ask_id"));
+                return;
+            }
+            Kind::Delta | Kind::Content => {
+                self.has_spoken |= !text("text").is_empty();
+                self.text.push_str(text("text"));
+            }
+            Kind::Ask => {
+                self.has_spoken = true;
+                self.asks.insert(text("ask_id").to_owned(), true);
+            }
+            Kind::Custom => self.has_spoken = true,
+            _ => {}
+        }
+        self.bytes += data.len() as u64;
+    }
+
     /// Whether this question waits for an answer; it does not afterwards.
     pub fn take_ask(&mut self, ask_id: &str) -> bool {
         self.asks.get_mut(ask_id).is_some_and(std::mem::take)
@@ -210,6 +233,22 @@ mod tests {
         assert!(matches!(said.hear(delta("x"), 100), Meaning::Event(_)));
         let end = said.hear(delta(&"x".repeat(100)), 100);
         assert!(matches!(end, Meaning::Failed { code: Code::WorkerProtocol, .. }));
+    }
+
+    #[test]
+    fn what_is_recalled_from_the_log_is_what_was_heard() {
+        let (mut heard, mut recalled) = (Transcript::default(), Transcript::default());
+        let ask = Message::Ask { ask_id: None, prompt: "?".to_owned(), options: None };
+        let content = Message::Content { text: "b".to_owned() };
+        let custom = Message::Custom { name: "n".to_owned(), data: Value::Null };
+        for message in [delta("a"), content, Message::Ephemeral { text: "c".to_owned() }, custom, ask] {
+            let Meaning::Event(event) = heard.hear(message, 1000) else { panic!("no event") };
+            recalled.recall(event.kind, &event.data);
+        }
+        assert_eq!(format!("{heard:?}"), format!("{recalled:?}"));
+        heard.take_ask("ask_1");
+        recalled.recall(Kind::Answer, r#"{"ask_id":"ask_1","answer":"yes"}"#);
+        assert_eq!(format!("{heard:?}"), format!("{recalled:?}"));
     }
 
     #[test]

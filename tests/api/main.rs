@@ -12,4 +12,5 @@ mod orders;
 mod refusals;
 mod streams;
 mod turns;
+mod worker;
 mod world;

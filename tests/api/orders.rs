@@ -128,6 +128,9 @@ async fn agents_are_put_revisioned_and_deleted() {
         (json!({"runtime": "process", "command": ["x"], "colour": 1}), "colour"),
         (json!({"runtime": "process", "command": ["x"], "timeouts": {"cap": "soon"}}), "timeouts.cap"),
         (json!({"runtime": "steam", "command": ["x"]}), "runtime"),
+        (json!({"runtime": "kubernetes", "command": ["x"], "pod": {"image": "a b"}}), "pod.image"),
+        // No cluster was given to this gateway.
+        (json!({"runtime": "kubernetes", "command": ["x"], "pod": {"image": "a"}}), "runtime"),
     ] {
         let refused = put(&spec).await;
         assert_eq!(refused.status(), 400);

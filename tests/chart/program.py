@@ -15,9 +15,10 @@ from engine import ROOT, pod_specs
 
 # Keys that the chart gives by other values, and those that it does not offer.
 BY_OTHER_VALUES = {"database_url", "listener_database_url", "listen", "url", "data_dir", "client_tokens", "operator_tokens",
-                   "drain"}
-# `ablate` makes a replica slower, for a measurement.
-NOT_OFFERED = {"insecure", "dev", "ablate"}
+                   "drain", "kubernetes", "kubernetes_namespace", "kubernetes_fleet", "kubernetes_owner",
+                   "kubernetes_gateway_url"}
+# `ablate` makes a replica slower, for a measurement; workers' tokens come by `extraEnv`.
+NOT_OFFERED = {"worker_tokens", "insecure", "dev", "ablate"}
 ALERTS, DASHBOARDS, RUNBOOKS = "alerts", "dashboards", ROOT / "docs" / "runbooks"
 
 

@@ -14,7 +14,7 @@ from engine import pod_specs, title
 # src/cli/serve.rs, src/telemetry.rs).
 AFTER_DRAIN_SECONDS = 5 + 5 + 3
 # What the policies of the chart must not leave out.
-RUNTIME_VERBS = {"create", "get", "list", "watch", "delete"}
+RUNTIME_VERBS = {"create", "list", "watch", "delete"}
 
 
 def wrongs(rendered):
@@ -210,9 +210,35 @@ def pods(rendered):
     if bool(rendered.of("Role", "RoleBinding")) != has_runtime or rendered.of("ClusterRole", "ClusterRoleBinding"):
         yield "roles are for the Kubernetes runtime, of one namespace"
     for role in rendered.of("Role"):
-        for rule in role["rules"]:
-            if rule["resources"] != ["pods"] or rule["apiGroups"] != [""] or set(rule["verbs"]) != RUNTIME_VERBS:
-                yield f"{title(role)} may do more, or less, than run pods: {rule}"
+        yield from _runtime_role(rendered, role)
+
+
+def _runtime_role(rendered, role):
+    """Runs pods, and reads its own Deployment where that can own them: no more, and no less."""
+    deployment, = rendered.of("Deployment")
+    env = {e["name"]: e.get("value") for e in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    namespace = role["metadata"]["namespace"]
+    if env.get("LASTWORD_KUBERNETES_NAMESPACE") != namespace:
+        yield f"{title(role)} is of {namespace}, and pods are made elsewhere"
+    wanted = [{"apiGroups": [""], "resources": ["pods"], "verbs": RUNTIME_VERBS}]
+    owner = env.get("LASTWORD_KUBERNETES_OWNER")
+    if (owner is not None) != (namespace == deployment["metadata"]["namespace"]):
+        yield f"{title(role)}: an owner in another namespace, or none in this one"
+    if owner is not None:
+        wanted.append({"apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": [owner], "verbs": {"get"}})
+        if owner != deployment["metadata"]["name"]:
+            yield f"{title(deployment)}: worker pods belong to {owner}"
+    found = [{**rule, "verbs": set(rule["verbs"])} for rule in role["rules"]]
+    if found != wanted:
+        yield f"{title(role)} may do more, or less, than run pods: {role['rules']}"
+    for policy in rendered.of("NetworkPolicy"):
+        selector = policy["spec"]["podSelector"]["matchLabels"]
+        if selector.get("lastword/fleet") == env.get("LASTWORD_KUBERNETES_FLEET"):
+            if policy["metadata"]["namespace"] != namespace or policy["spec"].get("ingress") != []:
+                yield f"{title(policy)}: worker pods are elsewhere, or can be called"
+            return
+    if rendered.values["networkPolicy"]["enabled"]:
+        yield "worker pods have no network policy"
 
 
 def probes(rendered):

@@ -109,6 +109,7 @@ pub async fn rest(process: &mut Process) -> (Vec<Message>, Exit) {
         match within(process.recv()).await {
             Heard::Message(heard) => messages.push(heard.message),
             Heard::Protocol(error) => panic!("{error}: {}", error.excerpt),
+            Heard::Gone(why) => panic!("no remote worker: {why:?}"),
             Heard::Closed => assert!(!std::mem::replace(&mut is_closed, true), "closed twice"),
             Heard::Exited(exit) => {
                 assert!(is_closed, "an exit is told after the end of what was said");

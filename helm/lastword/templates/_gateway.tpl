@@ -18,6 +18,21 @@
   value: /etc/lastword/auth/operator-tokens
 - name: LASTWORD_DRAIN
   value: {{ printf "%ds" (int64 .Values.drain.seconds) | quote }}
+{{- if .Values.kubernetesRuntime.enabled }}
+- name: LASTWORD_KUBERNETES
+  value: "true"
+- name: LASTWORD_KUBERNETES_NAMESPACE
+  value: {{ include "lastword.runtimeNamespace" . | quote }}
+- name: LASTWORD_KUBERNETES_FLEET
+  value: {{ include "lastword.fleet" . | quote }}
+- name: LASTWORD_KUBERNETES_GATEWAY_URL
+  value: {{ include "lastword.serviceUrl" . | quote }}
+{{- if include "lastword.ownsWorkers" . }}
+# Worker pods belong to it: an uninstall takes them along.
+- name: LASTWORD_KUBERNETES_OWNER
+  value: {{ include "lastword.fullname" . | quote }}
+{{- end }}
+{{- end }}
 {{- range $key, $value := .Values.settings }}
 {{- if and (not (kindIs "invalid" $value)) (ne (toString $value) "") }}
 - name: LASTWORD_{{ upper $key }}

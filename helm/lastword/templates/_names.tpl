@@ -70,6 +70,22 @@ default
 {{ default .Release.Namespace .Values.kubernetesRuntime.namespace }}
 {{- end -}}
 
+{{/* An owner must stand in the namespace of what it owns. */}}
+{{- define "lastword.ownsWorkers" -}}
+{{- if eq (include "lastword.runtimeNamespace" .) .Release.Namespace -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whose worker pods they are: another release may keep its own in the same namespace. */}}
+{{- define "lastword.fleet" -}}
+{{ include "lastword.fullname" . }}-{{ .Release.Namespace | sha256sum | trunc 8 }}
+{{- end -}}
+
+{{/* By what the worker pods of this release are found. */}}
+{{- define "lastword.workers.selector" -}}
+app.kubernetes.io/managed-by: lastword
+lastword/fleet: {{ include "lastword.fleet" . | quote }}
+{{- end -}}
+
 {{/* The Service as pods of this release call it. */}}
 {{- define "lastword.serviceUrl" -}}
 http://{{ include "lastword.fullname" . }}.{{ .Release.Namespace }}.svc:{{ int64 .Values.service.port }}

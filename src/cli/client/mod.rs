@@ -13,7 +13,7 @@ pub mod workers;
 
 mod address;
 mod follow;
-mod gateway;
+pub mod gateway;
 mod table;
 mod transcript;
 mod watch;

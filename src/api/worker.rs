@@ -1,0 +1,168 @@
+//! Routes for remote workers: they register, and are told who they are from then on.
+//!
+//! Owns who may call: a worker token opens these routes and no others, and no other token opens them. What
+//! a worker brings goes to the desk ([`crate::store::desk`]); what becomes of it is the engine's.
+
+pub mod beat;
+pub mod claims;
+pub mod messages;
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State, http::HeaderMap};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    Gateway, auth,
+    problem::{Problem, ProblemDocument},
+    request::{Strict, agent_name},
+};
+use crate::{
+    agent::Scope,
+    id::{ConversationId, ReplicaId, WorkerId},
+    store::{
+        desk::Caller,
+        remote_workers::{Grant, RemoteWorker},
+    },
+    token::{self, TokenHash},
+};
+
+/// What a host may call itself, in bytes.
+const NAME_BYTES_MAX: usize = 200;
+
+/// Who calls.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// Whose turns it runs.
+    agent: String,
+    /// The only conversation that it serves.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    conversation_id: Option<ConversationId>,
+    /// Who it was at the replica that it called before.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    worker_id: Option<WorkerId>,
+    /// What its host calls itself, for operators.
+    #[serde(default)]
+    name: Option<String>,
+}
+
+/// What a worker must know.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Registered {
+    /// `wrk_…`
+    #[schema(value_type = String)]
+    worker_id: WorkerId,
+    /// Which replica this is.
+    #[schema(value_type = String)]
+    replica_id: ReplicaId,
+    /// Where this very replica is reached.
+    url: String,
+    /// The agent's name.
+    agent: String,
+    /// Its newest revision.
+    revision: i32,
+    /// The only conversation that this worker serves.
+    #[schema(value_type = Option<String>)]
+    conversation_id: Option<ConversationId>,
+    /// How the agent's processes and conversations belong together.
+    scope: Scope,
+    /// How long a process may have nothing to do.
+    idle_ttl_ms: i64,
+    /// How long a process may take until it is ready.
+    startup_ms: i64,
+    /// Resident memory of a process and all it started.
+    memory_bytes: u64,
+    /// Processes, its own included.
+    processes: u32,
+}
+
+/// Lets a worker call this replica. One that comes from another brings its `worker_id` along.
+#[utoipa::path(post, path = "/v1/worker/register", tag = "remote workers", request_body = RegisterRequest,
+    responses(
+        (status = 200, body = Registered),
+        (status = 403, description = "Not this token's agent or conversation", body = ProblemDocument),
+        (status = 404, description = "`agent_not_found`: none whose workers call", body = ProblemDocument),
+        (status = 409, description = "`worker_gone`: of this id there is another one, or none any more",
+            body = ProblemDocument),
+    ))]
+pub async fn register(
+    State(gateway): State<Gateway>,
+    headers: HeaderMap,
+    Strict(request): Strict<RegisterRequest>,
+) -> Result<Json<Registered>, Problem> {
+    let token_hash = auth::token_hash(&headers)?;
+    let agent = agent_name("agent", request.agent)?;
+    if request.name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX || name.contains('\0')) {
+        return Err(Problem::invalid("name", "It takes 200 bytes at most, without NUL."));
+    }
+    let wanted = Grant { agent, conversation: request.conversation_id };
+    let conversation = admitted(&gateway, token_hash, &wanted).await?;
+    let desk = gateway.store.desk();
+    if !desk.is_open() {
+        return Err(Problem::elsewhere());
+    }
+    let found = gateway.store.agent(&wanted.agent).await?.map(|row| row.agent);
+    let agent = found.filter(|agent| agent.spec.runtime.is_called());
+    let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
+    let worker = RemoteWorker {
+        id: request.worker_id.unwrap_or_else(|| WorkerId(gateway.store.clock().mint())),
+        agent: agent.name.clone(),
+        agent_revision: agent.revision,
+        conversation,
+        name: request.name,
+    };
+    if !gateway.store.register_worker(&worker).await? {
+        return Err(Problem::worker_gone(worker.id));
+    }
+    let worker_id = worker.id;
+    desk.admit(worker, token_hash).ok_or_else(Problem::elsewhere)?;
+    tracing::info!(%worker_id, agent = %agent.name, "a remote worker calls");
+    let spec = &agent.spec;
+    Ok(Json(Registered {
+        worker_id,
+        replica_id: gateway.store.replica(),
+        url: desk.url().to_owned(),
+        revision: agent.revision,
+        conversation_id: conversation,
+        scope: spec.scope,
+        idle_ttl_ms: spec.idle_ttl.millis(),
+        startup_ms: spec.timeouts.startup.millis(),
+        memory_bytes: spec.limits.memory.0,
+        processes: spec.limits.processes,
+        agent: agent.name,
+    }))
+}
+
+/// The conversation that a worker is bound to, where its token lets it in.
+async fn admitted(
+    gateway: &Gateway,
+    hash: TokenHash,
+    wanted: &Grant,
+) -> Result<Option<ConversationId>, Problem> {
+    if gateway.keys().is_workers(&hash) {
+        return Ok(wanted.conversation);
+    }
+    let grant = gateway.store.worker_grant(hash).await?.ok_or_else(Problem::unauthorized)?;
+    let is_other = |bound: ConversationId| wanted.conversation.is_some_and(|it| it != bound);
+    if grant.agent != wanted.agent || grant.conversation.is_some_and(is_other) {
+        return Err(Problem::forbidden("This token is good for another agent or conversation."));
+    }
+    Ok(grant.conversation.or(wanted.conversation))
+}
+
+/// The worker that calls, which has registered at this replica.
+async fn caller(gateway: &Gateway, headers: &HeaderMap, worker: WorkerId) -> Result<Arc<Caller>, Problem> {
+    let hash = auth::token_hash(headers)?;
+    let is_workers = gateway.keys().is_workers(&hash);
+    match gateway.store.desk().caller(worker) {
+        Some(caller) if is_workers || token::is_same(caller.token_hash(), &hash) => Ok(caller),
+        None if is_workers || gateway.store.worker_grant(hash).await?.is_some() => {
+            Err(Problem::not_found("worker"))
+        }
+        _ => Err(Problem::unauthorized()),
+    }
+}

@@ -1,0 +1,206 @@
+//! A remote worker's proof of life: a long poll that names its turns, and brings their orders.
+//!
+//! Keeps I11: a turn that is not the worker's any more is told as over.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Json, extract::State, http::HeaderMap};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use super::caller;
+use crate::{
+    api::{
+        Gateway,
+        problem::{Problem, ProblemDocument},
+        request::Strict,
+    },
+    id::{TurnId, WorkerId},
+    store::{
+        desk::{Caller, Judgement, Line, Open, OrderToTell},
+        remote_turns::Proof,
+    },
+};
+
+/// How long a beat is kept open, in milliseconds.
+const WAIT_DEFAULT_MS: u64 = 1000;
+const WAIT_MAX_MS: u64 = 5000;
+/// Turns that one beat may name.
+const TURNS_MAX: usize = 10_000;
+
+/// Who lives, and what it runs.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BeatRequest {
+    /// `wrk_…`
+    #[schema(value_type = String)]
+    worker_id: WorkerId,
+    /// Turns that it was offered and that are not over for it.
+    turns: Vec<Named>,
+    /// How long to wait for orders, in milliseconds.
+    #[serde(default = "wait_default")]
+    #[schema(minimum = 0, maximum = 5000)]
+    wait_ms: u64,
+    /// It takes no more turns; with no turn at all it has left.
+    #[serde(default)]
+    is_leaving: bool,
+}
+
+/// A turn of the worker.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Named {
+    /// `turn_…`
+    #[schema(value_type = String)]
+    turn_id: TurnId,
+    /// The attempt.
+    epoch: i32,
+    /// Keys of the orders that it has been told.
+    #[serde(default)]
+    told: Vec<String>,
+}
+
+fn wait_default() -> u64 {
+    WAIT_DEFAULT_MS
+}
+
+/// What a worker must hear.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Beat {
+    /// What is to be passed on.
+    orders: Vec<OrderView>,
+    /// Turns that are not the worker's any more; whatever it still does for them is to be ended.
+    over: Vec<Over>,
+    /// Another replica would do better. This one goes on until the worker has turned to it.
+    should_move: bool,
+    /// An operator wants the worker to end.
+    should_stop: bool,
+}
+
+/// Something for a turn's worker; it comes until its key is among those `told`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OrderView {
+    /// `cancel`, or one of the question's.
+    key: String,
+    /// `turn_…`
+    #[schema(value_type = String)]
+    turn_id: TurnId,
+    /// The native protocol's message.
+    #[schema(value_type = Object)]
+    order: Box<RawValue>,
+}
+
+impl OrderView {
+    pub(super) fn of(turn_id: TurnId, order: OrderToTell) -> Result<OrderView, Problem> {
+        let message = RawValue::from_string(order.message).map_err(|why| Problem::internal(&why))?;
+        Ok(OrderView { key: order.key, turn_id, order: message })
+    }
+}
+
+/// A turn that is not the worker's any more.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Over {
+    /// `turn_…`
+    #[schema(value_type = String)]
+    turn_id: TurnId,
+    /// The attempt.
+    epoch: i32,
+    /// `turn_ended` or `epoch_stale`.
+    code: &'static str,
+}
+
+/// A line that the beat keeps open.
+struct Heard {
+    line: Arc<Line>,
+    open: Open,
+}
+
+/// Proves that a worker lives, and waits for orders to its turns.
+#[utoipa::path(post, path = "/v1/worker/beat", tag = "remote workers", request_body = BeatRequest,
+    responses(
+        (status = 200, body = Beat),
+        (status = 404, description = "`worker_not_found`: register first", body = ProblemDocument),
+    ))]
+pub async fn beat(
+    State(gateway): State<Gateway>,
+    headers: HeaderMap,
+    Strict(request): Strict<BeatRequest>,
+) -> Result<Json<Beat>, Problem> {
+    let caller = caller(&gateway, &headers, request.worker_id).await?;
+    if request.wait_ms > WAIT_MAX_MS {
+        return Err(Problem::invalid("wait_ms", "It must lie between 0 and 5000."));
+    }
+    if request.turns.len() > TURNS_MAX {
+        return Err(Problem::invalid("turns", "It takes 10000 at most."));
+    }
+    let until = Instant::now() + Duration::from_millis(request.wait_ms);
+    if request.is_leaving {
+        caller.leave();
+    }
+    let has_left = request.is_leaving && request.turns.is_empty();
+    let open = caller.pulse().beat();
+    let (heard, over) = hear(&gateway, request.worker_id, request.turns).await;
+    let beat = match has_left {
+        true => leave(&gateway, &caller).await,
+        false => listen(&gateway, &caller, &heard, over, until).await,
+    };
+    heard.into_iter().for_each(|heard| heard.open.answered());
+    open.answered();
+    beat.map(Json)
+}
+
+/// The lines of the turns that a worker names, and those that are over for it. Of a turn that can be had
+/// neither here nor now nothing is said: the worker names it again.
+async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<Heard>, Vec<Over>) {
+    let (mut heard, mut over) = (Vec::new(), Vec::new());
+    for Named { turn_id, epoch, told } in turns {
+        let judgement = gateway.store.desk().line_or_move(turn_id, epoch, Proof::Worker(worker)).await;
+        let code = match judgement {
+            Judgement::Held(line) if line.worker() == worker => {
+                let open = line.pulse().beat();
+                line.note_told(told);
+                heard.push(Heard { line, open });
+                continue;
+            }
+            Judgement::Held(_) | Judgement::Unknown | Judgement::Stale => "epoch_stale",
+            Judgement::Ended => "turn_ended",
+            Judgement::Elsewhere | Judgement::Failed(_) => continue,
+        };
+        over.push(Over { turn_id, epoch, code });
+    }
+    (heard, over)
+}
+
+/// Waits until there is something to say.
+async fn listen(
+    gateway: &Gateway,
+    caller: &Arc<Caller>,
+    heard: &[Heard],
+    over: Vec<Over>,
+    until: Instant,
+) -> Result<Beat, Problem> {
+    let desk = gateway.store.desk();
+    let before = (desk.is_open(), caller.is_stopped());
+    let is_said = !over.is_empty();
+    let look = || {
+        let orders: Vec<(TurnId, OrderToTell)> = heard
+            .iter()
+            .flat_map(|it| it.line.untold().into_iter().map(|order| (it.line.turn(), order)))
+            .collect();
+        let has_ended = heard.iter().any(|it| it.line.end().is_some());
+        let has_news = is_said || has_ended || before != (desk.is_open(), caller.is_stopped());
+        (has_news || !orders.is_empty()).then_some(orders)
+    };
+    let orders = caller.look_until(until, look).await.unwrap_or_default().into_iter();
+    let orders = orders.map(|(turn, order)| OrderView::of(turn, order)).collect::<Result<_, _>>()?;
+    Ok(Beat { orders, over, should_move: !desk.is_open(), should_stop: caller.is_stopped() })
+}
+
+/// A worker says goodbye.
+async fn leave(gateway: &Gateway, caller: &Arc<Caller>) -> Result<Beat, Problem> {
+    gateway.store.desk().dismiss(caller);
+    gateway.store.remote_worker_ended(caller.worker().id, "left").await?;
+    Ok(Beat { orders: Vec::new(), over: Vec::new(), should_move: false, should_stop: false })
+}

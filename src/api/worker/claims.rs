@@ -1,0 +1,117 @@
+//! A remote worker waits for turns: a long poll, answered with offers.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::caller;
+use crate::{
+    api::{
+        Gateway,
+        problem::{Problem, ProblemDocument},
+        request::{Strict, WAIT_MAX_S},
+    },
+    id::{ConversationId, TurnId, WorkerId},
+    store::desk,
+};
+
+/// How long a poll waits where the worker does not say.
+const WAIT_DEFAULT_S: u64 = 20;
+/// Turns that one worker may run at once.
+const ROOM_MAX: u32 = 10_000;
+
+/// Who waits, and for how much.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimsRequest {
+    /// `wrk_…`
+    #[schema(value_type = String)]
+    worker_id: WorkerId,
+    /// How many turns more it could run.
+    #[schema(minimum = 1, maximum = 10000)]
+    room: u32,
+    /// How long it waits, in seconds.
+    #[serde(default = "wait_default")]
+    #[schema(minimum = 0, maximum = 60)]
+    wait_s: u64,
+}
+
+fn wait_default() -> u64 {
+    WAIT_DEFAULT_S
+}
+
+/// Turns for a worker.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Offers {
+    /// At least one.
+    turns: Vec<Offer>,
+}
+
+/// A turn that its worker may take, by its first batch of messages, which may be empty.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Offer {
+    /// `turn_…`
+    #[schema(value_type = String)]
+    turn_id: TurnId,
+    /// `conv_…`
+    #[schema(value_type = String)]
+    conversation_id: ConversationId,
+    /// The attempt, which every message names.
+    epoch: i32,
+    /// Its place in the conversation: who has served the one before knows what was said.
+    ordinal: i64,
+    /// Opens the turn's messages, until its last word.
+    token: String,
+    /// The native protocol's `turn` message.
+    #[schema(value_type = Object)]
+    turn: Box<RawValue>,
+}
+
+impl Offer {
+    fn of(offer: desk::Offer) -> Result<Offer, Problem> {
+        let desk::Offer { turn, conversation, epoch, ordinal, token, message, promise: _ } = offer;
+        let message = RawValue::from_string(message).map_err(|why| Problem::internal(&why))?;
+        Ok(Offer { turn_id: turn, conversation_id: conversation, epoch, ordinal, token, turn: message })
+    }
+}
+
+/// Waits for turns. An offer that is not taken within 5 seconds goes to another worker.
+#[utoipa::path(post, path = "/v1/worker/claims", tag = "remote workers", request_body = ClaimsRequest,
+    responses(
+        (status = 200, body = Offers),
+        (status = 204, description = "None has come in time"),
+        (status = 404, description = "`worker_not_found`: register first", body = ProblemDocument),
+    ))]
+pub async fn wait(
+    State(gateway): State<Gateway>,
+    headers: HeaderMap,
+    Strict(request): Strict<ClaimsRequest>,
+) -> Result<Response, Problem> {
+    let caller = caller(&gateway, &headers, request.worker_id).await?;
+    if !(1..=ROOM_MAX).contains(&request.room) {
+        return Err(Problem::invalid("room", "It must lie between 1 and 10000."));
+    }
+    if request.wait_s > WAIT_MAX_S {
+        return Err(Problem::invalid("wait_s", "It must lie between 0 and 60."));
+    }
+    let desk = gateway.store.desk();
+    let open = caller.pulse().request();
+    let polling = caller.poll(request.room);
+    gateway.store.wake().look_at_queue();
+    let offers = polling.offers(Duration::from_secs(request.wait_s), || !desk.is_open()).await;
+    drop(polling);
+    open.answered();
+    if !offers.is_empty() {
+        let turns = offers.into_iter().map(Offer::of).collect::<Result<_, _>>()?;
+        return Ok(Json(Offers { turns }).into_response());
+    }
+    if desk.is_open() { Ok(StatusCode::NO_CONTENT.into_response()) } else { Err(Problem::elsewhere()) }
+}

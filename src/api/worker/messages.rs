@@ -1,0 +1,144 @@
+//! What a remote worker says in a turn: batches of messages, acknowledged when they are committed.
+//!
+//! Owns the frame: which turn and attempt, which number the first message has, how much comes at once. What a
+//! line means is its run's to say; one that means nothing fails the turn, like that of any other worker.
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::beat::OrderView;
+use crate::{
+    api::{
+        Gateway, auth,
+        problem::{Problem, ProblemDocument},
+        request::{Id, Params, body_within},
+    },
+    id::TurnId,
+    store::{
+        desk::{Batch, Delivery, End, Judgement, Line},
+        remote_turns::Proof,
+    },
+    token,
+};
+
+/// The largest batch; a message may have half of that.
+const BATCH_BYTES_MAX: u64 = 2 * 1024 * 1024;
+/// Messages in one batch.
+const MESSAGES_MAX: usize = 4096;
+const MEDIA_TYPE: &str = "application/x-ndjson";
+
+/// What is committed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Acknowledged {
+    /// The number of the last message that is committed.
+    acknowledged: u64,
+    /// What the worker has not said that it was told.
+    orders: Vec<OrderView>,
+}
+
+/// Takes a turn, and messages of it. The first batch may be empty: the worker begins when it is answered.
+#[utoipa::path(post, path = "/v1/worker/turns/{id}/messages", tag = "remote workers",
+    params(
+        ("id" = String, Path),
+        ("epoch" = i32, Query, description = "The attempt", minimum = 1),
+        ("n" = i64, Query, description = "The number of the first message, from 1", minimum = 1),
+    ),
+    request_body(content = String, content_type = "application/x-ndjson",
+        description = "Messages of the native protocol, one a line, and `gone` where the worker is"),
+    responses(
+        (status = 200, description = "Committed", body = Acknowledged),
+        (status = 204, description = "All of it was committed before"),
+        (status = 403, description = "`epoch_stale`: another attempt has the turn", body = ProblemDocument),
+        (status = 409, description = "`messages_gap`: those from `expected` on are missing", body = ProblemDocument),
+        (status = 410, description = "`turn_ended`: it has had its last word", body = ProblemDocument),
+    ))]
+pub async fn post(
+    State(gateway): State<Gateway>,
+    Id(turn): Id<TurnId>,
+    headers: HeaderMap,
+    mut params: Params,
+    request: Request,
+) -> Result<Response, Problem> {
+    tracing::Span::current().record("turn_id", tracing::field::display(turn));
+    let hash = auth::token_hash(&headers)?;
+    let missing = |name: &str| Problem::invalid(name, "It is missing.");
+    let epoch = params.number("epoch", 1..=i64::from(i32::MAX))?.ok_or_else(|| missing("epoch"))?;
+    let epoch = i32::try_from(epoch).map_err(|_| missing("epoch"))?;
+    let first = params.number("n", 1..=i64::MAX)?.ok_or_else(|| missing("n"))?.unsigned_abs();
+    params.end()?;
+    let batch = read(request).await?;
+    let mut is_second = false;
+    loop {
+        let line = match gateway.store.desk().line_or_move(turn, epoch, Proof::Token(hash)).await {
+            Judgement::Held(line) => line,
+            Judgement::Unknown => return Err(Problem::unauthorized()),
+            Judgement::Ended => return Err(ended(turn)),
+            Judgement::Stale => return Err(stale(turn)),
+            Judgement::Elsewhere => return Err(Problem::elsewhere()),
+            Judgement::Failed(why) => return Err(why.into()),
+        };
+        if !token::is_same(line.token_hash(), &hash) {
+            return Err(Problem::unauthorized());
+        }
+        let open = line.pulse().request();
+        let delivery = line.deliver(first, batch.clone()).await;
+        open.answered();
+        match delivery {
+            // Somebody else may know more.
+            Delivery::LetGo if !is_second => is_second = true,
+            // Or hold the turn by now, with what is missing here.
+            Delivery::Gap(_) if !gateway.store.strayed(&[(turn, epoch)]).await?.is_empty() => {
+                gateway.store.desk().take_up(&line, End::LetGo);
+            }
+            delivery => return answer(&line, delivery),
+        }
+    }
+}
+
+fn answer(line: &Line, delivery: Delivery) -> Result<Response, Problem> {
+    match delivery {
+        Delivery::New(acknowledged) => {
+            let orders = line.untold().into_iter();
+            let orders = orders.map(|order| OrderView::of(line.turn(), order)).collect::<Result<_, _>>()?;
+            Ok(Json(Acknowledged { acknowledged, orders }).into_response())
+        }
+        Delivery::Known(_) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Delivery::Gap(expected) => {
+            let detail = "Messages before this batch are missing.";
+            Err(Problem::turn_state("messages_gap", detail, line.turn()).with("expected", expected))
+        }
+        Delivery::Ended => Err(ended(line.turn())),
+        Delivery::LetGo => Err(Problem::elsewhere()),
+    }
+}
+
+async fn read(request: Request) -> Result<Batch, Problem> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let is_ndjson = essence.eq_ignore_ascii_case(MEDIA_TYPE);
+    let body = body_within(request, BATCH_BYTES_MAX).await?;
+    let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(u8::is_ascii_whitespace));
+    let batch: Batch = lines.map(Bytes::copy_from_slice).collect();
+    if !batch.is_empty() && !is_ndjson {
+        return Err(Problem::not_of_type(MEDIA_TYPE));
+    }
+    if batch.len() > MESSAGES_MAX {
+        return Err(Problem::invalid("body", format!("It takes {MESSAGES_MAX} messages at most.")));
+    }
+    Ok(batch)
+}
+
+fn ended(turn: TurnId) -> Problem {
+    Problem::turn_gone(turn)
+}
+
+fn stale(turn: TurnId) -> Problem {
+    Problem::forbidden_as("epoch_stale", "Another attempt has this turn.").with("turn_id", turn.to_string())
+}

@@ -1,0 +1,161 @@
+//! The beat: proves to the gateway that this host lives, brings orders, and decides which replica is called.
+//!
+//! ```text
+//! no route ──register──► calling ──beat──► calling
+//!    ▲                      │ should_move: register elsewhere first, then let go
+//!    └──── no answer ───────┘
+//! ```
+//! Keeps I11: where the gateway says that a turn is over, or nobody says anything for too long, what this host
+//! does for it is ended.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Shop,
+    link::{NoRoute, Route},
+    words::Beat,
+};
+
+/// How long the gateway keeps a beat open.
+const WAIT: Duration = Duration::from_secs(1);
+/// How long it may take to answer beyond that.
+const SLACK: Duration = Duration::from_secs(2);
+/// Between two looks for another replica while the present one should be left.
+const MOVE_EVERY: Duration = Duration::from_millis(500);
+/// Without an answer of anybody for so long, turns are given up: the gateway has done so by then.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+
+/// What a beat came to.
+enum Heard {
+    Beat(Beat),
+    /// This replica knows this host no more.
+    Unknown,
+    Nothing(String),
+}
+
+/// Beats until this host has left, or may not call.
+pub async fn keep(shop: &Shop) -> anyhow::Result<()> {
+    let mut at = Beating { shop, next: 0, route: None, heard_at: Instant::now() };
+    loop {
+        let Some(route) = at.route.clone() else {
+            if shop.has_left() {
+                return Ok(());
+            }
+            at.find().await?;
+            continue;
+        };
+        let (is_leaving, is_last) = (shop.is_leaving(), shop.has_left());
+        let heard = tokio::select! {
+            heard = at.beat(&route, is_leaving) => heard,
+            // That is to be said at once.
+            () = shop.leaving(), if !is_leaving => continue,
+            () = shop.left.cancelled(), if !is_last => continue,
+        };
+        match heard {
+            _ if is_last => return Ok(()),
+            Heard::Beat(beat) => at.heed(&route, beat).await,
+            Heard::Unknown => at.lose(&route, route.found_by),
+            Heard::Nothing(why) => {
+                tracing::warn!(gateway = route.base, why, "the replica does not answer; trying another");
+                at.lose(&route, route.found_by + 1);
+            }
+        }
+    }
+}
+
+struct Beating<'a> {
+    shop: &'a Shop,
+    /// Which URL is tried next.
+    next: usize,
+    route: Option<Route>,
+    /// When the gateway was heard last.
+    heard_at: Instant,
+}
+
+impl Beating<'_> {
+    /// Finds a replica that lets this host in; each URL once, then a pause.
+    async fn find(&mut self) -> anyhow::Result<()> {
+        let link = &self.shop.link;
+        for _ in 0..link.urls() {
+            match link.register(self.next).await {
+                Ok(route) => {
+                    self.take(route);
+                    return Ok(());
+                }
+                Err(NoRoute::Refused(problem)) => anyhow::bail!("the gateway refuses this worker: {problem}"),
+                Err(NoRoute::Unreachable(why)) => {
+                    tracing::info!(why, "no way in");
+                    self.next += 1;
+                }
+            }
+        }
+        if self.heard_at.elapsed() > AWAY_MAX {
+            self.shop.turns.end_all();
+        }
+        sleep(Duration::from_millis(rand::random_range(50..250))).await;
+        Ok(())
+    }
+
+    fn take(&mut self, route: Route) {
+        tracing::info!(gateway = route.base, worker_id = %route.registered.worker_id, "calling");
+        self.next = route.found_by;
+        self.heard_at = Instant::now();
+        self.shop.link.set_route(Some(route.clone()));
+        self.route = Some(route);
+    }
+
+    fn lose(&mut self, route: &Route, next: usize) {
+        // Where the address was the replica's own word, the one that was given is tried first.
+        self.next = next;
+        self.route = None;
+        self.shop.link.note_misleading_unless_given(&route.base);
+        self.shop.link.set_route(None);
+    }
+
+    async fn beat(&mut self, route: &Route, is_leaving: bool) -> Heard {
+        let body = json!({
+            "worker_id": route.registered.worker_id, "turns": self.shop.turns.named(),
+            "wait_ms": WAIT.as_millis(), "is_leaving": is_leaving,
+        });
+        let asked = self.shop.link.call(route, "beat", &body, WAIT + SLACK);
+        match asked.await {
+            Ok(answer) if answer.status().is_success() => match answer.json().await {
+                Ok(beat) => {
+                    self.heard_at = Instant::now();
+                    Heard::Beat(beat)
+                }
+                Err(why) => Heard::Nothing(why.to_string()),
+            },
+            Ok(answer) if matches!(answer.status().as_u16(), 401 | 404) => Heard::Unknown,
+            Ok(answer) => Heard::Nothing(answer.status().to_string()),
+            Err(why) => Heard::Nothing(crate::cli::client::gateway::cause(&why)),
+        }
+    }
+
+    async fn heed(&mut self, route: &Route, beat: Beat) {
+        beat.orders.iter().for_each(|order| self.shop.turns.order(order));
+        for over in beat.over {
+            tracing::info!(turn_id = %over.turn_id, over.code, "a turn is over");
+            self.shop.turns.end(over.turn_id, over.epoch);
+        }
+        if beat.should_stop {
+            self.shop.leave();
+        }
+        if beat.should_move {
+            self.move_on(route).await;
+        }
+    }
+
+    /// Turns to another replica, if one lets this host in; this one goes on until then.
+    async fn move_on(&mut self, route: &Route) {
+        for n in 1..=self.shop.link.urls() {
+            if let Ok(other) = self.shop.link.register(route.found_by + n).await {
+                return self.take(other);
+            }
+        }
+        sleep(MOVE_EVERY).await;
+    }
+}

@@ -1,0 +1,86 @@
+//! Waiting for turns: one long poll at a time, for as many as there is room for.
+//!
+//! Whether to leave is decided between two polls: a host that leaves in the middle of one could leave a turn
+//! behind that it was just offered.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Shop, link::Route, words::Offers};
+
+/// How long one poll waits, in seconds.
+const WAIT_S: u64 = 20;
+/// How long the gateway may take to answer beyond that.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// Takes on turns until this host leaves.
+pub async fn take_on(shop: &Shop) {
+    let mut routes = shop.link.routes();
+    loop {
+        if shop.is_leaving() {
+            return;
+        }
+        if shop.is_idle_for_too_long() {
+            tracing::info!("nothing to do for too long; leaving");
+            return shop.leave();
+        }
+        let room = shop.concurrency.saturating_sub(shop.turns.count());
+        if room == 0 {
+            tokio::select! {
+                () = shop.turns.one_ended() => {}
+                () = shop.leaving() => {}
+            }
+            continue;
+        }
+        let Ok(route) = routes.wait_for(Option::is_some).await.map(|route| route.clone()) else { return };
+        let Some(route) = route else { continue };
+        let is_answered = tokio::select! {
+            // Also to its end: what it brings is wanted, and whoever leaves says so with the next beat.
+            is_answered = poll(shop, &route, room) => is_answered,
+            // What is offered there meanwhile goes to somebody else.
+            _ = routes.changed() => continue,
+        };
+        if !is_answered {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))) => {}
+                _ = routes.changed() => {}
+                () = shop.leaving() => {}
+            }
+        }
+    }
+}
+
+/// One poll; whether it was answered.
+async fn poll(shop: &Shop, route: &Route, room: usize) -> bool {
+    let wait_s = match shop.idle_until() {
+        Some(until) => until.saturating_duration_since(Instant::now()).as_secs().clamp(1, WAIT_S),
+        None => WAIT_S,
+    };
+    let body = json!({ "worker_id": route.registered.worker_id, "room": room, "wait_s": wait_s });
+    let asked = shop.link.call(route, "claims", &body, Duration::from_secs(wait_s) + SLACK);
+    match asked.await {
+        Ok(answer) if answer.status().as_u16() == 204 => true,
+        Ok(answer) if answer.status().is_success() => match answer.json::<Offers>().await {
+            Ok(offers) => {
+                for offer in offers.turns {
+                    shop.accept(offer, &route.registered);
+                }
+                true
+            }
+            Err(why) => {
+                tracing::warn!(%why, "an offer could not be read");
+                false
+            }
+        },
+        Ok(answer) => {
+            tracing::debug!(status = %answer.status(), "no turns from here");
+            false
+        }
+        Err(why) => {
+            tracing::debug!(%why, "no turns from here");
+            false
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The crew: the worker processes of this host, one a conversation, or one for all.
+//!
+//! Owns which process serves which turn, how one is started, and the guards' proof of life: a host that is
+//! gone, or stands still, takes its processes along.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    life,
+    shared::{self, Shared},
+    turn::Job,
+    words::Registered,
+};
+use crate::{
+    agent::Scope,
+    failure::Code,
+    id::ConversationId,
+    task::{Kind, Supervisor},
+    units::Size,
+    worker::{
+        process::{Heard, Launch, Process, Renewer},
+        wire::Message,
+    },
+};
+
+/// Turns that may wait for a conversation's process; the gateway runs one at a time.
+const JOBS_MAX: usize = 4;
+/// How long a guard may go without a proof of life, and how often it gets one.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks whether a process is left.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// What it finds in its environment.
+    pub env: BTreeMap<String, String>,
+    /// Where its workspaces are.
+    pub data_dir: PathBuf,
+}
+
+/// The processes of this host.
+#[derive(Debug)]
+pub struct Crew {
+    program: Program,
+    supervisor: Supervisor,
+    /// This host takes on nothing more.
+    leaving: CancellationToken,
+    lives: Mutex<HashMap<ConversationId, mpsc::Sender<Job>>>,
+    shared: Mutex<Option<Shared>>,
+    renewers: Mutex<HashMap<i32, Renewer>>,
+}
+
+/// Why a process did not come to serve turns.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// For a person.
+    pub message: String,
+    /// For operators.
+    pub detail: Option<String>,
+}
+
+impl Crew {
+    pub fn new(program: Program, supervisor: Supervisor, leaving: CancellationToken) -> Arc<Crew> {
+        let (lives, shared, renewers) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Crew { program, supervisor, leaving, lives, shared, renewers })
+    }
+
+    /// Finds the turn its process.
+    pub fn place(self: &Arc<Self>, job: Job) {
+        let crew = self.clone();
+        if job.registered.scope == Scope::Shared {
+            return self.supervisor.spawn(Kind::Turn, "turn", shared::serve(crew, job));
+        }
+        let conversation = job.offer.conversation_id;
+        let mut lives = lock(&self.lives);
+        let mut job = job;
+        if let Some(life) = lives.get(&conversation) {
+            match life.try_send(job) {
+                Ok(()) => return,
+                Err(TrySendError::Full(back) | TrySendError::Closed(back)) => job = back,
+            }
+        }
+        let (jobs, inbox) = mpsc::channel(JOBS_MAX);
+        lives.insert(conversation, jobs.clone());
+        drop(lives);
+        let living = async move {
+            life::live(&crew, job, inbox, jobs.downgrade()).await;
+        };
+        self.supervisor.spawn(Kind::Worker, "conversation", living);
+    }
+
+    /// A conversation has no process any more, where this was still its life.
+    pub fn forget(&self, conversation: ConversationId, life: &mpsc::WeakSender<Job>) {
+        let mut lives = lock(&self.lives);
+        let is_it = life
+            .upgrade()
+            .is_some_and(|life| lives.get(&conversation).is_some_and(|known| known.same_channel(&life)));
+        if is_it {
+            lives.remove(&conversation);
+        }
+    }
+
+    /// The shared process, as long as it takes turns.
+    pub fn shared(&self) -> MutexGuard<'_, Option<Shared>> {
+        lock(&self.shared)
+    }
+
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
+    /// Cancelled once this host takes on nothing more.
+    pub fn leaving(&self) -> &CancellationToken {
+        &self.leaving
+    }
+
+    /// Starts a process, for a conversation or to be shared, and waits until it is ready. Dropping the future
+    /// leaves nothing behind.
+    pub async fn start(
+        &self,
+        registered: &Registered,
+        conversation: Option<ConversationId>,
+    ) -> Result<Process, NotStarted> {
+        let mut env = self.program.env.clone();
+        env.insert("LASTWORD_AGENT".to_owned(), registered.agent.clone());
+        let workspace = match conversation {
+            Some(conversation) => {
+                env.insert("LASTWORD_CONVERSATION_ID".to_owned(), conversation.to_string());
+                self.program.data_dir.join(conversation.to_string())
+            }
+            None => self.program.data_dir.join("shared"),
+        };
+        let launch = Launch {
+            env,
+            memory: Size(registered.memory_bytes),
+            processes: registered.processes,
+            silence_max: SILENCE_MAX,
+            ..Launch::new(self.program.command.clone(), workspace)
+        };
+        let startup = Duration::from_millis(registered.startup_ms);
+        let starting = async {
+            let refused = |why: crate::worker::process::StartError| NotStarted {
+                message: why.message.to_owned(),
+                detail: Some(why.detail),
+            };
+            let mut process = Process::start(&self.supervisor, launch).await.map_err(refused)?;
+            tracing::info!(pid = process.pid(), "worker started");
+            lock(&self.renewers).insert(process.pid(), process.renewer());
+            match until_ready(&mut process).await {
+                Ok(()) => Ok(process),
+                Err(why) => {
+                    self.kill(&mut process).await;
+                    Err(why)
+                }
+            }
+        };
+        timeout(startup, starting).await.unwrap_or_else(|_| {
+            Err(NotStarted { message: Code::WorkerStartupFailed.message().to_owned(), detail: None })
+        })
+    }
+
+    /// Ends a process: asked, then told, then killed.
+    pub async fn end(&self, process: &mut Process) {
+        let exit = process.end().await;
+        lock(&self.renewers).remove(&process.pid());
+        tracing::info!(pid = process.pid(), %exit, "worker ended");
+    }
+
+    /// Ends a process and everything it started, now.
+    pub async fn kill(&self, process: &mut Process) {
+        process.kill();
+        self.end(process).await;
+    }
+
+    /// Until no process is left.
+    pub async fn none_left(&self) {
+        while !lock(&self.renewers).is_empty() {
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Proves this host's life to the guards, until cancelled.
+    pub async fn renew_on(self: Arc<Self>, until: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = until.cancelled() => return,
+                () = sleep(RENEW_EVERY) => {}
+            }
+            lock(&self.renewers).values().for_each(|renewer| renewer.renew(true));
+        }
+    }
+}
+
+async fn until_ready(process: &mut Process) -> Result<(), NotStarted> {
+    let spoke = || NotStarted { message: "The worker spoke before it was ready.".to_owned(), detail: None };
+    loop {
+        match process.recv().await {
+            Heard::Message(from) if from.message == Message::Ready => return Ok(()),
+            Heard::Message(from) if from.message == Message::Beat => {}
+            Heard::Message(_) => return Err(spoke()),
+            Heard::Protocol(error) => {
+                return Err(NotStarted { message: error.to_string(), detail: Some(error.excerpt) });
+            }
+            Heard::Closed | Heard::Gone(_) => {}
+            Heard::Exited(exit) => {
+                let message = format!("The worker for this agent stopped while it was starting ({exit}).");
+                return Err(NotStarted { message, detail: Some(process.stderr_tail()) });
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

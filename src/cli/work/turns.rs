@@ -1,0 +1,192 @@
+//! The turns of this host: what a beat names, and the ways to reach each.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::words::{Order, line};
+use crate::id::TurnId;
+
+/// Orders that may wait for one turn.
+const ORDERS_MAX: usize = 64;
+
+/// The turns of this host.
+#[derive(Debug)]
+pub struct Turns {
+    list: Mutex<List>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct List {
+    turns: HashMap<TurnId, Reach>,
+    /// When the last of them ended.
+    idle_since: Instant,
+}
+
+/// A turn, as the beat reaches it.
+#[derive(Debug)]
+struct Reach {
+    epoch: i32,
+    told: HashSet<String>,
+    orders: mpsc::Sender<Vec<u8>>,
+    over: CancellationToken,
+}
+
+/// A turn's place on this host, and its ends of what reaches it. Its drop ends both.
+#[derive(Debug)]
+pub struct Place {
+    turns: Arc<Turns>,
+    turn: TurnId,
+    epoch: i32,
+    /// Lines for the worker.
+    pub orders: mpsc::Receiver<Vec<u8>>,
+    /// The turn is not this host's any more.
+    pub over: CancellationToken,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        let list = List { turns: HashMap::new(), idle_since: Instant::now() };
+        Turns { list: Mutex::new(list), changed: Notify::new() }
+    }
+}
+
+impl Turns {
+    /// A place for a turn; `None` where it has one. An earlier attempt of it is over.
+    pub fn admit(self: &Arc<Self>, turn: TurnId, epoch: i32) -> Option<Place> {
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let over = CancellationToken::new();
+        let mut list = self.list();
+        if list.turns.get(&turn).is_some_and(|known| known.epoch >= epoch) {
+            return None;
+        }
+        let reach = Reach { epoch, told: HashSet::new(), orders: sender, over: over.clone() };
+        if let Some(earlier) = list.turns.insert(turn, reach) {
+            earlier.over.cancel();
+        }
+        Some(Place { turns: self.clone(), turn, epoch, orders, over })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.list().turns.len()
+    }
+
+    /// Since when there is none; `None` where there are some.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let list = self.list();
+        list.turns.is_empty().then_some(list.idle_since)
+    }
+
+    /// Until one has ended since this was asked for. Cancel-safe.
+    pub async fn one_ended(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Until there is none.
+    pub async fn none_left(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// What a beat says of them.
+    pub fn named(&self) -> Value {
+        let list = self.list();
+        let named = list.turns.iter().map(|(turn, reach)| {
+            let told: Vec<&String> = reach.told.iter().collect();
+            json!({ "turn_id": turn, "epoch": reach.epoch, "told": told })
+        });
+        named.collect()
+    }
+
+    /// Passes an order on, once. One that finds no room comes again.
+    pub fn order(&self, order: &Order) {
+        let mut list = self.list();
+        let Some(reach) = list.turns.get_mut(&order.turn_id) else { return };
+        if reach.told.contains(&order.key) {
+            return;
+        }
+        let Ok(line) = line(order.order.get()) else { return };
+        if reach.orders.try_send(line).is_ok() {
+            reach.told.insert(order.key.clone());
+        }
+    }
+
+    /// Ends what this host does for a turn.
+    pub fn end(&self, turn: TurnId, epoch: i32) {
+        if let Some(reach) = self.list().turns.get(&turn).filter(|reach| reach.epoch == epoch) {
+            reach.over.cancel();
+        }
+    }
+
+    /// Ends what it does for any.
+    pub fn end_all(&self) {
+        self.list().turns.values().for_each(|reach| reach.over.cancel());
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut list = self.turns.list();
+        if list.turns.get(&self.turn).is_some_and(|reach| reach.epoch == self.epoch) {
+            list.turns.remove(&self.turn);
+        }
+        list.idle_since = Instant::now();
+        drop(list);
+        self.turns.changed.notify_waiters();
+        self.turns.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_order_is_passed_on_once_and_an_earlier_attempt_ends() {
+        let (turns, turn) = (Arc::new(Turns::default()), TurnId(Uuid::nil()));
+        let mut first = turns.admit(turn, 1).unwrap();
+        assert!(turns.admit(turn, 1).is_none(), "it has its place");
+        let order = || Order {
+            key: "cancel".to_owned(),
+            turn_id: turn,
+            order: RawValue::from_string("{\"type\":\n\"cancel\"}".to_owned()).unwrap(),
+        };
+        turns.order(&order());
+        turns.order(&order());
+        assert_eq!(first.orders.try_recv().unwrap(), b"{\"type\": \"cancel\"}\n");
+        assert!(first.orders.try_recv().is_err());
+        assert_eq!(turns.named()[0]["told"], json!(["cancel"]));
+
+        let second = turns.admit(turn, 2).unwrap();
+        assert!(first.over.is_cancelled() && !second.over.is_cancelled());
+        drop(first);
+        assert_eq!((turns.count(), turns.idle_since()), (1, None));
+        turns.end(turn, 1);
+        assert!(!second.over.is_cancelled());
+        drop(second);
+        assert!(turns.idle_since().is_some());
+    }
+}

@@ -1,0 +1,85 @@
+//! What is said between a host of workers and the gateway, as JSON: `docs/decisions/0016` has the table.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    agent::Scope,
+    id::{ConversationId, TurnId, WorkerId},
+};
+
+/// The answer to a registration.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Registered {
+    pub worker_id: WorkerId,
+    /// Where the replica that answered is reached itself.
+    pub url: String,
+    pub agent: String,
+    pub scope: Scope,
+    pub idle_ttl_ms: u64,
+    pub startup_ms: u64,
+    pub memory_bytes: u64,
+    pub processes: u32,
+}
+
+/// The answer to a wait for turns.
+#[derive(Debug, Deserialize)]
+pub struct Offers {
+    pub turns: Vec<Offer>,
+}
+
+/// A turn that this host may take.
+#[derive(Debug, Deserialize)]
+pub struct Offer {
+    pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
+    pub epoch: i32,
+    pub ordinal: i64,
+    pub token: String,
+    pub turn: Box<RawValue>,
+}
+
+impl Offer {
+    /// The worker's `turn` message as a line. A process that served the turn before knows the history.
+    pub fn line(&self, has_history: bool) -> Result<Vec<u8>, serde_json::Error> {
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(self.turn.get())?;
+        if has_history {
+            fields.remove("history");
+        }
+        line(&serde_json::to_string(&fields)?)
+    }
+}
+
+/// The answer to a beat.
+#[derive(Debug, Deserialize)]
+pub struct Beat {
+    pub orders: Vec<Order>,
+    pub over: Vec<Over>,
+    pub should_move: bool,
+    pub should_stop: bool,
+}
+
+/// Something to pass on.
+#[derive(Debug, Deserialize)]
+pub struct Order {
+    pub key: String,
+    pub turn_id: TurnId,
+    pub order: Box<RawValue>,
+}
+
+/// A turn that is not this host's any more.
+#[derive(Debug, Deserialize)]
+pub struct Over {
+    pub turn_id: TurnId,
+    pub epoch: i32,
+    pub code: String,
+}
+
+/// JSON text as one line. A line break in it can only be white space between tokens.
+pub fn line(json: &str) -> Result<Vec<u8>, serde_json::Error> {
+    let mut line: Vec<u8> = json.bytes().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }).collect();
+    line.push(b'\n');
+    Ok(line)
+}

@@ -1,0 +1,210 @@
+//! Remote workers: turns for those that wait for some, the move of turns to the replica that their worker
+//! calls, and the end of those that are not heard any more.
+//!
+//! Works off the desk ([`crate::store::desk`]), where the doors put what workers bring. Dispatch calls
+//! [`claim`] whenever it looks at the queue itself, and [`look_after`] whenever it looks for orders.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use crate::{
+    id::{ConversationId, TurnId, WorkerId},
+    store::{
+        StoreError,
+        desk::{Caller, TICK},
+        remote_turns::{Bid, Head},
+    },
+    worker::{host::Host, remote::Call},
+};
+
+/// Claims in one statement.
+const CLAIMS_MAX: usize = 64;
+/// How long whoever served a conversation last is waited for.
+const HEAD_START_MS: i64 = 50;
+
+/// Which turn goes to which worker.
+type Match = (TurnId, Arc<Caller>);
+
+/// Claims turns for workers that wait for some.
+pub(super) async fn claim(engine: &Engine) -> Result<(), StoreError> {
+    let desk = engine.store.desk();
+    let waiting: Vec<Arc<Caller>> = desk.callers().into_iter().filter(|caller| caller.room() > 0).collect();
+    if waiting.is_empty() || !desk.is_open() {
+        return Ok(());
+    }
+    let mut agents: Vec<String> = waiting.iter().map(|caller| caller.worker().agent.clone()).collect();
+    agents.sort();
+    agents.dedup();
+    let bound: Vec<ConversationId> =
+        waiting.iter().filter_map(|caller| caller.worker().conversation).collect();
+    let heads = engine.store.remote_heads(&agents, &bound).await?;
+    let matches = matches(&heads, &waiting);
+    let Some(mut places) = engine.host.remote_places(matches.len().min(CLAIMS_MAX)) else { return Ok(()) };
+    let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
+    let mut bids = Vec::new();
+    for (turn, caller) in matches.into_iter().take(places.count()) {
+        let (token, token_hash) = Host::mint_turn_token();
+        let worker = caller.worker().id;
+        bids.push(Bid { turn, worker, token_hash });
+        calls.insert((turn, worker), (caller.promise(), token));
+    }
+    for (claim, worker) in engine.store.claim_remote(&bids).await? {
+        let Some((promise, token)) = calls.remove(&(claim.turn, worker)) else { continue };
+        let (turn, epoch) = (claim.turn, claim.epoch);
+        // A drain may have begun while the answer was on its way.
+        let is_taken = !engine.supervisor.soft().is_cancelled()
+            && engine.host.take_remote(Call { claim, promise, token }, &mut places);
+        if !is_taken {
+            let is_released = engine.store.release(turn, epoch, true).await?;
+            tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
+        }
+    }
+    Ok(())
+}
+
+/// A worker for each turn that can have one: the one that served its conversation last, where it waits;
+/// else, after a head start, whichever has most room.
+fn matches(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<Match> {
+    let mut room: HashMap<WorkerId, u32> =
+        waiting.iter().map(|caller| (caller.worker().id, caller.room())).collect();
+    let mut matches = Vec::new();
+    for head in heads {
+        let can_have = |caller: &&Arc<Caller>| {
+            let worker = caller.worker();
+            let is_its = worker.conversation.map_or(!head.is_reserved, |bound| bound == head.conversation);
+            // Who was started for an older revision runs that.
+            let is_its = is_its && (!head.is_reserved || worker.agent_revision == head.agent_revision);
+            worker.agent == head.agent && is_its && room.get(&worker.id).is_some_and(|room| *room > 0)
+        };
+        let able = || waiting.iter().filter(can_have);
+        let is_holder = |caller: &&Arc<Caller>| Some(caller.worker().id.0) == head.holder;
+        let is_bound = |caller: &&Arc<Caller>| caller.worker().conversation.is_some();
+        let has_waited = head.holder.is_none() || head.waited_ms >= HEAD_START_MS;
+        let chosen = able()
+            .find(is_bound)
+            .or_else(|| able().find(is_holder))
+            .or_else(|| able().max_by_key(|caller| room.get(&caller.worker().id)).filter(|_| has_waited));
+        if let Some(caller) = chosen {
+            room.entry(caller.worker().id).and_modify(|room| *room -= 1);
+            matches.push((head.turn, caller.clone()));
+        }
+    }
+    matches
+}
+
+/// Moves turns here that workers ask for, until cancelled. One after another: two wishes for one turn are
+/// one move.
+pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
+    let adopting = async {
+        while let Some(wish) = engine.store.desk().wish().await {
+            let judgement = engine.host.adopt(&wish).await;
+            wish.answer(judgement);
+        }
+    };
+    until.run_until_cancelled(adopting).await;
+}
+
+/// Says whether this replica takes on turns, and forgets workers that are not heard, until cancelled.
+pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = until.cancelled() => return,
+            () = tokio::time::sleep(TICK) => {}
+        }
+        let desk = engine.store.desk();
+        desk.set_open(engine.is_present() && !engine.supervisor.soft().is_cancelled());
+        for caller in desk.callers().iter().filter(|caller| caller.pulse().tick(false)) {
+            desk.dismiss(caller);
+            let lines = desk.lines().into_iter().filter(|line| line.worker() == caller.worker().id);
+            lines.for_each(|line| line.pulse().cut_off());
+            let (worker, exit) =
+                (caller.worker().id, if caller.is_leaving() { "left" } else { "not heard any more" });
+            tracing::info!(worker_id = %worker, exit, "a remote worker is gone");
+            if let Err(why) = engine.store.remote_worker_ended(worker, exit).await {
+                tracing::warn!(worker_id = %worker, %why, "a remote worker's end was not recorded");
+            }
+        }
+    }
+}
+
+/// Lets go of turns that are held elsewhere by now, and tells turns why their worker ended where somebody
+/// knows. Before orders are read: they are for whoever holds the turn.
+pub(super) async fn look_after(engine: &Engine) -> Result<(), StoreError> {
+    let lines = engine.store.desk().lines();
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let held: Vec<(TurnId, i32)> = lines.iter().map(|line| (line.turn(), line.epoch())).collect();
+    engine.host.let_go(&engine.store.strayed(&held).await?);
+    let mut workers: Vec<WorkerId> = lines.iter().map(|line| line.worker()).collect();
+    workers.sort();
+    workers.dedup();
+    for (worker, why) in engine.store.obituaries(&workers).await? {
+        for line in lines.iter().filter(|line| line.worker() == worker) {
+            line.bury(why.clone());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::{desk::Desk, remote_workers::RemoteWorker};
+
+    fn id(n: u128) -> Uuid {
+        Uuid::from_u128(n)
+    }
+
+    fn waiting(desk: &Desk, n: u128, conversation: Option<u128>, room: u32) -> Arc<Caller> {
+        let conversation = conversation.map(|n| ConversationId(id(n)));
+        let agent = "a".to_owned();
+        let worker = RemoteWorker { id: WorkerId(id(n)), agent, agent_revision: 1, conversation, name: None };
+        let caller = desk.admit(worker, [0; 32]).unwrap();
+        std::mem::forget(caller.poll(room));
+        caller
+    }
+
+    fn head(n: u128, holder: Option<u128>, waited_ms: i64) -> Head {
+        let (turn, conversation, agent) = (TurnId(id(n)), ConversationId(id(n)), "a".to_owned());
+        Head {
+            turn,
+            agent,
+            conversation,
+            holder: holder.map(id),
+            waited_ms,
+            is_reserved: false,
+            agent_revision: 1,
+        }
+    }
+
+    fn matched(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<(u128, u128)> {
+        let ids = |(turn, caller): Match| (turn.0.as_u128(), caller.worker().id.0.as_u128());
+        matches(heads, waiting).into_iter().map(ids).collect()
+    }
+
+    #[test]
+    fn a_turn_goes_to_whoever_knows_its_conversation_and_else_to_the_one_with_most_room() {
+        let desk = Desk::default();
+        let workers =
+            [waiting(&desk, 1, None, 1), waiting(&desk, 2, None, 3), waiting(&desk, 3, Some(70), 1)];
+        assert_eq!(matched(&[head(10, None, 0)], &workers), [(10, 2)]);
+        assert_eq!(matched(&[head(10, Some(1), 0)], &workers), [(10, 1)]);
+        assert_eq!(matched(&[head(10, Some(99), 0)], &workers), [], "its own may come yet");
+        assert_eq!(matched(&[head(10, Some(99), 50)], &workers), [(10, 2)]);
+        assert_eq!(matched(&[head(70, Some(1), 0)], &workers), [(70, 3)]);
+        let reserved = Head { is_reserved: true, ..head(11, None, 0) };
+        assert_eq!(matched(&[reserved], &workers), [], "it waits for a worker of its own");
+        let reserved = Head { is_reserved: true, ..head(70, None, 0) };
+        assert_eq!(matched(std::slice::from_ref(&reserved), &workers), [(70, 3)]);
+        let newer = Head { agent_revision: 2, ..reserved };
+        assert_eq!(matched(&[newer], &workers), [], "it waits for a worker of its own revision");
+        let many: Vec<Head> = (10..20).map(|n| head(n, None, 0)).collect();
+        assert_eq!(matched(&many, &workers).len(), 4, "no more than they have room for");
+    }
+}

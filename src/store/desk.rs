@@ -1,0 +1,230 @@
+//! The desk: where remote workers, which call over HTTP, and this replica's engine meet, since a door calls
+//! no engine and the engine no door.
+//!
+//! Owns who calls here ([`Caller`]) and the lines to the turns that are held here ([`Line`]). A door puts a
+//! poll, a batch of messages or a beat there, and waits; the engine claims for polls, moves turns here, and
+//! each turn's run takes what its line brings. No SQL: what is durable is in [`super::remote_turns`] and
+//! [`super::remote_workers`].
+//! Refuses to hold anything for a caller that is not heard any more, and to grow: every queue has a bound.
+
+mod caller;
+mod line;
+mod pulse;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::{
+    caller::{Caller, Offer, Polling, Promise},
+    line::{Batch, Delivery, End, Line, OrderToTell},
+    pulse::{Open, Pulse, TICK},
+};
+use super::{StoreError, remote_turns::Proof, remote_workers::RemoteWorker};
+use crate::id::{TurnId, WorkerId};
+
+/// Workers that may call one replica.
+const CALLERS_MAX: usize = 10_000;
+/// Wishes that may wait.
+const WISHES_MAX: usize = 1024;
+
+/// Where remote workers and the engine meet.
+#[derive(Debug)]
+pub struct Desk {
+    state: Mutex<State>,
+    wishes: mpsc::Sender<Wish>,
+    inbox: tokio::sync::Mutex<mpsc::Receiver<Wish>>,
+    /// Whether this replica takes on turns.
+    is_open: AtomicBool,
+    url: OnceLock<String>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    callers: HashMap<WorkerId, Arc<Caller>>,
+    lines: HashMap<TurnId, Arc<Line>>,
+}
+
+/// That a turn be held here, to which a worker wants to say something.
+#[derive(Debug)]
+pub struct Wish {
+    /// Which turn.
+    pub turn: TurnId,
+    /// At which attempt.
+    pub epoch: i32,
+    /// Why it may be wished for.
+    pub proof: Proof,
+    answer: oneshot::Sender<Judgement>,
+}
+
+impl Wish {
+    /// Tells whoever wished. One who has gone needs no answer.
+    pub fn answer(self, judgement: Judgement) {
+        let _ = self.answer.send(judgement);
+    }
+}
+
+/// What became of a [`Wish`].
+#[derive(Debug, Clone)]
+pub enum Judgement {
+    /// It is held here.
+    Held(Arc<Line>),
+    /// No such turn was offered to whoever wishes.
+    Unknown,
+    /// It has had its last word.
+    Ended,
+    /// Another attempt has it, or it waits for one.
+    Stale,
+    /// Not here, or not now.
+    Elsewhere,
+    /// The database was not asked, or said something unexpected.
+    Failed(StoreError),
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        let (wishes, inbox) = mpsc::channel(WISHES_MAX);
+        let inbox = tokio::sync::Mutex::new(inbox);
+        Desk { state: Mutex::default(), wishes, inbox, is_open: AtomicBool::new(false), url: OnceLock::new() }
+    }
+}
+
+impl Desk {
+    /// Where this replica is reached; empty until [`Desk::set_url`].
+    pub fn url(&self) -> &str {
+        self.url.get().map_or("", String::as_str)
+    }
+
+    /// Says where. The first time counts.
+    pub fn set_url(&self, url: &str) {
+        let _ = self.url.set(url.to_owned());
+    }
+
+    /// Whether this replica takes on turns; if not, its callers had better go elsewhere.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
+    }
+
+    /// Says whether it does, and tells the callers.
+    pub fn set_open(&self, is_open: bool) {
+        if self.is_open.swap(is_open, Ordering::AcqRel) != is_open {
+            for caller in self.callers() {
+                caller.wake();
+            }
+        }
+    }
+
+    /// Lets a worker call; `None` where there are too many. One that calls again keeps its place.
+    pub fn admit(&self, worker: RemoteWorker, token_hash: [u8; 32]) -> Option<Arc<Caller>> {
+        let mut state = self.state();
+        if state.callers.len() >= CALLERS_MAX && !state.callers.contains_key(&worker.id) {
+            return None;
+        }
+        let id = worker.id;
+        let caller = Arc::new(Caller::new(worker, token_hash));
+        if let Some(former) = state.callers.insert(id, caller.clone()) {
+            former.wake();
+        }
+        Some(caller)
+    }
+
+    /// The worker of this id, where it calls here.
+    pub fn caller(&self, worker: WorkerId) -> Option<Arc<Caller>> {
+        self.state().callers.get(&worker).cloned()
+    }
+
+    /// Whether anybody calls here.
+    pub fn has_callers(&self) -> bool {
+        !self.state().callers.is_empty()
+    }
+
+    /// Everybody who calls here.
+    pub fn callers(&self) -> Vec<Arc<Caller>> {
+        self.state().callers.values().cloned().collect()
+    }
+
+    /// Forgets a caller, unless it has called anew.
+    pub fn dismiss(&self, caller: &Arc<Caller>) {
+        let mut state = self.state();
+        if state.callers.get(&caller.worker().id).is_some_and(|known| Arc::ptr_eq(known, caller)) {
+            state.callers.remove(&caller.worker().id);
+        }
+    }
+
+    /// Forgets everybody who calls: they register anew, and the lines to their turns stay.
+    pub fn dismiss_all(&self) {
+        let callers: Vec<Arc<Caller>> = self.state().callers.drain().map(|(_, caller)| caller).collect();
+        callers.iter().for_each(|caller| caller.wake());
+    }
+
+    /// Lays a line for a turn that is held here from now on.
+    pub fn lay(self: &Arc<Self>, line: Line) -> Arc<Line> {
+        let line = Arc::new(line);
+        if let Some(former) = self.state().lines.insert(line.turn(), line.clone()) {
+            former.close(End::LetGo);
+        }
+        line
+    }
+
+    /// Takes a line up; whoever waits at it is told how the turn ended here.
+    pub fn take_up(&self, line: &Arc<Line>, end: End) {
+        let caller = {
+            let mut state = self.state();
+            if state.lines.get(&line.turn()).is_some_and(|known| Arc::ptr_eq(known, line)) {
+                state.lines.remove(&line.turn());
+            }
+            state.callers.get(&line.worker()).cloned()
+        };
+        line.close(end);
+        if let Some(caller) = caller {
+            caller.wake();
+        }
+    }
+
+    /// Every line that is laid here.
+    pub fn lines(&self) -> Vec<Arc<Line>> {
+        self.state().lines.values().cloned().collect()
+    }
+
+    /// The line to a turn that is held here.
+    pub fn line(&self, turn: TurnId, epoch: i32) -> Option<Arc<Line>> {
+        self.state().lines.get(&turn).filter(|line| line.epoch() == epoch).cloned()
+    }
+
+    /// The line to a turn, which is moved here where another replica holds it.
+    pub async fn line_or_move(&self, turn: TurnId, epoch: i32, proof: Proof) -> Judgement {
+        if let Some(line) = self.line(turn, epoch) {
+            return Judgement::Held(line);
+        }
+        if !self.is_open() {
+            return Judgement::Elsewhere;
+        }
+        let (answer, judgement) = oneshot::channel();
+        if self.wishes.try_send(Wish { turn, epoch, proof, answer }).is_err() {
+            return Judgement::Elsewhere;
+        }
+        judgement.await.unwrap_or(Judgement::Elsewhere)
+    }
+
+    /// The next wish. Cancel-safe.
+    pub async fn wish(&self) -> Option<Wish> {
+        self.inbox.lock().await.recv().await
+    }
+
+    /// Tells the worker of a line that there is something new for it.
+    pub fn ring(&self, line: &Line) {
+        if let Some(caller) = self.caller(line.worker()) {
+            caller.wake();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,242 @@
+//! A remote worker that calls this replica: its poll, what it was promised, and its pulse.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+
+use super::pulse::Pulse;
+use crate::{
+    id::{ConversationId, TurnId},
+    store::remote_workers::RemoteWorker,
+};
+
+/// A worker that calls.
+#[derive(Debug)]
+pub struct Caller {
+    worker: RemoteWorker,
+    token_hash: [u8; 32],
+    pulse: Arc<Pulse>,
+    /// Its newest poll, and for how many turns that waits; 0 where it does not.
+    polled: Mutex<(u64, u32)>,
+    /// Turns that were claimed for it and that it has not been told of.
+    promised: AtomicU32,
+    offers: Mutex<Vec<Offer>>,
+    is_leaving: AtomicBool,
+    is_stopped: AtomicBool,
+    news: Notify,
+}
+
+/// A turn that its worker may take.
+#[derive(Debug)]
+pub struct Offer {
+    /// Which turn.
+    pub turn: TurnId,
+    /// Its conversation.
+    pub conversation: ConversationId,
+    /// The attempt.
+    pub epoch: i32,
+    /// Its place in the conversation.
+    pub ordinal: i64,
+    /// Opens the turn's route until its last word.
+    pub token: String,
+    /// The native protocol's `turn`, as JSON text.
+    pub message: String,
+    /// Counts until the worker was told.
+    pub promise: Promise,
+}
+
+/// A turn that is claimed for a worker, until the worker was told of it.
+#[derive(Debug)]
+pub struct Promise(Arc<Caller>);
+
+impl Promise {
+    /// Whom it was given.
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.0
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.0.promised.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Caller {
+    pub(super) fn new(worker: RemoteWorker, token_hash: [u8; 32]) -> Self {
+        Caller {
+            worker,
+            token_hash,
+            pulse: Arc::default(),
+            polled: Mutex::default(),
+            promised: AtomicU32::new(0),
+            offers: Mutex::default(),
+            is_leaving: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
+            news: Notify::new(),
+        }
+    }
+
+    /// Who it is.
+    pub fn worker(&self) -> &RemoteWorker {
+        &self.worker
+    }
+
+    /// SHA-256 of the token that it came with.
+    pub fn token_hash(&self) -> &[u8; 32] {
+        &self.token_hash
+    }
+
+    /// Whether it is heard.
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    /// It takes no more turns; a poll of its that is open ends.
+    pub fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// An operator wants it to end.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Release);
+        self.leave();
+    }
+
+    /// Whether an operator wants it to end.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Acquire)
+    }
+
+    /// Whether it takes no more turns.
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Acquire)
+    }
+
+    /// For how many turns it waits that it was not promised.
+    pub fn room(&self) -> u32 {
+        if self.is_leaving() {
+            return 0;
+        }
+        let (_, room) = *self.polled();
+        room.saturating_sub(self.promised.load(Ordering::Acquire))
+    }
+
+    /// Promises it a turn.
+    pub fn promise(self: &Arc<Self>) -> Promise {
+        self.promised.fetch_add(1, Ordering::AcqRel);
+        Promise(self.clone())
+    }
+
+    /// Puts an offer where its next look finds it.
+    pub fn offer(&self, offer: Offer) {
+        self.offers().push(offer);
+        self.wake();
+    }
+
+    /// Takes an offer back; false where the worker may have been told.
+    pub fn withdraw(&self, turn: TurnId, epoch: i32) -> bool {
+        let mut offers = self.offers();
+        let before = offers.len();
+        offers.retain(|offer| (offer.turn, offer.epoch) != (turn, epoch));
+        offers.len() < before
+    }
+
+    /// Waits for turns: for so many, until then. While it waits it can be promised some.
+    pub fn poll(self: &Arc<Self>, room: u32) -> Polling {
+        let mut polled = self.polled();
+        *polled = (polled.0 + 1, room);
+        Polling { caller: self.clone(), number: polled.0 }
+    }
+
+    /// There is something to see.
+    pub fn wake(&self) {
+        self.news.notify_waiters();
+    }
+
+    /// Looks until there is something to see, or until then. Cancel-safe.
+    pub async fn look_until<T>(&self, until: Instant, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            // First the interest, then the look.
+            news.as_mut().enable();
+            if let Some(seen) = look() {
+                return Some(seen);
+            }
+            if timeout_at(until, news).await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    fn polled(&self) -> MutexGuard<'_, (u64, u32)> {
+        self.polled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn offers(&self) -> MutexGuard<'_, Vec<Offer>> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker's wait for turns; its drop ends it, unless the worker waits anew: a poll that broke off may be
+/// noticed after the next has come.
+#[derive(Debug)]
+pub struct Polling {
+    caller: Arc<Caller>,
+    number: u64,
+}
+
+impl Polling {
+    /// Offers, at least one; none where the wait is over, or `is_over` says so.
+    pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<Offer> {
+        let caller = &self.caller;
+        let look = || {
+            let offers = std::mem::take(&mut *caller.offers());
+            (!offers.is_empty() || caller.is_leaving() || is_over()).then_some(offers)
+        };
+        caller.look_until(Instant::now() + wait, look).await.unwrap_or_default()
+    }
+}
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        let mut polled = self.caller.polled();
+        if polled.0 == self.number {
+            polled.1 = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::id::WorkerId;
+
+    #[test]
+    fn a_poll_that_is_noticed_late_to_have_broken_off_does_not_end_the_next() {
+        let (id, agent) = (WorkerId(Uuid::nil()), "a".to_owned());
+        let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
+        let caller = Arc::new(Caller::new(worker, [0; 32]));
+        let first = caller.poll(2);
+        let second = caller.poll(3);
+        drop(first);
+        assert_eq!(caller.room(), 3);
+        let promise = caller.promise();
+        assert_eq!(caller.room(), 2);
+        drop(promise);
+        drop(second);
+        assert_eq!(caller.room(), 0);
+    }
+}

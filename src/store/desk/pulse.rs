@@ -1,0 +1,127 @@
+//! A pulse: whether somebody who calls over HTTP is heard.
+//!
+//! Counted in ticks of whoever listens, never by clocks: a listener that stood still accuses nobody. An open
+//! request is a sign of life. A beat that broke off says that the caller is gone, or its network is, until
+//! another beat comes: what else it sent may have been on its way already.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+};
+
+/// Ticks without a word after which a caller whose request broke off is given up: 2.5 s.
+const CUT_OFF_TICKS: u32 = 10;
+/// Ticks after which any other is: 10 s.
+const SILENT_TICKS: u32 = 40;
+/// Between two ticks.
+pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// The pulse of a caller, or of one of its turns.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    open: AtomicUsize,
+    ticks: AtomicU32,
+    is_cut_off: AtomicBool,
+}
+
+impl Pulse {
+    /// A beat has come; its drop says that it broke off, unless it was answered.
+    pub fn beat(self: &Arc<Self>) -> Open {
+        self.is_cut_off.store(false, Ordering::Release);
+        self.open(false)
+    }
+
+    /// Any other request has come.
+    pub fn request(self: &Arc<Self>) -> Open {
+        self.open(true)
+    }
+
+    fn open(self: &Arc<Self>, is_answered: bool) -> Open {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        self.ticks.store(0, Ordering::Release);
+        Open { pulse: self.clone(), is_answered }
+    }
+
+    /// Its worker was given up.
+    pub fn cut_off(&self) {
+        self.is_cut_off.store(true, Ordering::Release);
+    }
+
+    /// Whether its last beat broke off.
+    pub fn is_cut_off(&self) -> bool {
+        self.is_cut_off.load(Ordering::Acquire)
+    }
+
+    /// Counts a tick; whether the caller is given up. A turn's pulse is cut off with its worker's: the beat
+    /// that broke off may have been older than the turn.
+    pub fn tick(&self, is_worker_cut_off: bool) -> bool {
+        if self.open.load(Ordering::Acquire) > 0 {
+            self.ticks.store(0, Ordering::Release);
+            return false;
+        }
+        let ticks = self.ticks.fetch_add(1, Ordering::AcqRel) + 1;
+        let is_cut_off = is_worker_cut_off || self.is_cut_off();
+        ticks >= if is_cut_off { CUT_OFF_TICKS } else { SILENT_TICKS }
+    }
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub struct Open {
+    pulse: Arc<Pulse>,
+    /// Whether its end says nothing.
+    is_answered: bool,
+}
+
+impl Open {
+    /// The request has its answer.
+    pub fn answered(mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.pulse.is_cut_off.store(true, Ordering::Release);
+        }
+        self.pulse.ticks.store(0, Ordering::Release);
+        self.pulse.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticks_until_given_up(pulse: &Pulse) -> u32 {
+        (1..).find(|_| pulse.tick(false)).unwrap()
+    }
+
+    #[test]
+    fn who_broke_off_is_given_up_sooner_than_who_fell_silent() {
+        let pulse = Arc::new(Pulse::default());
+        pulse.beat().answered();
+        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS);
+        drop(pulse.beat());
+        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+        // What was on its way before says nothing.
+        pulse.request().answered();
+        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+        // Another beat came through: what broke was a connection.
+        pulse.beat().answered();
+        drop(pulse.request());
+        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS);
+        pulse.request().answered();
+        assert_eq!((1..).find(|_| pulse.tick(true)), Some(CUT_OFF_TICKS), "a turn that no beat has named");
+    }
+
+    #[test]
+    fn nobody_is_given_up_whose_request_is_open() {
+        let pulse = Arc::new(Pulse::default());
+        let open = pulse.beat();
+        assert!((0..1000).all(|_| !pulse.tick(true)));
+        drop(open);
+        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+    }
+}

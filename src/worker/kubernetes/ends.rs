@@ -1,0 +1,79 @@
+//! The ends of pods whose worker had a turn: why it is gone becomes the last word's reason.
+//!
+//! Every replica tells what its watch saw, so that the reason is told also where the replica that asked for the
+//! pod is gone; the store takes the first. Whoever holds the turn, whichever replica that is, speaks.
+//! Refuses to forget one: while the store is away the end is kept, and told when it is back.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    pods::{Ended, Pods},
+    verdict::{Cause, Ending},
+};
+use crate::{
+    failure::Code,
+    store::{Store, StoreError, remote_workers::Obituary},
+    telemetry::metrics,
+};
+
+/// Tells them until cancelled.
+pub async fn tell_on(store: Store, pods: Pods, until: CancellationToken) {
+    loop {
+        let mut ends = tokio::select! {
+            () = until.cancelled() => return,
+            ends = pods.ends() => ends,
+        };
+        while let Some(ended) = ends.pop() {
+            if let Err(why) = tell(&store, &ended).await {
+                tracing::warn!(pod = ended.name, %why, "a pod's end is told later");
+                ends.push(ended);
+                pods.put_back(ends);
+                tokio::select! {
+                    () = until.cancelled() => return,
+                    () = sleep(Duration::from_millis(rand::random_range(100..300))) => {}
+                }
+                break;
+            }
+        }
+    }
+}
+
+async fn tell(store: &Store, ended: &Ended) -> Result<(), StoreError> {
+    let told = store.worker_gone(Some(ended.worker), None, &obituary(&ended.ending)).await?;
+    if told > 0 {
+        metrics::worker_exits(ended.ending.cause.as_str());
+        let (cause, detail) = (ended.ending.cause.to_string(), &ended.ending.detail);
+        tracing::info!(pod = ended.name, worker_id = %ended.worker, cause, detail, "a worker's pod ended");
+    }
+    if let Some(hash) = ended.token_hash {
+        store.revoke_worker_token(hash).await?;
+    }
+    Ok(())
+}
+
+/// As the last word tells it, where the worker had a turn.
+fn obituary(ending: &Ending) -> Obituary {
+    let code = if ending.cause == Cause::NodeLost { Code::WorkerLost } else { Code::WorkerExited };
+    let message = format!("The worker handling your request stopped unexpectedly ({}).", ending.cause);
+    Obituary { code, message, detail: Some(ending.detail.clone()).filter(|detail| !detail.is_empty()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_node_is_a_lost_worker_and_all_else_an_exit() {
+        let of = |cause| obituary(&Ending { cause, detail: "node-7: gone".to_owned() });
+        let lost = of(Cause::NodeLost);
+        assert_eq!(lost.code, Code::WorkerLost);
+        assert_eq!(lost.detail.as_deref(), Some("node-7: gone"));
+        let oom = of(Cause::OutOfMemory { limit: Some("512Mi".to_owned()) });
+        assert_eq!(oom.code, Code::WorkerExited);
+        let wanted = "The worker handling your request stopped unexpectedly (out of memory, limit 512Mi).";
+        assert_eq!(oom.message, wanted);
+    }
+}

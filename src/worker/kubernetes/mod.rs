@@ -1,0 +1,58 @@
+//! The runtime `kubernetes`: a pod a conversation, with a worker inside that calls home.
+//!
+//! ```text
+//! begin ─► serve ─► pods ─► cluster ─► the API server
+//!            │        ▲                    │
+//!            │        └───── watch ◄───────┘ ─► ends: why a worker is gone, for whoever holds its turn
+//!            ▼                             └──► sweep: pods that nobody needs, removed by any replica
+//!    the worker calls some replica, which takes the turn from here: `remote`
+//! ```
+//! Owns pods, and nothing of a turn beyond its start: from then on the worker is a remote one like any other, and
+//! a pod's end is one more way to learn why it is gone. A pod belongs to no replica. `manifest` and `verdict`
+//! are pure; `kube` stands in this directory alone.
+
+pub mod cluster;
+mod ends;
+pub mod manifest;
+pub mod pods;
+mod serve;
+pub mod sweep;
+pub mod verdict;
+pub mod watch;
+
+pub use self::pods::Pods;
+pub(super) use self::serve::serve;
+use self::{cluster::Cluster, pods::Fleet};
+use crate::{
+    config::Config,
+    store::Store,
+    task::{Kind, Supervisor},
+};
+
+/// The pods that this configuration asks for. `url`: where this replica is reached.
+///
+/// # Errors
+/// Where there is no cluster to be asked, or its credentials cannot be read.
+pub async fn connect(config: &Config, url: &str) -> Result<Option<Pods>, kube::Error> {
+    if !config.kubernetes {
+        return Ok(None);
+    }
+    let cluster = Cluster::infer(config.kubernetes_namespace.as_deref()).await?;
+    let gateway_url = config.kubernetes_gateway_url.clone().unwrap_or_else(|| url.to_owned());
+    let name = config.kubernetes_fleet.clone();
+    Ok(Some(Pods::new(cluster, Fleet { name, gateway_url, owner: config.kubernetes_owner.clone() })))
+}
+
+impl Pods {
+    /// Starts what watches, tells and removes. They go on through a drain: what runs still owes last words.
+    pub fn start(&self, supervisor: &Supervisor, store: &Store) {
+        let until = || supervisor.hard().clone();
+        let spawn = |name: &'static str, task: Task| supervisor.spawn(Kind::Replica, name, task);
+        spawn("pods: watch", Box::pin(watch::watch_on(self.clone(), until())));
+        spawn("pods: bury", Box::pin(watch::bury_on(self.clone(), until())));
+        spawn("pods: tell", Box::pin(ends::tell_on(store.clone(), self.clone(), until())));
+        spawn("pods: sweep", Box::pin(sweep::sweep_on(store.clone(), self.clone(), until())));
+    }
+}
+
+type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -1,0 +1,59 @@
+//! A pod that is being asked for: known before it is there, so that whatever the watch says of it is not missed.
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{Entry, Pods, Seen};
+use crate::{
+    token,
+    worker::kubernetes::{
+        manifest::{self, Order},
+        verdict::{Standing, Wait},
+    },
+};
+
+/// A pod that is being asked for. Its drop forgets it, unless it is there or the watch has shown it.
+pub(super) struct Asked<'a> {
+    pods: &'a Pods,
+    name: String,
+    seen: watch::Receiver<Seen>,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn new(pods: &'a Pods, order: &Order) -> Self {
+        let name = manifest::name_of(order.worker);
+        let now = Instant::now();
+        let seen = Seen {
+            name: name.clone(),
+            worker: order.worker,
+            conversation: order.conversation,
+            agent: (order.agent.name.clone(), order.agent.revision),
+            token_hash: Some(token::hash(&order.token.0)),
+            standing: Standing::Waiting(Wait::Start),
+            since: now,
+        };
+        let mut state = pods.lock();
+        let fresh = || Entry { seen: watch::Sender::new(seen), since_list: None };
+        let seen = state.pods.entry(name.clone()).or_insert_with(fresh).seen.subscribe();
+        drop(state);
+        Asked { pods, name, seen }
+    }
+
+    pub(super) fn found(self) -> watch::Receiver<Seen> {
+        let mut state = self.pods.lock();
+        let lists = state.lists;
+        if let Some(entry) = state.pods.get_mut(&self.name) {
+            entry.since_list.get_or_insert(lists);
+        }
+        drop(state);
+        self.seen.clone()
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pods.lock();
+        if state.pods.get(&self.name).is_some_and(|entry| entry.since_list.is_none()) {
+            state.pods.remove(&self.name);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Remote workers: a turn whose worker calls over HTTP, and the move of one from another replica.
+//!
+//! ```text
+//! take_remote ─► serve ─► offer ─► (its worker takes it) ─► running ─► run: as with every other worker
+//! adopt ───────► serve ─► resume: what the log tells ─────────────────┘
+//! ```
+//! Upper half of a turn's line; the lower half is at the desk ([`crate::store::desk`]), where a door brings
+//! what the worker sends. A remote worker is nobody's child: there is nothing to kill. Its authority ends
+//! with the line, which is all that it can write on (I11).
+
+mod line;
+mod offer;
+mod past;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
+
+pub(super) use self::{line::Remote, offer::hand_over, past::Past};
+use super::{
+    begin::{self, block, stopped_by_guard},
+    host::Host,
+    job::{Halt, Reach},
+    line::Line,
+    run,
+};
+use crate::{
+    id::TurnId,
+    store::{
+        claim::{Claim, Phase},
+        desk::{Judgement, Promise, Wish},
+        remote_turns::{Adopted, Adoption},
+    },
+    task::Kind,
+    token::{self, TokenHash},
+};
+
+/// Places for turns that are about to be claimed for remote workers.
+#[derive(Debug)]
+pub struct Places(OwnedSemaphorePermit);
+
+impl Places {
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        self.0.num_permits()
+    }
+}
+
+/// A turn that was claimed for a remote worker, with what it is to be told.
+#[derive(Debug)]
+pub struct Call {
+    /// The claim.
+    pub claim: Claim,
+    /// For whom.
+    pub promise: Promise,
+    /// Opens the turn's route.
+    pub token: String,
+}
+
+impl Host {
+    /// Keeps places for so many turns, or as many as there are; `None` where there are none.
+    pub fn remote_places(&self, most: usize) -> Option<Places> {
+        let places = self.places();
+        let taken = places.take(places.free().min(most)).map(Places);
+        if taken.is_none() && places.want() {
+            self.store().wake().look_at_queue();
+        }
+        taken
+    }
+
+    /// Takes a turn that was claimed for a remote worker. Given up meanwhile, it is not taken, and the claim
+    /// is left to be given back.
+    pub fn take_remote(&self, call: Call, places: &mut Places) -> bool {
+        let Call { claim, promise, token } = call;
+        let Some(permit) = places.0.split(1) else { return false };
+        let Some(reach) = self.run_list().admit(self, &claim, Some(permit)) else { return false };
+        let remote = Remote::offering(self.store(), &claim, promise, token);
+        let serving = serve(self.clone(), claim, reach, remote);
+        self.supervisor().spawn(Kind::Turn, "turn", serving);
+        true
+    }
+
+    /// Moves a turn here, to which its worker wants to say something at this replica's desk.
+    pub async fn adopt(&self, wish: &Wish) -> Judgement {
+        let (turn, epoch) = (wish.turn, wish.epoch);
+        if let Some(line) = self.store().desk().line(turn, epoch).filter(|line| line.is_for(wish.proof)) {
+            return Judgement::Held(line);
+        }
+        if self.runs().get(&turn) == Some(&epoch) {
+            // What is left of an earlier hold has yet to notice. The worker comes again.
+            self.halt_as(turn, epoch, Halt::Moved);
+            return Judgement::Elsewhere;
+        }
+        // Before anything is known to be committed: should this fail half way, nobody may take the turn for
+        // one that no worker has received (I10).
+        self.run_list().note_had(turn, epoch);
+        let adopted = match self.store().adopt(turn, epoch, wish.proof).await {
+            Ok(Adoption::Adopted(adopted)) => *adopted,
+            Ok(Adoption::Unknown) => return Judgement::Unknown,
+            Ok(Adoption::Ended) => return Judgement::Ended,
+            Ok(Adoption::Stale) => return Judgement::Stale,
+            Ok(Adoption::Elsewhere) => return Judgement::Elsewhere,
+            Err(why) => return Judgement::Failed(why),
+        };
+        match self.resume(adopted).await {
+            Ok(judgement) => judgement,
+            Err(why) => Judgement::Failed(why),
+        }
+    }
+
+    async fn resume(&self, adopted: Adopted) -> Result<Judgement, crate::store::StoreError> {
+        let past = Past::read(self.store(), &adopted).await?;
+        let Some(reach) = self.run_list().admit(self, &adopted.claim, None) else {
+            return Ok(Judgement::Stale);
+        };
+        tracing::info!(turn_id = %adopted.claim.turn, epoch = adopted.claim.epoch, "a remote turn is held here now");
+        let remote = Remote::resuming(self.store(), &adopted, &past);
+        let judgement = Judgement::Held(remote.line().clone());
+        let is_running = adopted.is_running;
+        let (host, claim) = (self.clone(), adopted.claim);
+        self.supervisor().spawn(Kind::Turn, "turn", async move {
+            if is_running {
+                go_on(host, claim, reach, remote, past).await;
+            } else {
+                serve(host, claim, reach, remote).await;
+            }
+        });
+        Ok(judgement)
+    }
+
+    /// The hash of a turn's token, and the token.
+    pub fn mint_turn_token() -> (String, TokenHash) {
+        let token = token::mint();
+        let hash = token::hash(&token);
+        (token, hash)
+    }
+
+    /// Ends runs that go on elsewhere.
+    pub fn let_go(&self, strayed: &[(TurnId, i32)]) {
+        for &(turn, epoch) in strayed {
+            self.halt_as(turn, epoch, Halt::Moved);
+        }
+    }
+}
+
+/// Serves a claimed turn from its offer to its last word.
+async fn serve(host: Host, claim: Claim, reach: Reach, mut remote: Remote) {
+    debug_assert_eq!(claim.phase, Phase::Starting);
+    let Some(mut job) = begin::job(&host, claim, reach, true).await else { return };
+    let span = job.span.clone();
+    async {
+        match stopped_by_guard(&job.agent.spec, &job.claim.assignment.input) {
+            Some(notice) => block(&host, job, notice).await,
+            None => {
+                run::run(&host, Line::Remote(&mut remote), &mut job).await;
+                // Its line is gone before its place is free.
+                drop(remote);
+            }
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+/// Goes on with a turn that ran elsewhere.
+async fn go_on(host: Host, claim: Claim, reach: Reach, mut remote: Remote, past: Past) {
+    let Some(mut job) = begin::job(&host, claim, reach, false).await else { return };
+    let span = job.span.clone();
+    async {
+        run::resume(&host, Line::Remote(&mut remote), &mut job, past).await;
+        drop(remote);
+    }
+    .instrument(span)
+    .await;
+}

@@ -1,0 +1,234 @@
+//! A run's end of the line to a remote worker.
+//!
+//! Owns what the worker has sent and the run has not heard yet. Keeps the numbers true: every message is one
+//! event of the turn, or its end, so that the log tells how many were heard; what would be neither (`ready`
+//! and `beat`, which have no place here) is kept as `custom`.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
+
+use super::Past;
+use crate::{
+    failure::Code,
+    store::{
+        Store,
+        claim::Claim,
+        desk::{self, Batch, Desk, End, Offer, OrderToTell, Promise, TICK},
+        remote_turns::Adopted,
+        remote_workers::Obituary,
+    },
+    token,
+    worker::{
+        codec::{LINE_BYTES_MAX, read_with},
+        process::{Heard, SendError},
+        wire::{BadField, FromWorker, Message, ToWorker},
+    },
+};
+
+/// A turn's line to the worker that calls.
+pub(in crate::worker) struct Remote {
+    desk: Arc<Desk>,
+    line: Arc<desk::Line>,
+    batches: mpsc::Receiver<Batch>,
+    unheard: VecDeque<Bytes>,
+    tick: Interval,
+    /// Until the turn is offered: to whom, with what token, and what else an offer says.
+    unoffered: Option<(Promise, String, Claim)>,
+    end: End,
+}
+
+/// What one line of a batch says.
+enum Said {
+    Message(FromWorker),
+    Gone(Obituary),
+}
+
+impl Remote {
+    /// To a worker that is to be offered the turn.
+    pub(super) fn offering(store: &Store, claim: &Claim, promise: Promise, token: String) -> Self {
+        let worker = promise.caller().worker().id;
+        let lease = (claim.turn, claim.epoch);
+        let (line, batches) = desk::Line::new(lease, worker, token::hash(&token), 0);
+        let unoffered = Some((promise, token, claim.clone()));
+        Remote::laid(store, line, batches, unoffered)
+    }
+
+    /// To a worker that has the turn, and has said so much of it.
+    pub(super) fn resuming(store: &Store, adopted: &Adopted, past: &Past) -> Self {
+        let lease = (adopted.claim.turn, adopted.claim.epoch);
+        let (line, batches) = desk::Line::new(lease, adopted.worker, adopted.token_hash, past.heard);
+        if adopted.is_running {
+            line.begin();
+        }
+        let mut remote = Remote::laid(store, line, batches, None);
+        // Whether it was told is not known; it passes each on once.
+        for (ask_id, answer) in &past.answers {
+            let (turn_id, ask_id, answer) = (adopted.claim.turn, ask_id.clone(), answer.clone());
+            // One that was sent before is not too long now.
+            let _ = remote.send(&ToWorker::Answer { turn_id, ask_id, answer });
+        }
+        remote
+    }
+
+    fn laid(
+        store: &Store,
+        line: desk::Line,
+        batches: mpsc::Receiver<Batch>,
+        unoffered: Option<(Promise, String, Claim)>,
+    ) -> Self {
+        let mut tick = interval_at(Instant::now() + TICK, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let desk = store.desk().clone();
+        let line = desk.lay(line);
+        Remote { desk, line, batches, unheard: VecDeque::new(), tick, unoffered, end: End::LetGo }
+    }
+
+    pub(in crate::worker) fn line(&self) -> &Arc<desk::Line> {
+        &self.line
+    }
+
+    /// What the worker says next, or that it is gone. Cancel-safe.
+    pub(in crate::worker) async fn recv(&mut self) -> Heard {
+        loop {
+            if let Some(line) = self.unheard.pop_front() {
+                return heard(&line);
+            }
+            tokio::select! {
+                biased;
+                Some(batch) = self.batches.recv() => self.unheard.extend(batch),
+                why = self.line.buried() => return Heard::Gone(why),
+                _ = self.tick.tick() => if self.is_lost() {
+                    let (code, detail) = (Code::WorkerLost, None);
+                    return Heard::Gone(Obituary { code, message: code.message().to_owned(), detail });
+                }
+            }
+        }
+    }
+
+    /// Counts a tick; whether the worker is not heard any more.
+    fn is_lost(&self) -> bool {
+        let caller = self.desk.caller(self.line.worker());
+        self.line.pulse().tick(caller.is_some_and(|caller| caller.pulse().is_cut_off()))
+    }
+
+    /// Leaves a message where the worker's next call finds it. Never blocks.
+    pub(in crate::worker) fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
+        let mut line = message.to_line().map_err(|_| SendError::Unwritable)?;
+        line.pop();
+        // The worker's host writes it on a line of the native protocol.
+        if line.len() > LINE_BYTES_MAX {
+            return Err(SendError::TooLong);
+        }
+        let text = String::from_utf8(line).map_err(|_| SendError::Unwritable)?;
+        let key = match message {
+            ToWorker::Turn { .. } => return self.offer(text),
+            ToWorker::Cancel { .. } => "cancel".to_owned(),
+            ToWorker::Answer { ask_id, .. } => format!("answer:{ask_id}"),
+            ToWorker::Shutdown => return Ok(()),
+        };
+        self.line.add_order(OrderToTell { key, message: text });
+        self.desk.ring(&self.line);
+        Ok(())
+    }
+
+    fn offer(&mut self, message: String) -> Result<(), SendError> {
+        let Some((promise, token, claim)) = self.unoffered.take() else { return Ok(()) };
+        let caller = promise.caller().clone();
+        if caller.is_leaving() {
+            return Err(SendError::Closed);
+        }
+        caller.offer(Offer {
+            turn: claim.turn,
+            conversation: claim.conversation,
+            epoch: claim.epoch,
+            ordinal: claim.assignment.ordinal,
+            token,
+            message,
+            promise,
+        });
+        Ok(())
+    }
+
+    /// The turn has had its last word.
+    pub(in crate::worker) fn note_end(&mut self) {
+        self.end = End::Ended;
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if let Some(caller) = self.desk.caller(self.line.worker()) {
+            caller.withdraw(self.line.turn(), self.line.epoch());
+        }
+        self.desk.take_up(&self.line, self.end);
+    }
+}
+
+fn heard(line: &[u8]) -> Heard {
+    match read_with(line, said) {
+        Ok(Said::Message(message)) => Heard::Message(message),
+        Ok(Said::Gone(why)) => Heard::Gone(why),
+        Err(error) => Heard::Protocol(error),
+    }
+}
+
+fn said(object: Map<String, Value>) -> Result<Said, BadField> {
+    let text = |field: &str| object.get(field).and_then(Value::as_str);
+    match text("type") {
+        Some("gone") => {
+            let wanted = "one of the reasons of this message";
+            let code = text("code").and_then(reason).ok_or(BadField { field: "code", wanted })?;
+            let message = text("message").unwrap_or(code.message()).to_owned();
+            let detail = text("detail").map(str::to_owned);
+            Ok(Said::Gone(Obituary { code, message, detail }))
+        }
+        Some(name @ ("ready" | "beat")) => {
+            let name = name.to_owned();
+            let message = Message::Custom { name, data: Value::Object(object) };
+            Ok(Said::Message(FromWorker { turn_id: None, message }))
+        }
+        _ => FromWorker::from_object(object).map(Said::Message),
+    }
+}
+
+/// What a worker's host may say of its worker's end.
+fn reason(code: &str) -> Option<Code> {
+    let known = [
+        Code::WorkerExited,
+        Code::WorkerStartupFailed,
+        Code::WorkerProtocol,
+        Code::WorkerUnresponsive,
+        Code::Interrupted,
+    ];
+    known.into_iter().find(|known| known.as_str() == code)
+}
+
+/// What waits before a turn is given up that its worker was offered.
+pub(super) const TAKE_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_an_event_or_an_end() {
+        let Heard::Message(from) = heard(br#"{"type":"beat","x":1}"#) else { panic!("not heard") };
+        assert!(matches!(from.message, Message::Custom { name, .. } if name == "beat"));
+        let Heard::Gone(why) = heard(br#"{"type":"gone","code":"worker_exited","message":"m"}"#) else {
+            panic!("not heard")
+        };
+        assert_eq!((why.code, why.message.as_str(), why.detail), (Code::WorkerExited, "m", None));
+        for line in [&br#"{"type":"gone","code":"internal"}"#[..], b"x", b"[]", br#"{"type":"delta"}"#] {
+            assert!(matches!(heard(line), Heard::Protocol(_)), "{}", String::from_utf8_lossy(line));
+        }
+        let forged =
+            heard(br#"{"type":"custom","name":"gone","data":{"type":"gone","code":"worker_exited"}}"#);
+        assert!(matches!(forged, Heard::Message(_)), "a worker does not speak for its host");
+    }
+}

@@ -1,0 +1,104 @@
+//! What a turn's log tells whoever goes on with it: how many messages of its worker count, what was said, and
+//! which questions are open.
+//!
+//! Keeps I4 across a change of holder. A worker's messages are the events of its attempt, but for `started`
+//! and the user's answers, so their number is the number of the last message that was heard.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use crate::{
+    event::{Event, Kind},
+    store::{Store, StoreError, remote_turns::Adopted},
+    worker::transcript::Transcript,
+};
+
+/// Events in one read.
+const PAGE: i64 = 1000;
+
+/// What was before.
+#[derive(Debug, Default)]
+pub(in crate::worker) struct Past {
+    /// The newest event's `seq`.
+    pub(in crate::worker) base: i32,
+    /// Messages of the worker that count.
+    pub(in crate::worker) heard: u64,
+    pub(in crate::worker) transcript: Transcript,
+    pub(in crate::worker) has_answered: bool,
+    /// Questions that were answered, with their answers.
+    pub(in crate::worker) answers: Vec<(String, Value)>,
+    pub(in crate::worker) started_at: Option<DateTime<Utc>>,
+    pub(in crate::worker) last_progress_at: Option<DateTime<Utc>>,
+    /// Until the clock that runs.
+    pub(in crate::worker) left: Duration,
+}
+
+impl Past {
+    /// Reads the log of a turn that is held here now: nobody else can add to it.
+    pub(super) async fn read(store: &Store, adopted: &Adopted) -> Result<Past, StoreError> {
+        let left = Duration::from_millis(u64::try_from(adopted.left_ms).unwrap_or(0));
+        let mut past = Past { started_at: adopted.started_at, left, ..Past::default() };
+        let mut cursor = -1;
+        while cursor < adopted.claim.last_seq {
+            let events = store.read_after(adopted.claim.turn, cursor, PAGE).await?;
+            let Some(last) = events.last() else {
+                return Err(StoreError::unreadable("adopt", "the log ends before its newest event"));
+            };
+            cursor = last.seq;
+            for event in events.iter().filter(|event| event.attempt == adopted.claim.epoch) {
+                past.recall(event);
+            }
+        }
+        past.base = cursor;
+        Ok(past)
+    }
+
+    fn recall(&mut self, event: &Event) {
+        match event.kind {
+            Kind::Accepted | Kind::Started => return,
+            Kind::Answer => {
+                let fields: Value = serde_json::from_str(&event.data).unwrap_or_default();
+                if let Some(ask_id) = fields["ask_id"].as_str() {
+                    self.answers.push((ask_id.to_owned(), fields["answer"].clone()));
+                }
+            }
+            kind => {
+                self.heard += 1;
+                self.has_answered |= matches!(kind, Kind::Delta | Kind::Content | Kind::Ask);
+            }
+        }
+        self.last_progress_at = Some(event.at);
+        self.transcript.recall(event.kind, &event.data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::id::TurnId;
+
+    #[test]
+    fn a_log_tells_how_many_messages_were_heard() {
+        let mut past = Past::default();
+        let said = [
+            (Kind::Started, r#"{"worker_id":null}"#),
+            (Kind::Delta, r#"{"text":"a"}"#),
+            (Kind::Ask, r#"{"ask_id":"q1","prompt":"?"}"#),
+            (Kind::Ask, r#"{"ask_id":"q2","prompt":"?"}"#),
+            (Kind::Answer, r#"{"ask_id":"q1","answer":{"yes":1}}"#),
+            (Kind::Status, r#"{"state":"working"}"#),
+        ];
+        for (seq, (kind, data)) in (1..).zip(said) {
+            let (turn_id, at) = (TurnId(Uuid::nil()), DateTime::UNIX_EPOCH);
+            past.recall(&Event { turn_id, seq, kind, attempt: 1, data: data.to_owned(), at });
+        }
+        assert_eq!(past.heard, 4);
+        assert_eq!(past.answers, [("q1".to_owned(), serde_json::json!({"yes": 1}))]);
+        assert!(past.has_answered && past.transcript.is_asking());
+        assert!(past.transcript.take_ask("q2") && !past.transcript.take_ask("q1"));
+    }
+}

@@ -1,0 +1,81 @@
+//! Workers that call over HTTP: real replicas, real `lastword work` processes, and a hand that speaks the
+//! protocol itself where it is to be misused.
+//!
+//! The cases of a test share one cluster, each with an agent and a host of its own. `CASE=name` picks those
+//! of that name. Where a replica is broken the test has a cluster to itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "one case asks Postgres by SQL of its own")]
+
+mod bound;
+mod hand;
+mod host;
+mod protocol;
+mod replicas;
+#[path = "../support/mod.rs"]
+mod support;
+mod turns;
+#[allow(dead_code, reason = "another suite uses the rest")]
+#[path = "../cluster_workers/workers.rs"]
+mod workers;
+
+use serde_json::{Value, json};
+use support::{Cluster, Plan, all};
+
+/// The token that lets any worker in.
+const WORKERS: &str = "worker-token-of-a-test";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn turns_run_on_workers_that_call() {
+    let cluster = &pair().await;
+    all(cases![cluster;
+        turns::a_turn_runs_on_a_worker_that_calls,
+        turns::a_conversation_keeps_its_process_and_a_fresh_one_is_told_what_was_said,
+        turns::a_flood_arrives_whole_and_in_order,
+        turns::many_turns_run_at_once_on_processes_of_their_own,
+        turns::a_shared_process_serves_many_turns_at_once,
+        turns::a_crash_is_told_with_its_exit_code,
+        turns::a_program_that_is_missing_fails_its_turn,
+        turns::a_line_that_is_no_json_fails_its_turn,
+        turns::an_empty_reply_is_no_success,
+        turns::a_guard_stops_a_turn_before_any_worker_sees_it,
+        turns::a_cancel_comes_through_the_other_replica,
+        turns::a_worker_that_ignores_a_cancel_is_ended,
+        turns::an_answer_comes_through_the_other_replica,
+        turns::a_killed_host_is_told_and_leaves_no_process,
+        turns::a_host_that_leaves_lets_its_turn_end,
+        turns::a_host_whose_drain_is_over_interrupts_what_runs,
+        turns::an_operator_stops_a_host,
+        bound::a_worker_with_a_minted_token_serves_its_conversation_and_leaves_when_idle,
+        bound::a_minted_token_opens_nothing_else,
+        bound::a_turn_that_a_replica_keeps_for_its_worker_goes_to_it,
+        bound::whoever_knows_why_a_worker_ended_says_so,
+        protocol::messages_count_once_and_in_order,
+        protocol::a_gap_is_named,
+        protocol::a_stale_attempt_and_an_ended_turn_are_told_apart,
+        protocol::a_turn_opens_to_its_own_token_only,
+        protocol::an_offer_that_nobody_takes_goes_to_another,
+        protocol::a_worker_that_falls_silent_is_lost,
+        protocol::a_worker_whose_beat_breaks_off_is_lost_soon,
+        protocol::each_change_of_replica_moves_the_turn_and_loses_nothing,
+        protocol::what_the_former_holder_was_to_tell_is_told_by_the_next,
+    ])
+    .await;
+}
+
+/// Two replicas that let workers in.
+async fn pair() -> Cluster {
+    Cluster::with(Plan { env: workers_in(), ..Plan::default() }).await
+}
+
+fn workers_in() -> Vec<(String, String)> {
+    vec![("LASTWORD_WORKER_TOKENS".to_owned(), WORKERS.to_owned())]
+}
+
+/// An agent whose workers call; `more` is laid over its spec.
+async fn remote_agent(cluster: &Cluster, name: &str, more: Value) {
+    let mut spec = json!({"runtime": "remote"});
+    for (field, value) in more.as_object().unwrap() {
+        spec[field] = value.clone();
+    }
+    cluster.put_agent(name, spec).await;
+}
