@@ -159,17 +159,23 @@ pub async fn each_change_of_replica_moves_the_turn_and_loses_nothing(cluster: &C
     for n in 1..=20 {
         let (at, text) = (n as usize % 2, format!("{n} "));
         said.push_str(&text);
+        let mut tries = 0;
         let answer = eventually("the replica takes it over", async || {
-            let (status, answer) = hand.say(at, &offer, n, &[delta(&text)]).await;
-            (status != StatusCode::SERVICE_UNAVAILABLE).then_some((status, answer))
+            tries += 1;
+            let (status, _) = hand.say(at, &offer, n, &[delta(&text)]).await;
+            (status != StatusCode::SERVICE_UNAVAILABLE).then_some(status)
         });
-        assert_eq!(answer.await.0, StatusCode::OK, "{n}");
+        let status = answer.await;
+        // A try that was told to come again may have counted.
+        let is_repeat = status == StatusCode::NO_CONTENT && tries > 1;
+        assert!(status == StatusCode::OK || is_repeat, "{n}: {status} at try {tries}");
     }
     let end = eventually("the end is taken", async || {
         let (status, _) = hand.say(1, &offer, 21, &[complete()]).await;
         (status != StatusCode::SERVICE_UNAVAILABLE).then_some(status)
     });
-    assert_eq!(end.await, StatusCode::OK);
+    let status = end.await;
+    assert!([StatusCode::OK, StatusCode::NO_CONTENT].contains(&status), "{status}");
     assert_eq!(completed(&cluster.watch_all(&turn).await), said);
 }
 
