@@ -41,7 +41,7 @@ def meaning(chart):
 
 
 def generated(chart):
-    return properties.run(chart, fits, 60)[1]
+    return properties.run(chart, fits, checks.EXAMPLES)[1]
 
 
 def scan(chart):
