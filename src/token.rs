@@ -30,7 +30,7 @@ pub fn hash_from(digits: &str) -> Option<TokenHash> {
     Some(hash)
 }
 
-/// How a token is kept.
+/// How a token is kept; what else must be told apart without being kept is hashed alike.
 pub fn hash(token: &str) -> TokenHash {
     Sha256::digest(token.as_bytes()).into()
 }

@@ -174,9 +174,8 @@ impl TurnRequest {
 
 /// The hash that an idempotency key is bound to.
 pub fn hash_of(asked: &impl Serialize) -> Result<String, Problem> {
-    let canonical = serde_json::to_vec(asked).map_err(|why| Problem::internal(&why))?;
-    let canonical = String::from_utf8(canonical).map_err(|why| Problem::internal(&why))?;
-    Ok(token::hash(&canonical).iter().map(|byte| format!("{byte:02x}")).collect())
+    let canonical = serde_json::to_string(asked).map_err(|why| Problem::internal(&why))?;
+    Ok(token::digits(&token::hash(&canonical)))
 }
 
 /// A turn that is durable.

@@ -41,8 +41,9 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
                 is_second_look = false;
             }
         }
-        if let Err(why) = remote::claim(&engine).await {
-            tracing::warn!(%why, "nothing claimed for remote workers");
+        match remote::claim(&engine).await {
+            Ok(is_left) => is_second_look |= is_left,
+            Err(why) => tracing::warn!(%why, "nothing claimed for remote workers"),
         }
         if settled_at.elapsed() >= SETTLE_EVERY {
             settled_at = Instant::now();

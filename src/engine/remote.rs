@@ -28,12 +28,12 @@ const HEAD_START_MS: i64 = 50;
 /// Which turn goes to which worker.
 type Match = (TurnId, Arc<Caller>);
 
-/// Claims turns for workers that wait for some.
-pub(super) async fn claim(engine: &Engine) -> Result<(), StoreError> {
+/// Claims turns for workers that wait for some; whether one was left to whoever served its conversation last.
+pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
     let desk = engine.store.desk();
     let waiting: Vec<Arc<Caller>> = desk.callers().into_iter().filter(|caller| caller.room() > 0).collect();
     if waiting.is_empty() || !desk.is_open() {
-        return Ok(());
+        return Ok(false);
     }
     let mut agents: Vec<String> = waiting.iter().map(|caller| caller.worker().agent.clone()).collect();
     agents.sort();
@@ -41,8 +41,11 @@ pub(super) async fn claim(engine: &Engine) -> Result<(), StoreError> {
     let bound: Vec<ConversationId> =
         waiting.iter().filter_map(|caller| caller.worker().conversation).collect();
     let heads = engine.store.remote_heads(&agents, &bound).await?;
+    let is_left = heads.iter().any(|head| !head.has_waited());
     let matches = matches(&heads, &waiting);
-    let Some(mut places) = engine.host.remote_places(matches.len().min(CLAIMS_MAX)) else { return Ok(()) };
+    let Some(mut places) = engine.host.remote_places(matches.len().min(CLAIMS_MAX)) else {
+        return Ok(is_left);
+    };
     let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
     let mut bids = Vec::new();
     for (turn, caller) in matches.into_iter().take(places.count()) {
@@ -62,7 +65,14 @@ pub(super) async fn claim(engine: &Engine) -> Result<(), StoreError> {
             tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
         }
     }
-    Ok(())
+    Ok(is_left)
+}
+
+impl Head {
+    /// Whether the head start of whoever served its conversation last is over.
+    fn has_waited(&self) -> bool {
+        self.is_reserved || self.holder.is_none() || self.waited_ms >= HEAD_START_MS
+    }
 }
 
 /// A worker for each turn that can have one: the one that served its conversation last, where it waits;
@@ -82,11 +92,9 @@ fn matches(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<Match> {
         let able = || waiting.iter().filter(can_have);
         let is_holder = |caller: &&Arc<Caller>| Some(caller.worker().id.0) == head.holder;
         let is_bound = |caller: &&Arc<Caller>| caller.worker().conversation.is_some();
-        let has_waited = head.holder.is_none() || head.waited_ms >= HEAD_START_MS;
-        let chosen = able()
-            .find(is_bound)
-            .or_else(|| able().find(is_holder))
-            .or_else(|| able().max_by_key(|caller| room.get(&caller.worker().id)).filter(|_| has_waited));
+        let chosen = able().find(is_bound).or_else(|| able().find(is_holder)).or_else(|| {
+            able().max_by_key(|caller| room.get(&caller.worker().id)).filter(|_| head.has_waited())
+        });
         if let Some(caller) = chosen {
             room.entry(caller.worker().id).and_modify(|room| *room -= 1);
             matches.push((head.turn, caller.clone()));

@@ -135,6 +135,7 @@ impl Connections {
                 Ok(conn) => return Ok(lease(conn, Instant::now())),
                 // It starts, or has no room right now.
                 Err(why) if why.is_away() => {
+                    tracing::debug!(%why, "no connection yet");
                     tokio::time::sleep(Duration::from_millis(rand::random_range(50..150))).await;
                 }
                 Err(why) => return Err(why),

@@ -33,8 +33,7 @@ const RECONNECT_GAP: Duration = Duration::from_millis(200);
 /// Rings what is pending until cancelled, then once more: nothing committed goes unrung.
 pub async fn ring_on(store: Store, until: CancellationToken) {
     let mut conn: Option<PgConnection> = None;
-    // When the next ring would be due if all came at the average.
-    let mut due = Instant::now();
+    let mut pace = Pace { due: Instant::now() };
     loop {
         let is_last = tokio::select! {
             () = store.wake.rung.notified() => false,
@@ -56,10 +55,22 @@ pub async fn ring_on(store: Store, until: CancellationToken) {
         if is_last {
             return;
         }
-        let replicas = u32::try_from(store.wake.peers() + 1).unwrap_or(u32::MAX);
-        let gap = GAP_EACH.saturating_mul(replicas).min(GAP_MAX);
-        due = due.max(Instant::now()) + gap;
-        tokio::time::sleep((due - gap * RINGS_AHEAD).saturating_duration_since(Instant::now())).await;
+        tokio::time::sleep(pace.rest(Instant::now(), store.wake.peers() + 1)).await;
+    }
+}
+
+/// How fast rings may follow each other.
+struct Pace {
+    /// When the next one would be due if all came at the average.
+    due: Instant,
+}
+
+impl Pace {
+    /// How long to gather after a ring that woke so many replicas.
+    fn rest(&mut self, now: Instant, replicas: usize) -> Duration {
+        let gap = GAP_EACH.saturating_mul(u32::try_from(replicas).unwrap_or(u32::MAX)).min(GAP_MAX);
+        self.due = self.due.max(now) + gap;
+        self.due.saturating_duration_since(now + gap * RINGS_AHEAD)
     }
 }
 
@@ -143,6 +154,34 @@ impl Wake {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How often it rings in a second if there is always something to ring for, and each ring takes 1 ms.
+    fn rings_a_second(replicas: usize) -> u32 {
+        let began = Instant::now();
+        let (mut pace, mut now, mut rings) = (Pace { due: began }, began, 0);
+        while now < began + Duration::from_secs(10) {
+            now += Duration::from_millis(1);
+            now += pace.rest(now, replicas);
+            rings += 1;
+        }
+        rings / 10
+    }
+
+    #[test]
+    fn rings_have_a_rate_that_goes_with_the_number_of_replicas() {
+        assert_eq!([1, 2, 10, 100].map(rings_a_second), [455, 228, 46, 46]);
+    }
+
+    #[test]
+    fn who_rings_now_and_then_never_rests() {
+        let began = Instant::now();
+        let mut pace = Pace { due: began };
+        // Five at once, each 50 ms: 100 a second of two replicas.
+        for n in 0..200 {
+            let now = began + Duration::from_millis(50) * (n / 5);
+            assert_eq!(pace.rest(now, 2), Duration::ZERO, "{n}");
+        }
+    }
 
     #[test]
     fn a_ring_is_heard_as_it_was_rung() {

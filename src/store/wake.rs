@@ -27,9 +27,9 @@ use super::{
 };
 use crate::{config::Doorbell, id::TurnId};
 
-/// Between two looks without a ring, and one of how many is taken while the doorbell is heard.
+/// Between two looks without a ring; while the doorbell is heard one of so many is taken.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-const LOOKS_SPARED: u32 = 5;
+const LOOKS_TO_ONE: u32 = 5;
 
 /// Who waits, and what is to be rung.
 #[derive(Debug)]
@@ -188,7 +188,7 @@ impl Wake {
     /// Until somebody who has heard no ring should look all the same: each second while the doorbell is not
     /// heard, else now and then, since a ring can be lost without a trace.
     pub async fn look_due(&self) {
-        for _ in 0..LOOKS_SPARED {
+        for _ in 0..LOOKS_TO_ONE {
             sleep(LOOK_EVERY).await;
             if self.round_trip().is_none() {
                 return;

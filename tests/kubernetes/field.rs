@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     kubelet::Kubelet,
     server::ApiServer,
-    support::{Cluster, Event, Plan, Turn, eventually},
+    support::{Cluster, Event, Plan, Turn, eventually, lay_over},
 };
 
 /// A last word's reason must be told this soon after the cluster told it.
@@ -84,17 +84,6 @@ impl Field {
     pub async fn last_word(&self, i: usize, turn: &Turn, told: Instant) -> (Event, Duration) {
         let events = self.watch(i, turn).await;
         (events.last().unwrap().clone(), told.elapsed())
-    }
-}
-
-fn lay_over(under: &mut Value, over: Value) {
-    match (under, over) {
-        (Value::Object(under), Value::Object(over)) => {
-            for (name, value) in over {
-                lay_over(under.entry(name).or_insert(Value::Null), value);
-            }
-        }
-        (under, over) => *under = over,
     }
 }
 

@@ -276,7 +276,8 @@ impl Cluster {
     }
 }
 
-fn lay_over(under: &mut Value, over: Value) {
+/// What `over` names replaces what `under` has, object by object.
+pub fn lay_over(under: &mut Value, over: Value) {
     match (under, over) {
         (Value::Object(under), Value::Object(over)) => {
             for (name, value) in over {

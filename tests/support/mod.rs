@@ -29,7 +29,7 @@ use self::replica::Replica;
 #[allow(unused_imports, reason = "each suite uses a part of this")]
 pub use self::{
     cases::{Case, all},
-    client::{Turn, WorkerSeen},
+    client::{Turn, WorkerSeen, lay_over},
     end::leftovers_of,
     events::{Event, EventStream, Next, check_log, kinds, said},
 };
