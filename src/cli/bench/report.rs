@@ -119,8 +119,8 @@ fn comparison(plain: &[Finding], changed: &[Finding]) -> Value {
                 .map(|(n, figure)| {
                     let ratio = ratio_of(&after.values[n].values, &before.values[n].values);
                     let said = json!({
-                        "without": numbers(&before.values[n]),
-                        "with": numbers(&after.values[n]),
+                        "plain": numbers(&before.values[n]),
+                        "changed": numbers(&after.values[n]),
                         "ratio": ratio,
                     });
                     (figure.name.to_owned(), said)

@@ -15,7 +15,7 @@ pub fn text(findings: &Findings, is_short: bool) -> String {
     out.push('\n');
     out.push_str(&measures(&findings.results, is_short));
     for change in &findings.compared {
-        out.push_str(&format!("\n{}, beside the same without\n\n", change.name));
+        out.push_str(&format!("\n{}, beside the plain installation\n\n", change.name));
         out.push_str(&compared(&findings.results, &change.results));
     }
     for fault in &findings.faults {
@@ -70,7 +70,7 @@ fn reason(result: &Finding) -> Option<&str> {
 }
 
 fn compared(plain: &[Finding], changed: &[Finding]) -> String {
-    let mut rows = vec![row(["measure", "figure", "without", "with", "ratio", "verdict"])];
+    let mut rows = vec![row(["measure", "figure", "plain", "changed", "ratio", "verdict"])];
     for (before, after) in plain.iter().zip(changed).filter(|(_, after)| after.skipped.is_none()) {
         for (n, figure) in before.measure.figures.iter().enumerate() {
             let name = if n == 0 { before.measure.name } else { "" };
