@@ -77,18 +77,8 @@ begin
        cross join lateral (
          select count(*)::int as depth, (array_agg(i.turn_id order by i.ordinal))[1] as active
            from inflight i where i.conversation_id = w.conversation_id) d),
-    judged as materialized (
+    served as materialized (
       select w.*,
-             case when w.known_turn <> w.turn_id and w.known_hash is distinct from w.hash then 'LW422'
-                  when w.known_turn <> w.turn_id or w.is_known then 'same'
-                  when w.its_agent is distinct from w.agent or w.deleted_at is not null then 'LW404'
-                  when (select max(a.revision) from agents a where a.name = w.agent) > w.revision then 'LW412'
-                  when w.depth > 0 and w.busy = 'reject' then 'LW409'
-                  when w.depth >= w.depth_max or (
-                    select count(*) from (
-                      select from inflight i where i.phase = 'queued'
-                       limit (select max(m) from unnest(p_queues_max) m)) q) >= w.queue_max then 'LW429'
-                  else 'accepted' end as outcome,
              case
                when not v_is_claiming or w.depth > 0 or not w.is_offered then null
                when w.worker is not null and (w.generation is null
@@ -98,6 +88,20 @@ begin
                  or not exists (select from replicas h where h.id = w.holder and h.state = 'ready') then 'starting'
              end as claim
         from want w),
+    judged as materialized (
+      select w.*,
+             case when w.known_turn <> w.turn_id and w.known_hash is distinct from w.hash then 'LW422'
+                  when w.known_turn <> w.turn_id or w.is_known then 'same'
+                  when w.its_agent is distinct from w.agent or w.deleted_at is not null then 'LW404'
+                  when (select max(a.revision) from agents a where a.name = w.agent) > w.revision then 'LW412'
+                  when w.depth > 0 and w.busy = 'reject' then 'LW409'
+                  -- What need not wait has no part in the queue, and need not read it.
+                  when w.depth >= w.depth_max or (w.claim is null and (
+                    select count(*) from (
+                      select from inflight i where i.phase = 'queued'
+                       limit (select max(m) from unnest(p_queues_max) m)) q) >= w.queue_max) then 'LW429'
+                  else 'accepted' end as outcome
+        from served w),
     moved as (
       update conversations c
          set next_ordinal = c.next_ordinal + 1,
@@ -152,9 +156,11 @@ begin
          and (j.outcome like 'LW%' or j.known_turn <> j.turn_id)),
     mine as (
       select j.place, i.phase, i.epoch, i.last_seq, i.cap_at
-        from judged j join inflight i on i.turn_id = j.turn_id
-       where j.outcome = 'same' and coalesce(j.known_turn, j.turn_id) = j.turn_id
-         and i.replica = p_replica and i.phase <> 'queued')
+        from judged j
+       cross join lateral (
+         select * from inflight i
+          where i.turn_id = j.turn_id and i.replica = p_replica and i.phase <> 'queued' limit 1) i
+       where j.outcome = 'same' and coalesce(j.known_turn, j.turn_id) = j.turn_id)
     select j.place,
            case j.outcome when 'same' then coalesce(j.known_turn, j.turn_id) else j.turn_id end,
            j.outcome,

@@ -1,6 +1,9 @@
 -- Last words that are not the worker's: cancelled before a worker had it, closed by any replica.
 -- Each function locks the in-flight rows first, in the order of their ids, and reads the log in a
 -- later statement: its snapshot is taken while the rows are held, so the newest seq is final.
+--
+-- `inflight` is never joined to a list, it is asked for each row of one (`lateral`, with a limit), or for
+-- those of an array alone: docs/decisions/0014.
 
 -- Starts the queue clock of turns that have come to the head of their conversation's line. Skips
 -- what is locked: the pass that calls this comes again. Whether there were any.
@@ -8,6 +11,7 @@
 create function lw_promote_v1(p_conversations uuid[]) returns boolean
 language plpgsql as $$
 declare
+  v_firsts uuid[];
   v_heads uuid[];
 begin
   -- Two statements: one plan for both would read the whole queue at each last word.
@@ -21,13 +25,14 @@ begin
        order by i.turn_id
          for update of i skip locked) h;
   else
+    select array_agg(first.turn_id) into v_firsts
+      from (select distinct c from unnest(p_conversations) c) w
+     cross join lateral (
+       select l.turn_id from inflight l where l.conversation_id = w.c order by l.ordinal limit 1) first;
     select array_agg(h.turn_id) into v_heads from (
       select i.turn_id
-        from (select distinct c from unnest(p_conversations) c) w
-       cross join lateral (
-         select l.turn_id from inflight l where l.conversation_id = w.c order by l.ordinal limit 1) first
-        join inflight i on i.turn_id = first.turn_id
-       where i.phase = 'queued' and i.head_at is null
+        from inflight i
+       where i.turn_id = any (v_firsts) and i.phase = 'queued' and i.head_at is null
        order by i.turn_id
          for update of i skip locked) h;
   end if;
@@ -47,14 +52,16 @@ create function lw_end_v1(
 returns table (o_turn uuid, o_epoch int, o_seq int) language plpgsql as $$
 begin
   return query
-  with word as materialized (
-    select * from unnest(p_turns, p_kinds, p_data) w (turn_id, kind, data)),
-  gone as (
-    delete from inflight i using word w where i.turn_id = w.turn_id
-    returning i.turn_id, i.epoch, w.kind, w.data,
-      -- Started is what a worker has received; a guard's refusal is told by none.
-      case when i.worker is not null then i.started_at end as started_at,
-      (select max(e.seq) + 1 from turn_events e where e.turn_id = i.turn_id) as seq),
+  with gone as materialized (
+    select w.turn_id, i.epoch, w.kind, w.data, i.started_at,
+           (select max(e.seq) + 1 from turn_events e where e.turn_id = w.turn_id) as seq
+      from unnest(p_turns, p_kinds, p_data) w (turn_id, kind, data)
+     cross join lateral (
+       -- Started is what a worker has received; a guard's refusal is told by none.
+       select i.epoch, case when i.worker is not null then i.started_at end as started_at
+         from inflight i where i.turn_id = w.turn_id limit 1) i),
+  d as (
+    delete from inflight i where i.turn_id = any (p_turns)),
   t as (
     update turns
        set status = g.kind, attempt = g.epoch, started_at = g.started_at,
@@ -266,12 +273,16 @@ begin
          array_agg(l.conversation_id), array_agg(l.at), array_agg(l.attempt), array_agg(l.base_kind)
     into v_turns, v_epochs, v_bases, v_kinds, v_data, v_conversations, v_base_ats, v_base_attempts, v_base_kinds
     from (
-    select i.turn_id, i.conversation_id, w.epoch, w.base, w.kind, w.data, e.at, e.attempt, e.kind as base_kind
-      from unnest(p_turns, p_epochs, p_bases, p_kinds, p_data) w (turn_id, epoch, base, kind, data)
-      join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica
-      join turn_events e on e.turn_id = w.turn_id and e.seq = w.base
-     order by i.turn_id
-       for update of i) l;
+    select w.turn_id, i.conversation_id, w.epoch, w.base, w.kind, w.data, e.at, e.attempt, e.kind as base_kind
+      from (
+        select * from unnest(p_turns, p_epochs, p_bases, p_kinds, p_data) w (turn_id, epoch, base, kind, data)
+         order by turn_id) w
+     cross join lateral (
+       select i.conversation_id from inflight i
+        where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica
+        limit 1 for update) i
+     cross join lateral (
+       select e.at, e.attempt, e.kind from turn_events e where e.turn_id = w.turn_id and e.seq = w.base limit 1) e) l;
   if v_turns is null then
     return;
   end if;

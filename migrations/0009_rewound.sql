@@ -30,17 +30,18 @@ begin
   -- Healthy turns are not locked: they go on meanwhile.
   select array_agg(l.turn_id) into v_behind from (
     select i.turn_id
-      from unnest(p_turns, p_epochs, p_seqs, p_kinds) w (turn_id, epoch, seq, kind)
-      join inflight i on i.turn_id = w.turn_id
-     where w.kind is not null or i.epoch < w.epoch
-        or not exists (select from turn_events e where e.turn_id = w.turn_id and e.seq = w.seq)
-     order by i.turn_id
-       for update of i) l;
+      from (
+        select * from unnest(p_turns, p_epochs, p_seqs, p_kinds) w (turn_id, epoch, seq, kind) order by turn_id) w
+     cross join lateral (
+       select i.turn_id from inflight i
+        where i.turn_id = w.turn_id and (w.kind is not null or i.epoch < w.epoch
+          or not exists (select from turn_events e where e.turn_id = w.turn_id and e.seq = w.seq))
+        limit 1 for update) i) l;
   -- Decided again now that the rows are held: another may have closed what this one waited for.
   if v_behind is not null then
     select array_agg(i.turn_id), array_agg(i.conversation_id) into v_behind, v_conversations
       from unnest(p_turns, p_epochs, p_seqs, p_kinds) w (turn_id, epoch, seq, kind)
-      join inflight i on i.turn_id = w.turn_id
+     cross join lateral (select * from inflight i where i.turn_id = w.turn_id limit 1) i
      where i.turn_id = any (v_behind) and (w.kind is not null or i.epoch < w.epoch
        or not exists (select from turn_events e where e.turn_id = w.turn_id and e.seq = w.seq));
   end if;
@@ -56,7 +57,7 @@ begin
                  'last_progress_at', null,
                  'trace_id', split_part(t.traceparent, '-', 2)))::text as data
           from unnest(p_turns, p_epochs, p_seqs) w (turn_id, epoch, seq)
-          join inflight i on i.turn_id = w.turn_id
+         cross join lateral (select * from inflight i where i.turn_id = w.turn_id limit 1) i
           join turns t on t.id = i.turn_id
          cross join lateral (select max(e.seq) as seq from turn_events e where e.turn_id = i.turn_id) m
          where i.turn_id = any (v_behind)),

@@ -35,6 +35,7 @@ returns table (o_turn uuid, o_worker uuid, o_conversation uuid, o_epoch int, o_l
   o_cap_left_ms bigint, o_waited_ms bigint) language plpgsql as $$
 declare
   v_ids uuid[];
+  v_now timestamptz;
 begin
   if not exists (select from replicas r where r.id = p_replica and r.state = 'ready') or not lw_all_reconciled_v1() then
     return;
@@ -45,15 +46,15 @@ begin
   if v_ids is null then
     return;
   end if;
+  v_now := clock_timestamp();
   return query
     with fit as materialized (
       select i.turn_id, i.conversation_id, i.phase, i.epoch + (i.phase = 'queued')::int as epoch, i.last_seq,
-             coalesce(i.head_at, i.accepted_at) as head_at, i.startup_ms, w.worker, w.hash,
+             coalesce(i.head_at, i.accepted_at) as head_at, w.worker, w.hash,
              -- The cap runs from the first claim and never grows.
-             case i.epoch when 0 then clock_timestamp() + i.cap_ms * interval '1 ms' else i.cap_at end as cap_at,
-             i.deadline
+             case i.epoch when 0 then v_now + i.cap_ms * interval '1 ms' else i.cap_at end as cap_at
         from unnest(p_turns, p_workers, p_hashes) w (turn_id, worker, hash)
-        join inflight i on i.turn_id = w.turn_id
+       cross join lateral (select * from inflight i where i.turn_id = w.turn_id limit 1) i
        where i.turn_id = any (v_ids) and (
          (i.phase = 'queued' and not exists (
            select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal))
@@ -69,14 +70,16 @@ begin
       returning c.id, c.generation),
     held as (
       update inflight i
-         set phase = 'starting', epoch = fit.epoch, replica = p_replica, clock = 'startup',
-             claimed_at = clock_timestamp(), cap_at = fit.cap_at,
-             deadline = case fit.phase when 'starting' then i.deadline
-               else least(fit.cap_at, clock_timestamp() + fit.startup_ms * interval '1 ms') end
-        from fit where i.turn_id = fit.turn_id)
+         set phase = 'starting', epoch = i.epoch + (i.phase = 'queued')::int, replica = p_replica, clock = 'startup',
+             claimed_at = v_now,
+             (cap_at, deadline) = (
+               select cap.at, case i.phase when 'starting' then i.deadline
+                        else least(cap.at, v_now + i.startup_ms * interval '1 ms') end
+                 from (select case i.epoch when 0 then v_now + i.cap_ms * interval '1 ms' else i.cap_at end) cap (at))
+       where i.turn_id = any (array (select turn_id from fit)))
     select fit.turn_id, fit.worker, fit.conversation_id, fit.epoch, fit.last_seq, thread.generation,
-           (extract(epoch from fit.cap_at - clock_timestamp()) * 1000)::bigint,
-           (extract(epoch from clock_timestamp() - fit.head_at) * 1000)::bigint
+           (extract(epoch from fit.cap_at - v_now) * 1000)::bigint,
+           (extract(epoch from v_now - fit.head_at) * 1000)::bigint
       from fit join thread on thread.id = fit.conversation_id;
 end $$;
 

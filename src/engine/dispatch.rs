@@ -17,6 +17,8 @@ use crate::{id::TurnId, store::StoreError, turn::CancelledBy};
 const HEAD_START: Duration = Duration::from_millis(60);
 /// Claims in one statement.
 const CLAIMS_MAX: usize = 256;
+/// How long the queue is followed from where the last claim ended, while there is more than can be taken.
+const FOLLOW_MAX: Duration = Duration::from_millis(100);
 /// Between two comparisons of what is held with what runs.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
@@ -25,6 +27,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
     let mut settled_at = Instant::now();
     let mut missing = HashSet::new();
     let mut is_second_look = false;
+    let mut line = Line::default();
     loop {
         let wake = engine.store.wake();
         let is_rung = tokio::select! {
@@ -33,7 +36,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             () = sleep(HEAD_START), if is_second_look => false,
             () = wake.look_due() => false,
         };
-        match claim(&engine, &until).await {
+        match claim(&engine, &mut line, &until).await {
             // Others' conversations may wait for their own replica's head start.
             Ok(is_short) => is_second_look = is_rung && is_short,
             Err(why) => {
@@ -54,8 +57,29 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
     }
 }
 
+/// How far the queue was claimed from its front.
+#[derive(Debug, Default)]
+struct Line {
+    /// The last one, and when the front was looked at.
+    last: Option<(TurnId, Instant)>,
+}
+
+impl Line {
+    /// Where the next look begins; `None`: at the front.
+    fn behind(&mut self) -> Option<TurnId> {
+        self.last = self.last.filter(|(_, front_at)| front_at.elapsed() < FOLLOW_MAX);
+        self.last.map(|(turn, _)| turn)
+    }
+
+    /// A look found as many as there were places for, up to this one.
+    fn goes_on(&mut self, last: Option<TurnId>) {
+        let front_at = self.last.map_or_else(Instant::now, |(_, front_at)| front_at);
+        self.last = last.map(|turn| (turn, front_at));
+    }
+}
+
 /// Claims what there are places for; whether it found less than that.
-async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, StoreError> {
+async fn claim(engine: &Engine, line: &mut Line, until: &CancellationToken) -> Result<bool, StoreError> {
     loop {
         if until.is_cancelled() {
             return Ok(false);
@@ -66,8 +90,10 @@ async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, Store
         let Some(mut room) = engine.host.room(CLAIMS_MAX) else { return Ok(false) };
         let places = room.places();
         let limit = i64::try_from(places).unwrap_or(0);
-        let claims = engine.store.claim(engine.host.runtimes(), room.ready(), limit).await?;
+        let behind = line.behind();
+        let claims = engine.store.claim(engine.host.runtimes(), room.ready(), behind, limit).await?;
         let is_short = claims.len() < places;
+        line.goes_on(claims.iter().map(|claim| claim.turn).max().filter(|_| !is_short));
         for claim in claims {
             let (turn, epoch) = (claim.turn, claim.epoch);
             // A drain may have begun while the answer was on its way.
@@ -76,7 +102,8 @@ async fn claim(engine: &Engine, until: &CancellationToken) -> Result<bool, Store
                 tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
             }
         }
-        if is_short {
+        // Behind the last one there is no more; before it there may be.
+        if is_short && behind.is_none() {
             return Ok(true);
         }
     }

@@ -4,6 +4,8 @@
 //! receives the first byte): a turn that a ready worker can have is claimed as `running`, in one commit,
 //! and handed over when that is known.
 
+use std::{collections::BTreeMap, iter::repeat_n};
+
 use uuid::Uuid;
 
 use super::{Store, StoreError, assignment::Assignment};
@@ -11,6 +13,11 @@ use crate::{
     agent::Runtime,
     id::{ConversationId, TurnId, WorkerId},
 };
+
+/// As the statement has it.
+const HEADS_MAX: usize = 512;
+/// What stands for the revision of a worker that can have no turn at once.
+const BUSY: i32 = -1;
 
 /// A turn that this replica has taken, with what its host must know at once.
 #[derive(Debug, Clone)]
@@ -87,11 +94,14 @@ pub(super) fn started_by(worker: impl Into<Option<WorkerId>>) -> String {
 
 impl Store {
     /// Takes up to `limit` heads of lines for this replica, 512 at most: as `running` those that a ready worker can have
-    /// at once, which the caller must hand over or give back; as `starting` all others.
+    /// at once, which the caller must hand over or give back; as `starting` all others. `behind`: only turns that
+    /// were accepted after this one. While a transaction is open elsewhere, whoever looks from the front of the
+    /// queue meets all that was claimed since it began.
     pub async fn claim(
         &self,
         runtimes: &[Runtime],
         ready: &Ready,
+        behind: Option<TurnId>,
         limit: i64,
     ) -> Result<Vec<Claim>, StoreError> {
         let runtimes: Vec<String> = runtimes.iter().map(|r| r.as_str().to_owned()).collect();
@@ -110,11 +120,12 @@ impl Store {
                     head as materialized (
                       select * from (
                         -- What is decided on comes from the locked row, never from a second look.
-                        select i.turn_id, i.conversation_id, i.agent, i.agent_revision, i.epoch, i.cap_at, i.cap_ms
+                        select i.turn_id, i.conversation_id, i.agent, i.agent_revision, v.holder, v.generation
                           from inflight i
                          cross join lateral (
-                           select c.holder from conversations c where c.id = i.conversation_id limit 1) v
+                           select c.holder, c.generation from conversations c where c.id = i.conversation_id limit 1) v
                          where i.phase = 'queued'
+                           and i.turn_id > $13
                            and i.runtime = any ($2)
                            and exists (select from me)
                            and (select count(*) from (
@@ -129,85 +140,96 @@ impl Store {
                          limit 512
                            for update of i skip locked) heads
                        limit $3),
-                    warm as materialized (
-                      select v.id, w.worker, w.revision, w.started
-                        from head
-                        join conversations v on v.id = head.conversation_id and v.holder = $1
-                        join unnest($4::uuid[], $5::bigint[], $6::uuid[], $7::int[], $8::text[])
-                          w (id, generation, worker, revision, started)
-                          on w.id = v.id and w.generation = v.generation),
+                    -- From here on the work of a row does not grow with the number of rows, whatever Postgres expects:
+                    -- what belongs to a row is found by its place in a sorted array.
                     fit as materialized (
-                      select head.turn_id, w.worker, w.started
-                        from head join warm w on w.id = head.conversation_id and w.revision = head.agent_revision
-                      union all
-                      select h.turn_id, s.worker, s.started
+                      select h.turn_id, h.conversation_id, h.generation, coalesce(w.worker, s.worker) as worker,
+                             w.is_warm is not true and s.worker is null as is_taken_over
                         from (
-                          select turn_id, agent, agent_revision,
+                          select *, width_bucket(conversation_id, $4::uuid[]) as place,
                                  row_number() over (partition by agent, agent_revision order by turn_id) as n
                             from head) h
-                        join (
-                          select agent, revision, worker, started,
-                                 row_number() over (partition by agent, revision order by place) as n
-                            from unnest($9::text[], $10::int[], $11::uuid[], $12::text[], $13::int[])
-                              with ordinality u (agent, revision, worker, started, room, place),
-                              generate_series(1, u.room)) s
-                          on s.agent = h.agent and s.revision = h.agent_revision and s.n = h.n),
+                        left join lateral (
+                          -- Null where the worker is busy, or of another revision.
+                          select true as is_warm, case when ($7::int[])[h.place] = h.agent_revision
+                                   then ($6::uuid[])[h.place] end as worker
+                           where ($4::uuid[])[h.place] = h.conversation_id and ($5::bigint[])[h.place] = h.generation
+                             and h.holder = $1) w on true
+                        left join lateral (
+                          select ($12::uuid[])[a.before + h.n] as worker
+                            from unnest($8::text[], $9::int[], $10::int[], $11::int[]) a (agent, revision, count, before)
+                           where a.agent = h.agent and a.revision = h.agent_revision and h.n <= a.count
+                           limit 1) s on w.worker is null),
+                    places as materialized (
+                      select array_agg(turn_id) as turns, array_agg(generation) as generations,
+                             array_agg(coalesce(worker, '00000000-0000-0000-0000-000000000000')) as workers,
+                             clock_timestamp() as at
+                        from (select * from fit order by turn_id) fit),
                     -- Another worker takes over wherever none is ready.
                     held as (
                       update conversations v
                          set holder = $1, generation = v.generation + 1
-                        from head
-                       where v.id = head.conversation_id
-                         and not exists (select from warm where warm.id = v.id)
-                         and not exists (select from fit where fit.turn_id = head.turn_id)
+                       where v.id = any (array (select conversation_id from fit where is_taken_over))
                       returning v.id, v.generation),
+                    taken as materialized (
+                      select array_agg(id order by id) as ids, array_agg(generation order by id) as generations from held),
                     c as (
                       update inflight i
-                         set phase = case when fit.worker is null then 'starting' else 'running' end,
-                             epoch = i.epoch + 1, replica = $1, worker = fit.worker,
-                             last_seq = i.last_seq + (fit.worker is not null)::int,
-                             clock = case when fit.worker is null then 'startup' else 'progress' end,
-                             claimed_at = clock_timestamp(),
-                             started_at = case when fit.worker is not null then clock_timestamp() end,
-                             cap_at = cap.at,
-                             deadline = least(cap.at, clock_timestamp() + interval '1 ms'
-                               * case when fit.worker is null then i.startup_ms else i.progress_ms end)
-                        from head left join fit using (turn_id), lateral (
-                          -- The cap runs from the first claim and never grows.
-                          select case when head.epoch = 0
-                            then clock_timestamp() + head.cap_ms * interval '1 ms' else head.cap_at end) cap (at)
-                       where i.turn_id = head.turn_id and i.phase = 'queued'
-                      returning i.turn_id, i.conversation_id, i.epoch, i.last_seq, i.cap_at, i.started_at,
-                        i.worker, fit.started, coalesce(i.head_at, i.accepted_at) as head_at),
+                         set epoch = i.epoch + 1, replica = $1, claimed_at = places.at,
+                             (phase, worker, last_seq, clock, started_at, cap_at, deadline) = (
+                               select case when w.worker is null then 'starting' else 'running' end, w.worker,
+                                      i.last_seq + (w.worker is not null)::int,
+                                      case when w.worker is null then 'startup' else 'progress' end,
+                                      case when w.worker is not null then places.at end, w.cap_at,
+                                      least(w.cap_at, places.at + interval '1 ms'
+                                        * case when w.worker is null then i.startup_ms else i.progress_ms end)
+                                 from (
+                                   select nullif(places.workers[width_bucket(i.turn_id, places.turns)],
+                                            '00000000-0000-0000-0000-000000000000') as worker,
+                                          -- The cap runs from the first claim and never grows.
+                                          case i.epoch when 0
+                                            then places.at + i.cap_ms * interval '1 ms' else i.cap_at end as cap_at) w)
+                        from places
+                       where i.turn_id = any ((select turns from places)::uuid[]) and i.phase = 'queued'
+                      returning i.turn_id, i.conversation_id, i.epoch, i.last_seq, i.cap_at, i.started_at, i.worker,
+                        places.generations[width_bucket(i.turn_id, places.turns)] as generation,
+                        coalesce(i.head_at, i.accepted_at) as head_at),
                     s as (
                       update turns set status = 'running', attempt = c.epoch, started_at = c.started_at
                         from c where id = c.turn_id and c.worker is not null),
                     e as (
                       insert into turn_events (turn_id, seq, kind, attempt, data)
-                      select turn_id, last_seq, 'started', epoch, started from c where worker is not null)
+                      -- As any worker's start is told, but for its id.
+                      select turn_id, last_seq, 'started', epoch,
+                             replace($14, repeat('0', 32), replace(worker::text, '-', ''))
+                        from c
+                       where worker is not null)
                     select c.turn_id as "turn!", c.conversation_id as "conversation!", c.epoch as "epoch!",
-                           c.last_seq as "last_seq!", coalesce(held.generation, v.generation) as "generation!",
+                           c.last_seq as "last_seq!",
+                           case when taken.ids[width_bucket(c.conversation_id, taken.ids)] = c.conversation_id
+                             then taken.generations[width_bucket(c.conversation_id, taken.ids)]
+                             else c.generation end as "generation!",
                            (extract(epoch from c.cap_at - clock_timestamp()) * 1000)::bigint as "cap_left_ms!",
                            (extract(epoch from clock_timestamp() - c.head_at) * 1000)::bigint as "waited_ms!",
                            c.worker, t.agent, t.agent_revision, t.ordinal, t.input, t.traceparent
                       from c
-                      join conversations v on v.id = c.conversation_id
-                      join turns t on t.id = c.turn_id
-                      left join held on held.id = c.conversation_id
+                     cross join taken
+                     cross join lateral (select * from turns t where t.id = c.turn_id limit 1) t
                     "#,
                     self.replica().0,
                     &runtimes,
                     limit,
                     &warm.conversations,
                     &warm.generations,
-                    &warm.workers as &[Option<Uuid>],
-                    &warm.revisions as &[Option<i32>],
-                    &warm.words as &[Option<String>],
+                    &warm.workers,
+                    &warm.revisions,
                     &seats.agents,
                     &seats.revisions,
-                    &seats.workers,
-                    &seats.words,
                     &seats.counts,
+                    &seats.befores,
+                    &seats.workers,
+                    behind.map_or(Uuid::nil(), |turn| turn.0),
+                    started_by(WorkerId(Uuid::nil())),
                 )
                 .fetch_all(c)
             })
@@ -246,40 +268,54 @@ struct Columns {
     seats: SeatColumns,
 }
 
+/// In the order of the conversations. No worker serves the revision [`BUSY`]. Without nulls, Postgres finds an
+/// item without a look at those before it.
 #[derive(Default)]
 struct WarmColumns {
     conversations: Vec<Uuid>,
     generations: Vec<i64>,
-    workers: Vec<Option<Uuid>>,
-    revisions: Vec<Option<i32>>,
-    words: Vec<Option<String>>,
+    workers: Vec<Uuid>,
+    revisions: Vec<i32>,
 }
 
+/// An agent's revision each, but for `workers`: a seat each, `counts` of them behind the first `befores`.
 #[derive(Default)]
 struct SeatColumns {
     agents: Vec<String>,
     revisions: Vec<i32>,
-    workers: Vec<Uuid>,
-    words: Vec<String>,
     counts: Vec<i32>,
+    befores: Vec<i32>,
+    workers: Vec<Uuid>,
 }
 
 impl Columns {
     fn of(ready: &Ready) -> Self {
         let Columns { mut warm, mut seats } = Columns::default();
-        for &Warm { conversation, generation, idle } in &ready.warm {
+        let mut sorted: Vec<&Warm> = ready.warm.iter().collect();
+        // Of a conversation's workers the newest alone can match.
+        sorted.sort_by_key(|warm| (warm.conversation, warm.generation));
+        for &&Warm { conversation, generation, idle } in &sorted {
             warm.conversations.push(conversation.0);
             warm.generations.push(generation);
-            warm.workers.push(idle.map(|(worker, _)| worker.0));
-            warm.revisions.push(idle.map(|(_, revision)| revision));
-            warm.words.push(idle.map(|(worker, _)| started_by(worker)));
+            let (worker, revision) =
+                idle.map_or((Uuid::nil(), BUSY), |(worker, revision)| (worker.0, revision));
+            warm.workers.push(worker);
+            warm.revisions.push(revision);
         }
-        for Seats { agent, revision, worker, count } in &ready.seats {
-            seats.agents.push(agent.clone());
-            seats.revisions.push(*revision);
-            seats.workers.push(worker.0);
-            seats.words.push(started_by(*worker));
-            seats.counts.push(*count);
+        let mut kinds: BTreeMap<(&str, i32), Vec<&Seats>> = BTreeMap::new();
+        for some in &ready.seats {
+            kinds.entry((&some.agent, some.revision)).or_default().push(some);
+        }
+        for ((agent, revision), rooms) in kinds {
+            let before = seats.workers.len();
+            for room in rooms {
+                let count = usize::try_from(room.count).unwrap_or(0);
+                seats.workers.extend(repeat_n(room.worker.0, count.min(HEADS_MAX)));
+            }
+            seats.agents.push(agent.to_owned());
+            seats.revisions.push(revision);
+            seats.counts.push((seats.workers.len() - before) as i32);
+            seats.befores.push(before as i32);
         }
         Columns { warm, seats }
     }

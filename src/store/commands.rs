@@ -67,7 +67,9 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select c.id, c.turn_id, c.ask_id, c.answer, i.cancelled_by as "cancelled_by?"
-                      from commands c left join inflight i using (turn_id)
+                      from commands c
+                      left join lateral (
+                        select cancelled_by from inflight i where i.turn_id = c.turn_id limit 1) i on true
                      where c.turn_id = any ($1) and c.taken_at is null
                      order by c.id
                      limit 1000

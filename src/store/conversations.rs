@@ -133,7 +133,8 @@ impl Store {
                 sqlx::query_scalar!(
                     r#"
                     select c.id as "id!" from unnest($1::uuid[]) c (id)
-                     where exists (select from inflight i where i.conversation_id = c.id)
+                     where (select count(*) from (
+                       select from inflight i where i.conversation_id = c.id limit 1) one) = 1
                     "#,
                     &ids
                 )

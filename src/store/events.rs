@@ -124,31 +124,45 @@ impl Store {
             .run("append", |c| {
                 sqlx::query!(
                     r#"
-                    with want as materialized (
-                      select * from unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::bigint[])
-                        w (turn_id, epoch, base, clock, budget_ms)),
                     -- The fence. A lock, not an update: updating the row at each append would cost
                     -- its throughput whenever a long transaction holds vacuum back.
-                    held as materialized (
-                      select i.turn_id, w.base, w.epoch, w.clock, i.cap_at, clock_timestamp() as at,
+                    with held as materialized (
+                      select w.turn_id, w.base, w.epoch, w.clock, i.cap_at, clock_timestamp() as at,
                              p.at as base_at, p.attempt as base_attempt, p.kind as base_kind,
                              clock_timestamp() + w.budget_ms * interval '1 ms' as until,
                              -- The deadline in the row lags by at most this.
                              least(3000, w.budget_ms / 10) * interval '1 ms' as slack,
                              i.deadline, i.clock as old_clock
-                        from inflight i
-                        join want w using (turn_id)
-                        join turn_events p on p.turn_id = w.turn_id and p.seq = w.base
-                       where i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'
-                       order by i.turn_id
-                         for no key update of i),
+                        from (
+                          select * from unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::bigint[])
+                              w (turn_id, epoch, base, clock, budget_ms)
+                           order by turn_id) w
+                       cross join lateral (
+                         select i.cap_at, i.deadline, i.clock
+                           from inflight i
+                          where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'
+                          limit 1
+                            for no key update) i
+                       cross join lateral (
+                         select p.at, p.attempt, p.kind
+                           from turn_events p
+                          where p.turn_id = w.turn_id and p.seq = w.base
+                          limit 1) p),
+                    late as materialized (
+                      select array_agg(turn_id) as turns, array_agg(until) as untils,
+                             array_agg(clock = 'answer') as are_asked
+                        from (
+                          select *
+                            from held
+                           where clock <> old_clock or (deadline < until - slack and deadline < cap_at)
+                           order by turn_id) late),
                     moved as (
                       update inflight i
-                         set deadline = least(i.cap_at, h.until), clock = h.clock
-                        from held h
-                       where i.turn_id = h.turn_id
-                         and (h.clock <> h.old_clock
-                           or (h.deadline < h.until - h.slack and h.deadline < h.cap_at))),
+                         set deadline = least(i.cap_at, late.untils[width_bucket(i.turn_id, late.turns)]),
+                             clock = case when late.are_asked[width_bucket(i.turn_id, late.turns)]
+                               then 'answer' else 'progress' end
+                        from late
+                       where i.turn_id = any ((select turns from late)::uuid[])),
                     e as (
                       insert into turn_events (turn_id, seq, kind, attempt, data, at)
                       select h.turn_id, h.base + v.i, v.kind, h.epoch, v.data, h.at

@@ -28,7 +28,7 @@ impl Store {
         let rows = lease
             .run("held", |c| {
                 sqlx::query!(
-                    "select turn_id, epoch from inflight where replica = $1 order by turn_id limit 10000",
+                    "select turn_id, epoch from inflight where replica = $1 limit 10000",
                     self.replica().0
                 )
                 .fetch_all(c)
@@ -73,15 +73,25 @@ impl Store {
                 sqlx::query!(
                     "
                     with held as materialized (
-                      select i.turn_id, least(i.cap_at, clock_timestamp() + w.left_ms * interval '1 ms') as until
-                        from inflight i
-                        join unnest($1::uuid[], $2::int[], $3::bigint[]) w (turn_id, epoch, left_ms) using (turn_id, epoch)
-                       where i.phase = 'running'
-                         and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
-                         and i.deadline < i.cap_at
-                       order by i.turn_id
-                         for no key update of i)
-                    update inflight i set deadline = held.until from held where i.turn_id = held.turn_id
+                      select w.turn_id, clock_timestamp() + w.left_ms * interval '1 ms' as until
+                        from (
+                          select * from unnest($1::uuid[], $2::int[], $3::bigint[]) w (turn_id, epoch, left_ms)
+                           order by turn_id) w
+                       cross join lateral (
+                         select
+                           from inflight i
+                          where i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase = 'running'
+                            and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
+                            and i.deadline < i.cap_at
+                          limit 1
+                            for no key update) i),
+                    late as materialized (
+                      select array_agg(turn_id order by turn_id) as turns, array_agg(until order by turn_id) as untils
+                        from held)
+                    update inflight i
+                       set deadline = least(i.cap_at, late.untils[width_bucket(i.turn_id, late.turns)])
+                      from late
+                     where i.turn_id = any ((select turns from late)::uuid[])
                     ",
                     &turns,
                     &epochs,

@@ -263,9 +263,10 @@ impl Store {
                     r#"
                     select w.turn_id as "turn!", w.epoch as "epoch!"
                       from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
-                     where not exists (
+                     where (select count(*) from (
                        select from inflight i
-                        where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = $3)
+                        where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = $3
+                        limit 1) mine) = 0
                     "#,
                     &turns,
                     &epochs,

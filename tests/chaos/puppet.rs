@@ -45,7 +45,8 @@ pub async fn hold(database_url: String) -> ExitCode {
 
 async fn claim_all(store: Store) {
     loop {
-        let claims = store.claim(&[Runtime::Process], &Ready::default(), CLAIMS_MAX).await.expect("claims");
+        let claims =
+            store.claim(&[Runtime::Process], &Ready::default(), None, CLAIMS_MAX).await.expect("claims");
         let is_short = claims.is_empty();
         for claim in claims {
             store.start(&claim, None).await.expect("a start");

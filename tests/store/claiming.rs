@@ -129,7 +129,11 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
     let turn = one.accept().await;
 
     assert!(
-        stranger.claim(&[lastword::agent::Runtime::Process], &Ready::default(), 10).await.unwrap().is_empty()
+        stranger
+            .claim(&[lastword::agent::Runtime::Process], &Ready::default(), None, 10)
+            .await
+            .unwrap()
+            .is_empty()
     );
     assert!(other.store.start_drain().await.unwrap());
     assert!(other.claim(10).await.is_empty(), "a draining replica claimed");
@@ -143,7 +147,7 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
     let ready = Ready { warm: vec![warm], seats: Vec::new() };
     for (ready, generation) in [(&ready, 1), (&Ready::default(), 2), (&ready, 3)] {
         one.store.accept(&next_in(&one.store, turn.conversation)).await.unwrap();
-        let claims = one.store.claim(&[lastword::agent::Runtime::Process], ready, 10).await.unwrap();
+        let claims = one.store.claim(&[lastword::agent::Runtime::Process], ready, None, 10).await.unwrap();
         assert_eq!(claims[0].generation, generation);
         let seq = one.start(&claims[0]).await.unwrap();
         one.finish(&claims[0], seq).await;

@@ -208,7 +208,7 @@ impl Replica {
 
     /// Whatever there is to claim.
     pub async fn claim(&self, limit: i64) -> Vec<Claim> {
-        self.store.claim(&[Runtime::Process], &Ready::default(), limit).await.unwrap()
+        self.store.claim(&[Runtime::Process], &Ready::default(), None, limit).await.unwrap()
     }
 
     pub async fn start(&self, claim: &Claim) -> Option<i32> {

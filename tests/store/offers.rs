@@ -67,8 +67,15 @@ async fn a_place_is_claimed_with_the_acceptance(server: &Server) {
     let again = again.claim.unwrap();
     assert_eq!((again.epoch, again.generation, again.phase), (1, 1, Phase::Starting));
 
-    let seq = replica.start(&claim).await.unwrap();
-    replica.finish(&claim, seq).await;
+    // What need not wait finds no queue full.
+    let waiting = replica.accept().await;
+    let full = || NewTurn { queue_max: 1, ..fresh(&replica.store) };
+    assert_eq!(refusal(replica.store.accept(&full()).await).0, "LW429");
+    let other = offered(&replica, &full(), PLACE).await.claim.unwrap();
+    for turn in [&claim, &other, &replica.claim_of(waiting.id).await] {
+        let seq = replica.start(turn).await.unwrap();
+        replica.finish(turn, seq).await;
+    }
     assert_eq!(ground.kinds(new.id).await, "accepted started completed");
     ground.assert_whole().await;
 }
@@ -199,7 +206,7 @@ async fn ready_workers_have_as_many_turns_as_they_have_room_for(server: &Server)
         warm: Vec::new(),
         seats: vec![seats(0, "demo", 1, 2), seats(1, "demo", 1, 1), seats(2, "demo", 2, 9)],
     };
-    let claims = replica.store.claim(&[Runtime::Process], &ready, 100).await.unwrap();
+    let claims = replica.store.claim(&[Runtime::Process], &ready, None, 100).await.unwrap();
     let having = |phase: Phase| claims.iter().filter(|claim| claim.phase == phase).count();
     let counts = [Phase::Running(workers[0]), Phase::Running(workers[1]), Phase::Starting].map(having);
     assert_eq!((counts, claims.len()), ([2, 1, 3], 6));
@@ -208,6 +215,10 @@ async fn ready_workers_have_as_many_turns_as_they_have_room_for(server: &Server)
             Phase::Starting => replica.start(claim).await.unwrap(),
             _ => claim.last_seq,
         };
+        if let Phase::Running(worker) = claim.phase {
+            let started = &replica.store.read_after(claim.turn, 0, 1).await.unwrap()[0];
+            assert_eq!(started.data, json!({ "worker_id": worker }).to_string());
+        }
         replica.finish(claim, seq).await;
         assert_eq!(ground.kinds(claim.turn).await, "accepted started completed");
     }
@@ -226,7 +237,7 @@ async fn a_conversations_own_worker_has_its_next_turn_with_the_claim(server: &Se
         replica.store.accept(&next_in(&replica.store, new.conversation)).await.unwrap();
         let warm = Warm { conversation: new.conversation, generation, idle: Some((own, revision)) };
         let ready = Ready { warm: vec![warm], seats: Vec::new() };
-        replica.store.claim(&[Runtime::Process], &ready, 10).await.unwrap().pop().unwrap()
+        replica.store.claim(&[Runtime::Process], &ready, None, 10).await.unwrap().pop().unwrap()
     };
     let running = next(1, 1).await;
     assert_eq!((running.phase, running.generation), (Phase::Running(own), 1));

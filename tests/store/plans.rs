@@ -1,21 +1,23 @@
-//! How Postgres carries out the hot statements: which index each one uses.
+//! How Postgres carries out the hot statements: which index each one uses, and how many pages it reads.
 //!
 //! The texts are those of `.sqlx`, which the build checks against the source. Plans are generic, as
-//! prepared statements come to have them, over tables large enough that the choice matters.
+//! prepared statements come to have them: over tables large enough that the choice matters, and over empty
+//! ones that are full of dead rows later.
 
-use std::{fs, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use uuid::Uuid;
 
-use crate::ground::Server;
+use crate::ground::{Replica, Server};
 
 /// A statement's name, and words that stand in it alone.
 const HOT: [(&str, &[&str]); 9] = [
-    ("append", &["for no key update of i", "insert into turn_events"]),
+    ("append", &["for no key update) i", "insert into turn_events"]),
     ("beat", &["pg_try_advisory_xact_lock_shared"]),
-    ("claim", &["skip locked", "with ordinality"]),
-    ("commands", &["from commands c left join inflight"]),
+    ("claim", &["skip locked", "row_number()"]),
+    ("commands", &["from commands c left join lateral"]),
     ("finished", &["join turn_events e on e.turn_id = t.id and e.seq = t.last_seq", "e.data = w.data"]),
     ("look_out", &["e.same <> 1"]),
     ("outlook", &["closable"]),
@@ -57,7 +59,82 @@ async fn hot_statements_go_by_their_indexes() {
         ground.run(statement).await.unwrap();
     }
     let mut conn = PgConnection::connect(&ground.url).await.unwrap();
-    // As `store::connections` has them.
+    prepare(&mut conn).await;
+    let statements = statements();
+    for (name, _) in HOT {
+        let plan = explain(&mut conn, name, &statements[name]).await;
+        insta::assert_snapshot!(name, scans(&plan));
+    }
+}
+
+/// Each turn of the second half comes after so many rows that are gone, and that vacuum may not remove.
+const DEAD: i64 = 20_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_reads_no_more_however_many_rows_are_dead() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let mut conn = PgConnection::connect(&ground.url).await.unwrap();
+    prepare(&mut conn).await;
+    let mut elsewhere = PgConnection::connect(&ground.url).await.unwrap();
+    for statement in ["begin isolation level repeatable read", "select from inflight"] {
+        sqlx::query(statement).execute(&mut elsewhere).await.unwrap();
+    }
+    let few = pages_of_a_turn(&mut conn, &replica, Uuid::nil()).await;
+
+    let fill = format!(
+        "insert into inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, deadline, cap_at,
+           queue_ms, startup_ms, progress_ms, cap_ms)
+         select lpad(to_hex(n), 32, '0')::uuid, c.id, n + 1, 'demo', 1, 'process', now(), now(), 1, 1, 1, 1
+           from generate_series(1, {DEAD}) n, (select id from conversations limit 1) c"
+    );
+    assert_eq!(ground.run(&fill).await.unwrap(), DEAD as u64);
+    let last = Uuid::from_u128(DEAD as u128);
+    assert_eq!(
+        ground.run(&format!("delete from inflight where turn_id <= '{last}'")).await.unwrap(),
+        DEAD as u64
+    );
+
+    let many = pages_of_a_turn(&mut conn, &replica, last).await;
+    for ((what, few), (_, many)) in few.into_iter().zip(many) {
+        // The indexes are a level or two deeper.
+        assert!(many < few + 30, "{what}: {few} pages before, and {many} now");
+    }
+}
+
+/// The pages that the database looks at for a turn that is claimed behind others, says a word and ends.
+async fn pages_of_a_turn(
+    conn: &mut PgConnection,
+    replica: &Replica,
+    behind: Uuid,
+) -> Vec<(&'static str, i64)> {
+    let turn = replica.accept().await.id.0;
+    let (me, worker) = (replica.store.replica().0, Uuid::from_u128(1));
+    let nothing = "'{}', '{}', '{}'";
+    let claim = format!(
+        "execute claim ('{me}', '{{process}}', 9, '{{}}', {nothing}, '{{demo}}', '{{1}}', '{{1}}', '{{0}}', '{{{worker}}}', '{behind}', '')"
+    );
+    let append = format!(
+        "execute append ('{{{turn}}}', '{{1}}', '{{1}}', '{{progress}}', '{{60000}}', '{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}', '{me}')"
+    );
+    let finish = format!(
+        "select * from lw_finish_v1('{{{turn}}}', '{{1}}', '{{2}}', '{{completed}}', array['{{}}'], '{me}', '{{}}', {nothing}, '{{}}')"
+    );
+    let mut pages = Vec::new();
+    for (what, sql) in [("claim", claim), ("append", append), ("finish", finish)] {
+        let explain = AssertSqlSafe(format!("explain (analyze, buffers, format json) {sql}"));
+        let plan: Value = sqlx::query_scalar(explain).persistent(false).fetch_one(&mut *conn).await.unwrap();
+        let read =
+            ["Shared Hit Blocks", "Shared Read Blocks"].map(|it| plan[0]["Plan"][it].as_i64().unwrap());
+        assert_eq!(plan[0]["Plan"]["Actual Rows"].as_f64(), Some(1.0), "{what} did nothing");
+        pages.push((what, read.into_iter().sum()));
+    }
+    pages
+}
+
+/// Makes a connection as `store::connections` has them, with the hot statements prepared by their names.
+async fn prepare(conn: &mut PgConnection) {
     let settings = [
         "analyze",
         "set plan_cache_mode = force_generic_plan",
@@ -66,15 +143,11 @@ async fn hot_statements_go_by_their_indexes() {
         "set jit = off",
     ];
     for setting in settings {
-        sqlx::query(setting).execute(&mut conn).await.unwrap();
+        sqlx::query(setting).execute(&mut *conn).await.unwrap();
     }
-    let statements = statements();
-    for (name, words) in HOT {
-        let mut found = statements.iter().filter(|it| words.iter().all(|word| it.text.contains(word)));
-        let statement = found.next().unwrap_or_else(|| panic!("{name} is not in .sqlx"));
-        assert!(found.next().is_none(), "several statements look like {name}");
-        let plan = explain(&mut conn, name, statement).await;
-        insta::assert_snapshot!(name, scans(&plan));
+    for (name, statement) in statements() {
+        let prepare = format!("prepare {name} as {}", statement.text);
+        sqlx::query(AssertSqlSafe(prepare)).execute(&mut *conn).await.unwrap();
     }
 }
 
@@ -85,8 +158,8 @@ struct Statement {
     parameters: Vec<String>,
 }
 
-/// Every statement of the source.
-fn statements() -> Vec<Statement> {
+/// The hot statements of the source.
+fn statements() -> HashMap<&'static str, Statement> {
     let home = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
     let read = |entry: fs::DirEntry| {
         let text = fs::read_to_string(entry.path()).unwrap();
@@ -97,12 +170,18 @@ fn statements() -> Vec<Statement> {
         let parameters = parameters.iter().map(|it| it.as_str().unwrap_or_default().to_owned()).collect();
         Statement { text, parameters }
     };
-    fs::read_dir(home).unwrap().map(|entry| read(entry.unwrap())).collect()
+    let mut all: Vec<Statement> = fs::read_dir(home).unwrap().map(|entry| read(entry.unwrap())).collect();
+    let found = HOT.map(|(name, words)| {
+        let is_it = |it: &mut Statement| words.iter().all(|word| it.text.contains(word));
+        let mut found = all.extract_if(.., is_it);
+        let statement = found.next().unwrap_or_else(|| panic!("{name} is not in .sqlx"));
+        assert!(found.next().is_none(), "several statements look like {name}");
+        (name, statement)
+    });
+    found.into_iter().collect()
 }
 
 async fn explain(conn: &mut PgConnection, name: &str, statement: &Statement) -> String {
-    let prepare = format!("prepare {name} as {}", statement.text);
-    sqlx::query(AssertSqlSafe(prepare)).execute(&mut *conn).await.unwrap();
     // A null id would rule out every partition.
     let argument = |kind: &String| if kind == "Uuid" { "lw_first_id(now())" } else { "null" };
     let arguments = statement.parameters.iter().map(argument).collect::<Vec<_>>().join(", ");

@@ -49,13 +49,13 @@ const NO_EPOCH_CHECK: Mutant = Mutant {
     edits: &[
         Edit {
             file: "src/store/events.rs",
-            find: "where i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'",
-            replace: "where $11::uuid is not null and i.phase = 'running'",
+            find: "and i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'",
+            replace: "and $11::uuid is not null and i.phase = 'running'",
         },
         Edit {
             file: "migrations/0008_last_words.sql",
-            find: "join inflight i on i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica",
-            replace: "join inflight i on i.turn_id = w.turn_id and i.phase <> 'queued'",
+            find: "where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica",
+            replace: "where i.turn_id = w.turn_id and i.phase <> 'queued'",
         },
     ],
     check: "nothing of a judged replica's is in the log",
@@ -66,8 +66,8 @@ const KEPT_OBLIGATION: Mutant = Mutant {
     rule: "the last word deletes the obligation (I2)",
     edits: &[Edit {
         file: "migrations/0008_last_words.sql",
-        find: "delete from inflight i using word w where i.turn_id = w.turn_id",
-        replace: "update inflight i set ordinal = i.ordinal from word w where i.turn_id = w.turn_id",
+        find: "delete from inflight i where i.turn_id = any (p_turns)",
+        replace: "update inflight i set ordinal = i.ordinal where i.turn_id = any (p_turns)",
     }],
     check: "an ended turn owes nothing",
 };

@@ -58,7 +58,7 @@ async fn rush(field: &mut Field) -> Vec<Claimed> {
         sleep(ahead.abs_diff(behind)).await;
         loop {
             let answer =
-                store.claim(&[Runtime::Process], &Ready::default(), i64::try_from(page).unwrap()).await;
+                store.claim(&[Runtime::Process], &Ready::default(), None, i64::try_from(page).unwrap()).await;
             match answer {
                 Ok(claims) if claims.is_empty() => return (side, Ok(claimed)),
                 Ok(claims) => claimed.extend(claims),

@@ -211,7 +211,7 @@ async fn cancel_waiting(field: &mut Field, size: usize) -> Vec<CancelEnd> {
     // One claim after another, each at its time, so that they meet the cancels.
     let claims = join_all(starts.iter().map(async |(_, at)| {
         sleep(*at).await;
-        let claims = field.holder.store.claim(&[Runtime::Process], &Ready::default(), 1).await.unwrap();
+        let claims = field.holder.store.claim(&[Runtime::Process], &Ready::default(), None, 1).await.unwrap();
         join_all(claims.into_iter().map(async |claim| {
             let word = match field.holder.start(&claim).await {
                 Some(seq) => finish_of(&claim, seq),
