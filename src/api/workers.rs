@@ -26,7 +26,7 @@ pub struct WorkerView {
     id: WorkerId,
     /// Its agent.
     agent: String,
-    /// `process`.
+    /// `process`, or `remote`: it calls, from a pod for instance.
     runtime: String,
     /// The conversation that it serves; null for a shared worker.
     #[schema(value_type = Option<String>)]

@@ -61,6 +61,7 @@ async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Looks>) -> Result<Dur
         outlook = engine.store.outlook().await?;
     }
     metrics::inflight(outlook.rows.unsigned_abs());
+    metrics::queued(outlook.queued.unsigned_abs());
     metrics::overdue(outlook.overdue.len() as u64);
     let lapsed = left_overdue(&outlook, seen, Instant::now());
     if is_after_loss || outlook.closable > 0 || !lapsed.is_empty() {

@@ -29,6 +29,8 @@ pub struct Outlook {
     pub next_ms: Option<i64>,
     /// Rows in flight.
     pub rows: i64,
+    /// Those that nobody has claimed.
+    pub queued: i64,
     /// Rows that may be closed at once: queued past their clock, or held by somebody gone.
     pub closable: i64,
 }
@@ -62,11 +64,12 @@ impl Store {
                         from inflight i left join replicas r on r.id = i.replica),
                     sum as (
                       select count(*) as rows,
+                             count(*) filter (where not is_claimed) as queued,
                              count(*) filter (where is_claimed and not is_alive
                                or is_overdue and not is_claimed) as closable,
                              min(deadline) filter (where not is_overdue) as next_at
                         from row)
-                    select sum.rows as "rows!", sum.closable as "closable!",
+                    select sum.rows as "rows!", sum.queued as "queued!", sum.closable as "closable!",
                            (extract(epoch from sum.next_at - clock_timestamp()) * 1000)::bigint as next_ms,
                            row.turn_id as "turn?", row.epoch as "epoch?", row.deadline as "deadline?"
                       from sum left join (
@@ -79,6 +82,7 @@ impl Store {
         let mut outlook = Outlook::default();
         for row in rows {
             outlook.rows = row.rows;
+            outlook.queued = row.queued;
             outlook.closable = row.closable;
             outlook.next_ms = row.next_ms;
             if let (Some(turn), Some(epoch), Some(deadline)) = (row.turn, row.epoch, row.deadline) {

@@ -24,6 +24,7 @@ type Metric = (&'static str, Shape, Unit, &'static str);
 const TURNS_ACCEPTED: &str = "lastword_turns_accepted_total";
 const LAST_WORDS: &str = "lastword_last_words_total";
 const INFLIGHT: &str = "lastword_inflight";
+const QUEUED: &str = "lastword_queued";
 const OVERDUE: &str = "lastword_overdue";
 const LEASES_LOST: &str = "lastword_leases_lost_total";
 const VERDICTS: &str = "lastword_verdicts_total";
@@ -46,10 +47,11 @@ const DB_ERRORS: &str = "lastword_db_errors_total";
 const HTTP_REQUESTS: &str = "lastword_http_requests_total";
 const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
 
-const METRICS: [Metric; 23] = [
+const METRICS: [Metric; 24] = [
     (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
     (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
     (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in all."),
+    (QUEUED, Gauge, Unit::Count, "Turns that no replica has claimed yet, in all."),
     (OVERDUE, Gauge, Unit::Count, "Turns past their deadline without a last word, in all. Should be 0."),
     (LEASES_LOST, Counter, Unit::Count, "Writes refused because another one holds the turn now."),
     (VERDICTS, Counter, Unit::Count, "Other replicas that this one judged lost."),
@@ -75,7 +77,7 @@ const METRICS: [Metric; 23] = [
     (DOORBELL_RINGS, Counter, Unit::Count, "Rings of the doorbell sent."),
     (DOORBELL_ROUND_TRIP, Histogram, Unit::Seconds, "From a ring sent to the same ring heard."),
     (STREAMS_OPEN, Gauge, Unit::Count, "Event streams that clients hold open."),
-    (WORKERS, Gauge, Unit::Count, "Workers of this replica."),
+    (WORKERS, Gauge, Unit::Count, "Worker processes of this replica."),
     (WORKER_EXITS, Counter, Unit::Count, "Workers that ended."),
     (DB_ERRORS, Counter, Unit::Count, "Statements that Postgres did not carry out."),
     (HTTP_REQUESTS, Counter, Unit::Count, "Requests answered."),
@@ -145,6 +147,11 @@ pub fn last_words(kind: Kind, code: &str) {
 /// So many turns are in flight, in all.
 pub fn inflight(turns: u64) {
     gauge!(INFLIGHT).set(turns as f64);
+}
+
+/// So many of them are queued.
+pub fn queued(turns: u64) {
+    gauge!(QUEUED).set(turns as f64);
 }
 
 /// So many of them are overdue.
@@ -260,6 +267,7 @@ mod tests {
         turns_accepted("demo");
         last_words(Kind::Failed, "worker_exited");
         inflight(2);
+        queued(1);
         overdue(1);
         leases_lost();
         verdicts("exited");
