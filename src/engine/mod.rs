@@ -105,6 +105,16 @@ impl Engine {
         self.is_present.load(Ordering::Relaxed)
     }
 
+    fn set_present(&self, is_present: bool) {
+        self.is_present.store(is_present, Ordering::Relaxed);
+        self.open_or_shut();
+    }
+
+    /// Tells remote workers whether this replica takes on turns.
+    fn open_or_shut(&self) {
+        self.store.desk().set_open(self.is_present() && !self.supervisor.soft().is_cancelled());
+    }
+
     fn spawn_all(&self, inbox: Inbox) {
         let (soft, hard) = (self.supervisor.soft().clone(), self.supervisor.hard().clone());
         let spawn = |name: &'static str, task: BoxTask| self.supervisor.spawn(Kind::Replica, name, task);

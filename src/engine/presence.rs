@@ -88,7 +88,7 @@ impl Presence {
                     self.session = None;
                     self.engine.store.note_break();
                     self.watch.forget();
-                    self.engine.is_present.store(false, Ordering::Relaxed);
+                    self.engine.set_present(false);
                     self.engine
                         .supervisor
                         .report(LINE, if self.is_registered { "away" } else { "registering" });
@@ -138,7 +138,7 @@ impl Presence {
     /// Another timeline, or a connection that broke, may mean lost commits.
     fn reconcile(&mut self, seen: &Seen) {
         let is_behind = seen.timeline != seen.timeline_now;
-        self.engine.is_present.store(!is_behind, Ordering::Relaxed);
+        self.engine.set_present(!is_behind);
         if is_behind || !reconcile::is_up_to_date(&self.engine) {
             reconcile::spawn(&self.engine, is_behind.then_some(seen.timeline_now));
         }
@@ -153,7 +153,7 @@ impl Presence {
         let fresh = self.engine.store.rename_replica();
         tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
         self.is_registered = false;
-        self.engine.is_present.store(false, Ordering::Relaxed);
+        self.engine.set_present(false);
         self.watch.forget();
         self.engine.store.wake().look_everywhere();
     }

@@ -123,7 +123,8 @@ pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
             () = tokio::time::sleep(TICK) => {}
         }
         let desk = engine.store.desk();
-        desk.set_open(engine.is_present() && !engine.supervisor.soft().is_cancelled());
+        // A drain may have begun.
+        engine.open_or_shut();
         for caller in desk.callers().iter().filter(|caller| caller.pulse().tick(false)) {
             desk.dismiss(caller);
             let lines = desk.lines().into_iter().filter(|line| line.worker() == caller.worker().id);
