@@ -37,14 +37,26 @@ use crate::history::{Fact, Line, Outcome, Sight};
 pub const PROMOTED: &str = "promoted";
 
 /// What a run may be excused for beyond what its faults say.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Allowances {
     /// The database itself lost commits: turns may be gone, and end as `internal`.
     pub database_lost_commits: bool,
     /// The database's clock was stepped: its times tell no order.
     pub clock_was_stepped: bool,
+    /// A turn's worker goes on at another replica: none falls with its own.
+    pub turns_outlive_replicas: bool,
     /// Fewer acknowledged turns before the first fault make the run void.
     pub turns_min: usize,
+}
+
+impl Allowances {
+    /// Faults excuse what they hit, and nothing else is excused.
+    pub const NONE: Allowances = Allowances {
+        database_lost_commits: false,
+        clock_was_stepped: false,
+        turns_outlive_replicas: false,
+        turns_min: 12,
+    };
 }
 
 /// Reads all and counts; `receipts` are ids of turns, as often as a worker received them. An error is a run

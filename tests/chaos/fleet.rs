@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,7 +25,9 @@ use tokio::time::Instant;
 
 use crate::{
     history::{Fact, History, Outcome},
+    hosts::Hosts,
     plan::{Ground, Plan},
+    proxy::Proxy,
     support::{self, OPERATOR, replica::Replica},
 };
 
@@ -36,6 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// The replicas of one run.
 pub struct Fleet {
     slots: Vec<Mutex<Replica>>,
+    hosts: OnceLock<Hosts>,
     ground: Mutex<Ground>,
     home: tempfile::TempDir,
     plan: Mutex<Plan>,
@@ -61,6 +64,7 @@ impl Fleet {
         let count = plan.slots;
         let mut fleet = Fleet {
             slots: Vec::new(),
+            hosts: OnceLock::new(),
             ground: Mutex::new(ground),
             home,
             plan: Mutex::new(plan),
@@ -85,6 +89,27 @@ impl Fleet {
             json!({"runtime": "process", "command": [support::program(), "demo-agent"], "idle_ttl": "30s"});
         fleet.put_agent("demo", demo).await;
         fleet
+    }
+
+    /// From now on the demo agent's turns run on so many hosts, which call through these doors.
+    pub async fn move_to_hosts(&self, doors: Vec<Proxy>, count: usize) {
+        let hosts = Hosts::start(doors, count, self.home.path(), self.receipts_path());
+        assert!(self.hosts.set(hosts).is_ok(), "they have moved there before");
+        for slot in 0..self.size() {
+            self.lead_door_to(slot);
+        }
+        self.put_agent("demo", json!({"runtime": "remote"})).await;
+    }
+
+    /// The hosts that the demo agent's turns run on.
+    pub fn hosts(&self) -> &Hosts {
+        self.hosts.get().expect("hosts, of a fleet that has moved there")
+    }
+
+    fn lead_door_to(&self, slot: usize) {
+        if let Some(hosts) = self.hosts.get() {
+            hosts.door(slot).retarget(self.url(slot).trim_start_matches("http://").parse().unwrap());
+        }
     }
 
     /// How many slots.
@@ -181,6 +206,7 @@ impl Fleet {
         let new = self.born(slot);
         *lock(&self.slots[slot]) = new;
         self.ready(slot, PATIENCE).await;
+        self.lead_door_to(slot);
     }
 
     /// Another program for a slot's next replicas.
@@ -296,6 +322,7 @@ impl Fleet {
 
     /// Ends everything; processes that were left behind, a line each.
     pub fn end(&self) -> Vec<String> {
+        self.hosts.get().inspect(|hosts| hosts.end());
         for slot in &self.slots {
             let mut replica = lock(slot);
             if replica.exit().is_none() {

@@ -17,6 +17,7 @@ mod client;
 mod drills;
 mod fleet;
 mod history;
+mod hosts;
 mod load;
 mod mutants;
 mod observer;

@@ -109,13 +109,14 @@ impl Scene {
         self.load.client().post(ask, &mut rng).await.expect("a keyed post is told its turn")
     }
 
-    /// The turns of `turns` that run now: turn, worker's process id, replica's process id.
+    /// The turns of `turns` that run now: turn, worker's process id (of a remote one its host's), replica's
+    /// process id.
     pub async fn running(&self, turns: &[Accepted]) -> Vec<(Accepted, i32, i32)> {
         let mut admin = self.fleet.admin().await;
         let rows = sqlx::query(
-            "select i.turn_id, w.pid, r.pid as replica_pid
+            "select i.turn_id, coalesce(w.pid, split_part(w.name, ':', 2)::int) as pid, r.pid as replica_pid
                from inflight i join workers w on w.id = i.worker join replicas r on r.id = i.replica
-              where i.phase = 'running' and w.pid is not null",
+              where i.phase = 'running'",
         );
         let rows = rows.fetch_all(&mut admin).await.unwrap();
         let found = rows.iter().filter_map(|row| {

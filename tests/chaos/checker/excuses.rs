@@ -45,17 +45,21 @@ pub fn check_excuses(
         let is_excused = match (end.kind.as_str(), code.as_str()) {
             ("completed", _) => !["/hang", "/freeze", "/crash", "/kill"].contains(&word),
             ("cancelled", _) => cancelled.contains(id),
-            (_, "replica_lost") => {
+            (_, "replica_lost") if !allow.turns_outlive_replicas => {
                 was(&losses, turn.replica_pid)
                     || turn.replica_pid.is_none() && losses.iter().any(|name| hit.contains_key(name))
             }
             (_, "worker_exited") => {
                 was(&["kill_worker"], turn.worker_pid) || ["/crash", "/kill"].contains(&word)
             }
+            (_, "worker_lost") => was(&["kill_host", "freeze_host"], turn.worker_pid),
             (_, "worker_unresponsive") => {
                 was(&["freeze_worker"], turn.worker_pid) || ["/hang", "/freeze"].contains(&word)
             }
-            (_, "interrupted") => was(&["drain_replica"], turn.replica_pid),
+            (_, "interrupted") => {
+                was(&["drain_replica"], turn.replica_pid) && !allow.turns_outlive_replicas
+                    || was(&["drain_host"], turn.worker_pid)
+            }
             (_, "internal") => allow.database_lost_commits,
             _ => false,
         };

@@ -14,7 +14,8 @@ pub struct Stored {
     pub conversation: Uuid,
     pub ordinal: i64,
     pub events: Vec<(Sight, String)>,
-    /// The process ids of its worker and of that worker's replica.
+    /// The process ids of its worker (of a remote one's host, which calls itself by it) and of that worker's
+    /// replica.
     pub worker_pid: Option<i32>,
     pub replica_pid: Option<i32>,
 }
@@ -39,7 +40,8 @@ pub async fn read_database(admin: &mut PgConnection) -> anyhow::Result<HashMap<U
     }
     let mut pids = HashMap::new();
     let workers = sqlx::query(
-        "select w.id, w.pid, r.pid as replica_pid from workers w left join replicas r on r.id = w.replica_id",
+        "select w.id, coalesce(w.pid, split_part(w.name, ':', 2)::int) as pid, r.pid as replica_pid
+           from workers w left join replicas r on r.id = w.replica_id",
     );
     for row in workers.fetch_all(&mut *admin).await? {
         let pair: (Option<i32>, Option<i32>) = (row.get("pid"), row.get("replica_pid"));

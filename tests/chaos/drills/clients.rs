@@ -15,8 +15,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Row, network::ALLOW, quantile, spread};
+use super::{Row, quantile, spread};
 use crate::{
+    checker::Allowances,
     client::{Accepted, Ask},
     history::Fact,
     load::Mix,
@@ -53,7 +54,7 @@ pub async fn slow(stage: Stage) -> Row {
     stop.cancel();
     let ends = join_all(readers).await;
     let opened = ends.into_iter().filter(|end| matches!(end, Ok(true))).count();
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let (p99_before, p99_during) = (quantile(&before, 0.99), quantile(&during, 0.99));
     Row {
         count: opened,
@@ -154,7 +155,7 @@ pub async fn long_transaction(stage: Stage) -> Row {
     sqlx::raw_sql("rollback").execute(&mut admin).await.unwrap();
     scene.fleet.healed(id, "long_transaction");
     let after = throughput(&scene, window).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     // Beside both, so that a machine that got slower meanwhile is not taken for it.
     let loss = 1.0 - during / ((before + after) / 2.0);
     Row {

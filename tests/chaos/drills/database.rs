@@ -22,8 +22,6 @@ use crate::{
     support,
 };
 
-const ALLOW: Allowances =
-    Allowances { database_lost_commits: false, clock_was_stepped: false, turns_min: 12 };
 /// How long a replica may take to serve again, before it counts as gone for good.
 const BACK_MAX: Duration = Duration::from_secs(30);
 const BALLAST: usize = 6;
@@ -49,7 +47,7 @@ pub async fn restart(stage: Stage) -> Row {
         scene.fleet.healed(id, "postgres");
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let service = findings.measures.get("service").cloned().unwrap_or_default();
     Row {
         count: stage.count,
@@ -109,7 +107,7 @@ pub async fn stall(stage: Stage) -> Row {
         scene.fleet.healed(id, "postgres");
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(Allowances { clock_was_stepped: true, ..ALLOW }).await;
+    let findings = scene.close(Allowances { clock_was_stepped: true, ..Allowances::NONE }).await;
     Row {
         count: stage.count,
         figure: format!("false deaths: {}", findings.unexpected),
@@ -169,7 +167,7 @@ pub async fn terminate(stage: Stage) -> Row {
         sleep(Duration::from_secs(2)).await;
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     Row {
         count: stage.count,
         figure: format!(
@@ -194,7 +192,7 @@ pub async fn no_notify(stage: Stage) -> Row {
         for _ in 0..stage.count {
             last_word_across(&scene).await;
         }
-        let found = scene.close(ALLOW).await;
+        let found = scene.close(Allowances::NONE).await;
         told.push(found.measures.get("terminal").cloned().unwrap_or_default());
         findings.add(found);
     }

@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep};
 use super::{
     Row,
     database::{last_word_across, serves_again},
-    network::ALLOW,
     round::Round,
     spread,
 };
 use crate::{
+    checker::Allowances,
     load::Mix,
     plan::{Ground, Plan},
     scene::{Ballast, Scene, Stage},
@@ -48,7 +48,7 @@ pub async fn clocks(stage: Stage) -> Row {
     for _ in 0..stage.count {
         last_word_across(&scene).await;
     }
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.measures.get("terminal").cloned().unwrap_or_default();
     Row {
         count: stage.count,
@@ -128,7 +128,7 @@ pub async fn disk_full(stage: Stage) -> Row {
         scene.fleet.healed(id, "disk_full");
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     Row {
         count: stage.count,
         figure: format!(
@@ -167,7 +167,7 @@ pub async fn out_of_memory(stage: Stage) -> Row {
     }
     sleep(Duration::from_secs(3)).await;
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_first.get("oom_replica").cloned().unwrap_or_default();
     Row {
         count: killed,

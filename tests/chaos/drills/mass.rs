@@ -10,8 +10,9 @@ use lastword::cli::child;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{Row, network::ALLOW, quantile, spread};
+use super::{Row, quantile, spread};
 use crate::{
+    checker::Allowances,
     client::{Accepted, Ask},
     load::Mix,
     plan::Plan,
@@ -33,7 +34,7 @@ pub async fn kill(stage: Stage) -> Row {
         one_round(&scene).await;
         ballast.drop_all(&scene).await;
     }
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_all.get("verdict").cloned().unwrap_or_default();
     Row {
         count: findings.faults.get("verdict").copied().unwrap_or_default(),

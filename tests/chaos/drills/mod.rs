@@ -9,6 +9,7 @@ pub mod machine;
 pub mod mass;
 pub mod network;
 pub mod races;
+pub mod remote;
 pub mod replicas;
 pub mod round;
 pub mod soak;
@@ -257,6 +258,14 @@ pub fn all() -> Vec<Drill> {
             [0, 20, 600],
             true,
             clients::long_transaction
+        ),
+        drill!(
+            "remote",
+            "remote workers: hosts, their workers, replicas, the nets between, Postgres",
+            "a turn falls with its worker or host alone; a killed host told ≤ 4 s",
+            [6, 40, 300],
+            false,
+            remote::run
         ),
         drill!("soak", "soak with all of it", "30 min, ≥ 50,000 turns", [40, 150, 1800], false, soak::run),
     ]

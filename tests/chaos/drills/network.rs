@@ -26,8 +26,6 @@ use crate::{
     standby::{Mode, Pair},
 };
 
-pub const ALLOW: Allowances =
-    Allowances { database_lost_commits: false, clock_was_stepped: false, turns_min: 12 };
 const BALLAST: usize = 10;
 const CUT: Duration = Duration::from_secs(30);
 const FREEZE: Duration = Duration::from_secs(14);
@@ -62,7 +60,7 @@ pub async fn cut(stage: Stage) -> Row {
         serves_again(&scene, Instant::now()).await;
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_first.get("cut_replica").cloned().unwrap_or_default();
     let service = findings.measures.get("service").cloned().unwrap_or_default();
     Row {
@@ -104,7 +102,7 @@ pub async fn lost_commit(stage: Stage) -> Row {
         rounds += AT_ONCE;
     }
     let count = done();
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     Row {
         count,
         figure: format!("keys with more than one turn: {}", findings.duplicated),
@@ -143,7 +141,7 @@ pub async fn freeze_within(stage: Stage) -> Row {
         }
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_first.get("freeze_replica").cloned().unwrap_or_default();
     Row {
         count: findings.faults.get("freeze_replica").copied().unwrap_or_default(),
@@ -156,7 +154,7 @@ pub async fn freeze_within(stage: Stage) -> Row {
 
 /// The primary dies, and a standby that has every commit takes over.
 pub async fn fail_over(stage: Stage) -> Row {
-    let (findings, _) = fail_over_as(&stage, Mode::Synchronous, ALLOW).await;
+    let (findings, _) = fail_over_as(&stage, Mode::Synchronous, Allowances::NONE).await;
     let service = findings.measures.get("service").cloned().unwrap_or_default();
     Row {
         count: stage.count,
@@ -171,7 +169,7 @@ pub async fn fail_over(stage: Stage) -> Row {
 
 /// The primary dies, and a standby takes over that lacks the newest commits.
 pub async fn fail_over_behind(stage: Stage) -> Row {
-    let allow = Allowances { database_lost_commits: true, ..ALLOW };
+    let allow = Allowances { database_lost_commits: true, ..Allowances::NONE };
     let (findings, reported) = fail_over_as(&stage, Mode::Asynchronous, allow).await;
     let internal = findings.codes.get("internal").copied().unwrap_or_default();
     Row {
@@ -253,7 +251,7 @@ pub async fn pooler(stage: Stage) -> Row {
         for _ in 0..stage.count {
             last_word_across(&scene).await;
         }
-        let found = scene.close(ALLOW).await;
+        let found = scene.close(Allowances::NONE).await;
         told.push(found.measures.get("terminal").cloned().unwrap_or_default());
         findings.add(found);
     }

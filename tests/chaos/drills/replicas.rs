@@ -20,8 +20,6 @@ use crate::{
     support,
 };
 
-const ALLOW: Allowances =
-    Allowances { database_lost_commits: false, clock_was_stepped: false, turns_min: 12 };
 /// Long turns that run somewhere when a replica falls.
 const BALLAST: usize = 10;
 const FREEZE: Duration = Duration::from_secs(30);
@@ -40,7 +38,7 @@ pub async fn kill(stage: Stage) -> Row {
     // The last ones are told before the ballast is cancelled.
     sleep(Duration::from_secs(3)).await;
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_all.get("kill_replica").cloned().unwrap_or_default();
     Row {
         count: findings.faults.get("kill_replica").copied().unwrap_or_default(),
@@ -67,7 +65,7 @@ pub async fn freeze(stage: Stage) -> Row {
         }
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_first.get("freeze_replica").cloned().unwrap_or_default();
     Row {
         count: findings.faults.get("freeze_replica").copied().unwrap_or_default(),
@@ -103,7 +101,7 @@ pub async fn roll(stage: Stage) -> Row {
         is_over.store(true, Ordering::Relaxed);
     };
     tokio::join!(talk, rolls);
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let resumes = findings.measures.get("resume").cloned().unwrap_or_default();
     let interrupted = findings.codes.get("interrupted").copied().unwrap_or_default();
     Row {
@@ -146,7 +144,7 @@ pub async fn upgrade(stage: Stage) -> Row {
             }
         }
     }
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let interrupted = findings.codes.get("interrupted").copied().unwrap_or_default();
     Row {
         count: stage.count,

@@ -12,11 +12,9 @@ use rand::{Rng, rngs::StdRng};
 use sqlx::Connection;
 use tokio::time::{Instant, sleep};
 
-use super::{
-    Row,
-    network::{ALLOW, by_proxy},
-};
+use super::{Row, network::by_proxy};
 use crate::{
+    checker::Allowances,
     client::Ask,
     load::Mix,
     plan::Plan,
@@ -108,7 +106,7 @@ pub async fn run(stage: Stage) -> Row {
         apply(&scene, &proxies, &ballast, *step).await;
     }
     ballast.drop_all(&scene).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let turns = findings.completed + findings.failed + findings.cancelled;
     Row {
         count: steps.len(),

@@ -19,8 +19,6 @@ use crate::{
 
 /// Victims at once: more would measure how fast this machine starts processes.
 const VICTIMS: usize = 3;
-const ALLOW: Allowances =
-    Allowances { database_lost_commits: false, clock_was_stepped: false, turns_min: 12 };
 /// The progress clock of agents that are expected to lose against it.
 const CLOCK: Duration = Duration::from_secs(1);
 
@@ -30,7 +28,7 @@ pub async fn kill(stage: Stage) -> Row {
     let victims = (0..VICTIMS).map(|n| async move { stage_count(n, stage.count) });
     let counts = join_all(victims).await;
     join_all(counts.into_iter().map(|count| kill_some(&scene, count))).await;
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_all.get("kill_worker").cloned().unwrap_or_default();
     Row {
         count: findings.faults.get("kill_worker").copied().unwrap_or_default(),
@@ -76,7 +74,7 @@ pub async fn freeze(stage: Stage) -> Row {
         left -= batch;
         join_all((0..batch).map(|_| freeze_one(&scene))).await;
     }
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_first.get("freeze_worker").cloned().unwrap_or_default();
     Row {
         count: findings.faults.get("freeze_worker").copied().unwrap_or_default(),
@@ -118,7 +116,7 @@ pub async fn no_progress(stage: Stage) -> Row {
         left -= batch;
         join_all((0..batch).map(|n| suffer(&scene, if n % 2 == 0 { "/hang" } else { "/kill" }))).await;
     }
-    let findings = scene.close(ALLOW).await;
+    let findings = scene.close(Allowances::NONE).await;
     let told = findings.told_all.get("hang").cloned().unwrap_or_default();
     let bound = CLOCK + Duration::from_secs(1);
     Row {
