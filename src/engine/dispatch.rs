@@ -66,14 +66,14 @@ struct Line {
 
 impl Line {
     /// Where the next look begins; `None`: at the front.
-    fn behind(&mut self) -> Option<TurnId> {
-        self.last = self.last.filter(|(_, front_at)| front_at.elapsed() < FOLLOW_MAX);
+    fn behind(&mut self, now: Instant) -> Option<TurnId> {
+        self.last = self.last.filter(|(_, front_at)| now.duration_since(*front_at) < FOLLOW_MAX);
         self.last.map(|(turn, _)| turn)
     }
 
-    /// A look found as many as there were places for, up to this one.
-    fn goes_on(&mut self, last: Option<TurnId>) {
-        let front_at = self.last.map_or_else(Instant::now, |(_, front_at)| front_at);
+    /// A look that began now found as many as there were places for, up to this one; `None`: fewer.
+    fn goes_on(&mut self, now: Instant, last: Option<TurnId>) {
+        let front_at = self.last.map_or(now, |(_, front_at)| front_at);
         self.last = last.map(|turn| (turn, front_at));
     }
 }
@@ -90,10 +90,11 @@ async fn claim(engine: &Engine, line: &mut Line, until: &CancellationToken) -> R
         let Some(mut room) = engine.host.room(CLAIMS_MAX) else { return Ok(false) };
         let places = room.places();
         let limit = i64::try_from(places).unwrap_or(0);
-        let behind = line.behind();
+        let now = Instant::now();
+        let behind = line.behind(now);
         let claims = engine.store.claim(engine.host.runtimes(), room.ready(), behind, limit).await?;
         let is_short = claims.len() < places;
-        line.goes_on(claims.iter().map(|claim| claim.turn).max().filter(|_| !is_short));
+        line.goes_on(now, claims.iter().map(|claim| claim.turn).max().filter(|_| !is_short));
         for claim in claims {
             let (turn, epoch) = (claim.turn, claim.epoch);
             // A drain may have begun while the answer was on its way.
@@ -187,4 +188,28 @@ async fn bring_orders(engine: &Engine) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn the_queue_is_followed_for_a_moment_and_its_front_is_looked_at_again() {
+        let turns = [1, 2].map(|n| TurnId(Uuid::from_u128(n)));
+        let mut line = Line::default();
+        let mut now = Instant::now();
+        assert_eq!(line.behind(now), None);
+        for turn in turns {
+            line.goes_on(now, Some(turn));
+            assert_eq!(line.behind(now), Some(turn));
+            now += FOLLOW_MAX * 2 / 3;
+        }
+        assert_eq!(line.behind(now), None, "the front was looked at too long ago");
+        line.goes_on(now, Some(turns[0]));
+        line.goes_on(now, None);
+        assert_eq!(line.behind(now), None, "there was no more");
+    }
 }
