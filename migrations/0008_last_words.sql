@@ -149,6 +149,16 @@ begin
   return true;
 end $$;
 
+-- Whether nobody holds a claimed turn any more. One that a remote worker has is left for so long to whichever
+-- replica the worker calls next (docs/decisions/0016); by a clock that was set back, not at all.
+create function lw_is_left_v1(p_row inflight, p_holder replicas) returns boolean
+language sql as $$
+  select p_row.phase <> 'queued'
+     and (p_holder.id is null or p_holder.state in ('lost', 'left'))
+     and not coalesce(p_row.phase = 'running' and p_row.runtime <> 'process'
+       and p_holder.gone_at between clock_timestamp() - interval '2500 ms' and clock_timestamp(), false)
+$$;
+
 -- The close pass of any replica: what nobody holds and is overdue, what is held by somebody gone,
 -- and of `p_overdue` (left overdue by a living holder for long enough) what still is. `p_words`
 -- maps a failure's code to its {message, retryable}.
@@ -166,7 +176,7 @@ begin
     select i.turn_id, i.conversation_id
       from inflight i left join replicas r on r.id = i.replica
      where (i.phase = 'queued' and i.deadline <= clock_timestamp() and v_is_reconciled)
-        or (i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left')))
+        or lw_is_left_v1(i, r)
         or (i.turn_id = any (p_overdue) and i.deadline <= clock_timestamp())
      order by i.turn_id
      limit p_limit
@@ -180,7 +190,7 @@ begin
     from inflight i left join replicas r on r.id = i.replica
    where i.turn_id = any (v_ids) and (
      (i.phase = 'queued' and i.deadline <= clock_timestamp() and v_is_reconciled)
-     or (i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left')))
+     or lw_is_left_v1(i, r)
      or (i.turn_id = any (p_overdue) and i.deadline <= clock_timestamp()));
   if v_ids is null then
     return;
@@ -188,7 +198,7 @@ begin
 
   select coalesce(array_agg(i.turn_id), '{}') into v_rerun
     from inflight i left join replicas r on r.id = i.replica
-   where i.turn_id = any (v_ids) and i.phase <> 'queued' and (r.id is null or r.state in ('lost', 'left'))
+   where i.turn_id = any (v_ids) and lw_is_left_v1(i, r)
      -- A holder that was lost together with commits may have run what looks like a mere start.
      and coalesce(r.timeline = v_timeline, true)
      and lw_may_rerun_v1(i);

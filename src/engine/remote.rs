@@ -4,9 +4,12 @@
 //! Works off the desk ([`crate::store::desk`]), where the doors put what workers bring. Dispatch calls
 //! [`claim`] whenever it looks at the queue itself, and [`look_after`] whenever it looks for orders.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
@@ -14,7 +17,7 @@ use crate::{
     id::{ConversationId, TurnId, WorkerId},
     store::{
         StoreError,
-        desk::{Caller, TICK},
+        desk::{Caller, TICK, Wish},
         remote_turns::{Bid, Head},
     },
     worker::{host::Host, remote::Call},
@@ -22,6 +25,9 @@ use crate::{
 
 /// Claims in one statement.
 const CLAIMS_MAX: usize = 64;
+/// Turns that are moved here at a time: a replica's death moves all that it held, and the database does them
+/// side by side.
+const MOVES_MAX: usize = 8;
 /// How long whoever served a conversation last is waited for.
 const HEAD_START_MS: i64 = 50;
 
@@ -103,16 +109,39 @@ fn matches(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<Match> {
     matches
 }
 
-/// Moves turns here that workers ask for, until cancelled. One after another: two wishes for one turn are
-/// one move.
+/// Moves turns here that workers ask for, until cancelled. Of one turn one after another: two wishes for it
+/// are one move.
 pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
     let adopting = async {
-        while let Some(wish) = engine.store.desk().wish().await {
-            let judgement = engine.host.adopt(&wish).await;
-            wish.answer(judgement);
+        let mut waiting: VecDeque<Wish> = VecDeque::new();
+        let mut moving = HashSet::new();
+        let mut moves = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                wish = engine.store.desk().wish(), if waiting.len() < MOVES_MAX => match wish {
+                    Some(wish) => waiting.push_back(wish),
+                    None => return,
+                },
+                Some(turn) = moves.next() => {
+                    moving.remove(&turn);
+                }
+            }
+            while moves.len() < MOVES_MAX {
+                let Some(i) = waiting.iter().position(|wish| !moving.contains(&wish.turn)) else { break };
+                let Some(wish) = waiting.remove(i) else { break };
+                moving.insert(wish.turn);
+                moves.push(adopt(&engine, wish));
+            }
         }
     };
     until.run_until_cancelled(adopting).await;
+}
+
+async fn adopt(engine: &Engine, wish: Wish) -> TurnId {
+    let turn = wish.turn;
+    let judgement = engine.host.adopt(&wish).await;
+    wish.answer(judgement);
+    turn
 }
 
 /// Says whether this replica takes on turns, and forgets workers that are not heard, until cancelled.

@@ -59,7 +59,10 @@ impl Store {
                     with row as materialized (
                       select i.turn_id, i.epoch, i.deadline,
                              i.phase <> 'queued' as is_claimed,
-                             coalesce(r.state in ('ready', 'draining'), false) as is_alive,
+                             not lw_is_left_v1(i, r) as is_alive,
+                             -- When the worker's time to call another replica is over.
+                             case when r.gone_at is null then i.deadline
+                               else least(i.deadline, r.gone_at + interval '2505 ms') end as due_at,
                              i.deadline <= clock_timestamp() as is_overdue
                         from inflight i left join replicas r on r.id = i.replica),
                     sum as (
@@ -67,7 +70,7 @@ impl Store {
                              count(*) filter (where not is_claimed) as queued,
                              count(*) filter (where is_claimed and not is_alive
                                or is_overdue and not is_claimed) as closable,
-                             min(deadline) filter (where not is_overdue) as next_at
+                             min(due_at) filter (where due_at > clock_timestamp()) as next_at
                         from row)
                     select sum.rows as "rows!", sum.queued as "queued!", sum.closable as "closable!",
                            (extract(epoch from sum.next_at - clock_timestamp()) * 1000)::bigint as next_ms,

@@ -19,6 +19,7 @@ async fn what_is_closed() {
     let cases = cases![&server;
         a_turn_that_waited_too_long_ends_and_the_next_one_gets_its_own_time,
         what_a_lost_replica_ran_ends_and_what_it_was_starting_is_run_again,
+        a_lost_replicas_remote_turn_is_left_to_its_worker_for_a_moment,
         a_turn_is_tried_three_times_at_most,
         a_running_turn_is_run_again_only_where_that_is_safe_and_nothing_was_said,
         what_a_living_replica_left_overdue_ends_only_when_it_is_named,
@@ -81,6 +82,37 @@ async fn what_a_lost_replica_ran_ends_and_what_it_was_starting_is_run_again(serv
     let seq = judge.start(&again).await.unwrap();
     assert_eq!(judge.finish(&again, seq).await, Written::Done(seq + 1));
     assert_eq!(ground.kinds(starting.turn).await, "accepted started completed");
+    ground.assert_whole().await;
+}
+
+async fn a_lost_replicas_remote_turn_is_left_to_its_worker_for_a_moment(server: &Server) {
+    let ground = server.ground().await;
+    let (doomed, judge) = (ground.replica().await, ground.replica().await);
+    let (claim, _) = doomed.running().await;
+    let turn = claim.turn;
+    assert_eq!(ground.run("update inflight set runtime = 'remote'").await.unwrap(), 1);
+    ground.lose(doomed.store.replica()).await;
+
+    let outlook = judge.store.outlook().await.unwrap();
+    assert_eq!((outlook.rows, outlook.closable), (1, 0));
+    let next_ms = outlook.next_ms.unwrap();
+    assert!((1..=2505).contains(&next_ms), "the pass looks again in {next_ms} ms");
+    assert!(judge.store.close_due(&[], 100).await.unwrap().is_empty());
+
+    // A clock that is set back makes nobody wait.
+    let set_gone = async |away: &str| {
+        let gone =
+            format!("update replicas set gone_at = clock_timestamp() {away} where gone_at is not null");
+        assert_eq!(ground.run(&gone).await.unwrap(), 1);
+    };
+    set_gone("+ interval '60 s'").await;
+    assert_eq!(judge.store.outlook().await.unwrap().closable, 1);
+    set_gone("").await;
+    assert_eq!(judge.store.outlook().await.unwrap().closable, 0);
+    set_gone("- interval '2501 ms'").await;
+    assert_eq!(judge.store.outlook().await.unwrap().closable, 1);
+    let closed = judge.store.close_due(&[], 100).await.unwrap();
+    assert_eq!(told(&closed), [(turn, "failed", "replica_lost")]);
     ground.assert_whole().await;
 }
 

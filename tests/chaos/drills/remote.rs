@@ -27,7 +27,8 @@ const REPLICAS: usize = 3;
 const HOSTS: usize = 3;
 /// Long turns under way, so that each host and replica has some.
 const BALLAST: usize = 12;
-/// After a fault of a host its turns end before the next thing breaks: what is excused stays told apart.
+/// After a fault turns are held again, or end, before the next thing breaks: each falls with one thing alone, and
+/// what is excused stays told apart.
 const SETTLE: Duration = Duration::from_secs(1);
 /// A connection that broke and no word for 2.5 s is a lost worker; the rest is the telling.
 const TOLD_MAX: Duration = Duration::from_secs(4);
@@ -103,6 +104,7 @@ pub async fn run(stage: Stage) -> Row {
         let pid = scene.fleet.hosts().pid(step.host);
         let its = running.into_iter().filter(|(_, host, _)| *host == pid);
         apply(&scene, &proxies, step, its.map(|(turn, ..)| turn.turn).collect()).await;
+        sleep(SETTLE).await;
     }
     ballast.drop_all(&scene).await;
     let findings = scene.close(Allowances { turns_outlive_replicas: true, ..Allowances::NONE }).await;
@@ -141,7 +143,6 @@ async fn hurt(scene: &Scene, hurt: Hurt, step: Step, its: Vec<String>) {
             sleep(hold).await;
             hosts.freeze(host, false);
             fleet.healed(id, "freeze_host");
-            sleep(SETTLE).await;
         }
         Hurt::Drain => {
             fleet.broke("drain_host", Some(host), Some(hosts.pid(host)), Vec::new());
@@ -155,7 +156,6 @@ async fn hurt(scene: &Scene, hurt: Hurt, step: Step, its: Vec<String>) {
                 // It may have ended with its turn.
                 let _ = signal::kill(Pid::from_raw(victim), Signal::SIGKILL);
             }
-            sleep(SETTLE).await;
         }
     }
 }
