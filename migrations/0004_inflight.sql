@@ -41,7 +41,9 @@ create table inflight (
 create index inflight_line on inflight (conversation_id, ordinal);
 create index inflight_queued on inflight (turn_id) where phase = 'queued';
 -- Keeper of I9: one turn of a conversation is with a worker, or on its way to one, at a time.
-create unique index inflight_one_claimed on inflight (conversation_id) where phase <> 'queued';
+-- Written so that no statement's own condition implies it: for a table that was empty when a plan was made,
+-- Postgres would look for a single turn by reading all of this index.
+create unique index inflight_one_claimed on inflight (conversation_id) where coalesce(phase, 'queued') <> 'queued';
 
 -- The same key gives the same turn, on whichever replica.
 create table idempotency (
