@@ -32,8 +32,9 @@ def parser():
     top = argparse.ArgumentParser(prog="deploy/local/cluster", description=__doc__.splitlines()[0])
     words = top.add_subparsers(dest="command", required=True)
     for name, told in (("run", "bring it up, run a command in it, take it down"), ("up", "bring it up"),
-                       ("serve", argparse.SUPPRESS)):
-        one = words.add_parser(name, help=told)
+                       ("serve", None)):
+        # Without a line in the help where nobody types it.
+        one = words.add_parser(name, **({"help": told} if told else {}))
         one.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/debug/lastword",
                          help="the program in the image")
         one.add_argument("--values", type=pathlib.Path, action="append", default=[],
