@@ -26,7 +26,7 @@ pub struct WorkerView {
     id: WorkerId,
     /// Its agent.
     agent: String,
-    /// `process`, or `remote`: it calls, from a pod for instance.
+    /// Its agent's: `process`, `remote` or `kubernetes`.
     runtime: String,
     /// The conversation that it serves; null for a shared worker.
     #[schema(value_type = Option<String>)]
@@ -41,6 +41,8 @@ pub struct WorkerView {
     replica_id: ReplicaId,
     /// Its process id, on its replica's machine.
     pid: Option<i32>,
+    /// Its pod, of the runtime `kubernetes`.
+    pod: Option<String>,
     /// `starting`, `idle`, `busy` or `ended`.
     state: &'static str,
     /// When it was started.
@@ -51,6 +53,9 @@ pub struct WorkerView {
     /// How it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<String>,
+    /// What else is known of that: of a pod, what Kubernetes said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
     /// The end of its stderr.
     #[serde(skip_serializing_if = "Option::is_none")]
     stderr_tail: Option<String>,
@@ -58,6 +63,7 @@ pub struct WorkerView {
 
 impl From<WorkerRow> for WorkerView {
     fn from(row: WorkerRow) -> Self {
+        let pod = row.name.filter(|_| row.runtime == "kubernetes");
         WorkerView {
             id: row.id,
             agent: row.agent,
@@ -67,6 +73,7 @@ impl From<WorkerRow> for WorkerView {
             turns: row.turns,
             replica_id: row.replica,
             pid: row.pid,
+            pod,
             state: match (row.state.as_str(), row.turns) {
                 ("ended", _) => "ended",
                 ("starting", _) => "starting",
@@ -76,6 +83,7 @@ impl From<WorkerRow> for WorkerView {
             started_at: row.started_at,
             ended_at: row.ended_at,
             exit: row.exit,
+            detail: row.detail,
             stderr_tail: row.stderr_tail,
         }
     }

@@ -31,7 +31,7 @@ pub struct WorkerRow {
     pub replica: ReplicaId,
     /// Its agent.
     pub agent: String,
-    /// `process`.
+    /// `process`, or what its agent's is where it calls: `remote` or `kubernetes`.
     pub runtime: String,
     /// The conversation that it serves; none of a shared worker.
     pub conversation: Option<ConversationId>,
@@ -41,6 +41,8 @@ pub struct WorkerRow {
     pub turns: i64,
     /// Its process id.
     pub pid: Option<i32>,
+    /// What its host calls itself, where it calls: in a pod, the pod's name.
+    pub name: Option<String>,
     /// `starting`, `ready` or `ended`.
     pub state: String,
     /// When it was started.
@@ -49,6 +51,8 @@ pub struct WorkerRow {
     pub ended_at: Option<DateTime<Utc>>,
     /// How it ended.
     pub exit: Option<String>,
+    /// What else is known of that, where somebody watched: of a pod, what Kubernetes said.
+    pub detail: Option<String>,
     /// The end of its stderr.
     pub stderr_tail: Option<String>,
 }
@@ -121,10 +125,15 @@ impl Store {
             .run("workers", |c| {
                 sqlx::query!(
                     r#"
-                    select w.id, w.replica_id, w.agent, w.runtime, w.conversation_id,
+                    select w.id, w.replica_id, w.agent, w.conversation_id,
+                           -- One that calls is recorded as `remote`; whether from a pod, its agent says.
+                           coalesce(case w.runtime when 'remote' then (
+                             select a.spec::jsonb ->> 'runtime' from agents a
+                              where a.name = w.agent and a.revision = w.agent_revision) end,
+                             w.runtime) as "runtime!",
                            case when w.conversation_id is not null then i.turn_id end as "turn_id?",
                            coalesce(i.turns, 0) as "turns!",
-                           w.pid, w.state, w.started_at, w.ended_at, w.exit, w.stderr_tail
+                           w.pid, w.name, w.state, w.started_at, w.ended_at, w.exit, w.end_detail, w.stderr_tail
                       from workers w
                       left join (
                         select worker, count(*) as turns, (array_agg(turn_id))[1] as turn_id
@@ -152,10 +161,12 @@ impl Store {
                 turn: row.turn_id.map(TurnId),
                 turns: row.turns,
                 pid: row.pid,
+                name: row.name,
                 state: row.state,
                 started_at: row.started_at,
                 ended_at: row.ended_at,
                 exit: row.exit,
+                detail: row.end_detail,
                 stderr_tail: row.stderr_tail,
             })
             .collect())

@@ -24,6 +24,7 @@ pub async fn a_turn_runs_on_a_worker_that_calls(cluster: &Cluster) {
     let worker = cluster.worker(events[1].data["worker_id"].as_str().unwrap()).await;
     assert_eq!((&worker["runtime"], &worker["agent"]), (&json!("remote"), &json!("caller")));
     assert_eq!((&worker["state"], &worker["pid"]), (&json!("idle"), &json!(null)));
+    assert_eq!(worker["pod"], json!(null), "it has a name, and that is no pod's: {worker}");
 }
 
 pub async fn a_conversation_keeps_its_process_and_a_fresh_one_is_told_what_was_said(cluster: &Cluster) {

@@ -19,8 +19,9 @@ async fn under_way(field: &Field, agent: &str, text: &str) -> (Turn, String) {
     (turn, pod)
 }
 
-/// The pod's worker is killed in the middle of a turn, and the cluster tells this; the last word's message.
-async fn cut_off(field: &Field, agent: &str, code: &str, tell: impl FnOnce(&Field, &str)) -> String {
+/// The pod's worker is killed in the middle of a turn, and the cluster tells this; the last word's message, and the
+/// worker as operators see it then.
+async fn cut_off(field: &Field, agent: &str, code: &str, tell: impl FnOnce(&Field, &str)) -> (String, Value) {
     field.pod_agent(agent, json!({})).await;
     let (turn, pod) = under_way(field, agent, "/slow 300").await;
     let told = Instant::now();
@@ -33,7 +34,9 @@ async fn cut_off(field: &Field, agent: &str, code: &str, tell: impl FnOnce(&Fiel
     failed(&word, code, "stopped unexpectedly");
     let events = field.watch_all(&turn).await;
     assert_eq!(kinds(&events)[..2], ["accepted", "started"]);
-    word.message().to_owned()
+    let worker = field.worker(events[1].data["worker_id"].as_str().unwrap()).await;
+    assert_eq!((&worker["state"], &worker["pod"]), (&json!("ended"), &json!(pod)), "{worker}");
+    (word.message().to_owned(), worker)
 }
 
 fn terminated(end: Value) -> impl FnOnce(&Field, &str) {
@@ -42,13 +45,13 @@ fn terminated(end: Value) -> impl FnOnce(&Field, &str) {
 
 pub async fn a_worker_that_takes_too_much_memory(field: &Field) {
     let end = json!({"exitCode": 137, "reason": "OOMKilled"});
-    let said = cut_off(field, "oom", "worker_exited", terminated(end)).await;
+    let (said, _) = cut_off(field, "oom", "worker_exited", terminated(end)).await;
     assert!(said.contains("(out of memory, limit 1140850688)"), "{said}");
 }
 
 pub async fn a_worker_that_exits(field: &Field) {
     let end = json!({"exitCode": 3, "reason": "Error"});
-    let said = cut_off(field, "exits", "worker_exited", terminated(end)).await;
+    let (said, _) = cut_off(field, "exits", "worker_exited", terminated(end)).await;
     assert!(said.contains("(exit code 3)"), "{said}");
 }
 
@@ -60,19 +63,24 @@ pub async fn a_pod_that_is_evicted(field: &Field) {
             .world
             .set_status(pod, json!({"phase": "Failed", "reason": "Evicted", "message": message}));
     };
-    let said = cut_off(field, "evicted", "worker_exited", tell).await;
+    let (said, worker) = cut_off(field, "evicted", "worker_exited", tell).await;
     assert!(said.contains("evicted from its machine"), "{said}");
+    let detail = worker["detail"].as_str().unwrap_or_default();
+    assert!(
+        detail.contains("low on resource") && !said.contains("low on resource"),
+        "for operators: {worker}"
+    );
 }
 
 pub async fn a_node_that_is_lost(field: &Field) {
     let tell = |field: &Field, pod: &str| field.server.world.set_status(pod, json!({"phase": "Unknown"}));
-    let said = cut_off(field, "node-lost", "worker_lost", tell).await;
+    let (said, _) = cut_off(field, "node-lost", "worker_lost", tell).await;
     assert!(said.contains("its machine was lost"), "{said}");
 }
 
 pub async fn a_pod_that_somebody_deletes(field: &Field) {
     let tell = |field: &Field, pod: &str| assert!(field.server.world.remove(pod));
-    let said = cut_off(field, "removed", "worker_exited", tell).await;
+    let (said, _) = cut_off(field, "removed", "worker_exited", tell).await;
     assert!(said.contains("its pod was deleted"), "{said}");
 }
 
@@ -93,6 +101,9 @@ pub async fn one_pod_serves_turn_after_turn(field: &Field) {
     let worker = events[1].data["worker_id"].as_str().unwrap();
     let label = &field.server.world.pod(&pod).unwrap()["metadata"]["labels"]["lastword/worker"];
     assert_eq!(label, worker, "the worker is who its pod says");
+    let seen = field.worker(worker).await;
+    assert_eq!((&seen["runtime"], &seen["pod"]), (&json!("kubernetes"), &json!(pod)), "{seen}");
+    assert_eq!((&seen["conversation_id"], &seen["pid"]), (&json!(first.conversation), &json!(null)));
 }
 
 pub async fn a_worker_leaves_when_it_is_idle_and_its_pod_goes(field: &Field) {

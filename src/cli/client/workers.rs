@@ -22,6 +22,7 @@ const COLUMNS: &[Column] = &[
     ("TURNS", "turns"),
     ("REPLICA", "replica_id"),
     ("PID", "pid"),
+    ("POD", "pod"),
     ("STARTED", "started_at"),
 ];
 
