@@ -1,15 +1,29 @@
 -- Which history of the database this is: every promotion of a standby begins a new timeline, a restart
 -- does not. 0 where Postgres does not tell (some hosted ones): then no promotion is seen here.
+-- Found out once a session, since every accept and every claim asks: a server that is no standby keeps its timeline
+-- until it is started again, and no session lives through that.
 create function lw_timeline_v1() returns int
 language plpgsql as $$
+declare
+  v_known text := current_setting('lastword.timeline', true);
+  v_timeline int := 0;
 begin
+  if v_known <> '' then
+    return v_known::int;
+  end if;
   if pg_is_in_recovery() then
     return 0;
   end if;
-  return ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int;
-exception
-  when feature_not_supported or insufficient_privilege or object_not_in_prerequisite_state then
-    return 0;
+  begin
+    v_timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int;
+  exception
+    when object_not_in_prerequisite_state then
+      return 0;
+    when feature_not_supported or insufficient_privilege then
+      null;
+  end;
+  perform set_config('lastword.timeline', v_timeline::text, false);
+  return v_timeline;
 end $$;
 
 -- Presence: one row a boot. Small and hot: a beat every half second, so nothing is indexed but the
@@ -43,4 +57,15 @@ declare
 begin
   return not exists (
     select from replicas r where r.state in ('ready', 'draining') and r.timeline <> v_timeline);
+end $$;
+
+-- Whether a replica may claim: it is ready, and all is reconciled. One look at a table that every accept reads.
+create function lw_may_claim_v1(p_replica uuid) returns boolean
+language plpgsql as $$
+declare
+  v_timeline int := lw_timeline_v1();
+begin
+  return coalesce((
+    select bool_or(r.id = p_replica and r.state = 'ready') and bool_and(r.timeline = v_timeline)
+      from replicas r where r.state in ('ready', 'draining')), false);
 end $$;

@@ -29,8 +29,6 @@ create table inflight (
   progress_ms bigint not null,
   cap_ms bigint not null,
   is_retry_safe boolean not null default false,
-  constraint inflight_phase_is_known check (phase in ('queued', 'starting', 'running')),
-  constraint inflight_clock_is_known check (clock in ('queue', 'startup', 'progress', 'answer')),
   constraint inflight_deadline_within_cap check (deadline <= cap_at),
   constraint inflight_held_iff_claimed check ((phase = 'queued') = (replica is null)),
   constraint inflight_queue_clock_iff_queued check ((phase = 'queued') = (clock = 'queue'))

@@ -26,151 +26,192 @@ create function lw_accept_v1(
 ) returns table (o_place bigint, o_turn uuid, o_outcome text, o_detail text, o_ordinal bigint, o_at timestamptz,
   o_phase text, o_epoch int, o_last_seq int, o_generation bigint, o_cap_left_ms bigint) language plpgsql as $$
 declare
-  v_is_claiming boolean;
+  v_count int := cardinality(p_turns);
   v_made int := 0;
   v_now timestamptz;
+  v_timeline int := lw_timeline_v1();
+  v_ready uuid[];
+  v_is_claiming boolean;
+  -- What is there already: conversations, in order, with what the lock has found; and whatever may stand in the way.
+  v_ids uuid[];
+  v_agents text[];
+  v_nexts bigint[];
+  v_holders uuid[];
+  v_generations_then bigint[];
+  v_busy uuid[];
+  v_known uuid[];
+  v_are_stale boolean[];
+  v_answers uuid[];
+  v_hashes text[];
+  v_queued int;
+  -- Of each turn, at its place: what is decided, and what follows from that.
+  v_place int;
+  v_phase text;
+  v_depth int;
+  v_outcomes text[];
+  v_phases text[];
+  v_ordinals bigint[];
+  v_generations bigint[];
+  v_depths int[];
+  v_caps timestamptz[];
+  v_moved uuid[];
+  -- Null while all are accepted.
+  v_details text[];
+  v_epochs int[];
+  v_seqs int[];
 begin
   -- What looks untouched may have been run before the database went back in time, and who was judged
   -- claims nothing.
-  v_is_claiming := lw_all_reconciled_v1()
-    and exists (select from replicas r where r.id = p_replica and r.state = 'ready');
+  select array_agg(r.id) filter (where r.state = 'ready'), bool_and(r.timeline = v_timeline)
+    into v_ready, v_is_claiming
+    from replicas r where r.state in ('ready', 'draining');
+  v_is_claiming := coalesce(v_is_claiming and p_replica = any (v_ready), false);
   -- Waits for twins whose commit is not known yet.
   if array_remove(p_keys, null) <> '{}' then
     insert into idempotency (key, turn_id, body_hash)
-    select w.key, w.turn_id, w.hash from unnest(p_keys, p_turns, p_hashes) w (key, turn_id, hash)
-     where w.key is not null order by w.key
+    select p_keys[n], p_turns[n], p_hashes[n] from generate_series(1, v_count) n
+     where p_keys[n] is not null order by p_keys[n]
         on conflict do nothing;
+    select array_agg(k.turn_id), array_agg(k.body_hash) into v_answers, v_hashes
+      from (select n from generate_series(1, v_count) n order by n) w
+      left join lateral (select * from idempotency k where k.key = p_keys[n] limit 1) k on true;
   end if;
   -- Waits for an earlier try of the same turn that may still be under way.
   if true = any (p_are_new) then
     insert into conversations (id, agent, next_ordinal, holder, generation)
-    select w.id, w.agent, 2, case when w.is_held then p_replica end, w.is_held::int
-      from (
-        select *, v_is_claiming and is_offered and worker is null as is_held
-          from unnest(p_conversations, p_agents, p_are_new, p_are_offered, p_workers)
-            w (id, agent, is_new, is_offered, worker)) w
-     where w.is_new order by w.id
+    select p_conversations[n], p_agents[n], 2, case when h.is_held then p_replica end, h.is_held::int
+      from generate_series(1, v_count) n
+     cross join lateral (select v_is_claiming and p_are_offered[n] and p_workers[n] is null as is_held) h
+     where p_are_new[n] order by p_conversations[n]
         on conflict do nothing;
     get diagnostics v_made = row_count;
   end if;
-  -- Those that were just made are nobody else's yet.
-  if v_made < cardinality(p_turns) then
-    perform 1 from conversations c where c.id = any (p_conversations) order by c.id for no key update;
+  -- Those that were just made are nobody else's yet, and nothing is before their turns.
+  if v_made < v_count then
+    select array_agg(c.id), array_agg(case when c.deleted_at is null then c.agent end), array_agg(c.next_ordinal),
+           array_agg(c.holder), array_agg(c.generation)
+      into v_ids, v_agents, v_nexts, v_holders, v_generations_then
+      from (
+        select * from conversations c where c.id = any (p_conversations) order by c.id for no key update) c;
+    -- From here on nothing is added to these conversations by anybody else.
+    v_busy := array(select i.conversation_id from inflight i where i.conversation_id = any (p_conversations));
+    v_known := array(select t.id from turns t where t.id = any (p_turns));
+  end if;
+  if exists (select from agents a where a.name = any (p_agents) and a.revision > any (p_revisions)) then
+    v_are_stale := array(
+      select exists (select from agents a where a.name = p_agents[n] and a.revision > p_revisions[n])
+        from generate_series(1, v_count) n order by n);
   end if;
   v_now := clock_timestamp();
 
+  -- First decided, turn by turn, and then written: one statement that decides all of it, and carries every column
+  -- through each step, takes longer to start than this takes for many turns.
+  for n in 1..v_count loop
+    v_place := width_bucket(p_conversations[n], v_ids);
+    v_depth := coalesce(cardinality(array_positions(v_busy, p_conversations[n])), 0);
+    v_phase := case
+      when not v_is_claiming or v_depth > 0 or not p_are_offered[n] then 'queued'
+      when p_workers[n] is not null and (p_generations[n] is null
+        or (v_holders[v_place] = p_replica and v_generations_then[v_place] = p_generations[n])) then 'running'
+      -- Whoever served the conversation last may have a warm worker: it is left to it.
+      when v_holders[v_place] is null or v_holders[v_place] = p_replica or v_holders[v_place] <> all (v_ready) then 'starting'
+      else 'queued' end;
+    v_outcomes[n] := case
+      when v_answers[n] <> p_turns[n] and v_hashes[n] is distinct from p_hashes[n] then 'LW422'
+      when v_answers[n] <> p_turns[n] or p_turns[n] = any (v_known) then 'same'
+      when v_made < v_count and (v_ids[v_place] is distinct from p_conversations[n]
+        or v_agents[v_place] is distinct from p_agents[n]) then 'LW404'
+      when v_are_stale[n] then 'LW412'
+      when v_depth > 0 and p_busy[n] = 'reject' then 'LW409'
+      when v_depth >= p_depths_max[n] then 'LW429'
+      else 'accepted' end;
+    v_phases[n] := v_phase;
+    v_depths[n] := v_depth;
+    v_ordinals[n] := case when p_are_new[n] then 1 else v_nexts[v_place] end;
+    v_generations[n] := case
+      when p_are_new[n] then (v_phase = 'starting')::int
+      -- Another worker takes over wherever no warm one matches.
+      when v_phase = 'starting' and v_outcomes[n] = 'accepted' and not (v_holders[v_place] is not distinct from p_replica
+        and v_generations_then[v_place] is not distinct from p_generations[n]) then v_generations_then[v_place] + 1
+      else v_generations_then[v_place] end;
+    -- Bounded even behind others: nobody before it can take longer than its queue clock and its cap.
+    v_caps[n] := v_now + interval '1 ms'
+      * case v_phase when 'queued' then (v_depth + 1) * (p_queue_ms[n] + p_cap_ms[n]) else p_cap_ms[n] end;
+  end loop;
+  -- What need not wait has no part in the queue, and need not read it.
+  if 'queued' = any (v_phases) then
+    v_queued := (
+      select count(*) from (
+        select from inflight i where i.phase = 'queued' limit (select max(m) from unnest(p_queues_max) m)) q);
+    v_outcomes := array(
+      select case when v_outcomes[n] = 'accepted' and v_phases[n] = 'queued' and v_queued >= p_queues_max[n]
+               then 'LW429' else v_outcomes[n] end
+        from generate_series(1, v_count) n order by n);
+  end if;
+
+  if v_made < v_count then
+    v_moved := array(
+      select p_conversations[n] from generate_series(1, v_count) n where v_outcomes[n] = 'accepted' and not p_are_new[n]);
+    -- They are sorted, so a place in them is found by a binary search.
+    update conversations c
+       set next_ordinal = c.next_ordinal + 1,
+           holder = case when v_phases[width_bucket(c.id, p_conversations)] = 'starting' then p_replica else c.holder end,
+           generation = v_generations[width_bucket(c.id, p_conversations)]
+     where c.id = any (v_moved);
+  end if;
+  insert into turns (id, conversation_id, ordinal, agent, agent_revision, input, metadata, retry_of, traceparent,
+    created_at, status, attempt, started_at)
+  select p_turns[n], p_conversations[n], v_ordinals[n], p_agents[n], p_revisions[n], p_inputs[n], p_metadata[n],
+         p_retries_of[n], p_traceparents[n], v_now, case v_phases[n] when 'running' then 'running' else 'queued' end,
+         (v_phases[n] = 'running')::int, case v_phases[n] when 'running' then v_now end
+    from generate_series(1, v_count) n
+   where v_outcomes[n] = 'accepted';
+  insert into inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, phase, epoch, replica,
+    worker, last_seq, clock, deadline, cap_at, accepted_at, head_at, claimed_at, started_at,
+    queue_ms, startup_ms, progress_ms, cap_ms, is_retry_safe)
+  select p_turns[n], p_conversations[n], v_ordinals[n], p_agents[n], p_revisions[n], p_runtimes[n], v_phases[n],
+         (v_phases[n] <> 'queued')::int, case when v_phases[n] <> 'queued' then p_replica end,
+         case v_phases[n] when 'running' then p_workers[n] end, (v_phases[n] = 'running')::int,
+         case v_phases[n] when 'queued' then 'queue' when 'starting' then 'startup' else 'progress' end,
+         least(v_caps[n], case
+           when v_phases[n] = 'starting' then v_now + p_startup_ms[n] * interval '1 ms'
+           when v_phases[n] = 'running' then v_now + p_progress_ms[n] * interval '1 ms'
+           when v_depths[n] = 0 then v_now + p_queue_ms[n] * interval '1 ms' else v_caps[n] end),
+         v_caps[n], v_now, case when v_depths[n] = 0 then v_now end, case when v_phases[n] <> 'queued' then v_now end,
+         case v_phases[n] when 'running' then v_now end,
+         p_queue_ms[n], p_startup_ms[n], p_progress_ms[n], p_cap_ms[n], p_are_retry_safe[n]
+    from generate_series(1, v_count) n
+   where v_outcomes[n] = 'accepted';
+  insert into turn_events (turn_id, seq, kind, attempt, data, at)
+  select p_turns[n], seq, case seq when 0 then 'accepted' else 'started' end, seq,
+         case seq when 0 then p_events[n] || v_ordinals[n] || '}' else p_starts[n] end, v_now
+    from generate_series(1, v_count) n, generate_series(0, 1) seq
+   where v_outcomes[n] = 'accepted' and (seq = 0 or v_phases[n] = 'running');
+
+  if 'accepted' <> any (v_outcomes) then
+    delete from idempotency k
+     where k.turn_id = any (p_turns) and k.key = any (array(
+       select p_keys[n] from generate_series(1, v_count) n where v_outcomes[n] like 'LW%'));
+    delete from conversations c
+     where c.id = any (array(
+       select p_conversations[n] from generate_series(1, v_count) n
+        where p_are_new[n] and (v_outcomes[n] like 'LW%' or v_answers[n] <> p_turns[n])));
+    select array_agg(case v_outcomes[n]
+             when 'LW409' then (
+               select i.turn_id::text from inflight i where i.conversation_id = p_conversations[n] order by i.ordinal limit 1)
+             when 'LW429' then case when v_depths[n] >= p_depths_max[n] then 'conversation' else 'queue' end end),
+           array_agg(t.ordinal), array_agg(m.phase), array_agg(m.epoch), array_agg(m.last_seq), array_agg(m.cap_at)
+      into v_details, v_ordinals, v_phases, v_epochs, v_seqs, v_caps
+      from (select n from generate_series(1, v_count) n order by n) w
+      left join lateral (select t.ordinal from turns t where t.id = p_turns[n] limit 1) t on true
+      left join lateral (
+        select i.phase, i.epoch, i.last_seq, i.cap_at from inflight i
+         where i.turn_id = p_turns[n] and (i.replica = p_replica or v_outcomes[n] = 'accepted') limit 1) m on true;
+  end if;
   return query
-    with want as materialized (
-      select w.*, k.turn_id as known_turn, k.body_hash as known_hash, t.id is not null as is_known, t.ordinal as known_ordinal,
-             c.agent as its_agent, c.deleted_at, c.holder, c.generation as its_generation, d.depth, d.active
-        from unnest(p_turns, p_conversations, p_are_new, p_agents, p_revisions, p_runtimes, p_inputs, p_metadata,
-               p_traceparents, p_retries_of, p_keys, p_hashes, p_busy, p_queue_ms, p_startup_ms, p_progress_ms,
-               p_cap_ms, p_are_retry_safe, p_depths_max, p_queues_max, p_are_offered, p_generations, p_workers,
-               p_events, p_starts) with ordinality
-          w (turn_id, conversation_id, is_new, agent, revision, runtime, input, metadata,
-               traceparent, retry_of, key, hash, busy, queue_ms, startup_ms, progress_ms,
-               cap_ms, is_retry_safe, depth_max, queue_max, is_offered, generation, worker, event, start, place)
-        -- A limit each: looked up one by one, however few the planner takes the others for.
-        left join lateral (select * from idempotency k where k.key = w.key limit 1) k on true
-        left join lateral (select * from turns t where t.id = w.turn_id limit 1) t on true
-        left join lateral (select * from conversations c where c.id = w.conversation_id limit 1) c on true
-       cross join lateral (
-         select count(*)::int as depth, (array_agg(i.turn_id order by i.ordinal))[1] as active
-           from inflight i where i.conversation_id = w.conversation_id) d),
-    served as materialized (
-      select w.*,
-             case
-               when not v_is_claiming or w.depth > 0 or not w.is_offered then null
-               when w.worker is not null and (w.generation is null
-                 or (w.holder = p_replica and w.its_generation = w.generation)) then 'running'
-               -- Whoever served the conversation last may have a warm worker: it is left to it.
-               when w.holder is null or w.holder = p_replica
-                 or not exists (select from replicas h where h.id = w.holder and h.state = 'ready') then 'starting'
-             end as claim
-        from want w),
-    judged as materialized (
-      select w.*,
-             case when w.known_turn <> w.turn_id and w.known_hash is distinct from w.hash then 'LW422'
-                  when w.known_turn <> w.turn_id or w.is_known then 'same'
-                  when w.its_agent is distinct from w.agent or w.deleted_at is not null then 'LW404'
-                  when (select max(a.revision) from agents a where a.name = w.agent) > w.revision then 'LW412'
-                  when w.depth > 0 and w.busy = 'reject' then 'LW409'
-                  -- What need not wait has no part in the queue, and need not read it.
-                  when w.depth >= w.depth_max or (w.claim is null and (
-                    select count(*) from (
-                      select from inflight i where i.phase = 'queued'
-                       limit (select max(m) from unnest(p_queues_max) m)) q) >= w.queue_max) then 'LW429'
-                  else 'accepted' end as outcome
-        from served w),
-    moved as (
-      update conversations c
-         set next_ordinal = c.next_ordinal + 1,
-             holder = case when j.claim = 'starting' then p_replica else c.holder end,
-             -- Another worker takes over wherever no warm one matches.
-             generation = c.generation + (j.claim is not distinct from 'starting'
-               and not (c.holder is not distinct from p_replica and c.generation is not distinct from j.generation))::int
-        from judged j
-       where c.id = j.conversation_id and j.outcome = 'accepted' and not j.is_new
-      returning c.id, c.next_ordinal - 1 as ordinal, c.generation),
-    made as materialized (
-      select j.*, coalesce(m.ordinal, 1) as ordinal, coalesce(m.generation, j.its_generation) as new_generation,
-             coalesce(j.claim, 'queued') as phase,
-             -- Bounded even behind others: nobody before it can take longer than its queue clock and its cap.
-             v_now + case when j.claim is null then (j.depth + 1) * (j.queue_ms + j.cap_ms) else j.cap_ms end
-               * interval '1 ms' as cap_at
-        from judged j left join moved m on m.id = j.conversation_id
-       where j.outcome = 'accepted'),
-    t as (
-      insert into turns (id, conversation_id, ordinal, agent, agent_revision, input, metadata, retry_of, traceparent,
-        created_at, status, attempt, started_at)
-      select turn_id, conversation_id, ordinal, agent, revision, input, metadata, retry_of, traceparent, v_now,
-             case phase when 'running' then 'running' else 'queued' end,
-             case phase when 'running' then 1 else 0 end, case phase when 'running' then v_now end
-        from made),
-    f as (
-      insert into inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, phase, epoch, replica,
-        worker, last_seq, clock, deadline, cap_at, accepted_at, head_at, claimed_at, started_at,
-        queue_ms, startup_ms, progress_ms, cap_ms, is_retry_safe)
-      select turn_id, conversation_id, ordinal, agent, revision, runtime, phase, (phase <> 'queued')::int,
-             case when phase <> 'queued' then p_replica end, case phase when 'running' then worker end,
-             (phase = 'running')::int,
-             case phase when 'queued' then 'queue' when 'starting' then 'startup' else 'progress' end,
-             least(cap_at, case
-               when phase = 'starting' then v_now + startup_ms * interval '1 ms'
-               when phase = 'running' then v_now + progress_ms * interval '1 ms'
-               when depth = 0 then v_now + queue_ms * interval '1 ms' else cap_at end),
-             cap_at, v_now, case when depth = 0 then v_now end, case when phase <> 'queued' then v_now end,
-             case phase when 'running' then v_now end, queue_ms, startup_ms, progress_ms, cap_ms, is_retry_safe
-        from made),
-    e as (
-      insert into turn_events (turn_id, seq, kind, attempt, data, at)
-      select turn_id, 0, 'accepted', 0, event || ordinal || '}', v_now from made
-      union all
-      select turn_id, 1, 'started', 1, start, v_now from made where phase = 'running'),
-    no_key as (
-      delete from idempotency k using judged j
-       where k.key = j.key and k.turn_id = j.turn_id and j.outcome like 'LW%'),
-    no_conversation as (
-      delete from conversations c using judged j
-       where c.id = j.conversation_id and j.is_new
-         and (j.outcome like 'LW%' or j.known_turn <> j.turn_id)),
-    mine as (
-      select j.place, i.phase, i.epoch, i.last_seq, i.cap_at
-        from judged j
-       cross join lateral (
-         select * from inflight i
-          where i.turn_id = j.turn_id and i.replica = p_replica and i.phase <> 'queued' limit 1) i
-       where j.outcome = 'same' and coalesce(j.known_turn, j.turn_id) = j.turn_id)
-    select j.place,
-           case j.outcome when 'same' then coalesce(j.known_turn, j.turn_id) else j.turn_id end,
-           j.outcome,
-           case j.outcome when 'LW409' then j.active::text
-             when 'LW429' then case when j.depth >= j.depth_max then 'conversation' else 'queue' end end,
-           coalesce(m.ordinal, j.known_ordinal), v_now,
-           coalesce(m.phase, mine.phase), coalesce((m.phase <> 'queued')::int, mine.epoch),
-           coalesce((m.phase = 'running')::int, mine.last_seq), coalesce(m.new_generation, j.its_generation),
-           (extract(epoch from coalesce(m.cap_at, mine.cap_at) - v_now) * 1000)::bigint
-      from judged j
-      left join made m using (place)
-      left join mine using (place);
+    select n::bigint, case v_outcomes[n] when 'same' then coalesce(v_answers[n], p_turns[n]) else p_turns[n] end, v_outcomes[n], v_details[n],
+           v_ordinals[n], v_now, v_phases[n], coalesce(v_epochs[n], (v_phases[n] <> 'queued')::int),
+           coalesce(v_seqs[n], (v_phases[n] = 'running')::int), v_generations[n],
+           (extract(epoch from v_caps[n] - v_now) * 1000)::bigint
+      from generate_series(1, v_count) n;
 end $$;

@@ -46,31 +46,35 @@ begin
   return found;
 end $$;
 
--- Writes last words for in-flight rows that the caller has locked.
+-- Writes last words for in-flight rows that the caller has locked, in the order of their ids; the `seq` of each.
+-- Nothing is joined to `turns` or to the log either: a plan from an early day would read all of them.
 create function lw_end_v1(
   p_turns uuid[], p_kinds text[], p_data text[], p_at timestamptz default clock_timestamp())
-returns table (o_turn uuid, o_epoch int, o_seq int) language plpgsql as $$
+returns int[] language plpgsql as $$
+declare
+  -- Known when a plan is begun, unlike the id of a row: days outside are not even opened.
+  v_first uuid := p_turns[1];
+  v_last uuid := p_turns[cardinality(p_turns)];
+  v_epochs int[];
+  v_started timestamptz[];
+  v_seqs int[];
 begin
-  return query
-  with gone as materialized (
-    select w.turn_id, i.epoch, w.kind, w.data, i.started_at,
-           (select max(e.seq) + 1 from turn_events e where e.turn_id = w.turn_id) as seq
-      from unnest(p_turns, p_kinds, p_data) w (turn_id, kind, data)
-     cross join lateral (
-       -- Started is what a worker has received; a guard's refusal is told by none.
-       select i.epoch, case when i.worker is not null then i.started_at end as started_at
-         from inflight i where i.turn_id = w.turn_id limit 1) i),
-  d as (
-    delete from inflight i where i.turn_id = any (p_turns)),
-  t as (
-    update turns
-       set status = g.kind, attempt = g.epoch, started_at = g.started_at,
-           finished_at = p_at, last_seq = g.seq
-      from gone g where id = g.turn_id),
-  e as (
-    insert into turn_events (turn_id, seq, kind, attempt, data, at)
-    select turn_id, seq, kind, epoch, data, p_at from gone)
-  select turn_id, epoch, seq from gone;
+  -- Started is what a worker has received; a guard's refusal is told by none.
+  select array_agg(i.epoch), array_agg(case when i.worker is not null then i.started_at end)
+    into v_epochs, v_started
+    from (select * from inflight i where i.turn_id = any (p_turns) order by i.turn_id) i;
+  delete from inflight i where i.turn_id = any (p_turns);
+  v_seqs := array(
+    select (select max(e.seq) + 1 from turn_events e where e.turn_id = w.turn_id and e.turn_id between v_first and v_last)
+      from unnest(p_turns) with ordinality w (turn_id, place) order by place);
+  update turns t
+     set status = p_kinds[width_bucket(t.id, p_turns)], attempt = v_epochs[width_bucket(t.id, p_turns)],
+         started_at = v_started[width_bucket(t.id, p_turns)], finished_at = p_at,
+         last_seq = v_seqs[width_bucket(t.id, p_turns)]
+   where t.id = any (p_turns);
+  insert into turn_events (turn_id, seq, kind, attempt, data, at)
+  select p_turns[n], v_seqs[n], p_kinds[n], v_epochs[n], p_data[n], p_at from generate_series(1, cardinality(p_turns)) n;
+  return v_seqs;
 end $$;
 
 -- Cancels: a queued turn ends here; the cap of one that is held comes down to the grace, and its
@@ -84,13 +88,12 @@ declare
 begin
   perform 1 from inflight i where i.turn_id = any (p_turns) order by i.turn_id for update;
 
-  select array_agg(i.turn_id), array_agg(i.conversation_id) into v_queued, v_conversations
+  select array_agg(i.turn_id order by i.turn_id), array_agg(i.conversation_id) into v_queued, v_conversations
     from inflight i where i.turn_id = any (p_turns) and i.phase = 'queued';
   if v_queued is not null then
-    return query
-      select w.o_turn, 'cancelled'::text
-        from lw_end_v1(v_queued, array_fill('cancelled'::text, array[cardinality(v_queued)]),
-          array_fill(jsonb_build_object('by', p_by)::text, array[cardinality(v_queued)])) w;
+    perform lw_end_v1(v_queued, array_fill('cancelled'::text, array[cardinality(v_queued)]),
+      array_fill(jsonb_build_object('by', p_by)::text, array[cardinality(v_queued)]));
+    return query select w.turn_id, 'cancelled'::text from unnest(v_queued) w (turn_id);
     perform lw_promote_v1(v_conversations);
   end if;
 
@@ -236,28 +239,32 @@ begin
                'last_progress_at', to_char(w.last_progress_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
                'trace_id', w.trace_id)) end::text as data
         from word w),
-    ended as (
-      select x.o_turn, x.o_seq
-        from (select array_agg(turn_id) as turns, array_agg(kind) as kinds, array_agg(data) as data from told) a,
-             lw_end_v1(a.turns, a.kinds, a.data) x),
+    ended as materialized (
+      select a.turns, lw_end_v1(a.turns, a.kinds, a.data) as seqs
+        from (
+          select array_agg(turn_id) as turns, array_agg(kind) as kinds, array_agg(data) as data
+            from (select * from told order by turn_id) t) a
+       where a.turns is not null),
     -- Nobody is left who could tell whether something else stood here before.
     marked as (
       insert into rewound (turn_id, seq, how, events_lost, timeline)
-      select t.turn_id, x.o_seq, 'unknown', 0, v_timeline
-        from told t join ended x on x.o_turn = t.turn_id
+      select t.turn_id, x.seqs[array_position(x.turns, t.turn_id)], 'unknown', 0, v_timeline
+        from told t cross join ended x
        where t.is_unreconciled
           on conflict (turn_id) do nothing)
-    select t.turn_id, t.kind, t.code, t.agent from told t join ended x on x.o_turn = t.turn_id;
+    select t.turn_id, t.kind, t.code, t.agent from told t cross join ended;
   perform lw_promote_v1(v_conversations);
 end $$;
 
 -- The holder's last words, many turns at once, with what was said right before them (`p_said_*`, each at
 -- its place after `base`): fenced by the epoch and by the event at `base`, which the writer has seen
--- committed. A turn missing from the answer is not the caller's any more. `o_has_next`: for one of them or
+-- committed. `p_first`, `p_last`: the ends of `p_turns`, so that no day is opened but theirs.
+-- A turn missing from the answer is not the caller's any more. `o_has_next`: for one of them or
 -- another, a turn that waited behind it can be claimed now. `o_base_…`: the event at `base`; `o_at`: the moment
 -- of all that was written, null where some of it stood there already.
 create function lw_finish_v1(
   p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[], p_replica uuid,
+  p_first uuid, p_last uuid,
   p_said_turns uuid[], p_said_epochs int[], p_said_places int[], p_said_kinds text[], p_said_data text[])
 returns table (
   o_turn uuid, o_epoch int, o_seq int, o_has_next boolean,
@@ -269,7 +276,6 @@ declare
   v_base_ats timestamptz[];
   v_base_attempts int[];
   v_base_kinds text[];
-  v_ended uuid[];
   v_turns uuid[];
   v_epochs int[];
   v_bases int[];
@@ -292,26 +298,26 @@ begin
         where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = p_replica
         limit 1 for update) i
      cross join lateral (
-       select e.at, e.attempt, e.kind from turn_events e where e.turn_id = w.turn_id and e.seq = w.base limit 1) e) l;
+       select e.at, e.attempt, e.kind from turn_events e
+        where e.turn_id = w.turn_id and e.seq = w.base and e.turn_id between p_first and p_last limit 1) e) l;
   if v_turns is null then
     return;
   end if;
   if cardinality(p_said_turns) > 0 then
     insert into turn_events (turn_id, seq, kind, attempt, data, at)
-    select h.turn_id, h.base + s.place, s.kind, h.epoch, s.data, v_at
-      from unnest(p_said_turns, p_said_epochs, p_said_places, p_said_kinds, p_said_data)
-        s (turn_id, epoch, place, kind, data)
-      join unnest(v_turns, v_epochs, v_bases) h (turn_id, epoch, base) using (turn_id, epoch)
+    select p_said_turns[n], v_bases[h.place] + p_said_places[n], p_said_kinds[n], p_said_epochs[n], p_said_data[n], v_at
+      from generate_series(1, cardinality(p_said_turns)) n
+     cross join lateral (select width_bucket(p_said_turns[n], v_turns) as place offset 0) h
+     where v_turns[h.place] = p_said_turns[n] and v_epochs[h.place] = p_said_epochs[n]
         on conflict (turn_id, seq) do nothing;
     get diagnostics v_said = row_count;
     v_is_new := v_said = cardinality(p_said_turns);
   end if;
-  select array_agg(w.o_turn), array_agg(w.o_seq) into v_ended, v_seqs
-    from lw_end_v1(v_turns, v_kinds, v_data, v_at) w;
+  v_seqs := lw_end_v1(v_turns, v_kinds, v_data, v_at);
   v_has_next := exists (select from inflight i where i.conversation_id = any (v_conversations))
     and lw_promote_v1(v_conversations);
   return query
-    select h.turn_id, h.epoch, w.seq, v_has_next, case when v_is_new then v_at end, h.at, h.attempt, h.kind
-      from unnest(v_turns, v_epochs, v_base_ats, v_base_attempts, v_base_kinds) h (turn_id, epoch, at, attempt, kind)
-      join unnest(v_ended, v_seqs) w (turn_id, seq) using (turn_id);
+    select v_turns[n], v_epochs[n], v_seqs[n], v_has_next, case when v_is_new then v_at end, v_base_ats[n],
+           v_base_attempts[n], v_base_kinds[n]
+      from generate_series(1, cardinality(v_turns)) n;
 end $$;

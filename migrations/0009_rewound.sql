@@ -61,14 +61,16 @@ begin
           join turns t on t.id = i.turn_id
          cross join lateral (select max(e.seq) as seq from turn_events e where e.turn_id = i.turn_id) m
          where i.turn_id = any (v_behind)),
-      ended as (
-        select x.o_turn, x.o_seq
-          from (select array_agg(turn_id) as turns, array_agg(data) as data, count(*)::int as n from word) a,
-               lw_end_v1(a.turns, array_fill('failed'::text, array[a.n]), a.data) x),
+      ended as materialized (
+        select a.turns, lw_end_v1(a.turns, array_fill('failed'::text, array[a.n]), a.data) as seqs
+          from (
+            select array_agg(turn_id) as turns, array_agg(data) as data, count(*)::int as n
+              from (select * from word order by turn_id) w) a
+         where a.turns is not null),
       marked as (
         insert into rewound as r (turn_id, seq, how, events_lost, timeline)
-        select word.turn_id, x.o_seq, 'closed', coalesce(word.events_lost, 0), v_timeline
-          from word join ended x on x.o_turn = word.turn_id
+        select word.turn_id, x.seqs[array_position(x.turns, word.turn_id)], 'closed', coalesce(word.events_lost, 0), v_timeline
+          from word cross join ended x
             on conflict (turn_id) do update
            set seq = least(r.seq, excluded.seq), how = 'closed', events_lost = excluded.events_lost,
                timeline = excluded.timeline, at = clock_timestamp()

@@ -37,7 +37,7 @@ declare
   v_ids uuid[];
   v_now timestamptz;
 begin
-  if not exists (select from replicas r where r.id = p_replica and r.state = 'ready') or not lw_all_reconciled_v1() then
+  if not lw_may_claim_v1(p_replica) then
     return;
   end if;
   select array_agg(l.turn_id) into v_ids from (
@@ -106,7 +106,7 @@ begin
     o_verdict := 'ended';
   elsif v_row.epoch <> p_epoch or v_row.phase = 'queued' then
     o_verdict := 'stale';
-  elsif not exists (select from replicas r where r.id = p_replica and r.state = 'ready') or not lw_all_reconciled_v1() then
+  elsif not lw_may_claim_v1(p_replica) then
     o_verdict := 'elsewhere';
   else
     o_verdict := 'adopted';

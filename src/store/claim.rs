@@ -114,7 +114,7 @@ impl Store {
                     with me as materialized (
                       -- What looks untouched may have been run before the database went back in time:
                       -- first everybody says what they know.
-                      select id from replicas where id = $1 and state = 'ready' and lw_all_reconciled_v1()),
+                      select $1::uuid as id where lw_may_claim_v1($1)),
                     -- Each row's company is looked up by itself, and few rows are expected: else a queue that
                     -- is deep has every conversation that ever was read for it.
                     head as materialized (
@@ -194,9 +194,14 @@ impl Store {
                       returning i.turn_id, i.conversation_id, i.epoch, i.last_seq, i.cap_at, i.started_at, i.worker,
                         places.generations[width_bucket(i.turn_id, places.turns)] as generation,
                         coalesce(i.head_at, i.accepted_at) as head_at),
+                    running as materialized (
+                      select array_agg(turn_id) as turns, array_agg(epoch) as epochs
+                        from (select * from c where worker is not null order by turn_id) c),
                     s as (
-                      update turns set status = 'running', attempt = c.epoch, started_at = c.started_at
-                        from c where id = c.turn_id and c.worker is not null),
+                      update turns t
+                         set status = 'running', attempt = r.epochs[width_bucket(t.id, r.turns)], started_at = places.at
+                        from places, running r
+                       where t.id = any ((select turns from running)::uuid[])),
                     e as (
                       insert into turn_events (turn_id, seq, kind, attempt, data)
                       -- As any worker's start is told, but for its id.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     pages::{Anchor, Page},
+    partitions::ends,
 };
 use crate::{
     event::{Event, NewEvent},
@@ -119,86 +120,37 @@ impl Store {
         for append in appends {
             columns.push(append);
         }
+        let (first, last) = ends(&columns.turns);
         let mut lease = self.lease().await?;
         let rows = lease
             .run("append", |c| {
                 sqlx::query!(
                     r#"
-                    -- The fence. A lock, not an update: updating the row at each append would cost
-                    -- its throughput whenever a long transaction holds vacuum back.
-                    with held as materialized (
-                      select w.turn_id, w.base, w.epoch, w.clock, i.cap_at, clock_timestamp() as at,
-                             p.at as base_at, p.attempt as base_attempt, p.kind as base_kind,
-                             clock_timestamp() + w.budget_ms * interval '1 ms' as until,
-                             -- The deadline in the row lags by at most this.
-                             least(3000, w.budget_ms / 10) * interval '1 ms' as slack,
-                             i.deadline, i.clock as old_clock
-                        from (
-                          select * from unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::bigint[])
-                              w (turn_id, epoch, base, clock, budget_ms)
-                           order by turn_id) w
-                       cross join lateral (
-                         select i.cap_at, i.deadline, i.clock
-                           from inflight i
-                          where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'
-                          limit 1
-                            for no key update) i
-                       cross join lateral (
-                         select p.at, p.attempt, p.kind
-                           from turn_events p
-                          where p.turn_id = w.turn_id and p.seq = w.base
-                          limit 1) p),
-                    late as materialized (
-                      select array_agg(turn_id) as turns, array_agg(until) as untils,
-                             array_agg(clock = 'answer') as are_asked
-                        from (
-                          select *
-                            from held
-                           where clock <> old_clock or (deadline < until - slack and deadline < cap_at)
-                           order by turn_id) late),
-                    moved as (
-                      update inflight i
-                         set deadline = least(i.cap_at, late.untils[width_bucket(i.turn_id, late.turns)]),
-                             clock = case when late.are_asked[width_bucket(i.turn_id, late.turns)]
-                               then 'answer' else 'progress' end
-                        from late
-                       where i.turn_id = any ((select turns from late)::uuid[])),
-                    e as (
-                      insert into turn_events (turn_id, seq, kind, attempt, data, at)
-                      select h.turn_id, h.base + v.i, v.kind, h.epoch, v.data, h.at
-                        from unnest($6::uuid[], $7::int[], $8::int[], $9::text[], $10::text[])
-                          v (turn_id, epoch, i, kind, data)
-                        join held h using (turn_id, epoch)
-                      on conflict (turn_id, seq) do nothing
-                      returning 1)
-                    select turn_id as "turn!", epoch as "epoch!", at as "at!", base_at as "base_at!",
-                           base_attempt as "base_attempt!", base_kind as "base_kind!",
-                           (select count(*) from e) as "written!"
-                      from held
+                    select o_turn as "turn!", o_epoch as "epoch!", o_at as at, o_base_at as "base_at!",
+                           o_base_attempt as "base_attempt!", o_base_kind as "base_kind!"
+                      from lw_append_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                     "#,
                     &columns.turns,
                     &columns.epochs,
                     &columns.bases,
                     &columns.clocks,
                     &columns.budgets,
+                    self.replica().0,
+                    first,
+                    last,
                     &columns.said.turns,
                     &columns.said.epochs,
                     &columns.said.places,
                     &columns.said.kinds,
                     &columns.said.data,
-                    self.replica().0,
                 )
                 .fetch_all(c)
             })
             .await?;
-        let wanted: usize = appends.iter().map(|append| append.events.len()).sum();
         let landed = rows.into_iter().map(|row| {
             let kind = row.base_kind.parse().map_err(|why| StoreError::unreadable("append", why))?;
-            Ok(Landed {
-                lease: (TurnId(row.turn), row.epoch),
-                base: Anchor { at: row.base_at, attempt: row.base_attempt, kind },
-                at: (row.written == wanted as i64).then_some(row.at),
-            })
+            let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind };
+            Ok(Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at })
         });
         landed.collect()
     }
@@ -210,6 +162,7 @@ impl Store {
         for finish in finishes {
             said.push((finish.turn, finish.epoch), &finish.said);
         }
+        let (first, last) = ends(&turns);
         let mut lease = self.lease().await?;
         let rows = lease
             .run("finish", |c| {
@@ -218,7 +171,7 @@ impl Store {
                     select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_has_next as "has_next!",
                            o_at as at, o_base_at as "base_at!", o_base_attempt as "base_attempt!",
                            o_base_kind as "base_kind!"
-                      from lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                      from lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                     "#,
                     &turns,
                     &epochs,
@@ -226,6 +179,8 @@ impl Store {
                     &kinds,
                     &data,
                     self.replica().0,
+                    first,
+                    last,
                     &said.turns,
                     &said.epochs,
                     &said.places,

@@ -141,7 +141,7 @@ impl Store {
                       returning i.turn_id, i.epoch, i.last_seq, i.started_at),
                     t as (
                       update turns set status = 'running', attempt = u.epoch, started_at = u.started_at
-                        from u where id = u.turn_id),
+                        from u where id = $1),
                     e as (
                       insert into turn_events (turn_id, seq, kind, attempt, data)
                       select turn_id, last_seq, 'started', epoch, $4 from u)

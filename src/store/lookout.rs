@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Store, StoreError, wake::Place};
+use super::{Store, StoreError, partitions::ends, wake::Place};
 use crate::id::TurnId;
 
 /// Between two looks while the doorbell is heard, and while it is not: then nothing else wakes a reader.
@@ -57,6 +57,7 @@ impl Store {
     /// Those turns of which a reader at its place has not the newest event, or another than the log has.
     pub(super) async fn with_news(&self, waiting: &[(TurnId, Place)]) -> Result<Vec<TurnId>, StoreError> {
         let turns: Vec<Uuid> = waiting.iter().map(|(turn, _)| turn.0).collect();
+        let (first, last) = ends(&turns);
         let seqs: Vec<i32> = waiting.iter().map(|(_, place)| place.seq).collect();
         let times: Vec<DateTime<Utc>> = waiting.iter().map(|(_, place)| place.anchor.at).collect();
         let attempts: Vec<i32> = waiting.iter().map(|(_, place)| place.anchor.attempt).collect();
@@ -75,7 +76,8 @@ impl Store {
                                 and e.attempt = w.attempt and e.kind = w.kind) as same,
                               count(*) as all
                          from turn_events e
-                        where e.turn_id = w.turn_id and e.seq between w.seq and w.seq + 1) e
+                        where e.turn_id = w.turn_id and e.seq between w.seq and w.seq + 1
+                          and e.turn_id between $6 and $7) e
                      where e.same <> 1 or e.all <> 1
                     "#,
                     &turns,
@@ -83,6 +85,8 @@ impl Store {
                     &times,
                     &attempts,
                     &kinds,
+                    first,
+                    last,
                 )
                 .fetch_all(c)
             })

@@ -6,7 +6,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, partitions::ends};
 use crate::{
     event::{Event, Kind},
     id::TurnId,
@@ -54,6 +54,7 @@ impl Store {
     ) -> Result<Vec<Result<Page, StoreError>>, StoreError> {
         let turns: Vec<Uuid> = wants.iter().map(|want| want.turn.0).collect();
         let cursors: Vec<i32> = wants.iter().map(|want| want.cursor).collect();
+        let (first, last) = ends(&turns);
         let mut lease = self.lease().await?;
         let rows = lease
             .run("read_after", |c| {
@@ -66,7 +67,7 @@ impl Store {
                          from (
                            select seq, kind, attempt, case when seq = w.cursor then '' else data end as data, at
                              from turn_events
-                            where turn_id = w.turn_id and seq >= w.cursor
+                            where turn_id = w.turn_id and seq >= w.cursor and turn_id between $5 and $6
                             order by seq
                             limit $3::bigint + (w.cursor >= 0)::int) page) e
                      where e.bytes_before < $4
@@ -76,6 +77,8 @@ impl Store {
                     &cursors,
                     room.rows,
                     room.bytes,
+                    first,
+                    last,
                 )
                 .fetch_all(c)
             })

@@ -1,14 +1,22 @@
-//! Partitions of the event log: made ahead, dropped whole.
+//! Partitions of the event log: made ahead, dropped whole, and left alone by whoever needs only one of them.
 //!
 //! Never dropped past the oldest turn in flight. DDL gives up after 100 ms of waiting for its lock:
 //! queueing behind a long reader would stop every append behind it.
 
 use chrono::{Days, NaiveDate};
+use uuid::Uuid;
 
 use super::{Store, StoreError};
 
 /// How many days ahead partitions are made.
 const DAYS_AHEAD: u64 = 2;
+
+/// The first and the last of these ids. A statement that is told them opens the days in between and no others: which
+/// they are is known when it begins, while the ids themselves come up row by row, when all days are open already.
+pub(super) fn ends(ids: &[Uuid]) -> (Uuid, Uuid) {
+    let ends = ids.iter().min().zip(ids.iter().max());
+    ends.map(|(first, last)| (*first, *last)).unwrap_or_default()
+}
 
 impl Store {
     /// Makes what is missing from today to two days ahead. Returns how many it made.

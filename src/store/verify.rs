@@ -78,6 +78,15 @@ const CHECKS: &[Check] = &[
                  'custom', 'completed', 'failed', 'cancelled')",
     },
     Check {
+        invariant: "I2",
+        rule: "every status, phase and clock is one that there is",
+        sql: "select t.id::text from turns t where t.status not in ('queued', 'running', 'completed', 'failed', 'cancelled')
+              union all
+              select i.turn_id::text from inflight i
+               where i.phase not in ('queued', 'starting', 'running')
+                  or i.clock not in ('queue', 'startup', 'progress', 'answer')",
+    },
+    Check {
         invariant: "I5",
         rule: "no event is of an epoch above its turn's, and epochs never go down",
         sql: "select distinct e.turn_id::text from (

@@ -125,10 +125,10 @@ async fn pages_of_a_turn(
         "execute claim ('{me}', '{{process}}', 9, '{{}}', {nothing}, '{{demo}}', '{{1}}', '{{1}}', '{{0}}', '{{{worker}}}', '{behind}', '')"
     );
     let append = format!(
-        "execute append ('{{{turn}}}', '{{1}}', '{{1}}', '{{progress}}', '{{60000}}', '{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}', '{me}')"
+        "execute append ('{{{turn}}}', '{{1}}', '{{1}}', '{{progress}}', '{{60000}}', '{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}', '{me}', '{turn}', '{turn}')"
     );
     let finish = format!(
-        "select * from lw_finish_v1('{{{turn}}}', '{{1}}', '{{2}}', '{{completed}}', array['{{}}'], '{me}', '{{}}', {nothing}, '{{}}')"
+        "select * from lw_finish_v1('{{{turn}}}', '{{1}}', '{{2}}', '{{completed}}', array['{{}}'], '{me}', '{turn}', '{turn}', '{{}}', {nothing}, '{{}}')"
     );
     let mut pages = Vec::new();
     for (what, sql) in [("claim", claim), ("append", append), ("finish", finish)] {

@@ -20,6 +20,7 @@ enum Stage {
 const OBLIGED: &str = "an open turn has an in-flight row and an accepted event";
 const ONE_WORD: &str = "an ended turn has exactly one last word, of its status, at its last_seq";
 const NO_GAPS: &str = "seq counts from 0 without gaps";
+const WORDS: &str = "every status, phase and clock is one that there is";
 const EPOCHS: &str = "no event is of an epoch above its turn's, and epochs never go down";
 const BELONGS: &str = "an in-flight row belongs to an open turn";
 
@@ -48,6 +49,9 @@ const PLANTS: &[Plant] = &[
         rule: "every event is of a kind that there is", on: Stage::Running,
         sql: "update turn_events set kind = 'delat' where turn_id = '$ID' and seq = 2",
     },
+    Plant { rule: WORDS, on: Stage::Running, sql: "update turns set status = 'runing' where id = '$ID'" },
+    Plant { rule: WORDS, on: Stage::Running, sql: "update inflight set phase = 'runing' where turn_id = '$ID'" },
+    Plant { rule: WORDS, on: Stage::Running, sql: "update inflight set clock = 'cuckoo' where turn_id = '$ID'" },
     Plant { rule: EPOCHS, on: Stage::Running, sql: "update turn_events set attempt = 0 where turn_id = '$ID' and seq = 2" },
     Plant { rule: EPOCHS, on: Stage::Running, sql: "update turn_events set attempt = 7 where turn_id = '$ID' and seq = 2" },
     Plant { rule: BELONGS, on: Stage::Running, sql: "delete from turns where id = '$ID'" },

@@ -48,9 +48,14 @@ const NO_EPOCH_CHECK: Mutant = Mutant {
     rule: "who does not hold the epoch writes nothing (I5)",
     edits: &[
         Edit {
-            file: "src/store/events.rs",
-            find: "and i.epoch = w.epoch and i.replica = $11 and i.phase = 'running'",
-            replace: "and $11::uuid is not null and i.phase = 'running'",
+            file: "migrations/0011_append.sql",
+            find: "and i.epoch = p_epochs[1] and i.replica = p_replica and i.phase = 'running'",
+            replace: "and i.phase = 'running'",
+        },
+        Edit {
+            file: "migrations/0011_append.sql",
+            find: "and i.epoch = w.epoch and i.replica = p_replica and i.phase = 'running'",
+            replace: "and i.phase = 'running'",
         },
         Edit {
             file: "migrations/0008_last_words.sql",
@@ -146,24 +151,15 @@ const ACCEPT_BEFORE_ITS_LOCK: Mutant = Mutant {
     edits: &[
         Edit {
             file: "migrations/0007_accept.sql",
-            find: "  v_made int := 0;
-",
-            replace: "  v_made int := 0;
-  v_busy uuid[];
-",
+            find: "    select array_agg(c.id), array_agg(case when",
+            replace: "    select array_agg(i.conversation_id) into v_busy
+      from inflight i where i.conversation_id = any (p_conversations);
+    select array_agg(c.id), array_agg(case when",
         },
         Edit {
             file: "migrations/0007_accept.sql",
-            find: "  perform 1 from conversations c where c.id = any (p_conversations)",
-            replace: "  select array_agg(i.conversation_id) into v_busy
-    from inflight i where i.conversation_id = any (p_conversations);
-  perform 1 from conversations c where c.id = any (p_conversations)",
-        },
-        Edit {
-            file: "migrations/0007_accept.sql",
-            find: "from inflight i where i.conversation_id = w.conversation_id) d),",
-            replace: "from inflight i where i.conversation_id = w.conversation_id
-             and i.conversation_id = any (v_busy)) d),",
+            find: "    v_busy := array(select i.conversation_id from inflight i where i.conversation_id = any (p_conversations));\n",
+            replace: "",
         },
     ],
     check: "of two turns that may not wait one is refused",
