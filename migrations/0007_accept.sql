@@ -129,7 +129,7 @@ begin
     v_depths[n] := v_depth;
     v_ordinals[n] := case when p_are_new[n] then 1 else v_nexts[v_place] end;
     v_generations[n] := case
-      when p_are_new[n] then (v_phase = 'starting')::int
+      when p_are_new[n] and v_outcomes[n] = 'accepted' then (v_phase = 'starting')::int
       -- Another worker takes over wherever no warm one matches.
       when v_phase = 'starting' and v_outcomes[n] = 'accepted' and not (v_holders[v_place] is not distinct from p_replica
         and v_generations_then[v_place] is not distinct from p_generations[n]) then v_generations_then[v_place] + 1

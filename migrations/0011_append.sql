@@ -1,8 +1,12 @@
 -- The holders' events, many turns at once (`p_said_*`, each at its place after its turn's `base`): fenced by the
 -- epoch and by the event at `base`, which the writer has seen committed. An identical repeat is harmless. A turn
 -- missing from the answer is not the caller's any more. `p_first`, `p_last`: the ends of `p_turns`, so that no day
--- is opened but theirs. `o_base_…`: the event at `base`; `o_at`: the moment of all that was written, null where
--- some of it may have stood there already.
+-- is opened but theirs. `o_base_…`: the event at `base`; `o_at`: the moment of what was written, null where it stood
+-- there already.
+--
+-- A write is whole or not there, so one that finds something behind its `base` is a repeat. It is looked for behind the
+-- lock, by a statement of its own: the locking one may have waited for the very try that it repeats. Not `on conflict`,
+-- which logs each row twice.
 --
 -- A turn that comes alone, as most do while nobody is in a hurry, goes by steps of its own: what gathers many takes
 -- three times as long to start as one takes.
@@ -15,7 +19,7 @@ returns table (
 language plpgsql as $$
 declare
   v_at timestamptz;
-  v_said int;
+  v_are_repeats boolean[];
   v_turns uuid[];
   v_epochs int[];
   v_bases int[];
@@ -29,6 +33,7 @@ declare
   -- Of a turn that comes alone.
   v_until timestamptz;
   v_is_late boolean;
+  v_is_repeat boolean;
 begin
   if cardinality(p_turns) = 1 then
     select e.at, e.attempt, e.kind, u.until,
@@ -48,14 +53,14 @@ begin
     insert into turn_events (turn_id, seq, kind, attempt, data, at)
     select p_turns[1], p_bases[1] + p_said_places[n], p_said_kinds[n], p_epochs[1], p_said_data[n], v_at
       from generate_series(1, cardinality(p_said_places)) n
-        on conflict (turn_id, seq) do nothing;
-    get diagnostics v_said = row_count;
+     where not exists (select from turn_events e where e.turn_id = p_turns[1] and e.seq = p_bases[1] + 1);
+    v_is_repeat := not found;
     if v_is_late then
       update inflight i set deadline = least(i.cap_at, v_until), clock = p_clocks[1] where i.turn_id = p_turns[1];
     end if;
     o_turn := p_turns[1];
     o_epoch := p_epochs[1];
-    o_at := case when v_said = cardinality(p_said_places) then v_at end;
+    o_at := case when not v_is_repeat then v_at end;
     return next;
     return;
   end if;
@@ -85,13 +90,16 @@ begin
     return;
   end if;
   v_at := clock_timestamp();
+  v_are_repeats := array(
+    select exists (
+      select from turn_events e
+       where e.turn_id = v_turns[n] and e.seq = v_bases[n] + 1 and e.turn_id between p_first and p_last)
+      from generate_series(1, cardinality(v_turns)) n order by n);
   insert into turn_events (turn_id, seq, kind, attempt, data, at)
   select p_said_turns[n], v_bases[h.place] + p_said_places[n], p_said_kinds[n], p_said_epochs[n], p_said_data[n], v_at
     from generate_series(1, cardinality(p_said_turns)) n
    cross join lateral (select width_bucket(p_said_turns[n], v_turns) as place offset 0) h
-   where v_turns[h.place] = p_said_turns[n] and v_epochs[h.place] = p_said_epochs[n]
-      on conflict (turn_id, seq) do nothing;
-  get diagnostics v_said = row_count;
+   where v_turns[h.place] = p_said_turns[n] and v_epochs[h.place] = p_said_epochs[n] and not v_are_repeats[h.place];
   if v_late is not null then
     update inflight i
        set deadline = least(i.cap_at, v_untils[width_bucket(i.turn_id, v_late)]),
@@ -99,7 +107,7 @@ begin
      where i.turn_id = any (v_late);
   end if;
   return query
-    select v_turns[n], v_epochs[n], case when v_said = cardinality(p_said_turns) then v_at end, v_base_ats[n],
+    select v_turns[n], v_epochs[n], case when not v_are_repeats[n] then v_at end, v_base_ats[n],
            v_base_attempts[n], v_base_kinds[n]
       from generate_series(1, cardinality(v_turns)) n;
 end $$;

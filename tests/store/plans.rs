@@ -13,8 +13,7 @@ use uuid::Uuid;
 use crate::ground::{Replica, Server};
 
 /// A statement's name, and words that stand in it alone.
-const HOT: [(&str, &[&str]); 9] = [
-    ("append", &["for no key update) i", "insert into turn_events"]),
+const HOT: [(&str, &[&str]); 8] = [
     ("beat", &["pg_try_advisory_xact_lock_shared"]),
     ("claim", &["skip locked", "row_number()"]),
     ("commands", &["from commands c left join lateral"]),
@@ -125,7 +124,7 @@ async fn pages_of_a_turn(
         "execute claim ('{me}', '{{process}}', 9, '{{}}', {nothing}, '{{demo}}', '{{1}}', '{{1}}', '{{0}}', '{{{worker}}}', '{behind}', '')"
     );
     let append = format!(
-        "execute append ('{{{turn}}}', '{{1}}', '{{1}}', '{{progress}}', '{{60000}}', '{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}', '{me}', '{turn}', '{turn}')"
+        "select * from lw_append_v1('{{{turn}}}', '{{1}}', '{{1}}', '{{progress}}', '{{60000}}', '{me}', '{turn}', '{turn}', '{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}')"
     );
     let finish = format!(
         "select * from lw_finish_v1('{{{turn}}}', '{{1}}', '{{2}}', '{{completed}}', array['{{}}'], '{me}', '{turn}', '{turn}', '{{}}', {nothing}, '{{}}')"
@@ -140,6 +139,61 @@ async fn pages_of_a_turn(
         pages.push((what, read.into_iter().sum()));
     }
     pages
+}
+
+/// A reader's and a writer's statement begins with the days that its turns are of: a year of others is not even opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_opens_its_own_day_alone() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let days: i64 = ground.ask("select count(*) from lw_partitions").await.parse().unwrap();
+    assert!(days > 2, "there is but one day to open");
+    let (claim, seq) = replica.running().await;
+    let (turn, me) = (claim.turn.0, replica.store.replica().0);
+    let mut conn = PgConnection::connect(&ground.url).await.unwrap();
+    prepare(&mut conn).await;
+    let said = format!("'{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}'");
+    let two = format!("'{{{turn},{turn}}}', '{{1,2}}', '{{{seq},{seq}}}'");
+    let append = |which: &str| {
+        format!(
+            "select * from lw_append_v1({which}, '{{progress,progress}}', '{{60000,60000}}', '{me}', '{turn}', '{turn}', {said})"
+        )
+    };
+    let statements = [
+        ("append", append(&format!("'{{{turn}}}', '{{1}}', '{{{seq}}}'"))),
+        ("append of many", append(&two)),
+        ("read_after", format!("execute read_after ('{{{turn}}}', '{{0}}', 9, 9999, '{turn}', '{turn}')")),
+        (
+            "look_out",
+            format!(
+                "execute look_out ('{{{turn}}}', '{{0}}', '{{now}}', '{{0}}', '{{delta}}', '{turn}', '{turn}')"
+            ),
+        ),
+        (
+            "finish",
+            format!(
+                "select * from lw_finish_v1('{{{turn}}}', '{{1}}', '{{{seq}}}', '{{completed}}', array['{{}}'], '{me}', '{turn}', '{turn}', {said})"
+            ),
+        ),
+    ];
+    for (what, statement) in statements {
+        let mut opened = Vec::new();
+        // The first time it is planned, for which all days are opened.
+        for _ in 0..2 {
+            let mut transaction = conn.begin().await.unwrap();
+            let sql = AssertSqlSafe(statement.clone());
+            let done = sqlx::raw_sql(sql).fetch_all(&mut *transaction).await.unwrap();
+            assert!(!done.is_empty(), "{what} did nothing");
+            // An index that is opened stays locked to the end.
+            let days = "select count(distinct x.indrelid) from pg_locks l join pg_index x on x.indexrelid = l.relation
+                          join pg_inherits i on i.inhrelid = x.indrelid
+                         where l.pid = pg_backend_pid() and i.inhparent = 'turn_events'::regclass";
+            opened.push(sqlx::query_scalar::<_, i64>(days).fetch_one(&mut *transaction).await.unwrap());
+            transaction.rollback().await.unwrap();
+        }
+        assert_eq!(opened[1], 1, "{what} opens so many days");
+    }
 }
 
 /// Makes a connection as `store::connections` has them, with the hot statements prepared by their names.

@@ -49,7 +49,7 @@ const PLANTS: &[Plant] = &[
         rule: "every event is of a kind that there is", on: Stage::Running,
         sql: "update turn_events set kind = 'delat' where turn_id = '$ID' and seq = 2",
     },
-    Plant { rule: WORDS, on: Stage::Running, sql: "update turns set status = 'runing' where id = '$ID'" },
+    Plant { rule: WORDS, on: Stage::Ended, sql: "update turns set status = 'ended' where id = '$ID'" },
     Plant { rule: WORDS, on: Stage::Running, sql: "update inflight set phase = 'runing' where turn_id = '$ID'" },
     Plant { rule: WORDS, on: Stage::Running, sql: "update inflight set clock = 'cuckoo' where turn_id = '$ID'" },
     Plant { rule: EPOCHS, on: Stage::Running, sql: "update turn_events set attempt = 0 where turn_id = '$ID' and seq = 2" },
