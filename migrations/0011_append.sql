@@ -90,10 +90,12 @@ begin
     return;
   end if;
   v_at := clock_timestamp();
+  -- Counted, with a limit: of an `exists` Postgres would make one list for all, and read the whole day for it.
   v_are_repeats := array(
-    select exists (
-      select from turn_events e
-       where e.turn_id = v_turns[n] and e.seq = v_bases[n] + 1 and e.turn_id between p_first and p_last)
+    select (
+      select count(*) from (
+        select from turn_events e
+         where e.turn_id = v_turns[n] and e.seq = v_bases[n] + 1 and e.turn_id between p_first and p_last limit 1) e) > 0
       from generate_series(1, cardinality(v_turns)) n order by n);
   insert into turn_events (turn_id, seq, kind, attempt, data, at)
   select p_said_turns[n], v_bases[h.place] + p_said_places[n], p_said_kinds[n], p_said_epochs[n], p_said_data[n], v_at

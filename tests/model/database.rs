@@ -117,7 +117,8 @@ impl Rules {
         Answer::Done { epoch, base: seq }
     }
 
-    /// `append`: a lock under the epoch, and the event at `base`. On conflict nothing: a repeat.
+    /// `lw_append_v1`: a lock under the epoch, and the event at `base`. A taken `seq` is left alone here, where the
+    /// function takes all of it for a repeat: so the epoch is shown to be enough without that.
     fn append(&self, world: &mut World, by: Id, turn: u8, epoch: u8, base: u8) -> Answer {
         let is_unfenced = self.broken == Break::AppendUnfenced;
         let it = world.turn_mut(turn);

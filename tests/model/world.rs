@@ -143,7 +143,7 @@ pub enum Statement {
     Claim { by: Id, turn: u8, has_worker: bool },
     /// `start`. That its sender is not gone is from the snapshot too.
     Start { by: Id, turn: u8, epoch: u8 },
-    /// `append` of `store::events`.
+    /// `lw_append_v1`.
     Append { by: Id, turn: u8, epoch: u8, base: u8 },
     /// `lw_finish_v1`.
     Finish { by: Id, turn: u8, epoch: u8, base: u8 },
