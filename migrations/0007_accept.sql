@@ -114,7 +114,8 @@ begin
       when p_workers[n] is not null and (p_generations[n] is null
         or (v_holders[v_place] = p_replica and v_generations_then[v_place] = p_generations[n])) then 'running'
       -- Whoever served the conversation last may have a warm worker: it is left to it.
-      when v_holders[v_place] is null or v_holders[v_place] = p_replica or v_holders[v_place] <> all (v_ready) then 'starting'
+      when v_holders[v_place] is null or v_holders[v_place] = p_replica
+        or v_holders[v_place] <> all (v_ready) then 'starting'
       else 'queued' end;
     v_outcomes[n] := case
       when v_answers[n] <> p_turns[n] and v_hashes[n] is distinct from p_hashes[n] then 'LW422'
@@ -198,7 +199,8 @@ begin
         where p_are_new[n] and (v_outcomes[n] like 'LW%' or v_answers[n] <> p_turns[n])));
     select array_agg(case v_outcomes[n]
              when 'LW409' then (
-               select i.turn_id::text from inflight i where i.conversation_id = p_conversations[n] order by i.ordinal limit 1)
+               select i.turn_id::text from inflight i
+                where i.conversation_id = p_conversations[n] order by i.ordinal limit 1)
              when 'LW429' then case when v_depths[n] >= p_depths_max[n] then 'conversation' else 'queue' end end),
            array_agg(t.ordinal), array_agg(m.phase), array_agg(m.epoch), array_agg(m.last_seq), array_agg(m.cap_at)
       into v_details, v_ordinals, v_phases, v_epochs, v_seqs, v_caps
@@ -209,7 +211,8 @@ begin
          where i.turn_id = p_turns[n] and (i.replica = p_replica or v_outcomes[n] = 'accepted') limit 1) m on true;
   end if;
   return query
-    select n::bigint, case v_outcomes[n] when 'same' then coalesce(v_answers[n], p_turns[n]) else p_turns[n] end, v_outcomes[n], v_details[n],
+    select n::bigint, case v_outcomes[n] when 'same' then coalesce(v_answers[n], p_turns[n]) else p_turns[n] end,
+           v_outcomes[n], v_details[n],
            v_ordinals[n], v_now, v_phases[n], coalesce(v_epochs[n], (v_phases[n] <> 'queued')::int),
            coalesce(v_seqs[n], (v_phases[n] = 'running')::int), v_generations[n],
            (extract(epoch from v_caps[n] - v_now) * 1000)::bigint

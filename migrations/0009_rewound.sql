@@ -69,7 +69,8 @@ begin
          where a.turns is not null),
       marked as (
         insert into rewound as r (turn_id, seq, how, events_lost, timeline)
-        select word.turn_id, x.seqs[array_position(x.turns, word.turn_id)], 'closed', coalesce(word.events_lost, 0), v_timeline
+        select word.turn_id, x.seqs[array_position(x.turns, word.turn_id)], 'closed',
+               coalesce(word.events_lost, 0), v_timeline
           from word cross join ended x
             on conflict (turn_id) do update
            set seq = least(r.seq, excluded.seq), how = 'closed', events_lost = excluded.events_lost,

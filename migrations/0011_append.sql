@@ -76,7 +76,8 @@ begin
              w.clock <> i.clock or (i.deadline < u.until - least(3000, w.budget_ms / 10) * interval '1 ms'
                and i.deadline < i.cap_at) as is_late
         from (
-          select * from unnest(p_turns, p_epochs, p_bases, p_clocks, p_budgets_ms) w (turn_id, epoch, base, clock, budget_ms)
+          select * from unnest(p_turns, p_epochs, p_bases, p_clocks, p_budgets_ms)
+              w (turn_id, epoch, base, clock, budget_ms)
            order by turn_id) w
        cross join lateral (
          select i.cap_at, i.deadline, i.clock from inflight i

@@ -53,7 +53,7 @@ impl Line<'_> {
     pub(super) fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
         match self {
             Line::Own(worker) => worker.process.send(message),
-            Line::Shared(extension) => extension.switchboard.send(message),
+            Line::Shared(extension) => extension.send(message),
             Line::Remote(remote) => remote.send(message),
         }
     }
@@ -131,6 +131,8 @@ pub(super) struct Extension {
     idle_pid: Option<i32>,
     /// Whether it was told that the worker says nothing more.
     is_closed: bool,
+    /// Whether the worker has received anything of the turn.
+    has_sent: bool,
 }
 
 impl Extension {
@@ -141,7 +143,7 @@ impl Extension {
         idle_pid: Option<i32>,
     ) -> Self {
         let stage = switchboard.stage();
-        Extension { switchboard, turn, unheard, stage, idle_pid, is_closed: false }
+        Extension { switchboard, turn, unheard, stage, idle_pid, is_closed: false, has_sent: false }
     }
 
     pub(super) fn worker(&self) -> WorkerId {
@@ -190,8 +192,21 @@ impl Extension {
         }
     }
 
+    /// As if the worker had received its turn.
+    #[cfg(test)]
+    pub(super) fn served(mut self) -> Self {
+        self.has_sent = true;
+        self
+    }
+
+    fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
+        let sent = self.switchboard.send(message);
+        self.has_sent |= sent.is_ok();
+        sent
+    }
+
     fn hang_up(&mut self) {
-        self.switchboard.disconnect(self.turn);
+        self.switchboard.disconnect(self.turn, self.has_sent);
         self.unheard.close();
         while let Ok(late) = self.unheard.try_recv() {
             self.switchboard.note_late(self.turn, &late);

@@ -175,11 +175,14 @@ impl Switchboard {
         (self.0.agent.spec.turns_per_worker() as usize).saturating_sub(taken)
     }
 
-    /// Ends a turn's line: what the worker says of it from now on is late.
-    pub(super) fn disconnect(&self, turn: TurnId) {
+    /// Ends a turn's line: what the worker says of it from now on is late. One that the worker has received nothing of
+    /// may come again: its line was kept for it while it was accepted, and it had to wait behind another.
+    pub(super) fn disconnect(&self, turn: TurnId, is_served: bool) {
         let mut state = self.state();
         let has_ended = state.lines.remove(&turn).is_some();
-        state.past.note(turn);
+        if is_served {
+            state.past.note(turn);
+        }
         if has_ended && state.lines.is_empty() {
             state.idle_since = Instant::now();
             self.0.changed.notify_one();

@@ -30,6 +30,7 @@ async fn many_turns_share_a_worker() {
         faults::a_stuck_turn_ends_alone_and_its_worker_takes_no_other,
         places::many_turns_at_once_have_one_process_and_each_its_own_answer,
         places::turns_wait_for_the_one_that_starts,
+        places::a_turn_that_waited_behind_another_has_the_worker_that_was_kept_for_it,
         places::a_second_process_comes_when_the_first_is_full,
         places::a_turn_that_talks_without_end_does_not_hold_up_the_others,
         places::each_turn_is_told_what_was_said_before,

@@ -44,6 +44,23 @@ pub async fn turns_wait_for_the_one_that_starts(cluster: &Cluster) {
     assert_eq!(pids.len(), 1, "each started its own");
 }
 
+/// A line was kept for each while it was accepted, and had to be let go.
+pub async fn a_turn_that_waited_behind_another_has_the_worker_that_was_kept_for_it(cluster: &Cluster) {
+    share(cluster, "patient", json!({})).await;
+    let first = asking(cluster, "patient", 8).await;
+    let behind = join_all(first.iter().map(async |(turn, _)| {
+        cluster.post_in(cluster.living()[0], &turn.conversation, "patient", "/echo at last").await
+    }))
+    .await;
+    answer_all(cluster, &first).await;
+    for turn in &behind {
+        let events = cluster.watch_all(turn).await;
+        assert_eq!(completed(&events), "at last");
+        let starts = events.iter().filter(|event| event.kind == "started").count();
+        assert_eq!(starts, 1, "it was given back: {events:?}");
+    }
+}
+
 pub async fn a_second_process_comes_when_the_first_is_full(cluster: &Cluster) {
     share(cluster, "trio", json!({"max_concurrent_turns": 3})).await;
     let first = asking(cluster, "trio", 3).await;
