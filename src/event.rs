@@ -3,7 +3,12 @@
 //! Owns the kinds and the object that every reader sees. Refuses nothing itself: that `seq` has no
 //! gaps and that nothing follows a terminal event is kept by the store (I2, I3, I4).
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    ops::Deref,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -180,9 +185,47 @@ impl Event {
     }
 }
 
-impl Serialize for Event {
+/// An event that many read: a copy is a pointer, and its JSON is made once, for the first who asks.
+#[derive(Debug, Clone)]
+pub struct SharedEvent(Arc<(Event, OnceLock<Box<str>>)>);
+
+impl SharedEvent {
+    /// As [`Event::to_json`] has it.
+    pub fn json(&self) -> &str {
+        let (event, json) = &*self.0;
+        json.get_or_init(|| event.to_json().into())
+    }
+
+    /// The same event, shared with nobody.
+    pub fn unshared(&self) -> SharedEvent {
+        Event::clone(self).into()
+    }
+}
+
+impl From<Event> for SharedEvent {
+    fn from(event: Event) -> Self {
+        SharedEvent(Arc::new((event, OnceLock::new())))
+    }
+}
+
+impl Deref for SharedEvent {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.0.0
+    }
+}
+
+impl PartialEq for SharedEvent {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Serialize for SharedEvent {
     fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        RawValue::from_string(self.to_json()).map_err(serde::ser::Error::custom)?.serialize(out)
+        let json: &RawValue = serde_json::from_str(self.json()).map_err(serde::ser::Error::custom)?;
+        json.serialize(out)
     }
 }
 
@@ -225,6 +268,15 @@ mod tests {
         assert_eq!(whole["seq"], 3);
         assert_eq!(whole["text"], "a\u{0}b");
         assert_eq!(whole["at"], "1970-01-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn what_is_shared_is_written_once() {
+        let one = SharedEvent::from(event(r#"{"text":"a"}"#));
+        let other = one.clone();
+        assert_eq!(one.json(), event(r#"{"text":"a"}"#).to_json());
+        assert!(std::ptr::eq(one.json(), other.json()));
+        assert!(one == one.unshared() && !std::ptr::eq(one.json(), one.unshared().json()));
     }
 
     #[test]

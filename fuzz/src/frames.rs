@@ -68,7 +68,7 @@ fn check_stream(logged: &[(Kind, String)]) -> Vec<String> {
         };
         let place = Position { ordinal: 7, seq };
         assert_eq!(place.to_string().parse(), Ok(place));
-        render::frame(&mut text, place, &event);
+        render::frame(&mut text, place, &event.into());
         text.push_str(render::KEEP_ALIVE);
         places.push((kind.as_str(), place.to_string()));
     }

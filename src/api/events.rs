@@ -21,7 +21,7 @@ use super::{
     turns::found,
 };
 use crate::{
-    event::Event,
+    event::SharedEvent,
     id::{ConversationId, TurnId},
     stream::{Position, Reader, Tail, Thread},
 };
@@ -36,7 +36,7 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 pub struct EventPage {
     /// In order, without gaps.
     #[schema(value_type = Vec<Object>)]
-    events: Vec<Event>,
+    events: Vec<SharedEvent>,
     /// `?after=` of the next page.
     next_after: serde_json::Value,
     /// Whether the last of them is the last word: there is no next page.

@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Gateway, accept::CancelOnDrop, listen::Peer, problem::Problem};
 use crate::{
-    event::{Event, Kind},
+    event::{Kind, SharedEvent},
     stream::{Feed, Reader, Step, render},
     telemetry::metrics,
 };
@@ -129,7 +129,7 @@ impl Serving {
         io::Error::new(io::ErrorKind::ConnectionAborted, why)
     }
 
-    fn measure(&mut self, events: &[Event]) {
+    fn measure(&mut self, events: &[SharedEvent]) {
         if self.is_measured {
             return;
         }

@@ -2,16 +2,17 @@
 //!
 //! Both passes look when the doorbell rings, and now and then all the same (I13, `Wake::look_due`).
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, remote};
-use crate::{id::TurnId, store::StoreError, turn::CancelledBy};
+use crate::{
+    id::TurnId,
+    store::{StoreError, inflight::Held},
+    turn::CancelledBy,
+};
 
 /// A little more than the head start that a warm worker's replica has.
 const HEAD_START: Duration = Duration::from_millis(60);
@@ -124,13 +125,10 @@ async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result
         }
     }
     let warm: Vec<_> = engine.host.warm().iter().map(|warm| (warm.conversation, warm.generation)).collect();
-    if !warm.is_empty() {
-        let taken_over = engine.store.taken_over(&warm).await?;
-        engine.host.stop_taken_over(&warm, &taken_over);
-    }
     let before = engine.host.runs();
-    let held: HashMap<TurnId, i32> = engine.store.held().await?.into_iter().collect();
+    let Held { turns: held, taken_over } = engine.store.held(&warm).await?;
     let now = engine.host.runs();
+    engine.host.stop_taken_over(&warm, &taken_over);
     let is_here = |turn| now.contains_key(turn) || before.contains_key(turn);
     let gone: HashSet<_> = held.iter().filter(|(turn, _)| !is_here(turn)).map(|(&t, &e)| (t, e)).collect();
     for &(turn, epoch) in gone.intersection(missing) {

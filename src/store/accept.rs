@@ -17,7 +17,7 @@ use super::{
 use crate::{
     agent::Retry,
     config::Lever,
-    event::{Event, Kind},
+    event::{Event, Kind, SharedEvent},
     id::{ConversationId, TurnId, WorkerId},
 };
 
@@ -110,10 +110,11 @@ impl Accepted {
 impl Accepted {
     /// The log of a new turn.
     fn birth(&self, new: &NewTurn) -> Page {
-        let event =
-            |seq, kind, attempt, data| Event { turn_id: new.id, seq, kind, attempt, data, at: self.at };
+        let event = |seq, kind, attempt, data| {
+            Event { turn_id: new.id, seq, kind, attempt, data, at: self.at }.into()
+        };
         let accepted = format!("{}{}}}", accepted_but_for_the_ordinal(new), self.ordinal);
-        let mut events = vec![event(0, Kind::Accepted, 0, accepted)];
+        let mut events: Vec<SharedEvent> = vec![event(0, Kind::Accepted, 0, accepted)];
         if let Some(&Claim { epoch, phase: Phase::Running(worker), .. }) = self.claim.as_ref() {
             events.push(event(1, Kind::Started, epoch, started_by(worker)));
         }

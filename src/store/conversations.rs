@@ -94,33 +94,6 @@ impl Store {
             .collect())
     }
 
-    /// Of these conversations and generations, those whose next turn goes to another worker: somebody
-    /// else has taken over since.
-    pub async fn taken_over(
-        &self,
-        warm: &[(ConversationId, i64)],
-    ) -> Result<Vec<ConversationId>, StoreError> {
-        let (ids, generations): (Vec<uuid::Uuid>, Vec<i64>) = warm.iter().map(|(c, g)| (c.0, *g)).unzip();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("taken_over", |c| {
-                sqlx::query_scalar!(
-                    "
-                    select v.id
-                      from conversations v
-                      join unnest($1::uuid[], $2::bigint[]) w (id, generation) on w.id = v.id
-                     where v.holder is distinct from $3 or v.generation <> w.generation
-                    ",
-                    &ids,
-                    &generations,
-                    self.replica().0
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        Ok(rows.into_iter().map(ConversationId).collect())
-    }
-
     /// Of these conversations, those that a turn is in flight for.
     pub async fn conversations_in_flight(
         &self,

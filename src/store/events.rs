@@ -13,7 +13,7 @@ use super::{
     partitions::ends,
 };
 use crate::{
-    event::{Event, NewEvent},
+    event::{Event, NewEvent, SharedEvent},
     id::TurnId,
     turn::LastWord,
 };
@@ -94,7 +94,7 @@ impl Landed {
         let (at, (turn_id, attempt)) = (self.at?, self.lease);
         let event =
             |(seq, NewEvent { kind, data }): (i32, _)| Event { turn_id, seq, kind, attempt, data, at };
-        let events: Vec<Event> = (base + 1..).zip(events).map(event).collect();
+        let events: Vec<SharedEvent> = (base + 1..).zip(events).map(event).map(SharedEvent::from).collect();
         // A last word goes behind whatever stands there.
         let is_all = events.last().is_some_and(|last| last.seq == newest);
         is_all.then_some(Page { anchor: Some(self.base), events, is_whole: true })

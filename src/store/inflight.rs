@@ -11,7 +11,7 @@
 //! Keeps I5 (every write names turn and epoch) and I10 (`running` is committed before a worker receives the
 //! first byte).
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use uuid::Uuid;
 
@@ -19,22 +19,48 @@ use super::{
     Store, StoreError,
     claim::{Claim, started_by},
 };
-use crate::id::{TurnId, WorkerId};
+use crate::id::{ConversationId, TurnId, WorkerId};
+
+/// What the database says of what a replica has.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Turns with their epochs: what a claim whose answer was lost left behind is among them.
+    pub turns: HashMap<TurnId, i32>,
+    /// Conversations whose next turn goes to another worker: somebody else has taken over.
+    pub taken_over: Vec<ConversationId>,
+}
 
 impl Store {
-    /// Turns that this replica holds in the database: what a claim whose answer was lost left behind.
-    pub async fn held(&self) -> Result<Vec<(TurnId, i32)>, StoreError> {
+    /// What this replica has by the database: its turns, and which of these conversations it has no more.
+    pub async fn held(&self, warm: &[(ConversationId, i64)]) -> Result<Held, StoreError> {
+        let (ids, generations): (Vec<Uuid>, Vec<i64>) = warm.iter().map(|(c, g)| (c.0, *g)).unzip();
         let mut lease = self.lease().await?;
         let rows = lease
             .run("held", |c| {
                 sqlx::query!(
-                    "select turn_id, epoch from inflight where replica = $1 limit 10000",
-                    self.replica().0
+                    r#"
+                    (select turn_id as "id!", epoch from inflight where replica = $1 limit 10000)
+                    union all
+                    select v.id, null
+                      from unnest($2::uuid[], $3::bigint[]) w (id, generation)
+                     cross join lateral (select * from conversations c where c.id = w.id limit 1) v
+                     where v.holder is distinct from $1 or v.generation <> w.generation
+                    "#,
+                    self.replica().0,
+                    &ids,
+                    &generations,
                 )
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows.into_iter().map(|row| (TurnId(row.turn_id), row.epoch)).collect())
+        let mut held = Held::default();
+        for row in rows {
+            match row.epoch {
+                Some(epoch) => _ = held.turns.insert(TurnId(row.id), epoch),
+                None => held.taken_over.push(ConversationId(row.id)),
+            }
+        }
+        Ok(held)
     }
 
     /// Lets go of a claim that does not run here any more: it is held by nobody from now on, and the

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError, partitions::ends};
 use crate::{
-    event::{Event, Kind},
+    event::{Event, Kind, SharedEvent},
     id::TurnId,
 };
 
@@ -33,7 +33,12 @@ const PAGE_BYTES: i64 = 1024 * 1024;
 impl Store {
     /// Events of a turn after `cursor` (-1 for all), in order: at most `limit` of them, and about
     /// 1 MiB of data, but never none where there are some. An empty answer is the end of the log.
-    pub async fn read_after(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Vec<Event>, StoreError> {
+    pub async fn read_after(
+        &self,
+        turn: TurnId,
+        cursor: i32,
+        limit: i64,
+    ) -> Result<Vec<SharedEvent>, StoreError> {
         Ok(self.read_on(turn, cursor, limit).await?.events)
     }
 
@@ -124,7 +129,7 @@ pub struct Page {
     /// What stands at the cursor.
     pub anchor: Option<Anchor>,
     /// What comes after it.
-    pub events: Vec<Event>,
+    pub events: Vec<SharedEvent>,
     /// Whether there was nothing more.
     pub is_whole: bool,
 }
@@ -134,8 +139,13 @@ impl Page {
         if event.seq == want.cursor {
             self.anchor = Some(Anchor::of(&event));
         } else {
-            self.events.push(event);
+            self.events.push(event.into());
         }
+    }
+
+    /// The same, with events that are shared with nobody.
+    pub(super) fn unshared(self) -> Page {
+        Page { events: self.events.iter().map(SharedEvent::unshared).collect(), ..self }
     }
 
     /// Whether more would have come, had there been more.

@@ -14,6 +14,7 @@ use super::{
     pages::{Anchor, Page},
     wake::Interest,
 };
+use crate::config::Lever;
 
 /// Data that is kept for readers that are not waiting for it, in bytes; and events.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
@@ -149,8 +150,11 @@ impl Store {
         is_behind: bool,
     ) -> Result<Page, StoreError> {
         let (turn, recent, is_alone) = (interest.turn(), interest.recent(), interest.is_alone());
-        let known =
-            || recent.answer(interest.due(), cursor, usize::try_from(limit).unwrap_or(usize::MAX), is_alone);
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        let known = || {
+            let page = recent.answer(interest.due(), cursor, most, is_alone)?;
+            Some(if self.uses(Lever::EventsShared) { page } else { page.unshared() })
+        };
         if let Some(page) = known() {
             return Ok(page);
         }
@@ -184,13 +188,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{Event, Kind},
+        event::{Event, Kind, SharedEvent},
         id::TurnId,
     };
 
-    fn event(seq: i32) -> Event {
+    fn event(seq: i32) -> SharedEvent {
         let (turn_id, at) = (TurnId(Uuid::nil()), DateTime::UNIX_EPOCH);
-        Event { turn_id, seq, kind: Kind::Delta, attempt: 1, data: "{}".to_owned(), at }
+        Event { turn_id, seq, kind: Kind::Delta, attempt: 1, data: "{}".to_owned(), at }.into()
     }
 
     fn look(cursor: i32, seqs: std::ops::Range<i32>, is_whole: bool) -> Look {
@@ -269,7 +273,8 @@ mod tests {
     fn what_nobody_waits_for_is_gathered_within_bounds() {
         let recent = Recent::default();
         let mut big = look(0, 1..3, true);
-        big.page.events[0].data = "x".repeat(GATHERED_BYTES_MAX);
+        let data = "x".repeat(GATHERED_BYTES_MAX);
+        big.page.events[0] = Event { data, ..Event::clone(&event(1)) }.into();
         recent.put(big.began, 0, big.page.clone(), false);
         assert_eq!(seqs(recent.answer(big.began, 0, 10, true)), None, "too much for nobody");
         recent.put(big.began, 0, big.page.clone(), true);

@@ -29,7 +29,7 @@ use crate::{config::Doorbell, id::TurnId};
 
 /// Between two looks without a ring; while the doorbell is heard one of so many is taken.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-const LOOKS_TO_ONE: u32 = 5;
+const LOOKS_TO_ONE: u32 = 6;
 
 /// Who waits, and what is to be rung.
 #[derive(Debug)]

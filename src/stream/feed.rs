@@ -24,7 +24,7 @@ use super::{
     tail::{Tail, TailError},
     thread::Thread,
 };
-use crate::{event::Event, store::Store, task::Supervisor};
+use crate::{event::SharedEvent, store::Store, task::Supervisor};
 
 /// Streams are let go spread over so long, so that their clients do not come back all at once.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ pub enum Reader {
 #[derive(Debug)]
 pub enum Step {
     /// Bytes to be sent, with the events in them.
-    Bytes(String, Vec<Event>),
+    Bytes(String, Vec<SharedEvent>),
     /// The terminal event was sent: end cleanly.
     Ended,
     /// End by an abort; the reader comes back with its cursor.
@@ -59,7 +59,7 @@ type Reading = Pin<Box<dyn Future<Output = (Reader, Result<Page, TailError>)> + 
 
 struct Page {
     text: String,
-    events: Vec<Event>,
+    events: Vec<SharedEvent>,
     is_end: bool,
 }
 
@@ -196,7 +196,7 @@ fn read(mut reader: Reader) -> Reading {
     })
 }
 
-fn turn_page(events: Vec<Event>, is_end: bool) -> Page {
+fn turn_page(events: Vec<SharedEvent>, is_end: bool) -> Page {
     let mut text = String::new();
     for event in &events {
         render::frame(&mut text, event.seq, event);
@@ -204,7 +204,7 @@ fn turn_page(events: Vec<Event>, is_end: bool) -> Page {
     Page { text, events, is_end }
 }
 
-fn thread_page(placed: Vec<(super::Position, Event)>) -> Page {
+fn thread_page(placed: Vec<(super::Position, SharedEvent)>) -> Page {
     let mut text = String::new();
     for (at, event) in &placed {
         render::frame(&mut text, at, event);

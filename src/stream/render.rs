@@ -4,9 +4,12 @@
 //! has exactly one `data:` line. A frame is a pure function of an event and its place, so that every
 //! replica renders the same bytes; another dialect is another function of the same two.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::{Display, Write},
+    time::Duration,
+};
 
-use crate::{event::Event, id::TurnId};
+use crate::{event::SharedEvent, id::TurnId};
 
 /// The media type of an event stream.
 pub const MEDIA_TYPE: &str = "text/event-stream";
@@ -22,14 +25,10 @@ pub fn reset(turn: TurnId) -> String {
 }
 
 /// One event as a frame, appended to `out`. `id` is its place: what a reader comes back with.
-pub fn frame(out: &mut String, id: impl Display, event: &Event) {
-    out.push_str("event: ");
-    out.push_str(event.kind.as_str());
-    out.push_str("\nid: ");
-    out.push_str(&id.to_string());
-    out.push_str("\ndata: ");
-    out.push_str(&one_line(&event.to_json()));
-    out.push_str("\n\n");
+pub fn frame(out: &mut String, id: impl Display, event: &SharedEvent) {
+    let data = one_line(event.json());
+    // Writing to a string cannot fail.
+    let _ = write!(out, "event: {}\nid: {id}\ndata: {data}\n\n", event.kind.as_str());
 }
 
 /// How long a reader waits before it comes back; its own each, so that they do not come at once.
@@ -49,14 +48,14 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::event::Kind;
+    use crate::event::{Event, Kind};
 
     fn rendered(data: &str) -> String {
         let turn_id = TurnId(uuid::Uuid::from_u128(1));
         let at = DateTime::UNIX_EPOCH;
         let event = Event { turn_id, seq: 7, kind: Kind::Delta, attempt: 1, data: data.to_owned(), at };
         let mut out = String::new();
-        frame(&mut out, event.seq, &event);
+        frame(&mut out, event.seq, &event.into());
         out
     }
 

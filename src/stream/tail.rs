@@ -14,7 +14,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use crate::{
-    event::Event,
+    event::{Event, SharedEvent},
     id::TurnId,
     store::{
         Store, StoreError,
@@ -93,7 +93,7 @@ impl Tail {
     ///
     /// # Errors
     /// All but an absence of Postgres, which is waited out.
-    pub async fn page(&mut self) -> Result<Vec<Event>, TailError> {
+    pub async fn page(&mut self) -> Result<Vec<SharedEvent>, TailError> {
         loop {
             // In a box, so that whoever waits keeps no room for a read.
             match Box::pin(self.look(PAGE_ROWS)).await {
@@ -109,7 +109,7 @@ impl Tail {
     ///
     /// # Errors
     /// Postgres is away, or the log is not what it must be.
-    pub async fn look(&mut self, limit: i64) -> Result<Vec<Event>, TailError> {
+    pub async fn look(&mut self, limit: i64) -> Result<Vec<SharedEvent>, TailError> {
         if self.is_ended {
             return Ok(Vec::new());
         }

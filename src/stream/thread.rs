@@ -6,7 +6,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use super::tail::{PAGE_ROWS, Tail, TailError, pause};
-use crate::{event::Event, id::ConversationId, store::Store};
+use crate::{event::SharedEvent, id::ConversationId, store::Store};
 
 /// Between two looks for a conversation's next turn, for which there is no doorbell.
 const NEXT_TURN_EVERY: Duration = Duration::from_millis(500);
@@ -76,7 +76,7 @@ impl Thread {
     ///
     /// # Errors
     /// All but an absence of Postgres, which is waited out.
-    pub async fn page(&mut self) -> Result<Vec<(Position, Event)>, TailError> {
+    pub async fn page(&mut self) -> Result<Vec<(Position, SharedEvent)>, TailError> {
         loop {
             // In a box, so that whoever waits keeps no room for a read.
             match Box::pin(self.look(PAGE_ROWS)).await {
@@ -92,7 +92,7 @@ impl Thread {
     ///
     /// # Errors
     /// Postgres is away, or a log is not what it must be.
-    pub async fn look(&mut self, limit: i64) -> Result<Vec<(Position, Event)>, TailError> {
+    pub async fn look(&mut self, limit: i64) -> Result<Vec<(Position, SharedEvent)>, TailError> {
         loop {
             if self.current.is_none() && !self.enter_turn().await? {
                 return Ok(Vec::new());
@@ -165,7 +165,7 @@ impl Thread {
     }
 }
 
-fn events_at(ordinal: i64, events: Vec<Event>) -> Vec<(Position, Event)> {
+fn events_at(ordinal: i64, events: Vec<SharedEvent>) -> Vec<(Position, SharedEvent)> {
     events.into_iter().map(|event| (Position { ordinal, seq: event.seq }, event)).collect()
 }
 

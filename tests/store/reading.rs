@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use lastword::{
-    event::{Event, Kind},
+    event::{Kind, SharedEvent},
     id::TurnId,
     store::{claim::Claim, lookout, pages::Anchor, reader, writer::Written},
     stream::Tail,
@@ -41,7 +41,7 @@ async fn growing(ground: &Ground) -> (Replica, Claim, i32) {
     (writer, claim, seq)
 }
 
-fn seqs(events: &[Event]) -> Vec<i32> {
+fn seqs(events: &[SharedEvent]) -> Vec<i32> {
     events.iter().map(|event| event.seq).collect()
 }
 
@@ -106,8 +106,8 @@ async fn readers_that_ask_at_once_are_answered_each_with_its_own(server: &Server
     let read = asked.map(async |(interest, log, cursor)| {
         let page = store.read_shared(interest, cursor, 100, false).await.unwrap();
         assert!(page.is_whole);
-        assert_eq!(page.anchor, log.iter().find(|event| event.seq == cursor).map(Anchor::of));
-        let rest: Vec<&Event> = log.iter().filter(|event| event.seq > cursor).collect();
+        assert_eq!(page.anchor, log.iter().find(|event| event.seq == cursor).map(|event| Anchor::of(event)));
+        let rest: Vec<&SharedEvent> = log.iter().filter(|event| event.seq > cursor).collect();
         assert_eq!(page.events.iter().collect::<Vec<_>>(), rest);
     });
     assert!(join_all(read).await.len() > logs.len());

@@ -182,7 +182,7 @@ pub const MEASURES: &[Measure] = &[
         name: "fan-out",
         what: "one turn watched by 1,000 clients on two replicas",
         needs: Needs::Own,
-        is_compared: false,
+        is_compared: true,
         figures: &[P50, ms("p99", 30.0), MAX, wanted("reads a replica and event", Unit::Count, AtMost(1.0))],
         act: Act::FanOut,
     },

@@ -198,21 +198,21 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
     }
 }
 
-static AHEAD: std::sync::Mutex<std::collections::BTreeMap<TurnId, Vec<Event>>> =
+static AHEAD: std::sync::Mutex<std::collections::BTreeMap<TurnId, Vec<SharedEvent>>> =
     std::sync::Mutex::new(std::collections::BTreeMap::new());
 
 pub(super) fn show_ahead(store: &Store, appends: &[super::events::Append]) {
     for append in appends {
         if let Ok(mut ahead) = AHEAD.lock() {
             for (seq, event) in (append.base + 1..).zip(&append.events) {
-                ahead.entry(append.turn).or_default().push(Event {
+                ahead.entry(append.turn).or_default().push(SharedEvent::from(Event {
                     turn_id: append.turn,
                     seq,
                     kind: event.kind,
                     attempt: append.epoch,
                     data: event.data.clone(),
                     at: store.clock().now(),
-                });
+                }));
             }
         }
         store.wake().events_committed([append.turn]);
