@@ -15,9 +15,10 @@ use utoipa::ToSchema;
 use super::{
     Gateway,
     accept::CancelOnDrop,
+    listen::Connection,
     problem::{Problem, ProblemDocument},
     request::{Id, Params, wants_events},
-    sse::{self, Connection, Seat},
+    sse::{self, Seat},
     turns::found,
 };
 use crate::{

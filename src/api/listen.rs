@@ -1,21 +1,27 @@
 //! The door itself: accepting connections, keeping them honest, and closing them hard when asked.
 //!
 //! A body can ask for a reset of its connection through [`Peer`]: a stream that must end early must
-//! not look like one that ended well, and to an HTTP/1.0 proxy a plain close looks just so.
+//! not look like one that ended well, and to an HTTP/1.0 proxy a plain close looks just so. Whoever must know
+//! is told when a connection has ended.
 
 use std::{
-    io,
+    convert::Infallible,
+    fmt, io,
     net::SocketAddr,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{Extension, Router, extract::ConnectInfo};
+use axum::{
+    Extension, Router,
+    extract::{ConnectInfo, FromRequestParts},
+    http::request::Parts,
+};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -54,9 +60,10 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, closing: Cancellatio
     let service = router(gateway);
     let connections = TaskTracker::new();
     let taking = async {
-        loop {
+        for number in 1.. {
             let (stream, address) = accept(&listener).await;
-            let one = carry(stream, address, service.clone(), closing.clone(), hard.clone());
+            let peer = Peer { address, number, is_reset: Arc::default(), at_end: Arc::default() };
+            let one = carry(stream, peer, service.clone(), closing.clone(), hard.clone());
             supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
         }
     };
@@ -86,7 +93,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 /// One connection, to its end. Once `closing` is cancelled it ends with the answer that is under way.
 async fn carry(
     stream: TcpStream,
-    address: SocketAddr,
+    peer: Peer,
     service: Router,
     closing: CancellationToken,
     hard: CancellationToken,
@@ -94,7 +101,7 @@ async fn carry(
     if let Err(why) = keep_honest(&stream) {
         tracing::debug!(%why, "a connection keeps the system's own settings");
     }
-    let peer = Peer { address, is_reset: Arc::default() };
+    let address = peer.address;
     let wire = TokioIo::new(Wire { stream, peer: peer.clone() });
     let service = TowerToHyperService::new(Extension(ConnectInfo(peer)).layer(service));
     let mut http = http1::Builder::new();
@@ -124,10 +131,20 @@ async fn carry(
 }
 
 /// The other end of a connection.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Peer {
     address: SocketAddr,
+    number: u64,
     is_reset: Arc<AtomicBool>,
+    at_end: Arc<Mutex<Option<AtEnd>>>,
+}
+
+type AtEnd = Box<dyn FnOnce() + Send>;
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Peer").field(&self.number).field(&self.address).finish()
+    }
 }
 
 impl Peer {
@@ -136,9 +153,31 @@ impl Peer {
         self.address
     }
 
+    /// Which connection it is, of this process, from 1.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The connection ends in a reset when it is dropped next.
     pub fn reset(&self) {
         self.is_reset.store(true, Ordering::Release);
+    }
+
+    /// Calls this when the connection has ended, and not what it was to call before.
+    pub fn at_end(&self, call: impl FnOnce() + Send + 'static) {
+        *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
+    }
+}
+
+/// The connection that a request came by, where it came by one of ours.
+#[derive(Debug, Clone)]
+pub struct Connection(pub Option<Peer>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Connection {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Connection(parts.extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone())))
     }
 }
 
@@ -167,6 +206,10 @@ impl Drop for Wire {
         if self.peer.is_reset.load(Ordering::Acquire) {
             // Closing with a linger of zero sends a reset.
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
+        let at_end = self.peer.at_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(call) = at_end {
+            call();
         }
     }
 }

@@ -7,14 +7,18 @@ use std::{io, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{ConnectInfo, FromRequestParts},
-    http::{HeaderValue, header, request::Parts},
+    http::{HeaderValue, header},
     response::Response,
 };
 use futures_util::stream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Gateway, accept::CancelOnDrop, listen::Peer, problem::Problem};
+use super::{
+    Gateway,
+    accept::CancelOnDrop,
+    listen::{Connection, Peer},
+    problem::Problem,
+};
 use crate::{
     event::{Kind, SharedEvent},
     stream::{Feed, Reader, Step, render},
@@ -27,18 +31,6 @@ pub struct Seat {
     /// Given back when the stream ends.
     _permit: OwnedSemaphorePermit,
     peer: Option<Peer>,
-}
-
-/// The connection that a request came by, where it came by one of ours.
-#[derive(Debug, Clone)]
-pub struct Connection(Option<Peer>);
-
-impl<S: Send + Sync> FromRequestParts<S> for Connection {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        Ok(Connection(parts.extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone())))
-    }
 }
 
 impl Seat {

@@ -16,9 +16,10 @@ use utoipa::ToSchema;
 use super::{
     Gateway,
     accept::{CancelOnDrop, Made, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
+    listen::Connection,
     problem::{Problem, ProblemDocument},
     request::{Id, Maybe, Nothing, Page, Params, Strict, idempotency_key, preferred_wait, wants_events},
-    sse::{self, Connection, Seat},
+    sse::{self, Seat},
 };
 use crate::{
     event::Kind,

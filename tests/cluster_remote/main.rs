@@ -56,6 +56,7 @@ async fn turns_run_on_workers_that_call() {
         protocol::an_offer_that_nobody_takes_goes_to_another,
         protocol::a_worker_that_falls_silent_is_lost,
         protocol::a_worker_whose_beat_breaks_off_is_lost_soon,
+        protocol::a_worker_that_dies_between_two_beats_is_lost_soon,
         protocol::each_change_of_replica_moves_the_turn_and_loses_nothing,
         protocol::what_the_former_holder_was_to_tell_is_told_by_the_next,
     ])

@@ -150,6 +150,21 @@ pub async fn a_worker_whose_beat_breaks_off_is_lost_soon(cluster: &Cluster) {
     assert!(since.elapsed() < Duration::from_secs(6), "{:?}", since.elapsed());
 }
 
+pub async fn a_worker_that_dies_between_two_beats_is_lost_soon(cluster: &Cluster) {
+    remote_agent(cluster, "between", json!({})).await;
+    let hand = Hand::register(cluster, 0, "between").await;
+    let turn = cluster.post(0, "between", "x").await;
+    let offer = hand.take(0).await;
+    for _ in 0..2 {
+        hand.beat(0, &[&offer], &[], 0).await;
+    }
+    // With it goes its connection, whose last request was answered.
+    drop(hand);
+    let since = Instant::now();
+    failed(&cluster.watch_all(&turn).await, "worker_lost", "connection to the worker");
+    assert!(since.elapsed() < Duration::from_secs(6), "{:?}", since.elapsed());
+}
+
 pub async fn each_change_of_replica_moves_the_turn_and_loses_nothing(cluster: &Cluster) {
     remote_agent(cluster, "wandering", json!({})).await;
     let hand = Hand::register(cluster, 0, "wandering").await;

@@ -14,6 +14,7 @@ use super::caller;
 use crate::{
     api::{
         Gateway,
+        listen::Connection,
         problem::{Problem, ProblemDocument},
         request::Strict,
     },
@@ -126,6 +127,7 @@ struct Heard {
 pub async fn beat(
     State(gateway): State<Gateway>,
     headers: HeaderMap,
+    Connection(peer): Connection,
     Strict(request): Strict<BeatRequest>,
 ) -> Result<Json<Beat>, Problem> {
     let caller = caller(&gateway, &headers, request.worker_id).await?;
@@ -141,6 +143,11 @@ pub async fn beat(
     }
     let has_left = request.is_leaving && request.turns.is_empty();
     let open = caller.pulse().beat();
+    if let Some(peer) = peer
+        && let Some(cut_off) = caller.pulse().came_by(peer.number())
+    {
+        peer.at_end(cut_off);
+    }
     let (heard, over) = hear(&gateway, request.worker_id, request.turns).await;
     let beat = match has_left {
         true => leave(&gateway, &caller).await,

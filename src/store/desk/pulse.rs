@@ -6,7 +6,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
 /// Ticks without a word after which a caller whose request broke off is given up: 2.5 s.
@@ -22,13 +22,31 @@ pub struct Pulse {
     open: AtomicUsize,
     ticks: AtomicU32,
     is_cut_off: AtomicBool,
+    beats: AtomicU64,
+    /// By which connection the newest beat came that told.
+    came_by: AtomicU64,
 }
 
 impl Pulse {
     /// A beat has come; its drop says that it broke off, unless it was answered.
     pub fn beat(self: &Arc<Self>) -> Open {
+        self.beats.fetch_add(1, Ordering::AcqRel);
         self.is_cut_off.store(false, Ordering::Release);
         self.open(false)
+    }
+
+    /// The newest beat came by this connection. Where the one before did so too the caller keeps it open between
+    /// two beats: what is given back is to be called when it ends, and says the same as a beat that broke off, unless
+    /// another has come by then.
+    pub fn came_by(self: &Arc<Self>, connection: u64) -> Option<impl FnOnce() + Send + use<>> {
+        let is_kept_open = self.came_by.swap(connection, Ordering::AcqRel) == connection;
+        let (pulse, newest) = (self.clone(), self.beats.load(Ordering::Acquire));
+        is_kept_open.then_some(move || {
+            if pulse.beats.load(Ordering::Acquire) == newest {
+                pulse.ticks.store(0, Ordering::Release);
+                pulse.cut_off();
+            }
+        })
     }
 
     /// Any other request has come.
@@ -114,6 +132,26 @@ mod tests {
         assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS);
         pulse.request().answered();
         assert_eq!((1..).find(|_| pulse.tick(true)), Some(CUT_OFF_TICKS), "a turn that no beat has named");
+    }
+
+    #[test]
+    fn who_falls_silent_with_its_connection_is_given_up_sooner() {
+        let pulse = Arc::new(Pulse::default());
+        let beat_by = |connection| {
+            let open = pulse.beat();
+            let at_end = pulse.came_by(connection);
+            open.answered();
+            at_end
+        };
+        assert!(beat_by(1).is_none(), "it may open one for each beat");
+        let early = beat_by(1).unwrap();
+        let late = beat_by(1).unwrap();
+        early();
+        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS, "another beat has come since");
+        late();
+        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+        assert!(beat_by(2).is_none(), "another connection");
+        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS);
     }
 
     #[test]
