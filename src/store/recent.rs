@@ -16,7 +16,8 @@ use super::{
 };
 use crate::config::Lever;
 
-/// Data that is kept for readers that are not waiting for it, in bytes; and events.
+/// Data that is kept for readers that are not waiting for it, in bytes; and events. The JSON of those that some
+/// reader has had comes on top.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
 const GATHERED_MAX: usize = 1024;
 
@@ -153,7 +154,7 @@ impl Store {
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         let known = || {
             let page = recent.answer(interest.due(), cursor, most, is_alone)?;
-            Some(if self.uses(Lever::EventsShared) { page } else { page.unshared() })
+            Some(if is_alone || self.uses(Lever::EventsShared) { page } else { page.unshared() })
         };
         if let Some(page) = known() {
             return Ok(page);

@@ -2,7 +2,8 @@
 //!
 //! Counted in ticks of whoever listens, never by clocks: a listener that stood still accuses nobody. An open
 //! request is a sign of life. A beat that broke off says that the caller is gone, or its network is, until
-//! another beat comes: what else it sent may have been on its way already.
+//! another beat comes: what else it sent may have been on its way already. So does the end of the connection
+//! that beats come by, between two of them.
 
 use std::sync::{
     Arc,
@@ -23,7 +24,7 @@ pub struct Pulse {
     ticks: AtomicU32,
     is_cut_off: AtomicBool,
     beats: AtomicU64,
-    /// By which connection the newest beat came that told.
+    /// By which connection the newest beat came that told; 0 before the first.
     came_by: AtomicU64,
 }
 
