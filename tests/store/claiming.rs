@@ -58,6 +58,7 @@ async fn what_is_claimed() {
         two_replicas_never_claim_one_turn_twice_nor_two_of_one_conversation,
         a_conversation_runs_its_turns_in_the_order_they_were_accepted,
         only_a_ready_replica_claims_and_a_new_one_starts_workers_anew,
+        a_replica_is_told_what_it_holds_and_which_warm_workers_it_has_no_more,
         a_claim_can_begin_behind_a_turn,
         a_second_claimed_turn_of_a_conversation_is_refused_by_an_index,
     ];
@@ -148,6 +149,23 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
         let seq = one.start(&claims[0]).await.unwrap();
         one.finish(&claims[0], seq).await;
     }
+    ground.assert_whole().await;
+}
+
+async fn a_replica_is_told_what_it_holds_and_which_warm_workers_it_has_no_more(server: &Server) {
+    let ground = server.ground().await;
+    let (one, other) = (ground.replica().await, ground.replica().await);
+    let (claim, seq) = one.running().await;
+    let its = async |replica: &Replica, generation| {
+        let held = replica.store.held(&[(claim.conversation, generation)]).await.unwrap();
+        (held.turns.into_iter().collect::<Vec<_>>(), held.taken_over)
+    };
+    let (turns, taken_over) = (vec![(claim.turn, claim.epoch)], vec![claim.conversation]);
+    assert_eq!(its(&one, claim.generation).await, (turns.clone(), vec![]));
+    assert_eq!(its(&one, claim.generation - 1).await, (turns, taken_over.clone()), "of an older generation");
+    assert_eq!(its(&other, claim.generation).await, (vec![], taken_over), "another's");
+    one.finish(&claim, seq).await;
+    assert_eq!(its(&one, claim.generation).await, (vec![], vec![]));
     ground.assert_whole().await;
 }
 
