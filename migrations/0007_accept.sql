@@ -14,17 +14,20 @@
 -- Refusals, of which nothing stays: LW404 the conversation is gone or another agent's, LW409 a turn is
 -- active (its id in the detail), LW412 the agent has a newer revision, LW422 the key came with another
 -- body, LW429 the conversation's or the whole queue is full (which one in the detail).
+--
+-- `p_count_from`: from which turn on the queue is counted, where it may be full; null where the caller knows that
+-- it is not. `o_counted`: how many there were, null where they were not counted.
 create function lw_accept_v1(
   p_replica uuid,
   p_turns uuid[], p_conversations uuid[], p_are_new boolean[], p_agents text[], p_revisions int[], p_runtimes text[],
   p_inputs text[], p_metadata text[], p_traceparents text[], p_retries_of uuid[],
   p_keys text[], p_hashes text[], p_busy text[],
   p_queue_ms bigint[], p_startup_ms bigint[], p_progress_ms bigint[], p_cap_ms bigint[], p_are_retry_safe boolean[],
-  p_depths_max int[], p_queues_max int[],
+  p_depths_max int[], p_queues_max int[], p_count_from uuid,
   p_are_offered boolean[], p_generations bigint[], p_workers uuid[],
   p_events text[], p_starts text[]
 ) returns table (o_place bigint, o_turn uuid, o_outcome text, o_detail text, o_ordinal bigint, o_at timestamptz,
-  o_phase text, o_epoch int, o_last_seq int, o_generation bigint, o_cap_left_ms bigint) language plpgsql as $$
+  o_phase text, o_epoch int, o_last_seq int, o_generation bigint, o_cap_left_ms bigint, o_counted int) language plpgsql as $$
 declare
   v_count int := cardinality(p_turns);
   v_made int := 0;
@@ -140,10 +143,11 @@ begin
       * case v_phase when 'queued' then (v_depth + 1) * (p_queue_ms[n] + p_cap_ms[n]) else p_cap_ms[n] end;
   end loop;
   -- What need not wait has no part in the queue, and need not read it.
-  if 'queued' = any (v_phases) then
+  if p_count_from is not null and 'queued' = any (v_phases) then
     v_queued := (
       select count(*) from (
-        select from inflight i where i.phase = 'queued' limit (select max(m) from unnest(p_queues_max) m)) q);
+        select from inflight i where i.phase = 'queued' and i.turn_id >= p_count_from
+         limit (select max(m) from unnest(p_queues_max) m)) q);
     v_outcomes := array(
       select case when v_outcomes[n] = 'accepted' and v_phases[n] = 'queued' and v_queued >= p_queues_max[n]
                then 'LW429' else v_outcomes[n] end
@@ -215,6 +219,6 @@ begin
            v_outcomes[n], v_details[n],
            v_ordinals[n], v_now, v_phases[n], coalesce(v_epochs[n], (v_phases[n] <> 'queued')::int),
            coalesce(v_seqs[n], (v_phases[n] = 'running')::int), v_generations[n],
-           (extract(epoch from v_caps[n] - v_now) * 1000)::bigint
+           (extract(epoch from v_caps[n] - v_now) * 1000)::bigint, v_queued
       from generate_series(1, v_count) n;
 end $$;

@@ -6,9 +6,9 @@
 -- those of an array alone: docs/decisions/0014.
 
 -- Starts the queue clock of turns that have come to the head of their conversation's line. Skips
--- what is locked: the pass that calls this comes again. Whether there were any.
+-- what is locked: the pass that calls this comes again. Returns the first of them, null where there was none.
 -- In PL/pgSQL, like all that is called once a turn: functions in SQL are planned at each call.
-create function lw_promote_v1(p_conversations uuid[]) returns boolean
+create function lw_promote_v1(p_conversations uuid[]) returns uuid
 language plpgsql as $$
 declare
   v_firsts uuid[];
@@ -16,7 +16,7 @@ declare
 begin
   -- Two statements: one plan for both would read the whole queue at each last word.
   if p_conversations is null then
-    select array_agg(h.turn_id) into v_heads from (
+    select array_agg(h.turn_id order by h.turn_id) into v_heads from (
       select i.turn_id
         from inflight i
        where i.phase = 'queued' and i.head_at is null
@@ -29,7 +29,7 @@ begin
       from (select distinct c from unnest(p_conversations) c) w
      cross join lateral (
        select l.turn_id from inflight l where l.conversation_id = w.c order by l.ordinal limit 1) first;
-    select array_agg(h.turn_id) into v_heads from (
+    select array_agg(h.turn_id order by h.turn_id) into v_heads from (
       select i.turn_id
         from inflight i
        where i.turn_id = any (v_firsts) and i.phase = 'queued' and i.head_at is null
@@ -37,13 +37,13 @@ begin
          for update of i skip locked) h;
   end if;
   if v_heads is null then
-    return false;
+    return null;
   end if;
   update inflight i
      set head_at = clock_timestamp(),
          deadline = least(i.cap_at, clock_timestamp() + i.queue_ms * interval '1 ms')
    where i.turn_id = any (v_heads);
-  return found;
+  return v_heads[1];
 end $$;
 
 -- Writes last words for in-flight rows that the caller has locked, in the order of their ids; the `seq` of each.
@@ -259,15 +259,15 @@ end $$;
 -- The holder's last words, many turns at once, with what was said right before them (`p_said_*`, each at
 -- its place after `base`): fenced by the epoch and by the event at `base`, which the writer has seen
 -- committed. `p_first`, `p_last`: the ends of `p_turns`, so that no day is opened but theirs.
--- A turn missing from the answer is not the caller's any more. `o_has_next`: for one of them or
--- another, a turn that waited behind it can be claimed now. `o_base_…`: the event at `base`; `o_at`: the moment
+-- A turn missing from the answer is not the caller's any more. `o_next`: the first of the turns that waited
+-- behind one of them and can be claimed now. `o_base_…`: the event at `base`; `o_at`: the moment
 -- of all that was written, null where some of it stood there already.
 create function lw_finish_v1(
   p_turns uuid[], p_epochs int[], p_bases int[], p_kinds text[], p_data text[], p_replica uuid,
   p_first uuid, p_last uuid,
   p_said_turns uuid[], p_said_epochs int[], p_said_places int[], p_said_kinds text[], p_said_data text[])
 returns table (
-  o_turn uuid, o_epoch int, o_seq int, o_has_next boolean,
+  o_turn uuid, o_epoch int, o_seq int, o_next uuid,
   o_at timestamptz, o_base_at timestamptz, o_base_attempt int, o_base_kind text) language plpgsql as $$
 declare
   v_at timestamptz := clock_timestamp();
@@ -280,7 +280,7 @@ declare
   v_epochs int[];
   v_bases int[];
   v_seqs int[];
-  v_has_next boolean;
+  v_next uuid;
   v_kinds text[];
   v_data text[];
   v_conversations uuid[];
@@ -314,10 +314,11 @@ begin
     v_is_new := v_said = cardinality(p_said_turns);
   end if;
   v_seqs := lw_end_v1(v_turns, v_kinds, v_data, v_at);
-  v_has_next := exists (select from inflight i where i.conversation_id = any (v_conversations))
-    and lw_promote_v1(v_conversations);
+  if exists (select from inflight i where i.conversation_id = any (v_conversations)) then
+    v_next := lw_promote_v1(v_conversations);
+  end if;
   return query
-    select v_turns[n], v_epochs[n], v_seqs[n], v_has_next, case when v_is_new then v_at end, v_base_ats[n],
+    select v_turns[n], v_epochs[n], v_seqs[n], v_next, case when v_is_new then v_at end, v_base_ats[n],
            v_base_attempts[n], v_base_kinds[n]
       from generate_series(1, cardinality(v_turns)) n;
 end $$;

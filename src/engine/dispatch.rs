@@ -4,13 +4,13 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, remote};
 use crate::{
     id::TurnId,
-    store::{StoreError, inflight::Held},
+    store::{StoreError, inflight::Held, queue::first},
     turn::CancelledBy,
 };
 
@@ -18,8 +18,6 @@ use crate::{
 const HEAD_START: Duration = Duration::from_millis(60);
 /// Claims in one statement.
 const CLAIMS_MAX: usize = 256;
-/// How long the queue is followed from where the last claim ended, while there is more than can be taken.
-const FOLLOW_MAX: Duration = Duration::from_millis(100);
 /// Between two comparisons of what is held with what runs.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
@@ -27,26 +25,28 @@ const SETTLE_EVERY: Duration = Duration::from_secs(5);
 pub async fn claim_on(engine: Engine, until: CancellationToken) {
     let mut settled_at = Instant::now();
     let mut missing = HashSet::new();
-    let mut is_second_look = false;
-    let mut line = Line::default();
+    let (mut search, mut looked_at) = (Search::default(), Instant::now());
     loop {
         let wake = engine.store.wake();
-        let is_rung = tokio::select! {
+        tokio::select! {
             () = until.cancelled() => return,
-            () = wake.queue() => true,
-            () = sleep(HEAD_START), if is_second_look => false,
-            () = wake.look_due() => false,
-        };
-        match claim(&engine, &mut line, &until).await {
-            // Others' conversations may wait for their own replica's head start.
-            Ok(is_short) => is_second_look = is_rung && is_short,
-            Err(why) => {
-                tracing::warn!(%why, "nothing claimed");
-                is_second_look = false;
-            }
+            () = wake.queue() => {}
+            () = sleep_until(search.again_at.unwrap_or_else(Instant::now)), if search.again_at.is_some() => {}
+            () = wake.look_due(looked_at) => {}
+        }
+        // However many rings there are: each says of its own turns only.
+        if looked_at.elapsed() >= wake.look_every() {
+            looked_at = Instant::now();
+            search.widen(wake.queue_front());
+        }
+        search.go_on(wake.queue_news(), Instant::now());
+        if let Err(why) = claim(&engine, &mut search, &until).await {
+            tracing::warn!(%why, "nothing claimed");
         }
         match remote::claim(&engine).await {
-            Ok(is_left) => is_second_look |= is_left,
+            Ok(false) => {}
+            // Somebody else's conversation: it may come to it.
+            Ok(true) => search.look_again(Instant::now()),
             Err(why) => tracing::warn!(%why, "nothing claimed for remote workers"),
         }
         if settled_at.elapsed() >= SETTLE_EVERY {
@@ -58,57 +58,71 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
     }
 }
 
-/// How far the queue was claimed from its front.
+/// Where the queue is still to be looked at.
 #[derive(Debug, Default)]
-struct Line {
-    /// The last one, and when the front was looked at.
-    last: Option<(TurnId, Instant)>,
+struct Search {
+    /// From this turn on; `None`: nowhere.
+    from: Option<TurnId>,
+    /// From where on others' conversations may have been met within their own replica's head start.
+    met: Option<TurnId>,
+    /// When to look again, and from where on for those.
+    again_at: Option<Instant>,
+    again: Option<TurnId>,
 }
 
-impl Line {
-    /// Where the next look begins; `None`: at the front.
-    fn behind(&mut self, now: Instant) -> Option<TurnId> {
-        self.last = self.last.filter(|(_, front_at)| now.duration_since(*front_at) < FOLLOW_MAX);
-        self.last.map(|(turn, _)| turn)
+impl Search {
+    fn widen(&mut self, from: TurnId) {
+        self.from = first(self.from, Some(from));
     }
 
-    /// A look that began now found as many as there were places for, up to this one; `None`: fewer.
-    fn goes_on(&mut self, now: Instant, last: Option<TurnId>) {
-        let front_at = self.last.map_or(now, |(_, front_at)| front_at);
-        self.last = last.map(|turn| (turn, front_at));
+    /// Goes on with what is new, and what is due.
+    fn go_on(&mut self, news: Option<TurnId>, now: Instant) {
+        if self.again_at.take_if(|at| *at <= now).is_some() {
+            self.from = first(self.from, self.again.take());
+        }
+        self.from = first(self.from, news);
+        self.met = first(self.met, news);
+    }
+
+    /// A look found as many as there were places for, up to `last`; `None`: fewer.
+    fn looked(&mut self, last: Option<TurnId>, now: Instant) {
+        self.from = last;
+        if self.again.is_none() && self.met.is_some() {
+            self.again = self.met.take();
+            self.again_at = Some(now + HEAD_START);
+        }
+    }
+
+    fn look_again(&mut self, now: Instant) {
+        self.again_at.get_or_insert(now + HEAD_START);
     }
 }
 
-/// Claims what there are places for; whether it found less than that.
-async fn claim(engine: &Engine, line: &mut Line, until: &CancellationToken) -> Result<bool, StoreError> {
-    loop {
-        if until.is_cancelled() {
-            return Ok(false);
-        }
-        if !engine.is_present() {
-            return Ok(false);
-        }
-        let Some(mut room) = engine.host.room(CLAIMS_MAX) else { return Ok(false) };
-        let places = room.places();
-        let limit = i64::try_from(places).unwrap_or(0);
-        let now = Instant::now();
-        let behind = line.behind(now);
-        let claims = engine.store.claim(engine.host.runtimes(), room.ready(), behind, limit).await?;
-        let is_short = claims.len() < places;
-        line.goes_on(now, claims.iter().map(|claim| claim.turn).max().filter(|_| !is_short));
-        for claim in claims {
-            let (turn, epoch) = (claim.turn, claim.epoch);
-            // A drain may have begun while the answer was on its way.
-            if until.is_cancelled() || !engine.host.take(claim, &mut room) {
-                let is_released = engine.store.release(turn, epoch, true).await?;
-                tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
-            }
-        }
-        // Behind the last one there is no more; before it there may be.
-        if is_short && behind.is_none() {
-            return Ok(true);
+/// One look at the queue: claims what there are places for.
+async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) -> Result<(), StoreError> {
+    let Some(from) = search.from else { return Ok(()) };
+    if until.is_cancelled() || !engine.is_present() {
+        return Ok(());
+    }
+    let Some(mut room) = engine.host.room(CLAIMS_MAX) else { return Ok(()) };
+    let places = room.places();
+    let limit = i64::try_from(places).unwrap_or(0);
+    let claims = engine.store.claim(engine.host.runtimes(), room.ready(), from, limit).await?;
+    let last = claims.iter().map(|claim| claim.turn).max();
+    search.looked(last.filter(|_| claims.len() >= places), Instant::now());
+    if search.from.is_some() {
+        // Behind them, after what is new before them.
+        engine.store.wake().look_at_queue();
+    }
+    for claim in claims {
+        let (turn, epoch) = (claim.turn, claim.epoch);
+        // A drain may have begun while the answer was on its way.
+        if until.is_cancelled() || !engine.host.take(claim, &mut room) {
+            let is_released = engine.store.release(turn, epoch, true).await?;
+            tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
         }
     }
+    Ok(())
 }
 
 /// Settles what the database and this process disagree about: gives back rows that are ours and that no
@@ -157,7 +171,7 @@ pub async fn order_on(engine: Engine, until: CancellationToken) {
         tokio::select! {
             () = until.cancelled() => return,
             () = wake.orders() => {}
-            () = wake.look_due() => {}
+            () = wake.look_due(Instant::now()) => {}
         }
         if let Err(why) = bring_orders(&engine).await {
             tracing::warn!(%why, "orders not read");
@@ -194,20 +208,61 @@ mod tests {
 
     use super::*;
 
+    fn turn(n: u128) -> TurnId {
+        TurnId(Uuid::from_u128(n))
+    }
+
     #[test]
-    fn the_queue_is_followed_for_a_moment_and_its_front_is_looked_at_again() {
-        let turns = [1, 2].map(|n| TurnId(Uuid::from_u128(n)));
-        let mut line = Line::default();
-        let mut now = Instant::now();
-        assert_eq!(line.behind(now), None);
-        for turn in turns {
-            line.goes_on(now, Some(turn));
-            assert_eq!(line.behind(now), Some(turn));
-            now += FOLLOW_MAX * 2 / 3;
-        }
-        assert_eq!(line.behind(now), None, "the front was looked at too long ago");
-        line.goes_on(now, Some(turns[0]));
-        line.goes_on(now, None);
-        assert_eq!(line.behind(now), None, "there was no more");
+    fn the_queue_is_searched_from_what_is_new_until_there_is_no_more() {
+        let (mut search, now) = (Search::default(), Instant::now());
+        search.go_on(Some(turn(5)), now);
+        search.looked(Some(turn(8)), now);
+        assert_eq!(search.from, Some(turn(8)), "there may be more");
+        search.go_on(Some(turn(9)), now);
+        assert_eq!(search.from, Some(turn(8)));
+        search.looked(None, now);
+        assert_eq!(search.from, None);
+        search.go_on(None, now);
+        assert_eq!(search.from, None, "a place is free, and nothing waits for one");
+    }
+
+    #[test]
+    fn whoever_may_have_had_a_head_start_is_looked_at_again_when_it_is_over() {
+        let (mut search, mut now) = (Search::default(), Instant::now());
+        search.go_on(Some(turn(5)), now);
+        search.looked(None, now);
+        let due = search.again_at.unwrap();
+        // Met before the other's time is over, it has its own.
+        now += HEAD_START / 2;
+        search.go_on(Some(turn(7)), now);
+        search.looked(None, now);
+        assert_eq!(search.again_at, Some(due));
+        search.go_on(None, due);
+        assert_eq!(search.from, Some(turn(5)));
+        search.looked(None, due);
+        assert_eq!((search.again, search.again_at), (Some(turn(7)), Some(due + HEAD_START)));
+        search.go_on(None, due + HEAD_START);
+        assert_eq!(search.from, Some(turn(7)));
+        search.looked(None, due + HEAD_START);
+        assert_eq!(search.again_at, None, "once is enough");
+    }
+
+    #[test]
+    fn a_head_start_that_is_waited_for_already_takes_nobody_elses() {
+        let (mut search, now) = (Search::default(), Instant::now());
+        search.look_again(now);
+        let later = now + HEAD_START / 2;
+        search.go_on(Some(turn(5)), later);
+        search.looked(None, later);
+        search.go_on(None, later + HEAD_START);
+        assert_eq!(search.from, Some(turn(5)));
+    }
+
+    #[test]
+    fn a_look_without_news_is_followed_by_none() {
+        let mut search = Search::default();
+        search.widen(turn(3));
+        search.looked(None, Instant::now());
+        assert_eq!((search.from, search.again_at), (None, None));
     }
 }

@@ -57,11 +57,13 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
             }
         }
         Err(why) => {
+            drop(berths);
             for one in wanted {
                 one.answer(Err(StoreError::clone(&why)));
             }
         }
     }
+    engine.host.look_if_wanted();
 }
 
 /// A place for the turn, where this replica may host it.

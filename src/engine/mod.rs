@@ -106,8 +106,11 @@ impl Engine {
     }
 
     fn set_present(&self, is_present: bool) {
-        self.is_present.store(is_present, Ordering::Relaxed);
+        let was_present = self.is_present.swap(is_present, Ordering::Relaxed);
         self.open_or_shut();
+        if is_present && !was_present {
+            self.store.wake().look_at_queue();
+        }
     }
 
     /// Tells remote workers whether this replica takes on turns.

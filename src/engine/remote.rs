@@ -2,7 +2,7 @@
 //! calls, and the end of those that are not heard any more.
 //!
 //! Works off the desk ([`crate::store::desk`]), where the doors put what workers bring. Dispatch calls
-//! [`claim`] whenever it looks at the queue itself, and [`look_after`] whenever it looks for orders.
+//! [`claim`] whenever it is woken for the queue, and [`look_after`] whenever it looks for orders.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -35,6 +35,7 @@ const HEAD_START_MS: i64 = 50;
 type Match = (TurnId, Arc<Caller>);
 
 /// Claims turns for workers that wait for some; whether one was left to whoever served its conversation last.
+/// From the queue's front on: the workers that wait are of other agents each time.
 pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
     let desk = engine.store.desk();
     let waiting: Vec<Arc<Caller>> = desk.callers().into_iter().filter(|caller| caller.room() > 0).collect();
@@ -46,12 +47,18 @@ pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
     agents.dedup();
     let bound: Vec<ConversationId> =
         waiting.iter().filter_map(|caller| caller.worker().conversation).collect();
-    let heads = engine.store.remote_heads(&agents, &bound).await?;
+    let heads = engine.store.remote_heads(&agents, &bound, engine.store.wake().queue_front()).await?;
     let is_left = heads.iter().any(|head| !head.has_waited());
     let matches = matches(&heads, &waiting);
+    if matches.is_empty() {
+        return Ok(is_left);
+    }
     let Some(mut places) = engine.host.remote_places(matches.len().min(CLAIMS_MAX)) else {
         return Ok(is_left);
     };
+    if places.count() < matches.len() {
+        engine.store.wake().look_at_queue();
+    }
     let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
     let mut bids = Vec::new();
     for (turn, caller) in matches.into_iter().take(places.count()) {

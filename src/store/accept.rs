@@ -149,7 +149,9 @@ impl Store {
     pub async fn accept_all(&self, wanted: &[(&NewTurn, Option<Offer>)]) -> Result<Vec<Verdict>, StoreError> {
         let mut columns = Columns::default();
         wanted.iter().for_each(|(new, offer)| columns.push(new, *offer));
+        let most = wanted.iter().map(|(new, _)| u64::from(new.queue_max)).min().unwrap_or(0);
         let mut lease = self.lease().await?;
+        let count_from = self.wake().count_from(wanted.len(), most);
         let began = Instant::now();
         let rows = lease
             .run("accept", |c| {
@@ -158,9 +160,10 @@ impl Store {
                     r#"
                     select o_place as "place!", o_turn as "turn!", o_outcome as "outcome!", o_detail as detail,
                            o_ordinal as ordinal, o_at as "at!", o_phase as phase, o_epoch as epoch,
-                           o_last_seq as last_seq, o_generation as generation, o_cap_left_ms as cap_left_ms
+                           o_last_seq as last_seq, o_generation as generation, o_cap_left_ms as cap_left_ms,
+                           o_counted as counted
                       from lw_accept_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-                        $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)
+                        $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)
                     "#,
                     self.replica().0,
                     &columns.turns,
@@ -183,6 +186,7 @@ impl Store {
                     &columns.are_retry_safe,
                     &columns.depths_max,
                     &columns.queues_max,
+                    count_from.map(|turn| turn.0),
                     &columns.are_offered,
                     &columns.generations as &[Option<i64>],
                     &columns.workers as &[Option<Uuid>],
@@ -194,6 +198,7 @@ impl Store {
             .await?;
         let mut verdicts: Vec<Verdict> =
             wanted.iter().map(|_| Err(StoreError::unreadable("accept", "no answer"))).collect();
+        let counted = rows.iter().find_map(|row| row.counted);
         for row in rows {
             let place = usize::try_from(row.place - 1).unwrap_or(usize::MAX);
             if let (Some((new, offer)), Some(verdict)) = (wanted.get(place), verdicts.get_mut(place)) {
@@ -209,15 +214,20 @@ impl Store {
                 self.wake().events_here(new.id, began, -1, || Some(accepted.birth(new)));
             }
         }
-        self.ring_for(&verdicts);
+        self.ring_for(&verdicts, counted);
         Ok(verdicts)
     }
 
-    fn ring_for(&self, verdicts: &[Verdict]) {
-        let mut accepted = verdicts.iter().flatten();
-        // A repeat too: whoever accepted it first may not have lived to ring.
-        if accepted.any(|accepted| accepted.claim.is_none()) {
-            self.wake().queue_grew();
+    fn ring_for(&self, verdicts: &[Verdict], counted: Option<i32>) {
+        let held_by_nobody = verdicts.iter().flatten().filter(|accepted| accepted.claim.is_none());
+        let (repeats, queued): (Vec<_>, Vec<_>) = held_by_nobody.partition(|accepted| accepted.is_repeat);
+        self.wake().queued(counted.map(|count| u64::from(count.unsigned_abs())), queued.len());
+        if let Some(first) = queued.iter().map(|accepted| accepted.id).min() {
+            self.wake().queue_grew(first);
+        }
+        // Whoever accepted them first may not have lived to ring.
+        if !repeats.is_empty() {
+            self.wake().queue_moved();
         }
     }
 }
@@ -234,6 +244,7 @@ struct Row {
     last_seq: Option<i32>,
     generation: Option<i64>,
     cap_left_ms: Option<i64>,
+    counted: Option<i32>,
 }
 
 impl Row {

@@ -94,14 +94,13 @@ pub(super) fn started_by(worker: impl Into<Option<WorkerId>>) -> String {
 
 impl Store {
     /// Takes up to `limit` heads of lines for this replica, 512 at most: as `running` those that a ready worker can have
-    /// at once, which the caller must hand over or give back; as `starting` all others. `behind`: only turns that
-    /// were accepted after this one. While a transaction is open elsewhere, whoever looks from the front of the
-    /// queue meets all that was claimed since it began.
+    /// at once, which the caller must hand over or give back; as `starting` all others. `from`: where in the queue the
+    /// look begins. While a transaction is open elsewhere, it meets all that was claimed behind that since it began.
     pub async fn claim(
         &self,
         runtimes: &[Runtime],
         ready: &Ready,
-        behind: Option<TurnId>,
+        from: TurnId,
         limit: i64,
     ) -> Result<Vec<Claim>, StoreError> {
         let runtimes: Vec<String> = runtimes.iter().map(|r| r.as_str().to_owned()).collect();
@@ -125,7 +124,7 @@ impl Store {
                          cross join lateral (
                            select c.holder, c.generation from conversations c where c.id = i.conversation_id limit 1) v
                          where i.phase = 'queued'
-                           and i.turn_id > $13
+                           and i.turn_id >= $13
                            and i.runtime = any ($2)
                            and exists (select from me)
                            and (select count(*) from (
@@ -233,7 +232,7 @@ impl Store {
                     &seats.counts,
                     &seats.befores,
                     &seats.workers,
-                    behind.map_or(Uuid::nil(), |turn| turn.0),
+                    from.0,
                     started_by(WorkerId(Uuid::nil())),
                 )
                 .fetch_all(c)

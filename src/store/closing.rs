@@ -49,8 +49,10 @@ pub struct Closed {
 }
 
 impl Store {
-    /// What is due, and when to look again.
+    /// What is due, and when to look again. Surveys the queue as well ([`Wake::queue_front`](super::wake::Wake)): one at
+    /// a time.
     pub async fn outlook(&self) -> Result<Outlook, StoreError> {
+        let survey = self.wake().survey(TurnId(self.clock().mint()));
         let mut lease = self.lease().await?;
         let rows = lease
             .run("outlook", |c| {
@@ -68,11 +70,12 @@ impl Store {
                     sum as (
                       select count(*) as rows,
                              count(*) filter (where not is_claimed) as queued,
+                             (select turn_id from row where not is_claimed order by turn_id limit 1) as first_queued,
                              count(*) filter (where is_claimed and not is_alive
                                or is_overdue and not is_claimed) as closable,
                              min(due_at) filter (where due_at > clock_timestamp()) as next_at
                         from row)
-                    select sum.rows as "rows!", sum.queued as "queued!", sum.closable as "closable!",
+                    select sum.rows as "rows!", sum.queued as "queued!", sum.closable as "closable!", sum.first_queued,
                            (extract(epoch from sum.next_at - clock_timestamp()) * 1000)::bigint as next_ms,
                            row.turn_id as "turn?", row.epoch as "epoch?", row.deadline as "deadline?"
                       from sum left join (
@@ -82,6 +85,7 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
+        survey.found(rows.first().and_then(|row| row.first_queued).map(TurnId));
         let mut outlook = Outlook::default();
         for row in rows {
             outlook.rows = row.rows;
@@ -131,8 +135,12 @@ impl Store {
             }
         }
         if !closed.is_empty() {
+            let again = closed.iter().filter(|closed| closed.kind == "queued");
             self.wake().events_committed(closed.iter().map(|closed| closed.turn));
-            self.wake().queue_grew();
+            if let Some(first) = again.map(|closed| closed.turn).min() {
+                self.wake().queue_grew(first);
+            }
+            self.wake().queue_moved();
         }
         Ok(closed)
     }
@@ -140,11 +148,11 @@ impl Store {
     /// Starts the queue clock of turns that came to the head of their line unseen; whether there were any.
     pub async fn promote(&self) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
-        let statement = |c| sqlx::query_scalar!(r#"select lw_promote_v1(null) as "has_next!""#).fetch_one(c);
-        let has_next = lease.run("promote", statement).await?;
-        if has_next {
-            self.wake().queue_grew();
+        let statement = |c| sqlx::query_scalar!(r#"select lw_promote_v1(null) as next"#).fetch_one(c);
+        let next = lease.run("promote", statement).await?.map(TurnId);
+        if let Some(next) = next {
+            self.wake().queue_grew(next);
         }
-        Ok(has_next)
+        Ok(next.is_some())
     }
 }

@@ -108,8 +108,8 @@ pub(super) struct Finished {
     pub(super) words: Vec<(Lease, i32)>,
     /// Those that this statement wrote.
     pub(super) landed: Vec<Landed>,
-    /// Whether a turn that waited behind one of them can be claimed now.
-    pub(super) has_next: bool,
+    /// The first turn that waited behind one of them and can be claimed now.
+    pub(super) next: Option<TurnId>,
 }
 
 impl Store {
@@ -168,8 +168,8 @@ impl Store {
             .run("finish", |c| {
                 sqlx::query!(
                     r#"
-                    select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_has_next as "has_next!",
-                           o_at as at, o_base_at as "base_at!", o_base_attempt as "base_attempt!",
+                    select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_next as next, o_at as at,
+                           o_base_at as "base_at!", o_base_attempt as "base_attempt!",
                            o_base_kind as "base_kind!"
                       from lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                     "#,
@@ -190,14 +190,14 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        let has_next = rows.iter().any(|row| row.has_next);
+        let next = rows.iter().find_map(|row| row.next).map(TurnId);
         let words = rows.iter().map(|row| ((TurnId(row.turn), row.epoch), row.seq)).collect();
         let landed = rows.into_iter().map(|row| {
             let kind = row.base_kind.parse().map_err(|why| StoreError::unreadable("finish", why))?;
             let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind };
             Ok(Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at })
         });
-        Ok(Finished { words, landed: landed.collect::<Result<_, _>>()?, has_next })
+        Ok(Finished { words, landed: landed.collect::<Result<_, _>>()?, next })
     }
 
     /// Of these last words, those that stand in the log as the caller's own: the look after a

@@ -229,7 +229,7 @@ impl Store {
             })
             .await?;
         if is_released {
-            self.wake().queue_grew();
+            self.wake().queue_grew(turn);
         }
         Ok(is_released)
     }

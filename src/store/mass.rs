@@ -78,15 +78,23 @@ impl Store {
     /// Lets replicas take every parked turn, and rings for them. Returns when, by the database's clock.
     pub async fn unpark(&self) -> Result<DateTime<Utc>, StoreError> {
         let mut lease = self.lease().await?;
-        lease
+        let first = lease
             .run("unpark", |c| {
-                sqlx::query!("update inflight set runtime = 'process' where runtime = $1", PARKED).execute(c)
+                sqlx::query_scalar!(
+                    r#"
+                    with ready as (
+                      update inflight set runtime = 'process' where runtime = $1 returning turn_id)
+                    select turn_id from ready order by turn_id limit 1
+                    "#,
+                    PARKED
+                )
+                .fetch_optional(c)
             })
             .await?;
         let now = lease
             .run("unpark", |c| sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(c))
             .await?;
-        let payload = queue_payload(self.wake().sender());
+        let payload = queue_payload(self.wake().sender(), first);
         lease
             .run("unpark", |c| {
                 sqlx::query_scalar!("select pg_notify($1, $2)::text", CHANNEL, payload).fetch_one(c)

@@ -32,6 +32,7 @@ pub mod mass;
 pub mod migrate;
 pub mod pages;
 pub mod partitions;
+pub mod queue;
 pub mod reader;
 mod recent;
 pub mod remote_turns;

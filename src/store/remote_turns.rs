@@ -89,12 +89,13 @@ pub struct Adopted {
 }
 
 impl Store {
-    /// Turns that workers of these agents could have, the oldest first, 512 at most; and those of these
-    /// conversations that wait for a worker of their own.
+    /// Turns that workers of these agents could have, from this one on, the oldest first, 512 at most; and those of
+    /// these conversations that wait for a worker of their own.
     pub async fn remote_heads(
         &self,
         agents: &[String],
         conversations: &[ConversationId],
+        from: TurnId,
     ) -> Result<Vec<Head>, StoreError> {
         let runtimes = RUNTIMES.map(str::to_owned);
         let conversations: Vec<Uuid> = conversations.iter().map(|conversation| conversation.0).collect();
@@ -107,7 +108,7 @@ impl Store {
                             (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
                               as "waited_ms!", false as "is_reserved!", i.agent_revision as "agent_revision!"
                        from inflight i join conversations v on v.id = i.conversation_id
-                      where i.phase = 'queued' and i.runtime = any ($1) and i.agent = any ($2)
+                      where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
                         and not exists (
                           select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
                       order by i.turn_id
@@ -124,6 +125,7 @@ impl Store {
                     &runtimes,
                     agents,
                     &conversations,
+                    from.0,
                 )
                 .fetch_all(c)
             })

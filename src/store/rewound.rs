@@ -70,7 +70,10 @@ impl Store {
             .into_iter()
             .map(|row| Rewound { turn: TurnId(row.turn), how: row.how, events_lost: row.events_lost })
             .collect();
-        self.wake().events_committed(rewound.iter().map(|rewound| rewound.turn));
+        if !rewound.is_empty() {
+            self.wake().events_committed(rewound.iter().map(|rewound| rewound.turn));
+            self.wake().queue_moved();
+        }
         Ok(rewound)
     }
 
@@ -89,7 +92,7 @@ impl Store {
             })
             .await?;
         // Others may have waited for this one.
-        self.wake().queue_grew();
+        self.wake().queue_moved();
         Ok(done.rows_affected() == 1)
     }
 

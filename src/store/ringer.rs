@@ -95,10 +95,13 @@ async fn ring(store: &Store, slot: &mut Option<PgConnection>, pending: &Ring) ->
     }
 }
 
-/// A ring as texts: the sender's mark, flags, then ids of 32 hex digits each, one after another.
+/// A ring as texts: the sender's mark, flags, then ids of 32 hex digits each, one after another. With the flag `n` the
+/// first is that of the first turn that was queued; all others are of turns with events.
 fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
     let mut flags = String::new();
-    for (is_set, flag) in [(ring.queue, 'q'), (ring.orders, 'o'), (ring.closing, 'c')] {
+    let flag_of =
+        [(ring.first_queued.is_some(), 'n'), (ring.queue, 'q'), (ring.orders, 'o'), (ring.closing, 'c')];
+    for (is_set, flag) in flag_of {
         if is_set {
             flags.push(flag);
         }
@@ -108,7 +111,7 @@ fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
     }
     let head = |flags: &str| format!("{} {flags} ", sender.as_simple());
     let mut out = vec![head(&flags)];
-    for turn in &ring.turns {
+    for turn in ring.first_queued.iter().chain(&ring.turns) {
         if out.last().is_some_and(|payload| payload.len() + 32 > PAYLOAD_MAX) {
             out.push(head(""));
         }
@@ -119,9 +122,9 @@ fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
     out
 }
 
-/// What says "something may be claimed", in the name of `sender`.
-pub(super) fn queue_payload(sender: Uuid) -> String {
-    payloads(sender, &Ring { queue: true, ..Ring::default() }).concat()
+/// What says in the name of `sender` that turns were queued, the first of which is this one.
+pub(super) fn queue_payload(sender: Uuid, first_queued: Option<Uuid>) -> String {
+    payloads(sender, &Ring { first_queued, ..Ring::default() }).concat()
 }
 
 /// Reads a payload back; `None` for one that is not ours to read.
@@ -134,13 +137,11 @@ pub(super) fn read(payload: &str) -> Option<(Uuid, Ring)> {
         Some((flags, nonce)) => (flags, nonce.parse().ok()),
         None => (flags, None),
     };
-    let turns = ids
-        .as_bytes()
-        .chunks(32)
-        .map(|digits| Uuid::try_parse_ascii(digits).ok())
-        .collect::<Option<std::collections::HashSet<_>>>()?;
+    let mut ids = ids.as_bytes().chunks(32).map(|digits| Uuid::try_parse_ascii(digits).ok());
+    let first_queued = if flags.contains('n') { Some(ids.next()??) } else { None };
+    let turns = ids.collect::<Option<std::collections::HashSet<_>>>()?;
     let (queue, orders, closing) = (flags.contains('q'), flags.contains('o'), flags.contains('c'));
-    Some((sender, Ring { turns, queue, orders, closing, probe }))
+    Some((sender, Ring { turns, first_queued, queue, orders, closing, probe }))
 }
 
 impl Wake {
@@ -186,7 +187,8 @@ mod tests {
     #[test]
     fn a_ring_is_heard_as_it_was_rung() {
         let turns: std::collections::HashSet<_> = (0..1000u128).map(Uuid::from_u128).collect();
-        let ring = Ring { turns, queue: true, orders: false, closing: true, probe: Some(17) };
+        let first_queued = Some(Uuid::from_u128(12));
+        let ring = Ring { turns, first_queued, queue: true, orders: false, closing: true, probe: Some(17) };
         let sender = Uuid::from_u128(7);
         let texts = payloads(sender, &ring);
         assert!(texts.len() > 1 && texts.iter().all(|text| text.len() < 8000));
@@ -195,6 +197,7 @@ mod tests {
             let (from, part) = read(&text).unwrap();
             assert_eq!(from, sender);
             heard.turns.extend(part.turns);
+            heard.first_queued = heard.first_queued.or(part.first_queued);
             heard.queue |= part.queue;
             heard.orders |= part.orders;
             heard.closing |= part.closing;
@@ -205,7 +208,13 @@ mod tests {
 
     #[test]
     fn a_payload_of_another_program_is_no_ring() {
-        for text in ["", "hello", "hello q ", "00000000000000000000000000000007 q zz"] {
+        for text in [
+            "",
+            "hello",
+            "hello q ",
+            "00000000000000000000000000000007 q zz",
+            "00000000000000000000000000000007 n ",
+        ] {
             assert_eq!(read(text), None, "{text}");
         }
     }

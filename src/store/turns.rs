@@ -143,7 +143,7 @@ impl Store {
                 self.witness().saw_end(turn, 0, None, crate::event::Kind::Cancelled);
             }
             self.wake().events_committed(ended);
-            self.wake().queue_grew();
+            self.wake().queue_moved();
         }
         // A turn that ended here may be told twice: as it was found, and as it was left.
         let mut outcomes = BTreeMap::new();

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::{
     pages::{Anchor, Page},
+    queue::{Queue, first},
     recent::Recent,
 };
 use crate::{config::Doorbell, id::TurnId};
@@ -40,7 +41,7 @@ pub struct Wake {
     tails: Mutex<HashMap<TurnId, Tailed>>,
     pending: Mutex<Ring>,
     pub(super) rung: Notify,
-    queue: Notify,
+    pub(super) queue: Queue,
     orders: Notify,
     closing: Notify,
     /// The key of the session lock that the listener connection holds.
@@ -73,7 +74,9 @@ pub struct Place {
 pub struct Ring {
     /// Turns with new events.
     pub turns: HashSet<Uuid>,
-    /// Something may be claimed.
+    /// The first turn that was queued since the last ring.
+    pub first_queued: Option<Uuid>,
+    /// Something that was queued before may be claimed.
     pub queue: bool,
     /// Somebody left orders for a holder.
     pub orders: bool,
@@ -97,7 +100,7 @@ impl Wake {
             tails: Mutex::default(),
             pending: Mutex::default(),
             rung: Notify::new(),
-            queue: Notify::new(),
+            queue: Queue::default(),
             orders: Notify::new(),
             closing: Notify::new(),
             lock_key: AtomicI64::new(0),
@@ -164,46 +167,32 @@ impl Wake {
         tailed.news.send_modify(|at| *at = began.max(*at));
     }
 
-    /// A turn may be claimed: wakes the local dispatch and rings the others.
-    pub fn queue_grew(&self) {
-        self.queue.notify_one();
-        self.ring(|ring| ring.queue = true);
-    }
-
     /// Orders wait for some holder: wakes the local one and rings the others.
     pub fn orders_left(&self) {
         self.orders.notify_one();
         self.ring(|ring| ring.orders = true);
     }
 
-    /// Some holder is gone: wakes the local close pass and rings the others. It may not have lived to ring for
-    /// what it had accepted, or for whom it had orders.
+    /// Some holder is gone: wakes the local close pass, which finds what it had accepted and did not live to ring
+    /// for, and rings the others. It may have left orders too.
     pub fn holder_gone(&self) {
-        self.queue_grew();
+        self.queue_moved();
         self.orders_left();
         self.closing.notify_one();
         self.ring(|ring| ring.closing = true);
     }
 
-    /// Until somebody who has heard no ring should look all the same: each second while the doorbell is not
-    /// heard, else now and then, since a ring can be lost without a trace.
-    pub async fn look_due(&self) {
-        for _ in 0..LOOKS_TO_ONE {
-            sleep(LOOK_EVERY).await;
-            if self.round_trip().is_none() {
-                return;
-            }
+    /// How often to look without a ring: each second while the doorbell is not heard, else now and then, since a ring
+    /// can be lost without a trace.
+    pub fn look_every(&self) -> Duration {
+        if self.round_trip().is_none() { LOOK_EVERY } else { LOOK_EVERY * LOOKS_TO_ONE }
+    }
+
+    /// Until somebody who looked `last` at that time should look all the same ([`Wake::look_every`]).
+    pub async fn look_due(&self, last: Instant) {
+        while let Some(left) = self.look_every().checked_sub(last.elapsed()).filter(|left| !left.is_zero()) {
+            sleep(left.min(LOOK_EVERY)).await;
         }
-    }
-
-    /// Only the local dispatch: a slot is free, or a conversation's line moved.
-    pub fn look_at_queue(&self) {
-        self.queue.notify_one();
-    }
-
-    /// Until a turn may be claimable.
-    pub async fn queue(&self) {
-        self.queue.notified().await;
     }
 
     /// Until there may be orders.
@@ -221,7 +210,7 @@ impl Wake {
         for tailed in lock(&self.tails).values() {
             tailed.news.send_replace(Instant::now());
         }
-        self.queue.notify_one();
+        self.queue.forget();
         self.orders.notify_one();
         self.closing.notify_one();
     }
@@ -261,8 +250,11 @@ impl Wake {
 
     pub(super) fn hear(&self, ring: &Ring) {
         self.wake_tails(ring.turns.iter().map(|&turn| TurnId(turn)));
+        if let Some(turn) = ring.first_queued {
+            self.queue.grew(TurnId(turn));
+        }
         if ring.queue {
-            self.queue.notify_one();
+            self.queue.moved();
         }
         if ring.orders {
             self.orders.notify_one();
@@ -283,6 +275,7 @@ impl Wake {
     pub(super) fn put_back(&self, undelivered: Ring) {
         self.ring(|ring| {
             ring.turns.extend(undelivered.turns);
+            ring.first_queued = first(ring.first_queued, undelivered.first_queued);
             ring.queue |= undelivered.queue;
             ring.orders |= undelivered.orders;
             ring.closing |= undelivered.closing;

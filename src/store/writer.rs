@@ -179,14 +179,15 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
         return;
     }
     let began = Instant::now();
-    let Finished { words, landed, has_next } = match repeat(|| store.finish(&finishes)).await {
+    let Finished { words, landed, next } = match repeat(|| store.finish(&finishes)).await {
         Ok(written) if written.words.len() == finishes.len() => written,
         // What is missing is lost, unless an earlier try of the same statement was committed. That one's
-        // answer was lost too, and with it whether others can be claimed.
+        // answer was lost too, and with it which others can be claimed.
         Ok(mut written) => match repeat(|| store.finished(&finishes)).await {
             Ok(earlier) => {
                 written.words.extend(earlier);
-                Finished { has_next: true, ..written }
+                store.wake().queue_moved();
+                written
             }
             Err(_) => written,
         },
@@ -221,8 +222,8 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
         answer(replies, lease, Written::Done(seq));
     }
     store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
-    if has_next {
-        store.wake().queue_grew();
+    if let Some(next) = next {
+        store.wake().queue_grew(next);
     }
 }
 

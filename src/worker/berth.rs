@@ -97,6 +97,13 @@ impl Host {
         Some(Room { permits, ready, seats })
     }
 
+    /// Berths were given up: where a turn may have waited for a place meanwhile, the queue is looked at.
+    pub fn look_if_wanted(&self) {
+        if self.places().free() > 0 && self.places().is_wanted() {
+            self.store().wake().look_at_queue();
+        }
+    }
+
     /// Takes a turn that was accepted for this berth. Asked for again after its answer was lost it may run
     /// here already, or there may be no room any more: then it is left to be adopted.
     pub fn take_in(&self, accepted: &Accepted, agent: Agent, berth: Option<Berth>) {

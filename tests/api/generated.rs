@@ -10,7 +10,7 @@ use lastword::{
     agent::Runtime,
     event::Kind,
     id::{ConversationId, WorkerId},
-    store::{claim::Ready, workers::NewWorker},
+    store::{claim::Ready, queue::FRONT, workers::NewWorker},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -95,7 +95,8 @@ async fn make_turn(world: &World) -> Value {
 /// Gives every turn a short answer, whatever its agent would run.
 async fn end_turns(world: &World) {
     loop {
-        for claim in world.store.claim(&[Runtime::Process], &Ready::default(), None, AT_ONCE).await.unwrap() {
+        for claim in world.store.claim(&[Runtime::Process], &Ready::default(), FRONT, AT_ONCE).await.unwrap()
+        {
             let Some(seq) = world.store.start(&claim, None).await.unwrap() else { continue };
             let mut run = world.resume(claim.turn, seq);
             run.say(Kind::Delta, r#"{"text":"hello"}"#).await;

@@ -1,6 +1,9 @@
 //! Making turns: once, in order, within limits; and reading them.
 
-use lastword::{agent::Runtime, store::claim::Ready};
+use lastword::{
+    agent::Runtime,
+    store::{claim::Ready, queue::FRONT},
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -151,7 +154,7 @@ async fn the_clients_trace_is_the_turns() {
         let ask = world.request(Method::POST, "/v1/turns").header("traceparent", sent);
         let answer = ask.json(&json!({"agent": "demo", "input": "x"})).send().await.unwrap();
         assert_eq!(answer.status(), 202);
-        let claims = world.store.claim(&[Runtime::Process], &Ready::default(), None, 1).await.unwrap();
+        let claims = world.store.claim(&[Runtime::Process], &Ready::default(), FRONT, 1).await.unwrap();
         let kept = &claims[0].assignment.traceparent;
         assert_eq!(kept.split('-').nth(1) == trace.split('-').nth(1), is_kept);
         assert!(lastword::telemetry::trace_id(kept).is_some());

@@ -19,6 +19,7 @@ use lastword::{
         events::{Append, Finish, TurnClock},
         listener::listen_on,
         lookout::look_on,
+        queue::FRONT,
         reader::read_on,
         ringer::ring_on,
         writer::{Writer, Written, write_on},
@@ -179,7 +180,7 @@ impl Replica {
 
     /// Claims the oldest turn that waits and starts it, as an engine would.
     pub async fn run_next(&self) -> Run<'_> {
-        let claims = self.store.claim(&[Runtime::Process], &Ready::default(), None, 1).await.unwrap();
+        let claims = self.store.claim(&[Runtime::Process], &Ready::default(), FRONT, 1).await.unwrap();
         let claim = claims.first().expect("a turn that waits");
         let seq = self.store.start(claim, None).await.unwrap().expect("the claim holds");
         Run { replica: self, turn: claim.turn, epoch: claim.epoch, seq }

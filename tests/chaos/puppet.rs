@@ -9,7 +9,7 @@ use std::{process::ExitCode, time::Duration};
 use lastword::{
     agent::Runtime,
     config::Config,
-    store::{Store, beat::BeatSession, claim::Ready, listener::listen_on, ringer::ring_on},
+    store::{Store, beat::BeatSession, claim::Ready, listener::listen_on, queue::FRONT, ringer::ring_on},
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +46,7 @@ pub async fn hold(database_url: String) -> ExitCode {
 async fn claim_all(store: Store) {
     loop {
         let claims =
-            store.claim(&[Runtime::Process], &Ready::default(), None, CLAIMS_MAX).await.expect("claims");
+            store.claim(&[Runtime::Process], &Ready::default(), FRONT, CLAIMS_MAX).await.expect("claims");
         let is_short = claims.is_empty();
         for claim in claims {
             store.start(&claim, None).await.expect("a start");

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 use crate::{
     hand::{Hand, complete, delta},
-    remote_agent,
+    pair, remote_agent,
     support::{Cluster, PATIENCE, eventually},
     workers::{cancelled, completed, failed},
 };
@@ -227,4 +228,26 @@ pub async fn what_the_former_holder_was_to_tell_is_told_by_the_next(cluster: &Cl
     .await;
     assert_eq!(hand.say(0, &offer, 2, &[json!({"type": "cancelled"})]).await.0, StatusCode::OK);
     cancelled(&cluster.watch_all(&turn).await, "client");
+}
+
+/// What two replicas ask in as many seconds while nothing happens, and some more.
+const IDLE_MAX: i64 = 100;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_waits_keeps_no_replica_busy() {
+    let cluster = pair().await;
+    remote_agent(&cluster, "far", json!({})).await;
+    let hand = Hand::register(&cluster, 0, "far").await;
+    let url = cluster.postgres().url();
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let mut commits = async || {
+        let count = "select xact_commit from pg_stat_database where datname = current_database()";
+        sqlx::query_scalar::<_, i64>(count).fetch_one(&mut conn).await.unwrap()
+    };
+    let before = commits().await;
+    for _ in 0..3 {
+        assert!(hand.is_offered_nothing(0).await);
+    }
+    let count = commits().await - before;
+    assert!(count < IDLE_MAX, "{count} transactions while one worker waited");
 }

@@ -12,6 +12,7 @@ mod failover;
 mod frozen;
 mod killed;
 mod postgres;
+mod queue;
 #[path = "../support/mod.rs"]
 mod support;
 

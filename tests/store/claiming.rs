@@ -12,6 +12,7 @@ use lastword::{
     id::{ConversationId, TurnId},
     store::{
         claim::{Claim, Ready, Warm},
+        queue::FRONT,
         writer::Written,
     },
 };
@@ -59,7 +60,7 @@ async fn what_is_claimed() {
         a_conversation_runs_its_turns_in_the_order_they_were_accepted,
         only_a_ready_replica_claims_and_a_new_one_starts_workers_anew,
         a_replica_is_told_what_it_holds_and_which_warm_workers_it_has_no_more,
-        a_claim_can_begin_behind_a_turn,
+        a_claim_begins_where_it_is_told_to,
         a_second_claimed_turn_of_a_conversation_is_refused_by_an_index,
     ];
     all(cases).await;
@@ -131,7 +132,7 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
     let stranger = ground.open();
     let turn = one.accept().await;
 
-    assert!(stranger.claim(&[Runtime::Process], &Ready::default(), None, 10).await.unwrap().is_empty());
+    assert!(stranger.claim(&[Runtime::Process], &Ready::default(), FRONT, 10).await.unwrap().is_empty());
     assert!(other.store.start_drain().await.unwrap());
     assert!(other.claim(10).await.is_empty(), "a draining replica claimed");
     let claim = one.claim_of(turn.id).await;
@@ -144,7 +145,7 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
     let ready = Ready { warm: vec![warm], seats: Vec::new() };
     for (ready, generation) in [(&ready, 1), (&Ready::default(), 2), (&ready, 3)] {
         one.store.accept(&next_in(&one.store, turn.conversation)).await.unwrap();
-        let claims = one.store.claim(&[Runtime::Process], ready, None, 10).await.unwrap();
+        let claims = one.store.claim(&[Runtime::Process], ready, FRONT, 10).await.unwrap();
         assert_eq!(claims[0].generation, generation);
         let seq = one.start(&claims[0]).await.unwrap();
         one.finish(&claims[0], seq).await;
@@ -169,15 +170,14 @@ async fn a_replica_is_told_what_it_holds_and_which_warm_workers_it_has_no_more(s
     ground.assert_whole().await;
 }
 
-async fn a_claim_can_begin_behind_a_turn(server: &Server) {
+async fn a_claim_begins_where_it_is_told_to(server: &Server) {
     let ground = server.ground().await;
     let replica = ground.replica().await;
     let mut turns = Vec::new();
     for _ in 0..3 {
         turns.push(replica.accept().await.id);
     }
-    let claims =
-        replica.store.claim(&[Runtime::Process], &Ready::default(), Some(turns[0]), 10).await.unwrap();
+    let claims = replica.store.claim(&[Runtime::Process], &Ready::default(), turns[1], 10).await.unwrap();
     assert_eq!(claims.iter().map(|claim| claim.turn).collect::<Vec<_>>(), turns[1..]);
     assert_eq!(replica.claim(10).await[0].turn, turns[0]);
     ground.assert_whole().await;

@@ -21,6 +21,7 @@ use lastword::{
         claim::Claim,
         claim::Ready,
         events::{Append, Finish, TurnClock},
+        queue::FRONT,
         turns::Agent,
         writer::{Writer, Written, write_on},
     },
@@ -208,7 +209,7 @@ impl Replica {
 
     /// Whatever there is to claim.
     pub async fn claim(&self, limit: i64) -> Vec<Claim> {
-        self.store.claim(&[Runtime::Process], &Ready::default(), None, limit).await.unwrap()
+        self.store.claim(&[Runtime::Process], &Ready::default(), FRONT, limit).await.unwrap()
     }
 
     pub async fn start(&self, claim: &Claim) -> Option<i32> {

@@ -7,6 +7,7 @@ use lastword::{
     store::{
         accept::{Accepted, NewTurn, Offer},
         claim::{Claim, Phase, Ready, Seats, Warm},
+        queue::FRONT,
         writer::Written,
     },
 };
@@ -206,7 +207,7 @@ async fn ready_workers_have_as_many_turns_as_they_have_room_for(server: &Server)
         warm: Vec::new(),
         seats: vec![seats(0, "demo", 1, 2), seats(1, "demo", 1, 1), seats(2, "demo", 2, 9)],
     };
-    let claims = replica.store.claim(&[Runtime::Process], &ready, None, 100).await.unwrap();
+    let claims = replica.store.claim(&[Runtime::Process], &ready, FRONT, 100).await.unwrap();
     let having = |phase: Phase| claims.iter().filter(|claim| claim.phase == phase).count();
     let counts = [Phase::Running(workers[0]), Phase::Running(workers[1]), Phase::Starting].map(having);
     assert_eq!((counts, claims.len()), ([2, 1, 3], 6));
@@ -237,7 +238,7 @@ async fn a_conversations_own_worker_has_its_next_turn_with_the_claim(server: &Se
         replica.store.accept(&next_in(&replica.store, new.conversation)).await.unwrap();
         let warm = Warm { conversation: new.conversation, generation, idle: Some((own, revision)) };
         let ready = Ready { warm: vec![warm], seats: Vec::new() };
-        replica.store.claim(&[Runtime::Process], &ready, None, 10).await.unwrap().pop().unwrap()
+        replica.store.claim(&[Runtime::Process], &ready, FRONT, 10).await.unwrap().pop().unwrap()
     };
     let running = next(1, 1).await;
     assert_eq!((running.phase, running.generation), (Phase::Running(own), 1));

@@ -85,10 +85,6 @@ async fn a_turn_reads_no_more_however_many_rows_are_dead() {
     }
     let few = pages_of_a_turn(&mut conn, &replica, Uuid::nil()).await;
 
-    let conversations = format!(
-        "insert into conversations (id, agent) select lpad(to_hex(n), 32, '0')::uuid, 'demo' from generate_series(1, {DEAD}) n"
-    );
-    assert_eq!(ground.run(&conversations).await.unwrap(), DEAD as u64);
     let fill = format!(
         "insert into inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, phase, clock, replica,
            deadline, cap_at, queue_ms, startup_ms, progress_ms, cap_ms)
@@ -111,17 +107,20 @@ async fn a_turn_reads_no_more_however_many_rows_are_dead() {
     }
 }
 
-/// The pages that the database looks at for a turn that is claimed behind others, says a word and ends.
-async fn pages_of_a_turn(
-    conn: &mut PgConnection,
-    replica: &Replica,
-    behind: Uuid,
-) -> Vec<(&'static str, i64)> {
-    let turn = replica.accept().await.id.0;
+/// The pages that the database looks at for a turn that comes to a queue that was empty up to `from`, is claimed, says a
+/// word and ends.
+async fn pages_of_a_turn(conn: &mut PgConnection, replica: &Replica, from: Uuid) -> Vec<(&'static str, i64)> {
+    let [turn, conversation] = [(); 2].map(|()| replica.store.clock().mint());
     let (me, worker) = (replica.store.replica().0, Uuid::from_u128(1));
+    let (minute, none) = ("'{60000}'", "'{null}'");
+    let accept = format!(
+        "select * from lw_accept_v1('{me}', '{{{turn}}}', '{{{conversation}}}', '{{true}}', '{{demo}}', '{{1}}', '{{process}}',
+           array['{{}}'], {none}, '{{x}}', {none}, {none}, {none}, '{{queue}}', {minute}, {minute}, {minute}, {minute}, '{{false}}',
+           '{{9}}', '{{9999}}', '{from}', '{{false}}', {none}, {none}, array['{{\"ordinal\":'], {none})"
+    );
     let nothing = "'{}', '{}', '{}'";
     let claim = format!(
-        "execute claim ('{me}', '{{process}}', 9, '{{}}', {nothing}, '{{demo}}', '{{1}}', '{{1}}', '{{0}}', '{{{worker}}}', '{behind}', '')"
+        "execute claim ('{me}', '{{process}}', 9, '{{}}', {nothing}, '{{demo}}', '{{1}}', '{{1}}', '{{0}}', '{{{worker}}}', '{from}', '')"
     );
     let append = format!(
         "select * from lw_append_v1('{{{turn}}}', '{{1}}', '{{1}}', '{{progress}}', '{{60000}}', '{me}', '{turn}', '{turn}', '{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}')"
@@ -130,7 +129,7 @@ async fn pages_of_a_turn(
         "select * from lw_finish_v1('{{{turn}}}', '{{1}}', '{{2}}', '{{completed}}', array['{{}}'], '{me}', '{turn}', '{turn}', '{{}}', {nothing}, '{{}}')"
     );
     let mut pages = Vec::new();
-    for (what, sql) in [("claim", claim), ("append", append), ("finish", finish)] {
+    for (what, sql) in [("accept", accept), ("claim", claim), ("append", append), ("finish", finish)] {
         let explain = AssertSqlSafe(format!("explain (analyze, buffers, format json) {sql}"));
         let plan: Value = sqlx::query_scalar(explain).persistent(false).fetch_one(&mut *conn).await.unwrap();
         let read =

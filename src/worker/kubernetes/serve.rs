@@ -221,7 +221,7 @@ impl<'a> Start<'a> {
 
     /// Has every replica look: one of them is called by the worker.
     fn show(&self) {
-        self.host.store().wake().queue_grew();
+        self.host.store().wake().queue_moved();
     }
 
     fn wait_for(&self, what: &str, detail: String) {

@@ -8,6 +8,7 @@ use lastword::{
     id::{ReplicaId, TurnId},
     store::{
         claim::{Claim, Ready},
+        queue::FRONT,
         writer::Written,
     },
 };
@@ -57,8 +58,9 @@ async fn rush(field: &mut Field) -> Vec<Claimed> {
         barrier.wait().await;
         sleep(ahead.abs_diff(behind)).await;
         loop {
-            let answer =
-                store.claim(&[Runtime::Process], &Ready::default(), None, i64::try_from(page).unwrap()).await;
+            let answer = store
+                .claim(&[Runtime::Process], &Ready::default(), FRONT, i64::try_from(page).unwrap())
+                .await;
             match answer {
                 Ok(claims) if claims.is_empty() => return (side, Ok(claimed)),
                 Ok(claims) => claimed.extend(claims),

@@ -13,6 +13,7 @@ use lastword::{
         claim::Ready,
         commands::Order,
         events::{Append, Finish},
+        queue::FRONT,
         writer::Written,
     },
     turn::{CancelledBy, LastWord},
@@ -211,7 +212,8 @@ async fn cancel_waiting(field: &mut Field, size: usize) -> Vec<CancelEnd> {
     // One claim after another, each at its time, so that they meet the cancels.
     let claims = join_all(starts.iter().map(async |(_, at)| {
         sleep(*at).await;
-        let claims = field.holder.store.claim(&[Runtime::Process], &Ready::default(), None, 1).await.unwrap();
+        let claims =
+            field.holder.store.claim(&[Runtime::Process], &Ready::default(), FRONT, 1).await.unwrap();
         join_all(claims.into_iter().map(async |claim| {
             let word = match field.holder.start(&claim).await {
                 Some(seq) => finish_of(&claim, seq),

@@ -125,7 +125,7 @@ pub async fn many_due(cluster: &Cluster) -> bool {
            select array_agg((left(replace(lw_first_id(now())::text, '-', ''), 12) || '7' || right(md5(n::text), 19))::uuid) as ids
              from generate_series(1, {DUE}) n) t,
            lateral lw_accept_v1(null, ids, ids, {yes}, {nobody}, {one}, {nobody}, {input}, {none}, {trace}, {nothing},
-             {none}, {none}, {queue}, {minute}, {minute}, {minute}, {minute}, {no}, {many}, {many},
+             {none}, {none}, {queue}, {minute}, {minute}, {minute}, {minute}, {no}, {many}, {many}, null,
              {no}, {no_number}, {nothing}, {event}, {none}) a"
     );
     assert_eq!(session.ask(&accepted).await, DUE.to_string());

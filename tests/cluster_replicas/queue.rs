@@ -1,0 +1,117 @@
+//! Where in the queue replicas look for turns: where they were told to, and now and then from its front.
+
+use std::{sync::Arc, time::Duration};
+
+use lastword::{
+    agent::AgentSpec,
+    config::{Config, Doorbell},
+    id::{ConversationId, TurnId},
+    store::{
+        Store,
+        accept::{IfBusy, NewTurn},
+        turns::Agent,
+    },
+};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::time::Instant;
+
+use crate::support::{Cluster, Plan, eventually};
+
+/// What was claimed since the transaction began.
+const DEAD: i64 = 5_000;
+/// Turns that wait for a claim, on the replica that they were not accepted by.
+const TURNS: i64 = 30;
+/// Who hears rings for the first time, or looks all the same, begins at the front.
+const LOOKS_FROM_THE_FRONT: i64 = 20;
+/// Three times as long as from one look without a ring to the next.
+const UNTOLD_MAX: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_waits_for_a_claim_does_not_read_what_was_claimed_before() {
+    // Who hears no ring has to look everywhere.
+    let env = vec![("LASTWORD_DOORBELL".to_owned(), "on".to_owned())];
+    let cluster = Cluster::with(Plan { env, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let conversation = cluster.conversation_on(1, "demo").await;
+    let url = cluster.postgres().url();
+    let (mut elsewhere, mut conn) =
+        (PgConnection::connect(&url).await.unwrap(), PgConnection::connect(&url).await.unwrap());
+    sqlx::raw_sql("begin isolation level repeatable read; select from inflight")
+        .execute(&mut elsewhere)
+        .await
+        .unwrap();
+    // In one transaction: nobody ever sees them, and vacuum may not remove them.
+    let dead = format!(
+        "insert into inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, deadline, cap_at,
+           queue_ms, startup_ms, progress_ms, cap_ms)
+         select v.id, v.id, 1, 'demo', 1, 'process', now(), now(), 1, 1, 1, 1
+           from generate_series(1, {DEAD}) n, lateral (select lpad(to_hex(n), 32, '0')::uuid) v (id);
+         delete from inflight where agent_revision = 1 and turn_id <= '{}'",
+        uuid::Uuid::from_u128(DEAD as u128)
+    );
+    sqlx::raw_sql(AssertSqlSafe(format!("begin; {dead}; commit"))).execute(&mut conn).await.unwrap();
+    for _ in 0..TURNS {
+        let turn = cluster.post_in(0, &conversation, "demo", "hello").await;
+        let events = cluster.watch(0, &turn).await;
+        assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last());
+    }
+    // What a connection has read is told when it ends.
+    for i in 0..2 {
+        cluster.terminate(i);
+        assert!(cluster.wait_exit(i).await.success());
+    }
+    let left = "select count(*) from pg_stat_activity where application_name like 'lastword%'";
+    eventually("all connections are closed", async || {
+        (sqlx::query_scalar::<_, i64>(left).fetch_one(&mut conn).await.unwrap() == 0).then_some(())
+    })
+    .await;
+    let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'inflight_queued'";
+    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut conn).await.unwrap();
+    assert!(read >= TURNS, "{TURNS} turns waited in the queue, and {read} entries of it were read");
+    assert!(read < LOOKS_FROM_THE_FRONT * DEAD, "{TURNS} turns, and {read} entries of the queue were read");
+    elsewhere.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_nobody_rang_for_is_found_while_all_others_are_rung_for() {
+    let cluster = Cluster::start(2).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let conversation = cluster.conversation_on(1, "demo").await;
+    let database_url = cluster.postgres().url();
+    let silent = Store::open(&Config { database_url, doorbell: Doorbell::Off, ..Config::default() }).unwrap();
+    let untold = new_turn(&silent);
+    silent.accept_all(&[(&untold, None)]).await.unwrap().pop().unwrap().unwrap();
+    let began = Instant::now();
+    let mut others = 0;
+    loop {
+        let turn = cluster.post_in(0, &conversation, "demo", "hello").await;
+        let events = cluster.watch(0, &turn).await;
+        assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last());
+        let status = cluster.get(0, &format!("/v1/turns/{}", untold.id)).await["status"].clone();
+        if status == "completed" {
+            break;
+        }
+        others += 1;
+        assert!(began.elapsed() < UNTOLD_MAX, "{status}, after {others} others");
+    }
+}
+
+/// A turn in a conversation of its own.
+fn new_turn(store: &Store) -> NewTurn {
+    let spec = Arc::new(AgentSpec::process(vec!["true".to_owned()]));
+    NewTurn {
+        id: TurnId(store.clock().mint()),
+        conversation: ConversationId(store.clock().mint()),
+        is_new_conversation: true,
+        agent: Agent { name: "demo".to_owned(), revision: 1, spec },
+        input: json!({ "text": "hello" }).to_string(),
+        metadata: None,
+        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
+        retry_of: None,
+        idempotency: None,
+        if_busy: IfBusy::Queue,
+        depth_max: 100,
+        queue_max: 10_000,
+    }
+}
