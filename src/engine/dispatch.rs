@@ -118,8 +118,7 @@ async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) 
         let (turn, epoch) = (claim.turn, claim.epoch);
         // A drain may have begun while the answer was on its way.
         if until.is_cancelled() || !engine.host.take(claim, &mut room) {
-            let is_released = engine.store.release(turn, epoch, true).await?;
-            tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
+            engine.give_back(turn, epoch).await;
         }
     }
     Ok(())

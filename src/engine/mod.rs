@@ -34,6 +34,7 @@ use std::{
 
 use crate::{
     config::Config,
+    id::TurnId,
     store::{
         Store, listener, lookout, reader, ringer,
         writer::{Inbox, Writer, write_on},
@@ -116,6 +117,16 @@ impl Engine {
     /// Tells remote workers whether this replica takes on turns.
     fn open_or_shut(&self) {
         self.store.desk().set_open(self.is_present() && !self.supervisor.soft().is_cancelled());
+    }
+
+    /// Gives back a turn that was claimed without a place for it. Where that fails, dispatch settles it later.
+    async fn give_back(&self, turn: TurnId, epoch: i32) {
+        match self.store.release(turn, epoch, true).await {
+            Ok(is_released) => {
+                tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
+            }
+            Err(why) => tracing::warn!(turn_id = %turn, %why, "claimed without a place for it; not given back"),
+        }
     }
 
     fn spawn_all(&self, inbox: Inbox) {

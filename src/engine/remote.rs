@@ -74,8 +74,7 @@ pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
         let is_taken = !engine.supervisor.soft().is_cancelled()
             && engine.host.take_remote(Call { claim, promise, token }, &mut places);
         if !is_taken {
-            let is_released = engine.store.release(turn, epoch, true).await?;
-            tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
+            engine.give_back(turn, epoch).await;
         }
     }
     Ok(is_left)

@@ -96,8 +96,8 @@ impl Survey<'_> {
     pub(super) fn found(self, found: Option<TurnId>) {
         let mut hints = self.queue.hints();
         let is_news = found.is_some_and(|turn| turn < hints.front);
-        let front = first(Some(found.unwrap_or(self.now)), hints.named_since_survey);
-        hints.front = front.unwrap_or(self.now);
+        let front = found.unwrap_or(self.now);
+        hints.front = hints.named_since_survey.map_or(front, |named| named.min(front));
         drop(hints);
         if is_news {
             self.queue.moved();
