@@ -90,7 +90,7 @@ end $$;
 create function lw_remote_adopt_v1(p_turn uuid, p_epoch int, p_replica uuid, p_worker uuid, p_hash bytea,
   out o_verdict text, out o_worker uuid, out o_hash bytea, out o_conversation uuid, out o_phase text,
   out o_last_seq int, out o_generation bigint, out o_cap_left_ms bigint, out o_left_ms bigint,
-  out o_started_at timestamptz)
+  out o_started_at timestamptz, out o_cancelled_by text)
 language plpgsql as $$
 declare
   v_row inflight;
@@ -121,6 +121,7 @@ begin
     o_conversation := v_row.conversation_id;
     o_phase := v_row.phase;
     o_started_at := v_row.started_at;
+    o_cancelled_by := v_row.cancelled_by;
     o_last_seq := (select max(e.seq) from turn_events e where e.turn_id = p_turn);
     o_generation := (select c.generation from conversations c where c.id = v_row.conversation_id);
     o_cap_left_ms := (extract(epoch from v_row.cap_at - clock_timestamp()) * 1000)::bigint;

@@ -125,7 +125,9 @@ impl Engine {
             Ok(is_released) => {
                 tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
             }
-            Err(why) => tracing::warn!(turn_id = %turn, %why, "claimed without a place for it; not given back"),
+            Err(why) => {
+                tracing::warn!(turn_id = %turn, %why, "claimed without a place for it; not given back")
+            }
         }
     }
 

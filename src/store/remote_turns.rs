@@ -86,6 +86,8 @@ pub struct Adopted {
     pub left_ms: i64,
     /// When its worker took it.
     pub started_at: Option<DateTime<Utc>>,
+    /// Who asked for its cancel: its worker may know by now.
+    pub cancelled_by: Option<String>,
 }
 
 impl Store {
@@ -202,7 +204,7 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select a.o_verdict as "verdict!", a.o_worker, a.o_hash, a.o_conversation, a.o_phase, a.o_last_seq,
-                           a.o_generation, a.o_cap_left_ms, a.o_left_ms, a.o_started_at,
+                           a.o_generation, a.o_cap_left_ms, a.o_left_ms, a.o_started_at, a.o_cancelled_by,
                            t.agent as "agent?", t.agent_revision as "agent_revision?", t.ordinal as "ordinal?",
                            t.input as "input?", t.traceparent as "traceparent?"
                       from lw_remote_adopt_v1($1, $2, $3, $4, $5) a left join turns t on t.id = $1
@@ -243,7 +245,8 @@ impl Store {
                 };
                 let token_hash = row.o_hash?.try_into().ok()?;
                 let (left_ms, started_at) = (row.o_left_ms?, row.o_started_at);
-                Some(Adopted { claim, worker, token_hash, is_running, left_ms, started_at })
+                let cancelled_by = row.o_cancelled_by;
+                Some(Adopted { claim, worker, token_hash, is_running, left_ms, started_at, cancelled_by })
             })(),
             _ => return Ok(Adoption::Unknown),
         };

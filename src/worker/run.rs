@@ -106,7 +106,7 @@ pub(super) async fn resume<'a>(host: &'a Host, line: Line<'a>, job: &'a mut Job,
     let mut run = Run {
         account,
         pen: Pen::new(host.writer().clone(), job.claim.clone(), past.base),
-        cancelled_by: None,
+        cancelled_by: past.cancelled_by,
         closed_until: None,
         has_answered: past.has_answered,
         heard: past.heard,

@@ -58,6 +58,7 @@ async fn turns_run_on_workers_that_call() {
         protocol::a_worker_whose_beat_breaks_off_is_lost_soon,
         protocol::a_worker_that_dies_between_two_beats_is_lost_soon,
         protocol::each_change_of_replica_moves_the_turn_and_loses_nothing,
+        protocol::a_worker_that_was_told_to_stop_may_say_so_at_another_replica,
         protocol::what_the_former_holder_was_to_tell_is_told_by_the_next,
     ])
     .await;

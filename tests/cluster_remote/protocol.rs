@@ -230,6 +230,27 @@ pub async fn what_the_former_holder_was_to_tell_is_told_by_the_next(cluster: &Cl
     cancelled(&cluster.watch_all(&turn).await, "client");
 }
 
+pub async fn a_worker_that_was_told_to_stop_may_say_so_at_another_replica(cluster: &Cluster) {
+    remote_agent(cluster, "obedient", json!({})).await;
+    let hand = Hand::register(cluster, 0, "obedient").await;
+    let turn = cluster.post(0, "obedient", "x").await;
+    let offer = hand.take(0).await;
+    assert_eq!(cluster.cancel(0, &turn).await, StatusCode::ACCEPTED);
+    eventually("the cancel is told", async || {
+        let beat = hand.beat(0, &[&offer], &[], 200).await;
+        beat["orders"].as_array().unwrap().iter().any(|order| order["key"] == "cancel").then_some(())
+    })
+    .await;
+    // Before that one has read what was ordered.
+    let stopped = [json!({"type": "cancelled"})];
+    eventually("the replica takes it over", async || {
+        let (status, _) = hand.say(1, &offer, 1, &stopped).await;
+        (status != StatusCode::SERVICE_UNAVAILABLE).then_some(())
+    })
+    .await;
+    cancelled(&cluster.watch_all(&turn).await, "client");
+}
+
 /// What two replicas ask in as many seconds while nothing happens, and some more.
 const IDLE_MAX: i64 = 100;
 

@@ -33,13 +33,17 @@ pub(in crate::worker) struct Past {
     pub(in crate::worker) last_progress_at: Option<DateTime<Utc>>,
     /// Until the clock that runs.
     pub(in crate::worker) left: Duration,
+    /// Who asked for its cancel. The worker may have been told before it came here, and say that it has stopped before
+    /// the order is read here.
+    pub(in crate::worker) cancelled_by: Option<String>,
 }
 
 impl Past {
     /// Reads the log of a turn that is held here now: nobody else can add to it.
     pub(super) async fn read(store: &Store, adopted: &Adopted) -> Result<Past, StoreError> {
         let left = Duration::from_millis(u64::try_from(adopted.left_ms).unwrap_or(0));
-        let mut past = Past { started_at: adopted.started_at, left, ..Past::default() };
+        let (started_at, cancelled_by) = (adopted.started_at, adopted.cancelled_by.clone());
+        let mut past = Past { started_at, left, cancelled_by, ..Past::default() };
         let mut cursor = -1;
         while cursor < adopted.claim.last_seq {
             let events = store.read_after(adopted.claim.turn, cursor, PAGE).await?;
