@@ -218,6 +218,7 @@ impl Store {
         Ok(verdicts)
     }
 
+    /// Notes what came to the queue, and rings for it.
     fn ring_for(&self, verdicts: &[Verdict], counted: Option<i32>) {
         let held_by_nobody = verdicts.iter().flatten().filter(|accepted| accepted.claim.is_none());
         let (repeats, queued): (Vec<_>, Vec<_>) = held_by_nobody.partition(|accepted| accepted.is_repeat);
