@@ -53,7 +53,8 @@ pub struct Config {
     pub dev: bool,
     /// The largest request body.
     pub body_max: Size,
-    /// Turns that may wait, in all; past it a new one gets 429.
+    /// Turns that may wait, in all; past it a new one gets 429. Of a large queue the length is known within an eighth of
+    /// what is free.
     pub queue_max: u32,
     /// Turns that may wait in one conversation.
     pub conversation_depth_max: u32,

@@ -56,9 +56,7 @@ pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
     let Some(mut places) = engine.host.remote_places(matches.len().min(CLAIMS_MAX)) else {
         return Ok(is_left);
     };
-    if places.count() < matches.len() {
-        engine.store.wake().look_at_queue();
-    }
+    let are_more = places.count() < matches.len();
     let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
     let mut bids = Vec::new();
     for (turn, caller) in matches.into_iter().take(places.count()) {
@@ -67,7 +65,12 @@ pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
         bids.push(Bid { turn, worker, token_hash });
         calls.insert((turn, worker), (caller.promise(), token));
     }
-    for (claim, worker) in engine.store.claim_remote(&bids).await? {
+    let claims = engine.store.claim_remote(&bids).await?;
+    // Where none could be claimed, the next look would find the same.
+    if are_more && !claims.is_empty() {
+        engine.store.wake().look_at_queue();
+    }
+    for (claim, worker) in claims {
         let Some((promise, token)) = calls.remove(&(claim.turn, worker)) else { continue };
         let (turn, epoch) = (claim.turn, claim.epoch);
         // A drain may have begun while the answer was on its way.

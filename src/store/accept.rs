@@ -214,20 +214,22 @@ impl Store {
                 self.wake().events_here(new.id, began, -1, || Some(accepted.birth(new)));
             }
         }
-        self.ring_for(&verdicts, counted);
+        self.ring_for(wanted, &verdicts, counted);
         Ok(verdicts)
     }
 
     /// Notes what came to the queue, and rings for it.
-    fn ring_for(&self, verdicts: &[Verdict], counted: Option<i32>) {
-        let held_by_nobody = verdicts.iter().flatten().filter(|accepted| accepted.claim.is_none());
-        let (repeats, queued): (Vec<_>, Vec<_>) = held_by_nobody.partition(|accepted| accepted.is_repeat);
-        self.wake().queued(counted.map(|count| u64::from(count.unsigned_abs())), queued.len());
-        if let Some(first) = queued.iter().map(|accepted| accepted.id).min() {
+    fn ring_for(&self, wanted: &[(&NewTurn, Option<Offer>)], verdicts: &[Verdict], counted: Option<i32>) {
+        let accepted =
+            wanted.iter().zip(verdicts).filter_map(|((new, _), it)| Some((new.id, it.as_ref().ok()?)));
+        let held_by_nobody = accepted.filter(|(_, accepted)| accepted.claim.is_none());
+        let (new, older): (Vec<_>, Vec<_>) = held_by_nobody.partition(|(id, accepted)| accepted.id == *id);
+        self.wake().queued(counted.map(|count| u64::from(count.unsigned_abs())), new.len());
+        if let Some(first) = new.into_iter().map(|(id, _)| id).min() {
             self.wake().queue_grew(first);
         }
-        // Whoever accepted them first may not have lived to ring.
-        if !repeats.is_empty() {
+        // Made by an earlier request of the same key, which may not have lived to ring.
+        if !older.is_empty() {
             self.wake().queue_moved();
         }
     }

@@ -1,16 +1,10 @@
 //! Where in the queue replicas look for turns: where they were told to, and now and then from its front.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use lastword::{
-    agent::AgentSpec,
-    config::{Config, Doorbell},
-    id::{ConversationId, TurnId},
-    store::{
-        Store,
-        accept::{IfBusy, NewTurn},
-        turns::Agent,
-    },
+    config::Config,
+    store::{Store, mass::Mass},
 };
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -78,40 +72,25 @@ async fn a_turn_that_nobody_rang_for_is_found_while_all_others_are_rung_for() {
     let cluster = Cluster::start(2).await;
     cluster.demo_agent("demo", json!({})).await;
     let conversation = cluster.conversation_on(1, "demo").await;
-    let database_url = cluster.postgres().url();
-    let silent = Store::open(&Config { database_url, doorbell: Doorbell::Off, ..Config::default() }).unwrap();
-    let untold = new_turn(&silent);
-    silent.accept_all(&[(&untold, None)]).await.unwrap().pop().unwrap().unwrap();
+    let url = cluster.postgres().url();
+    let store = Store::open(&Config { database_url: url.clone(), ..Config::default() }).unwrap();
+    let mass = Mass { agent: "demo", revision: 1, text: "hello", conversations: 1, turns_each: 1 };
+    let untold = store.park(mass).await.unwrap()[0];
+    // It can be claimed from now on, and nobody is told.
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let unpark = sqlx::query("update inflight set runtime = 'process' where turn_id = $1").bind(untold.0);
+    assert_eq!(unpark.execute(&mut conn).await.unwrap().rows_affected(), 1);
     let began = Instant::now();
     let mut others = 0;
     loop {
         let turn = cluster.post_in(0, &conversation, "demo", "hello").await;
         let events = cluster.watch(0, &turn).await;
         assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last());
-        let status = cluster.get(0, &format!("/v1/turns/{}", untold.id)).await["status"].clone();
+        let status = cluster.get(0, &format!("/v1/turns/{untold}")).await["status"].clone();
         if status == "completed" {
             break;
         }
         others += 1;
         assert!(began.elapsed() < UNTOLD_MAX, "{status}, after {others} others");
-    }
-}
-
-/// A turn in a conversation of its own.
-fn new_turn(store: &Store) -> NewTurn {
-    let spec = Arc::new(AgentSpec::process(vec!["true".to_owned()]));
-    NewTurn {
-        id: TurnId(store.clock().mint()),
-        conversation: ConversationId(store.clock().mint()),
-        is_new_conversation: true,
-        agent: Agent { name: "demo".to_owned(), revision: 1, spec },
-        input: json!({ "text": "hello" }).to_string(),
-        metadata: None,
-        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
-        retry_of: None,
-        idempotency: None,
-        if_busy: IfBusy::Queue,
-        depth_max: 100,
-        queue_max: 10_000,
     }
 }

@@ -61,6 +61,8 @@ async fn what_is_claimed() {
         only_a_ready_replica_claims_and_a_new_one_starts_workers_anew,
         a_replica_is_told_what_it_holds_and_which_warm_workers_it_has_no_more,
         a_claim_begins_where_it_is_told_to,
+        whoever_makes_a_turn_claimable_names_it,
+        a_turn_that_nobody_has_named_is_found_by_a_survey,
         a_second_claimed_turn_of_a_conversation_is_refused_by_an_index,
     ];
     all(cases).await;
@@ -181,6 +183,45 @@ async fn a_claim_begins_where_it_is_told_to(server: &Server) {
     assert_eq!(claims.iter().map(|claim| claim.turn).collect::<Vec<_>>(), turns[1..]);
     assert_eq!(replica.claim(10).await[0].turn, turns[0]);
     ground.assert_whole().await;
+}
+
+async fn whoever_makes_a_turn_claimable_names_it(server: &Server) {
+    let ground = server.ground().await;
+    let (one, lost) = (ground.replica().await, ground.replica().await);
+    let news = || one.store.wake().queue_news();
+    let first = one.accept().await;
+    assert_eq!([news(), news()], [Some(first.id), None]);
+
+    let claim = one.claim_of(first.id).await;
+    news();
+    assert!(one.store.release(first.id, claim.epoch, true).await.unwrap());
+    assert_eq!(news(), Some(first.id));
+
+    let claim = one.claim_of(first.id).await;
+    let seq = one.start(&claim).await.unwrap();
+    let next = next_in(&one.store, first.conversation);
+    one.store.accept(&next).await.unwrap();
+    news();
+    one.finish(&claim, seq).await;
+    assert_eq!(news(), Some(next.id));
+
+    lost.claim_of(next.id).await;
+    ground.lose(lost.store.replica()).await;
+    news();
+    assert_eq!(one.store.close_due(&[], 100).await.unwrap().len(), 1);
+    assert!(news().is_some_and(|named| named <= next.id));
+    ground.assert_whole().await;
+}
+
+async fn a_turn_that_nobody_has_named_is_found_by_a_survey(server: &Server) {
+    let ground = server.ground().await;
+    let (one, other) = (ground.replica().await, ground.replica().await);
+    let untold = fresh(&other.store);
+    one.store.outlook().await.unwrap();
+    assert_eq!(one.store.wake().queue_news(), None);
+    other.store.accept(&untold).await.unwrap();
+    one.store.outlook().await.unwrap();
+    assert_eq!(one.store.wake().queue_news(), Some(untold.id));
 }
 
 async fn a_second_claimed_turn_of_a_conversation_is_refused_by_an_index(server: &Server) {
