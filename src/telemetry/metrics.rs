@@ -40,6 +40,8 @@ const APPEND_BATCH: &str = "lastword_append_batch_events";
 /// Rings of the doorbell, as `/metrics` names them.
 pub const DOORBELL_RINGS: &str = "lastword_doorbell_rings_total";
 const DOORBELL_ROUND_TRIP: &str = "lastword_doorbell_round_trip_seconds";
+const BOUND_USED: &str = "lastword_bound_used";
+const BOUND_MAX: &str = "lastword_bound_max";
 const STREAMS_OPEN: &str = "lastword_streams_open";
 const WORKERS: &str = "lastword_workers";
 const WORKER_EXITS: &str = "lastword_worker_exits_total";
@@ -47,7 +49,7 @@ const DB_ERRORS: &str = "lastword_db_errors_total";
 const HTTP_REQUESTS: &str = "lastword_http_requests_total";
 const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
 
-const METRICS: [Metric; 24] = [
+const METRICS: [Metric; 26] = [
     (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
     (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
     (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in all."),
@@ -76,6 +78,8 @@ const METRICS: [Metric; 24] = [
     (APPEND_BATCH, Histogram, Unit::Count, "Events in one commit."),
     (DOORBELL_RINGS, Counter, Unit::Count, "Rings of the doorbell sent."),
     (DOORBELL_ROUND_TRIP, Histogram, Unit::Seconds, "From a ring sent to the same ring heard."),
+    (BOUND_USED, Gauge, Unit::Count, "How much of a bound of this replica is in use."),
+    (BOUND_MAX, Gauge, Unit::Count, "The bound: what comes beyond it is refused or waits."),
     (STREAMS_OPEN, Gauge, Unit::Count, "Event streams that clients hold open."),
     (WORKERS, Gauge, Unit::Count, "Worker processes of this replica."),
     (WORKER_EXITS, Counter, Unit::Count, "Workers that ended."),
@@ -220,6 +224,12 @@ pub fn doorbell_round_trip(took: Duration) {
     histogram!(DOORBELL_ROUND_TRIP).record(took);
 }
 
+/// So much of a bound is in use, and so much is allowed. `bound` is one of a fixed set of names, such as `streams`.
+pub fn bound(bound: &'static str, used: u64, max: u64) {
+    gauge!(BOUND_USED, "bound" => bound).set(used as f64);
+    gauge!(BOUND_MAX, "bound" => bound).set(max as f64);
+}
+
 /// One more stream is open, until what this returns is dropped.
 pub fn streams_open() -> OpenStream {
     gauge!(STREAMS_OPEN).increment(1);
@@ -279,6 +289,7 @@ mod tests {
         time_to_first_event(took);
         events_appended(5);
         append_batch(5);
+        bound("streams", 7, 10_000);
         doorbell_rings();
         doorbell_round_trip(took);
         workers("idle", 3);

@@ -1,0 +1,8 @@
+//! Attacks: what a hostile caller, text or worker may try, and what must not come of it.
+//!
+//! One file an attacked part. Each test runs the attack against real replicas, processes and a real Postgres,
+//! and looks at what others notice of it: nothing. `docs/SECURITY.md` tells what is protected from whom.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../support/mod.rs"]
+mod support;
