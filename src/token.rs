@@ -1,16 +1,69 @@
 //! Tokens: what lets somebody in who has it.
 //!
 //! Owns how one is made and how it is kept: as its SHA-256, compared in constant time. Refuses to print one.
+//!
+//! A minted token says what it is for and carries a checksum: one that was mistyped, cut off or made up is
+//! known for that without a look at the database. The checksum is no secret. Whoever reads this file can make
+//! one up that passes, and it opens nothing: what passes is looked up all the same.
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 /// SHA-256 of a token.
 pub type TokenHash = [u8; 32];
 
-/// A fresh token of 256 random bits, as 64 hexadecimal digits.
-pub fn mint() -> String {
-    digits(&rand::random())
+/// Bytes of the SHA-256 that a minted token ends with.
+const CHECKSUM_BYTES: usize = 4;
+/// How they are written.
+const CHECKSUM_CHARS: usize = 6;
+
+/// What a minted token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It lets a worker in.
+    Worker,
+    /// It opens the messages of one attempt of a turn.
+    Turn,
+}
+
+impl Purpose {
+    const ALL: [Purpose; 2] = [Purpose::Worker, Purpose::Turn];
+
+    /// What its tokens begin with.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Purpose::Worker => "lww_",
+            Purpose::Turn => "lwt_",
+        }
+    }
+}
+
+/// A fresh token of 256 random bits: its purpose, the bits and a checksum, as 53 letters, digits, `-` and `_`.
+pub fn mint(purpose: Purpose) -> String {
+    let secret: [u8; 32] = rand::random();
+    let token = purpose.prefix().to_owned() + &URL_SAFE_NO_PAD.encode(secret);
+    let checksum = checksum(&token);
+    token + &checksum
+}
+
+/// Whether this may be a token for this purpose. False is certain; true is to be looked up. A text without a
+/// prefix of ours may be one that an older release has minted.
+pub fn may_be(purpose: Purpose, token: &str) -> bool {
+    match Purpose::ALL.into_iter().find(|known| token.starts_with(known.prefix())) {
+        Some(found) => found == purpose && is_whole(token),
+        None => true,
+    }
+}
+
+/// Whether a text ends with its own checksum.
+fn is_whole(token: &str) -> bool {
+    let parts = token.len().checked_sub(CHECKSUM_CHARS).and_then(|at| token.split_at_checked(at));
+    parts.is_some_and(|(said, end)| checksum(said) == end)
+}
+
+fn checksum(said: &str) -> String {
+    URL_SAFE_NO_PAD.encode(&hash(said)[..CHECKSUM_BYTES])
 }
 
 /// Bytes as hexadecimal digits.
@@ -46,12 +99,37 @@ mod tests {
 
     #[test]
     fn no_two_tokens_are_the_same() {
-        let (one, other) = (mint(), mint());
-        assert_eq!(one.len(), 64);
+        let (one, other) = (mint(Purpose::Worker), mint(Purpose::Worker));
         assert!(!is_same(&hash(&one), &hash(&other)) && is_same(&hash(&one), &hash(&one)));
         assert_eq!(hash_from(&digits(&hash(&one))), Some(hash(&one)));
-        for wrong in ["", "ab", &one[1..], &"+f".repeat(32), &"\u{e9}".repeat(32)] {
+        for wrong in ["", "ab", &digits(&hash(&one))[1..], &"+f".repeat(32), &"\u{e9}".repeat(32)] {
             assert_eq!(hash_from(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_minted_token_is_known_by_its_form() {
+        for (purpose, other) in [(Purpose::Worker, Purpose::Turn), (Purpose::Turn, Purpose::Worker)] {
+            let token = mint(purpose);
+            assert_eq!(token.len(), 53, "{token}");
+            assert!(
+                token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)),
+                "{token}"
+            );
+            assert!(may_be(purpose, &token) && !may_be(other, &token), "{token}");
+            for at in 0..token.len() {
+                let changed = if token.as_bytes()[at] == b'x' { "y" } else { "x" };
+                let mut mistyped = token.clone();
+                mistyped.replace_range(at..=at, changed);
+                // Without its prefix it may be of an older release.
+                assert_eq!(may_be(purpose, &mistyped), at < 4, "{mistyped}");
+            }
+            for made_up in
+                [purpose.prefix(), &token[..52], &format!("{token}x"), &format!("{}é", &token[..51])]
+            {
+                assert!(!may_be(purpose, made_up), "{made_up}");
+            }
+            assert!(may_be(purpose, &digits(&hash("of an older release"))) && may_be(purpose, ""));
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Store, StoreError};
 use crate::{
     failure::Code,
     id::{ConversationId, WorkerId},
-    token,
+    token::{self, Purpose},
 };
 
 /// A remote worker that calls.
@@ -151,7 +151,7 @@ impl Store {
 
     /// Mints a token that lets workers in, for this and nothing else. It is told here and never again.
     pub async fn mint_worker_token(&self, grant: &Grant) -> Result<String, StoreError> {
-        let token = token::mint();
+        let token = token::mint(Purpose::Worker);
         let token_hash = token::hash(&token);
         let mut lease = self.lease().await?;
         lease

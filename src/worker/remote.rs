@@ -31,7 +31,7 @@ use crate::{
         remote_turns::{Adopted, Adoption},
     },
     task::Kind,
-    token::{self, TokenHash},
+    token::{self, Purpose, TokenHash},
 };
 
 /// Places for turns that are about to be claimed for remote workers.
@@ -129,7 +129,7 @@ impl Host {
 
     /// The hash of a turn's token, and the token.
     pub fn mint_turn_token() -> (String, TokenHash) {
-        let token = token::mint();
+        let token = token::mint(Purpose::Turn);
         let hash = token::hash(&token);
         (token, hash)
     }
