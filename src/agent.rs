@@ -3,6 +3,8 @@
 //! Owns the spec's fields, defaults and limits. Refuses unknown fields and values out of bounds,
 //! naming the field.
 
+mod guard;
+mod guards;
 mod pod;
 
 use std::collections::BTreeMap;
@@ -10,7 +12,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use self::pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value};
+pub use self::{
+    guard::Guard,
+    guards::{Finding, Guards},
+    pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value},
+};
 use crate::units::{Size, Span};
 
 /// How an agent's workers are run.
@@ -48,6 +54,7 @@ pub struct AgentSpec {
     pub retry: Retry,
     /// Checks of the input, before anything is run.
     #[serde(default)]
+    #[schema(max_items = 32)]
     pub guards: Vec<Guard>,
     /// What a worker may use.
     #[serde(default)]
@@ -180,39 +187,6 @@ impl Default for Limits {
     }
 }
 
-/// A check of the input.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Guard {
-    /// Refuses an input of more characters.
-    MaxChars {
-        /// The most that is let through.
-        limit: u32,
-        /// What the client is told.
-        notice: Option<String>,
-    },
-    /// Refuses an input that matches.
-    DenyRegex {
-        /// A regular expression in the `regex` crate's syntax.
-        pattern: String,
-        /// What the client is told.
-        notice: Option<String>,
-    },
-}
-
-impl Guard {
-    /// What the client is told when `text` is stopped; `None` lets it through.
-    pub fn stops(&self, text: &str) -> Option<&str> {
-        match self {
-            Guard::MaxChars { limit, notice } => (text.chars().count() > *limit as usize)
-                .then(|| notice.as_deref().unwrap_or("Your message is too long.")),
-            Guard::DenyRegex { pattern, notice } => regex::Regex::new(pattern)
-                .is_ok_and(|deny| deny.is_match(text))
-                .then(|| notice.as_deref().unwrap_or("Your message was not accepted.")),
-        }
-    }
-}
-
 /// A spec whose fields parse but do not make sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
@@ -265,7 +239,7 @@ impl AgentSpec {
         }
     }
 
-    /// Refuses what cannot work, before it is stored.
+    /// Refuses what cannot work, before it is stored. Compiles the guards: not for a task among others.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         let refuse = |field, why: &str| Err(InvalidSpec { field, why: why.to_owned() });
         match self.runtime {
@@ -331,14 +305,7 @@ impl AgentSpec {
         {
             return refuse("limits", "needs at least 1 process, 1MiB of memory and 1 byte of output");
         }
-        for guard in &self.guards {
-            if let Guard::DenyRegex { pattern, .. } = guard
-                && let Err(why) = regex::Regex::new(pattern)
-            {
-                return refuse("guards", &format!("`{pattern}` is not a regular expression: {why}"));
-            }
-        }
-        Ok(())
+        guard::validate(&self.guards)
     }
 }
 

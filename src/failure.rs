@@ -163,6 +163,10 @@ impl Failure {
         if let Some(detail) = &self.detail {
             error["detail"] = json!(detail);
         }
-        LastWord { kind: Kind::Failed, data: json!({ "error": error }).to_string() }
+        LastWord {
+            kind: Kind::Failed,
+            data: json!({ "error": error }).to_string(),
+            label: self.code.as_str().into(),
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //! A turn that waits for its worker to get ready is still `queued`: no worker has received it.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,8 @@ pub struct LastWord {
     pub kind: Kind,
     /// The event's own fields: the text of one JSON object.
     pub data: String,
+    /// What it counts as: a failure's code, or who cancelled it; empty where there is neither.
+    pub label: Cow<'static, str>,
 }
 
 /// Who stopped a turn.

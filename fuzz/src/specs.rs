@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use lastword::agent::{AgentSpec, Scope, Timeouts};
+use lastword::agent::{AgentSpec, Guards, Scope, Timeouts};
 
 /// Nothing that an agent may ask for lasts longer: seven days.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) {
     }
     assert!((1..=10_000).contains(&spec.turns_per_worker()));
     assert!(spec.scope == Scope::Shared || spec.turns_per_worker() == 1);
-    for guard in &spec.guards {
-        let _ = guard.stops("hello");
-    }
+    let guards = Guards::compile(&spec.guards);
+    assert_eq!(guards.faults().next(), None);
+    let _ = guards.check("hello", Duration::from_millis(10));
 }

@@ -11,14 +11,15 @@ use tracing::Instrument;
 use super::{
     clocks::Clocks,
     ending::{Account, speak},
+    guards,
     host::Host,
     job::{Halt, Job, Reach},
     kubernetes,
     line::Extension,
-    shared,
+    shared, start,
 };
 use crate::{
-    agent::{AgentSpec, Runtime, Scope},
+    agent::{Runtime, Scope},
     event::{Kind, NewEvent},
     failure::Code,
     store::{
@@ -89,7 +90,7 @@ pub(super) async fn place(
     place_job(host, job, line).await;
 }
 
-async fn place_job(host: Host, job: Job, line: Option<Extension>) {
+async fn place_job(host: Host, mut job: Job, line: Option<Extension>) {
     let is_shared = job.agent.spec.scope == Scope::Shared;
     let is_in_pod = job.agent.spec.runtime == Runtime::Kubernetes;
     let span = job.span.clone();
@@ -101,13 +102,14 @@ async fn place_job(host: Host, job: Job, line: Option<Extension>) {
             // Its own worker knows it, or has ended.
             (Phase::Running(_), None) if !is_shared => host.place(job),
             (Phase::Running(_) | Phase::Forsaken, _) => give_back(&host, &job.claim).await,
-            (Phase::Starting, _) => match stopped_by_guard(&job.agent.spec, &job.claim.assignment.input) {
-                Some(notice) => block(&host, job, notice).await,
-                None if is_shared => shared::serve(&host, job).await,
-                None if let Some(pods) = host.pods().filter(|_| is_in_pod) => {
+            (Phase::Starting, _) => match guards::stopped_by(&host, &mut job).await {
+                Err(obstacle) => start::tell(&host, &job, obstacle, None).await,
+                Ok(Some(notice)) => block(&host, job, notice).await,
+                Ok(None) if is_shared => shared::serve(&host, job).await,
+                Ok(None) if let Some(pods) = host.pods().filter(|_| is_in_pod) => {
                     kubernetes::serve(&host, pods, job).await;
                 }
-                None => host.place(job),
+                Ok(None) => host.place(job),
             },
         }
     }
@@ -142,13 +144,6 @@ async fn fail(host: &Host, claim: &Claim, why: &str) {
     tracing::error!(turn_id = %claim.turn, why, "a claimed turn cannot be run");
     let account = Account::unstarted(claim, None);
     speak(host, claim, claim.last_seq, account.failure(Code::Internal, Code::Internal.message(), None)).await;
-}
-
-/// The notice of the guard that stops this input.
-pub(super) fn stopped_by_guard(spec: &AgentSpec, input: &str) -> Option<String> {
-    let input: serde_json::Value = serde_json::from_str(input).ok()?;
-    let text = input.get("text")?.as_str()?;
-    spec.guards.iter().find_map(|guard| guard.stops(text)).map(str::to_owned)
 }
 
 /// The notice, then the last word. The log takes events of running turns only.

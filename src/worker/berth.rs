@@ -8,7 +8,7 @@
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
-    begin::{begin, place, stopped_by_guard},
+    begin::{begin, place},
     host::Host,
     line::Extension,
     switchboard::Seats,
@@ -69,15 +69,15 @@ impl Host {
     pub fn reserve(&self, new: &NewTurn) -> Option<Berth> {
         let permit = self.places().take(1)?;
         let spec = &new.agent.spec;
-        let is_stopped = stopped_by_guard(spec, &new.input).is_some();
         if spec.scope == Scope::Shared {
-            let line = (!is_stopped).then(|| self.pool().line_at_once(&new.agent, new.id)).flatten();
+            // An input that must be looked at first is not for a worker yet.
+            let line = spec.guards.is_empty().then(|| self.pool().line_at_once(&new.agent, new.id)).flatten();
             let offer = Offer { generation: None, worker: line.as_ref().map(Extension::worker) };
             return Some(Berth { permit, offer, line });
         }
         let warm = self.warm_of(new.conversation);
         let idle = warm.and_then(|warm| warm.idle).filter(|(_, revision)| *revision == new.agent.revision);
-        let worker = idle.filter(|_| !is_stopped).map(|(worker, _)| worker);
+        let worker = idle.map(|(worker, _)| worker);
         let offer = Offer { generation: warm.map(|warm| warm.generation), worker };
         Some(Berth { permit, offer, line: None })
     }

@@ -71,7 +71,8 @@ impl Account {
 
 /// A cancelled turn's last word.
 pub(super) fn cancelled(by: &str) -> LastWord {
-    LastWord { kind: Kind::Cancelled, data: serde_json::json!({ "by": by }).to_string() }
+    let data = serde_json::json!({ "by": by }).to_string();
+    LastWord { kind: Kind::Cancelled, data, label: by.to_owned().into() }
 }
 
 /// Who is named where the order itself is not known.
@@ -91,12 +92,12 @@ pub(super) async fn speak_after(
     said: Vec<NewEvent>,
     word: LastWord,
 ) -> bool {
-    let (kind, code) = (word.kind, code_of(&word));
+    let (kind, code) = (word.kind, word.label.clone());
     let finish = Finish { turn: claim.turn, epoch: claim.epoch, base, said, word };
     match host.writer().finish(finish.clone()).await {
         Written::Done(_) => {
             metrics::last_words(kind, &code);
-            tracing::info!(turn_id = %claim.turn, epoch = claim.epoch, %kind, code, "last word");
+            tracing::info!(turn_id = %claim.turn, epoch = claim.epoch, %kind, %code, "last word");
             true
         }
         Written::LeaseLost => {
@@ -111,10 +112,4 @@ pub(super) async fn speak_after(
             matches!(host.writer().finish(finish).await, Written::Done(_))
         }
     }
-}
-
-fn code_of(word: &LastWord) -> String {
-    let data: serde_json::Value = serde_json::from_str(&word.data).unwrap_or_default();
-    let code = data.pointer("/error/code").or(data.get("by")).and_then(|code| code.as_str());
-    code.unwrap_or("").to_owned()
 }

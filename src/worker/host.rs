@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use super::job::Halt;
 use super::{
-    begin, job::Job, kubernetes::Pods, life, places::Places, pool::Pool, process::Renewer, runs::Runs,
+    begin, guards::Checks, job::Job, kubernetes::Pods, life, places::Places, pool::Pool, process::Renewer,
+    runs::Runs,
 };
 use crate::{
     agent::Runtime,
@@ -49,6 +50,7 @@ struct Inner {
     pool: Pool,
     runs: Runs,
     pods: Option<Pods>,
+    checks: Arc<Checks>,
 }
 
 /// The life of a conversation's worker, as others reach it.
@@ -96,12 +98,18 @@ impl Host {
             pool: Pool::default(),
             runs: Runs::default(),
             pods,
+            checks: Arc::default(),
         }))
     }
 
     /// The runtimes that it hosts.
     pub fn runtimes(&self) -> &'static [Runtime] {
         if self.0.pods.is_some() { &[Runtime::Process, Runtime::Kubernetes] } else { &[Runtime::Process] }
+    }
+
+    /// Checks of inputs.
+    pub(super) fn checks(&self) -> &Arc<Checks> {
+        &self.0.checks
     }
 
     /// Worker pods, where this replica makes some.
@@ -206,6 +214,7 @@ impl Host {
 
     /// Proves this replica's life to its workers' guards, and counts them. Their limit is `silence_max`.
     pub fn renew(&self) {
+        self.0.checks.tell_bounds();
         let (mut idle, mut busy) = self.0.pool.renew();
         for life in lock(&self.0.lives).values() {
             *(if life.is_idle { &mut idle } else { &mut busy }) += 1;

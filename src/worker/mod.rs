@@ -8,7 +8,7 @@
 //! remote ─► (offered and taken over HTTP) ──────────────────────────────────► line ─► run: the same
 //! ```
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`berth`] (room that is kept for a
-//! claim), `begin`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
+//! claim), `begin`, `guards`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
 //! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`],
 //! [`codec`], [`wire`]; [`relay`] for hosts that pass on what a process says).
 
@@ -19,6 +19,7 @@ pub mod codec;
 mod ending;
 pub mod exit;
 mod fates;
+mod guards;
 mod hand_over;
 pub mod host;
 mod job;

@@ -17,11 +17,12 @@ use tracing::Instrument;
 
 pub(super) use self::{line::Remote, offer::hand_over, past::Past};
 use super::{
-    begin::{self, block, stopped_by_guard},
+    begin::{self, block},
+    guards,
     host::Host,
     job::{Halt, Reach},
     line::Line,
-    run,
+    run, start,
 };
 use crate::{
     id::TurnId,
@@ -148,9 +149,10 @@ async fn serve(host: Host, claim: Claim, reach: Reach, mut remote: Remote) {
     let Some(mut job) = begin::job(&host, claim, reach, true).await else { return };
     let span = job.span.clone();
     async {
-        match stopped_by_guard(&job.agent.spec, &job.claim.assignment.input) {
-            Some(notice) => block(&host, job, notice).await,
-            None => {
+        match guards::stopped_by(&host, &mut job).await {
+            Err(obstacle) => start::tell(&host, &job, obstacle, None).await,
+            Ok(Some(notice)) => block(&host, job, notice).await,
+            Ok(None) => {
                 run::run(&host, Line::Remote(&mut remote), &mut job).await;
                 // Its line is gone before its place is free.
                 drop(remote);

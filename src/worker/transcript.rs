@@ -169,7 +169,7 @@ impl Transcript {
         let stop_reason = stop_reason.unwrap_or_else(|| STOP_REASON.to_owned());
         let mut fields = json!({ "text": text, "stop_reason": stop_reason });
         set_if_any(&mut fields, "usage", usage);
-        Meaning::End(LastWord { kind: Kind::Completed, data: fields.to_string() })
+        Meaning::End(LastWord { kind: Kind::Completed, data: fields.to_string(), label: "".into() })
     }
 }
 

@@ -225,7 +225,7 @@ impl Run<'_> {
 
     pub async fn complete(self, text: &str) {
         let data = json!({"text": text, "stop_reason": "end"}).to_string();
-        let word = LastWord { kind: Kind::Completed, data };
+        let word = LastWord { kind: Kind::Completed, data, label: "".into() };
         let finish = Finish { turn: self.turn, epoch: self.epoch, base: self.seq, said: Vec::new(), word };
         assert!(matches!(self.replica.writer.finish(finish).await, Written::Done(_)));
     }

@@ -3,6 +3,9 @@
 //! One file an attacked part. Each test runs the attack against real replicas, processes and a real Postgres,
 //! and looks at what others notice of it: nothing. `docs/SECURITY.md` tells what is protected from whom.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "some attacks look at Postgres by SQL of their own")]
 
+mod guards;
+mod pulse;
 #[path = "../support/mod.rs"]
 mod support;

@@ -280,7 +280,7 @@ pub fn append_of(claim: &Claim, base: i32, kind: Kind) -> Append {
 
 pub fn finish_of(claim: &Claim, base: i32) -> Finish {
     let data = json!({ "text": "word", "stop_reason": "end" }).to_string();
-    let word = LastWord { kind: Kind::Completed, data };
+    let word = LastWord { kind: Kind::Completed, data, label: "".into() };
     Finish { turn: claim.turn, epoch: claim.epoch, base, said: Vec::new(), word }
 }
 

@@ -110,7 +110,7 @@ async fn a_close_against_a_finish_leaves_one_last_word(server: &Server) {
 
 fn cancelled(claim: &Claim) -> lastword::store::events::Finish {
     let data = r#"{"by":"operator"}"#.to_owned();
-    let word = LastWord { kind: Kind::Cancelled, data };
+    let word = LastWord { kind: Kind::Cancelled, data, label: "client".into() };
     lastword::store::events::Finish { word, ..finish_of(claim, claim.last_seq) }
 }
 

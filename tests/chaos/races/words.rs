@@ -308,6 +308,10 @@ fn late(claim: &Claim, base: i32, size: usize) -> Append {
 }
 
 fn cancelled(claim: &Claim, base: i32) -> Finish {
-    let word = LastWord { kind: Kind::Cancelled, data: json!({ "by": "client" }).to_string() };
+    let word = LastWord {
+        kind: Kind::Cancelled,
+        data: json!({ "by": "client" }).to_string(),
+        label: "client".into(),
+    };
     Finish { word, ..finish_of(claim, base) }
 }

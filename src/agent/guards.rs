@@ -1,0 +1,274 @@
+//! Compiled guards: a text is checked within a budget of processor time, whatever the patterns are.
+//!
+//! A match cannot be interrupted in the crate `regex`, and costs up to the text's length times the pattern's
+//! size: minutes. So a pattern becomes a lazy automaton that is walked here, byte by byte, with a look at the
+//! clock in between. Fails closed: a guard that does not compile, and one that is not through in time, stop
+//! the input.
+
+mod states;
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::time::{ClockId, clock_gettime};
+use regex_automata::{
+    Input,
+    hybrid::dfa::{Cache, DFA},
+    nfa::thompson::{self, WhichCaptures},
+};
+
+use super::guard::Guard;
+
+/// Memory to compile one pattern: what a byte of text may cost at worst grows with it, to a few milliseconds.
+const PROGRAM_MAX: usize = 3 << 20;
+/// Memory that a walk keeps its states in, where the pattern does not need more.
+const CACHE: usize = 64 << 10;
+/// States times bytes between two looks at the clock: some milliseconds at worst, some microseconds as a rule.
+const STRIDE: usize = 1 << 20;
+
+/// An agent's guards, ready to be used by many.
+#[derive(Debug)]
+pub struct Guards(Vec<Compiled>);
+
+/// What guards say of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// None of them stops it.
+    Passed,
+    /// One does, with this notice.
+    Stopped(String),
+    /// They were not through with it in time.
+    Unfinished,
+    /// One of them cannot be used.
+    Unusable(Fault),
+}
+
+/// A guard that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("guard {place}, `{pattern}`, {why}")]
+pub struct Fault {
+    /// Which one, from 1.
+    place: usize,
+    pattern: String,
+    why: String,
+}
+
+#[derive(Debug)]
+enum Compiled {
+    MaxChars { limit: usize, notice: String },
+    Deny { deny: Box<Deny>, notice: String },
+    Unusable(Fault),
+}
+
+/// A pattern that must not match.
+struct Deny {
+    pattern: String,
+    automaton: DFA,
+    /// Of a walk that has ended; the next one goes on with what it found out.
+    cache: Mutex<Option<Cache>>,
+}
+
+impl Guards {
+    /// Compiles guards. What does not compile is kept as a fault.
+    pub fn compile(guards: &[Guard]) -> Guards {
+        Guards((1..).zip(guards).map(|(place, guard)| Compiled::of(place, guard)).collect())
+    }
+
+    /// The same; `None` where that takes longer.
+    pub(super) fn compile_within(guards: &[Guard], budget: Duration) -> Option<Guards> {
+        let watch = Watch::start(budget);
+        let mut compiled = Vec::with_capacity(guards.len());
+        for (place, guard) in (1..).zip(guards) {
+            compiled.push(Compiled::of(place, guard));
+            if watch.left().is_zero() {
+                return None;
+            }
+        }
+        Some(Guards(compiled))
+    }
+
+    /// Guards that cannot be used.
+    pub fn faults(&self) -> impl Iterator<Item = &Fault> {
+        self.0.iter().filter_map(|guard| match guard {
+            Compiled::Unusable(fault) => Some(fault),
+            Compiled::MaxChars { .. } | Compiled::Deny { .. } => None,
+        })
+    }
+
+    /// Memory of the compiled patterns.
+    pub(super) fn program_bytes(&self) -> usize {
+        self.denies().map(|deny| deny.automaton.get_nfa().memory_usage()).sum()
+    }
+
+    /// Memory that they may take, in all.
+    pub fn bytes(&self) -> usize {
+        let caches: usize = self.denies().map(|deny| deny.automaton.get_config().get_cache_capacity()).sum();
+        self.program_bytes() + caches
+    }
+
+    fn denies(&self) -> impl Iterator<Item = &Deny> {
+        self.0.iter().filter_map(|guard| match guard {
+            Compiled::Deny { deny, .. } => Some(&**deny),
+            Compiled::MaxChars { .. } | Compiled::Unusable(_) => None,
+        })
+    }
+
+    /// Checks `text` within a budget of processor time: not for a task among others. The first guard that does
+    /// not let it through is told.
+    pub fn check(&self, text: &str, budget: Duration) -> Finding {
+        let watch = Watch::start(budget);
+        for guard in &self.0 {
+            let found = match guard {
+                Compiled::MaxChars { limit, notice } => {
+                    text.chars().nth(*limit).map(|_| Finding::Stopped(notice.clone()))
+                }
+                Compiled::Deny { deny, notice } => match deny.matches(text, &watch) {
+                    Some(false) => None,
+                    Some(true) => Some(Finding::Stopped(notice.clone())),
+                    None => Some(Finding::Unfinished),
+                },
+                Compiled::Unusable(fault) => Some(Finding::Unusable(fault.clone())),
+            };
+            if let Some(found) = found {
+                return found;
+            }
+        }
+        Finding::Passed
+    }
+}
+
+impl Compiled {
+    fn of(place: usize, guard: &Guard) -> Compiled {
+        let notice = guard.notice().to_owned();
+        match guard {
+            Guard::MaxChars { limit, .. } => Compiled::MaxChars { limit: *limit as usize, notice },
+            Guard::DenyRegex { pattern, .. } => match Deny::of(pattern) {
+                Ok(deny) => Compiled::Deny { deny: Box::new(deny), notice },
+                Err(why) => Compiled::Unusable(Fault { place, pattern: pattern.clone(), why }),
+            },
+        }
+    }
+}
+
+impl Deny {
+    fn of(pattern: &str) -> Result<Deny, String> {
+        let program =
+            thompson::Config::new().nfa_size_limit(Some(PROGRAM_MAX)).which_captures(WhichCaptures::None);
+        let program = thompson::Compiler::new().configure(program).build(pattern).map_err(|why| match why
+            .size_limit()
+        {
+            Some(_) => format!(
+                "takes more than {} MiB to compile: use smaller repetition counts, or `(?-u)` where \
+                     Unicode classes are not needed",
+                PROGRAM_MAX >> 20
+            ),
+            None => format!("is not a regular expression: {}", root_of(&why)),
+        })?;
+        let config = DFA::config().unicode_word_boundary(true);
+        let least = config.get_minimum_cache_capacity(&program).map_err(|why| root_of(&why))?;
+        let config = config.cache_capacity(least.saturating_mul(2).max(CACHE));
+        let automaton =
+            DFA::builder().configure(config).build_from_nfa(program).map_err(|why| root_of(&why))?;
+        Ok(Deny { pattern: pattern.to_owned(), automaton, cache: Mutex::default() })
+    }
+
+    /// Whether `text` matches; `None` where that is not known in time.
+    fn matches(&self, text: &str, watch: &Watch) -> Option<bool> {
+        let kept = self.cache.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut cache = kept.unwrap_or_else(|| self.automaton.create_cache());
+        let walked = self.walk(text, &mut cache, watch);
+        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache);
+        match walked {
+            Walked::Through { is_match } => Some(is_match),
+            // A Unicode word boundary beside letters beyond ASCII.
+            Walked::NoWay => states::matches(self.automaton.get_nfa(), text, self.stride(), watch),
+            Walked::Late => None,
+        }
+    }
+
+    /// Bytes between two looks at the clock.
+    fn stride(&self) -> usize {
+        (STRIDE / self.automaton.get_nfa().states().len().max(1)).clamp(16, 4096)
+    }
+
+    fn walk(&self, text: &str, cache: &mut Cache, watch: &Watch) -> Walked {
+        let automaton = &self.automaton;
+        let Ok(mut at) = automaton.start_state_forward(cache, &Input::new(text)) else {
+            return Walked::NoWay;
+        };
+        for piece in text.as_bytes().chunks(self.stride()) {
+            for &byte in piece {
+                let Ok(next) = automaton.next_state(cache, at, byte) else { return Walked::NoWay };
+                at = next;
+                if at.is_tagged() {
+                    match () {
+                        () if at.is_match() => return Walked::Through { is_match: true },
+                        () if at.is_dead() => return Walked::Through { is_match: false },
+                        () if at.is_quit() => return Walked::NoWay,
+                        () => {}
+                    }
+                }
+            }
+            if watch.left().is_zero() {
+                return Walked::Late;
+            }
+        }
+        match automaton.next_eoi_state(cache, at) {
+            Ok(end) => Walked::Through { is_match: end.is_match() },
+            Err(_) => Walked::NoWay,
+        }
+    }
+}
+
+impl fmt::Debug for Deny {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Deny").field(&self.pattern).finish()
+    }
+}
+
+/// How a walk ended.
+enum Walked {
+    Through {
+        is_match: bool,
+    },
+    /// The automaton cannot tell.
+    NoWay,
+    Late,
+}
+
+/// This thread's processor time, against a budget of it. A busy machine takes none of that.
+struct Watch {
+    from: Option<Duration>,
+    budget: Duration,
+}
+
+impl Watch {
+    fn start(budget: Duration) -> Watch {
+        Watch { from: spent(), budget }
+    }
+
+    /// Nothing where there is no such clock: fails closed.
+    fn left(&self) -> Duration {
+        let used = self.from.zip(spent()).map(|(from, now)| now.saturating_sub(from));
+        self.budget.saturating_sub(used.unwrap_or(Duration::MAX))
+    }
+}
+
+fn spent() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok().map(Duration::from)
+}
+
+/// The innermost cause: the others say which step of the compiler it was.
+fn root_of(why: &dyn std::error::Error) -> String {
+    let mut why = why;
+    while let Some(cause) = why.source() {
+        why = cause;
+    }
+    why.to_string()
+}
+
+#[cfg(test)]
+mod tests;

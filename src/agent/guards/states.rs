@@ -1,0 +1,91 @@
+//! A pattern's states, followed all at once: for texts that its lazy automaton cannot walk.
+//!
+//! Slower by far, and so with a look at the clock in between as well.
+
+use regex_automata::{
+    nfa::thompson::{NFA, State},
+    util::primitives::StateID,
+};
+
+use super::Watch;
+
+/// Whether `text` matches; `None` where that is not known in time.
+pub(super) fn matches(program: &NFA, text: &str, stride: usize, watch: &Watch) -> Option<bool> {
+    let (mut now, mut next) = (Reached::of(program), Reached::of(program));
+    for at in 0..=text.len() {
+        if at % stride == 0 && watch.left().is_zero() {
+            return None;
+        }
+        // A match may begin anywhere, but not within a character.
+        if text.is_char_boundary(at) && now.reach(program, program.start_anchored(), text, at) {
+            return Some(true);
+        }
+        for &state in &now.list {
+            let to = match program.state(state) {
+                State::ByteRange { trans } if trans.matches(text.as_bytes(), at) => Some(trans.next),
+                State::Sparse(ways) => ways.matches(text.as_bytes(), at),
+                State::Dense(ways) => ways.matches(text.as_bytes(), at),
+                _ => None,
+            };
+            if to.is_some_and(|to| next.reach(program, to, text, at + 1)) {
+                return Some(true);
+            }
+        }
+        std::mem::swap(&mut now, &mut next);
+        next.clear();
+    }
+    Some(false)
+}
+
+/// States that are reached at one place of the text.
+struct Reached {
+    list: Vec<StateID>,
+    /// Those that were seen on the way too, by their numbers.
+    is_seen: Vec<bool>,
+    seen: Vec<StateID>,
+    way: Vec<StateID>,
+}
+
+impl Reached {
+    fn of(program: &NFA) -> Reached {
+        let is_seen = vec![false; program.states().len()];
+        Reached { list: Vec::new(), is_seen, seen: Vec::new(), way: Vec::new() }
+    }
+
+    fn clear(&mut self) {
+        self.list.clear();
+        for state in self.seen.drain(..) {
+            self.is_seen[state.as_usize()] = false;
+        }
+    }
+
+    /// Adds a state, and all that are reached from it without a further byte; true where one of them matches.
+    fn reach(&mut self, program: &NFA, from: StateID, text: &str, at: usize) -> bool {
+        self.way.push(from);
+        while let Some(state) = self.way.pop() {
+            if std::mem::replace(&mut self.is_seen[state.as_usize()], true) {
+                continue;
+            }
+            self.seen.push(state);
+            match program.state(state) {
+                State::Match { .. } => {
+                    // An empty match does not stand within a character.
+                    if text.is_char_boundary(at) {
+                        return true;
+                    }
+                }
+                State::Fail => {}
+                State::Look { look, next } => {
+                    if program.look_matcher().matches(*look, text.as_bytes(), at) {
+                        self.way.push(*next);
+                    }
+                }
+                State::Union { alternates } => self.way.extend(alternates.iter()),
+                State::BinaryUnion { alt1, alt2 } => self.way.extend([*alt1, *alt2]),
+                State::Capture { next, .. } => self.way.push(*next),
+                State::ByteRange { .. } | State::Sparse(_) | State::Dense(_) => self.list.push(state),
+            }
+        }
+        false
+    }
+}
