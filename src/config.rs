@@ -4,6 +4,7 @@
 //! variables (a limit that is misspelt is a limit that is not there), and to listen beyond loopback
 //! without tokens. The order of the sources is in [`source`], hiding secrets in [`redact`].
 
+pub mod kept;
 mod lever;
 mod redact;
 mod source;
@@ -60,6 +61,13 @@ pub struct Config {
     pub conversation_depth_max: u32,
     /// Turns that this replica runs at once.
     pub turns_max: u32,
+    /// Worker processes that this replica has at once, idle ones included; half again as many as `turns_max`, and at
+    /// least 16, where absent.
+    pub workers_max: Option<u32>,
+    /// Who worker processes run as, where not as this replica: a user's name, its number, or `UID:GID`.
+    pub worker_user: Option<String>,
+    /// The largest file that a worker process may write.
+    pub worker_file_max: Size,
     /// Connections to Postgres, beside the listener's and presence's own.
     pub pool_max: u32,
     /// Event streams that this replica serves at once.
@@ -134,6 +142,9 @@ impl Default for Config {
             queue_max: 10_000,
             conversation_depth_max: 100,
             turns_max: 64,
+            workers_max: None,
+            worker_user: None,
+            worker_file_max: Size::mib(8 * 1024),
             pool_max: 8,
             streams_max: 10_000,
             doorbell: Doorbell::On,
@@ -185,6 +196,7 @@ impl Config {
         self.validate_doors()?;
         for (key, limit) in [
             ("body_max", self.body_max.0),
+            ("worker_file_max", self.worker_file_max.0),
             ("queue_max", self.queue_max.into()),
             ("conversation_depth_max", self.conversation_depth_max.into()),
             ("turns_max", self.turns_max.into()),
@@ -194,6 +206,9 @@ impl Config {
             if limit == 0 {
                 return refuse(key, "must be at least 1");
             }
+        }
+        if self.workers_max.is_some_and(|max| max < self.turns_max) {
+            return refuse("workers_max", "is below turns_max, and each turn may need a worker of its own");
         }
         for (key, span) in [("retain", self.retain), ("postgres_away_max", self.postgres_away_max)] {
             if span < Span::seconds(1) {
@@ -264,6 +279,11 @@ impl Config {
         self.url.as_ref().map_or_else(fallback, |url| url.trim_end_matches('/').to_owned())
     }
 
+    /// Worker processes that this replica has at once.
+    pub fn workers_max(&self) -> u32 {
+        self.workers_max.unwrap_or_else(|| workers_for(self.turns_max))
+    }
+
     /// Where the doorbell and presence connect.
     pub fn listener_url(&self) -> &str {
         self.listener_database_url.as_deref().unwrap_or(&self.database_url)
@@ -273,6 +293,11 @@ impl Config {
     pub fn redacted(&self) -> String {
         redact::to_toml(self)
     }
+}
+
+/// Worker processes for so many turns at once, some of them idle.
+pub fn workers_for(turns: u32) -> u32 {
+    turns.saturating_add(turns / 2).max(16)
 }
 
 impl fmt::Debug for Config {

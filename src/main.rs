@@ -1,7 +1,8 @@
 //! The binary: a worker's shim, or the command line on a runtime.
 //!
 //! Owns the order of the two: the shim runs before clap and before any runtime has a thread, since
-//! what it does to its own process must not be shared with other threads.
+//! what it does to its own process must not be shared with other threads. Nor has any a thread when a command
+//! takes its secrets out of its environment.
 
 use std::process::ExitCode;
 
@@ -12,6 +13,10 @@ fn main() -> ExitCode {
         return ExitCode::from(u8::try_from(worker::shim::run()).unwrap_or(1));
     }
     let command = cli::parse();
+    if let Err(why) = cli::seclude(&command) {
+        eprintln!("error: cannot keep this process's memory to itself: {why}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(why) => {

@@ -17,9 +17,12 @@ mod serve;
 mod verify;
 mod work;
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use nix::sys::prctl;
+
+use crate::config::kept;
 
 /// A gateway for chat agents in which every accepted turn gets exactly one last word.
 #[derive(Parser)]
@@ -82,6 +85,26 @@ pub enum ConfigCommand {
 /// Reads the command line; leaves with 2 where it makes no sense.
 pub fn parse() -> Command {
     Cli::parse().command
+}
+
+/// Keeps what a command knows from the programs that it starts, where they are other people's: its memory from
+/// their eyes, and its secrets out of its environment once those are read. To be called before any thread runs.
+///
+/// # Errors
+/// What the operating system says.
+pub fn seclude(command: &Command) -> io::Result<()> {
+    if !matches!(command, Command::Serve(_) | Command::Work(_)) {
+        return Ok(());
+    }
+    prctl::set_dumpable(false)?;
+    if matches!(command, Command::Serve(_)) {
+        #[allow(unsafe_code, reason = "an environment has no safe form of forgetting")]
+        // SAFETY: the caller promises that no other thread runs.
+        unsafe {
+            kept::keep();
+        }
+    }
+    Ok(())
 }
 
 /// Runs one command to its exit code.

@@ -15,18 +15,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{self, Gateway},
-    config::{Config, Overrides},
+    config::{Config, ConfigError, Overrides},
     engine::{Engine, drain},
     store::Store,
     task::{Kind, Supervisor},
     telemetry,
-    worker::kubernetes,
+    worker::{kubernetes, user::User, workspace},
 };
 
 /// How long the last tasks get to end once everything is said.
 const END_MAX: Duration = Duration::from_secs(5);
 
 /// Runs one replica.
+///
+/// The commands of agents whose runtime is `process` run as this replica's own user, and may do whatever it may,
+/// unless LASTWORD_WORKER_USER names another one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: lastword.toml, if there is one]
@@ -54,7 +57,7 @@ pub struct Args {
 /// # Errors
 /// A configuration that makes no sense, an address that is taken, a schema that cannot be migrated.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = Config::load(Overrides {
+    let mut config = Config::load(Overrides {
         config: args.config,
         listen: args.listen,
         url: args.url,
@@ -62,6 +65,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         data_dir: args.data_dir,
         insecure: args.insecure.then_some(true),
     })?;
+    settle_worker_user(&mut config)?;
     let store = Store::open(&config)?;
     let _telemetry = telemetry::init(&config, &store.replica().to_string())?;
     let supervisor = Supervisor::new();
@@ -71,6 +75,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bound = listener.local_addr()?;
     let url = config.advertised_url(bound);
     tracing::info!(%bound, %url, version = env!("CARGO_PKG_VERSION"), "listening");
+    if config.worker_user.is_none() {
+        tracing::warn!(
+            "agents' commands run as this replica's own user and may do what it may; worker_user names another one"
+        );
+    }
     if !config.ablate.is_empty() {
         tracing::warn!(ablate = ?config.ablate, "slower than it could be, for a measurement");
     }
@@ -104,6 +113,18 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Finds the workers' user once and for all, and opens its way to the workspaces.
+fn settle_worker_user(config: &mut Config) -> anyhow::Result<()> {
+    let Some(text) = config.worker_user.as_deref() else { return Ok(()) };
+    let refuse = |why: String| ConfigError::Refused { key: "worker_user", why };
+    let user = User::find(text).and_then(|user| User::may_become().map(|()| user)).map_err(refuse)?;
+    let workspaces = config.data_dir.join("workspaces");
+    let dirs = [config.data_dir.clone(), workspaces.clone(), workspaces.join("shared")];
+    workspace::open(&dirs, user).map_err(|why| refuse(format!("cannot be used: {why}")))?;
+    config.worker_user = Some(user.to_string());
+    Ok(())
 }
 
 /// Migrates, waiting for a Postgres that is not there yet.

@@ -38,11 +38,12 @@ use self::{
     words::{Offer, Registered},
 };
 use crate::{
-    config::Config,
+    config::{Config, workers_for},
     id::{ConversationId, WorkerId},
     task::{Kind, Supervisor},
     telemetry,
     units::Span,
+    worker::{user::User, workspace},
 };
 
 /// How long the last words of interrupted turns, and the ends of processes, may take.
@@ -66,6 +67,9 @@ pub struct Args {
     /// Turns at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     concurrency: u32,
+    /// Processes at once, idle ones included [default: half again as many as turns, and at least 16]
+    #[arg(long, value_name = "COUNT")]
+    workers_max: Option<u32>,
     /// Leave after so long without a turn
     #[arg(long, value_name = "SPAN")]
     exit_when_idle: Option<Span>,
@@ -78,6 +82,9 @@ pub struct Args {
     /// Where workspaces live
     #[arg(long, default_value = "lastword-work", value_name = "DIR")]
     data_dir: PathBuf,
+    /// Who the program runs as, where not as this host: a user's name, its number, or UID:GID
+    #[arg(long, env = "LASTWORD_WORKER_USER", value_name = "USER")]
+    worker_user: Option<String>,
     /// What operators see of this host
     #[arg(long, env = "LASTWORD_WORKER_NAME")]
     name: Option<String>,
@@ -129,12 +136,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let supervisor = Supervisor::new();
     let (leaving, left) = (CancellationToken::new(), CancellationToken::new());
-    let program =
-        Program { command: args.command.clone(), env: passed_on(), data_dir: absolute(&args.data_dir)? };
+    let workers_max = args.workers_max.unwrap_or_else(|| workers_for(args.concurrency));
+    anyhow::ensure!(workers_max >= args.concurrency, "--workers-max is below --concurrency");
+    let data_dir = absolute(&args.data_dir)?;
+    let user = args.worker_user.as_deref().map(|text| settle_user(text, &data_dir)).transpose()?;
+    let program = Program { command: args.command.clone(), env: passed_on(), data_dir, user };
     let shop = Shop {
         link: Arc::new(Link::new(&args.urls, identity)?),
         turns: Arc::default(),
-        crew: Crew::new(program, supervisor.clone(), leaving.clone()),
+        crew: Crew::new(program, supervisor.clone(), leaving.clone(), workers_max),
         concurrency: args.concurrency as usize,
         idle_max: args.exit_when_idle.map(|span| span.0),
         retire_at: args.retire_after.map(|span| Instant::now() + span.0),
@@ -237,6 +247,15 @@ fn stop_signals(supervisor: &Supervisor, shop: &Shop) -> anyhow::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Finds the program's user once and for all, and opens its way to the workspaces.
+fn settle_user(text: &str, data_dir: &std::path::Path) -> anyhow::Result<String> {
+    let found = User::find(text).and_then(|user| User::may_become().map(|()| user));
+    let user = found.map_err(|why| anyhow::anyhow!("--worker-user {why}"))?;
+    workspace::open(&[data_dir.to_owned()], user)
+        .map_err(|why| anyhow::anyhow!("--worker-user cannot be used: {why}"))?;
+    Ok(user.to_string())
 }
 
 /// The environment that a worker finds: this host's own, without what is for the host alone.

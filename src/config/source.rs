@@ -11,7 +11,7 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, kept};
 
 /// The flags of `serve`; what is given wins over every other source.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +43,7 @@ impl Surroundings {
     /// # Errors
     /// A variable of ours that is not text.
     pub fn of_this_process() -> Result<Self, ConfigError> {
-        Self::new(std::env::vars_os(), PathBuf::new())
+        Self::new(kept::variables(), PathBuf::new())
     }
 
     /// These variables, and `lastword.toml` and relative paths in this directory.
@@ -174,7 +174,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 30] = [
+const KEYS: [Key; 33] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -189,6 +189,9 @@ const KEYS: [Key; 30] = [
     key("queue_max", Shape::Number),
     key("conversation_depth_max", Shape::Number),
     key("turns_max", Shape::Number),
+    key("workers_max", Shape::Number),
+    key("worker_user", Shape::Text),
+    key("worker_file_max", Shape::Text),
     key("pool_max", Shape::Number),
     key("streams_max", Shape::Number),
     key("doorbell", Shape::Text),
@@ -215,6 +218,12 @@ impl Key {
     fn file_variable(&self) -> Option<String> {
         self.has_file.then(|| self.variable() + "_FILE")
     }
+}
+
+/// The variables that hold secrets themselves.
+pub(super) fn secret_variables() -> Vec<String> {
+    let secrets = KEYS.iter().filter(|key| key.has_file);
+    secrets.flat_map(|key| [Some(key.variable()), key.foreign.map(str::to_owned)]).flatten().collect()
 }
 
 /// Reads the three sources and merges them.

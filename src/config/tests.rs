@@ -36,6 +36,9 @@ fn full() -> Config {
         queue_max: 1,
         conversation_depth_max: 2,
         turns_max: 3,
+        workers_max: Some(6),
+        worker_user: Some("agents".to_owned()),
+        worker_file_max: Size(1538),
         pool_max: 4,
         streams_max: 5,
         doorbell: Doorbell::Off,
@@ -156,6 +159,8 @@ fn a_door_beyond_loopback_needs_tokens() {
     assert!(refused(Config { client_tokens: vec!["a b".to_owned()], ..base.clone() }));
     assert!(refused(Config { url: Some("one:8080".to_owned()), ..base.clone() }));
     assert!(refused(Config { turns_max: 0, ..base.clone() }));
+    assert!(refused(Config { workers_max: Some(63), ..base.clone() }));
+    assert!(!refused(Config { workers_max: Some(64), ..base.clone() }));
     assert!(refused(Config { keep_alive: Span::seconds(60), ..base }));
     assert!(refused(Config::default()), "there is no database");
 }

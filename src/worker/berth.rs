@@ -68,14 +68,21 @@ impl Host {
     /// Keeps room for a turn that is about to be accepted; `None` where there is none.
     pub fn reserve(&self, new: &NewTurn) -> Option<Berth> {
         let permit = self.places().take(1)?;
+        let has_room = || self.startable(1) > 0;
         let spec = &new.agent.spec;
         if spec.scope == Scope::Shared {
             // An input that must be looked at first is not for a worker yet.
             let line = spec.guards.is_empty().then(|| self.pool().line_at_once(&new.agent, new.id)).flatten();
+            if line.is_none() && !has_room() && !self.pool().has_room() {
+                return None;
+            }
             let offer = Offer { generation: None, worker: line.as_ref().map(Extension::worker) };
             return Some(Berth { permit, offer, line });
         }
         let warm = self.warm_of(new.conversation);
+        if warm.is_none() && !has_room() {
+            return None;
+        }
         let idle = warm.and_then(|warm| warm.idle).filter(|(_, revision)| *revision == new.agent.revision);
         let worker = idle.map(|(worker, _)| worker);
         let offer = Offer { generation: warm.map(|warm| warm.generation), worker };
@@ -86,8 +93,10 @@ impl Host {
     /// there is.
     pub fn room(&self, most: usize) -> Option<Room> {
         let places = self.places();
-        let Some(permits) = places.take(places.free().div_ceil(2).min(most)) else {
-            if places.want() {
+        // A turn may need a worker, so without room for one it waits in the queue.
+        let startable = || if self.pool().has_room() { most } else { self.startable(most) };
+        let Some(permits) = places.take(places.free().div_ceil(2).min(startable())) else {
+            if places.want() && startable() > 0 {
                 self.store().wake().look_at_queue();
             }
             return None;

@@ -5,6 +5,8 @@
 //! more; interrupted: a deploy ends it). Refuses a claim without a free place. It holds the work; no
 //! request does (I12).
 
+mod evict;
+
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -12,13 +14,21 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use super::job::Halt;
 use super::{
-    begin, guards::Checks, job::Job, kubernetes::Pods, life, places::Places, pool::Pool, process::Renewer,
+    begin,
+    guards::Checks,
+    job::Job,
+    kubernetes::Pods,
+    life,
+    places::Places,
+    pool::Pool,
+    process::{Launch, Renewer},
     runs::Runs,
+    slots::Slots,
 };
 use crate::{
     agent::Runtime,
@@ -32,6 +42,7 @@ use crate::{
     },
     task::{Kind, Supervisor},
     telemetry::metrics,
+    units::Size,
 };
 
 /// What this replica runs. Cheap to clone.
@@ -45,7 +56,10 @@ struct Inner {
     supervisor: Supervisor,
     workspaces: PathBuf,
     silence_max: Duration,
+    worker_user: Option<String>,
+    worker_file_max: Size,
     places: Places,
+    slots: Slots,
     lives: Mutex<HashMap<ConversationId, Life>>,
     pool: Pool,
     runs: Runs,
@@ -63,6 +77,8 @@ struct Life {
     stop: CancellationToken,
     renewer: Option<Renewer>,
     is_idle: bool,
+    /// When it fell idle last.
+    idle_since: Instant,
     /// Whether an input must be looked at before anything is started.
     is_guarded: bool,
 }
@@ -93,7 +109,10 @@ impl Host {
             supervisor,
             workspaces: config.data_dir.join("workspaces"),
             silence_max: config.postgres_away_max.0,
+            worker_user: config.worker_user.clone(),
+            worker_file_max: config.worker_file_max,
             places: Places::new(config.turns_max),
+            slots: Slots::new(config.workers_max()),
             lives: Mutex::default(),
             pool: Pool::default(),
             runs: Runs::default(),
@@ -222,6 +241,9 @@ impl Host {
                 renewer.renew(!life.is_idle);
             }
         }
+        // One that is idle leaves for the next that is needed, so it fills nothing.
+        let used = self.0.slots.used().saturating_sub(idle);
+        metrics::bound("workers", used as u64, self.0.slots.max() as u64);
         metrics::workers("idle", idle);
         metrics::workers("busy", busy);
     }
@@ -243,8 +265,14 @@ impl Host {
         &self.0.supervisor
     }
 
-    pub(super) fn silence_max(&self) -> Duration {
-        self.0.silence_max
+    /// A launch in `workspace` with what this replica says of all its workers.
+    pub(super) fn launch(&self, command: Vec<String>, workspace: PathBuf) -> Launch {
+        Launch {
+            silence_max: self.0.silence_max,
+            user: self.0.worker_user.clone(),
+            file_max: self.0.worker_file_max,
+            ..Launch::new(command, workspace)
+        }
     }
 
     /// A conversation's own directory, or the one of all shared workers of an agent; a worker that is
@@ -313,6 +341,7 @@ impl Host {
                 stop: stop.clone(),
                 renewer: None,
                 is_idle: false,
+                idle_since: Instant::now(),
                 is_guarded: !job.agent.spec.guards.is_empty(),
             },
         );
@@ -332,8 +361,11 @@ impl Host {
     /// The worker waits for its next turn; false where it is not wanted any more.
     pub(super) fn note_idle(&self, conversation: ConversationId, worker: WorkerId) -> bool {
         match lock(&self.0.lives).get_mut(&conversation).filter(|life| life.worker == worker) {
+            // Its slot is wanted for another.
+            Some(_) if self.0.slots.is_short() => false,
             Some(life) if !life.stop.is_cancelled() => {
                 life.is_idle = true;
+                life.idle_since = Instant::now();
                 true
             }
             _ => false,

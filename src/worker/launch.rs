@@ -25,7 +25,11 @@ use tokio::{
 
 use crate::{
     units::Size,
-    worker::lifeline::{GUARD_FD, Obstacle, Plan, Report},
+    worker::{
+        lifeline::{GUARD_FD, Obstacle, Plan, Report},
+        user::User,
+        workspace,
+    },
 };
 
 /// From the first system call to a running program.
@@ -37,6 +41,9 @@ const COMPLAINT_BYTES_MAX: u64 = 2 * 1024;
 
 /// This very program, even where its file was replaced by a newer release meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// The largest file that a worker may write, unless it is told otherwise.
+pub const FILE_MAX: Size = Size::mib(8 * 1024);
 
 /// The variable by which a worker's processes are found when their guard was killed.
 pub(super) const MARK: &str = "LASTWORD_GUARD";
@@ -56,6 +63,10 @@ pub struct Launch {
     pub memory: Size,
     /// Processes in the tree, the agent's own included.
     pub processes: u32,
+    /// The largest file that a process of the tree may write.
+    pub file_max: Size,
+    /// Who the agent runs as: this process's own user, or another one as [`User::find`] takes it.
+    pub user: Option<String>,
     /// SIGTERM → SIGKILL.
     pub stop_grace: Duration,
     /// How long this replica may go without a renewal before the worker is ended.
@@ -67,8 +78,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// A launch in `workspace` with one gibibyte, 64 processes, 5 s of grace, 10 s of silence and 16
-    /// messages unread.
+    /// A launch in `workspace` as this process's own user, with one gibibyte, 64 processes, files of 8 GiB, 5 s
+    /// of grace, 10 s of silence and 16 messages unread.
     pub fn new(command: Vec<String>, workspace: PathBuf) -> Self {
         Launch {
             command,
@@ -76,6 +87,8 @@ impl Launch {
             workspace,
             memory: Size::mib(1024),
             processes: 64,
+            file_max: FILE_MAX,
+            user: None,
             stop_grace: Duration::from_secs(5),
             silence_max: Duration::from_secs(10),
             unread_max: 16,
@@ -84,15 +97,22 @@ impl Launch {
     }
 
     pub(super) async fn start(self) -> Result<Launched, StartError> {
-        let workspace = prepare(&self.workspace).await?;
+        let user = self
+            .user
+            .as_deref()
+            .map(User::find)
+            .transpose()
+            .map_err(|why| StartError::new(StartErrorKind::Other, format!("worker_user {why}")))?;
+        let workspace = prepare(self.workspace.clone(), user).await?;
         let (ours, theirs) = Socket::pair().map_err(StartError::other)?;
         let mut guard = spawn_guard(&self.shim, theirs).map_err(StartError::other)?;
         ours.set_nonblocking(true).map_err(StartError::other)?;
         let socket = ours.try_clone().map_err(StartError::other)?;
         let lifeline = UnixStream::from_std(ours).map_err(StartError::other)?;
         let mut reports = BufReader::new(lifeline).lines();
-        let mark = format!("{}.{}", std::process::id(), guard.id().unwrap_or_default());
-        let introduction = introduce(&mut reports, self.plan(workspace, mark.clone()));
+        // Says nothing of who started it.
+        let mark = format!("{:032x}", rand::random::<u128>());
+        let introduction = introduce(&mut reports, self.plan(workspace, user, mark.clone()));
         let introduced = timeout(START_TIMEOUT, introduction).await.unwrap_or_else(|_| {
             Err(StartError::new(StartErrorKind::Other, "the guard did not report in time".to_owned()))
         });
@@ -110,7 +130,7 @@ impl Launch {
         Ok(Launched { pid, mark, guard, stdin, stdout, stderr, socket, reports })
     }
 
-    fn plan(self, workspace: PathBuf, mark: String) -> Plan {
+    fn plan(self, workspace: PathBuf, user: Option<User>, mark: String) -> Plan {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
         let mut env = BTreeMap::from([
@@ -127,6 +147,8 @@ impl Launch {
             cwd: workspace,
             memory_bytes: self.memory.0,
             processes_max: self.processes,
+            file_bytes: self.file_max.0,
+            user,
             stop_grace_ms: millis(self.stop_grace),
             silence_max_ms: millis(self.silence_max),
         }
@@ -189,15 +211,12 @@ impl StartError {
     }
 }
 
-/// Makes the workspace where there is none, and returns it as an absolute path.
-async fn prepare(workspace: &Path) -> Result<PathBuf, StartError> {
-    let failed = |why: io::Error| {
-        let detail = format!("workspace {}: {why}", workspace.display());
-        StartError::new(StartErrorKind::Workspace, detail)
-    };
-    let workspace = std::path::absolute(workspace).map_err(failed)?;
-    tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(&workspace).await.map_err(failed)?;
-    Ok(workspace)
+/// Makes the workspace where there is none, off the runtime's threads, and returns it as an absolute path.
+async fn prepare(dir: PathBuf, user: Option<User>) -> Result<PathBuf, StartError> {
+    let prepared = tokio::task::spawn_blocking(move || workspace::prepare(&dir, user)).await;
+    prepared
+        .unwrap_or_else(|why| Err(why.to_string()))
+        .map_err(|detail| StartError::new(StartErrorKind::Workspace, detail))
 }
 
 /// Starts the guard with the agent's pipes as its own, and its end of the lifeline.

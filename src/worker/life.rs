@@ -19,6 +19,7 @@ use super::{
     line::Line,
     process::{Exit, Heard, Process},
     run,
+    slots::Slot,
     start::{self, Started},
 };
 use crate::{
@@ -31,6 +32,8 @@ use crate::{
 pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) process: Process,
+    /// Freed by its drop, so after the process has ended.
+    pub(super) slot: Slot,
     pub(super) conversation: ConversationId,
     /// The turn that it served last; `None` for a fresh process, which knows nothing yet.
     pub(super) last_turn: Option<TurnId>,
@@ -58,13 +61,17 @@ pub(super) async fn live(
     span.record("worker_id", tracing::field::display(id));
     let Started::Ready(mut worker, job) = start::start(&host, id, first).instrument(span).await else {
         host.note_ended(conversation, id);
+        host.look_if_wanted();
         return place_again(&host, None, jobs).await;
     };
     let left_over = serve(&host, &mut worker, *job, &mut jobs, &stop).await;
     host.note_ended(conversation, id);
+    worker.slot.leave();
     place_again(&host, left_over, jobs).await;
     let exit = worker.process.end().await;
     record(&host, id, &worker.process, exit).await;
+    drop(worker);
+    host.look_if_wanted();
 }
 
 /// Gives turns that came in while this life ended to a fresh one.
@@ -100,6 +107,8 @@ async fn serve(
         if fate == Fate::End || !is_wanted || !host.note_idle(worker.conversation, worker.id) {
             return None;
         }
+        // A turn that needs a worker may wait for one that is idle.
+        host.look_if_wanted();
         next = idle(worker, jobs, stop, idle_ttl).await?;
         if is_dead(worker.process.pid()) {
             tracing::info!(worker_id = %worker.id, "the idle worker was dead; a fresh one takes the turn");

@@ -22,6 +22,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::user::User;
+
 /// The number under which the guard finds its end.
 pub const GUARD_FD: i32 = 3;
 
@@ -44,6 +46,10 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// Processes in the tree, the agent's own included.
     pub processes_max: u32,
+    /// The largest file, in bytes.
+    pub file_bytes: u64,
+    /// Who the agent runs as, where not as its guard.
+    pub user: Option<User>,
     /// SIGTERM → SIGKILL, in milliseconds.
     pub stop_grace_ms: u64,
     /// How long the replica may be silent, in milliseconds.

@@ -7,13 +7,14 @@
 //! kubernetes ─► (a pod, whose worker calls) ─┐
 //! remote ─► (offered and taken over HTTP) ──────────────────────────────────► line ─► run: the same
 //! ```
-//! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`berth`] (room that is kept for a
+//! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`slots`], [`berth`] (room that is kept for a
 //! claim), `begin`, `guards`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
-//! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`],
-//! [`codec`], [`wire`]; [`relay`] for hosts that pass on what a process says).
+//! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`], `birth`,
+//! [`user`], [`workspace`], [`codec`], [`wire`]; [`relay`] for hosts that pass on what a process says).
 
 mod begin;
 pub mod berth;
+mod birth;
 mod clocks;
 pub mod codec;
 mod ending;
@@ -39,9 +40,12 @@ mod run;
 mod runs;
 mod shared;
 pub mod shim;
+pub mod slots;
 mod start;
 mod stderr;
 mod switchboard;
 pub mod transcript;
 mod tree;
+pub mod user;
 pub mod wire;
+pub mod workspace;

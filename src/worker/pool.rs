@@ -6,6 +6,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::time::Instant;
+
 use super::{
     line::Extension,
     switchboard::{Outlook, Seats, Standing, Switchboard},
@@ -65,6 +67,26 @@ impl Pool {
     /// Ends every worker at once.
     pub(super) fn kill(&self) {
         self.all().iter().for_each(Switchboard::kill);
+    }
+
+    /// The worker that has been idle for longest, and since when.
+    pub(super) fn longest_idle(&self) -> Option<(Switchboard, Instant)> {
+        let all = self.all();
+        let idle = all.iter().filter_map(|it| match it.outlook() {
+            Outlook::Idle(since) => Some((it, since)),
+            Outlook::Busy | Outlook::Over(_) => None,
+        });
+        idle.min_by_key(|(_, since)| *since).map(|(it, since)| (it.clone(), since))
+    }
+
+    /// How many are idle, and may still be given turns.
+    pub(super) fn idle(&self) -> usize {
+        self.all().iter().filter(|it| matches!(it.outlook(), Outlook::Idle(_))).count()
+    }
+
+    /// Whether any has room for another turn.
+    pub(super) fn has_room(&self) -> bool {
+        self.all().iter().any(Switchboard::has_room)
     }
 
     /// Proves this replica's life to the workers' guards; how many are idle, and how many are not.

@@ -309,17 +309,23 @@ async fn watch_guard(
     if !matches!(left, Ok(Ok(status)) if status.success()) {
         tracing::warn!(pid, ?left, "a worker's guard did not end as it should");
         let _ = guard.start_kill();
-        end_orphans(pid, &mark).await;
+        end_orphans(pid, mark).await;
     }
     tell(told);
 }
 
 /// Ends what a guard that was killed has left behind. Its death took the agent along; what the
 /// agent started is found by its group and its mark.
-async fn end_orphans(pid: i32, mark: &str) {
+async fn end_orphans(pid: i32, mark: String) {
     let until = Instant::now() + ORPHANS_TIMEOUT;
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-    while tree::kill_marked(MARK, mark) > 0 && Instant::now() < until {
+    loop {
+        let mark = mark.clone();
+        // Reads every process of the machine, so not on a thread of the runtime.
+        let hunt = tokio::task::spawn_blocking(move || tree::kill_marked(MARK, &mark));
+        if hunt.await.unwrap_or(0) == 0 || Instant::now() >= until {
+            return;
+        }
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -350,4 +356,20 @@ pub(super) async fn leak_timeout(exit: &mut watch::Receiver<Option<Exit>>, ends:
     let _ = exit.wait_for(Option::is_some).await;
     let ends = *ends.get_or_insert_with(|| Instant::now() + LEAK_TIMEOUT);
     sleep_until(ends).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hunt_for_orphans_leaves_the_runtimes_thread_to_others() {
+        // A group that nobody has.
+        let hunt = end_orphans(i32::MAX, "nobody's".to_owned());
+        tokio::pin!(hunt);
+        assert!((&mut hunt).now_or_never().is_none(), "it read all of /proc before it let go");
+        hunt.await;
+    }
 }

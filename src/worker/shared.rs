@@ -25,6 +25,7 @@ use super::{
     line::{Extension, Line},
     process::{Heard, Process},
     run,
+    slots::Slot,
     start::{self, Obstacle},
     switchboard::{Outlook, Stage, Standing, Switchboard},
     wire::{FromWorker, Message},
@@ -98,11 +99,13 @@ fn line(host: &Host, job: &Job) -> Extension {
 /// Lives a shared worker's life.
 async fn live(host: Host, switchboard: Switchboard) {
     let worker = switchboard.worker();
-    let Some(mut process) = start(&host, &switchboard).await else {
-        return host.pool().forget(worker);
+    let Some((slot, mut process)) = start(&host, &switchboard).await else {
+        host.pool().forget(worker);
+        return host.look_if_wanted();
     };
-    let over = put_through_all(&switchboard, &mut process).await;
+    let over = put_through_all(&host, &switchboard, &mut process).await;
     host.pool().forget(worker);
+    slot.leave();
     if over == Over::Closed {
         tokio::select! {
             _ = timeout(CLOSED_GRACE, process.ended()) => {}
@@ -117,15 +120,17 @@ async fn live(host: Host, switchboard: Switchboard) {
     };
     switchboard.close(Stage::Exited(exit));
     life::record(&host, worker, &process, exit).await;
+    drop((process, slot));
+    host.look_if_wanted();
 }
 
 /// Starts the process and waits until it is ready; `None` where it is not, or nobody waits for it.
-async fn start(host: &Host, switchboard: &Switchboard) -> Option<Process> {
+async fn start(host: &Host, switchboard: &Switchboard) -> Option<(Slot, Process)> {
     let (worker, agent) = (switchboard.worker(), switchboard.agent());
     let until = Instant::now() + agent.spec.timeouts.startup.0;
     let launched = unless_unwanted(switchboard, until, start::launch(host, agent, None)).await;
-    let mut process = match launched {
-        Ok(process) => process,
+    let (slot, mut process) = match launched {
+        Ok(launched) => launched,
         Err(obstacle) => {
             refuse(switchboard, obstacle, None);
             return None;
@@ -137,7 +142,7 @@ async fn start(host: &Host, switchboard: &Switchboard) -> Option<Process> {
         Ok(()) => {
             start::note_ready(host, worker).await;
             switchboard.enter(Stage::Ready);
-            Some(process)
+            Some((slot, process))
         }
         Err(obstacle) => {
             refuse(switchboard, obstacle, Some(&process));
@@ -173,13 +178,21 @@ fn refuse(switchboard: &Switchboard, obstacle: Obstacle, process: Option<&Proces
 }
 
 /// Puts through what the worker says, until its turns are over.
-async fn put_through_all(switchboard: &Switchboard, process: &mut Process) -> Over {
+async fn put_through_all(host: &Host, switchboard: &Switchboard, process: &mut Process) -> Over {
     let idle_ttl = switchboard.agent().spec.idle_ttl.0;
     loop {
         let idle_since = match switchboard.outlook() {
             Outlook::Over(Standing::Condemned) => return Over::Condemned,
             Outlook::Over(_) => return Over::Unwanted,
-            Outlook::Idle(since) => Some(since),
+            Outlook::Idle(since) => {
+                if host.is_short() {
+                    switchboard.retire_if_idle();
+                    continue;
+                }
+                // A turn that needs a worker may wait for one that is idle.
+                host.look_if_wanted();
+                Some(since)
+            }
             Outlook::Busy => None,
         };
         let idle_until = idle_since.unwrap_or_else(Instant::now) + idle_ttl;

@@ -14,13 +14,9 @@
 //! hundred idle guards must cost next to nothing.
 
 use std::{
-    fs,
     io::{self, Write},
-    os::{
-        fd::AsFd,
-        unix::process::{CommandExt, ExitStatusExt},
-    },
-    process::{Child, Command},
+    os::{fd::AsFd, unix::process::ExitStatusExt},
+    process::Child,
     time::{Duration, Instant},
 };
 
@@ -28,16 +24,17 @@ use nix::{
     errno::Errno,
     sys::{
         prctl,
-        resource::{Resource, UsageWho, getrusage, setrlimit},
-        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, killpg, sigaction},
+        resource::{UsageWho, getrusage},
+        signal::{SigSet, Signal, killpg},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid},
+    unistd::Pid,
 };
 
 use crate::worker::{
-    lifeline::{Ended, GuardEnd, Obstacle, Order, Plan, Refusal, Report, wait},
+    birth::{release_pipes, spawn},
+    lifeline::{Ended, GuardEnd, Order, Plan, Report, wait},
     tree,
 };
 
@@ -269,73 +266,6 @@ impl Watch {
         }
         end
     }
-}
-
-/// Starts the agent in a session and group of its own.
-fn spawn(plan: &Plan) -> Result<(Child, Pid), Refusal> {
-    let refusal = |kind, why: io::Error, what: &str| Refusal {
-        kind,
-        errno: why.raw_os_error(),
-        detail: format!("{what}: {why}"),
-    };
-    let Some((program, arguments)) = plan.command.split_first() else {
-        let why = io::Error::from(io::ErrorKind::InvalidInput);
-        return Err(refusal(Obstacle::Other, why, "the command is empty"));
-    };
-    // Entered here and not by the child, so that a bad directory is not taken for a bad program.
-    std::env::set_current_dir(&plan.cwd)
-        .map_err(|why| refusal(Obstacle::Workdir, why, &format!("cannot enter {}", plan.cwd.display())))?;
-    let mut command = Command::new(program);
-    command.args(arguments).env_clear().envs(&plan.env);
-    let guard = Pid::this();
-    // Twice the limit: address space that is only reserved counts here, and a healthy runtime
-    // reserves a lot. The looks at resident memory are the limit; this stops a sprint between two.
-    let data_max = plan.memory_bytes.saturating_mul(2);
-    #[allow(unsafe_code, reason = "what a child does before it becomes the agent has no safe form")]
-    // SAFETY: this process has one thread, so the child may do whatever its parent may.
-    unsafe {
-        command.pre_exec(move || Ok(become_agent(guard, data_max)?));
-    }
-    let agent = command.spawn().map_err(|why| {
-        let kind = match why.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ENOTDIR) => Obstacle::NotFound,
-            Some(Errno::EACCES | Errno::ENOEXEC | Errno::EPERM) => Obstacle::NotExecutable,
-            _ => Obstacle::Other,
-        };
-        refusal(kind, why, &format!("cannot run `{program}`"))
-    })?;
-    let pid = i32::try_from(agent.id()).unwrap_or(i32::MAX);
-    // When the machine runs out of memory, workers go before replicas.
-    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
-    Ok((agent, Pid::from_raw(pid)))
-}
-
-fn become_agent(guard: Pid, data_max: u64) -> nix::Result<()> {
-    setsid()?;
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() != guard {
-        return Err(Errno::ESRCH);
-    }
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
-        #[allow(unsafe_code, reason = "nix calls every change of a disposition unsafe")]
-        // SAFETY: the default disposition runs no code of ours.
-        unsafe {
-            sigaction(signal, &default)?;
-        }
-    }
-    SigSet::empty().thread_set_mask()?;
-    setrlimit(Resource::RLIMIT_DATA, data_max, data_max)
-}
-
-/// Lets go of the agent's pipes, so that the replica sees them close when the agent closes them.
-fn release_pipes() -> io::Result<()> {
-    let null = fs::File::options().read(true).write(true).open("/dev/null")?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
-    dup2_stderr(&null)?;
-    // The workspace may be removed, or its disk unmounted, while the guard still runs.
-    std::env::set_current_dir("/")
 }
 
 fn take_signals() -> io::Result<SignalFd> {

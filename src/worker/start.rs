@@ -13,6 +13,7 @@ use super::{
     job::{Call, Halt, Job},
     life::{Worker, record},
     process::{Heard, Launch, Process, StartError},
+    slots::Slot,
     wire::Message,
 };
 use crate::{
@@ -41,8 +42,8 @@ pub(super) enum Obstacle {
 pub(super) async fn start(host: &Host, id: WorkerId, mut job: Job) -> Started {
     let conversation = job.claim.conversation;
     let launching = launch(host, &job.agent, Some(conversation));
-    let mut process = match unless_interrupted(&mut job, launching).await {
-        Ok(process) => process,
+    let (slot, mut process) = match unless_interrupted(&mut job, launching).await {
+        Ok(launched) => launched,
         Err(obstacle) => {
             tell(host, &job, obstacle, None).await;
             return Started::Over;
@@ -53,10 +54,11 @@ pub(super) async fn start(host: &Host, id: WorkerId, mut job: Job) -> Started {
     match unless_interrupted(&mut job, until_ready(&mut process)).await {
         Ok(()) => {
             note_ready(host, id).await;
-            let worker = Worker { id, process, conversation, last_turn: None };
+            let worker = Worker { id, process, slot, conversation, last_turn: None };
             Started::Ready(Box::new(worker), Box::new(job))
         }
         Err(obstacle) => {
+            slot.leave();
             tell(host, &job, obstacle, Some(&process)).await;
             process.kill();
             let exit = process.ended().await;
@@ -80,31 +82,33 @@ pub(super) async fn unless_interrupted<T>(
     }
 }
 
-/// Starts the agent's program, for a conversation or, without one, to be shared. Dropping the future
-/// leaves nothing behind.
+/// Starts the agent's program, for a conversation or, without one, to be shared, once there is a slot for it.
+/// Dropping the future leaves nothing behind.
 pub(super) fn launch(
     host: &Host,
     agent: &Agent,
     conversation: Option<ConversationId>,
-) -> impl Future<Output = Result<Process, Obstacle>> + use<> {
+) -> impl Future<Output = Result<(Slot, Process), Obstacle>> + use<> {
     let spec = &agent.spec;
     let mut env = spec.env.clone();
     env.insert("LASTWORD_AGENT".to_owned(), agent.name.clone());
     if let Some(conversation) = conversation {
         env.insert("LASTWORD_CONVERSATION_ID".to_owned(), conversation.to_string());
     }
-    let launch = Launch::new(spec.command.clone(), host.workspace(&agent.name, conversation));
+    let launch = host.launch(spec.command.clone(), host.workspace(&agent.name, conversation));
     let launch = Launch {
         env,
         memory: spec.limits.memory,
         processes: spec.limits.processes,
-        silence_max: host.silence_max(),
         // Room for a `turn` and a `cancel` of each: many may begin at the same moment.
         unread_max: launch.unread_max + 2 * spec.turns_per_worker() as usize,
         ..launch
     };
-    let supervisor = host.supervisor().clone();
-    async move { Process::start(&supervisor, launch).await.map_err(refused) }
+    let host = host.clone();
+    async move {
+        let slot = host.slot().await;
+        Ok((slot, Process::start(host.supervisor(), launch).await.map_err(refused)?))
+    }
 }
 
 /// Waits for the worker's `ready`.

@@ -175,6 +175,12 @@ impl Switchboard {
         (self.0.agent.spec.turns_per_worker() as usize).saturating_sub(taken)
     }
 
+    /// Whether there is room for another turn.
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.state();
+        state.standing == Standing::Open && self.room(&state) > 0
+    }
+
     /// Ends a turn's line: what the worker says of it from now on is late. One that the worker has received nothing of
     /// may come again: its line was kept for it while it was accepted, and it had to wait behind another.
     pub(super) fn disconnect(&self, turn: TurnId, is_served: bool) {

@@ -42,7 +42,7 @@ FEATURES = {
     "cpu": {"autoscaling": {"by": "cpu", "min": 3, "max": 9, "cpu": {"targetPercent": 50}, "scaleDownAfterSeconds": 60}},
     "queue": {"autoscaling": {"by": "queue", "queue": {"targetPerReplica": 10, "pollingSeconds": 5, "query": "select 1",
                                                        "authenticationRef": "mine"}}},
-    "settings": {"settings": {"turns_max": 8, "queue_max": 10_000_000, "conversation_depth_max": 5, "pool_max": 4,
+    "settings": {"settings": {"turns_max": 8, "workers_max": 12, "worker_file_max": "1GiB", "queue_max": 10_000_000, "conversation_depth_max": 5, "pool_max": 4,
                               "streams_max": 100, "body_max": "512KiB", "doorbell": "off", "retain": "7d",
                               "keep_alive": "5s", "postgres_away_max": "1m", "log": "lastword=debug,info",
                               "log_format": "text", "otlp_endpoint": "http://collector.monitoring:4318"}},

@@ -33,6 +33,7 @@ async fn turns_run_on_workers_that_call() {
         turns::a_flood_arrives_whole_and_in_order,
         turns::many_turns_run_at_once_on_processes_of_their_own,
         turns::a_shared_process_serves_many_turns_at_once,
+        turns::a_host_has_no_more_processes_than_it_may,
         turns::a_crash_is_told_with_its_exit_code,
         turns::a_program_that_is_missing_fails_its_turn,
         turns::a_line_that_is_no_json_fails_its_turn,

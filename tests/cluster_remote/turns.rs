@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     host::{Host, Plan},
     remote_agent,
-    support::{Cluster, PATIENCE, eventually, is_alive, kinds, said},
+    support::{Cluster, PATIENCE, children_of, eventually, is_alive, kinds, said},
     workers::{cancelled, completed, failed, goes_on, shell},
 };
 
@@ -78,6 +78,28 @@ pub async fn a_shared_process_serves_many_turns_at_once(cluster: &Cluster) {
     goes_on(cluster, 1, &fatal).await;
     host.terminate();
     assert!(host.wait_exit().await.success(), "{}", host.log());
+}
+
+pub async fn a_host_has_no_more_processes_than_it_may(cluster: &Cluster) {
+    remote_agent(cluster, "thrifty", json!({})).await;
+    let flags = &["--concurrency", "2", "--workers-max", "3"];
+    let host = Host::start(cluster, Plan { flags, ..Plan::demo("thrifty", &[0]) });
+    let turns = join_all((0..12).map(|n| cluster.post(n % 2, "thrifty", "hi"))).await;
+    let mut most = 0;
+    let watching = async {
+        loop {
+            most = most.max(children_of(host.pid()).into_iter().filter(|pid| is_alive(*pid)).count());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = watching => {}
+        all = join_all(turns.iter().map(|turn| cluster.watch(0, turn))) => {
+            all.iter().for_each(|events| drop(completed(events)));
+        }
+    }
+    assert!((2..=3).contains(&most), "{most} processes at once");
+    assert_eq!(host.workers().len(), 3, "as many are kept warm as may be");
 }
 
 /// So many turns that wait for an answer at the same time, and get their own.

@@ -4,6 +4,7 @@
 //! posts its turns on one replica and watches them on both. `CASE=name` picks those of that name.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
+mod bounds;
 mod cancel;
 mod clocks;
 mod content;
@@ -91,4 +92,19 @@ async fn a_turn_waits_for_a_free_place_no_longer_than_its_queue_clock() {
     let cluster = &Cluster::with(Plan { turns_max: 1, ..Plan::default() }).await;
     cluster.demo_agent("demo", json!({})).await;
     clocks::a_turn_that_nobody_takes_in_time_is_told_so(cluster).await;
+}
+
+#[tokio::test]
+async fn forty_conversations_have_eight_workers() {
+    bounds::forty_conversations_have_eight_workers(&Cluster::with(bounds::plan()).await).await;
+}
+
+#[tokio::test]
+async fn the_worker_that_was_idle_for_longest_leaves_first() {
+    bounds::the_worker_that_was_idle_for_longest_leaves_first(&Cluster::with(bounds::plan()).await).await;
+}
+
+#[tokio::test]
+async fn a_turn_without_room_for_its_worker_waits_in_the_queue() {
+    bounds::a_turn_without_room_for_its_worker_waits_in_the_queue(&Cluster::with(bounds::plan()).await).await;
 }

@@ -9,3 +9,4 @@ mod guards;
 mod pulse;
 #[path = "../support/mod.rs"]
 mod support;
+mod workers;

@@ -128,6 +128,12 @@ impl Cluster {
         answer
     }
 
+    /// What replica `i` measures.
+    pub async fn metrics(&self, i: usize) -> String {
+        let asked = self.http.get(format!("{}/metrics", self.url(i))).bearer_auth(OPERATOR);
+        asked.timeout(PATIENCE).send().await.unwrap().text().await.unwrap()
+    }
+
     /// Any request with an operator's token; null for an answer without a body.
     pub async fn ask(
         &self,

@@ -15,6 +15,7 @@ pub mod figures;
 pub mod replica;
 
 use std::{
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
@@ -52,11 +53,13 @@ pub struct Plan {
     pub turns_max: u32,
     /// How long running turns get to end after a SIGTERM.
     pub drain: Duration,
+    /// Who the replicas run as, where not as this process; for root alone.
+    pub user: Option<u32>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { replicas: 2, env: Vec::new(), turns_max: 64, drain: Duration::from_secs(2) }
+        Plan { replicas: 2, env: Vec::new(), turns_max: 64, drain: Duration::from_secs(2), user: None }
     }
 }
 
@@ -80,6 +83,9 @@ impl Cluster {
         let postgres = Postgres::for_test().unwrap();
         let home = tempfile::Builder::new().prefix("lastword-cluster-").tempdir().unwrap();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+        if plan.user.is_some() {
+            std::os::unix::fs::chown(home.path(), plan.user, plan.user).unwrap();
+        }
         let count = plan.replicas;
         let (replicas, postgres) = (Mutex::default(), Mutex::new(postgres));
         let cluster = Cluster { replicas, postgres, home, plan, http };
@@ -203,6 +209,9 @@ impl Cluster {
             .env("LASTWORD_TURNS_MAX", self.plan.turns_max.to_string())
             .env("RUST_BACKTRACE", "1")
             .envs(self.plan.env.iter().map(|(name, value)| (name, value)));
+        if let Some(user) = self.plan.user {
+            command.uid(user).gid(user);
+        }
         command
     }
 

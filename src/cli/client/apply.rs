@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{USAGE, address::Address, gateway::segment};
-use crate::agent::{AgentSpec, is_agent_name};
+use crate::agent::{AgentSpec, Runtime, is_agent_name};
 
 /// Flags of `lastword apply`.
 #[derive(clap::Args)]
@@ -45,8 +45,18 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(revision) => eprintln!("{name}: revision {revision}"),
             None => eprintln!("{name}: stored"),
         }
+        if runs_here(spec) {
+            eprintln!(
+                "{name}: its command runs on the gateway's machine, with the gateway's rights unless worker_user is set there"
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the gateway itself starts the agent's command.
+fn runs_here(spec: &Value) -> bool {
+    spec.get("runtime").and_then(Value::as_str) == Some(Runtime::Process.as_str())
 }
 
 /// The file as this program understands it; a mistake comes with its line.

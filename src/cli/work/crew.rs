@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,7 @@ use crate::{
     units::Size,
     worker::{
         process::{Heard, Launch, Process, Renewer},
+        slots::{Slot, Slots},
         wire::Message,
     },
 };
@@ -51,6 +52,8 @@ pub struct Program {
     pub env: BTreeMap<String, String>,
     /// Where its workspaces are.
     pub data_dir: PathBuf,
+    /// Who it runs as, where not as this host.
+    pub user: Option<String>,
 }
 
 /// The processes of this host.
@@ -62,7 +65,43 @@ pub struct Crew {
     leaving: CancellationToken,
     lives: Mutex<HashMap<ConversationId, mpsc::Sender<Job>>>,
     shared: Mutex<Option<Shared>>,
-    renewers: Mutex<HashMap<i32, Renewer>>,
+    slots: Slots,
+    /// Conversations whose process has nothing to do, since when, and the way to send it away.
+    idle: Mutex<HashMap<ConversationId, (Instant, CancellationToken)>>,
+    processes: Mutex<HashMap<i32, Held>>,
+}
+
+/// What is held for a process, from its start to its end.
+#[derive(Debug)]
+struct Held {
+    renewer: Renewer,
+    slot: Slot,
+}
+
+/// A process that is not ready yet. Dropped with its start, it is held no more: nobody awaits its end.
+struct Starting<'a> {
+    crew: &'a Crew,
+    pid: i32,
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        lock(&self.crew.processes).remove(&self.pid);
+    }
+}
+
+/// A conversation's process with nothing to do, from its beginning to its drop.
+pub struct Idle<'a> {
+    crew: &'a Crew,
+    conversation: ConversationId,
+    /// Cancelled once its slot is wanted for another.
+    pub unwanted: CancellationToken,
+}
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        lock(&self.crew.idle).remove(&self.conversation);
+    }
 }
 
 /// Why a process did not come to serve turns.
@@ -75,9 +114,16 @@ pub struct NotStarted {
 }
 
 impl Crew {
-    pub fn new(program: Program, supervisor: Supervisor, leaving: CancellationToken) -> Arc<Crew> {
-        let (lives, shared, renewers) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Crew { program, supervisor, leaving, lives, shared, renewers })
+    /// A crew of `workers_max` processes at most.
+    pub fn new(
+        program: Program,
+        supervisor: Supervisor,
+        leaving: CancellationToken,
+        workers_max: u32,
+    ) -> Arc<Crew> {
+        let (lives, shared) = (Mutex::default(), Mutex::default());
+        let (slots, idle, processes) = (Slots::new(workers_max), Mutex::default(), Mutex::default());
+        Arc::new(Crew { program, supervisor, leaving, lives, shared, slots, idle, processes })
     }
 
     /// Finds the turn its process.
@@ -120,6 +166,27 @@ impl Crew {
         lock(&self.shared)
     }
 
+    /// The conversation's process has nothing to do from now on; `None` where its slot is wanted for another.
+    pub fn idle(&self, conversation: ConversationId) -> Option<Idle<'_>> {
+        let unwanted = CancellationToken::new();
+        let mut idle = lock(&self.idle);
+        if self.slots.is_short() {
+            return None;
+        }
+        idle.insert(conversation, (Instant::now(), unwanted.clone()));
+        drop(idle);
+        Some(Idle { crew: self, conversation, unwanted })
+    }
+
+    /// Sends the process away that has been idle for longest; none where all have something to do.
+    fn evict(&self) {
+        let idle = lock(&self.idle);
+        let wanted = idle.values().filter(|(_, unwanted)| !unwanted.is_cancelled());
+        if let Some((_, unwanted)) = wanted.min_by_key(|(since, _)| *since) {
+            unwanted.cancel();
+        }
+    }
+
     pub fn supervisor(&self) -> &Supervisor {
         &self.supervisor
     }
@@ -150,6 +217,7 @@ impl Crew {
             memory: Size(registered.memory_bytes),
             processes: registered.processes,
             silence_max: SILENCE_MAX,
+            user: self.program.user.clone(),
             ..Launch::new(self.program.command.clone(), workspace)
         };
         let startup = Duration::from_millis(registered.startup_ms);
@@ -158,10 +226,16 @@ impl Crew {
                 message: why.message.to_owned(),
                 detail: Some(why.detail),
             };
+            let slot = self.slots.take(|| self.evict()).await;
             let mut process = Process::start(&self.supervisor, launch).await.map_err(refused)?;
             tracing::info!(pid = process.pid(), "worker started");
-            lock(&self.renewers).insert(process.pid(), process.renewer());
-            match until_ready(&mut process).await {
+            let held = Held { renewer: process.renewer(), slot };
+            lock(&self.processes).insert(process.pid(), held);
+            let starting = Starting { crew: self, pid: process.pid() };
+            let ready = until_ready(&mut process).await;
+            // From here on its end is awaited.
+            std::mem::forget(starting);
+            match ready {
                 Ok(()) => Ok(process),
                 Err(why) => {
                     self.kill(&mut process).await;
@@ -176,8 +250,11 @@ impl Crew {
 
     /// Ends a process: asked, then told, then killed.
     pub async fn end(&self, process: &mut Process) {
+        if let Some(held) = lock(&self.processes).get(&process.pid()) {
+            held.slot.leave();
+        }
         let exit = process.end().await;
-        lock(&self.renewers).remove(&process.pid());
+        lock(&self.processes).remove(&process.pid());
         tracing::info!(pid = process.pid(), %exit, "worker ended");
     }
 
@@ -189,7 +266,7 @@ impl Crew {
 
     /// Until no process is left.
     pub async fn none_left(&self) {
-        while !lock(&self.renewers).is_empty() {
+        while !lock(&self.processes).is_empty() {
             sleep(LOOK_EVERY).await;
         }
     }
@@ -201,7 +278,7 @@ impl Crew {
                 () = until.cancelled() => return,
                 () = sleep(RENEW_EVERY) => {}
             }
-            lock(&self.renewers).values().for_each(|renewer| renewer.renew(true));
+            lock(&self.processes).values().for_each(|held| held.renewer.renew(true));
         }
     }
 }

@@ -15,9 +15,12 @@ use super::{
     outbox::Posted,
     turn::{self, Fate, Hand, Job},
 };
-use crate::worker::{
-    process::{Heard, Process},
-    wire::Message,
+use crate::{
+    id::ConversationId,
+    worker::{
+        process::{Heard, Process},
+        wire::Message,
+    },
 };
 
 /// A process between two turns.
@@ -35,7 +38,7 @@ pub async fn live(crew: &Crew, first: Job, mut jobs: mpsc::Receiver<Job>, this: 
     while let Some(job) = next {
         warm = serve(crew, warm, job).await;
         next = match &mut warm {
-            Some(warm) if !crew.leaving().is_cancelled() => idle(crew, warm, &mut jobs).await,
+            Some(warm) if !crew.leaving().is_cancelled() => idle(crew, conversation, warm, &mut jobs).await,
             _ => jobs.try_recv().ok(),
         };
         if next.is_none() {
@@ -101,7 +104,13 @@ async fn start(crew: &Crew, job: &mut Job) -> Option<Process> {
 }
 
 /// Waits for the next turn; `None` when the process should end, or has.
-async fn idle(crew: &Crew, warm: &mut Warm, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
+async fn idle(
+    crew: &Crew,
+    conversation: ConversationId,
+    warm: &mut Warm,
+    jobs: &mut mpsc::Receiver<Job>,
+) -> Option<Job> {
+    let idle = crew.idle(conversation)?;
     let until = Instant::now() + warm.idle_ttl;
     loop {
         tokio::select! {
@@ -115,6 +124,7 @@ async fn idle(crew: &Crew, warm: &mut Warm, jobs: &mut mpsc::Receiver<Job>) -> O
             }
             () = sleep_until(until) => return None,
             () = crew.leaving().cancelled() => return None,
+            () = idle.unwanted.cancelled() => return None,
         }
     }
 }
