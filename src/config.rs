@@ -48,7 +48,8 @@ pub struct Config {
     pub operator_tokens: Vec<String>,
     /// Bearer tokens that let remote workers in, for any agent. In the environment separated by commas.
     pub worker_tokens: Vec<String>,
-    /// Listen beyond loopback without tokens all the same.
+    /// Leave the client routes open where that is refused otherwise: beyond loopback, and beside operator tokens.
+    /// Something else guards the door: pages of other sites are refused, and nothing else.
     pub insecure: bool,
     /// A replica of `lastword dev`: on loopback only, `Host` checked, client routes open.
     pub dev: bool,
@@ -262,6 +263,16 @@ impl Config {
                 "listen",
                 "is beyond loopback, and there are no tokens: set client_tokens and operator_tokens, \
                  or insecure if something else guards the door",
+            );
+        }
+        // Whoever made operator tokens means to keep somebody out.
+        let are_clients_let_in = self.client_tokens.is_empty() && !self.operator_tokens.is_empty();
+        if is_loopback && are_clients_let_in && !self.insecure && !self.dev {
+            return refuse(
+                "client_tokens",
+                "is empty beside operator_tokens: client routes would be open to all who reach this machine, \
+                 through a proxy on it for instance. Set client_tokens, or insecure = true (--insecure) where \
+                 that is meant",
             );
         }
         Ok(())

@@ -1,19 +1,35 @@
-//! Who may: bearer tokens for clients, operators and workers, and which pages may call a `dev` gateway.
+//! Who may: bearer tokens for clients, operators and workers, and who may call where no token is asked for.
 //!
 //! Tokens are kept as SHA-256 hashes from the start on, and compared in constant time. Operators'
 //! routes always need an operator's token: who may put an agent may run anything.
 
-use super::{Gateway, problem::Problem};
-use crate::{
-    config::Config,
-    token::{self, TokenHash},
+mod pages;
+mod strangers;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
 };
+
 use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, header},
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, Method, header},
     middleware::Next,
     response::Response,
 };
+
+use self::pages::Openness;
+pub use self::strangers::Strangers;
+use super::{Gateway, listen::Peer, problem::Problem};
+use crate::{
+    config::Config,
+    id::TurnId,
+    store::{StoreError, remote_turns::Proof, remote_workers::Grant},
+    token::{self, Purpose, TokenHash},
+};
+
+/// Routes that whoever watches this process may ask, by any name. They tell nothing of turns.
+const HEALTH: [&str; 2] = ["/livez", "/readyz"];
 
 /// Who a request comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,21 +48,22 @@ pub struct Keys {
     clients: Vec<TokenHash>,
     operators: Vec<TokenHash>,
     workers: Vec<TokenHash>,
-    are_client_routes_open: bool,
-    is_host_checked: bool,
+    openness: Openness,
+    openness_of_metrics: Openness,
+    is_dev: bool,
 }
 
 impl Keys {
     /// The keys of a configuration.
     pub fn of(config: &Config) -> Keys {
         let hash = |tokens: &[String]| tokens.iter().map(|token| token::hash(token)).collect();
-        let is_guarded_otherwise = config.insecure || config.listen.ip().is_loopback();
         Keys {
             clients: hash(&config.client_tokens),
             operators: hash(&config.operator_tokens),
             workers: hash(&config.worker_tokens),
-            are_client_routes_open: config.dev || (config.client_tokens.is_empty() && is_guarded_otherwise),
-            is_host_checked: config.dev,
+            openness: Openness::of(config),
+            openness_of_metrics: Openness::of_metrics(config),
+            is_dev: config.dev,
         }
     }
 
@@ -71,31 +88,36 @@ impl Keys {
     }
 
     fn admits_client(&self, role: Role) -> Result<(), Problem> {
-        if self.are_client_routes_open || role >= Role::Client {
+        if self.openness != Openness::Closed || role >= Role::Client {
             Ok(())
         } else {
             Err(Problem::unauthorized())
         }
     }
 
-    /// Refuses a request that a page of another site made a browser send. A name that resolves to
-    /// this machine does not make a page local (DNS rebinding).
-    fn admits_page(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        if !self.is_host_checked {
+    /// Lets operators at the metrics, and whoever is on this machine where it listens there alone.
+    pub fn admits_to_metrics(&self, method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+        match self.role(headers) {
+            Role::Operator => Ok(()),
+            _ if self.openness_of_metrics != Openness::Closed => {
+                self.openness_of_metrics.admits(method, headers)
+            }
+            Role::Client => Err(Problem::forbidden("This route needs an operator's token.")),
+            Role::Anybody => Err(Problem::unauthorized()),
+        }
+    }
+
+    /// Refuses what did not come the way that leaves the doors open. Who shows a token did not come by an open
+    /// door; `dev` checks all the same.
+    fn admits_here(&self, request: &Request) -> Result<(), Problem> {
+        let path = request.uri().path();
+        let asks_anybody = HEALTH.contains(&path);
+        let asks_for_itself = path.starts_with("/v1/worker/");
+        let shows_a_token = || self.role(request.headers()) >= Role::Client;
+        if asks_anybody || !self.is_dev && (asks_for_itself || shows_a_token()) {
             return Ok(());
         }
-        let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-        if !text(header::HOST).is_some_and(is_loopback_authority) {
-            return Err(Problem::forbidden("A development gateway answers only under a loopback host name."));
-        }
-        let is_foreign = |origin: &str| {
-            let authority = origin.split_once("://").map(|(_, rest)| rest);
-            !authority.is_some_and(is_loopback_authority)
-        };
-        if text(header::ORIGIN).is_some_and(is_foreign) {
-            return Err(Problem::forbidden("A development gateway does not answer pages of other sites."));
-        }
-        Ok(())
+        self.openness.admits(request.method(), request.headers())
     }
 }
 
@@ -123,15 +145,127 @@ pub async fn operator(
     }
 }
 
-/// Keeps pages of other sites from a `dev` gateway, whose client routes are open.
+/// Keeps pages of other sites, and what proxies pass on, from a gateway whose client routes are open.
 pub async fn page(State(gateway): State<Gateway>, request: Request, next: Next) -> Result<Response, Problem> {
-    gateway.keys().admits_page(request.headers())?;
+    gateway.keys().admits_here(&request)?;
     Ok(next.run(request).await)
 }
 
-/// The hash of the bearer token of a request; every route of a worker needs one.
-pub fn token_hash(headers: &HeaderMap) -> Result<TokenHash, Problem> {
-    bearer(headers).map(token::hash).ok_or_else(Problem::unauthorized)
+/// Who a worker is let in as, before anything of its body is read.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// The hash of the token that it shows.
+    pub token_hash: TokenHash,
+    /// What that is good for; `None`: for any agent, or for a worker that calls here already.
+    pub grant: Option<Grant>,
+}
+
+/// Whoever shows a turn's token, of which only the form was looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Speaker {
+    /// The hash of the token.
+    pub token_hash: TokenHash,
+    /// Where it calls from.
+    pub from: IpAddr,
+}
+
+/// Lets a worker in that calls for the first time, or from another replica.
+pub async fn newcomer(
+    State(gateway): State<Gateway>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let token_hash = shown(&request, Purpose::Worker, &gateway)?;
+    let grant = match gateway.keys().is_workers(&token_hash) {
+        true => None,
+        false => Some(granted(&gateway, token_hash, address(&request)).await?),
+    };
+    request.extensions_mut().insert(Admission { token_hash, grant });
+    Ok(next.run(request).await)
+}
+
+/// Lets a worker in that calls here, or that is to be told that it does not.
+pub async fn worker(
+    State(gateway): State<Gateway>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let token_hash = shown(&request, Purpose::Worker, &gateway)?;
+    let is_known = gateway.keys().is_workers(&token_hash) || gateway.store.desk().knows(&token_hash);
+    let grant = match is_known {
+        true => None,
+        false => Some(granted(&gateway, token_hash, address(&request)).await?),
+    };
+    request.extensions_mut().insert(Admission { token_hash, grant });
+    Ok(next.run(request).await)
+}
+
+/// Lets whoever shows what may be a turn's token up to that turn, which asks further ([`may_speak`]).
+pub async fn speaker(
+    State(gateway): State<Gateway>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let token_hash = shown(&request, Purpose::Turn, &gateway)?;
+    let from = address(&request);
+    request.extensions_mut().insert(Speaker { token_hash, from });
+    Ok(next.run(request).await)
+}
+
+/// Whether a turn's messages are this speaker's to bring. Asked before its body is read, and before the turn
+/// is moved here: neither is for anybody who comes along.
+pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch: i32) -> Result<(), Problem> {
+    let Speaker { token_hash, from } = speaker;
+    if let Some(line) = gateway.store.desk().line(turn, epoch) {
+        return match token::is_same(line.token_hash(), &token_hash) {
+            true => Ok(()),
+            false => Err(Problem::unauthorized()),
+        };
+    }
+    // Where nothing is moved to, nobody need be known.
+    if !gateway.store.desk().is_open() {
+        return Err(Problem::elsewhere());
+    }
+    let key = (turn, epoch, Proof::Token(token_hash));
+    let store = gateway.store.clone();
+    let look = move |asked: Vec<_>| {
+        let store = store.clone();
+        async move {
+            let offered = store.offered(&asked).await?;
+            Ok::<HashMap<_, ()>, StoreError>(offered.into_iter().map(|key| (key, ())).collect())
+        }
+    };
+    let found = gateway.doors.speakers.ask(&gateway.supervisor, (key, from), look).await;
+    found.ok_or_else(Problem::elsewhere)??.ok_or_else(Problem::unauthorized)
+}
+
+/// The hash of the bearer token of a request, unless that is certainly not for this purpose.
+fn shown(request: &Request, purpose: Purpose, gateway: &Gateway) -> Result<TokenHash, Problem> {
+    let token = bearer(request.headers()).ok_or_else(Problem::unauthorized)?;
+    let hash = token::hash(token);
+    // A configured token may look like anything.
+    if token::may_be(purpose, token) || gateway.keys().is_workers(&hash) {
+        Ok(hash)
+    } else {
+        Err(Problem::unauthorized())
+    }
+}
+
+/// What a token is good for that is not configured here.
+async fn granted(gateway: &Gateway, token_hash: TokenHash, from: IpAddr) -> Result<Grant, Problem> {
+    let store = gateway.store.clone();
+    let look = move |hashes: Vec<TokenHash>| {
+        let store = store.clone();
+        async move { store.worker_grants(&hashes).await }
+    };
+    let found = gateway.doors.newcomers.ask(&gateway.supervisor, (token_hash, from), look).await;
+    found.ok_or_else(Problem::elsewhere)??.ok_or_else(Problem::unauthorized)
+}
+
+/// Where a request comes from, as far as the connection tells.
+fn address(request: &Request) -> IpAddr {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.address().ip())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -141,19 +275,6 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 fn is_among(hashes: &[TokenHash], hash: &TokenHash) -> bool {
     hashes.iter().fold(false, |found, known| found | token::is_same(known, hash))
-}
-
-/// Whether `HOST[:PORT]` names this machine itself.
-fn is_loopback_authority(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((host, _)) => host,
-            None => return false,
-        },
-        None => authority.split_once(':').map_or(authority, |(host, _)| host),
-    };
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -185,40 +306,5 @@ mod tests {
         }
         assert!(keys.admits_client(Role::Anybody).is_err());
         assert!(keys.admits_client(Role::Operator).is_ok());
-    }
-
-    #[test]
-    fn client_routes_are_open_only_where_something_else_guards_them() {
-        let beyond = || Config { listen: "0.0.0.0:80".parse().unwrap(), ..Config::default() };
-        let tokens = || vec!["t".to_owned()];
-        for (config, is_open) in [
-            (Config::default(), true),
-            (beyond(), false),
-            (Config { insecure: true, ..beyond() }, true),
-            (Config { operator_tokens: tokens(), ..beyond() }, false),
-            (Config { client_tokens: tokens(), ..Config::default() }, false),
-            (Config { client_tokens: tokens(), dev: true, ..Config::default() }, true),
-        ] {
-            assert_eq!(Keys::of(&config).admits_client(Role::Anybody).is_ok(), is_open, "{config:?}");
-        }
-    }
-
-    #[test]
-    fn a_development_gateway_answers_local_pages_only() {
-        let keys = Keys::of(&Config { dev: true, ..Config::default() });
-        for host in ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST", "127.0.0.2"] {
-            assert!(keys.admits_page(&headers(&[("host", host)])).is_ok(), "{host}");
-        }
-        for host in ["example.com", "127.0.0.1.example.com:80", "localhost.example.com", "[::1", ""] {
-            assert!(keys.admits_page(&headers(&[("host", host)])).is_err(), "{host}");
-        }
-        assert!(keys.admits_page(&headers(&[])).is_err());
-        for (origin, is_let_in) in
-            [("http://localhost:3000", true), ("http://evil.example", false), ("null", false)]
-        {
-            let asked = headers(&[("host", "localhost"), ("origin", origin)]);
-            assert_eq!(keys.admits_page(&asked).is_ok(), is_let_in, "{origin}");
-        }
-        assert!(Keys::of(&Config::default()).admits_page(&headers(&[("host", "example.com")])).is_ok());
     }
 }

@@ -11,14 +11,14 @@ use std::{
 use axum::{
     Json,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::IntoResponse,
 };
 use serde::Serialize;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::{Gateway, auth::Role, problem::Problem};
+use super::{Gateway, problem::Problem};
 use crate::telemetry::metrics;
 
 /// An answer of Postgres counts for so long.
@@ -96,13 +96,7 @@ pub async fn metrics(
     State(gateway): State<Gateway>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
-    let is_local = gateway.config.listen.ip().is_loopback();
-    match gateway.keys().role(&headers) {
-        Role::Operator => {}
-        _ if is_local => {}
-        Role::Client => return Err(Problem::forbidden("This route needs an operator's token.")),
-        Role::Anybody => return Err(Problem::unauthorized()),
-    }
+    gateway.keys().admits_to_metrics(&Method::GET, &headers)?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render()))
 }
 

@@ -29,8 +29,20 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::{auth::Keys, document::Document, health::Readiness, problem::Problem};
-use crate::{config::Config, console, store::Store, task::Supervisor};
+use self::{
+    auth::{Keys, Strangers},
+    document::Document,
+    health::Readiness,
+    problem::Problem,
+};
+use crate::{
+    config::Config,
+    console,
+    id::TurnId,
+    store::{Store, remote_turns::Proof, remote_workers::Grant},
+    task::Supervisor,
+    token::TokenHash,
+};
 
 pub use listen::serve;
 
@@ -49,6 +61,8 @@ pub struct Gateway {
 #[derive(Debug)]
 struct Doors {
     keys: Keys,
+    newcomers: Strangers<TokenHash, Grant>,
+    speakers: Strangers<(TurnId, i32, Proof), ()>,
     streams: Arc<Semaphore>,
     readiness: Readiness,
 }
@@ -58,6 +72,8 @@ impl Gateway {
     pub fn new(store: Store, config: Arc<Config>, supervisor: Supervisor) -> Gateway {
         let doors = Arc::new(Doors {
             keys: Keys::of(&config),
+            newcomers: Strangers::default(),
+            speakers: Strangers::default(),
             streams: Arc::new(Semaphore::new(config.streams_max as usize)),
             readiness: Readiness::default(),
         });
@@ -83,7 +99,7 @@ pub fn router(gateway: Gateway) -> Router {
     let (api, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(client_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::client)))
         .merge(operator_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::operator)))
-        .merge(worker_routes())
+        .merge(worker_routes(&gateway))
         .merge(open_routes())
         .split_for_parts();
     let document = document::finished(&document);
@@ -125,13 +141,16 @@ fn operator_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(workers::stop))
 }
 
-/// For a worker's token, or the one of its turn; each route looks for itself.
-fn worker_routes() -> OpenApiRouter<Gateway> {
-    OpenApiRouter::new()
-        .routes(routes!(worker::register))
-        .routes(routes!(worker::claims::wait))
-        .routes(routes!(worker::messages::post))
-        .routes(routes!(worker::beat::beat))
+/// For a worker's token, or the one of its turn. Nothing of a body is read before the token is known.
+fn worker_routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
+    let register = OpenApiRouter::new().routes(routes!(worker::register));
+    let callers =
+        OpenApiRouter::new().routes(routes!(worker::claims::wait)).routes(routes!(worker::beat::beat));
+    let messages = OpenApiRouter::new().routes(routes!(worker::messages::post));
+    register
+        .route_layer(middleware::from_fn_with_state(gateway.clone(), auth::newcomer))
+        .merge(callers.route_layer(middleware::from_fn_with_state(gateway.clone(), auth::worker)))
+        .merge(messages.route_layer(middleware::from_fn_with_state(gateway.clone(), auth::speaker)))
 }
 
 /// For everybody; metrics look for themselves.

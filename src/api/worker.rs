@@ -9,12 +9,13 @@ pub mod messages;
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State, http::HeaderMap};
+use axum::{Extension, Json, extract::State};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Gateway, auth,
+    Gateway,
+    auth::Admission,
     problem::{Problem, ProblemDocument},
     request::{Strict, agent_name},
 };
@@ -25,7 +26,7 @@ use crate::{
         desk::Caller,
         remote_workers::{Grant, RemoteWorker},
     },
-    token::{self, TokenHash},
+    token,
 };
 
 /// What a host may call itself, in bytes.
@@ -91,16 +92,15 @@ pub struct Registered {
     ))]
 pub async fn register(
     State(gateway): State<Gateway>,
-    headers: HeaderMap,
+    Extension(admission): Extension<Admission>,
     Strict(request): Strict<RegisterRequest>,
 ) -> Result<Json<Registered>, Problem> {
-    let token_hash = auth::token_hash(&headers)?;
     let agent = agent_name("agent", request.agent)?;
     if request.name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX || name.contains('\0')) {
         return Err(Problem::invalid("name", "It takes 200 bytes at most, without NUL."));
     }
     let wanted = Grant { agent, conversation: request.conversation_id };
-    let conversation = admitted(&gateway, token_hash, &wanted).await?;
+    let conversation = admitted(&admission, &wanted)?;
     let desk = gateway.store.desk();
     if !desk.is_open() {
         return Err(Problem::elsewhere());
@@ -119,7 +119,7 @@ pub async fn register(
         return Err(Problem::worker_gone(worker.id));
     }
     let worker_id = worker.id;
-    desk.admit(worker, token_hash).ok_or_else(Problem::elsewhere)?;
+    desk.admit(worker, admission.token_hash).ok_or_else(Problem::elsewhere)?;
     tracing::info!(%worker_id, agent = %agent.name, "a remote worker calls");
     let spec = &agent.spec;
     Ok(Json(Registered {
@@ -138,15 +138,8 @@ pub async fn register(
 }
 
 /// The conversation that a worker is bound to, where its token lets it in.
-async fn admitted(
-    gateway: &Gateway,
-    hash: TokenHash,
-    wanted: &Grant,
-) -> Result<Option<ConversationId>, Problem> {
-    if gateway.keys().is_workers(&hash) {
-        return Ok(wanted.conversation);
-    }
-    let grant = gateway.store.worker_grant(hash).await?.ok_or_else(Problem::unauthorized)?;
+fn admitted(admission: &Admission, wanted: &Grant) -> Result<Option<ConversationId>, Problem> {
+    let Some(grant) = &admission.grant else { return Ok(wanted.conversation) };
     let is_other = |bound: ConversationId| wanted.conversation.is_some_and(|it| it != bound);
     if grant.agent != wanted.agent || grant.conversation.is_some_and(is_other) {
         return Err(Problem::forbidden("This token is good for another agent or conversation."));
@@ -155,14 +148,11 @@ async fn admitted(
 }
 
 /// The worker that calls, which has registered at this replica.
-async fn caller(gateway: &Gateway, headers: &HeaderMap, worker: WorkerId) -> Result<Arc<Caller>, Problem> {
-    let hash = auth::token_hash(headers)?;
-    let is_workers = gateway.keys().is_workers(&hash);
-    match gateway.store.desk().caller(worker) {
-        Some(caller) if is_workers || token::is_same(caller.token_hash(), &hash) => Ok(caller),
-        None if is_workers || gateway.store.worker_grant(hash).await?.is_some() => {
-            Err(Problem::not_found("worker"))
-        }
-        _ => Err(Problem::unauthorized()),
+fn caller(gateway: &Gateway, admission: &Admission, worker: WorkerId) -> Result<Arc<Caller>, Problem> {
+    let hash = &admission.token_hash;
+    let caller = gateway.store.desk().caller(worker).ok_or_else(|| Problem::not_found("worker"))?;
+    match gateway.keys().is_workers(hash) || token::is_same(caller.token_hash(), hash) {
+        true => Ok(caller),
+        false => Err(Problem::unauthorized()),
     }
 }

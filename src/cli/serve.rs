@@ -47,7 +47,7 @@ pub struct Args {
     /// Where workspaces live [default: lastword-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Listen beyond loopback without tokens all the same
+    /// Leave client routes open beyond loopback, or beside operator tokens: something else guards the door
     #[arg(long)]
     insecure: bool,
 }

@@ -156,6 +156,13 @@ fn a_door_beyond_loopback_needs_tokens() {
     assert!(!refused(Config { listen, insecure: true, ..base.clone() }));
     assert!(!refused(Config { listen, client_tokens: vec!["t".to_owned()], ..base.clone() }));
     assert!(refused(Config { listen, dev: true, insecure: true, ..base.clone() }));
+    let alone = Config { operator_tokens: vec!["o".repeat(16)], ..base.clone() };
+    let said = alone.validate().unwrap_err().to_string();
+    assert!(said.starts_with("client_tokens ") && said.contains("insecure = true"), "{said}");
+    assert!(!refused(Config { insecure: true, ..alone.clone() }));
+    assert!(!refused(Config { dev: true, ..alone.clone() }));
+    assert!(!refused(Config { client_tokens: vec!["t".to_owned()], ..alone.clone() }));
+    assert!(!refused(Config { listen, ..alone }), "client routes are closed there");
     assert!(refused(Config { client_tokens: vec!["a b".to_owned()], ..base.clone() }));
     assert!(refused(Config { url: Some("one:8080".to_owned()), ..base.clone() }));
     assert!(refused(Config { turns_max: 0, ..base.clone() }));

@@ -12,7 +12,7 @@ mod line;
 mod pulse;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -27,7 +27,10 @@ pub use self::{
     pulse::{Open, Pulse, TICK},
 };
 use super::{StoreError, remote_turns::Proof, remote_workers::RemoteWorker};
-use crate::id::{TurnId, WorkerId};
+use crate::{
+    id::{TurnId, WorkerId},
+    token::TokenHash,
+};
 
 /// Workers that may call one replica.
 const CALLERS_MAX: usize = 10_000;
@@ -48,7 +51,20 @@ pub struct Desk {
 #[derive(Debug, Default)]
 struct State {
     callers: HashMap<WorkerId, Arc<Caller>>,
+    /// How many of them came with each token.
+    tokens: HashMap<TokenHash, usize>,
     lines: HashMap<TurnId, Arc<Line>>,
+}
+
+impl State {
+    fn forget_token(&mut self, token_hash: &TokenHash) {
+        if let Entry::Occupied(mut count) = self.tokens.entry(*token_hash) {
+            match count.get().checked_sub(1) {
+                None | Some(0) => drop(count.remove()),
+                Some(left) => *count.get_mut() = left,
+            }
+        }
+    }
 }
 
 /// That a turn be held here, to which a worker wants to say something.
@@ -121,14 +137,16 @@ impl Desk {
     }
 
     /// Lets a worker call; `None` where there are too many. One that calls again keeps its place.
-    pub fn admit(&self, worker: RemoteWorker, token_hash: [u8; 32]) -> Option<Arc<Caller>> {
+    pub fn admit(&self, worker: RemoteWorker, token_hash: TokenHash) -> Option<Arc<Caller>> {
         let mut state = self.state();
         if state.callers.len() >= CALLERS_MAX && !state.callers.contains_key(&worker.id) {
             return None;
         }
         let id = worker.id;
         let caller = Arc::new(Caller::new(worker, token_hash));
+        *state.tokens.entry(token_hash).or_default() += 1;
         if let Some(former) = state.callers.insert(id, caller.clone()) {
+            state.forget_token(former.token_hash());
             former.wake();
         }
         Some(caller)
@@ -137,6 +155,11 @@ impl Desk {
     /// The worker of this id, where it calls here.
     pub fn caller(&self, worker: WorkerId) -> Option<Arc<Caller>> {
         self.state().callers.get(&worker).cloned()
+    }
+
+    /// Whether anybody calls here who came with this token.
+    pub fn knows(&self, token_hash: &TokenHash) -> bool {
+        self.state().tokens.contains_key(token_hash)
     }
 
     /// Whether anybody calls here.
@@ -154,12 +177,17 @@ impl Desk {
         let mut state = self.state();
         if state.callers.get(&caller.worker().id).is_some_and(|known| Arc::ptr_eq(known, caller)) {
             state.callers.remove(&caller.worker().id);
+            state.forget_token(caller.token_hash());
         }
     }
 
     /// Forgets everybody who calls: they register anew, and the lines to their turns stay.
     pub fn dismiss_all(&self) {
-        let callers: Vec<Arc<Caller>> = self.state().callers.drain().map(|(_, caller)| caller).collect();
+        let callers: Vec<Arc<Caller>> = {
+            let mut state = self.state();
+            state.tokens.clear();
+            state.callers.drain().map(|(_, caller)| caller).collect()
+        };
         callers.iter().for_each(|caller| caller.wake());
     }
 
@@ -226,5 +254,35 @@ impl Desk {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_known_as_long_as_somebody_calls_who_came_with_it() {
+        let desk = Desk::default();
+        let admit = |n: u128, token: u8| {
+            let (id, agent) = (WorkerId(Uuid::from_u128(n)), "a".to_owned());
+            let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
+            desk.admit(worker, [token; 32]).unwrap()
+        };
+        let (one, other) = (admit(1, 7), admit(2, 7));
+        desk.dismiss(&one);
+        desk.dismiss(&one);
+        assert!(desk.knows(&[7; 32]) && !desk.knows(&[8; 32]));
+        let again = admit(2, 8);
+        assert!(!desk.knows(&[7; 32]) && desk.knows(&[8; 32]), "it called again with another token");
+        desk.dismiss(&other);
+        assert!(desk.knows(&[8; 32]), "who has called anew is not forgotten");
+        desk.dismiss(&again);
+        assert!(!desk.knows(&[8; 32]) && !desk.has_callers());
+        admit(3, 9);
+        desk.dismiss_all();
+        assert!(!desk.knows(&[9; 32]));
     }
 }

@@ -4,6 +4,8 @@
 //! committed behind the in-flight row's lock (`lw_remote_adopt_v1`), and what the new holder goes on from is
 //! read behind it. `docs/decisions/0016` tells why.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -48,7 +50,7 @@ pub struct Bid {
 }
 
 /// Who asks for a turn to be moved here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Proof {
     /// Its worker, which was let in by its own token.
     Worker(WorkerId),
@@ -190,6 +192,39 @@ impl Store {
             (claim, WorkerId(row.worker))
         });
         Ok(claims.collect())
+    }
+
+    /// Of these attempts, those that were offered to whoever has this proof of them.
+    pub async fn offered(
+        &self,
+        asked: &[(TurnId, i32, Proof)],
+    ) -> Result<HashSet<(TurnId, i32, Proof)>, StoreError> {
+        let turns: Vec<Uuid> = asked.iter().map(|(turn, ..)| turn.0).collect();
+        let epochs: Vec<i32> = asked.iter().map(|(_, epoch, _)| *epoch).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("offered", |c| {
+                sqlx::query!(
+                    r#"
+                    select o.turn_id, o.epoch, o.worker_id, o.token_hash
+                      from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
+                     cross join lateral (
+                       select * from remote_claims o where o.turn_id = w.turn_id and o.epoch = w.epoch limit 1) o
+                    "#,
+                    &turns,
+                    &epochs,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let proofs = rows.into_iter().flat_map(|row| {
+            let worker = Some(Proof::Worker(WorkerId(row.worker_id)));
+            let token = row.token_hash.try_into().ok().map(Proof::Token);
+            let (turn, epoch) = (TurnId(row.turn_id), row.epoch);
+            [worker, token].into_iter().flatten().map(move |proof| (turn, epoch, proof))
+        });
+        let proofs: HashSet<_> = proofs.collect();
+        Ok(asked.iter().filter(|&it| proofs.contains(it)).copied().collect())
     }
 
     /// Moves a turn's hold here. Repeating it is harmless.

@@ -2,11 +2,13 @@
 //!
 //! A token is stored as its SHA-256, and told once, when it is minted.
 
+use std::collections::HashMap;
+
 use super::{Store, StoreError};
 use crate::{
     failure::Code,
     id::{ConversationId, WorkerId},
-    token::{self, Purpose},
+    token::{self, Purpose, TokenHash},
 };
 
 /// A remote worker that calls.
@@ -170,16 +172,24 @@ impl Store {
         Ok(token)
     }
 
-    /// What the token of this hash is good for.
-    pub async fn worker_grant(&self, token_hash: [u8; 32]) -> Result<Option<Grant>, StoreError> {
+    /// What the tokens of these hashes are good for, as far as they are good for anything.
+    pub async fn worker_grants(&self, hashes: &[TokenHash]) -> Result<HashMap<TokenHash, Grant>, StoreError> {
+        let hashes: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
         let mut lease = self.lease().await?;
-        let row = lease
-            .run("worker_grant", |c| {
-                sqlx::query!("select agent, conversation_id from worker_tokens where hash = $1", &token_hash)
-                    .fetch_optional(c)
+        let rows = lease
+            .run("worker_grants", |c| {
+                sqlx::query!(
+                    "select hash, agent, conversation_id from worker_tokens where hash = any ($1)",
+                    &hashes
+                )
+                .fetch_all(c)
             })
             .await?;
-        Ok(row.map(|row| Grant { agent: row.agent, conversation: row.conversation_id.map(ConversationId) }))
+        let grants = rows.into_iter().filter_map(|row| {
+            let conversation = row.conversation_id.map(ConversationId);
+            Some((row.hash.try_into().ok()?, Grant { agent: row.agent, conversation }))
+        });
+        Ok(grants.collect())
     }
 
     /// Lets in nobody any more by a token of this conversation.

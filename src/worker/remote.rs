@@ -87,6 +87,12 @@ impl Host {
             return Judgement::Held(line);
         }
         if self.runs().get(&turn) == Some(&epoch) {
+            // Not every turn is a remote worker's: one that runs in a process here is nobody's to move.
+            match self.store().offered(&[(turn, epoch, wish.proof)]).await {
+                Ok(offered) if offered.is_empty() => return Judgement::Unknown,
+                Ok(_) => {}
+                Err(why) => return Judgement::Failed(why),
+            }
             // What is left of an earlier hold has yet to notice. The worker comes again.
             self.halt_as(turn, epoch, Halt::Moved);
             return Judgement::Elsewhere;

@@ -1,7 +1,13 @@
 //! The routes of remote workers: who may call, and what is refused by name. No engine stands behind these
 //! doors, so nobody is let in for good; `cluster_remote` has those that are.
 
-use lastword::{agent::AgentSpec, id::WorkerId, store::remote_workers::Grant};
+use lastword::{
+    agent::AgentSpec,
+    cli::postgres::Mode,
+    id::{TurnId, WorkerId},
+    store::{desk::Line, remote_workers::Grant},
+    token::{self, Purpose},
+};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -93,10 +99,11 @@ async fn what_a_worker_says_wrong_is_refused_by_name() {
         assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{route} {body}");
         assert_eq!(problem(answer).await["field"], field, "{route} {body}");
     }
-    let turn = format!("turn_{}", "0".repeat(32));
+    let turn = TurnId(uuid::Uuid::nil());
+    let token = token::mint(Purpose::Turn);
     let say = async |query: &str, kind: &str, body: Vec<u8>| {
         let path = format!("/v1/worker/turns/{turn}/messages{query}");
-        let asked = world.request(Method::POST, &path).bearer_auth("x").header("content-type", kind);
+        let asked = world.request(Method::POST, &path).bearer_auth(&token).header("content-type", kind);
         asked.body(body).send().await.unwrap()
     };
     let ndjson = "application/x-ndjson";
@@ -111,12 +118,39 @@ async fn what_a_worker_says_wrong_is_refused_by_name() {
         assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{query}");
         assert_eq!(problem(answer).await["field"], field, "{query}");
     }
+    let answer = say("?epoch=1&n=1", ndjson, b"{}\n".to_vec()).await;
+    assert_eq!(problem(answer).await["code"], "go_elsewhere");
+    // A turn that is held here.
+    let (line, _batches) = Line::new((turn, 1), WorkerId(uuid::Uuid::nil()), token::hash(&token), 0);
+    world.store.desk().lay(line);
     let answer = say("?epoch=1&n=1", "application/json", b"{}".to_vec()).await;
     assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
     let answer = say("?epoch=1&n=1", ndjson, vec![b'x'; 2 * 1024 * 1024 + 1]).await;
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let answer = say("?epoch=1&n=1", ndjson, b"{}\n".repeat(4097)).await;
     assert_eq!(problem(answer).await["field"], "body");
-    let answer = say("?epoch=1&n=1", ndjson, b"{}\n".to_vec()).await;
-    assert_eq!(problem(answer).await["code"], "go_elsewhere");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_a_token_is_refused_without_a_look_at_the_database() {
+    let world = World::alone(|config| config.worker_tokens = vec![WORKERS.to_owned()]).await;
+    world.store.desk().set_open(true);
+    world.server.lock().unwrap().stop(Mode::Immediate).unwrap();
+    let nobody = WorkerId(uuid::Uuid::nil());
+    let messages = format!("turns/{}/messages?epoch=1&n=1", TurnId(nobody.0));
+    let cut_off = |token: String| token[..52].to_owned();
+    for (route, body, purpose, other) in [
+        ("register", json!({"agent": "far"}), Purpose::Worker, Purpose::Turn),
+        ("claims", json!({"worker_id": nobody, "room": 1}), Purpose::Worker, Purpose::Turn),
+        ("beat", json!({"worker_id": nobody, "turns": []}), Purpose::Worker, Purpose::Turn),
+        (&messages, json!({}), Purpose::Turn, Purpose::Worker),
+    ] {
+        for token in [cut_off(token::mint(purpose)), token::mint(other)] {
+            let answer = ask(&world, &token, route, &body).await;
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{route} with {token}");
+        }
+        // Such a one is looked up.
+        let answer = ask(&world, &token::mint(purpose), route, &body).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{route}");
+    }
 }

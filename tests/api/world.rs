@@ -123,9 +123,12 @@ impl Replica {
         let mut config = Config {
             database_url: database_url.to_owned(),
             operator_tokens: vec![OPERATOR.to_owned()],
+            // Client routes are open beside them.
+            insecure: true,
             ..Config::default()
         };
         change(&mut config);
+        config.validate().unwrap();
         let store = Store::open(&config).unwrap();
         store.migrate().await.unwrap();
         let (supervisor, stop) = (Supervisor::new(), CancellationToken::new());

@@ -172,7 +172,8 @@ impl Cluster {
     /// Opens a turn's event stream after `after`, -1 for all of it, at replica `i`.
     pub async fn stream(&self, i: usize, turn: &str, after: i64) -> EventStream {
         let url = format!("{}/v1/turns/{turn}/events?after={after}", self.url(i));
-        let answer = self.http.get(url).header("accept", "text/event-stream").send().await.unwrap();
+        let asked = self.http.get(url).bearer_auth(OPERATOR).header("accept", "text/event-stream");
+        let answer = asked.send().await.unwrap();
         EventStream::new(answer, turn, after)
     }
 

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Json, extract::State, http::HeaderMap};
+use axum::{Extension, Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -14,6 +14,7 @@ use super::caller;
 use crate::{
     api::{
         Gateway,
+        auth::Admission,
         listen::Connection,
         problem::{Problem, ProblemDocument},
         request::Strict,
@@ -126,11 +127,11 @@ struct Heard {
     ))]
 pub async fn beat(
     State(gateway): State<Gateway>,
-    headers: HeaderMap,
+    Extension(admission): Extension<Admission>,
     Connection(peer): Connection,
     Strict(request): Strict<BeatRequest>,
 ) -> Result<Json<Beat>, Problem> {
-    let caller = caller(&gateway, &headers, request.worker_id).await?;
+    let caller = caller(&gateway, &admission, request.worker_id)?;
     if request.wait_ms > WAIT_MAX_MS {
         return Err(Problem::invalid("wait_ms", "It must lie between 0 and 5000."));
     }

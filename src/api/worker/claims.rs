@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use super::caller;
 use crate::{
     api::{
         Gateway,
+        auth::Admission,
         problem::{Problem, ProblemDocument},
         request::{Strict, WAIT_MAX_S},
     },
@@ -92,10 +93,10 @@ impl Offer {
     ))]
 pub async fn wait(
     State(gateway): State<Gateway>,
-    headers: HeaderMap,
+    Extension(admission): Extension<Admission>,
     Strict(request): Strict<ClaimsRequest>,
 ) -> Result<Response, Problem> {
-    let caller = caller(&gateway, &headers, request.worker_id).await?;
+    let caller = caller(&gateway, &admission, request.worker_id)?;
     if !(1..=ROOM_MAX).contains(&request.room) {
         return Err(Problem::invalid("room", "It must lie between 1 and 10000."));
     }

@@ -4,9 +4,9 @@
 //! line means is its run's to say; one that means nothing fails the turn, like that of any other worker.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -16,7 +16,8 @@ use utoipa::ToSchema;
 use super::beat::OrderView;
 use crate::{
     api::{
-        Gateway, auth,
+        Gateway,
+        auth::{Speaker, may_speak},
         problem::{Problem, ProblemDocument},
         request::{Id, Params, body_within},
     },
@@ -62,17 +63,18 @@ pub struct Acknowledged {
 pub async fn post(
     State(gateway): State<Gateway>,
     Id(turn): Id<TurnId>,
-    headers: HeaderMap,
+    Extension(speaker): Extension<Speaker>,
     mut params: Params,
     request: Request,
 ) -> Result<Response, Problem> {
     tracing::Span::current().record("turn_id", tracing::field::display(turn));
-    let hash = auth::token_hash(&headers)?;
+    let hash = speaker.token_hash;
     let missing = |name: &str| Problem::invalid(name, "It is missing.");
     let epoch = params.number("epoch", 1..=i64::from(i32::MAX))?.ok_or_else(|| missing("epoch"))?;
     let epoch = i32::try_from(epoch).map_err(|_| missing("epoch"))?;
     let first = params.number("n", 1..=i64::MAX)?.ok_or_else(|| missing("n"))?.unsigned_abs();
     params.end()?;
+    may_speak(&gateway, speaker, turn, epoch).await?;
     let batch = read(request).await?;
     let mut is_second = false;
     loop {

@@ -97,6 +97,7 @@ impl Plan {
             .current_dir(place)
             .env("LASTWORD_DATA_DIR", place.join("workspaces"))
             .env("LASTWORD_OPERATOR_TOKENS", token)
+            .env("LASTWORD_CLIENT_TOKENS", token)
             .env("LASTWORD_DRAIN", "2s")
             .env("LASTWORD_TURNS_MAX", "6000")
             .env("LASTWORD_QUEUE_MAX", "1000000")

@@ -1,0 +1,186 @@
+//! Tokens that this replica does not know: they are looked up together, so that many cost no more than one.
+//!
+//! Owns what strangers may cost: one statement at a time for all that wait, and ten a second while there are
+//! some among them whom nobody knows. Refuses to let the many from one address crowd out the rest. Keeps an
+//! honest worker waiting for a tenth of a second at most, also one whose token was minted a moment ago
+//! elsewhere: nobody is remembered as unknown.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{
+    store::StoreError,
+    task::{Kind, Supervisor},
+};
+
+/// From one look that found somebody whom nobody knows to the next.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Strangers that may wait, and those of one address among them.
+const WAITING_MAX: usize = 1024;
+const WAITING_PER_ADDRESS_MAX: usize = 64;
+
+/// What was found out about a stranger; `None` where too many wait.
+pub type Found<V> = Option<Result<Option<V>, StoreError>>;
+
+/// Strangers that wait for one look.
+#[derive(Debug)]
+pub struct Strangers<K, V> {
+    state: Arc<Mutex<State<K, V>>>,
+}
+
+#[derive(Debug)]
+struct State<K, V> {
+    waiting: Vec<Stranger<K, V>>,
+    /// Whether somebody looks, or pauses before the next look.
+    is_looked_after: bool,
+}
+
+#[derive(Debug)]
+struct Stranger<K, V> {
+    key: K,
+    from: IpAddr,
+    answer: oneshot::Sender<Result<Option<V>, StoreError>>,
+}
+
+impl<K, V> Default for Strangers<K, V> {
+    fn default() -> Self {
+        Strangers { state: Arc::new(Mutex::new(State { waiting: Vec::new(), is_looked_after: false })) }
+    }
+}
+
+impl<K, V> Strangers<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + 'static,
+{
+    /// Waits for the next look at those that wait. `look` answers for all of them.
+    pub async fn ask<F>(
+        &self,
+        supervisor: &Supervisor,
+        (key, from): (K, IpAddr),
+        look: impl Fn(Vec<K>) -> F + Send + 'static,
+    ) -> Found<V>
+    where
+        F: Future<Output = Result<HashMap<K, V>, StoreError>> + Send + 'static,
+    {
+        let (answer, found) = oneshot::channel();
+        {
+            let mut state = lock(&self.state);
+            let of_this_address = state.waiting.iter().filter(|stranger| stranger.from == from).count();
+            if state.waiting.len() >= WAITING_MAX || of_this_address >= WAITING_PER_ADDRESS_MAX {
+                return None;
+            }
+            state.waiting.push(Stranger { key, from, answer });
+            if !std::mem::replace(&mut state.is_looked_after, true) {
+                supervisor.spawn(Kind::Client, "look-ups", look_after(self.state.clone(), look));
+            }
+        }
+        found.await.ok()
+    }
+}
+
+/// Looks as long as somebody waits.
+async fn look_after<K, V, F>(state: Arc<Mutex<State<K, V>>>, look: impl Fn(Vec<K>) -> F + Send)
+where
+    K: Clone + Eq + Hash,
+    V: Clone,
+    F: Future<Output = Result<HashMap<K, V>, StoreError>> + Send + 'static,
+{
+    loop {
+        let waiting = {
+            let mut state = lock(&state);
+            if state.waiting.is_empty() {
+                state.is_looked_after = false;
+                return;
+            }
+            std::mem::take(&mut state.waiting)
+        };
+        let began = Instant::now();
+        let found = look(waiting.iter().map(|stranger| stranger.key.clone()).collect()).await;
+        let mut are_all_known = true;
+        for Stranger { key, answer, .. } in waiting {
+            let found = found.as_ref().map(|found| found.get(&key).cloned()).map_err(StoreError::clone);
+            are_all_known &= matches!(found, Ok(Some(_)));
+            // Who has gone needs no answer.
+            let _ = answer.send(found);
+        }
+        if !are_all_known {
+            tokio::time::sleep_until(began + PAUSE).await;
+        }
+    }
+}
+
+fn lock<K, V>(state: &Mutex<State<K, V>>) -> MutexGuard<'_, State<K, V>> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::Ipv4Addr,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    /// Knows even numbers, and counts how often it was asked.
+    #[derive(Clone, Default)]
+    struct Register(Arc<AtomicUsize>);
+
+    impl Register {
+        async fn ask(&self, strangers: &Strangers<u32, u32>, n: u32, from: u8) -> Option<Option<u32>> {
+            let looks = self.0.clone();
+            let look = move |asked: Vec<u32>| {
+                looks.fetch_add(1, Ordering::SeqCst);
+                let known = asked.into_iter().filter(|n| n % 2 == 0).map(|n| (n, n)).collect();
+                async move {
+                    tokio::task::yield_now().await;
+                    Ok(known)
+                }
+            };
+            let from = Ipv4Addr::new(10, 0, 0, from).into();
+            strangers.ask(&Supervisor::new(), (n, from), look).await.map(Result::unwrap)
+        }
+    }
+
+    #[tokio::test]
+    async fn many_strangers_are_one_look_and_each_gets_its_own_answer() {
+        let (strangers, register) = (Strangers::default(), Register::default());
+        let asked = (0..640).map(|n| register.ask(&strangers, n, (n % 10) as u8));
+        for (n, answer) in (0..).zip(join_all(asked).await) {
+            assert_eq!(answer, Some((n % 2 == 0).then_some(n)), "{n}");
+        }
+        assert_eq!(register.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn made_up_tokens_cost_ten_looks_a_second_and_an_honest_one_waits_no_longer_than_that() {
+        let (strangers, register) = (Strangers::default(), Register::default());
+        let began = Instant::now();
+        while began.elapsed() < PAUSE * 5 {
+            let (unknown, known) =
+                tokio::join!(register.ask(&strangers, 1, 1), register.ask(&strangers, 2, 1));
+            assert_eq!((unknown, known), (Some(None), Some(Some(2))));
+        }
+        let most = began.elapsed().as_millis().div_ceil(PAUSE.as_millis()) + 1;
+        assert!(register.0.load(Ordering::SeqCst) as u128 <= most, "{:?} of {most}", register.0);
+    }
+
+    #[tokio::test]
+    async fn one_address_crowds_out_nobody() {
+        let (strangers, register) = (Strangers::default(), Register::default());
+        let flood = join_all((0..1000).map(|_| register.ask(&strangers, 1, 1)));
+        let (flood, honest) = tokio::join!(flood, register.ask(&strangers, 2, 2));
+        assert_eq!(flood.iter().flatten().count(), WAITING_PER_ADDRESS_MAX);
+        assert_eq!(honest, Some(Some(2)));
+    }
+}
