@@ -73,6 +73,10 @@ pub struct Config {
     pub pool_max: u32,
     /// Event streams that this replica serves at once.
     pub streams_max: u32,
+    /// Connections that this replica takes at once; fewer where the system permits it too few descriptors.
+    pub connections_max: u32,
+    /// Connections from one address, whichever that is. Where absent half of all, and of this machine's own any.
+    pub connections_per_address_max: Option<u32>,
     /// Whether replicas wake each other by NOTIFY. `off` is only slower.
     pub doorbell: Doorbell,
     /// How long running turns get to end after a SIGTERM.
@@ -148,6 +152,8 @@ impl Default for Config {
             worker_file_max: Size::mib(8 * 1024),
             pool_max: 8,
             streams_max: 10_000,
+            connections_max: 20_000,
+            connections_per_address_max: None,
             doorbell: Doorbell::On,
             drain: Span::seconds(45),
             retain: Span::seconds(30 * 24 * 3600),
@@ -203,6 +209,8 @@ impl Config {
             ("turns_max", self.turns_max.into()),
             ("pool_max", self.pool_max.into()),
             ("streams_max", self.streams_max.into()),
+            ("connections_max", self.connections_max.into()),
+            ("connections_per_address_max", self.connections_per_address_max.unwrap_or(1).into()),
         ] {
             if limit == 0 {
                 return refuse(key, "must be at least 1");

@@ -38,7 +38,7 @@
 //! | 4 | [`engine`]: the passes |
 //! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
 //! | 2 | [`store`]: all SQL, the doorbell |
-//! | 1 | [`config`] · [`telemetry`] · [`task`] |
+//! | 1 | [`config`] · [`descriptors`] · [`telemetry`] · [`task`] |
 //! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`]: the words |
 //!
 //! # What must always hold
@@ -54,6 +54,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod descriptors;
 pub mod engine;
 pub mod event;
 pub mod failure;

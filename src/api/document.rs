@@ -85,7 +85,10 @@ fn refusals(responses: &mut Value) {
     }
     for (status, description) in [
         ("4XX", "Refused; nothing was changed"),
-        ("503", "`postgres_unavailable`, `too_many_streams`: come back after `Retry-After`"),
+        (
+            "503",
+            "`postgres_unavailable`, `too_many_streams`, `too_many_connections`: come back after `Retry-After`",
+        ),
     ] {
         if responses.get(status).is_none() {
             responses[status] = json!({"description": description});

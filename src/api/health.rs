@@ -19,7 +19,10 @@ use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
 use super::{Gateway, problem::Problem};
-use crate::telemetry::metrics;
+use crate::{
+    descriptors::{self, Lack},
+    telemetry::metrics,
+};
 
 /// An answer of Postgres counts for so long.
 const ANSWER_COUNTS_FOR: Duration = Duration::from_secs(2);
@@ -48,6 +51,8 @@ pub struct ReadinessView {
     migrated: bool,
     /// Whether it is registered: `ready` where it is.
     presence: String,
+    /// What it lacks to start a worker: `descriptors`, `processes` or `memory`; null where nothing.
+    lacks: Option<&'static str>,
     /// Whether replicas hear each other.
     doorbell: DoorbellView,
 }
@@ -76,7 +81,8 @@ pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<Readine
     let board = gateway.supervisor.board();
     let presence = board.state(PRESENCE).unwrap_or("ready").to_owned();
     let draining = gateway.supervisor.soft().is_cancelled();
-    let is_ready = !draining && postgres && migrated && presence == "ready";
+    let lacks = descriptors::shortage().map(Lack::as_str);
+    let is_ready = !draining && postgres && migrated && presence == "ready" && lacks.is_none();
     let wake = gateway.store.wake();
     let round_trip_ms = wake.round_trip().map(|took| took.as_secs_f64() * 1000.0);
     let view = ReadinessView {
@@ -85,6 +91,7 @@ pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<Readine
         postgres,
         migrated,
         presence,
+        lacks,
         doorbell: DoorbellView { on: wake.is_on(), round_trip_ms },
     };
     (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(view))
@@ -97,6 +104,7 @@ pub async fn metrics(
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
     gateway.keys().admits_to_metrics(&Method::GET, &headers)?;
+    gateway.note_bounds();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render()))
 }
 

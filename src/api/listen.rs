@@ -2,7 +2,7 @@
 //!
 //! A body can ask for a reset of its connection through [`Peer`]: a stream that must end early must
 //! not look like one that ended well, and to an HTTP/1.0 proxy a plain close looks just so. Whoever must know
-//! is told when a connection has ended.
+//! is told when a connection has ended. How many there may be is in [`super::connected`].
 
 use std::{
     convert::Infallible,
@@ -19,23 +19,27 @@ use std::{
 
 use axum::{
     Extension, Router,
+    body::{Body, Bytes},
     extract::{ConnectInfo, FromRequestParts},
     http::request::Parts,
 };
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use http_body::{Frame, SizeHint};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 
-use super::{Gateway, router};
+use super::{
+    Gateway,
+    connected::{Admission, Connected, Mark, UnderWay, refuse},
+    router,
+};
 use crate::task::Kind;
 
 /// Bytes that stay unacknowledged for so long end the connection.
@@ -50,6 +54,10 @@ const RESET_WITHIN: Duration = Duration::from_millis(500);
 /// What a connection holds for a client that does not read, here and in the system: more is not even
 /// read from the log.
 const UNSENT_MAX: u32 = 64 * 1024;
+/// Connections that are refused at a time; more wait to be accepted.
+const REFUSALS_MAX: usize = 8;
+/// Where a connection cannot be accepted the next is tried after so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers requests until the hard stop. Once `closing` is cancelled it takes no more connections,
 /// ends idle ones, and returns when the last has ended. During a drain that comes before, requests
@@ -57,14 +65,28 @@ const UNSENT_MAX: u32 = 64 * 1024;
 pub async fn serve(listener: TcpListener, gateway: Gateway, closing: CancellationToken) {
     let supervisor = gateway.supervisor.clone();
     let hard = supervisor.hard().clone();
+    let connected = gateway.connected().clone();
     let service = router(gateway);
     let connections = TaskTracker::new();
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let taking = async {
         for number in 1.. {
-            let (stream, address) = accept(&listener).await;
-            let peer = Peer { address, number, is_reset: Arc::default(), at_end: Arc::default() };
-            let one = carry(stream, peer, service.clone(), closing.clone(), hard.clone());
-            supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
+            let (stream, address) = accept(&listener, &connected).await;
+            match connected.admit(number, address) {
+                Ok(admission) => {
+                    let peer = Peer { address, number, is_reset: Arc::default(), at_end: Arc::default() };
+                    let one = carry(stream, admission, peer, service.clone(), closing.clone(), hard.clone());
+                    supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
+                }
+                Err(why) => {
+                    let turn = refusals.clone().acquire_owned().await;
+                    let one = async move {
+                        refuse(stream, why).await;
+                        drop(turn);
+                    };
+                    supervisor.spawn(Kind::Client, "refusals", connections.track_future(one));
+                }
+            }
         }
     };
     tokio::select! {
@@ -77,14 +99,19 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, closing: Cancellatio
     connections.wait().await;
 }
 
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn accept(listener: &TcpListener, connected: &Connected) -> (TcpStream, SocketAddr) {
+    let mut failures = 0;
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(why) => {
-                // Out of file descriptors, mostly: it passes, and a busy loop would not help.
-                tracing::warn!(%why, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                // Out of descriptors, mostly: those who call wait, and a busy loop would not help them.
+                if failures == 0 {
+                    tracing::warn!(%why, "a connection could not be accepted");
+                }
+                failures += 1;
+                connected.clear_some();
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -93,6 +120,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 /// One connection, to its end. Once `closing` is cancelled it ends with the answer that is under way.
 async fn carry(
     stream: TcpStream,
+    admission: Admission,
     peer: Peer,
     service: Router,
     closing: CancellationToken,
@@ -102,8 +130,13 @@ async fn carry(
         tracing::debug!(%why, "a connection keeps the system's own settings");
     }
     let address = peer.address;
-    let wire = TokioIo::new(Wire { stream, peer: peer.clone() });
-    let service = TowerToHyperService::new(Extension(ConnectInfo(peer)).layer(service));
+    let mark = admission.mark();
+    let wire = TokioIo::new(Wire { stream, peer: peer.clone(), mark: mark.clone() });
+    let service = Extension(ConnectInfo(peer)).layer(service);
+    let service = service_fn(move |request| {
+        let (under_way, answer) = (mark.request(), service.clone().oneshot(request));
+        async move { answer.await.map(|answer| answer.map(|body| Answer { body, _under_way: under_way })) }
+    });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(UNSENT_MAX as usize);
     let mut connection = pin!(http.serve_connection(wire, service));
@@ -113,6 +146,7 @@ async fn carry(
         tokio::time::sleep(RESET_WITHIN).await;
     };
     let mut cut_off = pin!(cut_off);
+    let mut asked_to_leave = pin!(admission.asked_to_leave());
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -126,7 +160,35 @@ async fn carry(
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut cut_off => return,
+            // Nothing was asked, and nothing is left to be read.
+            () = &mut asked_to_leave => return,
         }
+    }
+}
+
+/// An answer's body: its request is under way until it has ended.
+struct Answer {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -199,6 +261,14 @@ fn keep_honest(stream: &TcpStream) -> io::Result<()> {
 pub struct Wire {
     stream: TcpStream,
     peer: Peer,
+    mark: Mark,
+}
+
+impl Wire {
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.mark.blocked(written.is_pending());
+        written
+    }
 }
 
 impl Drop for Wire {
@@ -226,7 +296,8 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -234,7 +305,8 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

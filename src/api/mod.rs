@@ -7,6 +7,7 @@
 mod accept;
 mod agents;
 mod auth;
+mod connected;
 mod conversations;
 mod document;
 mod events;
@@ -31,16 +32,18 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     auth::{Keys, Strangers},
+    connected::{Connected, PerAddress},
     document::Document,
     health::Readiness,
     problem::Problem,
 };
 use crate::{
     config::Config,
-    console,
+    console, descriptors,
     id::TurnId,
     store::{Store, remote_turns::Proof, remote_workers::Grant},
     task::Supervisor,
+    telemetry::metrics,
     token::TokenHash,
 };
 
@@ -64,17 +67,24 @@ struct Doors {
     newcomers: Strangers<TokenHash, Grant>,
     speakers: Strangers<(TurnId, i32, Proof), ()>,
     streams: Arc<Semaphore>,
+    connected: Connected,
     readiness: Readiness,
 }
 
 impl Gateway {
     /// A gateway over this store.
     pub fn new(store: Store, config: Arc<Config>, supervisor: Supervisor) -> Gateway {
+        let connections_max = descriptors::connections(config.connections_max, config.workers_max());
+        let per_address = PerAddress {
+            max: config.connections_per_address_max.map_or(connections_max.div_ceil(2), |max| max as usize),
+            binds_loopback: config.connections_per_address_max.is_some(),
+        };
         let doors = Arc::new(Doors {
             keys: Keys::of(&config),
             newcomers: Strangers::default(),
             speakers: Strangers::default(),
             streams: Arc::new(Semaphore::new(config.streams_max as usize)),
+            connected: Connected::new(connections_max, per_address),
             readiness: Readiness::default(),
         });
         Gateway { store, config, supervisor, doors }
@@ -88,8 +98,21 @@ impl Gateway {
         &self.doors.streams
     }
 
+    fn connected(&self) -> &Connected {
+        &self.doors.connected
+    }
+
     fn readiness(&self) -> &Readiness {
         &self.doors.readiness
+    }
+
+    /// Tells operators how near the bounds of the doors are.
+    fn note_bounds(&self) {
+        let streams = self.config.streams_max;
+        let open = (streams as usize).saturating_sub(self.streams().available_permits());
+        metrics::bound("streams", open as u64, streams.into());
+        let (connections, most) = self.connected().count();
+        metrics::bound("connections", connections as u64, most as u64);
     }
 }
 

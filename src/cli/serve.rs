@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{self, Gateway},
     config::{Config, ConfigError, Overrides},
+    descriptors,
     engine::{Engine, drain},
     store::Store,
     task::{Kind, Supervisor},
@@ -25,6 +26,8 @@ use crate::{
 
 /// How long the last tasks get to end once everything is said.
 const END_MAX: Duration = Duration::from_secs(5);
+/// Connections to Postgres beside the pool's: the beat's, the listener's and the ringer's.
+const RESERVED_CONNECTIONS: u32 = 3;
 
 /// Runs one replica.
 ///
@@ -68,6 +71,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     settle_worker_user(&mut config)?;
     let store = Store::open(&config)?;
     let _telemetry = telemetry::init(&config, &store.replica().to_string())?;
+    note_descriptors(&config);
     let supervisor = Supervisor::new();
     let listener = TcpListener::bind(config.listen)
         .await
@@ -125,6 +129,20 @@ fn settle_worker_user(config: &mut Config) -> anyhow::Result<()> {
     workspace::open(&dirs, user).map_err(|why| refuse(format!("cannot be used: {why}")))?;
     config.worker_user = Some(user.to_string());
     Ok(())
+}
+
+/// Raises the limit of descriptors, and says where it is lower than what this replica was told to serve.
+fn note_descriptors(config: &Config) {
+    let descriptors = descriptors::raise(config.pool_max + RESERVED_CONNECTIONS);
+    let connections = descriptors::connections(config.connections_max, config.workers_max());
+    if connections < config.connections_max as usize {
+        tracing::info!(
+            descriptors,
+            connections,
+            connections_max = config.connections_max,
+            "the system permits too few descriptors for that many connections: raise the hard limit (ulimit -Hn)"
+        );
+    }
 }
 
 /// Migrates, waiting for a Postgres that is not there yet.

@@ -39,6 +39,7 @@ use self::{
 };
 use crate::{
     config::{Config, workers_for},
+    descriptors,
     id::{ConversationId, WorkerId},
     task::{Kind, Supervisor},
     telemetry,
@@ -127,6 +128,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let name = args.name.clone().or_else(own_name);
     let config = Config { log: args.log.clone(), ..Config::default() };
     let _telemetry = telemetry::init(&config, name.as_deref().unwrap_or("work"))?;
+    descriptors::raise(0);
     let identity = Identity {
         agent: args.agent.clone(),
         conversation: args.conversation,

@@ -174,7 +174,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 33] = [
+const KEYS: [Key; 35] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -194,6 +194,8 @@ const KEYS: [Key; 33] = [
     key("worker_file_max", Shape::Text),
     key("pool_max", Shape::Number),
     key("streams_max", Shape::Number),
+    key("connections_max", Shape::Number),
+    key("connections_per_address_max", Shape::Number),
     key("doorbell", Shape::Text),
     key("drain", Shape::Text),
     key("retain", Shape::Text),

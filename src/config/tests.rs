@@ -41,6 +41,8 @@ fn full() -> Config {
         worker_file_max: Size(1538),
         pool_max: 4,
         streams_max: 5,
+        connections_max: 6,
+        connections_per_address_max: Some(7),
         doorbell: Doorbell::Off,
         drain: Span::seconds(90),
         retain: Span::seconds(86_400 * 45),

@@ -101,7 +101,7 @@ impl Search {
 /// One look at the queue: claims what there are places for.
 async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) -> Result<(), StoreError> {
     let Some(from) = search.from else { return Ok(()) };
-    if until.is_cancelled() || !engine.is_present() {
+    if until.is_cancelled() || !engine.can_start() {
         return Ok(());
     }
     let Some(mut room) = engine.host.room(CLAIMS_MAX) else { return Ok(()) };

@@ -68,7 +68,7 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
 
 /// A place for the turn, where this replica may host it.
 fn berth(engine: &Engine, new: &NewTurn) -> Option<Berth> {
-    let is_taking = engine.is_present() && !engine.supervisor.soft().is_cancelled();
+    let is_taking = engine.can_start() && !engine.supervisor.soft().is_cancelled();
     let is_taking = is_taking && engine.store.uses(Lever::ClaimedWithAccept);
     let is_hosted = engine.host.runtimes().contains(&new.agent.spec.runtime);
     (is_taking && is_hosted).then(|| engine.host.reserve(new)).flatten()

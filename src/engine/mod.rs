@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`presence`] | beats, judges the dead, starts over when judged |
 //! | [`intake`] | accepts what was handed in, and takes at once what there is room for |
+//! | [`means`] | looks whether there is what a worker's start takes |
 //! | [`dispatch`] | claims queued turns; brings orders to those that run here |
 //! | [`reconcile`] | compares what was seen with a database that may have gone back in time |
 //! | `remote` | claims for remote workers, and moves turns to where they call |
@@ -17,6 +18,7 @@
 pub mod dispatch;
 pub mod drain;
 pub mod intake;
+pub mod means;
 pub mod presence;
 pub mod reap;
 pub mod reconcile;
@@ -34,6 +36,7 @@ use std::{
 
 use crate::{
     config::Config,
+    descriptors,
     id::TurnId,
     store::{
         Store, listener, lookout, reader, ringer,
@@ -55,6 +58,7 @@ pub struct Engine {
     url: Arc<str>,
     postgres_away_max: Duration,
     retain: Duration,
+    queue_max: u32,
     /// Set by presence, taken by reap: somebody was lost within the last minute.
     recent_loss: Arc<AtomicBool>,
     /// Set by presence: registered, and the last beat came back.
@@ -87,6 +91,7 @@ impl Engine {
             url: url.into(),
             postgres_away_max: config.postgres_away_max.0,
             retain: config.retain.0,
+            queue_max: config.queue_max,
             recent_loss: Arc::default(),
             is_present: Arc::default(),
             is_reconciling: Arc::default(),
@@ -104,6 +109,12 @@ impl Engine {
     /// Whether this replica may claim: it has registered, and beats.
     fn is_present(&self) -> bool {
         self.is_present.load(Ordering::Relaxed)
+    }
+
+    /// Whether this replica may claim what it may have to start a worker for: it lacks nothing besides. What it
+    /// claimed without it would fail here, and another replica may have it.
+    fn can_start(&self) -> bool {
+        self.is_present() && descriptors::shortage().is_none()
     }
 
     fn set_present(&self, is_present: bool) {
@@ -149,6 +160,7 @@ impl Engine {
         spawn("adopt", Box::pin(remote::adopt_on(self.clone(), hard.clone())));
         spawn("remote", Box::pin(remote::listen_on(self.clone(), hard.clone())));
         spawn("reap", Box::pin(reap::close_on(self.clone(), hard.clone())));
+        spawn("means", Box::pin(means::look_on(self.clone(), hard.clone())));
         spawn("retain", Box::pin(retain::retain_on(self.clone(), hard.clone())));
         spawn("upkeep", Box::pin(retain::upkeep_on(self.clone(), hard)));
     }

@@ -62,6 +62,7 @@ async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Looks>) -> Result<Dur
     }
     metrics::inflight(outlook.rows.unsigned_abs());
     metrics::queued(outlook.queued.unsigned_abs());
+    metrics::bound("queue", outlook.queued.unsigned_abs(), engine.queue_max.into());
     metrics::overdue(outlook.overdue.len() as u64);
     let lapsed = left_overdue(&outlook, seen, Instant::now());
     if is_after_loss || outlook.closable > 0 || !lapsed.is_empty() {

@@ -160,6 +160,12 @@ impl Connections {
         }
     }
 
+    /// How many are lent, and how many can be.
+    pub(super) fn lent(&self) -> (usize, usize) {
+        let most = self.places_max as usize;
+        (most.saturating_sub(self.places.available_permits()), most)
+    }
+
     /// Lets go of those that nobody uses.
     pub(super) fn forget(&self) {
         self.resting().clear();

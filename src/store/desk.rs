@@ -152,6 +152,16 @@ impl Desk {
         Some(caller)
     }
 
+    /// How many workers call here, and how many may.
+    pub(super) fn crowd(&self) -> (usize, usize) {
+        (self.state().callers.len(), CALLERS_MAX)
+    }
+
+    /// How many wishes wait, and how many may.
+    pub(super) fn wishes(&self) -> (usize, usize) {
+        (WISHES_MAX.saturating_sub(self.wishes.capacity()), WISHES_MAX)
+    }
+
     /// The worker of this id, where it calls here.
     pub fn caller(&self, worker: WorkerId) -> Option<Arc<Caller>> {
         self.state().callers.get(&worker).cloned()

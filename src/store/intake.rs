@@ -65,6 +65,11 @@ impl Intake {
         verdict.await.ok()
     }
 
+    /// How many wait, and how many may.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (WAITING_MAX.saturating_sub(self.queue.capacity()), WAITING_MAX)
+    }
+
     /// What waits, at most so much, sorted by conversation: no two of one conversation, of one key or of one
     /// turn.
     pub async fn take(&self, most: usize) -> Vec<Wanted> {

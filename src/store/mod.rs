@@ -12,6 +12,7 @@ pub mod accept;
 pub mod agents;
 pub mod assignment;
 pub mod beat;
+mod bounds;
 pub mod claim;
 pub mod closing;
 pub mod commands;

@@ -70,6 +70,12 @@ impl Writer {
         self.write(Write::Finish(finish)).await
     }
 
+    /// Tells operators how many writes wait, and how many may.
+    pub fn note_bounds(&self) {
+        let waiting = QUEUE_MAX.saturating_sub(self.queue.capacity());
+        metrics::bound("writer", waiting as u64, QUEUE_MAX as u64);
+    }
+
     async fn write(&self, write: Write) -> Written {
         let (reply, written) = oneshot::channel();
         if self.queue.send((write, reply)).await.is_err() {

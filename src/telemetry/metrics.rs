@@ -42,6 +42,8 @@ pub const DOORBELL_RINGS: &str = "lastword_doorbell_rings_total";
 const DOORBELL_ROUND_TRIP: &str = "lastword_doorbell_round_trip_seconds";
 const BOUND_USED: &str = "lastword_bound_used";
 const BOUND_MAX: &str = "lastword_bound_max";
+const CONNECTIONS_CUT: &str = "lastword_connections_cut_total";
+const CLAIMS_PAUSED: &str = "lastword_claims_paused";
 const STREAMS_OPEN: &str = "lastword_streams_open";
 const WORKERS: &str = "lastword_workers";
 const WORKER_EXITS: &str = "lastword_worker_exits_total";
@@ -49,7 +51,7 @@ const DB_ERRORS: &str = "lastword_db_errors_total";
 const HTTP_REQUESTS: &str = "lastword_http_requests_total";
 const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
 
-const METRICS: [Metric; 26] = [
+const METRICS: [Metric; 28] = [
     (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
     (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
     (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in all."),
@@ -80,6 +82,18 @@ const METRICS: [Metric; 26] = [
     (DOORBELL_ROUND_TRIP, Histogram, Unit::Seconds, "From a ring sent to the same ring heard."),
     (BOUND_USED, Gauge, Unit::Count, "How much of a bound of this replica is in use."),
     (BOUND_MAX, Gauge, Unit::Count, "The bound: what comes beyond it is refused or waits."),
+    (
+        CONNECTIONS_CUT,
+        Counter,
+        Unit::Count,
+        "Connections that were refused, or closed while idle to make room for others.",
+    ),
+    (
+        CLAIMS_PAUSED,
+        Gauge,
+        Unit::Count,
+        "1 while this replica claims nothing, since it lacks what a worker's start takes.",
+    ),
     (STREAMS_OPEN, Gauge, Unit::Count, "Event streams that clients hold open."),
     (WORKERS, Gauge, Unit::Count, "Worker processes of this replica."),
     (WORKER_EXITS, Counter, Unit::Count, "Workers that ended."),
@@ -230,6 +244,16 @@ pub fn bound(bound: &'static str, used: u64, max: u64) {
     gauge!(BOUND_MAX, "bound" => bound).set(max as f64);
 }
 
+/// A connection was refused (`full`, `address`), or had to make room (`idle`).
+pub fn connections_cut(reason: &'static str) {
+    counter!(CONNECTIONS_CUT, "reason" => reason).increment(1);
+}
+
+/// Whether this replica claims nothing, since it lacks what a worker's start takes.
+pub fn claims_paused(is_paused: bool) {
+    gauge!(CLAIMS_PAUSED).set(f64::from(u8::from(is_paused)));
+}
+
 /// One more stream is open, until what this returns is dropped.
 pub fn streams_open() -> OpenStream {
     gauge!(STREAMS_OPEN).increment(1);
@@ -290,6 +314,8 @@ mod tests {
         events_appended(5);
         append_batch(5);
         bound("streams", 7, 10_000);
+        connections_cut("full");
+        claims_paused(false);
         doorbell_rings();
         doorbell_round_trip(took);
         workers("idle", 3);

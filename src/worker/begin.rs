@@ -51,7 +51,7 @@ pub(super) async fn job(host: &Host, claim: Claim, mut reach: Reach, is_untouche
         loaded = load(host, &claim) => loaded,
         halt = reach.halted() => {
             if halt == Halt::Interrupted && is_untouched {
-                give_back(host, &claim).await;
+                give_back(host, &claim, "drain").await;
             }
             return None;
         }
@@ -101,7 +101,7 @@ async fn place_job(host: Host, mut job: Job, line: Option<Extension>) {
             }
             // Its own worker knows it, or has ended.
             (Phase::Running(_), None) if !is_shared => host.place(job),
-            (Phase::Running(_) | Phase::Forsaken, _) => give_back(&host, &job.claim).await,
+            (Phase::Running(_) | Phase::Forsaken, _) => give_back(&host, &job.claim, "drain").await,
             (Phase::Starting, _) => match guards::stopped_by(&host, &mut job).await {
                 Err(obstacle) => start::tell(&host, &job, obstacle, None).await,
                 Ok(Some(notice)) => block(&host, job, notice).await,
@@ -117,11 +117,11 @@ async fn place_job(host: Host, mut job: Job, line: Option<Extension>) {
     .await;
 }
 
-/// Gives a turn back to the queue that no worker has received.
-pub(super) async fn give_back(host: &Host, claim: &Claim) {
+/// Gives a turn back to the queue that no worker has received, for this reason.
+pub(super) async fn give_back(host: &Host, claim: &Claim, reason: &'static str) {
     host.run_list().forgo(claim);
     match host.store().release(claim.turn, claim.epoch, true).await {
-        Ok(true) => telemetry::metrics::requeued("drain"),
+        Ok(true) => telemetry::metrics::requeued(reason),
         // The next comparison of what is held with what runs gives it back.
         Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not given back yet"),
     }

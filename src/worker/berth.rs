@@ -15,9 +15,10 @@ use super::{
 };
 use crate::{
     agent::Scope,
+    descriptors,
     store::{
         accept::{Accepted, NewTurn, Offer},
-        claim::{Claim, Ready},
+        claim::{Claim, Phase, Ready},
         turns::Agent,
     },
     task::Kind,
@@ -65,8 +66,12 @@ impl Room {
 }
 
 impl Host {
-    /// Keeps room for a turn that is about to be accepted; `None` where there is none.
+    /// Keeps room for a turn that is about to be accepted; `None` where there is none, or where no worker could
+    /// be started for it.
     pub fn reserve(&self, new: &NewTurn) -> Option<Berth> {
+        if descriptors::starts() == 0 {
+            return None;
+        }
         let permit = self.places().take(1)?;
         let has_room = || self.startable(1) > 0;
         let spec = &new.agent.spec;
@@ -94,6 +99,7 @@ impl Host {
     pub fn room(&self, most: usize) -> Option<Room> {
         let places = self.places();
         // A turn may need a worker, so without room for one it waits in the queue.
+        let most = most.min(descriptors::starts());
         let startable = || if self.pool().has_room() { most } else { self.startable(most) };
         let Some(permits) = places.take(places.free().div_ceil(2).min(startable())) else {
             if places.want() && startable() > 0 {
@@ -119,6 +125,7 @@ impl Host {
         let Some(claim) = accepted.claim.clone().filter(|claim| !self.run_list().has(claim)) else { return };
         let Some(Berth { permit, line, .. }) = berth else { return };
         let Some(reach) = self.run_list().admit(self, &claim, Some(permit)) else { return };
+        note_start(&claim);
         let placing = place(self.clone(), claim, agent, reach, line, Instant::now());
         self.supervisor().spawn(Kind::Turn, "turn", placing);
     }
@@ -129,7 +136,15 @@ impl Host {
         let Some(permit) = room.permits.split(1) else { return false };
         let line = room.line(&claim);
         let Some(reach) = self.run_list().admit(self, &claim, Some(permit)) else { return false };
+        note_start(&claim);
         self.supervisor().spawn(Kind::Turn, "turn", begin(self.clone(), claim, reach, line));
         true
+    }
+}
+
+/// A turn that no worker has yet may need one of its own.
+fn note_start(claim: &Claim) {
+    if claim.phase == Phase::Starting {
+        descriptors::promised();
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -
         Ok(()) => return Some(base),
         Err(SendError::Closed) if !is_starting => {
             // The worker ended while the turn was claimed for it, and has received nothing.
-            give_back(host, &job.claim).await;
+            give_back(host, &job.claim, "drain").await;
             return None;
         }
         Err(why) => why,
@@ -80,7 +80,7 @@ pub(super) async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Optio
             started = host.store().start(&job.claim, Some(worker)) => started,
             halt = job.reach.halted() => {
                 if halt == Halt::Interrupted {
-                    give_back(host, &job.claim).await;
+                    give_back(host, &job.claim, "drain").await;
                 }
                 return None;
             }

@@ -325,7 +325,7 @@ impl Host {
         if job.claim.phase != Phase::Starting {
             drop(lives);
             let host = self.clone();
-            let giving_back = async move { begin::give_back(&host, &job.claim).await };
+            let giving_back = async move { begin::give_back(&host, &job.claim, "drain").await };
             return self.0.supervisor.spawn(Kind::Turn, "turn", giving_back);
         }
         let worker = WorkerId(self.0.store.clock().mint());

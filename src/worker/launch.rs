@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    descriptors::{self, Lack},
     units::Size,
     worker::{
         lifeline::{GUARD_FD, Obstacle, Plan, Report},
@@ -180,6 +181,8 @@ pub struct StartError {
     pub message: &'static str,
     /// For operators.
     pub detail: String,
+    /// What this process lacks to start any worker, where that is why.
+    pub lack: Option<Lack>,
 }
 
 /// What failed at the start of a worker.
@@ -203,11 +206,11 @@ impl StartError {
             StartErrorKind::NotExecutable => "The program of this agent cannot be executed.",
             StartErrorKind::Other => "The worker for this agent could not be started.",
         };
-        StartError { kind, message, detail }
+        StartError { kind, message, detail, lack: None }
     }
 
     fn other(why: io::Error) -> Self {
-        StartError::new(StartErrorKind::Other, why.to_string())
+        StartError { lack: Lack::of(&why), ..StartError::new(StartErrorKind::Other, why.to_string()) }
     }
 }
 
@@ -225,12 +228,16 @@ fn spawn_guard(program: &Path, lifeline: Socket) -> io::Result<Child> {
     command.arg0("lastword").arg("__shim").env_clear();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     #[allow(unsafe_code, reason = "a descriptor gets its number between fork and exec, or not at all")]
-    // SAFETY: only async-signal-safe calls (setsid, dup2, fcntl), and nothing is allocated.
+    // SAFETY: only async-signal-safe calls (setsid, setrlimit, dup2, fcntl), and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
             // Out of this replica's session: a Ctrl-C at its terminal is a drain, which the guard
             // must outlive.
             nix::unistd::setsid()?;
+            // Made for programs that use `select`, or close every descriptor that they might have.
+            if let Some(limit) = descriptors::former() {
+                descriptors::lower(limit)?;
+            }
             if lifeline.as_raw_fd() == GUARD_FD {
                 fcntl(lifeline.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
             } else {
@@ -259,7 +266,10 @@ async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> 
                 Obstacle::Workdir => StartErrorKind::Workspace,
                 Obstacle::Other => StartErrorKind::Other,
             };
-            Err(StartError::new(kind, refusal.detail))
+            let why = refusal.errno.map(io::Error::from_raw_os_error);
+            // Memory may be the agent's own: its limits are in force when its program is loaded.
+            let lack = why.and_then(|why| Lack::of(&why)).filter(|lack| *lack != Lack::Memory);
+            Err(StartError { lack, ..StartError::new(kind, refusal.detail) })
         }
         other => {
             let detail = format!("the guard ended or spoke out of turn: {other:?}");

@@ -162,6 +162,7 @@ impl Extension {
             }
             Ok(Stage::Ready) => Ok(true),
             Ok(Stage::Refused { message, detail }) => Err(Obstacle::Failed { message, detail }),
+            Ok(Stage::Lacking { lack, detail }) => Err(Obstacle::Lacks { lack, detail }),
             Ok(_) | Err(_) => Ok(false),
         }
     }

@@ -13,13 +13,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// The places of one replica.
 #[derive(Debug)]
 pub(super) struct Places {
+    count: u32,
     free: Arc<Semaphore>,
     is_wanting: AtomicBool,
 }
 
 impl Places {
     pub(super) fn new(count: u32) -> Self {
-        Places { free: Arc::new(Semaphore::new(count as usize)), is_wanting: AtomicBool::new(false) }
+        let free = Arc::new(Semaphore::new(count as usize));
+        Places { count, free, is_wanting: AtomicBool::new(false) }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.count as usize
     }
 
     /// How many are free.

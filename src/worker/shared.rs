@@ -54,12 +54,20 @@ enum Over {
 pub(super) async fn serve(host: &Host, mut job: Job) {
     // A worker of its own, of an older revision, would never learn of this turn.
     host.stop_worker_of(job.claim.conversation);
-    for _ in 0..WORKERS_MAX {
+    let mut gone = 0;
+    while gone < WORKERS_MAX {
         let mut line = line(host, &job);
         match start::unless_interrupted(&mut job, line.ready()).await {
             Ok(true) => return run_on(host, line, job).await,
             Ok(false) => {
-                tracing::info!(worker_id = %line.worker(), "the worker was gone; another takes the turn")
+                gone += 1;
+                tracing::info!(worker_id = %line.worker(), "the worker was gone; another takes the turn");
+            }
+            // Given back it could not be claimed again.
+            Err(Obstacle::Lacks { .. }) if job.claim.epoch >= start::ATTEMPTS_MAX => {
+                if let Err(obstacle) = start::unless_interrupted(&mut job, start::pause()).await {
+                    return start::tell(host, &job, obstacle, None).await;
+                }
             }
             Err(obstacle) => return start::tell(host, &job, obstacle, None).await,
         }
@@ -170,11 +178,17 @@ async fn unless_unwanted<T>(
 
 /// Tells every turn that waits. Each writes its own last word.
 fn refuse(switchboard: &Switchboard, obstacle: Obstacle, process: Option<&Process>) {
-    let Obstacle::Failed { message, detail } = obstacle else { return };
-    let tail = process.map(Process::stderr_tail).filter(|tail| !tail.is_empty());
-    let detail = detail.or(tail);
-    tracing::info!(message, detail, "a shared worker did not start");
-    switchboard.close(Stage::Refused { message, detail });
+    let stage = match obstacle {
+        Obstacle::Failed { message, detail } => {
+            let tail = process.map(Process::stderr_tail).filter(|tail| !tail.is_empty());
+            let detail = detail.or(tail);
+            tracing::info!(message, detail, "a shared worker did not start");
+            Stage::Refused { message, detail }
+        }
+        Obstacle::Lacks { lack, detail } => Stage::Lacking { lack, detail },
+        Obstacle::Cancelled(_) | Obstacle::Halted(_) => return,
+    };
+    switchboard.close(stage);
 }
 
 /// Puts through what the worker says, until its turns are over.

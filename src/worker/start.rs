@@ -3,6 +3,8 @@
 //! Keeps I10's first half: while this goes on the turn is `starting`, no worker has received it,
 //! and its end is `worker_startup_failed`, a cancel, or a way back to the queue.
 
+use std::time::Duration;
+
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -17,10 +19,16 @@ use super::{
     wire::Message,
 };
 use crate::{
+    descriptors::{self, Lack},
     failure::Code,
     id::{ConversationId, WorkerId},
     store::{commands::Order, turns::Agent, workers::NewWorker},
 };
+
+/// As often a turn may be claimed, its first time included (`lw_may_rerun_v1`).
+pub(super) const ATTEMPTS_MAX: i32 = 3;
+/// Between two tries of a start where there is nobody to leave it to.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// How a start went.
 pub(super) enum Started {
@@ -33,7 +41,15 @@ pub(super) enum Started {
 /// Why a start led nowhere.
 #[derive(Debug)]
 pub(super) enum Obstacle {
-    Failed { message: String, detail: Option<String> },
+    Failed {
+        message: String,
+        detail: Option<String>,
+    },
+    /// This replica lacks what the start of any worker takes: another one may have it.
+    Lacks {
+        lack: Lack,
+        detail: String,
+    },
     Cancelled(String),
     Halted(Halt),
 }
@@ -41,12 +57,26 @@ pub(super) enum Obstacle {
 /// Starts a worker for `job`'s turn and waits until it is ready, within the startup clock.
 pub(super) async fn start(host: &Host, id: WorkerId, mut job: Job) -> Started {
     let conversation = job.claim.conversation;
-    let launching = launch(host, &job.agent, Some(conversation));
-    let (slot, mut process) = match unless_interrupted(&mut job, launching).await {
-        Ok(launched) => launched,
-        Err(obstacle) => {
-            tell(host, &job, obstacle, None).await;
-            return Started::Over;
+    let (slot, mut process) = loop {
+        let launching = launch(host, &job.agent, Some(conversation));
+        match unless_interrupted(&mut job, launching).await {
+            Ok(launched) => break launched,
+            // Given back it could not be claimed again.
+            Err(Obstacle::Lacks { lack, detail }) if job.claim.epoch >= ATTEMPTS_MAX => {
+                tracing::warn!(
+                    lack = lack.as_str(),
+                    detail,
+                    "tried again here, since it was tried elsewhere"
+                );
+                if let Err(obstacle) = unless_interrupted(&mut job, pause()).await {
+                    tell(host, &job, obstacle, None).await;
+                    return Started::Over;
+                }
+            }
+            Err(obstacle) => {
+                tell(host, &job, obstacle, None).await;
+                return Started::Over;
+            }
         }
     };
     host.note_process(conversation, id, process.renewer());
@@ -107,7 +137,9 @@ pub(super) fn launch(
     let host = host.clone();
     async move {
         let slot = host.slot().await;
-        Ok((slot, Process::start(host.supervisor(), launch).await.map_err(refused)?))
+        let process = Process::start(host.supervisor(), launch).await.map_err(refused)?;
+        descriptors::started();
+        Ok((slot, process))
     }
 }
 
@@ -155,7 +187,20 @@ pub(super) fn failed(message: &str) -> Obstacle {
 }
 
 fn refused(why: StartError) -> Obstacle {
-    Obstacle::Failed { message: why.message.to_owned(), detail: Some(why.detail) }
+    match why.lack {
+        Some(lack) => {
+            // Before the turn is in the queue again: it is not for this replica.
+            descriptors::lacked(lack);
+            Obstacle::Lacks { lack, detail: why.detail }
+        }
+        None => Obstacle::Failed { message: why.message.to_owned(), detail: Some(why.detail) },
+    }
+}
+
+/// Lets a moment pass in which something may come free.
+pub(super) async fn pause() -> Result<(), Obstacle> {
+    tokio::time::sleep(TRY_AGAIN).await;
+    Ok(())
 }
 
 /// Tells the client, unless there is nothing for this host to tell.
@@ -163,7 +208,11 @@ pub(super) async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Op
     let claim = &job.claim;
     let word = match obstacle {
         Obstacle::Halted(Halt::Lost | Halt::Moved) => return,
-        Obstacle::Halted(Halt::Interrupted) => return give_back(host, claim).await,
+        Obstacle::Halted(Halt::Interrupted) => return give_back(host, claim, "drain").await,
+        Obstacle::Lacks { lack, detail } => {
+            tracing::warn!(lack = lack.as_str(), detail, "no worker can be started here; given back");
+            return give_back(host, claim, "lack").await;
+        }
         Obstacle::Cancelled(by) => cancelled(&by),
         Obstacle::Failed { message, detail } => {
             let is_capped = job.clocks.cap_left(Instant::now()).is_zero();

@@ -38,6 +38,7 @@ use super::{
     wire::{FromWorker, Message, ToWorker},
 };
 use crate::{
+    descriptors::Lack,
     id::{TurnId, WorkerId},
     store::turns::Agent,
     telemetry::metrics,
@@ -96,7 +97,7 @@ pub(super) enum Standing {
     Condemned,
 }
 
-/// How far the worker has come. The last three are for good.
+/// How far the worker has come. All but the first three are for good.
 #[derive(Debug, Clone)]
 pub(super) enum Stage {
     /// It has not said that it is ready.
@@ -107,6 +108,8 @@ pub(super) enum Stage {
     Closed,
     /// It never came to serve turns.
     Refused { message: String, detail: Option<String> },
+    /// The same, since this replica lacks what the start of any worker takes.
+    Lacking { lack: Lack, detail: String },
     /// It said something that is nobody's.
     Faulty(ProtocolError),
     /// It is gone.
@@ -240,7 +243,7 @@ impl Switchboard {
     /// The worker has come this far. After what is for good nothing moves any more.
     pub(super) fn enter(&self, stage: Stage) {
         self.0.stage.send_if_modified(|now| {
-            let is_final = matches!(now, Stage::Refused { .. } | Stage::Faulty(_) | Stage::Exited(_));
+            let is_final = !matches!(now, Stage::Starting | Stage::Ready | Stage::Closed);
             if !is_final {
                 *now = stage;
             }
@@ -273,6 +276,7 @@ impl Switchboard {
         let mut state = self.state();
         if state.lines.is_empty() {
             state.standing = state.standing.max(Standing::Retired);
+            self.0.changed.notify_one();
         }
         state.lines.is_empty()
     }

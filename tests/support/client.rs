@@ -36,7 +36,8 @@ pub struct WorkerSeen {
 }
 
 impl Turn {
-    fn new(json: Value) -> Turn {
+    /// As it was answered.
+    pub fn new(json: Value) -> Turn {
         let text =
             |field: &str| json[field].as_str().unwrap_or_else(|| panic!("no {field}: {json}")).to_owned();
         Turn { id: text("id"), conversation: text("conversation_id"), json: json.clone() }

@@ -55,11 +55,15 @@ pub struct Plan {
     pub drain: Duration,
     /// Who the replicas run as, where not as this process; for root alone.
     pub user: Option<u32>,
+    /// Descriptors that a replica is started with, and those that the system permits it; as this process has them
+    /// where absent.
+    pub open_files: Option<(u64, u64)>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { replicas: 2, env: Vec::new(), turns_max: 64, drain: Duration::from_secs(2), user: None }
+        let drain = Duration::from_secs(2);
+        Plan { replicas: 2, env: Vec::new(), turns_max: 64, drain, user: None, open_files: None }
     }
 }
 
@@ -188,7 +192,15 @@ impl Cluster {
 
     /// `lastword SUBCOMMAND` with what every process of this cluster is told.
     pub fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(program());
+        let mut command = match self.plan.open_files {
+            Some((soft, hard)) if subcommand == "serve" => {
+                let mut shell = Command::new("sh");
+                let limits = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
+                shell.args(["-c", &limits]).arg(program());
+                shell
+            }
+            _ => Command::new(program()),
+        };
         // The doorbell is the only thing that the run of a test may choose for it.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();

@@ -9,11 +9,14 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Shop, link::Route, words::Offers};
+use crate::descriptors;
 
 /// How long one poll waits, in seconds.
 const WAIT_S: u64 = 20;
 /// How long the gateway may take to answer beyond that.
 const SLACK: Duration = Duration::from_secs(5);
+/// Where this host lacks what a process's start takes it looks again after so long.
+const LACK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes on turns until this host leaves.
 pub async fn take_on(shop: &Shop) {
@@ -26,7 +29,16 @@ pub async fn take_on(shop: &Shop) {
             tracing::info!("nothing to do for too long; leaving");
             return shop.leave();
         }
-        let room = shop.concurrency.saturating_sub(shop.turns.count());
+        descriptors::look().await;
+        if descriptors::shortage().is_some() || descriptors::starts() == 0 {
+            // Another host may have them.
+            tokio::select! {
+                () = tokio::time::sleep(LACK_PAUSE) => {}
+                () = shop.leaving() => {}
+            }
+            continue;
+        }
+        let room = shop.concurrency.saturating_sub(shop.turns.count()).min(descriptors::starts());
         if room == 0 {
             tokio::select! {
                 () = shop.turns.one_ended() => {}

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     agent::Scope,
+    descriptors,
     failure::Code,
     id::ConversationId,
     task::{Kind, Supervisor},
@@ -42,6 +43,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// Between two looks whether a process is left.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Between two tries of a start for which this host lacked something.
+const LACK_PAUSE: Duration = Duration::from_millis(500);
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -227,7 +230,23 @@ impl Crew {
                 detail: Some(why.detail),
             };
             let slot = self.slots.take(|| self.evict()).await;
-            let mut process = Process::start(&self.supervisor, launch).await.map_err(refused)?;
+            let mut process = loop {
+                match Process::start(&self.supervisor, launch.clone()).await {
+                    Ok(process) => break process,
+                    // This host's own want is nobody's failure: the turn's startup clock decides.
+                    Err(why) if let Some(lack) = why.lack => {
+                        descriptors::lacked(lack);
+                        tracing::warn!(
+                            lack = lack.as_str(),
+                            detail = why.detail,
+                            "no process can be started yet"
+                        );
+                        sleep(LACK_PAUSE).await;
+                    }
+                    Err(why) => return Err(refused(why)),
+                }
+            };
+            descriptors::started();
             tracing::info!(pid = process.pid(), "worker started");
             let held = Held { renewer: process.renewer(), slot };
             lock(&self.processes).insert(process.pid(), held);

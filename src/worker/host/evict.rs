@@ -1,7 +1,7 @@
 //! Slots for workers that are to be started, and who leaves for them.
 
 use super::{Host, Life, lock};
-use crate::worker::slots::Slot;
+use crate::{telemetry::metrics, worker::slots::Slot};
 
 impl Life {
     fn is_evictable(&self) -> bool {
@@ -19,6 +19,19 @@ impl Host {
     /// Whether a start waits for a slot that nobody gives up yet.
     pub(in crate::worker) fn is_short(&self) -> bool {
         self.0.slots.is_short()
+    }
+
+    /// Ends so many workers that have no turn, the longest idle first: what they hold is wanted by others.
+    pub fn end_idle(&self, most: usize) {
+        (0..most).for_each(|_| self.evict());
+    }
+
+    /// Tells operators how near this host's bounds are.
+    pub fn note_bounds(&self) {
+        let places = self.places();
+        let taken = places.count().saturating_sub(places.free());
+        metrics::bound("turns", taken as u64, places.count() as u64);
+        self.0.writer.note_bounds();
     }
 
     /// Sends the worker away that has been idle for longest; none where all have something to do.

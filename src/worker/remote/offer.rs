@@ -28,7 +28,7 @@ pub(in crate::worker) async fn hand_over(host: &Host, line: &mut Line<'_>, job: 
     match send(host, line, job, history) {
         Ok(()) => {}
         Err(SendError::Closed) => {
-            give_back(host, &job.claim).await;
+            give_back(host, &job.claim, "drain").await;
             return None;
         }
         Err(why) => {

@@ -1,0 +1,314 @@
+//! Who is connected: how many there may be, in all and from one address, and who makes room for whom.
+//!
+//! Owns the count. A connection without a request under way makes room for a new one, the one that has been idle
+//! for longest first: who only holds a connection keeps nobody out who uses one. Where all are in use the new
+//! one is told so and closed ([`refuse`]); never is one in use cut off. Refuses to lie to whoever looks after this
+//! process: `/livez` is answered beyond the ceiling too, since a replica that is full must not be restarted.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+    time::{Instant, timeout},
+};
+
+use crate::telemetry::metrics;
+
+/// A connection without a request makes room after so long: its first request may be on its way.
+const IDLE_MIN: Duration = Duration::from_secs(1);
+/// Connections that were asked to make room and are still there: so far the ceiling may be passed.
+const LEAVING_MAX: usize = 8;
+/// How long a connection that is refused is listened to and told.
+const REFUSAL_MAX: Duration = Duration::from_millis(500);
+
+const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 205\r\n\r\n\
+    {\"type\":\"urn:lastword:problem:too_many_connections\",\"title\":\"Service Unavailable\",\"status\":503,\
+    \"code\":\"too_many_connections\",\"detail\":\"This replica has as many connections as it takes.\",\
+    \"retry_after_s\":1}\n";
+const ALIVE: &str = "HTTP/1.1 200 OK\r\n\
+    content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n";
+
+/// The connections of one replica. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Connected(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    max: usize,
+    per_address: PerAddress,
+    began: Instant,
+    crowd: Mutex<Crowd>,
+}
+
+/// How many may come from one address.
+#[derive(Debug, Clone, Copy)]
+pub struct PerAddress {
+    /// At most so many.
+    pub max: usize,
+    /// Whether this machine's own addresses are bound by it: proxies and tunnels on it have many clients each.
+    pub binds_loopback: bool,
+}
+
+#[derive(Debug, Default)]
+struct Crowd {
+    places: HashMap<u64, Arc<Place>>,
+    /// Those that were asked to leave do not count.
+    by_origin: HashMap<Origin, usize>,
+    leaving: usize,
+}
+
+/// Who may have many addresses is one origin: of IPv6, a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Origin(u128);
+
+impl Origin {
+    fn of(address: IpAddr) -> Origin {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Origin(u128::from(v4.to_bits())),
+            // Whoever has one has the other 2^64. Not all zeros above, so never taken for an IPv4.
+            IpAddr::V6(v6) => Origin(((v6.to_bits() >> 64) << 64) | (1 << 40)),
+        }
+    }
+}
+
+/// Why a connection is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// There are as many as there may be, and all are in use.
+    Full,
+    /// The same of its address.
+    Address,
+}
+
+impl Refused {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Refused::Full => "full",
+            Refused::Address => "address",
+        }
+    }
+}
+
+impl Connected {
+    /// Nobody yet.
+    pub fn new(max: usize, per_address: PerAddress) -> Connected {
+        Connected(Arc::new(Inner { max, per_address, began: Instant::now(), crowd: Mutex::default() }))
+    }
+
+    /// How many there are, but for those that were asked to leave, and how many there may be.
+    pub fn count(&self) -> (usize, usize) {
+        let crowd = self.crowd();
+        (crowd.places.len() - crowd.leaving, self.0.max)
+    }
+
+    /// A place for a new connection, which another one may have to leave.
+    pub fn admit(&self, number: u64, address: SocketAddr) -> Result<Admission, Refused> {
+        let origin = Origin::of(address.ip());
+        let PerAddress { max, binds_loopback } = self.0.per_address;
+        let is_bound = binds_loopback || !address.ip().to_canonical().is_loopback();
+        let mut crowd = self.crowd();
+        let of_origin = crowd.by_origin.get(&origin).copied().unwrap_or(0);
+        if is_bound && of_origin >= max && !self.make_room(&mut crowd, Some(origin)) {
+            return Err(Refused::Address);
+        }
+        if crowd.places.len() - crowd.leaving >= self.0.max && !self.make_room(&mut crowd, None) {
+            return Err(Refused::Full);
+        }
+        let place = Arc::new(Place {
+            origin,
+            idle_since: AtomicU64::new(self.now()),
+            is_blocked: AtomicBool::new(false),
+            is_leaving: AtomicBool::new(false),
+            leave: Notify::new(),
+        });
+        crowd.places.insert(number, place.clone());
+        *crowd.by_origin.entry(origin).or_default() += 1;
+        Ok(Admission { connected: self.clone(), number, place })
+    }
+
+    /// Has some idle connections leave, of this origin where one is named. Called where there are no descriptors
+    /// left, it makes some.
+    pub fn clear_some(&self) {
+        let mut crowd = self.crowd();
+        self.make_room(&mut crowd, None);
+    }
+
+    /// Asks the connections that have been idle for longest to leave; whether there is one fewer then.
+    fn make_room(&self, crowd: &mut Crowd, of: Option<Origin>) -> bool {
+        let Some(before) = self.now().checked_sub(millis(IDLE_MIN)).filter(|before| *before > 0) else {
+            return false;
+        };
+        let free = LEAVING_MAX.saturating_sub(crowd.leaving);
+        // Several at once: a look at all of them for each new one would be a lever.
+        let wanted = free.min(self.0.max.div_ceil(100));
+        if wanted == 0 {
+            return false;
+        }
+        let mut idle: Vec<(u64, u64)> = crowd
+            .places
+            .iter()
+            .filter(|(_, place)| of.is_none_or(|origin| place.origin == origin))
+            .filter(|(_, place)| !place.is_leaving.load(Relaxed))
+            .filter_map(|(number, place)| Some((place.idle_since()?, *number)))
+            .filter(|(since, _)| *since <= before)
+            .collect();
+        idle.sort_unstable();
+        for (_, number) in idle.iter().take(wanted) {
+            if let Some(place) = crowd.places.get(number).cloned() {
+                place.is_leaving.store(true, Relaxed);
+                crowd.leaving += 1;
+                crowd.one_fewer(place.origin);
+                place.leave.notify_one();
+                metrics::connections_cut("idle");
+            }
+        }
+        !idle.is_empty()
+    }
+
+    /// Milliseconds, from 1.
+    fn now(&self) -> u64 {
+        millis(self.0.began.elapsed()) + 1
+    }
+
+    fn crowd(&self) -> MutexGuard<'_, Crowd> {
+        self.0.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Crowd {
+    fn one_fewer(&mut self, origin: Origin) {
+        if let Some(count) = self.by_origin.get_mut(&origin) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_origin.remove(&origin);
+            }
+        }
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One connection, as others see it.
+#[derive(Debug)]
+struct Place {
+    origin: Origin,
+    /// 0 while a request is under way.
+    idle_since: AtomicU64,
+    /// An answer waits to be read.
+    is_blocked: AtomicBool,
+    is_leaving: AtomicBool,
+    leave: Notify,
+}
+
+impl Place {
+    fn idle_since(&self) -> Option<u64> {
+        Some(self.idle_since.load(Relaxed)).filter(|since| *since > 0 && !self.is_blocked.load(Relaxed))
+    }
+}
+
+/// The place of one connection, until it is dropped.
+#[derive(Debug)]
+pub struct Admission {
+    connected: Connected,
+    number: u64,
+    place: Arc<Place>,
+}
+
+impl Admission {
+    /// For whoever carries the bytes, and the requests.
+    pub fn mark(&self) -> Mark {
+        Mark { connected: self.connected.clone(), place: self.place.clone() }
+    }
+
+    /// Until the connection is to make room. Where a request has come meanwhile it stays.
+    pub async fn asked_to_leave(&self) {
+        loop {
+            self.place.leave.notified().await;
+            if self.place.idle_since().is_some() {
+                return;
+            }
+            let mut crowd = self.connected.crowd();
+            if self.place.is_leaving.swap(false, Relaxed) {
+                crowd.leaving -= 1;
+                *crowd.by_origin.entry(self.place.origin).or_default() += 1;
+            }
+        }
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut crowd = self.connected.crowd();
+        crowd.places.remove(&self.number);
+        if self.place.is_leaving.load(Relaxed) {
+            crowd.leaving -= 1;
+        } else {
+            crowd.one_fewer(self.place.origin);
+        }
+    }
+}
+
+/// Says what a connection does.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    connected: Connected,
+    place: Arc<Place>,
+}
+
+impl Mark {
+    /// A request is under way until what this returns is dropped.
+    pub fn request(&self) -> UnderWay {
+        self.place.idle_since.store(0, Relaxed);
+        UnderWay(self.clone())
+    }
+
+    /// Whether the client leaves something unread.
+    pub fn blocked(&self, is_blocked: bool) {
+        self.place.is_blocked.store(is_blocked, Relaxed);
+    }
+}
+
+/// A request with its answer.
+#[derive(Debug)]
+#[must_use = "the request counts as over when it is dropped"]
+pub struct UnderWay(Mark);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let Mark { connected, place } = &self.0;
+        place.idle_since.store(connected.now(), Relaxed);
+    }
+}
+
+/// Tells a client that there is no place for it. Whoever asks whether this process lives is told that it does.
+pub async fn refuse(mut stream: TcpStream, why: Refused) {
+    metrics::connections_cut(why.as_str());
+    let _ = timeout(REFUSAL_MAX, async {
+        let mut head = [0; 1024];
+        let read = timeout(REFUSAL_MAX / 2, stream.read(&mut head)).await;
+        let read = read.ok().and_then(Result::ok).unwrap_or(0);
+        let is_probe = head.get(..read).is_some_and(|head| head.starts_with(b"GET /livez "));
+        stream.write_all(if is_probe { ALIVE } else { FULL }.as_bytes()).await?;
+        stream.shutdown().await?;
+        // What is not read before the end resets the connection, and the answer with it.
+        while stream.read(&mut head).await? > 0 {}
+        std::io::Result::Ok(())
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+//! Who is let in, who makes room, and that nobody is counted who is gone.
+
+use super::*;
+
+const ANYBODY: PerAddress = PerAddress { max: 10_000, binds_loopback: true };
+
+/// One that has been there for an hour, so that there is a time before.
+fn connected(max: usize, per_address: PerAddress) -> Connected {
+    let mut connected = Connected::new(max, per_address);
+    Arc::get_mut(&mut connected.0).unwrap().began -= Duration::from_secs(3600);
+    connected
+}
+
+fn from(address: &str) -> SocketAddr {
+    format!("{address}:1").parse().unwrap()
+}
+
+/// Idle since this moment, in milliseconds from the beginning.
+fn idle_since(admission: &Admission, since: u64) {
+    admission.place.idle_since.store(since, Relaxed);
+}
+
+fn is_leaving(admission: &Admission) -> bool {
+    admission.place.is_leaving.load(Relaxed)
+}
+
+#[test]
+fn the_one_that_is_idle_for_longest_makes_room_and_none_in_use() {
+    let connected = connected(3, ANYBODY);
+    let admit = |number| connected.admit(number, from("10.0.0.1"));
+    let (first, second, third) = (admit(1).unwrap(), admit(2).unwrap(), admit(3).unwrap());
+    assert_eq!(admit(4).unwrap_err(), Refused::Full, "their first requests may be on their way");
+    idle_since(&first, 20);
+    idle_since(&second, 10);
+    let request = third.mark().request();
+    let fourth = admit(4).unwrap();
+    assert_eq!([&first, &second, &third].map(is_leaving), [false, true, false]);
+    assert_eq!(connected.count(), (3, 3), "who is asked to leave counts no more");
+    drop(second);
+    assert_eq!(connected.count(), (3, 3));
+    let requests = [first.mark().request(), fourth.mark().request()];
+    assert_eq!(admit(5).unwrap_err(), Refused::Full);
+    drop((requests, request));
+    idle_since(&first, 20);
+    first.mark().blocked(true);
+    assert_eq!(admit(5).unwrap_err(), Refused::Full, "its answer is not read yet");
+    drop((first, third, fourth));
+    assert_eq!(connected.count(), (0, 3));
+    assert!(connected.crowd().by_origin.is_empty());
+}
+
+#[tokio::test]
+async fn whoever_is_asked_to_leave_and_has_a_request_meanwhile_stays() {
+    let connected = connected(1, ANYBODY);
+    let first = connected.admit(1, from("10.0.0.1")).unwrap();
+    idle_since(&first, 10);
+    let second = connected.admit(2, from("10.0.0.1")).unwrap();
+    let request = first.mark().request();
+    assert!(timeout(Duration::from_millis(1), first.asked_to_leave()).await.is_err());
+    assert_eq!(connected.count(), (2, 1), "it counts again");
+    drop(request);
+    idle_since(&first, 10);
+    drop(second);
+    let _third = connected.admit(3, from("10.0.0.1")).unwrap();
+    first.asked_to_leave().await;
+}
+
+#[test]
+fn no_more_are_asked_to_leave_than_may_be_there_beyond_the_ceiling() {
+    let connected = connected(1000, ANYBODY);
+    let mut all: Vec<_> = (0..1000).map(|n| connected.admit(n, from("10.0.0.1")).unwrap()).collect();
+    all.iter().for_each(|admission| idle_since(admission, 10));
+    for n in 1000..1000 + LEAVING_MAX as u64 {
+        all.push(connected.admit(n, from("10.0.0.1")).unwrap());
+    }
+    assert_eq!(connected.admit(2000, from("10.0.0.1")).unwrap_err(), Refused::Full);
+    all.retain(|admission| !is_leaving(admission));
+    connected.admit(2000, from("10.0.0.1")).unwrap();
+}
+
+#[test]
+fn one_address_has_its_share_and_an_idle_one_of_its_own_makes_room_for_it() {
+    let per_address = PerAddress { max: 2, binds_loopback: false };
+    let connected = connected(100, per_address);
+    let admit = |number, address| connected.admit(number, from(address));
+    let (first, _second) = (admit(1, "10.0.0.1").unwrap(), admit(2, "10.0.0.1").unwrap());
+    let other = admit(3, "10.0.0.2").unwrap();
+    idle_since(&other, 5);
+    assert_eq!(admit(4, "10.0.0.1").unwrap_err(), Refused::Address);
+    idle_since(&first, 10);
+    let _fourth = admit(4, "10.0.0.1").unwrap();
+    assert!(is_leaving(&first) && !is_leaving(&other));
+    let _mapped = admit(5, "[::ffff:10.0.0.2]").unwrap();
+    assert_eq!(admit(6, "10.0.0.2").map(|_| ()), Ok(()), "the idle one of its own");
+    assert!(is_leaving(&other));
+    let _network = [admit(7, "[2001:db8::1]").unwrap(), admit(8, "[2001:db8::2]").unwrap()];
+    assert_eq!(admit(9, "[2001:db8::3]").unwrap_err(), Refused::Address, "a network is one");
+    let _next = admit(9, "[2001:db8:0:1::1]").unwrap();
+    let _tunnels: Vec<_> =
+        (10..20).map(|n| admit(n, if n % 2 == 0 { "127.0.0.1" } else { "[::1]" }).unwrap()).collect();
+}
+
+#[test]
+fn a_refusal_is_whole() {
+    for answer in [FULL, ALIVE] {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        assert_eq!(length, body.len().to_string());
+    }
+    let problem: serde_json::Value = serde_json::from_str(FULL.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(problem["code"], "too_many_connections");
+}

@@ -1,0 +1,366 @@
+//! Descriptors: how many this process may have open, how many it has, and whether that is enough to go on.
+//!
+//! Owns the process's own limit. It is raised at the start as far as the system lets it: the usual soft limit
+//! is meant for programs that use `select`, and a replica has a descriptor a connection. Workers get the
+//! former limit back. Refuses to guess: what is used is counted ([`measure`]), and what a start lacked is told
+//! by whoever failed ([`lacked`]). Whoever starts workers asks [`shortage`] first, and claims nothing while
+//! there is one: a turn that waits in the queue can be had by another replica, one that fails here cannot.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
+
+/// What a worker takes of its replica: three pipes, a lifeline twice and the guard; and, for the moment of its
+/// start, the other ends of them.
+const PER_WORKER: u64 = 8;
+/// What a replica has open when nobody calls and nothing runs, but for Postgres.
+const AT_REST: u64 = 32;
+/// What is kept for everything that nobody counts, beside Postgres' connections.
+const KEPT: u64 = 16;
+/// Nobody needs more; and where the system has no limit at all, a number is easier to explain.
+const LIMIT_MAX: u64 = 1 << 20;
+/// The pause after a start that failed for want of something: it doubles with each until one goes well.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// The soft limit that this process was started with.
+static FORMER: OnceLock<u64> = OnceLock::new();
+static GAUGE: Gauge = Gauge::new();
+
+/// Raises the limit of this process to what the system permits, and keeps a reserve for so many connections to
+/// Postgres and what else is opened without asking. The limit that is in force then.
+pub fn raise(postgres: u32) -> u64 {
+    GAUGE.reserve.store(u64::from(postgres) + KEPT, Relaxed);
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        FORMER.get_or_init(|| soft);
+        let wanted = hard.min(LIMIT_MAX);
+        if soft < wanted
+            && let Err(why) = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+        {
+            tracing::warn!(%why, soft, hard, "the limit of descriptors stays as it was");
+        }
+    }
+    measure();
+    seen().max
+}
+
+/// What a worker's limit is set to: the soft one that this process was started with. `None`: nothing was raised.
+/// Safe between fork and exec.
+pub fn former() -> Option<u64> {
+    FORMER.get().copied()
+}
+
+/// Sets the limit of this very process to so many. Safe between fork and exec.
+///
+/// # Errors
+/// What the system says.
+pub fn lower(soft: u64) -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
+}
+
+/// Counts what is open where that takes a moment only; false where it takes [`measure`].
+fn measure_at_once() -> bool {
+    // Since Linux 6.2 the directory's size is the count, which costs no descriptor to read.
+    match fs::metadata("/proc/self/fd").map(|directory| directory.len()) {
+        Ok(used) if used > 0 => {
+            GAUGE.measured(used, limit());
+            true
+        }
+        Ok(_) => false,
+        // This system does not tell at all.
+        Err(_) => true,
+    }
+}
+
+/// Counts what is open, off the runtime's threads where that takes longer than a moment.
+pub async fn look() {
+    if !measure_at_once() {
+        // It fails where it panics, which the panic has told.
+        let _ = tokio::task::spawn_blocking(measure).await;
+    }
+}
+
+/// Counts what is open. It may read a directory with an entry each: not on a runtime's thread.
+fn measure() {
+    if measure_at_once() {
+        return;
+    }
+    match fs::read_dir("/proc/self/fd") {
+        // But for the one that reads.
+        Ok(open) => GAUGE.measured((open.count() as u64).saturating_sub(1), limit()),
+        Err(why) if Lack::of(&why) == Some(Lack::Descriptors) => GAUGE.measured(limit(), limit()),
+        Err(_) => {}
+    }
+}
+
+fn limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
+}
+
+/// What was counted last, and the limit; both 0 where nothing was.
+pub fn seen() -> Seen {
+    Seen { used: GAUGE.used.load(Relaxed), max: GAUGE.max.load(Relaxed) }
+}
+
+/// How many connections may be taken at most: as many as wanted, as long as Postgres and so many workers have
+/// their share. They get half at most, since a replica that nobody reaches needs no workers.
+pub fn connections(wanted: u32, workers: u32) -> usize {
+    GAUGE.connections(wanted, workers)
+}
+
+/// How many workers may be started now.
+pub fn starts() -> usize {
+    GAUGE.starts()
+}
+
+/// A worker is about to be started: until the next count its descriptors are taken as open.
+pub fn promised() {
+    GAUGE.promised.fetch_add(1, Relaxed);
+}
+
+/// A worker could not be started for want of this: nothing is claimed for a while.
+pub fn lacked(lack: Lack) {
+    GAUGE.lacked(lack, Instant::now());
+}
+
+/// A worker was started.
+pub fn started() {
+    GAUGE.started();
+}
+
+/// What this process lacks to start a worker; `None`: nothing.
+pub fn shortage() -> Option<Lack> {
+    GAUGE.shortage(Instant::now())
+}
+
+/// Used and allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Open descriptors.
+    pub used: u64,
+    /// The soft limit.
+    pub max: u64,
+}
+
+/// What a process may lack, through no fault of what it was to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Descriptors, its own or the system's.
+    Descriptors,
+    /// Processes, its user's or its control group's.
+    Processes,
+    /// Memory.
+    Memory,
+}
+
+impl Lack {
+    /// What an error says is lacking; `None`: it is about something else.
+    pub fn of(why: &io::Error) -> Option<Lack> {
+        match why.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE) => Some(Lack::Descriptors),
+            Some(Errno::EAGAIN) => Some(Lack::Processes),
+            Some(Errno::ENOMEM) => Some(Lack::Memory),
+            _ if why.kind() == ErrorKind::OutOfMemory => Some(Lack::Memory),
+            _ => None,
+        }
+    }
+
+    /// Its name, in logs and answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Lack::Descriptors => "descriptors",
+            Lack::Processes => "processes",
+            Lack::Memory => "memory",
+        }
+    }
+}
+
+/// What is known of one process.
+#[derive(Debug)]
+struct Gauge {
+    used: AtomicU64,
+    max: AtomicU64,
+    reserve: AtomicU64,
+    /// Workers whose start came after the last count.
+    promised: AtomicU64,
+    is_low: AtomicBool,
+    pause: Mutex<Pause>,
+}
+
+#[derive(Debug)]
+struct Pause {
+    /// The last lack, and until when nothing is claimed for it.
+    last: Option<(Lack, Instant)>,
+    next: Duration,
+}
+
+impl Gauge {
+    const fn new() -> Gauge {
+        Gauge {
+            used: AtomicU64::new(0),
+            max: AtomicU64::new(0),
+            reserve: AtomicU64::new(KEPT),
+            promised: AtomicU64::new(0),
+            is_low: AtomicBool::new(false),
+            pause: Mutex::new(Pause { last: None, next: PAUSE }),
+        }
+    }
+
+    fn measured(&self, used: u64, max: u64) {
+        self.used.store(used, Relaxed);
+        self.max.store(max, Relaxed);
+        self.promised.store(0, Relaxed);
+        let above_reserve = max.saturating_sub(used).saturating_sub(self.reserve());
+        // Once there are too few there must be enough for two: else it would be said and unsaid all the time.
+        let needed = if self.is_low.load(Relaxed) { 2 * PER_WORKER } else { PER_WORKER };
+        self.is_low.store(above_reserve < needed, Relaxed);
+    }
+
+    /// A quarter at most: where there are few, the rest must do.
+    fn reserve(&self) -> u64 {
+        self.reserve.load(Relaxed).min(self.max.load(Relaxed) / 4)
+    }
+
+    fn connections(&self, wanted: u32, workers: u32) -> usize {
+        let max = self.max.load(Relaxed);
+        let wanted = wanted as usize;
+        if max == 0 {
+            return wanted;
+        }
+        let free = max.saturating_sub(AT_REST + self.reserve());
+        let workers = (u64::from(workers) * PER_WORKER).min(free / 2);
+        wanted.min(usize::try_from(free - workers).unwrap_or(usize::MAX)).max(1)
+    }
+
+    fn starts(&self) -> usize {
+        let max = self.max.load(Relaxed);
+        if max == 0 {
+            return usize::MAX;
+        }
+        let taken = self.used.load(Relaxed) + self.reserve() + self.promised.load(Relaxed) * PER_WORKER;
+        usize::try_from(max.saturating_sub(taken) / PER_WORKER).unwrap_or(usize::MAX)
+    }
+
+    fn lacked(&self, lack: Lack, now: Instant) {
+        let mut pause = self.pause();
+        // Those that began together fail together: that is one failure.
+        if pause.last.is_some_and(|(_, until)| now < until) {
+            return;
+        }
+        pause.last = Some((lack, now + pause.next));
+        pause.next = (pause.next * 2).min(PAUSE_MAX);
+    }
+
+    fn started(&self) {
+        self.pause().next = PAUSE;
+    }
+
+    fn shortage(&self, now: Instant) -> Option<Lack> {
+        let failed = self.pause().last.filter(|(_, until)| now < *until).map(|(lack, _)| lack);
+        failed.or_else(|| self.is_low.load(Relaxed).then_some(Lack::Descriptors))
+    }
+
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_open_is_counted() {
+        let files: Vec<_> = (0..100).map(|_| fs::File::open("/dev/null").unwrap()).collect();
+        measure();
+        let Seen { used, max } = seen();
+        assert!((100..max).contains(&used), "{used} of {max}");
+        drop(files);
+    }
+
+    #[test]
+    fn connections_leave_room_for_postgres_and_workers() {
+        let gauge = Gauge::new();
+        assert_eq!(gauge.connections(20_000, 64), 20_000, "nothing is known");
+        gauge.reserve.store(27, Relaxed);
+        for (max, turns, connections) in [
+            (1 << 20, 64, 20_000),
+            (4096, 64, 3525),
+            (1024, 64, 483),
+            (256, 64, 99),
+            (256, 4, 165),
+            (16, 64, 1),
+        ] {
+            gauge.measured(10, max);
+            assert_eq!(gauge.connections(20_000, turns), connections, "of {max}");
+        }
+    }
+
+    #[test]
+    fn so_many_workers_are_started_as_there_is_room_for() {
+        let gauge = Gauge::new();
+        assert_eq!(gauge.starts(), usize::MAX, "nothing is known");
+        gauge.reserve.store(24, Relaxed);
+        gauge.measured(100, 256);
+        assert_eq!((gauge.starts(), gauge.shortage(Instant::now())), (16, None));
+        gauge.promised.fetch_add(15, Relaxed);
+        assert_eq!(gauge.starts(), 1);
+        // The next count has them.
+        gauge.measured(230, 256);
+        assert_eq!((gauge.starts(), gauge.shortage(Instant::now())), (0, Some(Lack::Descriptors)));
+        gauge.measured(222, 256);
+        assert_eq!(
+            gauge.shortage(Instant::now()),
+            Some(Lack::Descriptors),
+            "enough for one is too few again soon"
+        );
+        gauge.measured(216, 256);
+        assert_eq!(gauge.shortage(Instant::now()), None);
+    }
+
+    #[test]
+    fn after_a_failed_start_nothing_is_claimed_for_longer_and_longer_until_one_goes_well() {
+        let (gauge, now) = (Gauge::new(), Instant::now());
+        gauge.lacked(Lack::Memory, now);
+        gauge.lacked(Lack::Memory, now);
+        assert_eq!(gauge.shortage(now + PAUSE / 2), Some(Lack::Memory));
+        assert_eq!(gauge.shortage(now + PAUSE), None, "two at once are one");
+        let again = now + PAUSE;
+        gauge.lacked(Lack::Processes, again);
+        assert_eq!(gauge.shortage(again + PAUSE), Some(Lack::Processes));
+        assert_eq!(gauge.shortage(again + 2 * PAUSE), None);
+        gauge.started();
+        let later = again + 2 * PAUSE;
+        gauge.lacked(Lack::Descriptors, later);
+        assert_eq!(gauge.shortage(later + PAUSE), None);
+        let mut last = later;
+        for _ in 0..20 {
+            last += 2 * PAUSE_MAX;
+            gauge.lacked(Lack::Memory, last);
+        }
+        assert_eq!(gauge.shortage(last + PAUSE_MAX / 2), Some(Lack::Memory));
+        assert_eq!(gauge.shortage(last + PAUSE_MAX), None, "and no longer");
+    }
+
+    #[test]
+    fn an_error_says_what_is_lacking() {
+        let of = |errno: Errno| Lack::of(&io::Error::from(errno));
+        assert_eq!(of(Errno::EMFILE), Some(Lack::Descriptors));
+        assert_eq!(of(Errno::ENFILE), Some(Lack::Descriptors));
+        assert_eq!(of(Errno::EAGAIN), Some(Lack::Processes));
+        assert_eq!(of(Errno::ENOMEM), Some(Lack::Memory));
+        assert_eq!(of(Errno::ENOENT), None);
+    }
+}
