@@ -113,7 +113,8 @@ pub enum Retry {
     /// A turn that reached a worker is never run again.
     #[default]
     Never,
-    /// A turn that has said nothing yet may be run again, three attempts at most.
+    /// A turn that has said nothing yet may be run again: three attempts at most, and none after two replicas
+    /// were lost with it.
     Safe,
 }
 

@@ -155,7 +155,8 @@ IsDueByLoss(t) == IsClaimed(t) /\ IsGone(holder[t]) /\ (Break = "pass once" => r
 IsDueByClock(t) == overdue[t] /\ ~(IsClaimed(t) /\ IsGone(holder[t]))
 IsDue(t) == IsOpen(t) /\ (IsDueByLoss(t) \/ IsDueByClock(t))
 
-\* lw_may_rerun_v1; the cap has not passed
+\* lw_may_rerun_v1; the cap has not passed. That a turn ends with the second holder that is lost with it is the same
+\* here as two attempts.
 MayRerun(t) ==
   /\ phase[t] = "starting" /\ IsGone(holder[t])
   /\ epoch[t] < Attempts \/ Break = "attempts uncounted"

@@ -91,6 +91,36 @@ async fn a_starting_turn_is_started_elsewhere(cluster: &Cluster) {
     assert_eq!(cluster.worker_of(&turn).await.replica, client);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_two_replicas_died_with_is_not_tried_on_a_third() {
+    let cluster = &Cluster::start(3).await;
+    let env = json!({"env": {"DEMO_STARTUP": "slow:30000"}});
+    cluster.demo_agent("sluggish", env).await;
+    let turn = cluster.post(0, "sluggish", "hello").await;
+    let mut doomed = Vec::new();
+    for _ in 0..2 {
+        let holder = eventually("a worker is starting", async || {
+            let workers = cluster.workers().await;
+            let ours = workers.iter().filter(|worker| worker["conversation_id"] == *turn.conversation);
+            let mut holders: Vec<_> = ours.filter_map(|worker| worker["replica_id"].as_str()).collect();
+            holders.retain(|holder| !doomed.iter().any(|(_, dead)| dead == holder));
+            Some(holders.pop()?.to_owned())
+        })
+        .await;
+        let i = cluster.replica_of(&holder).await;
+        cluster.kill(i);
+        doomed.push((i, holder));
+    }
+    let events = cluster.watch_all(&turn).await;
+    let last = events.last().unwrap();
+    assert_eq!((last.kind.as_str(), last.code()), ("failed", "replica_lost"), "{}", last.data);
+    assert_eq!(
+        (&last.data["error"]["attempt"], &last.data["error"]["safe_to_retry"]),
+        (&json!(2), &json!(true))
+    );
+    assert_eq!(kinds(&events), ["accepted", "failed"]);
+}
+
 async fn no_worker_outlives_its_replica_and_its_guard(cluster: &Cluster) {
     let (doomed, other) = pair(cluster).await;
     let turn = cluster.post_on(doomed, "demo", "/freeze").await;

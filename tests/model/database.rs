@@ -5,7 +5,9 @@
 //! columns of the locked row. What the code takes from the snapshot of a statement that has not got
 //! its lock yet was taken when the statement was sent, and rides in it (decision 8).
 
-use super::world::{ATTEMPTS, Break, Event, Holder, Id, Kind, Phase, Row, Statement, Turn, World, Wrong};
+use super::world::{
+    ATTEMPTS, Break, Event, Holder, Id, Kind, LOSSES, Phase, Row, Statement, Turn, World, Wrong,
+};
 
 /// What the sender is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,7 @@ impl Rules {
             is_at_head,
             is_overdue: false,
             is_cancelled: false,
+            losses: 0,
         };
         *world.turn_mut(turn) = Turn { row: Some(row), ordinal, ..Turn::default() };
         write(world.turn_mut(turn), Event { seq: 0, kind: Kind::Accepted, epoch: 0, by: 0 });
@@ -219,10 +222,17 @@ impl Rules {
         let row = it.row?;
         let is_gone = row.phase != Phase::Queued && world.is_gone(row.holder);
         match () {
+            () if is_gone && self.is_lost_too_often(world, &row) => Some(Fate::End),
             () if is_gone && self.may_rerun(it, &row, false) => Some(Fate::Rerun),
             () if is_gone || row.is_overdue => Some(Fate::End),
             () => None,
         }
+    }
+
+    /// Whether this is the second holder that is lost with the turn: it may be what they died of.
+    fn is_lost_too_often(&self, world: &World, row: &Row) -> bool {
+        let is_asked = self.broken != Break::LossesUnasked;
+        is_asked && world.is_lost(row.holder) && row.losses + 1 >= LOSSES
     }
 
     /// The first statement of `lw_close_v1`: what it looks at and waits for.
@@ -256,7 +266,13 @@ impl Rules {
                 world.wrong = Some(Wrong::ClosedAlive);
             }
             match fate {
-                Some(Fate::Rerun) => self.requeue(world, turn),
+                Some(Fate::Rerun) => {
+                    let is_lost = world.turn(turn).row.is_some_and(|row| world.is_lost(row.holder));
+                    self.requeue(world, turn);
+                    if let Some(row) = &mut world.turn_mut(turn).row {
+                        row.losses += u8::from(is_lost);
+                    }
+                }
                 Some(Fate::End) => self.end(world, by, turn),
                 None => {}
             }

@@ -4,7 +4,7 @@ use super::{
     holds::{ONE, PLAIN, SAFE, SEPARATE, check},
     promises::{
         AT_MOST_ONCE, CLOCK_OF_HEADS, FENCED, NO_FALSE_CLOSE, NOTHING_OPEN, OBLIGATION, ONE_AT_A_TIME,
-        ONE_LAST_WORD, THREE_ATTEMPTS,
+        ONE_LAST_WORD, THREE_ATTEMPTS, TWO_LOSSES,
     },
     steps::TurnModel,
     world::{Break, Trouble},
@@ -98,6 +98,14 @@ fn a_turn_called_untouched_that_its_worker_has() {
 fn a_claim_given_back_that_its_worker_has_had() {
     let trouble = Trouble { wrong_verdicts: 1, ..CALM };
     breaks(Break::AstrayUnasked, AT_MOST_ONCE, TurnModel { trouble, ..ONE });
+}
+
+#[test]
+fn losses_that_nobody_asks_for() {
+    let trouble = Trouble { wrong_verdicts: 2, ..CALM };
+    breaks(Break::LossesUnasked, TWO_LOSSES, TurnModel { trouble, ..ONE });
+    // With the question, the same world is fine.
+    check(TurnModel { rules: PLAIN, trouble, ..ONE }).holds();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use stateright::{Model, Property};
 
 use super::{
     steps::TurnModel,
-    world::{ATTEMPTS, Condition, Event, Holder, Kind, Phase, Statement, Turn, World, Wrong},
+    world::{ATTEMPTS, Condition, Event, Holder, Kind, LOSSES, Phase, Statement, Turn, World, Wrong},
 };
 
 pub const ONE_LAST_WORD: &str = "I2 one last word";
@@ -20,6 +20,7 @@ pub const NO_FALSE_CLOSE: &str = "I8 no turn within its deadline is closed while
 pub const ONE_AT_A_TIME: &str = "I9 one at a time, in order";
 pub const AT_MOST_ONCE: &str = "I10 at most once";
 pub const THREE_ATTEMPTS: &str = "I10 three attempts";
+pub const TWO_LOSSES: &str = "I10 not on a third after two were lost";
 
 pub const ENDED_BY_ANOTHER: &str = "a turn is ended by another replica";
 pub const LATE_WRITER: &str = "a late write meets a later epoch";
@@ -73,6 +74,9 @@ pub fn all() -> Vec<Property<TurnModel>> {
         }),
         always(THREE_ATTEMPTS, |_, world| {
             world.turns.iter().all(|turn| turn.row.is_none_or(|row| row.epoch <= ATTEMPTS))
+        }),
+        always(TWO_LOSSES, |_, world| {
+            world.turns.iter().all(|turn| turn.row.is_none_or(|row| row.losses < LOSSES))
         }),
         sometimes(ENDED_BY_ANOTHER, |_, world| {
             world.turns.iter().any(|turn| {

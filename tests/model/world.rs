@@ -11,6 +11,8 @@ pub const TURNS: usize = 2;
 pub const BOOTS: u8 = 2;
 /// `lw_may_rerun_v1`: `epoch < 3`.
 pub const ATTEMPTS: u8 = 3;
+/// `lw_close_v1`: a turn of so many lost holders is not run again.
+pub const LOSSES: u8 = 2;
 
 /// A guard of the protocol that a mutant leaves out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +47,8 @@ pub enum Break {
     AstrayUnasked,
     /// `lw_may_rerun_v1` does not count.
     AttemptsUncounted,
+    /// `lw_close_v1` does not ask how many holders were lost.
+    LossesUnasked,
 }
 
 /// `replicas.id`: a process, and how often it has registered.
@@ -96,6 +100,8 @@ pub struct Row {
     pub is_overdue: bool,
     /// `cancelled_by is not null`.
     pub is_cancelled: bool,
+    /// `replicas_lost`: holders that were lost with it.
+    pub losses: u8,
 }
 
 /// `turn_events.kind`, as far as the protocol tells kinds apart.
@@ -286,6 +292,11 @@ impl World {
 
     pub fn turn_mut(&mut self, turn: u8) -> &mut Turn {
         &mut self.turns[usize::from(turn)]
+    }
+
+    /// Its row says `lost`.
+    pub fn is_lost(&self, holder: Holder) -> bool {
+        matches!(holder, Holder::Of(id) if self.presence(id) == Presence::Lost)
     }
 
     /// Its row says `lost` or `left`, or it has none.

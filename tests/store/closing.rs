@@ -3,6 +3,7 @@
 use lastword::{
     event::Kind,
     failure::Code,
+    id::TurnId,
     store::{accept::NewTurn, claim::Claim, closing::Closed, writer::Written},
     turn::CancelledBy,
 };
@@ -10,7 +11,7 @@ use lastword::{
 use crate::{
     cases,
     cases::all,
-    ground::{Replica, Server, fresh, hasty_agent, last_word, next_in, safe_agent, until},
+    ground::{Ground, Replica, Server, fresh, hasty_agent, last_word, next_in, safe_agent, until},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -21,6 +22,7 @@ async fn what_is_closed() {
         what_a_lost_replica_ran_ends_and_what_it_was_starting_is_run_again,
         a_lost_replicas_remote_turn_is_left_to_its_worker_for_a_moment,
         a_turn_is_tried_three_times_at_most,
+        a_turn_that_was_under_way_on_two_lost_replicas_is_not_tried_on_a_third,
         a_running_turn_is_run_again_only_where_that_is_safe_and_nothing_was_said,
         what_a_living_replica_left_overdue_ends_only_when_it_is_named,
         a_cancelled_turn_of_a_lost_replica_ends_as_cancelled,
@@ -123,16 +125,59 @@ async fn a_turn_is_tried_three_times_at_most(server: &Server) {
     for attempt in 1..=3 {
         let claim = doomed.claim_of(turn).await;
         assert_eq!(claim.epoch, attempt);
-        ground.lose(doomed.store.replica()).await;
-        // Who was judged starts over under another id.
-        doomed.store.rename_replica();
-        doomed.store.register("http://127.0.0.1:1", 1).await.unwrap();
-        let closed = judge.store.close_due(&[], 100).await.unwrap();
-        let kind = if attempt < 3 { "queued" } else { "failed" };
-        assert_eq!(told(&closed), [(turn, kind, Code::ReplicaLost.as_str())], "attempt {attempt}");
+        let is_released = doomed.store.release(turn, attempt, true).await.unwrap();
+        assert_eq!(is_released, attempt < 3, "attempt {attempt}");
     }
+    lose(&ground, &doomed).await;
+    let closed = judge.store.close_due(&[], 100).await.unwrap();
+    assert_eq!(told(&closed), [(turn, "failed", Code::ReplicaLost.as_str())]);
     assert_eq!(last_word(&judge.store, turn).await.1["error"]["safe_to_retry"], true);
     ground.assert_whole().await;
+}
+
+async fn a_turn_that_was_under_way_on_two_lost_replicas_is_not_tried_on_a_third(server: &Server) {
+    let ground = server.ground().await;
+    let (doomed, judge) = (ground.replica().await, ground.replica().await);
+    let lost = Code::ReplicaLost.as_str();
+    // Also one that may be run again once a worker has had it.
+    for is_running in [false, true] {
+        let new = NewTurn { agent: safe_agent(), ..fresh(&judge.store) };
+        judge.store.accept(&new).await.unwrap();
+        for (epoch, kind) in [(1, "queued"), (2, "failed")] {
+            let claim = doomed.claim_of(new.id).await;
+            assert_eq!(claim.epoch, epoch);
+            if is_running {
+                doomed.start(&claim).await.unwrap();
+            }
+            lose(&ground, &doomed).await;
+            let closed = judge.store.close_due(&[], 100).await.unwrap();
+            assert_eq!(told(&closed), [(new.id, kind, lost)], "attempt {epoch}");
+        }
+        let (_, word) = last_word(&judge.store, new.id).await;
+        assert_eq!(word["error"]["attempt"], 2, "{word}");
+    }
+
+    // Who gave it back, or left it behind at the end of a drain, was not lost.
+    let turn = judge.accept().await.id;
+    doomed.claim_of(turn).await;
+    assert!(doomed.store.release(turn, 1, true).await.unwrap());
+    doomed.claim_of(turn).await;
+    doomed.store.leave().await.unwrap();
+    let closed = judge.store.close_due(&[], 100).await.unwrap();
+    assert_eq!(told(&closed), [(turn, "queued", lost)]);
+    assert_eq!(ground.ask(&losses(turn)).await, "0");
+    ground.assert_whole().await;
+}
+
+/// The verdict on a replica, which starts over under another id.
+async fn lose(ground: &Ground, replica: &Replica) {
+    ground.lose(replica.store.replica()).await;
+    replica.store.rename_replica();
+    replica.store.register("http://127.0.0.1:1", 1).await.unwrap();
+}
+
+fn losses(turn: TurnId) -> String {
+    format!("select replicas_lost from inflight where turn_id = '{}'", turn.0)
 }
 
 async fn a_running_turn_is_run_again_only_where_that_is_safe_and_nothing_was_said(server: &Server) {
@@ -207,7 +252,7 @@ async fn a_cancelled_turn_of_a_lost_replica_ends_as_cancelled(server: &Server) {
     ground.assert_whole().await;
 }
 
-fn told(closed: &[Closed]) -> Vec<(lastword::id::TurnId, &str, &str)> {
+fn told(closed: &[Closed]) -> Vec<(TurnId, &str, &str)> {
     closed.iter().map(|closed| (closed.turn, closed.kind.as_str(), closed.code.as_str())).collect()
 }
 
