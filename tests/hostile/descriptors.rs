@@ -2,14 +2,17 @@
 
 use std::{net::SocketAddr, process::Command};
 
+use nix::sys::signal::Signal;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
 };
+use uuid::Uuid;
 
-use crate::support::{Cluster, OPERATOR, PATIENCE, Plan, Turn, eventually};
+use crate::support::{Cluster, OPERATOR, PATIENCE, Plan, Turn, eventually, signal};
 
 /// What a replica is permitted, where there is to be little.
 const FEW: u64 = 256;
@@ -172,49 +175,73 @@ impl Kept {
         (head[9..12].parse().unwrap(), body.to_owned())
     }
 
-    async fn post(&mut self) -> Turn {
-        let body = json!({"agent": "demo", "input": "hello"}).to_string();
+    async fn post(&mut self, agent: &str) -> Turn {
+        let body = json!({"agent": agent, "input": "hello"}).to_string();
         let (status, answer) = self.ask("POST", "/v1/turns", &body).await;
         assert_eq!(status, 202, "{answer}");
         Turn::new(serde_json::from_str(&answer).unwrap())
     }
 }
 
+/// Waits until replica `i` says what it lacks, or that it lacks nothing and is ready.
+async fn until_it_says(kept: &mut Kept, lacks: Option<&str>) {
+    eventually("it says what it lacks", async || {
+        let (status, said) = kept.ask("GET", "/readyz", "").await;
+        let said: Value = serde_json::from_str(&said).unwrap();
+        (said["lacks"].as_str() == lacks && status == if lacks.is_some() { 503 } else { 200 }).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_no_descriptors_leaves_turns_to_others_and_says_so() {
     let cluster = Cluster::start(2).await;
     cluster.demo_agent("demo", json!({})).await;
+    cluster.demo_agent("shared", json!({"scope": "shared", "max_concurrent_turns": 1})).await;
     // Its ways to Postgres are there.
     cluster.conversation_on(1, "demo").await;
     let mut kept = Kept::to(&cluster, 1).await;
-    let before = metrics(&cluster, 1).await;
-    let max =
-        before.lines().find_map(|line| line.strip_prefix(r#"lastword_bound_max{bound="descriptors"} "#));
-    let max: u64 = max.expect("the bound is told").parse().unwrap();
-    squeeze(&cluster, 1, 16);
-    // It may not know yet, and claim what it cannot start.
-    for _ in 0..4 {
-        let turn = kept.post().await;
-        let events = cluster.watch(0, &turn).await;
-        assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last());
-        assert_eq!(cluster.worker_of(&turn).await.replica, 0);
+    let before = limit_of(cluster.pid(1));
+    for agent in ["demo", "shared"] {
+        squeeze(&cluster, 1, 16);
+        // It may not know yet, and claim what it cannot start.
+        for _ in 0..3 {
+            let turn = kept.post(agent).await;
+            let events = cluster.watch(0, &turn).await;
+            assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last());
+            assert_eq!(cluster.worker_of(&turn).await.replica, 0);
+        }
+        until_it_says(&mut kept, Some("descriptors")).await;
+        let page = kept.ask("GET", "/metrics", "").await.1;
+        assert!(page.contains("lastword_claims_paused 1"), "{page}");
+        assert_eq!(kept.ask("GET", "/livez", "").await.0, 200);
+        squeeze(&cluster, 1, before);
+        until_it_says(&mut kept, None).await;
     }
-    eventually("it says so", async || {
-        let (status, said) = kept.ask("GET", "/readyz", "").await;
-        let said: Value = serde_json::from_str(&said).unwrap();
-        (status == 503 && said["lacks"] == "descriptors").then_some(())
-    })
-    .await;
-    let page = kept.ask("GET", "/metrics", "").await.1;
-    assert!(page.contains("lastword_claims_paused 1"), "{page}");
-    assert_eq!(kept.ask("GET", "/livez", "").await.0, 200);
-    squeeze(&cluster, 1, max);
-    eventually("it is ready again", async || {
-        let (status, said) = kept.ask("GET", "/readyz", "").await;
-        (status == 200 && said.contains(r#""lacks":null"#)).then_some(())
-    })
-    .await;
     cluster.conversation_on(1, "demo").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_nobody_could_start_twice_waits_for_its_third_start() {
+    let cluster = Cluster::start(1).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let first = cluster.post(0, "demo", "/slow 600").await;
+    let worker = cluster.worker_of(&first).await;
+    let second = cluster.post_in(0, &first.conversation, "demo", "hello").await;
+    let mut database = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let id: Uuid = second.id.trim_start_matches("turn_").parse().unwrap();
+    let done = sqlx::query("update inflight set epoch = 2 where turn_id = $1 and phase = 'queued'").bind(id);
+    assert_eq!(done.execute(&mut database).await.unwrap().rows_affected(), 1);
+    let mut kept = Kept::to(&cluster, 0).await;
+    assert_eq!(kept.ask("GET", "/livez", "").await.0, 200);
+    let before = limit_of(cluster.pid(0));
+    squeeze(&cluster, 0, 16);
+    signal(worker.pid, Signal::SIGKILL);
+    // Where it has not counted yet it has the turn, and nobody else may have it any more.
+    until_it_says(&mut kept, Some("descriptors")).await;
+    squeeze(&cluster, 0, before);
+    let events = cluster.watch(0, &second).await;
+    assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last());
 }
 
 #[tokio::test(flavor = "multi_thread")]
