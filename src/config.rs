@@ -77,6 +77,15 @@ pub struct Config {
     pub connections_max: u32,
     /// Connections from one address, whichever that is. Where absent half of all, and of this machine's own any.
     pub connections_per_address_max: Option<u32>,
+    /// Requests that may wait for something at once on this replica: for a turn's end, or for an event.
+    pub waits_max: u32,
+    /// Bytes of answers that their clients have not read, on this replica; one that is larger is served alone.
+    pub unread_max: Size,
+    /// Which part of a bound that all clients share one client token may take, in percent: of the queue, the streams,
+    /// the waits and the unread bytes, and, where there are several client tokens, of the turns at once.
+    pub token_share: u32,
+    /// Turns and conversations that one client token may make in a minute on this replica.
+    pub token_rows_per_minute_max: u32,
     /// Whether replicas wake each other by NOTIFY. `off` is only slower.
     pub doorbell: Doorbell,
     /// How long running turns get to end after a SIGTERM.
@@ -154,6 +163,10 @@ impl Default for Config {
             streams_max: 10_000,
             connections_max: 20_000,
             connections_per_address_max: None,
+            waits_max: 10_000,
+            unread_max: Size::mib(128),
+            token_share: 80,
+            token_rows_per_minute_max: 240_000,
             doorbell: Doorbell::On,
             drain: Span::seconds(45),
             retain: Span::seconds(30 * 24 * 3600),
@@ -211,6 +224,9 @@ impl Config {
             ("streams_max", self.streams_max.into()),
             ("connections_max", self.connections_max.into()),
             ("connections_per_address_max", self.connections_per_address_max.unwrap_or(1).into()),
+            ("waits_max", self.waits_max.into()),
+            ("unread_max", self.unread_max.0),
+            ("token_rows_per_minute_max", self.token_rows_per_minute_max.into()),
         ] {
             if limit == 0 {
                 return refuse(key, "must be at least 1");
@@ -218,6 +234,9 @@ impl Config {
         }
         if self.workers_max.is_some_and(|max| max < self.turns_max) {
             return refuse("workers_max", "is below turns_max, and each turn may need a worker of its own");
+        }
+        if !(1..=100).contains(&self.token_share) {
+            return refuse("token_share", "must lie between 1 and 100, in percent");
         }
         for (key, span) in [("retain", self.retain), ("postgres_away_max", self.postgres_away_max)] {
             if span < Span::seconds(1) {
@@ -284,6 +303,14 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// How many turns of one client token this replica runs at once; `None`: as many as there are places, since there
+    /// are no other tokens' turns to leave places to.
+    pub fn turn_share(&self) -> Option<u32> {
+        let share = u64::from(self.turns_max) * u64::from(self.token_share) / 100;
+        let share = u32::try_from(share.max(1)).unwrap_or(u32::MAX);
+        (self.client_tokens.len() > 1 && share < self.turns_max).then_some(share)
     }
 
     /// Where others reach this replica, once it listens on `bound`.

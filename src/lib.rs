@@ -39,7 +39,7 @@
 //! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
 //! | 2 | [`store`]: all SQL, the doorbell |
 //! | 1 | [`config`] · [`descriptors`] · [`telemetry`] · [`task`] |
-//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`]: the words |
+//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`]: the words |
 //!
 //! # What must always hold
 //!
@@ -59,6 +59,7 @@ pub mod engine;
 pub mod event;
 pub mod failure;
 pub mod id;
+pub mod principal;
 pub mod store;
 pub mod stream;
 pub mod task;

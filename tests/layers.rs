@@ -15,7 +15,7 @@ use regex::Regex;
 
 /// Each floor's modules, from the ground up. A module that is missing here fails the test.
 const FLOORS: [&[&str]; 7] = [
-    &["agent", "clock", "event", "failure", "id", "token", "turn", "units"],
+    &["agent", "clock", "event", "failure", "id", "principal", "token", "turn", "units"],
     &["config", "descriptors", "task", "telemetry"],
     &["store"],
     &["stream", "worker"],

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tokio::{sync::oneshot, time::Instant};
 use utoipa::ToSchema;
 
-use super::{Gateway, problem::Problem};
+use super::{Gateway, problem::Problem, shares::Who};
 use crate::{
     id::{ConversationId, TurnId},
     store::{
@@ -132,6 +132,8 @@ pub struct Order {
     pub if_busy: IfBusy,
     /// What to do when the client goes away.
     pub on_disconnect: OnDisconnect,
+    /// Whose share it takes from.
+    pub who: Who,
     /// Whether its log is followed at once: whoever is there before it begins misses nothing of it.
     pub is_followed: bool,
     /// W3C trace context.
@@ -142,6 +144,7 @@ impl TurnRequest {
     /// The order that this request is; `key` is the client's idempotency key.
     pub fn into_order(
         self,
+        who: Who,
         key: Option<String>,
         is_followed: bool,
         traceparent: String,
@@ -166,6 +169,7 @@ impl TurnRequest {
             idempotency: key.map(|key| (key, hash)),
             if_busy: self.if_busy,
             on_disconnect: self.on_disconnect,
+            who,
             is_followed,
             traceparent,
         })
@@ -235,11 +239,12 @@ pub async fn accept(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
 
 async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     let store = &gateway.store;
-    let is_followed = order.is_followed;
+    let (is_followed, who) = (order.is_followed, order.who);
     let mut new = {
         let agent = agent(gateway, &order.agent).await?;
         new_turn(gateway, order, agent)
     };
+    let room = gateway.shares().queue(store, who, &mut new).await?;
     let tail = is_followed.then(|| Tail::new(store, new.id, -1));
     let accepted = loop {
         match insist(|| store.accept(&new)).await {
@@ -248,9 +253,10 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
                 store.forget_newest(&new.agent.name);
                 new.agent = agent(gateway, &new.agent.name).await?;
             }
-            accepted => break accepted?,
+            accepted => break accepted.map_err(|why| room.refusal(why))?,
         }
     };
+    room.accepted(&accepted);
     if !accepted.is_repeat {
         metrics::turns_accepted(&new.agent.name);
     }
@@ -270,7 +276,7 @@ async fn agent(gateway: &Gateway, name: &str) -> Result<Agent, Problem> {
 fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
     let clock = gateway.store.clock();
     NewTurn {
-        id: TurnId(clock.mint()),
+        id: TurnId(order.who.0.mark(clock.mint())),
         conversation: order.conversation.unwrap_or_else(|| ConversationId(clock.mint())),
         is_new_conversation: order.conversation.is_none(),
         agent,

@@ -20,10 +20,11 @@ use axum::{
 
 use self::pages::Openness;
 pub use self::strangers::Strangers;
-use super::{Gateway, listen::Peer, problem::Problem};
+use super::{Gateway, listen::Peer, problem::Problem, shares::Who};
 use crate::{
     config::Config,
     id::TurnId,
+    principal::Principal,
     store::{StoreError, remote_turns::Proof, remote_workers::Grant},
     token::{self, Purpose, TokenHash},
 };
@@ -82,6 +83,19 @@ impl Keys {
         }
     }
 
+    /// Whose share a request with these headers takes from.
+    pub fn principal(&self, headers: &HeaderMap) -> Principal {
+        let Some(hash) = bearer(headers).map(token::hash) else { return Principal::ANONYMOUS };
+        let places = self.clients.iter().enumerate();
+        let client =
+            places.fold(None, |found, (at, known)| found.or(token::is_same(known, &hash).then_some(at)));
+        match client.map(Principal::client) {
+            _ if is_among(&self.operators, &hash) => Principal::OPERATOR,
+            Some(client) => client,
+            None => Principal::ANONYMOUS,
+        }
+    }
+
     /// Whether the token of this hash lets any worker in.
     pub fn is_workers(&self, hash: &TokenHash) -> bool {
         is_among(&self.workers, hash)
@@ -124,11 +138,13 @@ impl Keys {
 /// Lets clients and operators through.
 pub async fn client(
     State(gateway): State<Gateway>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
     let keys = gateway.keys();
     keys.admits_client(keys.role(request.headers()))?;
+    let who = Who(keys.principal(request.headers()));
+    request.extensions_mut().insert(who);
     Ok(next.run(request).await)
 }
 
@@ -303,6 +319,14 @@ mod tests {
             ("Bearer", Role::Anybody),
         ] {
             assert_eq!(keys.role(&headers(&[("authorization", value)])), role, "{value}");
+        }
+        for (value, principal) in [
+            ("Bearer c1", Principal::client(0)),
+            ("Bearer c2", Principal::client(1)),
+            ("Bearer o1", Principal::OPERATOR),
+            ("Bearer c", Principal::ANONYMOUS),
+        ] {
+            assert_eq!(keys.principal(&headers(&[("authorization", value)])), principal, "{value}");
         }
         assert!(keys.admits_client(Role::Anybody).is_err());
         assert!(keys.admits_client(Role::Operator).is_ok());

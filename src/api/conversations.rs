@@ -14,6 +14,7 @@ use super::{
     accept::insist,
     problem::{Problem, ProblemDocument},
     request::{Id, Page, Params, Strict, agent_name},
+    shares::Who,
     turns::page_of_turns,
 };
 use crate::{
@@ -64,14 +65,17 @@ pub struct ConversationRequest {
     responses(
         (status = 201, body = ConversationView),
         (status = 404, description = "`agent_not_found`", body = ProblemDocument),
+        (status = 429, description = "`share_exceeded`", body = ProblemDocument),
     ))]
 pub async fn create(
     State(gateway): State<Gateway>,
+    who: Who,
     Strict(request): Strict<ConversationRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Json<ConversationView>), Problem> {
     let agent = agent_name("agent", request.agent)?;
     let known = gateway.store.agent(&agent).await?;
     known.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))?;
+    gateway.shares().rows(who, 1)?;
     let id = ConversationId(gateway.store.clock().mint());
     insist(|| gateway.store.make_conversation(id, &agent)).await?;
     let made = insist(|| gateway.store.conversation(id)).await?;

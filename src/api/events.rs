@@ -18,6 +18,7 @@ use super::{
     listen::Connection,
     problem::{Problem, ProblemDocument},
     request::{Id, Params, wants_events},
+    shares::Who,
     sse::{self, Seat},
     turns::found,
 };
@@ -29,8 +30,8 @@ use crate::{
 
 const LIMIT_DEFAULT: i64 = 200;
 const LIMIT_MAX: i64 = 1000;
-/// Where a page over several turns ends, in bytes of data.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Where a page over several turns ends, in bytes of data: as far as one of a single turn's.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// A page of events.
 #[derive(Debug, Serialize, ToSchema)]
@@ -101,10 +102,12 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
         (status = 404, body = ProblemDocument),
         (status = 409, description = "`log_rewound`: the database lost events; read from the start", body = ProblemDocument),
         (status = 410, description = "`events_gone`: retained no longer; `turn_lost`", body = ProblemDocument),
+        (status = 429, description = "`share_exceeded`", body = ProblemDocument),
     ))]
 pub async fn of_turn(
     State(gateway): State<Gateway>,
     Id(id): Id<TurnId>,
+    who: Who,
     connection: Connection,
     headers: HeaderMap,
     params: Params,
@@ -117,11 +120,12 @@ pub async fn of_turn(
     }
     let tail = Tail::new(&gateway.store, id, after);
     if wanted.is_stream {
-        let seat = Seat::take(&gateway, connection)?;
+        let seat = Seat::take(&gateway, who, connection)?;
         let guard = CancelOnDrop::none();
         return Ok(sse::response(&gateway, Reader::Turn(Box::new(tail)), seat, guard, false));
     }
-    turn_page(&gateway, tail, wanted).await
+    let _waiting = gateway.shares().wait(who, wanted.wait)?;
+    turn_page(&gateway, who, tail, wanted).await
 }
 
 /// Whether the cursor stands at the terminal event; refuses one that no event stands at.
@@ -139,15 +143,22 @@ async fn is_at_last_word(gateway: &Gateway, id: TurnId, after: i32, field: &str)
     }
 }
 
-async fn turn_page(gateway: &Gateway, mut tail: Tail, wanted: Wanted<Seq>) -> Result<Response, Problem> {
+async fn turn_page(
+    gateway: &Gateway,
+    who: Who,
+    mut tail: Tail,
+    wanted: Wanted<Seq>,
+) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     loop {
+        let place = gateway.page(who).await?;
         let events = tail.look(wanted.limit).await?;
         let left = time_left(gateway, until);
         if !events.is_empty() || left.is_zero() {
             let (next_after, closed) = (tail.cursor().into(), tail.is_ended());
             return Ok(Json(EventPage { events, next_after, closed }).into_response());
         }
+        drop(place);
         tokio::select! {
             () = tail.wait(left) => {}
             () = gateway.supervisor.soft().cancelled() => {}
@@ -170,10 +181,12 @@ async fn turn_page(gateway: &Gateway, mut tail: Tail, wanted: Wanted<Seq>) -> Re
             content((EventPage = "application/json"), (String = "text/event-stream"))),
         (status = 400, description = "`cursor_past_head`", body = ProblemDocument),
         (status = 404, body = ProblemDocument),
+        (status = 429, description = "`share_exceeded`", body = ProblemDocument),
     ))]
 pub async fn of_conversation(
     State(gateway): State<Gateway>,
     Id(id): Id<ConversationId>,
+    who: Who,
     connection: Connection,
     headers: HeaderMap,
     params: Params,
@@ -184,11 +197,12 @@ pub async fn of_conversation(
     check_position(&gateway, id, at, wanted.field).await?;
     let thread = Thread::new(&gateway.store, id, at);
     if wanted.is_stream {
-        let seat = Seat::take(&gateway, connection)?;
+        let seat = Seat::take(&gateway, who, connection)?;
         let guard = CancelOnDrop::none();
         return Ok(sse::response(&gateway, Reader::Thread(Box::new(thread)), seat, guard, false));
     }
-    thread_page(&gateway, thread, at, wanted).await
+    let _waiting = gateway.shares().wait(who, wanted.wait)?;
+    thread_page(&gateway, who, thread, at, wanted).await
 }
 
 /// Refuses a position that no event stands at.
@@ -217,12 +231,14 @@ async fn check_position(
 
 async fn thread_page(
     gateway: &Gateway,
+    who: Who,
     mut thread: Thread,
     mut at: Position,
     wanted: Wanted<Position>,
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     let (mut events, mut bytes) = (Vec::new(), 0);
+    let mut place = gateway.page(who).await?;
     loop {
         let room = if bytes < PAGE_BYTES { wanted.limit - events.len() as i64 } else { 0 };
         let more = if room > 0 { thread.look(room).await? } else { Vec::new() };
@@ -238,10 +254,12 @@ async fn thread_page(
             return Ok(Json(EventPage { events, next_after, closed: false }).into_response());
         }
         if is_all {
+            drop(place);
             tokio::select! {
                 () = thread.wait(left) => {}
                 () = gateway.supervisor.soft().cancelled() => {}
             }
+            place = gateway.page(who).await?;
         }
     }
 }

@@ -30,7 +30,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer, ServiceExt};
@@ -74,7 +74,8 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, closing: Cancellatio
             let (stream, address) = accept(&listener, &connected).await;
             match connected.admit(number, address) {
                 Ok(admission) => {
-                    let peer = Peer { address, number, is_reset: Arc::default(), at_end: Arc::default() };
+                    let (is_reset, at_end, is_cut_off) = Default::default();
+                    let peer = Peer { address, number, is_reset, at_end, is_cut_off };
                     let one = carry(stream, admission, peer, service.clone(), closing.clone(), hard.clone());
                     supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
                 }
@@ -129,7 +130,7 @@ async fn carry(
     if let Err(why) = keep_honest(&stream) {
         tracing::debug!(%why, "a connection keeps the system's own settings");
     }
-    let address = peer.address;
+    let (address, is_cut_off) = (peer.address, peer.is_cut_off.clone());
     let mark = admission.mark();
     let wire = TokioIo::new(Wire { stream, peer: peer.clone(), mark: mark.clone() });
     let service = Extension(ConnectInfo(peer)).layer(service);
@@ -162,6 +163,7 @@ async fn carry(
             () = &mut cut_off => return,
             // Nothing was asked, and nothing is left to be read.
             () = &mut asked_to_leave => return,
+            () = is_cut_off.notified() => return,
         }
     }
 }
@@ -199,6 +201,7 @@ pub struct Peer {
     number: u64,
     is_reset: Arc<AtomicBool>,
     at_end: Arc<Mutex<Option<AtEnd>>>,
+    is_cut_off: Arc<Notify>,
 }
 
 type AtEnd = Box<dyn FnOnce() + Send>;
@@ -223,6 +226,12 @@ impl Peer {
     /// The connection ends in a reset when it is dropped next.
     pub fn reset(&self) {
         self.is_reset.store(true, Ordering::Release);
+    }
+
+    /// Ends the connection now, in a reset.
+    pub fn cut_off(&self) {
+        self.reset();
+        self.is_cut_off.notify_one();
     }
 
     /// Calls this when the connection has ended, and not what it was to call before.

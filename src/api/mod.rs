@@ -17,15 +17,16 @@ mod observe;
 mod problem;
 mod replicas;
 mod request;
+mod shares;
 mod sse;
 mod turns;
+mod unread;
 mod worker;
 mod workers;
 
 use std::sync::Arc;
 
 use axum::{Json, Router, middleware, routing::get};
-use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -36,6 +37,7 @@ use self::{
     document::Document,
     health::Readiness,
     problem::Problem,
+    shares::Shares,
 };
 use crate::{
     config::Config,
@@ -66,8 +68,9 @@ struct Doors {
     keys: Keys,
     newcomers: Strangers<TokenHash, Grant>,
     speakers: Strangers<(TurnId, i32, Proof), ()>,
-    streams: Arc<Semaphore>,
     connected: Connected,
+    shares: Shares,
+    rendering: unread::Rendering,
     readiness: Readiness,
 }
 
@@ -83,8 +86,9 @@ impl Gateway {
             keys: Keys::of(&config),
             newcomers: Strangers::default(),
             speakers: Strangers::default(),
-            streams: Arc::new(Semaphore::new(config.streams_max as usize)),
             connected: Connected::new(connections_max, per_address),
+            shares: Shares::of(&config),
+            rendering: unread::Rendering::default(),
             readiness: Readiness::default(),
         });
         Gateway { store, config, supervisor, doors }
@@ -94,8 +98,8 @@ impl Gateway {
         &self.doors.keys
     }
 
-    fn streams(&self) -> &Arc<Semaphore> {
-        &self.doors.streams
+    fn shares(&self) -> &Shares {
+        &self.doors.shares
     }
 
     fn connected(&self) -> &Connected {
@@ -106,11 +110,8 @@ impl Gateway {
         &self.doors.readiness
     }
 
-    /// Tells operators how near the bounds of the doors are.
+    /// Tells operators how near the bounds of the doors are; the shares tell of themselves.
     fn note_bounds(&self) {
-        let streams = self.config.streams_max;
-        let open = (streams as usize).saturating_sub(self.streams().available_permits());
-        metrics::bound("streams", open as u64, streams.into());
         let (connections, most) = self.connected().count();
         metrics::bound("connections", connections as u64, most as u64);
     }
@@ -120,7 +121,11 @@ impl Gateway {
 /// listener, a stream that must end early ends in an error all the same.
 pub fn router(gateway: Gateway) -> Router {
     let (api, document) = OpenApiRouter::with_openapi(Document::openapi())
-        .merge(client_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::client)))
+        .merge(
+            client_routes()
+                .route_layer(middleware::from_fn_with_state(gateway.clone(), unread::counted))
+                .route_layer(middleware::from_fn_with_state(gateway.clone(), auth::client)),
+        )
         .merge(operator_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::operator)))
         .merge(worker_routes(&gateway))
         .merge(open_routes())

@@ -49,6 +49,8 @@ pub struct ProblemDocument {
     active_turn_id: Option<String>,
     /// Its events.
     stream_url: Option<String>,
+    /// What the token has taken its share of: `streams`, `waits`, `rows`, `queue`, `unread_bytes`.
+    share: Option<String>,
     /// Come back after so many seconds.
     retry_after_s: Option<u64>,
 }
@@ -194,6 +196,26 @@ impl Problem {
     pub fn too_many_streams() -> Problem {
         let detail = "This replica serves as many event streams as it may.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail).after(2)
+    }
+
+    /// 503: as many requests wait here as may.
+    pub fn too_many_waits() -> Problem {
+        let detail = "As many requests wait at this replica as may.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_waits", detail).after(2)
+    }
+
+    /// 503: as many bytes of answers wait to be read as may.
+    pub fn too_much_unread() -> Problem {
+        let detail = "As many bytes of answers wait at this replica to be read as may.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_much_unread", detail).after(2)
+    }
+
+    /// 429: the caller's token has taken its share of something; what is left is for others.
+    pub fn share_exceeded(share: &'static str, seconds: u64) -> Problem {
+        let detail = format!("This token has its whole share of: {share}. What is left is for other tokens.");
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "share_exceeded", detail)
+            .with("share", share)
+            .after(seconds)
     }
 
     /// 503: this replica takes on nothing, or not now; another one may.

@@ -3,7 +3,7 @@
 //! Keeps the rule that a body ends cleanly only after the terminal event: everything else ends in a
 //! reset of the connection, since most client libraries take a clean end for success.
 
-use std::{io, sync::Arc};
+use std::io;
 
 use axum::{
     body::{Body, Bytes},
@@ -11,13 +11,13 @@ use axum::{
     response::Response,
 };
 use futures_util::stream;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Gateway,
     accept::CancelOnDrop,
     listen::{Connection, Peer},
     problem::Problem,
+    shares::{Taken, Who},
 };
 use crate::{
     event::{Kind, SharedEvent},
@@ -29,16 +29,15 @@ use crate::{
 #[derive(Debug)]
 pub struct Seat {
     /// Given back when the stream ends.
-    _permit: OwnedSemaphorePermit,
+    _taken: Taken,
     peer: Option<Peer>,
 }
 
 impl Seat {
-    /// Takes a seat; 503 where all are taken. Take it before anything is accepted.
-    pub fn take(gateway: &Gateway, connection: Connection) -> Result<Seat, Problem> {
-        let permit = Arc::clone(gateway.streams()).try_acquire_owned();
-        let permit = permit.map_err(|_| Problem::too_many_streams())?;
-        Ok(Seat { _permit: permit, peer: connection.0 })
+    /// Takes a seat; 503 where all are taken, 429 where the caller has its share of them. Take it before anything is
+    /// accepted.
+    pub fn take(gateway: &Gateway, who: Who, connection: Connection) -> Result<Seat, Problem> {
+        Ok(Seat { _taken: gateway.shares().stream(who)?, peer: connection.0 })
     }
 }
 

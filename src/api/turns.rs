@@ -19,6 +19,7 @@ use super::{
     listen::Connection,
     problem::{Problem, ProblemDocument},
     request::{Id, Maybe, Nothing, Page, Params, Strict, idempotency_key, preferred_wait, wants_events},
+    shares::{Taken, Who},
     sse::{self, Seat},
 };
 use crate::{
@@ -33,20 +34,28 @@ use crate::{
 struct Delivery {
     seat: Option<Seat>,
     wait: Option<Duration>,
+    /// The caller's place among those that wait.
+    _waiting: Option<Taken>,
     on_disconnect: OnDisconnect,
 }
 
 impl Delivery {
-    /// Decided before anything is accepted: a turn whose stream cannot be served is not begun.
+    /// Decided before anything is accepted: a turn whose stream cannot be served is not begun, nor one for which the
+    /// caller cannot wait, or whose row is one too many.
     fn of(
         gateway: &Gateway,
+        who: Who,
         headers: &HeaderMap,
         connection: Connection,
         stream: Option<bool>,
     ) -> Result<Delivery, Problem> {
         let is_stream = stream.unwrap_or_else(|| wants_events(headers) == Some(true));
-        let seat = if is_stream { Some(Seat::take(gateway, connection)?) } else { None };
-        Ok(Delivery { seat, wait: preferred_wait(headers)?, on_disconnect: OnDisconnect::Continue })
+        let seat = if is_stream { Some(Seat::take(gateway, who, connection)?) } else { None };
+        let wait = preferred_wait(headers)?;
+        // Whoever has the stream waits for nothing else.
+        let waits_for = wait.filter(|_| !is_stream).unwrap_or_default();
+        let waiting = gateway.shares().wait(who, waits_for)?;
+        Ok(Delivery { seat, wait, _waiting: waiting, on_disconnect: OnDisconnect::Continue })
     }
 }
 
@@ -64,18 +73,22 @@ impl Delivery {
         (status = 200, description = "The turn, ended; or its event stream",
             content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The turn, accepted", body = Turn),
+        (status = 429, description = "`conversation_full`, `queue_full`; `share_exceeded`: this token's, of which `share` says",
+            body = ProblemDocument),
         (status = "4XX", description = "Refused; nothing was stored", body = ProblemDocument, content_type = "application/problem+json"),
     ))]
 pub async fn create(
     State(gateway): State<Gateway>,
+    who: Who,
     connection: Connection,
     headers: HeaderMap,
     Strict(request): Strict<TurnRequest>,
 ) -> Result<Response, Problem> {
-    let mut delivery = Delivery::of(&gateway, &headers, connection, request.stream)?;
+    let mut delivery = Delivery::of(&gateway, who, &headers, connection, request.stream)?;
     delivery.on_disconnect = request.on_disconnect;
     let is_followed = delivery.seat.is_some();
-    let order = request.into_order(idempotency_key(&headers)?, is_followed, traceparent(&headers))?;
+    let order = request.into_order(who, idempotency_key(&headers)?, is_followed, traceparent(&headers))?;
+    gateway.shares().rows(who, 1 + u32::from(order.conversation.is_none()))?;
     let made = accept(&gateway, order).await?;
     deliver(&gateway, made, delivery).await
 }
@@ -101,15 +114,17 @@ pub struct RetryRequest {
             content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The new turn", body = Turn),
         (status = 409, description = "`turn_open`: it has not ended", body = ProblemDocument),
+        (status = 429, description = "`conversation_full`, `queue_full`, `share_exceeded`", body = ProblemDocument),
     ))]
 pub async fn retry(
     State(gateway): State<Gateway>,
     Id(id): Id<TurnId>,
+    who: Who,
     connection: Connection,
     headers: HeaderMap,
     Maybe(request): Maybe<RetryRequest>,
 ) -> Result<Response, Problem> {
-    let delivery = Delivery::of(&gateway, &headers, connection, request.stream)?;
+    let delivery = Delivery::of(&gateway, who, &headers, connection, request.stream)?;
     let old = found(&gateway, id).await?;
     if !old.status.is_terminal() {
         return Err(Problem::turn_state("turn_open", "This turn has not ended yet.", id));
@@ -117,6 +132,7 @@ pub async fn retry(
     let input = gateway.store.input(id).await?;
     let (conversation, agent, input, metadata) = input.ok_or_else(|| Problem::not_found("turn"))?;
     let hash = hash_of(&("retry", id))?;
+    gateway.shares().rows(who, 1)?;
     let order = Order {
         agent,
         input,
@@ -126,6 +142,7 @@ pub async fn retry(
         idempotency: idempotency_key(&headers)?.map(|key| (key, hash)),
         if_busy: Default::default(),
         on_disconnect: OnDisconnect::Continue,
+        who,
         is_followed: delivery.seat.is_some(),
         traceparent: traceparent(&headers),
     };

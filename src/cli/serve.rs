@@ -33,6 +33,9 @@ const RESERVED_CONNECTIONS: u32 = 3;
 ///
 /// The commands of agents whose runtime is `process` run as this replica's own user, and may do whatever it may,
 /// unless LASTWORD_WORKER_USER names another one.
+///
+/// Whoever has a client token reads, answers and cancels every conversation and turn: all client tokens are one client.
+/// Hand them to programs of yours, never to users (docs/SECURITY.md).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: lastword.toml, if there is one]

@@ -174,7 +174,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 35] = [
+const KEYS: [Key; 39] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -196,6 +196,10 @@ const KEYS: [Key; 35] = [
     key("streams_max", Shape::Number),
     key("connections_max", Shape::Number),
     key("connections_per_address_max", Shape::Number),
+    key("waits_max", Shape::Number),
+    key("unread_max", Shape::Text),
+    key("token_share", Shape::Number),
+    key("token_rows_per_minute_max", Shape::Number),
     key("doorbell", Shape::Text),
     key("drain", Shape::Text),
     key("retain", Shape::Text),

@@ -43,6 +43,10 @@ fn full() -> Config {
         streams_max: 5,
         connections_max: 6,
         connections_per_address_max: Some(7),
+        waits_max: 6,
+        unread_max: Size(1538),
+        token_share: 50,
+        token_rows_per_minute_max: 7,
         doorbell: Doorbell::Off,
         drain: Span::seconds(90),
         retain: Span::seconds(86_400 * 45),
@@ -170,6 +174,7 @@ fn a_door_beyond_loopback_needs_tokens() {
     assert!(refused(Config { turns_max: 0, ..base.clone() }));
     assert!(refused(Config { workers_max: Some(63), ..base.clone() }));
     assert!(!refused(Config { workers_max: Some(64), ..base.clone() }));
+    assert!(refused(Config { token_share: 101, ..base.clone() }));
     assert!(refused(Config { keep_alive: Span::seconds(60), ..base }));
     assert!(refused(Config::default()), "there is no database");
 }

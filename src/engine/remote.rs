@@ -47,7 +47,10 @@ pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
     agents.dedup();
     let bound: Vec<ConversationId> =
         waiting.iter().filter_map(|caller| caller.worker().conversation).collect();
-    let heads = engine.store.remote_heads(&agents, &bound, engine.store.wake().queue_front()).await?;
+    let heads = engine
+        .store
+        .remote_heads(&agents, &bound, engine.store.wake().queue_front(), &engine.host.barred())
+        .await?;
     let is_left = heads.iter().any(|head| !head.has_waited());
     let matches = matches(&heads, &waiting);
     if matches.is_empty() {
@@ -60,10 +63,14 @@ pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
     let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
     let mut bids = Vec::new();
     for (turn, caller) in matches.into_iter().take(places.count()) {
+        // Passed over before they were matched, mostly: these are more of one token than it may have at once.
+        let is_claimed = heads.iter().any(|head| head.turn == turn && head.is_reserved);
+        let part = if is_claimed { engine.host.part_of_held(turn) } else { engine.host.part(turn) };
+        let Some(part) = part else { continue };
         let (token, token_hash) = Host::mint_turn_token();
         let worker = caller.worker().id;
         bids.push(Bid { turn, worker, token_hash });
-        calls.insert((turn, worker), (caller.promise(), token));
+        calls.insert((turn, worker), (caller.promise(), token, part));
     }
     let claims = engine.store.claim_remote(&bids).await?;
     // Where none could be claimed, the next look would find the same.
@@ -71,11 +78,11 @@ pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
         engine.store.wake().look_at_queue();
     }
     for (claim, worker) in claims {
-        let Some((promise, token)) = calls.remove(&(claim.turn, worker)) else { continue };
+        let Some((promise, token, part)) = calls.remove(&(claim.turn, worker)) else { continue };
         let (turn, epoch) = (claim.turn, claim.epoch);
         // A drain may have begun while the answer was on its way.
         let is_taken = !engine.supervisor.soft().is_cancelled()
-            && engine.host.take_remote(Call { claim, promise, token }, &mut places);
+            && engine.host.take_remote(Call { claim, promise, token, part }, &mut places);
         if !is_taken {
             engine.give_back(turn, epoch).await;
         }

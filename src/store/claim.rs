@@ -12,6 +12,7 @@ use super::{Store, StoreError, assignment::Assignment};
 use crate::{
     agent::Runtime,
     id::{ConversationId, TurnId, WorkerId},
+    principal::Principal,
 };
 
 /// As the statement has it.
@@ -60,6 +61,8 @@ pub struct Ready {
     pub warm: Vec<Warm>,
     /// Shared workers, with how many turns each has room for.
     pub seats: Vec<Seats>,
+    /// Whose turns are passed over, since they have as many places as one token may have.
+    pub barred: Vec<Principal>,
 }
 
 /// Room at a shared worker.
@@ -90,6 +93,11 @@ pub struct Warm {
 pub(super) fn started_by(worker: impl Into<Option<WorkerId>>) -> String {
     let worker: Option<WorkerId> = worker.into();
     serde_json::json!({ "worker_id": worker }).to_string()
+}
+
+/// How the ids of these principals' turns end.
+pub(super) fn marks(whose: &[Principal]) -> Vec<Vec<u8>> {
+    whose.iter().map(|principal| principal.number().to_be_bytes().to_vec()).collect()
 }
 
 impl Store {
@@ -126,6 +134,8 @@ impl Store {
                          where i.phase = 'queued'
                            and i.turn_id >= $13
                            and i.runtime = any ($2)
+                           -- Whose a turn is stands in the last bytes of its id.
+                           and ($15::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($15))
                            and exists (select from me)
                            and (select count(*) from (
                              select from inflight j
@@ -234,6 +244,7 @@ impl Store {
                     &seats.workers,
                     from.0,
                     started_by(WorkerId(Uuid::nil())),
+                    &marks(&ready.barred),
                 )
                 .fetch_all(c)
             })

@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::wake::Wake;
-use crate::id::TurnId;
+use super::{Store, StoreError, wake::Wake};
+use crate::{id::TurnId, principal::Principal};
 
 /// Which part of what is free in the queue all replicas together may fill before they count again.
 const UNCOUNTED_PART: u64 = 8;
@@ -118,6 +118,11 @@ impl Wake {
         self.ring(|ring| ring.queue = true);
     }
 
+    /// Only the local dispatch, from the front on: it may claim what it has passed over.
+    pub fn look_from_front(&self) {
+        self.queue.moved();
+    }
+
     /// Only the local dispatch, which knows where it has left off: a slot is free, or a worker waits.
     pub fn look_at_queue(&self) {
         self.queue.look.notify_one();
@@ -160,6 +165,31 @@ impl Wake {
             (hints.counted, hints.queued_since) = (counted, 0);
         }
         hints.queued_since += count as u64;
+    }
+}
+
+impl Store {
+    /// How many turns of this principal are queued, `most` at most.
+    pub async fn queued_of(&self, whose: Principal, most: u64) -> Result<u64, StoreError> {
+        let front = self.wake().queue_front();
+        let mut lease = self.lease().await?;
+        let counted = lease
+            .run("queued_of", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select count(*) as "count!" from (
+                      select from inflight i
+                       where i.phase = 'queued' and i.turn_id >= $1 and substring(uuid_send(i.turn_id) from 15) = $2
+                       limit $3) q
+                    "#,
+                    front.0,
+                    &whose.number().to_be_bytes()[..],
+                    i64::try_from(most).unwrap_or(i64::MAX),
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        Ok(counted.unsigned_abs())
     }
 }
 

@@ -12,9 +12,12 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     assignment::Assignment,
-    claim::{Claim, Phase},
+    claim::{Claim, Phase, marks},
 };
-use crate::id::{ConversationId, TurnId, WorkerId};
+use crate::{
+    id::{ConversationId, TurnId, WorkerId},
+    principal::Principal,
+};
 
 /// Runtimes whose turns remote workers run.
 const RUNTIMES: [&str; 1] = ["remote"];
@@ -94,12 +97,13 @@ pub struct Adopted {
 
 impl Store {
     /// Turns that workers of these agents could have, from this one on, the oldest first, 512 at most; and those of
-    /// these conversations that wait for a worker of their own.
+    /// these conversations that wait for a worker of their own. The turns of `barred` are passed over.
     pub async fn remote_heads(
         &self,
         agents: &[String],
         conversations: &[ConversationId],
         from: TurnId,
+        barred: &[Principal],
     ) -> Result<Vec<Head>, StoreError> {
         let runtimes = RUNTIMES.map(str::to_owned);
         let conversations: Vec<Uuid> = conversations.iter().map(|conversation| conversation.0).collect();
@@ -113,6 +117,7 @@ impl Store {
                               as "waited_ms!", false as "is_reserved!", i.agent_revision as "agent_revision!"
                        from inflight i join conversations v on v.id = i.conversation_id
                       where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
+                        and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                         and not exists (
                           select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
                       order by i.turn_id
@@ -130,6 +135,7 @@ impl Store {
                     agents,
                     &conversations,
                     from.0,
+                    &marks(barred),
                 )
                 .fetch_all(c)
             })

@@ -231,6 +231,11 @@ impl Wake {
         self.peers.store(peers, Ordering::Relaxed);
     }
 
+    /// How many replicas there are, as far as is known here.
+    pub fn replicas(&self) -> usize {
+        self.peers() + 1
+    }
+
     pub(super) fn peers(&self) -> usize {
         self.peers.load(Ordering::Relaxed)
     }

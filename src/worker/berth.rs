@@ -11,6 +11,7 @@ use super::{
     begin::{begin, place},
     host::Host,
     line::Extension,
+    places::Permit,
     switchboard::Seats,
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
 /// Room for a turn that is about to be accepted.
 #[derive(Debug)]
 pub struct Berth {
-    permit: OwnedSemaphorePermit,
+    permit: Permit,
     offer: Offer,
     /// To the shared worker of the offer.
     line: Option<Extension>,
@@ -72,7 +73,8 @@ impl Host {
         if descriptors::starts() == 0 {
             return None;
         }
-        let permit = self.places().take(1)?;
+        let place = self.places().take(1)?;
+        let permit = Permit::new(place, self.part(new.id)?);
         let has_room = || self.startable(1) > 0;
         let spec = &new.agent.spec;
         if spec.scope == Scope::Shared {
@@ -108,7 +110,11 @@ impl Host {
             return None;
         };
         let seats = self.pool().seats(permits.num_permits());
-        let ready = Ready { warm: self.warm(), seats: seats.iter().map(Seats::describe).collect() };
+        let ready = Ready {
+            warm: self.warm(),
+            seats: seats.iter().map(Seats::describe).collect(),
+            barred: places.barred(),
+        };
         Some(Room { permits, ready, seats })
     }
 
@@ -133,7 +139,9 @@ impl Host {
     /// Takes a turn that was claimed for this room. Without a place, or given up meanwhile, it is not
     /// taken, and the claim is left to be given back.
     pub fn take(&self, claim: Claim, room: &mut Room) -> bool {
-        let Some(permit) = room.permits.split(1) else { return false };
+        let Some(place) = room.permits.split(1) else { return false };
+        let Some(part) = self.part_of_claimed(claim.turn) else { return false };
+        let permit = Permit::new(place, part);
         let line = room.line(&claim);
         let Some(reach) = self.run_list().admit(self, &claim, Some(permit)) else { return false };
         note_start(&claim);

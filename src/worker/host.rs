@@ -111,7 +111,7 @@ impl Host {
             silence_max: config.postgres_away_max.0,
             worker_user: config.worker_user.clone(),
             worker_file_max: config.worker_file_max,
-            places: Places::new(config.turns_max),
+            places: Places::new(config),
             slots: Slots::new(config.workers_max()),
             lives: Mutex::default(),
             pool: Pool::default(),

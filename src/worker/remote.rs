@@ -22,6 +22,7 @@ use super::{
     host::Host,
     job::{Halt, Reach},
     line::Line,
+    places::{Part, Permit},
     run, start,
 };
 use crate::{
@@ -55,6 +56,8 @@ pub struct Call {
     pub promise: Promise,
     /// Opens the turn's route.
     pub token: String,
+    /// Of its client token's share of the places.
+    pub part: Part,
 }
 
 impl Host {
@@ -71,8 +74,9 @@ impl Host {
     /// Takes a turn that was claimed for a remote worker. Given up meanwhile, it is not taken, and the claim
     /// is left to be given back.
     pub fn take_remote(&self, call: Call, places: &mut Places) -> bool {
-        let Call { claim, promise, token } = call;
-        let Some(permit) = places.0.split(1) else { return false };
+        let Call { claim, promise, token, part } = call;
+        let Some(place) = places.0.split(1) else { return false };
+        let permit = Permit::new(place, part);
         let Some(reach) = self.run_list().admit(self, &claim, Some(permit)) else { return false };
         let remote = Remote::offering(self.store(), &claim, promise, token);
         let serving = serve(self.clone(), claim, reach, remote);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, watch},
+    sync::{mpsc, watch},
     time::Instant,
 };
 
@@ -18,6 +18,7 @@ use super::{
     fates::{Fate, Fates},
     host::Host,
     job::{Halt, Reach},
+    places::Permit,
 };
 use crate::{
     id::{TurnId, WorkerId},
@@ -60,7 +61,7 @@ pub(super) struct Place {
     turn: TurnId,
     epoch: i32,
     number: u64,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
 }
 
 impl Drop for Place {
@@ -83,12 +84,7 @@ impl Place {
 impl Runs {
     /// Gives a claimed turn its place and its line in the list; `None` where the claim was given up.
     /// A turn that is under way elsewhere needs no place to come here.
-    pub(super) fn admit(
-        &self,
-        host: &Host,
-        claim: &Claim,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> Option<Reach> {
+    pub(super) fn admit(&self, host: &Host, claim: &Claim, permit: Option<Permit>) -> Option<Reach> {
         let (orders, incoming) = mpsc::channel(ORDERS_MAX);
         let (halt, halted) = watch::channel(None);
         let due = Arc::new(Mutex::new(Instant::now()));

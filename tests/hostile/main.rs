@@ -9,6 +9,8 @@ mod descriptors;
 mod door;
 mod guards;
 mod pulse;
+mod shares;
 #[path = "../support/mod.rs"]
 mod support;
+mod unread;
 mod workers;

@@ -144,7 +144,7 @@ async fn only_a_ready_replica_claims_and_a_new_one_starts_workers_anew(server: &
 
     // A warm worker of the generation goes on; without one the generation changes.
     let warm = Warm { conversation: turn.conversation, generation: claim.generation, idle: None };
-    let ready = Ready { warm: vec![warm], seats: Vec::new() };
+    let ready = Ready { warm: vec![warm], ..Ready::default() };
     for (ready, generation) in [(&ready, 1), (&Ready::default(), 2), (&ready, 3)] {
         one.store.accept(&next_in(&one.store, turn.conversation)).await.unwrap();
         let claims = one.store.claim(&[Runtime::Process], ready, FRONT, 10).await.unwrap();

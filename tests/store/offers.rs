@@ -206,6 +206,7 @@ async fn ready_workers_have_as_many_turns_as_they_have_room_for(server: &Server)
     let ready = Ready {
         warm: Vec::new(),
         seats: vec![seats(0, "demo", 1, 2), seats(1, "demo", 1, 1), seats(2, "demo", 2, 9)],
+        barred: Vec::new(),
     };
     let claims = replica.store.claim(&[Runtime::Process], &ready, FRONT, 100).await.unwrap();
     let having = |phase: Phase| claims.iter().filter(|claim| claim.phase == phase).count();
@@ -237,7 +238,7 @@ async fn a_conversations_own_worker_has_its_next_turn_with_the_claim(server: &Se
     let next = async |generation: i64, revision: i32| -> Claim {
         replica.store.accept(&next_in(&replica.store, new.conversation)).await.unwrap();
         let warm = Warm { conversation: new.conversation, generation, idle: Some((own, revision)) };
-        let ready = Ready { warm: vec![warm], seats: Vec::new() };
+        let ready = Ready { warm: vec![warm], ..Ready::default() };
         replica.store.claim(&[Runtime::Process], &ready, FRONT, 10).await.unwrap().pop().unwrap()
     };
     let running = next(1, 1).await;

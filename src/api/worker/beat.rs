@@ -192,13 +192,15 @@ async fn listen(
     let desk = gateway.store.desk();
     let before = (desk.is_open(), caller.is_stopped());
     let is_said = !over.is_empty();
+    let number = caller.listen();
     let look = || {
         let orders: Vec<(TurnId, OrderToTell)> = heard
             .iter()
             .flat_map(|it| it.line.untold().into_iter().map(|order| (it.line.turn(), order)))
             .collect();
         let has_ended = heard.iter().any(|it| it.line.end().is_some());
-        let has_news = is_said || has_ended || before != (desk.is_open(), caller.is_stopped());
+        let is_over = is_said || caller.is_heard_anew(number);
+        let has_news = is_over || has_ended || before != (desk.is_open(), caller.is_stopped());
         (has_news || !orders.is_empty()).then_some(orders)
     };
     let orders = caller.look_until(until, look).await.unwrap_or_default().into_iter();

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +27,8 @@ pub struct Caller {
     pulse: Arc<Pulse>,
     /// Its newest poll, and for how many turns that waits; 0 where it does not.
     polled: Mutex<(u64, u32)>,
+    /// Its newest beat that waits.
+    listened: AtomicU64,
     /// Turns that were claimed for it and that it has not been told of.
     promised: AtomicU32,
     offers: Mutex<Vec<Offer>>,
@@ -78,6 +80,7 @@ impl Caller {
             token_hash,
             pulse: Arc::default(),
             polled: Mutex::default(),
+            listened: AtomicU64::new(0),
             promised: AtomicU32::new(0),
             offers: Mutex::default(),
             is_leaving: AtomicBool::new(false),
@@ -152,11 +155,28 @@ impl Caller {
         offers.len() < before
     }
 
-    /// Waits for turns: for so many, until then. While it waits it can be promised some.
+    /// Waits for turns: for so many, until then. While it waits it can be promised some. A wait that was there
+    /// before ends: one of each worker is enough, and more would have no bound.
     pub fn poll(self: &Arc<Self>, room: u32) -> Polling {
-        let mut polled = self.polled();
-        *polled = (polled.0 + 1, room);
-        Polling { caller: self.clone(), number: polled.0 }
+        let number = {
+            let mut polled = self.polled();
+            *polled = (polled.0 + 1, room);
+            polled.0
+        };
+        self.wake();
+        Polling { caller: self.clone(), number }
+    }
+
+    /// Listens for what it is to be told. Whoever listened before is told nothing more, as with [`Caller::poll`].
+    pub fn listen(&self) -> u64 {
+        let number = self.listened.fetch_add(1, Ordering::AcqRel) + 1;
+        self.wake();
+        number
+    }
+
+    /// Whether somebody listens anew since this one began.
+    pub fn is_heard_anew(&self, number: u64) -> bool {
+        self.listened.load(Ordering::Acquire) != number
     }
 
     /// There is something to see.
@@ -201,6 +221,10 @@ impl Polling {
     pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<Offer> {
         let caller = &self.caller;
         let look = || {
+            if caller.polled().0 != self.number {
+                // What there is is for the newer one.
+                return Some(Vec::new());
+            }
             let offers = std::mem::take(&mut *caller.offers());
             (!offers.is_empty() || caller.is_leaving() || is_over()).then_some(offers)
         };
@@ -238,5 +262,23 @@ mod tests {
         drop(promise);
         drop(second);
         assert_eq!(caller.room(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_worker_waits_once() {
+        let (id, agent) = (WorkerId(Uuid::nil()), "a".to_owned());
+        let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
+        let caller = Arc::new(Caller::new(worker, [0; 32]));
+        let first = caller.poll(2);
+        let long = Duration::from_secs(600);
+        let mut waiting = Box::pin(first.offers(long, || false));
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        let second = caller.poll(3);
+        assert!(waiting.await.is_empty(), "the newer one has its place");
+        assert!(futures_util::poll!(Box::pin(second.offers(long, || false))).is_pending());
+        let listening = caller.listen();
+        assert!(!caller.is_heard_anew(listening));
+        caller.listen();
+        assert!(caller.is_heard_anew(listening));
     }
 }

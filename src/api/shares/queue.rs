@@ -1,0 +1,197 @@
+//! A token's share of the queue, which is one for all replicas.
+//!
+//! Owns how many turns of each token wait, as they were counted last, and what came to them since from here. Counts
+//! only where the share may be full: what all replicas may have queued since is reckoned with, as if each had queued as
+//! much as this one. A turn that is far from its token's share costs no statement.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::Who;
+use crate::{
+    api::{accept::insist, problem::Problem},
+    config::Config,
+    store::{Store, StoreError, accept::Accepted},
+};
+
+/// A count that found the share full is believed for so long.
+const BELIEVED_FOR: Duration = Duration::from_millis(100);
+
+/// What a turn that would wait is refused with, where as many wait as may.
+const QUEUE_FULL: &str = "LW429";
+
+/// The shares of the queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// How many turns of one token may wait; `None`: as many as of all together.
+    share: Option<u64>,
+    /// Of everybody without a token, and of each client token.
+    lines: Box<[Arc<Line>]>,
+}
+
+/// The turns of one token that wait.
+#[derive(Debug, Default)]
+struct Line {
+    tally: Mutex<Tally>,
+    /// Held while they are counted: who comes meanwhile wants to know the same.
+    counting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    /// How many there were, and when.
+    counted: Option<(u64, Instant)>,
+    /// Those that this replica has queued since.
+    since: u64,
+    /// Those whose acceptance is under way here.
+    pending: u64,
+}
+
+/// Room in the queue for a turn that is being accepted.
+#[derive(Debug)]
+pub struct Waiting(Arc<Line>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.tally().pending -= 1;
+    }
+}
+
+/// Whether a turn may wait.
+#[derive(Debug)]
+pub enum Room {
+    /// No share bounds it.
+    Any,
+    /// There is room, which is kept for it.
+    Some(Waiting),
+    /// Its token has its share.
+    None,
+}
+
+impl Room {
+    /// It was accepted: it may wait.
+    pub fn accepted(self, accepted: &Accepted) {
+        if let Room::Some(Waiting(line)) = &self
+            && !accepted.is_repeat
+            && accepted.claim.is_none()
+        {
+            line.tally().since += 1;
+        }
+    }
+
+    /// It was not.
+    pub fn refusal(&self, why: StoreError) -> Problem {
+        match (self, &why) {
+            (Room::None, StoreError::Refused { code, detail, .. })
+                if code == QUEUE_FULL && detail.as_deref() == Some("queue") =>
+            {
+                full()
+            }
+            _ => why.into(),
+        }
+    }
+}
+
+/// The token has its share of the queue.
+pub(super) fn full() -> Problem {
+    Problem::share_exceeded("queue", 5)
+}
+
+impl Queue {
+    pub(super) fn of(config: &Config) -> Queue {
+        let queue_max = u64::from(config.queue_max);
+        let share = (queue_max * u64::from(config.token_share)).div_ceil(100);
+        let lines = (0..config.client_tokens.len() + 1).map(|_| Arc::default()).collect();
+        Queue { share: (share < queue_max).then_some(share), lines }
+    }
+
+    /// Room for one more turn of this token's.
+    pub(super) async fn room(&self, store: &Store, Who(whose): Who) -> Result<Room, StoreError> {
+        // Operators have no line.
+        let line = self.lines.get(usize::from(whose.number()));
+        let (Some(share), Some(line)) = (self.share, line) else { return Ok(Room::Any) };
+        let replicas = store.wake().replicas() as u64;
+        if let Some(room) = line.room(share, replicas, false) {
+            return Ok(room);
+        }
+        let _counting = line.counting.lock().await;
+        if let Some(room) = line.room(share, replicas, false) {
+            return Ok(room);
+        }
+        let before = line.tally().since;
+        let counted = insist(|| store.queued_of(whose, share)).await?;
+        {
+            let mut tally = line.tally();
+            // What was queued while they were counted is reckoned twice rather than never.
+            tally.since -= before;
+            tally.counted = Some((counted, Instant::now()));
+        }
+        Ok(line.room(share, replicas, true).unwrap_or(Room::None))
+    }
+}
+
+impl Line {
+    /// Room, where there is some or none for certain; `None` where they have to be counted first, unless that `is_new`.
+    fn room(self: &Arc<Self>, share: u64, replicas: u64, is_new: bool) -> Option<Room> {
+        let mut tally = self.tally();
+        let (counted, at) = tally.counted?;
+        let here = tally.since + tally.pending;
+        let is_free = counted.saturating_add((here + 1).saturating_mul(replicas)) <= share;
+        if is_free || is_new && counted + here < share {
+            tally.pending += 1;
+            return Some(Room::Some(Waiting(self.clone())));
+        }
+        let is_full = is_new || at.elapsed() < BELIEVED_FOR && counted + here >= share;
+        is_full.then_some(Room::None)
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(line: &Line, count: u64) {
+        line.tally().counted = Some((count, Instant::now()));
+    }
+
+    fn taken(line: &Arc<Line>, replicas: u64) -> Option<Waiting> {
+        match line.room(10, replicas, false)? {
+            Room::Some(waiting) => Some(waiting),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_may_have_come_since_is_reckoned_with() {
+        let line = Arc::new(Line::default());
+        assert!(line.room(10, 1, false).is_none(), "how many there are is unknown");
+        counted(&line, 6);
+        // Four are free, and two replicas take two each before they count again.
+        drop(taken(&line, 2).unwrap());
+        line.tally().since += 1;
+        let waiting = taken(&line, 2).unwrap();
+        assert!(line.room(10, 2, false).is_none());
+        drop(waiting);
+        drop(taken(&line, 2).unwrap());
+        assert!(matches!(line.room(10, 2, true), Some(Room::Some(_))), "it was counted just now");
+        counted(&line, 9);
+        assert!(matches!(line.room(10, 2, false), Some(Room::None)), "counted just now, and full");
+        counted(&line, 3);
+        let mut all = Vec::new();
+        all.extend(std::iter::from_fn(|| taken(&line, 1)));
+        assert_eq!(all.len(), 6, "alone a replica knows it exactly");
+    }
+
+    #[test]
+    fn operators_and_small_queues_have_no_share() {
+        let queue = |queue_max| Queue::of(&Config { queue_max, ..Config::default() });
+        assert_eq!([queue(10_000).share, queue(4).share, queue(5).share], [Some(8000), None, Some(4)]);
+        assert_eq!(queue(10).lines.len(), 1, "everybody without a token");
+    }
+}

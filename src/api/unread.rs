@@ -1,0 +1,118 @@
+//! Pages: answers that are rendered whole, and stay in memory until their client has read them.
+//!
+//! Owns how many bytes of them there may be, in all and for one token, and how long one may take to be read: a page of
+//! somebody who does not read on ends with its connection. Refuses to read the log for a token whose pages fill its
+//! share already. Event streams have their own measure ([`super::listen`]): they are never whole.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes, HttpBody as _, to_bytes},
+    extract::{Request, State},
+    http::Method,
+    middleware::Next,
+    response::Response,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{
+    Gateway,
+    listen::{Connection, Peer},
+    problem::Problem,
+    shares::{Taken, Who},
+};
+use crate::task::Kind;
+
+/// What a connection buffers anyway.
+const SMALL: u64 = 64 * 1024;
+/// How long reading a page may take at least, and the slowest that a client may read, in bytes a second.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+const SLOWEST: u64 = 32 * 1024;
+/// Pages of events that are read and rendered at a time.
+const RENDERED_AT_ONCE: usize = 8;
+
+/// Places for pages that are being rendered.
+#[derive(Debug)]
+pub struct Rendering(Arc<Semaphore>);
+
+impl Default for Rendering {
+    fn default() -> Self {
+        Rendering(Arc::new(Semaphore::new(RENDERED_AT_ONCE)))
+    }
+}
+
+impl Gateway {
+    /// A place for a page that is gathered and rendered, where its token may have one more. Never hold it while
+    /// waiting for somebody.
+    pub(super) async fn page(&self, who: Who) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        self.shares().may_read(who)?;
+        Ok(self.doors.rendering.0.clone().acquire_owned().await.ok())
+    }
+}
+
+/// Counts what is answered until it is read.
+pub async fn counted(
+    State(gateway): State<Gateway>,
+    who: Who,
+    Connection(peer): Connection,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let is_read = request.method() == Method::GET;
+    let shares = gateway.shares();
+    let response = next.run(request).await;
+    let Some(size) = response.body().size_hint().exact().filter(|size| *size > SMALL) else {
+        return Ok(response);
+    };
+    // What was done is told, however much is unread; what was only read is asked for again.
+    let taken = if is_read { shares.page(who, size)? } else { shares.answer(who, size) };
+    let (parts, body) = response.into_parts();
+    let bytes = to_bytes(body, usize::MAX).await.map_err(|why| Problem::internal(&why))?;
+    let (unread, read) = oneshot::channel();
+    if let Some(peer) = peer {
+        gateway.supervisor.spawn(Kind::Client, "pages", watch(gateway.clone(), peer, size, read));
+    }
+    let page = Unread { bytes, _taken: taken, _unread: unread };
+    Ok(Response::from_parts(parts, Body::from(Bytes::from_owner(page))))
+}
+
+/// A page whose client has not read all of it.
+struct Unread {
+    bytes: Bytes,
+    _taken: Taken,
+    /// Its drop tells whoever watches.
+    _unread: oneshot::Sender<()>,
+}
+
+impl AsRef<[u8]> for Unread {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Cuts a client off that takes too long to read a page.
+async fn watch(gateway: Gateway, peer: Peer, size: u64, read: oneshot::Receiver<()>) {
+    tokio::select! {
+        _ = read => {}
+        () = tokio::time::sleep(read_within(size)) => {
+            tracing::info!(address = %peer.address(), size, "an answer was not read in time");
+            peer.cut_off();
+        }
+        () = gateway.supervisor.hard().cancelled() => {}
+    }
+}
+
+fn read_within(size: u64) -> Duration {
+    READ_WITHIN + Duration::from_millis(size * 1000 / SLOWEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_page_may_take_longer() {
+        assert_eq!(read_within(0), READ_WITHIN);
+        assert_eq!(read_within(1024 * 1024), Duration::from_secs(42));
+    }
+}
