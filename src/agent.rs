@@ -6,6 +6,7 @@
 mod guard;
 mod guards;
 mod pod;
+mod stored;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ pub use self::{
     guard::Guard,
     guards::{Finding, Guards},
     pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value},
+    stored::{Kept, StoredSpec, Unread},
 };
 use crate::units::{Size, Span};
 

@@ -3,6 +3,8 @@
 //! Owns the kinds and the object that every reader sees. Refuses nothing itself: that `seq` has no
 //! gaps and that nothing follows a terminal event is kept by the store (I2, I3, I4).
 
+mod foreign;
+
 use std::{
     fmt,
     ops::Deref,
@@ -68,10 +70,12 @@ pub enum Kind {
     Failed,
     /// Terminal: who stopped it.
     Cancelled,
+    /// Of a newer release, by its name. Never a last word: there are three of them, in every release.
+    Foreign(&'static str),
 }
 
 impl Kind {
-    /// Every kind, in the order of a turn's life.
+    /// Every kind of this release, in the order of a turn's life.
     pub const ALL: [Kind; 12] = [
         Kind::Accepted,
         Kind::Started,
@@ -102,7 +106,16 @@ impl Kind {
             Kind::Completed => "completed",
             Kind::Failed => "failed",
             Kind::Cancelled => "cancelled",
+            Kind::Foreign(name) => name,
         }
+    }
+
+    /// The kind of an event in the log, which a newer release may have written.
+    ///
+    /// # Errors
+    /// The text cannot name a kind of any release.
+    pub fn of_stored(name: &str) -> Result<Kind, UnknownKind> {
+        name.parse().or_else(|unknown| foreign::kept(name).map(Kind::Foreign).ok_or(unknown))
     }
 
     /// Whether this is a last word.
@@ -250,6 +263,17 @@ mod tests {
             assert_eq!(kind.as_str().parse::<Kind>().ok(), Some(kind));
         }
         assert!("error".parse::<Kind>().is_err());
+    }
+
+    #[test]
+    fn a_kind_of_a_newer_release_keeps_its_name_and_is_no_last_word() {
+        let kind = Kind::of_stored("reasoning").unwrap();
+        assert_eq!(
+            (kind, kind.as_str(), kind.is_terminal()),
+            (Kind::Foreign("reasoning"), "reasoning", false)
+        );
+        assert_eq!(Kind::of_stored("delta").unwrap(), Kind::Delta);
+        assert!(Kind::of_stored("a\nevent: completed").is_err());
     }
 
     #[test]

@@ -118,8 +118,9 @@ pub struct Turn {
     pub agent: String,
     /// Place in its conversation, from 1.
     pub ordinal: i64,
-    /// Where it is in its life.
-    pub status: Status,
+    /// Where it is in its life; a newer release may have a word more.
+    #[schema(value_type = Status)]
+    pub status: String,
     /// How often a worker's host took it; 0 while nobody has.
     pub attempt: i32,
     /// When it was accepted.
@@ -142,4 +143,11 @@ pub struct Turn {
     pub retry_of: Option<String>,
     /// Where its events are.
     pub events_url: String,
+}
+
+impl Turn {
+    /// Whether it has had its last word.
+    pub fn is_ended(&self) -> bool {
+        self.finished_at.is_some()
+    }
 }

@@ -202,7 +202,7 @@ impl Made {
             conversation_id: new.conversation.to_string(),
             agent: new.agent.name.clone(),
             ordinal: accepted.ordinal,
-            status: if accepted.is_running() { Status::Running } else { Status::Queued },
+            status: if accepted.is_running() { Status::Running } else { Status::Queued }.to_string(),
             attempt: i32::from(accepted.is_running()),
             created_at: accepted.at,
             started_at: running_since,

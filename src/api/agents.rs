@@ -18,10 +18,10 @@ use super::{
     accept::insist,
     auth::Role,
     problem::{Problem, ProblemDocument},
-    request::{Name, Page, Params, Strict, agent_name},
+    request::{JsonText, Name, Page, Params, agent_name, parse},
 };
 use crate::{
-    agent::{AgentSpec, Runtime},
+    agent::{AgentSpec, Kept, Runtime},
     store::agents::AgentRow,
 };
 
@@ -35,6 +35,10 @@ pub struct AgentView {
     /// How its workers run. Clients are not shown `command` and `env`.
     #[schema(value_type = AgentSpec)]
     spec: Value,
+    /// Fields of a newer release, for operators. This replica does not understand them, and leaves the agent's turns
+    /// to replicas that do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unread: Vec<String>,
     /// When this revision was put.
     updated_at: DateTime<Utc>,
 }
@@ -42,6 +46,12 @@ pub struct AgentView {
 impl AgentView {
     fn of(row: &AgentRow, role: Role) -> Result<AgentView, Problem> {
         let mut spec = serde_json::to_value(&*row.agent.spec).map_err(|why| Problem::internal(&why))?;
+        let mut unread = Vec::new();
+        // A client is shown what this release knows to be no secret.
+        if let Some(more) = row.agent.unread.as_ref().filter(|_| role == Role::Operator) {
+            spec = more.whole.clone();
+            unread.clone_from(&more.fields);
+        }
         if role < Role::Operator
             && let Some(fields) = spec.as_object_mut()
         {
@@ -50,11 +60,12 @@ impl AgentView {
             }
         }
         let (name, revision) = (row.agent.name.clone(), row.agent.revision);
-        Ok(AgentView { name, revision, spec, updated_at: row.created_at })
+        Ok(AgentView { name, revision, spec, unread, updated_at: row.created_at })
     }
 }
 
-/// Puts an agent. The same spec again makes no new revision; turns under way keep theirs.
+/// Puts an agent. The same spec again makes no new revision; turns under way keep theirs. An unknown field is refused,
+/// unless the stored spec has the same: a newer release wrote that field, and the new spec keeps it.
 #[utoipa::path(put, path = "/v1/agents/{name}", tag = "operators", request_body = AgentSpec,
     params(("name" = String, Path)),
     responses(
@@ -65,8 +76,9 @@ impl AgentView {
 pub async fn put(
     State(gateway): State<Gateway>,
     Name(name): Name,
-    Strict(spec): Strict<AgentSpec>,
+    JsonText(body): JsonText,
 ) -> Result<(StatusCode, Json<AgentView>), Problem> {
+    let (spec, kept) = understood(&gateway, &name, &body).await?;
     let spec = sound(spec).await?;
     if spec.runtime == Runtime::Kubernetes && !gateway.config.kubernetes {
         return Err(Problem::invalid(
@@ -74,11 +86,34 @@ pub async fn put(
             "This gateway runs no pods: `kubernetes` is not switched on.",
         ));
     }
-    let (revision, is_new) = insist(|| gateway.store.put_agent(&name, Some(&spec))).await?;
+    let mut text = serde_json::to_string(&spec).map_err(|why| Problem::internal(&why))?;
+    if let Some(kept) = kept {
+        let mut whole = serde_json::to_value(&spec).map_err(|why| Problem::internal(&why))?;
+        kept.put_back(&mut whole);
+        text = whole.to_string();
+    }
+    let (revision, is_new) = insist(|| gateway.store.put_agent_text(&name, Some(&text))).await?;
     let view = read_as(&gateway, &name, Role::Operator).await?;
     let status = if is_new && revision == 1 { StatusCode::CREATED } else { StatusCode::OK };
     tracing::info!(agent = name, revision, is_new, "an agent was put");
     Ok((status, Json(view)))
+}
+
+/// The spec of a body, and what that body keeps of the stored one which this release does not understand.
+async fn understood(
+    gateway: &Gateway,
+    name: &str,
+    body: &[u8],
+) -> Result<(AgentSpec, Option<Kept>), Problem> {
+    let problem = match parse(body) {
+        Ok(spec) => return Ok((spec, None)),
+        Err(problem) => problem,
+    };
+    let stored = gateway.store.agent(name).await?.and_then(|row| row.agent.unread);
+    let (Some(unread), Ok(mut body)) = (stored, parse::<Value>(body)) else { return Err(problem) };
+    let kept = unread.take_unchanged(&mut body);
+    let spec = parse(body.to_string().as_bytes())?;
+    Ok((spec, Some(kept)))
 }
 
 /// Reads an agent.

@@ -36,12 +36,22 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Strict<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
+        let JsonText(bytes) = JsonText::from_request(request, gateway).await?;
+        parse(&bytes).map(Strict)
+    }
+}
+
+/// A body that says of itself that it is JSON.
+#[derive(Debug)]
+pub struct JsonText(pub Bytes);
+
+impl FromRequest<Gateway> for JsonText {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
         let is_json = is_json(request.headers());
         let bytes = whole_body(request, gateway).await?;
-        if !is_json {
-            return Err(Problem::not_json());
-        }
-        parse(&bytes).map(Strict)
+        if is_json { Ok(JsonText(bytes)) } else { Err(Problem::not_json()) }
     }
 }
 
@@ -104,7 +114,8 @@ async fn collect(body: Body, limit: u64) -> Result<Bytes, Problem> {
     Ok(whole.into())
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+/// What JSON text says, without anything that is not asked for.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if is_too_deep(bytes) {
         return Err(Problem::malformed(format!("It is nested deeper than {NESTING_MAX} levels.")));
     }

@@ -126,7 +126,7 @@ pub async fn retry(
 ) -> Result<Response, Problem> {
     let delivery = Delivery::of(&gateway, who, &headers, connection, request.stream)?;
     let old = found(&gateway, id).await?;
-    if !old.status.is_terminal() {
+    if !old.is_ended() {
         return Err(Problem::turn_state("turn_open", "This turn has not ended yet.", id));
     }
     let input = gateway.store.input(id).await?;
@@ -166,7 +166,7 @@ async fn deliver(gateway: &Gateway, made: Made, delivery: Delivery) -> Result<Re
         guard.disarm();
         // It is accepted, whether or not it can be shown: the problem says which turn it is.
         let turn = turn.map_err(|why| why.with("turn_id", id.to_string()))?;
-        let is_in_time = delivery.wait.is_some() && turn.status.is_terminal();
+        let is_in_time = delivery.wait.is_some() && turn.is_ended();
         let status = if is_in_time { StatusCode::OK } else { StatusCode::ACCEPTED };
         (status, Json(turn)).into_response()
     };
@@ -187,7 +187,7 @@ async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> 
             Ok(turn) => {
                 let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
                 let is_over = left.is_zero() || gateway.supervisor.soft().is_cancelled();
-                if turn.status.is_terminal() || is_over {
+                if turn.is_ended() || is_over {
                     return Ok(turn);
                 }
             }
@@ -293,7 +293,7 @@ pub async fn answer(
     if asked == Asked::Answered {
         return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
     }
-    if turn.status.is_terminal() {
+    if turn.is_ended() {
         return Err(Problem::turn_state("turn_ended", "This turn has ended.", id));
     }
     // Postgres' text cannot hold NUL.

@@ -106,6 +106,10 @@ pub async fn register(
         return Err(Problem::elsewhere());
     }
     let found = gateway.store.agent(&wanted.agent).await?.map(|row| row.agent);
+    // Whether an agent of a newer release is called, and how, only such a release knows.
+    if found.as_ref().is_some_and(|agent| agent.unread.is_some()) {
+        return Err(Problem::elsewhere());
+    }
     let agent = found.filter(|agent| agent.spec.runtime.is_called());
     let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
     let worker = RemoteWorker {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::database::DatabaseArgs;
 
-/// Checks the invariants over the whole database.
+/// Checks the invariants over the whole database; `newer` are rules about words, where a newer release has written.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -24,12 +24,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.output == "json" {
         let items: Vec<_> = findings
             .iter()
-            .map(|f| serde_json::json!({ "invariant": f.invariant, "rule": f.rule, "broken": f.broken }))
+            .map(|f| serde_json::json!({ "invariant": f.invariant, "rule": f.rule, "broken": f.broken, "checked": f.is_checked }))
             .collect();
         println!("{}", serde_json::json!({ "clean": is_clean, "findings": items }));
     } else {
         for finding in &findings {
-            let verdict = if finding.broken.is_empty() { "holds " } else { "BROKEN" };
+            let verdict = match finding {
+                _ if !finding.is_checked => "newer ",
+                _ if finding.broken.is_empty() => "holds ",
+                _ => "BROKEN",
+            };
             println!("{verdict} {} {}", finding.invariant, finding.rule);
             for id in &finding.broken {
                 println!("         {id}");

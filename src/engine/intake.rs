@@ -70,6 +70,6 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
 fn berth(engine: &Engine, new: &NewTurn) -> Option<Berth> {
     let is_taking = engine.can_start() && !engine.supervisor.soft().is_cancelled();
     let is_taking = is_taking && engine.store.uses(Lever::ClaimedWithAccept);
-    let is_hosted = engine.host.runtimes().contains(&new.agent.spec.runtime);
+    let is_hosted = new.agent.unread.is_none() && engine.host.runtimes().contains(&new.agent.spec.runtime);
     (is_taking && is_hosted).then(|| engine.host.reserve(new)).flatten()
 }

@@ -324,7 +324,7 @@ impl Columns {
         self.are_new.push(new.is_new_conversation);
         self.agents.push(new.agent.name.clone());
         self.revisions.push(new.agent.revision);
-        self.runtimes.push(spec.runtime.as_str().to_owned());
+        self.runtimes.push(new.agent.runtime().to_owned());
         self.inputs.push(new.input.clone());
         self.metadata.push(new.metadata.clone());
         self.traceparents.push(new.traceparent.clone());

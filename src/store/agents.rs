@@ -4,14 +4,14 @@
 //! one may be old by the time it is used: an accept with it is refused then, and asks again.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use chrono::{DateTime, Utc};
 
 use super::{Store, StoreError, turns::Agent};
-use crate::agent::AgentSpec;
+use crate::agent::{AgentSpec, StoredSpec};
 
 /// An agent with the time of its newest revision.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ const REMEMBERED_MAX: usize = 1024;
 pub(super) struct Remembered {
     revisions: Mutex<HashMap<(String, i32), Agent>>,
     newest: Mutex<HashMap<String, i32>>,
+    /// Revisions that this release does not understand whole, as [`revision_key`] has them.
+    unserved: Mutex<BTreeSet<String>>,
 }
 
 impl Remembered {
@@ -43,12 +45,35 @@ impl Remembered {
     }
 
     fn keep(&self, agent: &Agent) {
+        if let Some(unread) = &agent.unread {
+            self.note_unserved(agent, &unread.fields);
+        }
         let mut revisions = lock(&self.revisions);
         if revisions.len() >= REMEMBERED_MAX {
             revisions.clear();
         }
         revisions.insert((agent.name.clone(), agent.revision), agent.clone());
     }
+
+    fn note_unserved(&self, agent: &Agent, fields: &[String]) {
+        let mut unserved = lock(&self.unserved);
+        if unserved.len() >= REMEMBERED_MAX {
+            unserved.clear();
+        }
+        if unserved.insert(revision_key(&agent.name, agent.revision)) {
+            tracing::warn!(
+                agent = agent.name,
+                revision = agent.revision,
+                ?fields,
+                "an agent of a newer release: its turns are left to replicas that understand it"
+            );
+        }
+    }
+}
+
+/// A revision as the claims name it.
+fn revision_key(name: &str, revision: i32) -> String {
+    format!("{name}@{revision}")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,6 +92,11 @@ impl Store {
         Ok(Some(row.agent))
     }
 
+    /// Revisions that this process has met and does not understand whole: it claims none of their turns.
+    pub(super) fn unserved(&self) -> Vec<String> {
+        lock(&self.remembered.unserved).iter().cloned().collect()
+    }
+
     /// There is a newer revision: the next use reads it.
     pub fn forget_newest(&self, name: &str) {
         lock(&self.remembered.newest).remove(name);
@@ -75,10 +105,13 @@ impl Store {
     /// Puts a spec (`None`: deletes the agent). The same spec again makes no new revision. Returns
     /// the revision, and whether it is a new one.
     pub async fn put_agent(&self, name: &str, spec: Option<&AgentSpec>) -> Result<(i32, bool), StoreError> {
-        let text = spec
-            .map(serde_json::to_string)
-            .transpose()
-            .map_err(|why| StoreError::unreadable("put_agent", why))?;
+        let text = spec.map(serde_json::to_string).transpose();
+        let text = text.map_err(|why| StoreError::unreadable("put_agent", why))?;
+        self.put_agent_text(name, text.as_deref()).await
+    }
+
+    /// The same with the spec's JSON text, which may have fields of a newer release.
+    pub async fn put_agent_text(&self, name: &str, text: Option<&str>) -> Result<(i32, bool), StoreError> {
         let mut lease = self.lease().await?;
         let row = lease
             .run("put_agent", |c| {
@@ -158,6 +191,8 @@ impl Store {
 }
 
 fn read(name: &str, revision: i32, spec: &str, created_at: DateTime<Utc>) -> Result<AgentRow, StoreError> {
-    let spec = serde_json::from_str(spec).map_err(|why| StoreError::unreadable("agent", why))?;
-    Ok(AgentRow { agent: Agent { name: name.to_owned(), revision, spec: Arc::new(spec) }, created_at })
+    let StoredSpec { spec, unread } =
+        StoredSpec::read(spec).map_err(|why| StoreError::unreadable("agent", why))?;
+    let agent = Agent { unread: unread.map(Arc::new), ..Agent::new(name, revision, spec) };
+    Ok(AgentRow { agent, created_at })
 }

@@ -136,6 +136,7 @@ impl Store {
                            and i.runtime = any ($2)
                            -- Whose a turn is stands in the last bytes of its id.
                            and ($15::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($15))
+                           and (i.agent || '@' || i.agent_revision) <> all ($16)
                            and exists (select from me)
                            and (select count(*) from (
                              select from inflight j
@@ -245,6 +246,7 @@ impl Store {
                     from.0,
                     started_by(WorkerId(Uuid::nil())),
                     &marks(&ready.barred),
+                    &self.unserved(),
                 )
                 .fetch_all(c)
             })

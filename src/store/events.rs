@@ -13,7 +13,7 @@ use super::{
     partitions::ends,
 };
 use crate::{
-    event::{Event, NewEvent, SharedEvent},
+    event::{Event, Kind, NewEvent, SharedEvent},
     id::TurnId,
     turn::LastWord,
 };
@@ -148,7 +148,8 @@ impl Store {
             })
             .await?;
         let landed = rows.into_iter().map(|row| {
-            let kind = row.base_kind.parse().map_err(|why| StoreError::unreadable("append", why))?;
+            let kind =
+                Kind::of_stored(&row.base_kind).map_err(|why| StoreError::unreadable("append", why))?;
             let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind };
             Ok(Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at })
         });
@@ -193,7 +194,8 @@ impl Store {
         let next = rows.iter().find_map(|row| row.next).map(TurnId);
         let words = rows.iter().map(|row| ((TurnId(row.turn), row.epoch), row.seq)).collect();
         let landed = rows.into_iter().map(|row| {
-            let kind = row.base_kind.parse().map_err(|why| StoreError::unreadable("finish", why))?;
+            let kind =
+                Kind::of_stored(&row.base_kind).map_err(|why| StoreError::unreadable("finish", why))?;
             let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind };
             Ok(Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at })
         });
@@ -290,7 +292,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::event::Kind;
 
     #[test]
     fn a_write_is_shown_only_where_it_is_known_to_stand() {

@@ -212,6 +212,27 @@ impl Store {
         Ok(seq)
     }
 
+    /// Gives a turn back that was claimed and that this release does not understand: its queue clock goes on, and the
+    /// claim counts as no attempt. False where it is not the caller's.
+    pub async fn decline(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let is_declined = lease
+            .run("decline", |c| {
+                sqlx::query_scalar!(
+                    r#"select lw_decline_v1($1, $2, $3) as "is!""#,
+                    turn.0,
+                    epoch,
+                    self.replica().0
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        if is_declined {
+            self.wake().queue_grew(turn);
+        }
+        Ok(is_declined)
+    }
+
     /// Gives a turn back to the queue; false where it may not be run again, or is not the caller's.
     /// `is_untouched`: no worker has received it, whatever its phase.
     pub async fn release(&self, turn: TurnId, epoch: i32, is_untouched: bool) -> Result<bool, StoreError> {

@@ -24,6 +24,15 @@ impl Store {
         })
     }
 
+    /// Whether a newer release has migrated this database: it may have written words that this one does not know.
+    pub(super) async fn is_schema_newer(&self, conn: &mut sqlx::PgConnection) -> Result<bool, StoreError> {
+        let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+        // Not checked at build time: the migration tool makes this table, not a migration.
+        #[allow(clippy::disallowed_methods, reason = "inside the store")]
+        let is_newer = sqlx::query_scalar("select exists (select from _sqlx_migrations where version > $1)");
+        is_newer.bind(newest).fetch_one(conn).await.map_err(|why| StoreError::from_sqlx("verify", why))
+    }
+
     /// Whether every migration of this release has been applied.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;

@@ -93,7 +93,7 @@ impl Store {
             let at = usize::try_from(row.place - 1).unwrap_or(usize::MAX);
             let (Some(want), Some(slot)) = (wants.get(at), pages.get_mut(at)) else { continue };
             let Ok(page) = slot else { continue };
-            match row.kind.parse() {
+            match Kind::of_stored(&row.kind) {
                 Ok(kind) => {
                     let (seq, attempt, data, at) = (row.seq, row.attempt, row.data, row.at);
                     page.put(want, Event { turn_id: want.turn, seq, kind, attempt, data, at });

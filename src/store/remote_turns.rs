@@ -118,6 +118,7 @@ impl Store {
                        from inflight i join conversations v on v.id = i.conversation_id
                       where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
                         and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
+                        and (i.agent || '@' || i.agent_revision) <> all ($6)
                         and not exists (
                           select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
                       order by i.turn_id
@@ -136,6 +137,7 @@ impl Store {
                     &conversations,
                     from.0,
                     &marks(barred),
+                    &self.unserved(),
                 )
                 .fetch_all(c)
             })

@@ -1,13 +1,13 @@
 //! Turns: read, list, cancel. How they come to be is in [`super::accept`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::{
-    agent::AgentSpec,
+    agent::{AgentSpec, Unread},
     id::{ConversationId, TurnId},
     turn::{CancelledBy, Status, Turn},
 };
@@ -19,8 +19,22 @@ pub struct Agent {
     pub name: String,
     /// Counts from 1.
     pub revision: i32,
-    /// How its workers run.
-    pub spec: std::sync::Arc<AgentSpec>,
+    /// How its workers run, as far as this release understands the stored spec.
+    pub spec: Arc<AgentSpec>,
+    /// What this release does not understand of the stored spec; such an agent is not run here.
+    pub unread: Option<Arc<Unread>>,
+}
+
+impl Agent {
+    /// An agent that this release understands whole.
+    pub fn new(name: impl Into<String>, revision: i32, spec: AgentSpec) -> Agent {
+        Agent { name: name.into(), revision, spec: Arc::new(spec), unread: None }
+    }
+
+    /// The name of its runtime, which may be of a newer release.
+    pub fn runtime(&self) -> &str {
+        self.unread.as_ref().map_or_else(|| self.spec.runtime.as_str(), |unread| &unread.runtime)
+    }
 }
 
 /// Which turns to list.
@@ -214,7 +228,6 @@ struct TurnRow {
 impl TurnRow {
     fn read(self) -> Result<Turn, StoreError> {
         let unreadable = |why: &dyn std::fmt::Display| StoreError::unreadable("turn", why);
-        let status: Status = self.status.parse().map_err(|why| unreadable(&why))?;
         let mut word: serde_json::Value = match &self.last_word {
             Some(data) => serde_json::from_str(data).map_err(|why| unreadable(&why))?,
             None => serde_json::Value::Null,
@@ -226,7 +239,7 @@ impl TurnRow {
             conversation_id: ConversationId(self.conversation_id).to_string(),
             agent: self.agent,
             ordinal: self.ordinal,
-            status,
+            status: self.status,
             attempt: self.attempt,
             created_at: self.created_at,
             started_at: self.started_at,

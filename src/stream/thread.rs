@@ -155,8 +155,7 @@ impl Thread {
     async fn is_over(&self) -> Result<bool, TailError> {
         let here = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
         let Some(&(_, turn)) = here.first() else { return Ok(true) };
-        let status = self.store.turn(turn).await?.map(|turn| turn.status);
-        if !status.is_none_or(crate::turn::Status::is_terminal) {
+        if !self.store.turn(turn).await?.is_none_or(|turn| turn.is_ended()) {
             return Ok(false);
         }
         // It may have ended after the look: over only where still nothing stands after the cursor.

@@ -57,6 +57,10 @@ pub(super) async fn job(host: &Host, claim: Claim, mut reach: Reach, is_untouche
         }
     };
     let why = match loaded {
+        Ok(Some(agent)) if agent.unread.is_some() && is_untouched => {
+            decline(host, &claim).await;
+            return None;
+        }
         Ok(Some(agent)) => return Some(job_of(host, claim, agent, reach, claimed_at)),
         Ok(None) => "its agent's revision does not exist".to_owned(),
         Err(why) => why.to_string(),
@@ -124,6 +128,16 @@ pub(super) async fn give_back(host: &Host, claim: &Claim, reason: &'static str) 
         Ok(true) => telemetry::metrics::requeued(reason),
         // The next comparison of what is held with what runs gives it back.
         Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not given back yet"),
+    }
+}
+
+/// Leaves a turn to the replicas of a newer release, which wrote its agent. The store claims no more of them here.
+async fn decline(host: &Host, claim: &Claim) {
+    host.run_list().forgo(claim);
+    match host.store().decline(claim.turn, claim.epoch).await {
+        Ok(true) => telemetry::metrics::requeued("newer_release"),
+        // The next comparison of what is held with what runs gives it back.
+        Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not declined yet"),
     }
 }
 

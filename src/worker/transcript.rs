@@ -108,7 +108,7 @@ impl Transcript {
                 self.has_spoken = true;
                 self.asks.insert(text("ask_id").to_owned(), true);
             }
-            Kind::Custom => self.has_spoken = true,
+            Kind::Custom | Kind::Foreign(_) => self.has_spoken = true,
             _ => {}
         }
         self.bytes += data.len() as u64;

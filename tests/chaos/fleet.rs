@@ -255,7 +255,8 @@ impl Fleet {
         assert!(answer.status().is_success(), "agent {name}: {}", answer.text().await.unwrap());
     }
 
-    fn receipts_path(&self) -> PathBuf {
+    /// Where workers note what they receive.
+    pub fn receipts_path(&self) -> PathBuf {
         self.home.path().join("receipts")
     }
 

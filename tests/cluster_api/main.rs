@@ -3,8 +3,10 @@
 //!
 //! The cases share one cluster of two replicas; each has a conversation of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "asks Postgres by SQL of its own")]
 
 mod lines;
+mod newer;
 #[path = "../support/mod.rs"]
 mod support;
 mod threads;
@@ -32,6 +34,10 @@ async fn every_replica_answers_alike() {
         threads::an_agent_put_here_is_used_there,
         threads::a_retry_asked_for_there_cites_the_turn_that_failed_here,
         threads::both_list_the_same,
+        newer::an_agent_of_a_newer_release_is_shown_and_its_turns_wait,
+        newer::a_field_of_a_newer_release_is_kept_when_its_agent_is_written_back,
+        newer::an_event_of_a_newer_release_is_told_by_its_name,
+        newer::a_code_of_a_newer_release_is_told_as_it_is,
     ])
     .await;
 }

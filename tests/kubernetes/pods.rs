@@ -91,7 +91,7 @@ fn order(n: u128) -> Order {
     let spec = AgentSpec::kubernetes(vec!["agent".into()], PodTemplate::new("registry.example/agent:1"));
     Order {
         worker: WorkerId(Uuid::from_u128(n)),
-        agent: Agent { name: "support".into(), revision: 1, spec: Arc::new(spec) },
+        agent: Agent::new("support", 1, spec),
         conversation: ConversationId(Uuid::from_u128(n)),
         replica: ReplicaId(Uuid::from_u128(99)),
         token: Token("t".into()),

@@ -254,7 +254,7 @@ pub fn next_in(store: &Store, conversation: ConversationId) -> NewTurn {
 pub fn agent(change: impl FnOnce(&mut AgentSpec)) -> Agent {
     let mut spec = AgentSpec::process(vec!["true".to_owned()]);
     change(&mut spec);
-    Agent { name: "demo".to_owned(), revision: 1, spec: Arc::new(spec) }
+    Agent::new("demo", 1, spec)
 }
 
 /// An agent whose turns may be run again before they said anything.

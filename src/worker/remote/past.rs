@@ -70,7 +70,8 @@ impl Past {
             }
             kind => {
                 self.heard += 1;
-                self.has_answered |= matches!(kind, Kind::Delta | Kind::Content | Kind::Ask);
+                self.has_answered |=
+                    matches!(kind, Kind::Delta | Kind::Content | Kind::Ask | Kind::Foreign(_));
             }
         }
         self.last_progress_at = Some(event.at);

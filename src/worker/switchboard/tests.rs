@@ -9,7 +9,7 @@ use crate::{agent::AgentSpec, units::Size};
 fn agent(room: u32) -> Agent {
     let spec = AgentSpec::process(vec!["true".to_owned()]);
     let spec = AgentSpec { scope: crate::agent::Scope::Shared, max_concurrent_turns: Some(room), ..spec };
-    Agent { name: "a".to_owned(), revision: 1, spec: Arc::new(spec) }
+    Agent::new("a", 1, spec)
 }
 
 fn turn(n: u128) -> TurnId {

@@ -13,6 +13,7 @@ pub mod remote;
 pub mod replicas;
 pub mod round;
 pub mod soak;
+pub mod words;
 pub mod workers;
 
 use std::{fmt::Write as _, future::Future, pin::Pin, time::Duration};
@@ -189,8 +190,8 @@ pub fn all() -> Vec<Drill> {
         drill!(
             "versions",
             "two versions side by side, upgrade and back",
-            "0 interrupted, 0 refused accepts",
-            [0, 0, 5],
+            "0 interrupted, 0 refused accepts; each tells the other's words",
+            [0, 1, 5],
             false,
             replicas::upgrade
         ),

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use rand::seq::SliceRandom;
 use tokio::time::sleep;
 
-use super::{Row, quantile, round::Round, spread};
+use super::{Row, quantile, round::Round, spread, words::Words};
 use crate::{
     checker::Allowances,
     client::Ask,
@@ -121,7 +121,7 @@ pub async fn roll(stage: Stage) -> Row {
     }
 }
 
-/// Replicas of the next release join, take over, and leave again, while turns go on.
+/// Replicas of the next release join, take over, and leave again, while turns go on, and words of theirs stay behind.
 pub async fn upgrade(stage: Stage) -> Row {
     const SIZE: usize = 3;
     let next = match tokio::task::spawn_blocking(mutants::next_release).await.unwrap() {
@@ -130,7 +130,7 @@ pub async fn upgrade(stage: Stage) -> Row {
     };
     let plan = Plan { drain: Duration::from_secs(20), ..Plan::slots(SIZE) };
     let scene = Scene::open(&stage, plan, Mix { closed: 6, open_per_s: 2.0, ..Mix::LIGHT }).await;
-    let mut side_by_side = 0;
+    let (mut side_by_side, mut words) = (0, Words::default());
     for _ in 0..stage.count {
         for program in [next.as_path(), support::program()] {
             for slot in 0..SIZE {
@@ -141,6 +141,16 @@ pub async fn upgrade(stage: Stage) -> Row {
                 scene.fleet.put_back(slot);
                 sleep(Duration::from_secs(2)).await;
                 side_by_side += usize::from(releases_at_work(&scene).await > 1);
+                let is_next = program == next;
+                if !is_next {
+                    words.read_by_older(&scene, slot).await;
+                } else if slot == 0 {
+                    words.speak(&scene, slot).await;
+                }
+                // Accepted by either release, and run by the next one while a replica of it is left.
+                if is_next || slot < SIZE - 1 {
+                    words.post(&scene, SIZE - 1).await;
+                }
             }
         }
     }
@@ -149,10 +159,17 @@ pub async fn upgrade(stage: Stage) -> Row {
     Row {
         count: stage.count,
         figure: format!(
-            "two releases at work {side_by_side} times; interrupted: {interrupted}; refused accepts: {}",
-            findings.refused
+            "two releases at work {side_by_side} times; interrupted: {interrupted}; refused accepts: {}; {} read by the \
+             one before, {} wrong",
+            findings.refused,
+            words.told_by_older,
+            words.wrong.join("; ")
         ),
-        is_met: side_by_side >= stage.count * 2 && interrupted == 0 && findings.refused == 0,
+        is_met: side_by_side >= stage.count * 2
+            && interrupted == 0
+            && findings.refused == 0
+            && words.told_by_older >= stage.count * SIZE
+            && words.wrong.is_empty(),
         is_run: true,
         findings,
     }

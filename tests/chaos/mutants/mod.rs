@@ -43,6 +43,33 @@ const NEXT_RELEASE: Mutant = Mutant {
             find: "name = \"lastword\"\nversion = \"0.1.0\"\n",
             replace: "name = \"lastword\"\nversion = \"0.2.0\"\n",
         },
+        // A field of a spec, a kind of event, a failure's code and a detail of a status, none of which the one before knows.
+        Edit {
+            file: "src/agent.rs",
+            find: "    /// What each conversation's pod is made from;",
+            replace: "    /// Of the next release.\n    #[serde(default, skip_serializing_if = \"Option::is_none\")]\n    \
+                      pub of_the_next_release: Option<String>,\n    /// What each conversation's pod is made from;",
+        },
+        Edit {
+            file: "src/agent.rs",
+            find: "            pod: None,\n",
+            replace: "            pod: None,\n            of_the_next_release: None,\n",
+        },
+        Edit {
+            file: "src/event.rs",
+            find: "Kind::Custom => \"custom\",",
+            replace: "Kind::Custom => \"aside\",",
+        },
+        Edit {
+            file: "src/failure.rs",
+            find: "Code::EmptyReply => \"empty_reply\",",
+            replace: "Code::EmptyReply => \"said_nothing\",",
+        },
+        Edit {
+            file: "src/worker/transcript.rs",
+            find: "json!({ \"state\": state });",
+            replace: "json!({ \"state\": state, \"detail\": { \"of_the_next_release\": 1 } });",
+        },
     ],
     check: "",
 };

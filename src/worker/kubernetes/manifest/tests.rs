@@ -14,7 +14,7 @@ fn order(template: PodTemplate) -> Order {
     spec.env.insert("LOG".into(), "$(PATH)".into());
     Order {
         worker: WorkerId(Uuid::from_u128(7)),
-        agent: Agent { name: "support".into(), revision: 3, spec: Arc::new(spec) },
+        agent: Agent::new("support", 3, spec),
         conversation: ConversationId(Uuid::from_u128(8)),
         replica: ReplicaId(Uuid::from_u128(9)),
         token: Token("s3cret".into()),

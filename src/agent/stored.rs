@@ -1,0 +1,235 @@
+//! A spec as the database holds it, which a newer release may have written.
+//!
+//! The door is strict: a field that is misspelt is a limit that is not there. The database is read leniently: what this
+//! release does not know is named and kept, and all else is read. An agent with such a field is shown, and its turns are
+//! accepted and wait; a release that does not know the whole of a spec runs none of them.
+
+use serde_json::Value;
+
+use super::AgentSpec;
+
+/// Fields that are looked for in one spec.
+const UNREAD_MAX: usize = 64;
+/// What stands for a spec of which nothing can be read.
+const EVERYTHING: &str = ".";
+
+/// A spec, as far as this release understands it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredSpec {
+    /// What is understood, with the default of everything that is not.
+    pub spec: AgentSpec,
+    /// What is not understood; `None` where there is nothing.
+    pub unread: Option<Unread>,
+}
+
+/// What of a stored spec this release does not understand.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unread {
+    /// The fields, dotted.
+    pub fields: Vec<String>,
+    /// The runtime as it is stored.
+    pub runtime: String,
+    /// The whole spec as it is stored.
+    pub whole: Value,
+    paths: Vec<Vec<Step>>,
+}
+
+/// One step from a value to one inside.
+#[derive(Debug, Clone, PartialEq)]
+enum Step {
+    Field(String),
+    Place(usize),
+}
+
+impl StoredSpec {
+    /// Reads the text of a spec.
+    ///
+    /// # Errors
+    /// The text is no JSON.
+    pub fn read(text: &str) -> Result<StoredSpec, serde_json::Error> {
+        if let Ok(spec) = serde_json::from_str(text) {
+            return Ok(StoredSpec { spec, unread: None });
+        }
+        let whole: Value = serde_json::from_str(text)?;
+        let mut known = whole.clone();
+        let mut paths = Vec::new();
+        let spec = loop {
+            let why = match serde_path_to_error::deserialize::<_, AgentSpec>(&known) {
+                Ok(spec) => break Some(spec),
+                Err(why) => why,
+            };
+            let path = steps(why.path());
+            if paths.len() >= UNREAD_MAX || !leave_out(&mut known, &path) {
+                break None;
+            }
+            paths.push(path);
+        };
+        // A word in an item is found first, and then the item that has no word left.
+        let all = paths.clone();
+        paths.retain(|path: &Vec<Step>| !all.iter().any(|other| other != path && path.starts_with(other)));
+        let fields = match &spec {
+            Some(_) => paths.iter().map(|path| dotted(path)).collect(),
+            None => vec![EVERYTHING.to_owned()],
+        };
+        let runtime = whole.get("runtime").and_then(Value::as_str).unwrap_or_default().to_owned();
+        // Nobody runs this agent: any spec will do.
+        let spec = spec.unwrap_or_else(AgentSpec::remote);
+        Ok(StoredSpec { spec, unread: Some(Unread { fields, runtime, whole, paths }) })
+    }
+}
+
+impl Unread {
+    /// Takes those fields out of a new spec that it has unchanged from this one, for [`Kept::put_back`].
+    pub fn take_unchanged(&self, new: &mut Value) -> Kept {
+        let mut kept = Vec::new();
+        for path in self.paths.iter().filter(|path| path.iter().all(|step| matches!(step, Step::Field(_)))) {
+            let (Some(stored), Some(given)) = (at(&self.whole, path), at(new, path)) else { continue };
+            if stored == given {
+                kept.push((path.clone(), stored.clone()));
+            }
+        }
+        for (path, _) in &kept {
+            leave_out(new, path);
+        }
+        Kept(kept)
+    }
+}
+
+/// Fields of a newer release that go back to where they stood.
+#[derive(Debug)]
+pub struct Kept(Vec<(Vec<Step>, Value)>);
+
+impl Kept {
+    /// Puts them into a spec.
+    pub fn put_back(self, spec: &mut Value) {
+        for (path, value) in self.0 {
+            let Some((Step::Field(name), parents)) = path.split_last() else { continue };
+            if let Some(fields) = at_mut(spec, parents).and_then(Value::as_object_mut) {
+                fields.insert(name.clone(), value);
+            }
+        }
+    }
+}
+
+fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+    use serde_path_to_error::Segment;
+    let step = |segment: &Segment| match segment {
+        Segment::Map { key } => Some(Step::Field(key.clone())),
+        Segment::Seq { index } => Some(Step::Place(*index)),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    };
+    path.iter().map_while(step).collect()
+}
+
+fn dotted(path: &[Step]) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Field(name) if text.is_empty() => text.push_str(name),
+            Step::Field(name) => text.extend([".", name]),
+            Step::Place(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text
+}
+
+fn at<'a>(value: &'a Value, path: &[Step]) -> Option<&'a Value> {
+    path.iter().try_fold(value, |value, step| match step {
+        Step::Field(name) => value.get(name),
+        Step::Place(index) => value.get(index),
+    })
+}
+
+fn at_mut<'a>(value: &'a mut Value, path: &[Step]) -> Option<&'a mut Value> {
+    path.iter().try_fold(value, |value, step| match step {
+        Step::Field(name) => value.get_mut(name),
+        Step::Place(index) => value.get_mut(index),
+    })
+}
+
+/// Leaves out the value at the path; false where there is none. Every spec has a runtime, so that one gets another.
+fn leave_out(value: &mut Value, path: &[Step]) -> bool {
+    let Some((last, parents)) = path.split_last() else { return false };
+    let Some(parent) = at_mut(value, parents) else { return false };
+    match (last, parent) {
+        (Step::Field(name), Value::Object(fields)) if parents.is_empty() && name == "runtime" => {
+            let another = Value::from("remote");
+            fields.insert(name.clone(), another.clone()).is_some_and(|before| before != another)
+        }
+        (Step::Field(name), Value::Object(fields)) => fields.remove(name).is_some(),
+        (Step::Place(index), Value::Array(items)) if *index < items.len() => {
+            items.remove(*index);
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::agent::Runtime;
+
+    fn read(spec: &Value) -> StoredSpec {
+        StoredSpec::read(&spec.to_string()).unwrap()
+    }
+
+    fn unread(spec: &Value) -> Vec<String> {
+        read(spec).unread.map(|unread| unread.fields).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_this_release_wrote_is_read_whole() {
+        let spec = AgentSpec::process(vec!["true".to_owned()]);
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(StoredSpec::read(&text).unwrap(), StoredSpec { spec, unread: None });
+    }
+
+    #[test]
+    fn unknown_fields_and_words_are_named_and_all_else_is_read() {
+        let spec = json!({
+            "runtime": "process", "command": ["sh"], "sandbox": {"kind": "wasm"}, "retry": "twice",
+            "timeouts": {"cap": "1h", "thinking": "5s"},
+            "guards": [{"kind": "max_chars", "limit": 3}, {"kind": "judge", "model": "m"}],
+        });
+        let StoredSpec { spec, unread } = read(&spec);
+        let mut fields = unread.unwrap().fields;
+        fields.sort();
+        assert_eq!(fields, ["guards[1]", "retry", "sandbox", "timeouts.thinking"]);
+        assert_eq!((spec.command, spec.timeouts.cap.millis()), (vec!["sh".to_owned()], 3_600_000));
+        assert_eq!(spec.guards.len(), 1);
+    }
+
+    #[test]
+    fn a_runtime_of_a_newer_release_is_kept_by_name() {
+        let StoredSpec { spec, unread } = read(&json!({"runtime": "wasm", "module": "a.wasm"}));
+        let unread = unread.unwrap();
+        assert_eq!((spec.runtime, unread.runtime.as_str()), (Runtime::Remote, "wasm"));
+        assert_eq!(unread.whole["module"], "a.wasm");
+    }
+
+    #[test]
+    fn a_spec_of_which_nothing_can_be_read_is_still_an_agent() {
+        for spec in [json!([1]), json!({"command": ["sh"]}), json!("text")] {
+            assert_eq!(unread(&spec), [EVERYTHING], "{spec}");
+        }
+        assert!(StoredSpec::read("{").is_err());
+    }
+
+    #[test]
+    fn what_is_written_back_unchanged_is_kept_and_a_change_is_not() {
+        let stored = json!({"runtime": "process", "command": ["sh"], "sandbox": "strict",
+            "timeouts": {"cap": "1h", "thinking": "5s"}});
+        let unread = read(&stored).unread.unwrap();
+        let mut new = stored.clone();
+        new["command"] = json!(["bash"]);
+        new["timeouts"]["thinking"] = json!("6s");
+        let kept = unread.take_unchanged(&mut new);
+        assert_eq!(new.get("sandbox"), None);
+        assert_eq!(new["timeouts"]["thinking"], "6s", "which the door refuses by name");
+        kept.put_back(&mut new);
+        assert_eq!((&new["sandbox"], &new["command"]), (&json!("strict"), &json!(["bash"])));
+    }
+}
