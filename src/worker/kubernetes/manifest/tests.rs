@@ -1,7 +1,5 @@
 //! What a pod's manifest must say, whatever its template.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 use uuid::Uuid;
 
