@@ -1,6 +1,6 @@
 //! The pods of a fleet, as one replica sees them through the watch.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use lastword::{
     agent::{AgentSpec, PodTemplate},
