@@ -19,6 +19,14 @@ fn every_test_that_the_protocol_names_exists() {
 }
 
 #[test]
+fn every_test_that_the_page_on_security_names_exists() {
+    let named = names(&fs::read_to_string("docs/SECURITY.md").unwrap());
+    assert!(named.len() > 15, "only {} tests are named", named.len());
+    let missing: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "named, but not there: {missing:#?}");
+}
+
+#[test]
 fn a_test_that_does_not_exist_is_missed() {
     assert!(!exists("cluster_workers::startup::a_program_that_was_never_written"));
     assert!(!exists("no_such_suite::startup::a_missing_program_fails_its_turn"));
