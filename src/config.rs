@@ -67,6 +67,8 @@ pub struct Config {
     pub workers_max: Option<u32>,
     /// Who worker processes run as, where not as this replica: a user's name, its number, or `UID:GID`.
     pub worker_user: Option<String>,
+    /// Whether worker processes get a process namespace of their own where this machine gives one.
+    pub worker_namespaces: bool,
     /// The largest file that a worker process may write.
     pub worker_file_max: Size,
     /// Connections to Postgres, beside the listener's and presence's own.
@@ -158,6 +160,7 @@ impl Default for Config {
             turns_max: 64,
             workers_max: None,
             worker_user: None,
+            worker_namespaces: true,
             worker_file_max: Size::mib(8 * 1024),
             pool_max: 8,
             streams_max: 10_000,

@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use super::database::DatabaseArgs;
-use crate::store::doctor::{Exam, Verdict};
+use crate::{
+    config::Config,
+    store::doctor::{Exam, Verdict},
+    worker::{namespace, user::User},
+};
 
 /// Looks for what would make the gateway slow or wrong, with a remedy for each.
 #[derive(Debug, clap::Args)]
@@ -21,7 +25,8 @@ pub struct Args {
 /// No database is named, or its URL cannot be read. A Postgres that is away is a finding.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.database.config()?;
-    let exams = args.database.store()?.examine(&config).await;
+    let mut exams = args.database.store()?.examine(&config).await;
+    exams.extend(workers(&config));
     if args.output == "json" {
         let items: Vec<_> = exams.iter().map(to_json).collect();
         println!("{}", serde_json::json!({ "exams": items }));
@@ -35,6 +40,35 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let has_fault = exams.iter().any(|exam| exam.verdict == Verdict::Fault);
     Ok(if has_fault { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What keeps the workers of this machine's and this user's replica from it, and ends them with it.
+fn workers(config: &Config) -> [Exam; 2] {
+    let well = |name, finding| Exam { name, verdict: Verdict::Well, finding, remedy: None };
+    let namespaces = match namespace::probe() {
+        Ok(()) if config.worker_namespaces => "each worker has one of its own".to_owned(),
+        Ok(()) => {
+            "switched off by worker_namespaces; what a killed guard leaves comes to its replica".to_owned()
+        }
+        Err(why) => format!("none here ({why}); what a killed guard leaves comes to its replica"),
+    };
+    let found = config
+        .worker_user
+        .as_deref()
+        .map(|text| User::find(text).and_then(|user| User::may_become().map(|()| user)));
+    let user = match found {
+        Some(Ok(user)) => well("worker user", format!("workers run as {user}")),
+        Some(Err(why)) => Exam {
+            name: "worker user",
+            verdict: Verdict::Fault,
+            finding: format!("worker_user {why}"),
+            remedy: Some("`serve` does not start like this on this machine"),
+        },
+        None => {
+            well("worker user", "workers run as the gateway's own user; worker_user names another".to_owned())
+        }
+    };
+    [well("worker namespaces", namespaces), user]
 }
 
 fn to_json(exam: &Exam) -> serde_json::Value {

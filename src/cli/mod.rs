@@ -22,7 +22,7 @@ use std::{io, process::ExitCode};
 use clap::{Parser, Subcommand};
 use nix::sys::prctl;
 
-use crate::config::kept;
+use crate::{config::kept, worker::strays};
 
 /// A gateway for chat agents in which every accepted turn gets exactly one last word.
 #[derive(Parser)]
@@ -97,6 +97,7 @@ pub fn seclude(command: &Command) -> io::Result<()> {
         return Ok(());
     }
     prctl::set_dumpable(false)?;
+    strays::take_in()?;
     if matches!(command, Command::Serve(_)) {
         #[allow(unsafe_code, reason = "an environment has no safe form of forgetting")]
         // SAFETY: the caller promises that no other thread runs.

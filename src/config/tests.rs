@@ -38,6 +38,7 @@ fn full() -> Config {
         turns_max: 3,
         workers_max: Some(6),
         worker_user: Some("agents".to_owned()),
+        worker_namespaces: false,
         worker_file_max: Size(1538),
         pool_max: 4,
         streams_max: 5,

@@ -82,6 +82,7 @@ fn become_agent(guard: Pid, user: Option<User>, bounds: Bounds) -> nix::Result<(
         setgroups(&[user.as_gid()])?;
         setgid(user.as_gid())?;
         setuid(user.as_uid())?;
+        give_up_ambient()?;
     }
     // After the change of user, which forgets it.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -103,6 +104,15 @@ fn become_agent(guard: Pid, user: Option<User>, bounds: Bounds) -> nix::Result<(
     bound(Resource::RLIMIT_FSIZE, bounds.file)?;
     // What a worker knows must not be left on a disk.
     bound(Resource::RLIMIT_CORE, 0)
+}
+
+/// Gives up the capabilities that would outlive a change of user, and a program's start.
+fn give_up_ambient() -> nix::Result<()> {
+    use nix::libc::{PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, prctl};
+    #[allow(unsafe_code, reason = "nix has no call for this")]
+    // SAFETY: a system call with numbers alone.
+    let done = unsafe { prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    Errno::result(done).map(drop)
 }
 
 /// Lowers a limit, unless it is lower already.

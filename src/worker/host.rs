@@ -57,6 +57,7 @@ struct Inner {
     workspaces: PathBuf,
     silence_max: Duration,
     worker_user: Option<String>,
+    worker_namespaces: bool,
     worker_file_max: Size,
     places: Places,
     slots: Slots,
@@ -110,6 +111,7 @@ impl Host {
             workspaces: config.data_dir.join("workspaces"),
             silence_max: config.postgres_away_max.0,
             worker_user: config.worker_user.clone(),
+            worker_namespaces: config.worker_namespaces,
             worker_file_max: config.worker_file_max,
             places: Places::new(config),
             slots: Slots::new(config.workers_max()),
@@ -270,6 +272,7 @@ impl Host {
         Launch {
             silence_max: self.0.silence_max,
             user: self.0.worker_user.clone(),
+            namespace: self.0.worker_namespaces,
             file_max: self.0.worker_file_max,
             ..Launch::new(command, workspace)
         }

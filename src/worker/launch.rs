@@ -28,6 +28,7 @@ use crate::{
     units::Size,
     worker::{
         lifeline::{GUARD_FD, Obstacle, Plan, Report},
+        namespace, strays,
         user::User,
         workspace,
     },
@@ -41,7 +42,7 @@ const COMPLAINT_TIMEOUT: Duration = Duration::from_millis(500);
 const COMPLAINT_BYTES_MAX: u64 = 2 * 1024;
 
 /// This very program, even where its file was replaced by a newer release meanwhile.
-const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// The largest file that a worker may write, unless it is told otherwise.
 pub const FILE_MAX: Size = Size::mib(8 * 1024);
@@ -68,6 +69,8 @@ pub struct Launch {
     pub file_max: Size,
     /// Who the agent runs as: this process's own user, or another one as [`User::find`] takes it.
     pub user: Option<String>,
+    /// Whether it gets a process namespace of its own, where this machine gives one.
+    pub namespace: bool,
     /// SIGTERM → SIGKILL.
     pub stop_grace: Duration,
     /// How long this replica may go without a renewal before the worker is ended.
@@ -90,6 +93,7 @@ impl Launch {
             processes: 64,
             file_max: FILE_MAX,
             user: None,
+            namespace: true,
             stop_grace: Duration::from_secs(5),
             silence_max: Duration::from_secs(10),
             unread_max: 16,
@@ -106,7 +110,8 @@ impl Launch {
             .map_err(|why| StartError::new(StartErrorKind::Other, format!("worker_user {why}")))?;
         let workspace = prepare(self.workspace.clone(), user).await?;
         let (ours, theirs) = Socket::pair().map_err(StartError::other)?;
-        let mut guard = spawn_guard(&self.shim, theirs).map_err(StartError::other)?;
+        let is_apart = self.namespace && has_namespace(self.shim.clone()).await;
+        let mut guard = spawn_guard(&self.shim, theirs, is_apart).map_err(StartError::other)?;
         ours.set_nonblocking(true).map_err(StartError::other)?;
         let socket = ours.try_clone().map_err(StartError::other)?;
         let lifeline = UnixStream::from_std(ours).map_err(StartError::other)?;
@@ -128,7 +133,7 @@ impl Launch {
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(StartError::new(StartErrorKind::Other, "a pipe is missing".to_owned()));
         };
-        Ok(Launched { pid, mark, guard, stdin, stdout, stderr, socket, reports })
+        Ok(Launched { pid, mark, is_apart, guard, stdin, stdout, stderr, socket, reports })
     }
 
     fn plan(self, workspace: PathBuf, user: Option<User>, mark: String) -> Plan {
@@ -161,6 +166,8 @@ pub(super) struct Launched {
     pub(super) pid: i32,
     /// What its processes carry as [`MARK`].
     pub(super) mark: String,
+    /// Whether the end of its guard is the end of all of them.
+    pub(super) is_apart: bool,
     pub(super) guard: Child,
     pub(super) stdin: ChildStdin,
     pub(super) stdout: ChildStdout,
@@ -222,8 +229,13 @@ async fn prepare(dir: PathBuf, user: Option<User>) -> Result<PathBuf, StartError
         .map_err(|detail| StartError::new(StartErrorKind::Workspace, detail))
 }
 
+/// Whether this machine gives namespaces; the first question takes some milliseconds.
+async fn has_namespace(shim: PathBuf) -> bool {
+    tokio::task::spawn_blocking(move || namespace::is_available(shim)).await.unwrap_or(false)
+}
+
 /// Starts the guard with the agent's pipes as its own, and its end of the lifeline.
-fn spawn_guard(program: &Path, lifeline: Socket) -> io::Result<Child> {
+fn spawn_guard(program: &Path, lifeline: Socket, is_apart: bool) -> io::Result<Child> {
     let mut command = Command::new(program);
     command.arg0("lastword").arg("__shim").env_clear();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -248,7 +260,8 @@ fn spawn_guard(program: &Path, lifeline: Socket) -> io::Result<Child> {
         });
     }
     // The guard's end of the lifeline closes here with `command`: its death must be seen.
-    command.spawn()
+    let spawn = move || if is_apart { namespace::spawn(command) } else { command.spawn() };
+    strays::note_guard(spawn, Child::id)
 }
 
 /// Tells the guard what to run and waits until it does; the agent's process id.

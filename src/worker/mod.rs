@@ -10,7 +10,7 @@
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`slots`], [`berth`] (room that is kept for a
 //! claim), `begin`, `guards`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
 //! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`], `birth`,
-//! [`user`], [`workspace`], [`codec`], [`wire`]; [`relay`] for hosts that pass on what a process says).
+//! [`user`], [`workspace`], [`namespace`], [`strays`], [`codec`], [`wire`]; [`relay`] for hosts that pass on what a process says).
 
 mod begin;
 pub mod berth;
@@ -30,6 +30,7 @@ pub mod launch;
 mod life;
 pub mod lifeline;
 mod line;
+pub mod namespace;
 mod pen;
 mod places;
 mod pool;
@@ -43,6 +44,7 @@ pub mod shim;
 pub mod slots;
 mod start;
 mod stderr;
+pub mod strays;
 mod switchboard;
 pub mod transcript;
 mod tree;

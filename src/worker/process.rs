@@ -40,7 +40,7 @@ use crate::{
         life::is_dead,
         lifeline::{Ended, Order, Report},
         stderr::{self, Tail},
-        tree,
+        strays, tree,
         wire::{FromWorker, ToWorker},
     },
 };
@@ -108,10 +108,12 @@ impl Process {
     /// that it is ready. Dropping the future leaves nothing behind.
     pub async fn start(supervisor: &Supervisor, launch: Launch) -> Result<Process, StartError> {
         let (memory, processes, unread_max) = (launch.memory, launch.processes, launch.unread_max);
-        let Launched { pid, mark, guard, stdin, stdout, stderr, socket, reports } = launch.start().await?;
+        let Launched { pid, mark, is_apart, guard, stdin, stdout, stderr, socket, reports } =
+            launch.start().await?;
         let (exited, exit) = watch::channel(None);
         let (queue, unread) = mpsc::channel(unread_max);
         let tail = Tail::default();
+        let mark = (!is_apart).then_some(mark);
         let watching = watch_guard(guard, reports, (pid, mark), move |told| {
             exited.send_replace(Some(Exit::new(told, memory, processes)));
         });
@@ -295,7 +297,7 @@ impl Orders {
 async fn watch_guard(
     mut guard: Child,
     mut reports: Reports<BufReader<UnixStream>>,
-    (pid, mark): (i32, String),
+    (pid, mark): (i32, Option<String>),
     tell: impl FnOnce(Option<Ended>),
 ) {
     let mut told = None;
@@ -309,20 +311,24 @@ async fn watch_guard(
     if !matches!(left, Ok(Ok(status)) if status.success()) {
         tracing::warn!(pid, ?left, "a worker's guard did not end as it should");
         let _ = guard.start_kill();
-        end_orphans(pid, mark).await;
+        match mark {
+            Some(mark) => end_orphans(pid, mark).await,
+            // Its namespace ends with it, and not before all that is in there.
+            None => drop(timeout(ORPHANS_TIMEOUT, guard.wait()).await),
+        }
     }
     tell(told);
 }
 
 /// Ends what a guard that was killed has left behind. Its death took the agent along; what the
-/// agent started is found by its group and its mark.
+/// agent started is found by its group and its mark, and by having come to this process.
 async fn end_orphans(pid: i32, mark: String) {
     let until = Instant::now() + ORPHANS_TIMEOUT;
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     loop {
         let mark = mark.clone();
         // Reads every process of the machine, so not on a thread of the runtime.
-        let hunt = tokio::task::spawn_blocking(move || tree::kill_marked(MARK, &mark));
+        let hunt = tokio::task::spawn_blocking(move || tree::kill_marked(MARK, &mark) + strays::kill_all());
         if hunt.await.unwrap_or(0) == 0 || Instant::now() >= until {
             return;
         }

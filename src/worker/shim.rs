@@ -3,7 +3,8 @@
 //! Owns the agent's life. The replica may die in any way, and be frozen or cut off: the guard sees
 //! the lifeline close, or fall silent, and ends the agent with everything it ever started. It keeps
 //! the last part of I11, and it refuses to leave a survivor: an agent that ignores SIGTERM, opens
-//! sessions of its own or forks twice still ends, because orphans come to the guard.
+//! sessions of its own or forks twice still ends, because orphans come to the guard. Where it can be the guard
+//! is the first process of a namespace: then its own end is the end of all the others too.
 //!
 //! ```text
 //! plan ──► spawned ──► watching ──stop──► stopping ──grace over──┐
@@ -35,6 +36,7 @@ use nix::{
 use crate::worker::{
     birth::{release_pipes, spawn},
     lifeline::{Ended, GuardEnd, Order, Plan, Report, wait},
+    namespace::{Own, PROBE},
     tree,
 };
 
@@ -63,7 +65,13 @@ pub fn run() -> i32 {
 fn guard() -> io::Result<()> {
     prctl::set_name(c"lastword-guard")?;
     prctl::set_child_subreaper(true)?;
+    if std::env::args().nth(2).is_some_and(|word| word == PROBE) {
+        let own = Own::enter()?;
+        return own.map(drop).ok_or_else(|| io::Error::other("this process is not the first of a namespace"));
+    }
+    // First: it closes whatever else is open.
     let mut lifeline = GuardEnd::take()?;
+    let own = Own::enter()?;
     let signals = take_signals()?;
     let Some(plan) = lifeline.plan()? else { return Ok(()) };
     let agent = match spawn(&plan) {
@@ -72,7 +80,11 @@ fn guard() -> io::Result<()> {
     };
     let mut watch = Watch::new(plan, agent, lifeline, signals);
     // A replica that is gone already is noticed by the first look at the lifeline.
-    let _ = watch.lifeline.report(&Report::Spawned { pid: watch.pid.as_raw() });
+    // Its number out there, while it is surely not reaped.
+    let pid = own.as_ref().map_or(Some(watch.pid), |own| own.outside(watch.pid));
+    let pid = pid.ok_or_else(|| io::Error::other("the agent has no number outside its namespace"))?.as_raw();
+    drop(own);
+    let _ = watch.lifeline.report(&Report::Spawned { pid });
     let looking = release_pipes().and_then(|()| watch.until_over());
     watch.end_tree();
     let ended = watch.ended();

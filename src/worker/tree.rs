@@ -69,7 +69,7 @@ pub fn kill_marked(name: &str, value: &str) -> usize {
 }
 
 /// Every process below `root`.
-fn below(root: Pid) -> BTreeSet<Pid> {
+pub(super) fn below(root: Pid) -> BTreeSet<Pid> {
     let mut found = BTreeSet::new();
     let mut unvisited = vec![root];
     while let Some(parent) = unvisited.pop() {
@@ -82,7 +82,8 @@ fn below(root: Pid) -> BTreeSet<Pid> {
     found
 }
 
-fn children(parent: Pid) -> Vec<Pid> {
+/// The processes that `parent` started, or took in.
+pub(super) fn children(parent: Pid) -> Vec<Pid> {
     let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { return Vec::new() };
     let mut children = Vec::new();
     for thread in threads.flatten() {
@@ -98,10 +99,12 @@ fn children(parent: Pid) -> Vec<Pid> {
 
 /// The slow way: asks every process of the machine for its parent.
 fn children_by_parent(parent: Pid) -> Vec<Pid> {
-    let is_child = |candidate: &Pid| {
-        read(*candidate, "status").and_then(|status| pid(field(&status, "PPid:")?)) == Some(parent)
-    };
-    all().filter(is_child).collect()
+    all().filter(|candidate| self::parent(*candidate) == Some(parent)).collect()
+}
+
+/// The process that started this one, or took it in.
+pub(super) fn parent(child: Pid) -> Option<Pid> {
+    pid(field(&read(child, "status")?, "PPid:")?)
 }
 
 /// Every process of this machine.

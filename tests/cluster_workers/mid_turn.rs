@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
-    support::{Cluster, PATIENCE, eventually, is_alive, kinds, signal},
+    support::{Cluster, PATIENCE, eventually, is_alive, kinds, outside, signal},
     workers::{completed, failed, goes_on, shell, shell_with, snapshot},
 };
 
@@ -46,6 +46,7 @@ pub async fn a_worker_killed_from_outside_is_told_with_its_signal(cluster: &Clus
 pub async fn what_a_turn_left_running_dies_with_its_worker(cluster: &Cluster) {
     let (first, second) = cluster.post_twice("demo", "/orphan", "/slow 100000").await;
     let orphan: i32 = completed(&cluster.watch_all(&first).await).parse().unwrap();
+    let orphan = outside(cluster.worker_of(&second).await.pid, orphan);
     assert!(is_alive(orphan), "it should live as long as its worker");
     signal(cluster.worker_of(&second).await.pid, Signal::SIGKILL);
     failed(&cluster.watch_all(&second).await, CODE, "signal SIGKILL");

@@ -5,10 +5,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use nix::unistd::Uid;
+use nix::{sys::signal::Signal, unistd::Uid};
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, OPERATOR, PATIENCE, Plan, is_alive, said};
+use crate::support::{
+    Cluster, OPERATOR, PATIENCE, Plan, Turn, children_of, eventually, is_alive, said, signal,
+};
 
 /// Nobody has these numbers.
 const REPLICAS_USER: u32 = 64_001;
@@ -190,7 +192,7 @@ fn refused_start_in(dir: &Path, user: &str) -> String {
         .env("LASTWORD_WORKER_USER", user)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped());
-    let mut child = lastword::cli::child::spawn(serve, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let mut child = lastword::cli::child::spawn(serve, Signal::SIGKILL).unwrap();
     let is_over = lastword::cli::child::wait(PATIENCE.min(Duration::from_secs(20)), || {
         child.try_wait().unwrap().is_some()
     });
@@ -200,4 +202,99 @@ fn refused_start_in(dir: &Path, user: &str) -> String {
     let done = child.wait_with_output().unwrap();
     assert!(is_over && !done.status.success(), "it started with worker_user {user}");
     String::from_utf8_lossy(&done.stderr).into_owned()
+}
+
+/// A worker of which a process hides: twice forked, in a session of its own, with nothing in its environment. Then
+/// it kills its guard, where it can, or leaves.
+const RUNAWAY: &str = r#"
+import json, os, signal, sys, time
+
+print(json.dumps({"type": "ready"}), flush=True)
+turn = json.loads(sys.stdin.readline())
+name = turn["input"]["text"]
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.execve("/bin/sh", ["sh", "-c", "touch hidden; while :; do sleep 0.1; done", name], {})
+    os._exit(0)
+os.wait()
+while not os.path.exists("hidden"):
+    time.sleep(0.01)
+if not name.endswith("waits"):
+    try:
+        os.kill(os.getppid(), signal.SIGKILL)
+    except OSError:
+        pass
+    # Where its guard is the first of a namespace the signal is not delivered.
+    time.sleep(1)
+    sys.exit(7)
+sys.stdin.readline()
+"#;
+
+/// Living processes with this word in their command line.
+fn named(word: &str) -> Vec<i32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    all.filter(|pid| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|b| *b == 0).any(|part| part == word.as_bytes()) && is_alive(*pid)
+    })
+    .collect()
+}
+
+async fn run_away(cluster: &Cluster, name: &str) -> Turn {
+    let spec = json!({"runtime": "process", "command": ["python3", "-c", RUNAWAY]});
+    cluster.put_agent("runaway", spec).await;
+    cluster.post(0, "runaway", name).await
+}
+
+fn runaway_name() -> String {
+    format!("runaway-{:032x}", rand::random::<u128>())
+}
+
+async fn nothing_of_a_runaway_lives(env: Vec<(String, String)>) {
+    let cluster = &Cluster::with(Plan { replicas: 1, env, ..Plan::default() }).await;
+    let name = runaway_name();
+    let turn = run_away(cluster, &name).await;
+    let events = cluster.watch(0, &turn).await;
+    assert_eq!(events.last().unwrap().code(), "worker_exited", "{:?}", events.last());
+    assert!(cluster.workspace(&turn.conversation).join("hidden").exists(), "nothing hid");
+    eventually("nothing of it lives", async || named(&name).is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_hides_and_kills_its_guard_leaves_nothing() {
+    nothing_of_a_runaway_lives(Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_hides_and_kills_its_guard_leaves_nothing_without_a_namespace() {
+    nothing_of_a_runaway_lives(vec![("LASTWORD_WORKER_NAMESPACES".to_owned(), "off".to_owned())]).await;
+}
+
+/// What the documents say: with a namespace nothing outlives replica and guard; without one something may.
+#[tokio::test]
+async fn a_hidden_process_outlives_replica_and_guard_only_without_a_namespace() {
+    let cluster = &Cluster::start(1).await;
+    let name = format!("{}-waits", runaway_name());
+    let turn = run_away(cluster, &name).await;
+    let worker = cluster.worker_of(&turn).await;
+    eventually("it has hidden", async || (!named(&name).is_empty()).then_some(())).await;
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let is_apart = namespace(worker.pid) != namespace(i32::try_from(std::process::id()).unwrap());
+    let guards = children_of(cluster.pid(0));
+    // Neither may see the other's end.
+    guards.iter().for_each(|guard| signal(*guard, Signal::SIGSTOP));
+    cluster.kill(0);
+    guards.iter().for_each(|guard| signal(*guard, Signal::SIGKILL));
+    if is_apart {
+        eventually("nothing of it lives", async || named(&name).is_empty().then_some(())).await;
+    } else {
+        assert!(!is_root(), "root has namespaces here");
+        named(&name).into_iter().for_each(|pid| signal(pid, Signal::SIGKILL));
+    }
+    cluster.spawn_replica().await;
 }

@@ -282,6 +282,24 @@ pub fn is_alive(pid: i32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
+/// The number that a process of a worker has out here, which in there goes by `inner`.
+pub fn outside(worker: i32, inner: i32) -> i32 {
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let inside = namespace(worker).expect("the worker lives");
+    if Some(&inside) == namespace(i32::try_from(std::process::id()).unwrap()).as_ref() {
+        return inner;
+    }
+    let is_it = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let last = numbers.and_then(|numbers| numbers.split_whitespace().last()?.parse().ok());
+        last == Some(inner) && namespace(*pid).as_ref() == Some(&inside)
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    all.find(is_it).unwrap_or_else(|| panic!("{inner} of {worker} is not there"))
+}
+
 /// The processes that this one started and that are there.
 pub fn children_of(parent: i32) -> Vec<i32> {
     let pids = std::fs::read_dir("/proc").unwrap().flatten();

@@ -26,11 +26,18 @@ hide() { ( ( setsid sh -c 'trap "" TERM HUP INT; echo "{\"type\":\"pid\",\"pid\"
 pub struct Bench {
     pub dir: TempDir,
     pub supervisor: Supervisor,
+    /// Whether its workers get a namespace of their own, where this machine gives one.
+    pub namespace: bool,
 }
 
 impl Bench {
     pub fn new() -> Self {
-        Bench { dir: TempDir::new().unwrap(), supervisor: Supervisor::new() }
+        Bench { dir: TempDir::new().unwrap(), supervisor: Supervisor::new(), namespace: true }
+    }
+
+    /// One whose workers may have a namespace of their own, and one whose workers have none.
+    pub fn both() -> [Self; 2] {
+        [Bench::new(), Bench { namespace: false, ..Bench::new() }]
     }
 
     pub fn launch(&self, command: &[&str]) -> Launch {
@@ -40,6 +47,7 @@ impl Bench {
             env: BTreeMap::from([mark]),
             shim: env!("CARGO_BIN_EXE_lastword").into(),
             silence_max: PATIENCE * 2,
+            namespace: self.namespace,
             ..Launch::new(command, self.dir.path().join("workspace"))
         }
     }
@@ -97,8 +105,28 @@ pub async fn custom(process: &mut Process) -> serde_json::Value {
     }
 }
 
+/// The process id that a worker's process said, as it is out here.
 pub async fn pid_said(process: &mut Process) -> i32 {
-    custom(process).await["pid"].as_i64().unwrap() as i32
+    let inner = custom(process).await["pid"].as_i64().unwrap() as i32;
+    outside(process.pid(), inner)
+}
+
+/// The number that a process of a worker has out here, which in there goes by `inner`.
+fn outside(worker: i32, inner: i32) -> i32 {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let inside = namespace(worker).expect("the worker lives");
+    if Some(&inside) == namespace(std::process::id() as i32).as_ref() {
+        return inner;
+    }
+    let is_it = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let last = numbers.and_then(|numbers| numbers.split_whitespace().last()?.parse().ok());
+        last == Some(inner) && namespace(*pid).as_ref() == Some(&inside)
+    };
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let mut all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    all.find(is_it).unwrap_or_else(|| panic!("{inner} of {worker} is not there"))
 }
 
 /// Everything up to the exit: the messages, and the exit.

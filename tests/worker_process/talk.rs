@@ -34,7 +34,8 @@ import json, os
 print(json.dumps({"type": "me", "env": dict(os.environ), "cwd": os.getcwd(), "session": os.getsid(0),
     "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)),
     "ignored": [l.split()[1] for l in open("/proc/self/status") if l.startswith("SigBlk")],
-    "pid": os.getpid()}), flush=True)
+    "pid": os.getpid(), "processes": [pid for pid in os.listdir("/proc") if pid.isdigit()]}), flush=True)
+input()
 "#;
     let mut launch = bench.launch(&["/usr/bin/env", "python3", "-c", script]);
     launch.env.insert("LOG".to_owned(), "info".to_owned());
@@ -46,7 +47,13 @@ print(json.dumps({"type": "me", "env": dict(os.environ), "cwd": os.getcwd(), "se
     assert!(me["env"].get("CARGO_MANIFEST_DIR").is_none(), "the replica's own environment is not passed on");
     assert_eq!(me["fds"], json!([0, 1, 2]));
     assert_eq!(me["ignored"], json!(["0000000000000000"]));
-    assert_eq!((&me["session"], &me["pid"]), (&json!(worker.pid()), &json!(worker.pid())));
+    assert_eq!(me["session"], me["pid"]);
+    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    if namespace(worker.pid() as u32) == namespace(std::process::id()) {
+        assert_eq!(me["pid"], json!(worker.pid()));
+    } else {
+        assert_eq!((&me["pid"], &me["processes"]), (&json!(2), &json!(["1", "2"])), "it sees others");
+    }
     assert_eq!(fs::metadata(&home).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
