@@ -55,6 +55,8 @@ pub struct Config {
     pub dev: bool,
     /// The largest request body.
     pub body_max: Size,
+    /// What this replica holds of request bodies at once, beyond the first 16 KiB of each.
+    pub bodies_max: Size,
     /// Turns that may wait, in all; past it a new one gets 429. Of a large queue the length is known within an eighth of
     /// what is free.
     pub queue_max: u32,
@@ -155,6 +157,7 @@ impl Default for Config {
             insecure: false,
             dev: false,
             body_max: Size::mib(1),
+            bodies_max: Size::mib(64),
             queue_max: 10_000,
             conversation_depth_max: 100,
             turns_max: 64,
@@ -188,7 +191,13 @@ impl Default for Config {
     }
 }
 
+/// Of a token that lets in who comes from beyond loopback.
+const TOKEN_CHARS_MIN: usize = 16;
+
 impl Config {
+    /// The largest batch of a remote worker's messages.
+    pub const BATCH_BYTES_MAX: u64 = 2 * 1024 * 1024;
+
     /// The configuration of this process, complete and valid.
     ///
     /// # Errors
@@ -217,6 +226,9 @@ impl Config {
             return refuse("database_url", "is not set: set DATABASE_URL, or the key in lastword.toml");
         }
         self.validate_doors()?;
+        if self.bodies_max.0 < self.body_max.0.max(Config::BATCH_BYTES_MAX) {
+            return refuse("bodies_max", "must be at least 2MiB, and at least body_max");
+        }
         for (key, limit) in [
             ("body_max", self.body_max.0),
             ("worker_file_max", self.worker_file_max.0),
@@ -265,11 +277,12 @@ impl Config {
     /// Who may come in, and from where.
     fn validate_doors(&self) -> Result<(), ConfigError> {
         let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
-        for (key, tokens) in [
+        let tokens = [
             ("client_tokens", &self.client_tokens),
             ("operator_tokens", &self.operator_tokens),
             ("worker_tokens", &self.worker_tokens),
-        ] {
+        ];
+        for (key, tokens) in tokens {
             if tokens.iter().any(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
                 return refuse(key, "must be made of visible ASCII characters, without blanks");
             }
@@ -284,6 +297,15 @@ impl Config {
             }
         }
         let is_loopback = self.listen.ip().is_loopback();
+        for (key, tokens) in tokens {
+            if !is_loopback && tokens.iter().any(|token| token.len() < TOKEN_CHARS_MIN) {
+                return refuse(
+                    key,
+                    "has a token of less than 16 characters, which can be guessed from beyond loopback: make one \
+                     with `openssl rand -hex 20`, for instance",
+                );
+            }
+        }
         if self.dev && !is_loopback {
             return refuse("listen", "must be a loopback address in dev mode, whose client routes are open");
         }

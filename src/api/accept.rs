@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tokio::{sync::oneshot, time::Instant};
 use utoipa::ToSchema;
 
-use super::{Gateway, problem::Problem, shares::Who};
+use super::{Gateway, bodies::Held, problem::Problem, shares::Who};
 use crate::{
     id::{ConversationId, TurnId},
     store::{
@@ -218,14 +218,16 @@ impl Made {
     }
 }
 
-/// Accepts a turn. The work is a task of its own, so that a client that leaves cuts nothing off.
-pub async fn accept(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
+/// Accepts a turn. The work is a task of its own, so that a client that leaves cuts nothing off. The room of its
+/// body is `held` until then.
+pub async fn accept(gateway: &Gateway, order: Order, held: Held) -> Result<Made, Problem> {
     let (reply, accepted) = oneshot::channel();
     let task = {
         let gateway = gateway.clone();
         async move {
             let on_disconnect = order.on_disconnect;
             let outcome = accept_here(&gateway, order).await;
+            drop(held);
             if let Err(Ok(made)) = reply.send(outcome)
                 && on_disconnect == OnDisconnect::Cancel
             {

@@ -3,6 +3,7 @@
 //! Tokens are kept as SHA-256 hashes from the start on, and compared in constant time. Operators'
 //! routes always need an operator's token: who may put an agent may run anything.
 
+mod guesses;
 mod pages;
 mod strangers;
 
@@ -13,13 +14,13 @@ use std::{
 
 use axum::{
     extract::{ConnectInfo, Request, State},
-    http::{HeaderMap, Method, header},
+    http::{HeaderMap, header},
     middleware::Next,
     response::Response,
 };
 
 use self::pages::Openness;
-pub use self::strangers::Strangers;
+pub use self::{guesses::Guesses, strangers::Strangers};
 use super::{Gateway, listen::Peer, problem::Problem, shares::Who};
 use crate::{
     config::Config,
@@ -101,26 +102,6 @@ impl Keys {
         is_among(&self.workers, hash)
     }
 
-    fn admits_client(&self, role: Role) -> Result<(), Problem> {
-        if self.openness != Openness::Closed || role >= Role::Client {
-            Ok(())
-        } else {
-            Err(Problem::unauthorized())
-        }
-    }
-
-    /// Lets operators at the metrics, and whoever is on this machine where it listens there alone.
-    pub fn admits_to_metrics(&self, method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
-        match self.role(headers) {
-            Role::Operator => Ok(()),
-            _ if self.openness_of_metrics != Openness::Closed => {
-                self.openness_of_metrics.admits(method, headers)
-            }
-            Role::Client => Err(Problem::forbidden("This route needs an operator's token.")),
-            Role::Anybody => Err(Problem::unauthorized()),
-        }
-    }
-
     /// Refuses what did not come the way that leaves the doors open. Who shows a token did not come by an open
     /// door; `dev` checks all the same.
     fn admits_here(&self, request: &Request) -> Result<(), Problem> {
@@ -141,8 +122,11 @@ pub async fn client(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
+    let caller = Caller::of(&request);
     let keys = gateway.keys();
-    keys.admits_client(keys.role(request.headers()))?;
+    if keys.openness == Openness::Closed && keys.role(request.headers()) < Role::Client {
+        return Err(caller.refused(&gateway).await);
+    }
     let who = Who(keys.principal(request.headers()));
     request.extensions_mut().insert(who);
     Ok(next.run(request).await)
@@ -154,17 +138,56 @@ pub async fn operator(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
+    let caller = Caller::of(&request);
     match gateway.keys().role(request.headers()) {
         Role::Operator => Ok(next.run(request).await),
         Role::Client => Err(Problem::forbidden("This route needs an operator's token.")),
-        Role::Anybody => Err(Problem::unauthorized()),
+        Role::Anybody => Err(caller.refused(&gateway).await),
     }
+}
+
+/// Lets operators at the metrics, and whoever is on this machine where it listens there alone.
+pub async fn metrics(
+    State(gateway): State<Gateway>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let keys = gateway.keys();
+    if keys.openness_of_metrics == Openness::Closed {
+        return operator(State(gateway), request, next).await;
+    }
+    if keys.role(request.headers()) < Role::Operator {
+        keys.openness_of_metrics.admits(request.method(), request.headers())?;
+    }
+    Ok(next.run(request).await)
 }
 
 /// Keeps pages of other sites, and what proxies pass on, from a gateway whose client routes are open.
 pub async fn page(State(gateway): State<Gateway>, request: Request, next: Next) -> Result<Response, Problem> {
     gateway.keys().admits_here(&request)?;
     Ok(next.run(request).await)
+}
+
+/// Who asks, as far as it matters where there is nothing else to go by.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    from: IpAddr,
+    shows_a_token: bool,
+}
+
+impl Caller {
+    fn of(request: &Request) -> Caller {
+        Caller { from: address(request), shows_a_token: bearer(request.headers()).is_some() }
+    }
+
+    /// The refusal of a request for want of a token. One that nobody knows may be a guess.
+    async fn refused(self, gateway: &Gateway) -> Problem {
+        if self.shows_a_token {
+            gateway.doors.guesses.refuse(&gateway.supervisor, self.from).await
+        } else {
+            Problem::unauthorized()
+        }
+    }
 }
 
 /// Who a worker is let in as, before anything of its body is read.
@@ -181,8 +204,7 @@ pub struct Admission {
 pub struct Speaker {
     /// The hash of the token.
     pub token_hash: TokenHash,
-    /// Where it calls from.
-    pub from: IpAddr,
+    caller: Caller,
 }
 
 /// Lets a worker in that calls for the first time, or from another replica.
@@ -191,10 +213,11 @@ pub async fn newcomer(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let token_hash = shown(&request, Purpose::Worker, &gateway)?;
+    let (caller, shown) = (Caller::of(&request), shown(&request, Purpose::Worker, &gateway));
+    let Some(token_hash) = shown else { return Err(caller.refused(&gateway).await) };
     let grant = match gateway.keys().is_workers(&token_hash) {
         true => None,
-        false => Some(granted(&gateway, token_hash, address(&request)).await?),
+        false => Some(granted(&gateway, token_hash, caller).await?),
     };
     request.extensions_mut().insert(Admission { token_hash, grant });
     Ok(next.run(request).await)
@@ -206,11 +229,12 @@ pub async fn worker(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let token_hash = shown(&request, Purpose::Worker, &gateway)?;
+    let (caller, shown) = (Caller::of(&request), shown(&request, Purpose::Worker, &gateway));
+    let Some(token_hash) = shown else { return Err(caller.refused(&gateway).await) };
     let is_known = gateway.keys().is_workers(&token_hash) || gateway.store.desk().knows(&token_hash);
     let grant = match is_known {
         true => None,
-        false => Some(granted(&gateway, token_hash, address(&request)).await?),
+        false => Some(granted(&gateway, token_hash, caller).await?),
     };
     request.extensions_mut().insert(Admission { token_hash, grant });
     Ok(next.run(request).await)
@@ -222,20 +246,20 @@ pub async fn speaker(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let token_hash = shown(&request, Purpose::Turn, &gateway)?;
-    let from = address(&request);
-    request.extensions_mut().insert(Speaker { token_hash, from });
+    let (caller, shown) = (Caller::of(&request), shown(&request, Purpose::Turn, &gateway));
+    let Some(token_hash) = shown else { return Err(caller.refused(&gateway).await) };
+    request.extensions_mut().insert(Speaker { token_hash, caller });
     Ok(next.run(request).await)
 }
 
 /// Whether a turn's messages are this speaker's to bring. Asked before its body is read, and before the turn
 /// is moved here: neither is for anybody who comes along.
 pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch: i32) -> Result<(), Problem> {
-    let Speaker { token_hash, from } = speaker;
+    let Speaker { token_hash, caller } = speaker;
     if let Some(line) = gateway.store.desk().line(turn, epoch) {
         return match token::is_same(line.token_hash(), &token_hash) {
             true => Ok(()),
-            false => Err(Problem::unauthorized()),
+            false => Err(caller.refused(gateway).await),
         };
     }
     // Where nothing is moved to, nobody need be known.
@@ -251,31 +275,33 @@ pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch:
             Ok::<HashMap<_, ()>, StoreError>(offered.into_iter().map(|key| (key, ())).collect())
         }
     };
-    let found = gateway.doors.speakers.ask(&gateway.supervisor, (key, from), look).await;
-    found.ok_or_else(Problem::elsewhere)??.ok_or_else(Problem::unauthorized)
-}
-
-/// The hash of the bearer token of a request, unless that is certainly not for this purpose.
-fn shown(request: &Request, purpose: Purpose, gateway: &Gateway) -> Result<TokenHash, Problem> {
-    let token = bearer(request.headers()).ok_or_else(Problem::unauthorized)?;
-    let hash = token::hash(token);
-    // A configured token may look like anything.
-    if token::may_be(purpose, token) || gateway.keys().is_workers(&hash) {
-        Ok(hash)
-    } else {
-        Err(Problem::unauthorized())
+    let found = gateway.doors.speakers.ask(&gateway.supervisor, (key, caller.from), look).await;
+    match found.ok_or_else(Problem::elsewhere)?? {
+        Some(()) => Ok(()),
+        None => Err(caller.refused(gateway).await),
     }
 }
 
+/// The hash of the bearer token of a request, unless that is certainly not for this purpose.
+fn shown(request: &Request, purpose: Purpose, gateway: &Gateway) -> Option<TokenHash> {
+    let token = bearer(request.headers())?;
+    let hash = token::hash(token);
+    // A configured token may look like anything.
+    (token::may_be(purpose, token) || gateway.keys().is_workers(&hash)).then_some(hash)
+}
+
 /// What a token is good for that is not configured here.
-async fn granted(gateway: &Gateway, token_hash: TokenHash, from: IpAddr) -> Result<Grant, Problem> {
+async fn granted(gateway: &Gateway, token_hash: TokenHash, caller: Caller) -> Result<Grant, Problem> {
     let store = gateway.store.clone();
     let look = move |hashes: Vec<TokenHash>| {
         let store = store.clone();
         async move { store.worker_grants(&hashes).await }
     };
-    let found = gateway.doors.newcomers.ask(&gateway.supervisor, (token_hash, from), look).await;
-    found.ok_or_else(Problem::elsewhere)??.ok_or_else(Problem::unauthorized)
+    let found = gateway.doors.newcomers.ask(&gateway.supervisor, (token_hash, caller.from), look).await;
+    match found.ok_or_else(Problem::elsewhere)?? {
+        Some(grant) => Ok(grant),
+        None => Err(caller.refused(gateway).await),
+    }
 }
 
 /// Where a request comes from, as far as the connection tells.
@@ -328,7 +354,5 @@ mod tests {
         ] {
             assert_eq!(keys.principal(&headers(&[("authorization", value)])), principal, "{value}");
         }
-        assert!(keys.admits_client(Role::Anybody).is_err());
-        assert!(keys.admits_client(Role::Operator).is_ok());
     }
 }

@@ -87,8 +87,8 @@ fn refusals(responses: &mut Value) {
         ("4XX", "Refused; nothing was changed"),
         (
             "503",
-            "`postgres_unavailable`, `too_many_streams`, `too_many_connections`, `too_many_waits`, `too_much_unread`: come \
-             back after `Retry-After`",
+            "`postgres_unavailable`, `too_many_streams`, `too_many_connections`, `too_many_waits`, `too_much_unread`, \
+             `bodies_full`: come back after `Retry-After`",
         ),
     ] {
         if responses.get(status).is_none() {

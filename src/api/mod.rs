@@ -7,6 +7,7 @@
 mod accept;
 mod agents;
 mod auth;
+mod bodies;
 mod connected;
 mod conversations;
 mod document;
@@ -32,7 +33,8 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
-    auth::{Keys, Strangers},
+    auth::{Guesses, Keys, Strangers},
+    bodies::Bodies,
     connected::{Connected, PerAddress},
     document::Document,
     health::Readiness,
@@ -66,6 +68,8 @@ pub struct Gateway {
 #[derive(Debug)]
 struct Doors {
     keys: Keys,
+    guesses: Guesses,
+    bodies: Bodies,
     newcomers: Strangers<TokenHash, Grant>,
     speakers: Strangers<(TurnId, i32, Proof), ()>,
     connected: Connected,
@@ -84,6 +88,8 @@ impl Gateway {
         };
         let doors = Arc::new(Doors {
             keys: Keys::of(&config),
+            guesses: Guesses::default(),
+            bodies: Bodies::new(config.bodies_max),
             newcomers: Strangers::default(),
             speakers: Strangers::default(),
             connected: Connected::new(connections_max, per_address),
@@ -96,6 +102,10 @@ impl Gateway {
 
     fn keys(&self) -> &Keys {
         &self.doors.keys
+    }
+
+    fn bodies(&self) -> &Bodies {
+        &self.doors.bodies
     }
 
     fn shares(&self) -> &Shares {
@@ -114,6 +124,8 @@ impl Gateway {
     fn note_bounds(&self) {
         let (connections, most) = self.connected().count();
         metrics::bound("connections", connections as u64, most as u64);
+        let (bytes, most) = self.bodies().count();
+        metrics::bound("body_bytes", bytes, most);
     }
 }
 
@@ -128,6 +140,7 @@ pub fn router(gateway: Gateway) -> Router {
         )
         .merge(operator_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::operator)))
         .merge(worker_routes(&gateway))
+        .merge(metrics_route().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::metrics)))
         .merge(open_routes())
         .split_for_parts();
     let document = document::finished(&document);
@@ -181,12 +194,14 @@ fn worker_routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(messages.route_layer(middleware::from_fn_with_state(gateway.clone(), auth::speaker)))
 }
 
-/// For everybody; metrics look for themselves.
+/// For an operator's token, or for this machine.
+fn metrics_route() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new().routes(routes!(health::metrics))
+}
+
+/// For everybody.
 fn open_routes() -> OpenApiRouter<Gateway> {
-    OpenApiRouter::new()
-        .routes(routes!(health::livez))
-        .routes(routes!(health::readyz))
-        .routes(routes!(health::metrics))
+    OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz))
 }
 
 fn panicked(payload: Box<dyn std::any::Any + Send>) -> axum::response::Response {

@@ -192,6 +192,18 @@ impl Problem {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
+    /// 429: as many refusals of this address are under way as may be.
+    pub fn too_many_failures(seconds: u64) -> Problem {
+        let detail = "Too many requests from this address showed a token that nobody knows.";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).after(seconds)
+    }
+
+    /// 503: this replica holds as many bytes of requests as it may.
+    pub fn bodies_full() -> Problem {
+        let detail = "This replica is reading as much as it may just now.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "bodies_full", detail).after(2)
+    }
+
     /// 503: this replica serves as many streams as it may.
     pub fn too_many_streams() -> Problem {
         let detail = "This replica serves as many event streams as it may.";

@@ -6,22 +6,19 @@
 use std::{str::FromStr, time::Duration};
 
 use axum::{
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request},
     http::{HeaderMap, header, request::Parts},
 };
-use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 
-use super::{Gateway, problem::Problem};
+use super::{Gateway, bodies::Held, problem::Problem};
 use crate::{
     event::{NESTING_MAX, is_too_deep},
     id::NotAnId,
     stream::render,
 };
 
-/// The longest that a client may take to send a body.
-const BODY_WITHIN: Duration = Duration::from_secs(30);
 /// The longest that a client may ask to wait, in seconds.
 pub const WAIT_MAX_S: u64 = 60;
 /// Items of a list, where the client does not say how many.
@@ -36,8 +33,7 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Strict<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
-        let JsonText(bytes) = JsonText::from_request(request, gateway).await?;
-        parse(&bytes).map(Strict)
+        Kept::from_request(request, gateway).await.map(|Kept(value, _)| Strict(value))
     }
 }
 
@@ -49,9 +45,20 @@ impl FromRequest<Gateway> for JsonText {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
-        let is_json = is_json(request.headers());
-        let bytes = whole_body(request, gateway).await?;
-        if is_json { Ok(JsonText(bytes)) } else { Err(Problem::not_json()) }
+        json_text(request, gateway).await.map(|(bytes, _held)| JsonText(bytes))
+    }
+}
+
+/// The same as [`Strict`] with the room that it took, for a value that is kept longer than it takes to read it.
+#[derive(Debug)]
+pub struct Kept<T>(pub T, pub Held);
+
+impl<T: DeserializeOwned> FromRequest<Gateway> for Kept<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
+        let (bytes, held) = json_text(request, gateway).await?;
+        parse(&bytes).map(|value| Kept(value, held))
     }
 }
 
@@ -64,7 +71,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Gateway> for Maybe<T> {
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
         let is_json = is_json(request.headers());
-        let bytes = whole_body(request, gateway).await?;
+        let (bytes, _held) = whole_body(request, gateway).await?;
         if bytes.is_empty() {
             return Ok(Maybe(T::default()));
         }
@@ -86,32 +93,14 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-async fn whole_body(request: Request, gateway: &Gateway) -> Result<Bytes, Problem> {
-    body_within(request, gateway.config.body_max.0).await
+async fn json_text(request: Request, gateway: &Gateway) -> Result<(Bytes, Held), Problem> {
+    let is_json = is_json(request.headers());
+    let (bytes, held) = whole_body(request, gateway).await?;
+    if is_json { Ok((bytes, held)) } else { Err(Problem::not_json()) }
 }
 
-/// A whole body of so many bytes at most.
-pub async fn body_within(request: Request, limit: u64) -> Result<Bytes, Problem> {
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
-        return Err(Problem::too_large(limit));
-    }
-    tokio::time::timeout(BODY_WITHIN, collect(request.into_body(), limit))
-        .await
-        .unwrap_or_else(|_| Err(Problem::body_timeout()))
-}
-
-async fn collect(body: Body, limit: u64) -> Result<Bytes, Problem> {
-    let mut chunks = body.into_data_stream();
-    let mut whole = Vec::new();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| Problem::malformed("The body broke off."))?;
-        if (whole.len() + chunk.len()) as u64 > limit {
-            return Err(Problem::too_large(limit));
-        }
-        whole.extend_from_slice(&chunk);
-    }
-    Ok(whole.into())
+async fn whole_body(request: Request, gateway: &Gateway) -> Result<(Bytes, Held), Problem> {
+    gateway.bodies().read(request, gateway.config.body_max.0).await
 }
 
 /// What JSON text says, without anything that is not asked for.

@@ -16,9 +16,12 @@ use utoipa::ToSchema;
 use super::{
     Gateway,
     accept::{CancelOnDrop, Made, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
+    bodies::Held,
     listen::Connection,
     problem::{Problem, ProblemDocument},
-    request::{Id, Maybe, Nothing, Page, Params, Strict, idempotency_key, preferred_wait, wants_events},
+    request::{
+        Id, Kept, Maybe, Nothing, Page, Params, Strict, idempotency_key, preferred_wait, wants_events,
+    },
     shares::{Taken, Who},
     sse::{self, Seat},
 };
@@ -82,14 +85,14 @@ pub async fn create(
     who: Who,
     connection: Connection,
     headers: HeaderMap,
-    Strict(request): Strict<TurnRequest>,
+    Kept(request, held): Kept<TurnRequest>,
 ) -> Result<Response, Problem> {
     let mut delivery = Delivery::of(&gateway, who, &headers, connection, request.stream)?;
     delivery.on_disconnect = request.on_disconnect;
     let is_followed = delivery.seat.is_some();
     let order = request.into_order(who, idempotency_key(&headers)?, is_followed, traceparent(&headers))?;
     gateway.shares().rows(who, 1 + u32::from(order.conversation.is_none()))?;
-    let made = accept(&gateway, order).await?;
+    let made = accept(&gateway, order, held).await?;
     deliver(&gateway, made, delivery).await
 }
 
@@ -146,7 +149,7 @@ pub async fn retry(
         is_followed: delivery.seat.is_some(),
         traceparent: traceparent(&headers),
     };
-    let made = accept(&gateway, order).await?;
+    let made = accept(&gateway, order, Held::default()).await?;
     deliver(&gateway, made, delivery).await
 }
 

@@ -174,7 +174,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 40] = [
+const KEYS: [Key; 41] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -186,6 +186,7 @@ const KEYS: [Key; 40] = [
     key("insecure", Shape::Flag),
     key("dev", Shape::Flag),
     key("body_max", Shape::Text),
+    key("bodies_max", Shape::Text),
     key("queue_max", Shape::Number),
     key("conversation_depth_max", Shape::Number),
     key("turns_max", Shape::Number),

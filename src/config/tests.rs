@@ -33,6 +33,7 @@ fn full() -> Config {
         insecure: true,
         dev: true,
         body_max: Size(1537),
+        bodies_max: Size::mib(3),
         queue_max: 1,
         conversation_depth_max: 2,
         turns_max: 3,
@@ -161,7 +162,22 @@ fn a_door_beyond_loopback_needs_tokens() {
     assert!(!refused(base.clone()));
     assert!(refused(Config { listen, ..base.clone() }));
     assert!(!refused(Config { listen, insecure: true, ..base.clone() }));
-    assert!(!refused(Config { listen, client_tokens: vec!["t".to_owned()], ..base.clone() }));
+    let tokens = |length| vec!["t".repeat(length)];
+    assert!(!refused(Config { listen, client_tokens: tokens(16), ..base.clone() }));
+    for config in [
+        Config { client_tokens: tokens(15), ..base.clone() },
+        Config { operator_tokens: tokens(1), client_tokens: tokens(16), ..base.clone() },
+        Config { worker_tokens: tokens(3), client_tokens: tokens(16), ..base.clone() },
+    ] {
+        assert!(!refused(config.clone()), "only this machine can guess");
+        let said = Config { listen, insecure: true, ..config }.validate().unwrap_err().to_string();
+        assert!(
+            said.contains("_tokens has a token of less than 16 characters") && !said.contains("tt"),
+            "{said}"
+        );
+    }
+    assert!(refused(Config { bodies_max: Size::mib(1), ..base.clone() }), "a worker's batch has no room");
+    assert!(refused(Config { body_max: Size::mib(65), ..base.clone() }));
     assert!(refused(Config { listen, dev: true, insecure: true, ..base.clone() }));
     let alone = Config { operator_tokens: vec!["o".repeat(16)], ..base.clone() };
     let said = alone.validate().unwrap_err().to_string();

@@ -31,7 +31,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-pub const OPERATOR: &str = "operator-token";
+pub const OPERATOR: &str = "operator-token-of-a-test";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The server that tests share while any of them runs; each has a database of its own.

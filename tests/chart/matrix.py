@@ -44,7 +44,7 @@ FEATURES = {
                                                        "authenticationRef": "mine"}}},
     "settings": {"settings": {"turns_max": 8, "workers_max": 12, "worker_file_max": "1GiB", "queue_max": 10_000_000, "conversation_depth_max": 5, "pool_max": 4,
                               "streams_max": 100, "connections_max": 200,
-                              "connections_per_address_max": 50, "body_max": "512KiB", "doorbell": "off", "retain": "7d",
+                              "connections_per_address_max": 50, "body_max": "512KiB", "bodies_max": "8MiB", "doorbell": "off", "retain": "7d",
                               "keep_alive": "5s", "postgres_away_max": "1m", "log": "lastword=debug,info",
                               "log_format": "text", "otlp_endpoint": "http://collector.monitoring:4318"}},
     "settings left to the program": {"settings": {"retain": None, "turns_max": None}},

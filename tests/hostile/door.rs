@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::support::{Cluster, PATIENCE, Plan, eventually};
@@ -19,7 +19,7 @@ const WORKERS: &str = "worker-token-of-a-test";
 const ANNOUNCED: usize = 2 * 1024 * 1024;
 const ANNOUNCED_BY_CLIENT: usize = 1024 * 1024;
 /// An answer that waits for the body would take longer.
-const AT_ONCE: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Replicas whose every route needs a token.
 async fn closed(replicas: usize) -> Cluster {
@@ -149,6 +149,22 @@ async fn operator_tokens_alone_are_refused_at_the_start() {
     assert!(said.contains("--insecure"), "it names the remedy: {said}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn short_tokens_are_refused_beyond_loopback() {
+    let cluster = open().await;
+    for (variable, key) in [
+        ("LASTWORD_CLIENT_TOKENS", "client_tokens"),
+        ("LASTWORD_OPERATOR_TOKENS", "operator_tokens"),
+        ("LASTWORD_WORKER_TOKENS", "worker_tokens"),
+    ] {
+        let long = ["LASTWORD_CLIENT_TOKENS", "LASTWORD_OPERATOR_TOKENS"].map(|name| (name, CLIENT));
+        let env = [long[0], long[1], ("LASTWORD_LISTEN", "0.0.0.0:0"), (variable, "sesame-of-x")];
+        let said = refusal(&cluster, &env).await;
+        assert!(said.contains(&format!("{key} has a token of less than 16 characters")), "{said}");
+        assert!(!said.contains("sesame"), "it is shown: {said}");
+    }
+}
+
 /// What `serve` says that does not start as it is told.
 async fn refusal(cluster: &Cluster, env: &[(&str, &str)]) -> String {
     let mut serve = cluster.command("serve");
@@ -172,22 +188,28 @@ async fn nothing_of_a_body_is_read_before_the_token_is_known() {
         Some(&token::mint(Purpose::Turn)),
         Some(&token::digits(&[7; 32])),
     ];
-    for (method, path) in routes(&cluster, &["post", "put", "patch", "delete"]).await {
-        let path = if path.ends_with("/messages") { format!("{path}?epoch=1&n=1") } else { path };
-        for token in tokens {
-            let mut stream = announce(&cluster, &method, &path, token).await;
-            assert_eq!(status(&mut stream).await, 401, "{method} {path} with {token:?}");
-        }
+    let asked = routes(&cluster, &["post", "put", "patch", "delete"]).await;
+    let asked = asked.iter().map(async |(method, path)| {
+        let path = if path.ends_with("/messages") { format!("{path}?epoch=1&n=1") } else { path.clone() };
+        let refused = tokens.map(async |token| {
+            let mut stream = announce(&cluster, method, &path, token).await;
+            let status = status(&mut stream).await;
+            // Made-up ones in such a number are guesses.
+            let is_refused = status == 401 || (token.is_some() && status == 429);
+            assert!(is_refused, "{status}: {method} {path} with {token:?}");
+        });
+        futures_util::future::join_all(refused).await;
         // Whoever has one is waited for.
-        let mut stream = announce(&cluster, &method, &path, Some(CLIENT)).await;
+        let mut stream = announce(&cluster, method, &path, Some(CLIENT)).await;
         let is_client = ["/v1/turns", "/v1/conversations"].iter().any(|route| path.starts_with(route));
         if is_client && method != "DELETE" {
             let early = timeout(Duration::from_millis(50), stream.read(&mut [0; 1])).await;
             assert!(early.is_err(), "{method} {path}: {early:?}");
         } else {
-            assert!([401, 403].contains(&status(&mut stream).await), "{method} {path}");
+            assert!([401, 403, 429].contains(&status(&mut stream).await), "{method} {path}");
         }
-    }
+    });
+    futures_util::future::join_all(asked).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,7 +264,7 @@ async fn a_flood_of_made_up_tokens_keeps_no_worker_out() {
         for _ in 0..5 {
             // Made at this moment, by whoever has the database: no replica has heard of it.
             let token = grant(&cluster, "far").await;
-            let began = tokio::time::Instant::now();
+            let began = Instant::now();
             let (status, answer) = call(&cluster, 0, "register", &token, json!({"agent": "far"})).await;
             assert_eq!(status, StatusCode::OK, "{answer}");
             assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
@@ -264,4 +286,103 @@ async fn grant(cluster: &Cluster, agent: &str) -> String {
         .await
         .unwrap();
     token
+}
+
+/// What `/metrics` says of a name and its labels.
+async fn metric(cluster: &Cluster, name: &str) -> f64 {
+    let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let page = http.get(format!("{}/metrics", cluster.url(0))).send().await.unwrap().text().await.unwrap();
+    let line = page.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0");
+    line.trim().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guessing_is_slow_and_noted_and_a_good_token_is_never_slowed() {
+    let cluster = closed(1).await;
+    let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let ask = async |token: &str| {
+        let began = Instant::now();
+        let asked = http.get(format!("{}/v1/turns", cluster.url(0))).bearer_auth(token);
+        let answer = asked.send().await.unwrap();
+        let after = answer.headers().get("retry-after").is_some();
+        (answer.status().as_u16(), after, began.elapsed())
+    };
+    // One after the other: each takes longer than the one before.
+    let mut slowest = Duration::ZERO;
+    for n in 0..15 {
+        let (status, _, took) = ask(&format!("guess-{n}")).await;
+        assert_eq!(status, 401);
+        slowest = slowest.max(took);
+    }
+    assert!(slowest >= Duration::from_millis(800), "{slowest:?}");
+    // Many side by side: some are not even kept waiting.
+    let guesses = (0..40).map(async |n| ask(&format!("another-{n}")).await);
+    let good = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        ask(CLIENT).await
+    };
+    let (guesses, (status, _, took)) = tokio::join!(futures_util::future::join_all(guesses), good);
+    assert!(status == 200 && took < Duration::from_secs(2), "{status} after {took:?}");
+    assert!(
+        guesses.iter().all(|&(status, after, _)| status == 401 || (status == 429 && after)),
+        "{guesses:?}"
+    );
+    assert!(guesses.iter().any(|&(status, ..)| status == 429), "{guesses:?}");
+    assert!(metric(&cluster, "lastword_auth_failures_total").await >= 55.0);
+    // The line comes with the minute, or with the drain.
+    cluster.terminate(0);
+    assert!(cluster.wait_exit(0).await.success());
+    let log = cluster.log(0);
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("nobody knows")).collect();
+    assert!(
+        matches!(lines[..], [line] if line.contains("failures=55") && line.contains("127.0.0.1")),
+        "{lines:?}"
+    );
+    assert!(!log.contains("another-"), "a token is in the log");
+}
+
+/// A body that is half sent, and stands still there.
+async fn half_sent(cluster: &Cluster, bytes: usize) -> TcpStream {
+    let mut stream = announce(cluster, "POST", "/v1/turns", Some(CLIENT)).await;
+    // What the replica does not read any more stands in nobody's way.
+    let _ = timeout(Duration::from_secs(2), stream.write_all(&vec![b' '; bytes])).await;
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_sent_bodies_are_bounded_and_keep_nobody_waiting() {
+    let cluster = Cluster::with(Plan {
+        replicas: 1,
+        env: [("LASTWORD_DEV", "0"), ("LASTWORD_CLIENT_TOKENS", CLIENT), ("LASTWORD_BODIES_MAX", "4MiB")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec(),
+        ..Plan::default()
+    })
+    .await;
+    cluster.demo_agent("demo", json!({})).await;
+    let mut attack = futures_util::future::join_all((0..40).map(|_| half_sent(&cluster, 700 * 1024))).await;
+    let max = metric(&cluster, r#"lastword_bound_max{bound="body_bytes"}"#).await;
+    assert_eq!(max, 4.0 * 1024.0 * 1024.0);
+    let used = metric(&cluster, r#"lastword_bound_used{bound="body_bytes"}"#).await;
+    assert!(used <= max, "{used} of {max}");
+    // Of forty bodies four have room. What is small is served beside them; what is large is, or is told to
+    // come back.
+    let turn = cluster.post(0, "demo", "hello").await;
+    assert_eq!(cluster.watch(0, &turn).await.last().unwrap().kind, "completed");
+    let large = json!({"agent": "demo", "input": "x".repeat(900 * 1024)});
+    let (at_first, answer) = cluster.ask(0, reqwest::Method::POST, "/v1/turns", Some(large.clone())).await;
+    let is_refused = at_first == StatusCode::SERVICE_UNAVAILABLE
+        && answer["code"] == "bodies_full"
+        && answer["retry_after_s"].as_u64().unwrap() > 0;
+    assert!(at_first == StatusCode::ACCEPTED || is_refused, "{at_first}: {answer}");
+    // Those that stand still are given up, each after ten seconds, and then there is room.
+    let mut answers = Vec::new();
+    for stream in &mut attack {
+        answers.push(status(stream).await);
+    }
+    let had_no_room = answers.iter().filter(|&&status| status == 503).count();
+    let stood_still = answers.iter().filter(|&&status| status == 408).count();
+    assert!(had_no_room >= 30 && had_no_room + stood_still == 40, "{answers:?}");
+    let (status, answer) = cluster.ask(0, reqwest::Method::POST, "/v1/turns", Some(large)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
 }

@@ -19,8 +19,9 @@ use crate::{
         Gateway,
         auth::{Speaker, may_speak},
         problem::{Problem, ProblemDocument},
-        request::{Id, Params, body_within},
+        request::{Id, Params},
     },
+    config::Config,
     id::TurnId,
     store::{
         desk::{Batch, Delivery, End, Judgement, Line},
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// The largest batch; a message may have half of that.
-const BATCH_BYTES_MAX: u64 = 2 * 1024 * 1024;
+const BATCH_BYTES_MAX: u64 = Config::BATCH_BYTES_MAX;
 /// Messages in one batch.
 const MESSAGES_MAX: usize = 4096;
 const MEDIA_TYPE: &str = "application/x-ndjson";
@@ -75,7 +76,7 @@ pub async fn post(
     let first = params.number("n", 1..=i64::MAX)?.ok_or_else(|| missing("n"))?.unsigned_abs();
     params.end()?;
     may_speak(&gateway, speaker, turn, epoch).await?;
-    let batch = read(request).await?;
+    let batch = read(&gateway, request).await?;
     let mut is_second = false;
     loop {
         let line = match gateway.store.desk().line_or_move(turn, epoch, Proof::Token(hash)).await {
@@ -121,11 +122,12 @@ fn answer(line: &Line, delivery: Delivery) -> Result<Response, Problem> {
     }
 }
 
-async fn read(request: Request) -> Result<Batch, Problem> {
+async fn read(gateway: &Gateway, request: Request) -> Result<Batch, Problem> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let is_ndjson = essence.eq_ignore_ascii_case(MEDIA_TYPE);
-    let body = body_within(request, BATCH_BYTES_MAX).await?;
+    // Its room is free when it is read: how long a turn takes its messages in is not for others to wait for.
+    let (body, _held) = gateway.bodies().read(request, BATCH_BYTES_MAX).await?;
     let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(u8::is_ascii_whitespace));
     let batch: Batch = lines.map(Bytes::copy_from_slice).collect();
     if !batch.is_empty() && !is_ndjson {
