@@ -228,7 +228,8 @@ async fn a_turn_that_nobody_could_start_twice_waits_for_its_third_start() {
     let first = cluster.post(0, "demo", "/slow 600").await;
     let worker = cluster.worker_of(&first).await;
     let second = cluster.post_in(0, &first.conversation, "demo", "hello").await;
-    let mut database = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let url = cluster.postgres().url();
+    let mut database = PgConnection::connect(&url).await.unwrap();
     let id: Uuid = second.id.trim_start_matches("turn_").parse().unwrap();
     let done = sqlx::query("update inflight set epoch = 2 where turn_id = $1 and phase = 'queued'").bind(id);
     assert_eq!(done.execute(&mut database).await.unwrap().rows_affected(), 1);
