@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
-    time::{interval, timeout},
+    time::{Instant, interval, timeout},
 };
 
 use crate::{
@@ -92,7 +92,9 @@ async fn a_page_that_is_read_too_slowly_ends_with_its_connection() {
     let turn = long_turn(&scene, 300_000).await;
     let (status, mut wire) = ask_and_read_the_status(&scene, &format!("/v1/turns/{turn}")).await;
     assert_eq!(status, 200);
-    // Ten seconds, and one for each 32 KiB: at this pace it would take half a minute more.
+    // Ten seconds, and one for each 32 KiB: at this pace it would take half a minute more. The system itself gives up
+    // on such a reader too, after thirty seconds in which nothing was acknowledged.
+    let asked_at = Instant::now();
     let mut pace = interval(Duration::from_millis(250));
     let (mut piece, mut read) = ([0; 1536], 0);
     let end = loop {
@@ -105,5 +107,6 @@ async fn a_page_that_is_read_too_slowly_ends_with_its_connection() {
     };
     assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
     assert!(read < 300_000, "{read}");
+    assert!(asked_at.elapsed() < Duration::from_secs(28), "{:?}", asked_at.elapsed());
     assert_eq!(scene.used("unread_bytes").await, 0);
 }
