@@ -79,6 +79,8 @@ pub struct Registered {
     memory_bytes: u64,
     /// Processes, its own included.
     processes: u32,
+    /// Whether a beat may say `waited_ms`.
+    hears_waits: bool,
 }
 
 /// Lets a worker call this replica. One that comes from another brings its `worker_id` along.
@@ -137,6 +139,7 @@ pub async fn register(
         startup_ms: spec.timeouts.startup.millis(),
         memory_bytes: spec.limits.memory.0,
         processes: spec.limits.processes,
+        hears_waits: true,
         agent: agent.name,
     }))
 }

@@ -18,6 +18,7 @@ mod outbox;
 mod shared;
 mod turn;
 mod turns;
+mod waits;
 mod words;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -142,12 +143,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(workers_max >= args.concurrency, "--workers-max is below --concurrency");
     let data_dir = absolute(&args.data_dir)?;
     let user = args.worker_user.as_deref().map(|text| settle_user(text, &data_dir)).transpose()?;
-    let program = Program { command: args.command.clone(), env: passed_on(), data_dir, user };
+    let concurrency = args.concurrency as usize;
+    let program = Program { command: args.command.clone(), env: passed_on(), data_dir, user, concurrency };
     let shop = Shop {
         link: Arc::new(Link::new(&args.urls, identity)?),
         turns: Arc::default(),
         crew: Crew::new(program, supervisor.clone(), leaving.clone(), workers_max),
-        concurrency: args.concurrency as usize,
+        concurrency,
         idle_max: args.exit_when_idle.map(|span| span.0),
         retire_at: args.retire_after.map(|span| Instant::now() + span.0),
         leaving,

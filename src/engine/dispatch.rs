@@ -7,7 +7,10 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, remote};
+use super::{
+    Engine,
+    remote::{self, Reach},
+};
 use crate::{
     id::TurnId,
     store::{StoreError, inflight::Held, queue::first},
@@ -28,12 +31,13 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
     let (mut search, mut looked_at) = (Search::default(), Instant::now());
     loop {
         let wake = engine.store.wake();
-        tokio::select! {
+        let is_due = tokio::select! {
             () = until.cancelled() => return,
-            () = wake.queue() => {}
-            () = sleep_until(search.again_at.unwrap_or_else(Instant::now)), if search.again_at.is_some() => {}
-            () = wake.look_due(looked_at) => {}
-        }
+            () = wake.queue() => false,
+            () = sleep_until(search.again_at.unwrap_or_else(Instant::now)), if search.again_at.is_some() => true,
+            () = wake.look_due(looked_at) => true,
+        };
+        let call = wake.queue_call();
         // However many rings there are: each says of its own turns only.
         if looked_at.elapsed() >= wake.look_every() {
             looked_at = Instant::now();
@@ -43,7 +47,8 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
         if let Err(why) = claim(&engine, &mut search, &until).await {
             tracing::warn!(%why, "nothing claimed");
         }
-        match remote::claim(&engine).await {
+        let reach = if is_due || call.is_for_queue { Reach::All } else { Reach::Kept(call.kept) };
+        match remote::claim(&engine, &reach).await {
             Ok(false) => {}
             // Somebody else's conversation: it may come to it.
             Ok(true) => search.look_again(Instant::now()),

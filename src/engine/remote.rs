@@ -18,6 +18,7 @@ use crate::{
     store::{
         StoreError,
         desk::{Caller, TICK, Wish},
+        queue::END,
         remote_turns::{Bid, Head},
     },
     worker::{host::Host, remote::Call},
@@ -25,32 +26,52 @@ use crate::{
 
 /// Claims in one statement.
 const CLAIMS_MAX: usize = 64;
-/// Turns that are moved here at a time: a replica's death moves all that it held, and the database does them
-/// side by side.
-const MOVES_MAX: usize = 8;
+/// Turns that are moved here in one statement: a replica's death moves all that it held.
+const MOVES_MAX: usize = 64;
+/// Such statements at a time: the database does them side by side, and the logs of one's turns are read meanwhile.
+const MOVING_MAX: usize = 4;
 /// How long whoever served a conversation last is waited for.
 const HEAD_START_MS: i64 = 50;
 
 /// Which turn goes to which worker.
 type Match = (TurnId, Arc<Caller>);
 
+/// For whom turns are looked for.
+#[derive(Debug)]
+pub(super) enum Reach {
+    /// For every worker that waits.
+    All,
+    /// For the workers of these conversations, whose turns are kept for them.
+    Kept(HashSet<ConversationId>),
+}
+
+impl Reach {
+    fn is_for(&self, caller: &Caller) -> bool {
+        match self {
+            Reach::All => true,
+            Reach::Kept(kept) => caller.worker().conversation.is_some_and(|bound| kept.contains(&bound)),
+        }
+    }
+}
+
 /// Claims turns for workers that wait for some; whether one was left to whoever served its conversation last.
-/// From the queue's front on: the workers that wait are of other agents each time.
-pub(super) async fn claim(engine: &Engine) -> Result<bool, StoreError> {
+/// From the queue's front on: the workers that wait are of other agents each time. For those that are bound to a
+/// conversation it is not looked at.
+pub(super) async fn claim(engine: &Engine, reach: &Reach) -> Result<bool, StoreError> {
     let desk = engine.store.desk();
-    let waiting: Vec<Arc<Caller>> = desk.callers().into_iter().filter(|caller| caller.room() > 0).collect();
+    let is_waiting = |caller: &Arc<Caller>| reach.is_for(caller) && caller.room() > 0;
+    let waiting: Vec<Arc<Caller>> = desk.callers().into_iter().filter(is_waiting).collect();
     if waiting.is_empty() || !desk.is_open() {
         return Ok(false);
     }
-    let mut agents: Vec<String> = waiting.iter().map(|caller| caller.worker().agent.clone()).collect();
-    agents.sort();
-    agents.dedup();
     let bound: Vec<ConversationId> =
         waiting.iter().filter_map(|caller| caller.worker().conversation).collect();
-    let heads = engine
-        .store
-        .remote_heads(&agents, &bound, engine.store.wake().queue_front(), &engine.host.barred())
-        .await?;
+    let unbound = waiting.iter().filter(|caller| caller.worker().conversation.is_none());
+    let mut agents: Vec<String> = unbound.map(|caller| caller.worker().agent.clone()).collect();
+    agents.sort();
+    agents.dedup();
+    let from = if agents.is_empty() { END } else { engine.store.wake().queue_front() };
+    let heads = engine.store.remote_heads(&agents, &bound, from, &engine.host.barred()).await?;
     let is_left = heads.iter().any(|head| !head.has_waited());
     let matches = matches(&heads, &waiting);
     if matches.is_empty() {
@@ -125,8 +146,8 @@ fn matches(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<Match> {
     matches
 }
 
-/// Moves turns here that workers ask for, until cancelled. Of one turn one after another: two wishes for it
-/// are one move.
+/// Moves turns here that workers ask for, until cancelled: those of one moment together. Of one turn one after
+/// another: two wishes for it are one move.
 pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
     let adopting = async {
         let mut waiting: VecDeque<Wish> = VecDeque::new();
@@ -134,30 +155,47 @@ pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
         let mut moves = FuturesUnordered::new();
         loop {
             tokio::select! {
-                wish = engine.store.desk().wish(), if waiting.len() < MOVES_MAX => match wish {
-                    Some(wish) => waiting.push_back(wish),
-                    None => return,
-                },
-                Some(turn) = moves.next() => {
-                    moving.remove(&turn);
+                wishes = engine.store.desk().next_wishes(MOVES_MAX), if waiting.len() < MOVES_MAX => {
+                    if wishes.is_empty() {
+                        return;
+                    }
+                    waiting.extend(wishes);
+                }
+                Some(moved) = moves.next() => {
+                    for turn in moved {
+                        moving.remove(&turn);
+                    }
                 }
             }
-            while moves.len() < MOVES_MAX {
-                let Some(i) = waiting.iter().position(|wish| !moving.contains(&wish.turn)) else { break };
-                let Some(wish) = waiting.remove(i) else { break };
-                moving.insert(wish.turn);
-                moves.push(adopt(&engine, wish));
+            while moves.len() < MOVING_MAX {
+                let together = together(&mut waiting, &mut moving);
+                if together.is_empty() {
+                    break;
+                }
+                moves.push(adopt(&engine, together));
             }
         }
     };
     until.run_until_cancelled(adopting).await;
 }
 
-async fn adopt(engine: &Engine, wish: Wish) -> TurnId {
-    let turn = wish.turn;
-    let judgement = engine.host.adopt(&wish).await;
-    wish.answer(judgement);
-    turn
+/// The first that wait and can be moved now, in one statement.
+fn together(waiting: &mut VecDeque<Wish>, moving: &mut HashSet<TurnId>) -> Vec<Wish> {
+    let mut together = Vec::new();
+    for wish in std::mem::take(waiting) {
+        if together.len() < MOVES_MAX && moving.insert(wish.turn) {
+            together.push(wish);
+        } else {
+            waiting.push_back(wish);
+        }
+    }
+    together
+}
+
+async fn adopt(engine: &Engine, wishes: Vec<Wish>) -> Vec<TurnId> {
+    let turns = wishes.iter().map(|wish| wish.turn).collect();
+    engine.host.adopt(wishes).await;
+    turns
 }
 
 /// Says whether this replica takes on turns, and forgets workers that are not heard, until cancelled.

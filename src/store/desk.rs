@@ -244,15 +244,23 @@ impl Desk {
             return Judgement::Elsewhere;
         }
         let (answer, judgement) = oneshot::channel();
-        if self.wishes.try_send(Wish { turn, epoch, proof, answer }).is_err() {
+        let wish = Wish { turn, epoch, proof, answer };
+        let is_left = match proof {
+            // A beat wishes for all that its worker has, a few at a time, and comes back late for what it did not get.
+            Proof::Worker(_) => self.wishes.send(wish).await.is_ok(),
+            Proof::Token(_) => self.wishes.try_send(wish).is_ok(),
+        };
+        if !is_left {
             return Judgement::Elsewhere;
         }
         judgement.await.unwrap_or(Judgement::Elsewhere)
     }
 
-    /// The next wish. Cancel-safe.
-    pub async fn wish(&self) -> Option<Wish> {
-        self.inbox.lock().await.recv().await
+    /// The next wishes, so many at most; none when there will be no more. Cancel-safe.
+    pub async fn next_wishes(&self, most: usize) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        self.inbox.lock().await.recv_many(&mut wishes, most).await;
+        wishes
     }
 
     /// Tells the worker of a line that there is something new for it.

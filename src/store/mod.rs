@@ -5,10 +5,14 @@
 //! call here is one statement or one SQL function, so a process that freezes in the middle hides
 //! nothing from the others for longer than its statement takes.
 //!
+//! One order of locks: rows of one kind by their ids; keys, then in-flight rows, then conversations
+//! (`docs/PROTOCOL.md`).
+//!
 //! Every statement has a deadline. One that fails or is given up on may or may not have been
 //! committed; callers that repeat do so with the identical statement, which is harmless.
 
 pub mod accept;
+pub mod adoption;
 pub mod agents;
 pub mod assignment;
 pub mod beat;

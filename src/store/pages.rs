@@ -29,6 +29,8 @@ impl Anchor {
 
 /// The data in one page of a reader that reads by itself, in bytes.
 const PAGE_BYTES: i64 = 1024 * 1024;
+/// What is read of each of many logs together.
+const BEGINNING: Room = Room { rows: 64, bytes: 64 * 1024 };
 
 impl Store {
     /// Events of a turn after `cursor` (-1 for all), in order: at most `limit` of them, and about
@@ -48,6 +50,16 @@ impl Store {
         let room = Room { rows: limit, bytes: PAGE_BYTES };
         let mut pages = self.read_many(&[Want { turn, cursor }], room).await?;
         pages.pop().unwrap_or_else(|| Ok(Page::default()))
+    }
+
+    /// The first events of each of these logs, in their order: all of most, and little of those that are long.
+    pub async fn read_beginnings(
+        &self,
+        turns: &[TurnId],
+    ) -> Result<Vec<Result<Vec<SharedEvent>, StoreError>>, StoreError> {
+        let wants: Vec<Want> = turns.iter().map(|&turn| Want { turn, cursor: -1 }).collect();
+        let pages = self.read_many(&wants, BEGINNING).await?;
+        Ok(pages.into_iter().map(|page| page.map(|page| page.events)).collect())
     }
 
     /// A page for each of them, in their order, in one snapshot. A log that cannot be read is the

@@ -5,18 +5,26 @@
 //! at the front as it was found last. Whoever makes a turn claimable that was not in the queue names it; and every
 //! few seconds each replica surveys the queue (`Store::outlook`), and finds what nobody has named (I13).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{Store, StoreError, wake::Wake};
-use crate::{id::TurnId, principal::Principal};
+use crate::{
+    id::{ConversationId, TurnId},
+    principal::Principal,
+};
 
 /// Which part of what is free in the queue all replicas together may fill before they count again.
 const UNCOUNTED_PART: u64 = 8;
 /// Before every turn.
 pub const FRONT: TurnId = TurnId(Uuid::nil());
+/// After every turn.
+pub const END: TurnId = TurnId(Uuid::max());
 
 /// See the module.
 #[derive(Debug)]
@@ -35,6 +43,17 @@ struct Hints {
     /// How many were queued when they were counted last; and how many this replica has queued since.
     counted: u64,
     queued_since: u64,
+    /// Why dispatch is to look.
+    call: Call,
+}
+
+/// Why dispatch is to look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// At the queue: there is something new, a place is free, or a worker waits.
+    pub is_for_queue: bool,
+    /// For workers of these conversations, whose turns are kept for them.
+    pub kept: HashSet<ConversationId>,
 }
 
 impl Default for Queue {
@@ -47,6 +66,7 @@ impl Default for Queue {
                 named_since_survey: None,
                 counted: u64::MAX,
                 queued_since: 0,
+                call: Call::default(),
             }),
         }
     }
@@ -64,6 +84,7 @@ impl Queue {
             hints.front = hints.front.min(turn);
             hints.named = first(hints.named, Some(turn));
             hints.named_since_survey = first(hints.named_since_survey, Some(turn));
+            hints.call.is_for_queue = true;
         }
         self.look.notify_one();
     }
@@ -73,7 +94,14 @@ impl Queue {
         {
             let mut hints = self.hints();
             hints.named = first(hints.named, Some(hints.front));
+            hints.call.is_for_queue = true;
         }
+        self.look.notify_one();
+    }
+
+    /// Turns of these conversations are kept for their own workers.
+    pub(super) fn kept(&self, conversations: impl IntoIterator<Item = ConversationId>) {
+        self.hints().call.kept.extend(conversations);
         self.look.notify_one();
     }
 
@@ -125,12 +153,25 @@ impl Wake {
 
     /// Only the local dispatch, which knows where it has left off: a slot is free, or a worker waits.
     pub fn look_at_queue(&self) {
+        self.queue.hints().call.is_for_queue = true;
         self.queue.look.notify_one();
+    }
+
+    /// This turn is held for the worker of its conversation, which calls one replica or another: has that one look for
+    /// it, and nobody at the queue.
+    pub fn turn_is_kept(&self, turn: TurnId, conversation: ConversationId) {
+        self.queue.kept([conversation]);
+        self.ring(|ring| ring.kept.extend([(turn.0, conversation.0)]));
     }
 
     /// Until there may be something to claim.
     pub async fn queue(&self) {
         self.queue.look.notified().await;
+    }
+
+    /// Why dispatch was called since this was asked last.
+    pub fn queue_call(&self) -> Call {
+        std::mem::take(&mut self.queue.hints().call)
     }
 
     /// From which turn on the queue may hold what it did not when this was asked last; `None`: nothing new.
@@ -223,6 +264,18 @@ mod tests {
         wake.queue_grew(turn(5));
         wake.queue_grew(turn(6));
         assert_eq!([wake.queue_news(), wake.queue_news()], [Some(turn(5)), None]);
+    }
+
+    #[test]
+    fn a_turn_that_is_kept_for_its_worker_is_no_reason_to_look_at_the_queue() {
+        let (wake, conversation) = (wake(), ConversationId(Uuid::from_u128(1)));
+        wake.turn_is_kept(turn(7), conversation);
+        assert_eq!(wake.queue_call(), Call { is_for_queue: false, kept: [conversation].into() });
+        assert_eq!((wake.queue_news(), front(&wake), wake.queue_call()), (None, FRONT, Call::default()));
+        wake.look_at_queue();
+        assert!(wake.queue_call().is_for_queue);
+        wake.queue_moved();
+        assert!(wake.queue_call().is_for_queue);
     }
 
     #[test]

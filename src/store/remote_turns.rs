@@ -1,12 +1,10 @@
-//! Turns of remote workers: which wait, their claims, and the move of a hold.
+//! Turns of remote workers: which wait, their claims, and what became of a hold that moved.
 //!
-//! Keeps I5 and I10 where a turn changes its holder without changing its epoch: the move is decided and
-//! committed behind the in-flight row's lock (`lw_remote_adopt_v1`), and what the new holder goes on from is
-//! read behind it. `docs/decisions/0016` tells why.
+//! Keeps I10: a claim comes with the hash of its turn's token, so that only whoever was offered the turn can take
+//! it. How a hold moves is in [`super::adoption`]; `docs/decisions/0016` tells why.
 
 use std::collections::HashSet;
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
@@ -61,43 +59,10 @@ pub enum Proof {
     Token([u8; 32]),
 }
 
-/// What became of a wish to move a turn here.
-#[derive(Debug, Clone)]
-pub enum Adoption {
-    /// It is held here now.
-    Adopted(Box<Adopted>),
-    /// No such turn was offered to whoever asks.
-    Unknown,
-    /// It has had its last word.
-    Ended,
-    /// Another attempt has it, or it waits for one.
-    Stale,
-    /// This replica takes on nothing.
-    Elsewhere,
-}
-
-/// A turn whose hold was moved here.
-#[derive(Debug, Clone)]
-pub struct Adopted {
-    /// As a claim would tell it; `last_seq` is the newest event's.
-    pub claim: Claim,
-    /// Its worker.
-    pub worker: WorkerId,
-    /// SHA-256 of its token.
-    pub token_hash: [u8; 32],
-    /// Whether its worker has taken it.
-    pub is_running: bool,
-    /// Milliseconds until the clock that runs.
-    pub left_ms: i64,
-    /// When its worker took it.
-    pub started_at: Option<DateTime<Utc>>,
-    /// Who asked for its cancel: its worker may know by now.
-    pub cancelled_by: Option<String>,
-}
-
 impl Store {
-    /// Turns that workers of these agents could have, from this one on, the oldest first, 512 at most; and those of
-    /// these conversations that wait for a worker of their own. The turns of `barred` are passed over.
+    /// Turns that workers of any conversation could have, those of these agents, from this one on, the oldest first, 512
+    /// at most; and those that workers of these conversations could have, wherever they are in the queue. The
+    /// turns of `barred` are passed over.
     pub async fn remote_heads(
         &self,
         agents: &[String],
@@ -119,18 +84,26 @@ impl Store {
                       where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
                         and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                         and (i.agent || '@' || i.agent_revision) <> all ($6)
+                        and i.conversation_id <> all ($3)
                         and not exists (
                           select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
                       order by i.turn_id
                       limit 512)
                     union all
-                    (select i.turn_id, i.agent, i.conversation_id, v.holder, 0, true,
-                            i.agent_revision
-                       from inflight i join conversations v on v.id = i.conversation_id
-                      where i.conversation_id = any ($3) and i.phase = 'starting' and i.runtime <> 'process'
-                        and not exists (
-                          select from remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch)
-                      limit 512)
+                    -- By their conversations, each the first of its line.
+                    (select i.turn_id, i.agent, i.conversation_id, v.holder,
+                            case i.phase when 'queued'
+                              then (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
+                              else 0 end, i.phase <> 'queued', i.agent_revision
+                       from unnest($3::uuid[]) w (id)
+                      cross join lateral (
+                        select * from inflight i where i.conversation_id = w.id order by i.ordinal limit 1) i
+                       join conversations v on v.id = i.conversation_id
+                      where (i.phase = 'queued' and i.runtime = any ($1)
+                          and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
+                          and (i.agent || '@' || i.agent_revision) <> all ($6))
+                         or (i.phase = 'starting' and i.runtime <> 'process' and not exists (
+                           select from remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch)))
                     "#,
                     &runtimes,
                     agents,
@@ -233,71 +206,6 @@ impl Store {
         });
         let proofs: HashSet<_> = proofs.collect();
         Ok(asked.iter().filter(|&it| proofs.contains(it)).copied().collect())
-    }
-
-    /// Moves a turn's hold here. Repeating it is harmless.
-    pub async fn adopt(&self, turn: TurnId, epoch: i32, proof: Proof) -> Result<Adoption, StoreError> {
-        let (worker, hash) = match proof {
-            Proof::Worker(worker) => (Some(worker.0), None),
-            Proof::Token(hash) => (None, Some(hash.to_vec())),
-        };
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("adopt", |c| {
-                sqlx::query!(
-                    r#"
-                    select a.o_verdict as "verdict!", a.o_worker, a.o_hash, a.o_conversation, a.o_phase, a.o_last_seq,
-                           a.o_generation, a.o_cap_left_ms, a.o_left_ms, a.o_started_at, a.o_cancelled_by,
-                           t.agent as "agent?", t.agent_revision as "agent_revision?", t.ordinal as "ordinal?",
-                           t.input as "input?", t.traceparent as "traceparent?"
-                      from lw_remote_adopt_v1($1, $2, $3, $4, $5) a left join turns t on t.id = $1
-                    "#,
-                    turn.0,
-                    epoch,
-                    self.replica().0,
-                    worker,
-                    hash,
-                )
-                .fetch_one(c)
-            })
-            .await?;
-        let adopted = match row.verdict.as_str() {
-            "ended" => return Ok(Adoption::Ended),
-            "stale" => return Ok(Adoption::Stale),
-            "elsewhere" => return Ok(Adoption::Elsewhere),
-            "adopted" => (|| {
-                let assignment = Assignment {
-                    agent: row.agent?,
-                    agent_revision: row.agent_revision?,
-                    ordinal: row.ordinal?,
-                    input: row.input?,
-                    traceparent: row.traceparent?,
-                };
-                let worker = WorkerId(row.o_worker?);
-                let is_running = row.o_phase? == "running";
-                let claim = Claim {
-                    turn,
-                    conversation: ConversationId(row.o_conversation?),
-                    epoch,
-                    last_seq: row.o_last_seq?,
-                    generation: row.o_generation?,
-                    cap_left_ms: row.o_cap_left_ms?,
-                    waited_ms: 0,
-                    phase: if is_running { Phase::Running(worker) } else { Phase::Starting },
-                    assignment,
-                };
-                let token_hash = row.o_hash?.try_into().ok()?;
-                let (left_ms, started_at) = (row.o_left_ms?, row.o_started_at);
-                let cancelled_by = row.o_cancelled_by;
-                Some(Adopted { claim, worker, token_hash, is_running, left_ms, started_at, cancelled_by })
-            })(),
-            _ => return Ok(Adoption::Unknown),
-        };
-        let adopted = adopted.ok_or_else(|| StoreError::unreadable("adopt", "a row without its fields"))?;
-        self.witness().saw(turn, epoch, adopted.claim.last_seq);
-        // The former holder looks, and lets go; orders for the turn are read here.
-        self.wake().orders_left();
-        Ok(Adoption::Adopted(Box::new(adopted)))
     }
 
     /// Of these claims, those that this replica holds no more.

@@ -104,27 +104,41 @@ impl Store {
         conversation: Option<ConversationId>,
         why: &Obituary,
     ) -> Result<u64, StoreError> {
+        let (conversation, code) = (conversation.map(|conversation| conversation.0), why.code.as_str());
         let mut lease = self.lease().await?;
-        let done = lease
-            .run("worker_gone", |c| {
+        // A statement each: one for both would read all workers there ever were.
+        let told = match id {
+            Some(id) => lease.run("worker_gone", |c| {
                 sqlx::query!(
                     "
                     update workers
-                       set state = 'ended', ended_at = clock_timestamp(), exit = $3, end_code = $4, end_detail = $5
-                     where runtime = 'remote' and end_code is null
-                       and (id = $1 or ($1::uuid is null and conversation_id = $2 and state <> 'ended'))
+                       set state = 'ended', ended_at = clock_timestamp(), exit = $2, end_code = $3, end_detail = $4
+                     where id = $1 and runtime = 'remote' and end_code is null
                     ",
-                    id.map(|id| id.0),
-                    conversation.map(|conversation| conversation.0),
+                    id.0,
                     why.message,
-                    why.code.as_str(),
+                    code,
                     why.detail,
                 )
                 .execute(c)
-            })
-            .await?;
+            }).await?,
+            None => lease.run("workers_gone", |c| {
+                sqlx::query!(
+                    "
+                    update workers
+                       set state = 'ended', ended_at = clock_timestamp(), exit = $2, end_code = $3, end_detail = $4
+                     where conversation_id = $1 and runtime = 'remote' and state <> 'ended' and end_code is null
+                    ",
+                    conversation,
+                    why.message,
+                    code,
+                    why.detail,
+                )
+                .execute(c)
+            }).await?,
+        };
         self.wake().orders_left();
-        Ok(done.rows_affected())
+        Ok(told.rows_affected())
     }
 
     /// Of these workers, those of which somebody said why they ended.

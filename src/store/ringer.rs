@@ -5,7 +5,10 @@
 //! commits. A ring that meets a broken connection is rung again over a new one: the listener waits for its
 //! own probe, and would take a lost one for its own deafness. Whoever misses a ring looks by itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use sqlx::{ConnectOptions, PgConnection};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +24,8 @@ use crate::telemetry::metrics;
 pub(super) const CHANNEL: &str = "lastword";
 /// Postgres takes payloads below 8,000 bytes.
 const PAYLOAD_MAX: usize = 7900;
+/// Kept turns in one payload.
+const KEPT_MAX: usize = 120;
 const RING_MAX: Duration = Duration::from_secs(2);
 /// From one ring to the next, on average, for each replica that is woken, up to ten: each ring costs every replica
 /// something.
@@ -96,7 +101,9 @@ async fn ring(store: &Store, slot: &mut Option<PgConnection>, pending: &Ring) ->
 }
 
 /// A ring as texts: the sender's mark, flags, then ids of 32 hex digits each, one after another. With the flag `n` the
-/// first is that of the first turn that was queued; all others are of turns with events.
+/// first is that of the first turn that was queued; all others are of turns with events. With the flag `k` they are
+/// turns that are kept for a worker, each before its conversation; a release that does not know this flag heeds the `n`
+/// beside it, and looks at its queue.
 fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
     let mut flags = String::new();
     let flag_of =
@@ -116,10 +123,23 @@ fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
             out.push(head(""));
         }
         if let Some(payload) = out.last_mut() {
-            payload.push_str(turn.as_simple().encode_lower(&mut Uuid::encode_buffer()));
+            push_id(payload, *turn);
         }
     }
+    let kept: Vec<&(Uuid, Uuid)> = ring.kept.iter().collect();
+    for some in kept.chunks(KEPT_MAX) {
+        let mut payload = head("nk");
+        for (turn, conversation) in some {
+            push_id(&mut payload, *turn);
+            push_id(&mut payload, *conversation);
+        }
+        out.push(payload);
+    }
     out
+}
+
+fn push_id(payload: &mut String, id: Uuid) {
+    payload.push_str(id.as_simple().encode_lower(&mut Uuid::encode_buffer()));
 }
 
 /// What says in the name of `sender` that turns were queued, the first of which is this one.
@@ -138,10 +158,18 @@ pub(super) fn read(payload: &str) -> Option<(Uuid, Ring)> {
         None => (flags, None),
     };
     let mut ids = ids.as_bytes().chunks(32).map(|digits| Uuid::try_parse_ascii(digits).ok());
+    if flags.contains('k') {
+        let mut kept = HashSet::new();
+        while let Some(turn) = ids.next() {
+            kept.insert((turn?, ids.next()??));
+        }
+        return Some((sender, Ring { kept, ..Ring::default() }));
+    }
     let first_queued = if flags.contains('n') { Some(ids.next()??) } else { None };
-    let turns = ids.collect::<Option<std::collections::HashSet<_>>>()?;
+    let turns = ids.collect::<Option<HashSet<_>>>()?;
     let (queue, orders, closing) = (flags.contains('q'), flags.contains('o'), flags.contains('c'));
-    Some((sender, Ring { turns, first_queued, queue, orders, closing, probe }))
+    let kept = HashSet::new();
+    Some((sender, Ring { turns, first_queued, queue, kept, orders, closing, probe }))
 }
 
 impl Wake {
@@ -186,9 +214,11 @@ mod tests {
 
     #[test]
     fn a_ring_is_heard_as_it_was_rung() {
-        let turns: std::collections::HashSet<_> = (0..1000u128).map(Uuid::from_u128).collect();
+        let turns: HashSet<_> = (0..1000u128).map(Uuid::from_u128).collect();
+        let kept = (0..300u128).map(|n| (Uuid::from_u128(n), Uuid::from_u128(1000 + n))).collect();
         let first_queued = Some(Uuid::from_u128(12));
-        let ring = Ring { turns, first_queued, queue: true, orders: false, closing: true, probe: Some(17) };
+        let (orders, closing, probe) = (false, true, Some(17));
+        let ring = Ring { turns, first_queued, queue: true, kept, orders, closing, probe };
         let sender = Uuid::from_u128(7);
         let texts = payloads(sender, &ring);
         assert!(texts.len() > 1 && texts.iter().all(|text| text.len() < 8000));
@@ -199,6 +229,7 @@ mod tests {
             heard.turns.extend(part.turns);
             heard.first_queued = heard.first_queued.or(part.first_queued);
             heard.queue |= part.queue;
+            heard.kept.extend(part.kept);
             heard.orders |= part.orders;
             heard.closing |= part.closing;
             heard.probe = heard.probe.or(part.probe);
@@ -214,6 +245,7 @@ mod tests {
             "hello q ",
             "00000000000000000000000000000007 q zz",
             "00000000000000000000000000000007 n ",
+            "00000000000000000000000000000007 nk 00000000000000000000000000000008",
         ] {
             assert_eq!(read(text), None, "{text}");
         }

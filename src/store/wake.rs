@@ -26,7 +26,10 @@ use super::{
     queue::{Queue, first},
     recent::Recent,
 };
-use crate::{config::Doorbell, id::TurnId};
+use crate::{
+    config::Doorbell,
+    id::{ConversationId, TurnId},
+};
 
 /// Between two looks without a ring; while the doorbell is heard one of so many is taken.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -78,6 +81,8 @@ pub struct Ring {
     pub first_queued: Option<Uuid>,
     /// Something that was queued before may be claimed.
     pub queue: bool,
+    /// Turns that are held for the workers of their conversations, each with its conversation.
+    pub kept: HashSet<(Uuid, Uuid)>,
     /// Somebody left orders for a holder.
     pub orders: bool,
     /// Somebody was judged or left: there may be something to close.
@@ -261,6 +266,9 @@ impl Wake {
         if ring.queue {
             self.queue.moved();
         }
+        if !ring.kept.is_empty() {
+            self.queue.kept(ring.kept.iter().map(|&(_, conversation)| ConversationId(conversation)));
+        }
         if ring.orders {
             self.orders.notify_one();
         }
@@ -282,6 +290,7 @@ impl Wake {
             ring.turns.extend(undelivered.turns);
             ring.first_queued = first(ring.first_queued, undelivered.first_queued);
             ring.queue |= undelivered.queue;
+            ring.kept.extend(undelivered.kept);
             ring.orders |= undelivered.orders;
             ring.closing |= undelivered.closing;
             ring.probe = ring.probe.or(undelivered.probe);

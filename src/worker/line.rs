@@ -79,8 +79,17 @@ impl Line<'_> {
     /// to hear.
     pub(super) fn waited(&self) -> Duration {
         match self {
-            Line::Own(_) | Line::Remote(_) => Duration::ZERO,
+            Line::Own(_) => Duration::ZERO,
             Line::Shared(extension) => extension.switchboard.waited(),
+            Line::Remote(remote) => remote.line().waited(),
+        }
+    }
+
+    /// The same, at most: what a worker that calls has not said yet included.
+    pub(super) fn may_have_waited(&self) -> Duration {
+        match self {
+            Line::Own(_) | Line::Shared(_) => self.waited(),
+            Line::Remote(remote) => remote.line().may_have_waited(),
         }
     }
 

@@ -10,7 +10,8 @@
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`slots`], [`berth`] (room that is kept for a
 //! claim), `begin`, `guards`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
 //! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`], `birth`,
-//! [`user`], [`workspace`], [`namespace`], [`strays`], [`codec`], [`wire`]; [`relay`] for hosts that pass on what a process says).
+//! [`user`], [`workspace`], [`namespace`], [`strays`], [`codec`], [`wire`]; [`relay`] and [`past`] for hosts that pass on what a process
+//! says).
 
 mod begin;
 pub mod berth;
@@ -31,6 +32,7 @@ mod life;
 pub mod lifeline;
 mod line;
 pub mod namespace;
+pub mod past;
 mod pen;
 mod places;
 mod pool;

@@ -12,6 +12,7 @@ mod line;
 mod offer;
 mod past;
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
@@ -28,13 +29,16 @@ use super::{
 use crate::{
     id::TurnId,
     store::{
+        adoption::{Adopted, Adoption, Move},
         claim::{Claim, Phase},
         desk::{Judgement, Promise, Wish},
-        remote_turns::{Adopted, Adoption},
     },
     task::Kind,
     token::{self, Purpose, TokenHash},
 };
+
+/// Logs that are read at a time, of those that are too long to be read with others.
+const LOGS_MAX: usize = 4;
 
 /// Places for turns that are about to be claimed for remote workers.
 #[derive(Debug)]
@@ -84,44 +88,105 @@ impl Host {
         true
     }
 
-    /// Moves a turn here, to which its worker wants to say something at this replica's desk.
-    pub async fn adopt(&self, wish: &Wish) -> Judgement {
-        let (turn, epoch) = (wish.turn, wish.epoch);
-        if let Some(line) = self.store().desk().line(turn, epoch).filter(|line| line.is_for(wish.proof)) {
-            return Judgement::Held(line);
-        }
-        if self.runs().get(&turn) == Some(&epoch) {
-            // Not every turn is a remote worker's: one that runs in a process here is nobody's to move.
-            match self.store().offered(&[(turn, epoch, wish.proof)]).await {
-                Ok(offered) if offered.is_empty() => return Judgement::Unknown,
-                Ok(_) => {}
-                Err(why) => return Judgement::Failed(why),
+    /// Moves turns here, to which their workers want to say something at this replica's desk, and tells whoever
+    /// wished. No turn may be among them twice.
+    pub async fn adopt(&self, wishes: Vec<Wish>) {
+        let (mut moves, mut asked) = (Vec::new(), Vec::new());
+        for wish in self.not_running(wishes).await {
+            let Wish { turn, epoch, proof, .. } = wish;
+            if let Some(line) = self.store().desk().line(turn, epoch).filter(|line| line.is_for(proof)) {
+                wish.answer(Judgement::Held(line));
+            } else {
+                // Before anything is known to be committed: should this fail half way, nobody may take the turn
+                // for one that no worker has received (I10).
+                self.run_list().note_had(turn, epoch);
+                moves.push(Move { turn, epoch, proof });
+                asked.push(wish);
             }
-            // What is left of an earlier hold has yet to notice. The worker comes again.
-            self.halt_as(turn, epoch, Halt::Moved);
-            return Judgement::Elsewhere;
         }
-        // Before anything is known to be committed: should this fail half way, nobody may take the turn for
-        // one that no worker has received (I10).
-        self.run_list().note_had(turn, epoch);
-        let adopted = match self.store().adopt(turn, epoch, wish.proof).await {
-            Ok(Adoption::Adopted(adopted)) => *adopted,
-            Ok(Adoption::Unknown) => return Judgement::Unknown,
-            Ok(Adoption::Ended) => return Judgement::Ended,
-            Ok(Adoption::Stale) => return Judgement::Stale,
-            Ok(Adoption::Elsewhere) => return Judgement::Elsewhere,
-            Err(why) => return Judgement::Failed(why),
+        if moves.is_empty() {
+            return;
+        }
+        let adoptions = match self.store().adopt(&moves).await {
+            Ok(adoptions) => adoptions,
+            Err(why) => {
+                asked.into_iter().for_each(|wish| wish.answer(Judgement::Failed(why.clone())));
+                return;
+            }
         };
-        match self.resume(adopted).await {
-            Ok(judgement) => judgement,
-            Err(why) => Judgement::Failed(why),
+        let (mut adopted, mut owed) = (Vec::new(), Vec::new());
+        for (wish, adoption) in asked.into_iter().zip(adoptions) {
+            match adoption {
+                Ok(Adoption::Adopted(it)) => {
+                    adopted.push(*it);
+                    owed.push(wish);
+                }
+                Ok(Adoption::Unknown) => wish.answer(Judgement::Unknown),
+                Ok(Adoption::Ended) => wish.answer(Judgement::Ended),
+                Ok(Adoption::Stale) => wish.answer(Judgement::Stale),
+                Ok(Adoption::Elsewhere) => wish.answer(Judgement::Elsewhere),
+                Err(why) => wish.answer(Judgement::Failed(why)),
+            }
         }
+        self.resume_all(adopted, owed).await;
     }
 
-    async fn resume(&self, adopted: Adopted) -> Result<Judgement, crate::store::StoreError> {
-        let past = Past::read(self.store(), &adopted).await?;
+    /// Those of these wishes whose turns do not run here already.
+    async fn not_running(&self, wishes: Vec<Wish>) -> Vec<Wish> {
+        let desk = self.store().desk();
+        let runs = |wish: &Wish| {
+            let is_held = desk.line(wish.turn, wish.epoch).is_some_and(|line| line.is_for(wish.proof));
+            !is_held && self.run_list().runs_at(wish.turn, wish.epoch)
+        };
+        let (running, others): (Vec<Wish>, Vec<Wish>) = wishes.into_iter().partition(runs);
+        if running.is_empty() {
+            return others;
+        }
+        let asked: Vec<_> = running.iter().map(|wish| (wish.turn, wish.epoch, wish.proof)).collect();
+        let offered = self.store().offered(&asked).await;
+        for wish in running {
+            let Wish { turn, epoch, proof, .. } = wish;
+            wish.answer(match &offered {
+                // Not every turn is a remote worker's: one that runs in a process here is nobody's to move.
+                Ok(offered) if !offered.contains(&(turn, epoch, proof)) => Judgement::Unknown,
+                Ok(_) => {
+                    // What is left of an earlier hold has yet to notice. The worker comes again.
+                    self.halt_as(turn, epoch, Halt::Moved);
+                    Judgement::Elsewhere
+                }
+                Err(why) => Judgement::Failed(why.clone()),
+            });
+        }
+        others
+    }
+
+    /// Goes on with turns that are held here now, each as soon as its log is read.
+    async fn resume_all(&self, adopted: Vec<Adopted>, owed: Vec<Wish>) {
+        let turns: Vec<TurnId> = adopted.iter().map(|adopted| adopted.claim.turn).collect();
+        let beginnings = match self.store().read_beginnings(&turns).await {
+            Ok(beginnings) => beginnings,
+            Err(why) => {
+                owed.into_iter().for_each(|wish| wish.answer(Judgement::Failed(why.clone())));
+                return;
+            }
+        };
+        let each = adopted.into_iter().zip(owed).zip(beginnings);
+        let resuming = each.map(|((adopted, wish), beginning)| async move {
+            let past = match beginning {
+                Ok(beginning) => Past::read(self.store(), &adopted, beginning).await,
+                Err(why) => Err(why),
+            };
+            wish.answer(match past {
+                Ok(past) => self.resume(adopted, past),
+                Err(why) => Judgement::Failed(why),
+            });
+        });
+        stream::iter(resuming).buffer_unordered(LOGS_MAX).collect::<()>().await;
+    }
+
+    fn resume(&self, adopted: Adopted, past: Past) -> Judgement {
         let Some(reach) = self.run_list().admit(self, &adopted.claim, None) else {
-            return Ok(Judgement::Stale);
+            return Judgement::Stale;
         };
         tracing::info!(turn_id = %adopted.claim.turn, epoch = adopted.claim.epoch, "a remote turn is held here now");
         let remote = Remote::resuming(self.store(), &adopted, &past);
@@ -135,7 +200,7 @@ impl Host {
                 serve(host, claim, reach, remote).await;
             }
         });
-        Ok(judgement)
+        judgement
     }
 
     /// The hash of a turn's token, and the token.

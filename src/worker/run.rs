@@ -286,7 +286,7 @@ impl Run<'_> {
 
     /// Whether the worker has more time, since for some of it its line waited for other turns.
     fn is_excused(&mut self) -> bool {
-        let waited = self.line.waited();
+        let waited = self.line.may_have_waited();
         let excused = waited.saturating_sub(std::mem::replace(&mut self.had_waited, waited));
         self.job.clocks.excuse(excused);
         self.job.reach.set_due(self.job.clocks.next().0);

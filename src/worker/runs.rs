@@ -133,7 +133,12 @@ impl Runs {
 
     /// Whether this claim runs here.
     pub(super) fn has(&self, claim: &Claim) -> bool {
-        self.lock().runs.get(&claim.turn).is_some_and(|run| run.epoch == claim.epoch)
+        self.runs_at(claim.turn, claim.epoch)
+    }
+
+    /// Whether this attempt of a turn runs here.
+    pub(super) fn runs_at(&self, turn: TurnId, epoch: i32) -> bool {
+        self.lock().runs.get(&turn).is_some_and(|run| run.epoch == epoch)
     }
 
     pub(super) fn epochs(&self) -> HashMap<TurnId, i32> {

@@ -10,7 +10,6 @@
 //!
 //! The worker's life is in [`super::shared`]; a turn's end of the line is an [`Extension`].
 
-mod past;
 mod seat;
 
 use std::{
@@ -29,11 +28,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::past::Past;
 pub(super) use self::seat::Seats;
 use super::{
     codec::{Fault, ProtocolError},
     line::Extension,
+    past::Past,
     process::{Exit, Heard, Inlet, Process, Renewer, SendError},
     wire::{FromWorker, Message, ToWorker},
 };

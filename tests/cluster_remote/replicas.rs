@@ -2,14 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
+use nix::sys::signal::Signal;
 use serde_json::json;
+use sqlx::{Connection, PgConnection};
 
 use crate::{
     hand::{Hand, complete, delta},
     host::{Host, Plan},
     pair, remote_agent,
-    support::{Cluster, PATIENCE, Plan as ClusterPlan, Turn, eventually, said},
-    workers::{completed, goes_on},
+    support::{
+        Cluster, PATIENCE, Plan as ClusterPlan, Turn, children_of, eventually, is_alive, said, signal,
+    },
+    workers::{cancelled, completed, goes_on},
     workers_in,
 };
 
@@ -86,6 +91,75 @@ async fn an_answer_and_a_cancel_find_a_turn_that_moved() {
     let ask_id = ask.data["ask_id"].as_str().unwrap();
     assert!(cluster.answer(1, &asking, ask_id, json!("fine")).await.0.is_success());
     assert_eq!(completed(&cluster.watch_all(&asking).await), "You answered: fine");
+}
+
+/// More silent turns than can be moved one at a time before they are closed.
+const MANY: usize = 500;
+/// Requests of a test that are under way at once.
+const ASKED_AT_ONCE: usize = 32;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replica_takes_none_of_a_hosts_many_turns_with_it() {
+    let plan = ClusterPlan { env: workers_in(), turns_max: MANY as u32, ..ClusterPlan::default() };
+    let cluster = &Cluster::with(plan).await;
+    remote_agent(cluster, "many", json!({"scope": "shared"})).await;
+    let concurrency = MANY.to_string();
+    let flags = ["--concurrency", &*concurrency];
+    let _host = Host::start(cluster, Plan { flags: &flags, ..Plan::demo("many", &[0, 1]) });
+    let asking = stream::iter(0..MANY).map(|n| async move {
+        let turn = cluster.post(1, "many", &format!("/ask {n}?")).await;
+        let ask = cluster.until(1, &turn, "ask", PATIENCE).await;
+        (turn, ask.data["ask_id"].as_str().unwrap().to_owned())
+    });
+    let asked: Vec<(Turn, String)> = asking.buffered(ASKED_AT_ONCE).collect().await;
+    cluster.kill(0);
+    let killed = Instant::now();
+    let url = cluster.postgres().url();
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let moved = eventually("nothing is held by whoever is gone", async || {
+        let by = "select count(*), count(*) filter (where r.url = $1)
+                    from inflight i left join replicas r on r.id = i.replica";
+        let by = sqlx::query_as::<_, (i64, i64)>(by).bind(cluster.url(1));
+        let (all, here) = by.fetch_one(&mut conn).await.unwrap();
+        (all == here).then_some(here)
+    })
+    .await;
+    eprintln!("{moved} turns of {MANY} were moved within {:?} of the kill", killed.elapsed());
+    assert_eq!(moved, MANY as i64, "the others have ended");
+    let answering = stream::iter(asked.iter().enumerate()).map(|(n, (turn, ask_id))| async move {
+        assert!(cluster.answer(1, turn, ask_id, json!(format!("{n}!"))).await.0.is_success());
+        assert_eq!(completed(&cluster.watch(1, turn).await), format!("You answered: {n}!"));
+    });
+    answering.buffer_unordered(ASKED_AT_ONCE).collect::<()>().await;
+}
+
+/// Several progress clocks of the agent that is tried.
+const STALL: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_cannot_be_written_costs_its_neighbours_on_a_host_no_time() {
+    let plan = ClusterPlan { replicas: 1, env: workers_in(), ..ClusterPlan::default() };
+    let cluster = Cluster::with(plan).await;
+    let limits = json!({"progress": "1s"});
+    let spec = json!({"scope": "shared", "timeouts": limits, "limits": {"output_bytes": "1GiB"}});
+    remote_agent(&cluster, "shared", spec).await;
+    let host = Host::start(&cluster, Plan { flags: &["--concurrency", "4"], ..Plan::demo("shared", &[0]) });
+    let flood = cluster.post(0, "shared", "/flood 100000000").await;
+    let steady = cluster.post(0, "shared", "/slow 60").await;
+    for turn in [&flood, &steady] {
+        cluster.until(0, turn, "delta", PATIENCE).await;
+    }
+    assert_eq!(host.workers().len(), 1, "they do not share a worker");
+    // What the one says fills its outbox and the pipe, and what the other says waits behind it.
+    let server = i32::try_from(cluster.postgres().pid().unwrap()).unwrap();
+    let everybody = || [vec![server], children_of(server)].concat();
+    everybody().into_iter().for_each(|pid| signal(pid, Signal::SIGSTOP));
+    // The stall itself; nothing is waited for.
+    tokio::time::sleep(STALL).await;
+    everybody().into_iter().filter(|&pid| is_alive(pid)).for_each(|pid| signal(pid, Signal::SIGCONT));
+    assert!(cluster.cancel(0, &flood).await.is_success(), "it was ended");
+    cancelled(&cluster.watch(0, &flood).await, "client");
+    assert_eq!(completed(&cluster.watch_all(&steady).await).split_whitespace().count(), 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,11 +4,13 @@
 //! A real cluster has a scheduler, kubelets and a garbage collector. Here the test plays them: it says what
 //! becomes of a pod, in the words that they use.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "one test plants rows and looks at them by SQL of its own")]
 
 mod field;
 mod kubelet;
 mod outages;
 mod pods;
+mod queue;
 mod server;
 mod starts;
 #[path = "../support/mod.rs"]

@@ -10,6 +10,7 @@
 )]
 
 mod accepting;
+mod callers;
 #[path = "../support/cases.rs"]
 mod cases;
 mod claiming;
@@ -18,7 +19,9 @@ mod fences;
 mod ground;
 mod judging;
 mod lending;
+mod locks;
 mod masses;
+mod moving;
 mod offers;
 mod plans;
 mod reading;

@@ -2,12 +2,13 @@
 //!
 //! Keeps I11: a turn that is not the worker's any more is told as over.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{Extension, Json, extract::State};
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
 use super::caller;
@@ -31,6 +32,10 @@ const WAIT_DEFAULT_MS: u64 = 1000;
 const WAIT_MAX_MS: u64 = 5000;
 /// Turns that one beat may name.
 const TURNS_MAX: usize = 10_000;
+/// Turns that one beat waits for at a time while they are moved here, and for how long in all: its worker takes a
+/// replica that is silent for 3 s for gone. What was asked for is moved all the same.
+const MOVES_MAX: usize = 128;
+const MOVES_WITHIN: Duration = Duration::from_secs(1);
 
 /// Who lives, and what it runs.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -45,6 +50,10 @@ pub struct BeatRequest {
     #[serde(default = "wait_default")]
     #[schema(minimum = 0, maximum = 5000)]
     wait_ms: u64,
+    /// For how long, in all, it could not hear what a process said of one turn, since that had too much to say of
+    /// another. It is nobody's silence.
+    #[serde(default)]
+    waited_ms: Option<u64>,
     /// It takes no more turns; with no turn at all it has left.
     #[serde(default)]
     is_leaving: bool,
@@ -149,7 +158,11 @@ pub async fn beat(
     {
         peer.at_end(cut_off);
     }
+    let waited = request.waited_ms.map(Duration::from_millis);
     let (heard, over) = hear(&gateway, request.worker_id, request.turns).await;
+    if let Some(waited) = waited {
+        heard.iter().for_each(|heard| heard.line.note_waited(waited));
+    }
     let beat = match has_left {
         true => leave(&gateway, &caller).await,
         false => listen(&gateway, &caller, &heard, over, until).await,
@@ -159,12 +172,18 @@ pub async fn beat(
     beat.map(Json)
 }
 
-/// The lines of the turns that a worker names, and those that are over for it. Of a turn that can be had
-/// neither here nor now nothing is said: the worker names it again.
+/// The lines of the turns that a worker names, and those that are over for it. Those that are held elsewhere are moved
+/// here, many at a time. Of a turn that can be had neither here nor now, nor in time, nothing is said: the worker names
+/// it again.
 async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<Heard>, Vec<Over>) {
+    let desk = gateway.store.desk();
     let (mut heard, mut over) = (Vec::new(), Vec::new());
-    for Named { turn_id, epoch, told } in turns {
-        let judgement = gateway.store.desk().line_or_move(turn_id, epoch, Proof::Worker(worker)).await;
+    let judged = stream::iter(turns).map(|named| async move {
+        let judgement = desk.line_or_move(named.turn_id, named.epoch, Proof::Worker(worker)).await;
+        (named, judgement)
+    });
+    let mut judged = pin!(judged.buffer_unordered(MOVES_MAX).take_until(sleep(MOVES_WITHIN)));
+    while let Some((Named { turn_id, epoch, told }, judgement)) = judged.next().await {
         let code = match judgement {
             Judgement::Held(line) if line.worker() == worker => {
                 let open = line.pulse().beat();

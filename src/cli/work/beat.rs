@@ -18,6 +18,7 @@ use super::{
     link::{NoRoute, Route},
     words::Beat,
 };
+use crate::agent::Scope;
 
 /// How long the gateway keeps a beat open.
 const WAIT: Duration = Duration::from_secs(1);
@@ -116,10 +117,15 @@ impl Beating<'_> {
     }
 
     async fn beat(&mut self, route: &Route, is_leaving: bool) -> Heard {
-        let body = json!({
+        let mut body = json!({
             "worker_id": route.registered.worker_id, "turns": self.shop.turns.named(),
             "wait_ms": WAIT.as_millis(), "is_leaving": is_leaving,
         });
+        // A process of one conversation waits for no other; and a release before this one takes no such word.
+        if route.registered.hears_waits && route.registered.scope == Scope::Shared {
+            let waited = self.shop.crew.waits().total();
+            body["waited_ms"] = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX).into();
+        }
         let asked = self.shop.link.call(route, "beat", &body, WAIT + SLACK);
         match asked.await {
             Ok(answer) if answer.status().is_success() => match answer.json().await {

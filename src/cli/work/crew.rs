@@ -20,6 +20,7 @@ use super::{
     life,
     shared::{self, Shared},
     turn::Job,
+    waits::Waits,
     words::Registered,
 };
 use crate::{
@@ -57,6 +58,8 @@ pub struct Program {
     pub data_dir: PathBuf,
     /// Who it runs as, where not as this host.
     pub user: Option<String>,
+    /// Turns at once: those of a process that serves many.
+    pub concurrency: usize,
 }
 
 /// The processes of this host.
@@ -72,6 +75,7 @@ pub struct Crew {
     /// Conversations whose process has nothing to do, since when, and the way to send it away.
     idle: Mutex<HashMap<ConversationId, (Instant, CancellationToken)>>,
     processes: Mutex<HashMap<i32, Held>>,
+    waits: Waits,
 }
 
 /// What is held for a process, from its start to its end.
@@ -126,7 +130,8 @@ impl Crew {
     ) -> Arc<Crew> {
         let (lives, shared) = (Mutex::default(), Mutex::default());
         let (slots, idle, processes) = (Slots::new(workers_max), Mutex::default(), Mutex::default());
-        Arc::new(Crew { program, supervisor, leaving, lives, shared, slots, idle, processes })
+        let waits = Waits::default();
+        Arc::new(Crew { program, supervisor, leaving, lives, shared, slots, idle, processes, waits })
     }
 
     /// Finds the turn its process.
@@ -190,6 +195,11 @@ impl Crew {
         }
     }
 
+    /// For how long pipes have waited.
+    pub fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
     pub fn supervisor(&self) -> &Supervisor {
         &self.supervisor
     }
@@ -215,13 +225,17 @@ impl Crew {
             }
             None => self.program.data_dir.join("shared"),
         };
+        let launch = Launch::new(self.program.command.clone(), workspace);
+        // All of its turns may be told something in one moment.
+        let turns = if conversation.is_none() { self.program.concurrency } else { 1 };
         let launch = Launch {
             env,
             memory: Size(registered.memory_bytes),
             processes: registered.processes,
             silence_max: SILENCE_MAX,
             user: self.program.user.clone(),
-            ..Launch::new(self.program.command.clone(), workspace)
+            unread_max: launch.unread_max + 2 * turns,
+            ..launch
         };
         let startup = Duration::from_millis(registered.startup_ms);
         let starting = async {

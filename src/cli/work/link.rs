@@ -5,7 +5,7 @@
 //! reached.
 
 use std::{
-    collections::HashSet,
+    collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -26,6 +26,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A replica's own address is asked for a sign of life for so long.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Addresses that are known to mislead. Replicas come and go, each with another one.
+const MISLEADING_MAX: usize = 64;
 
 /// Who this host is to the gateway.
 #[derive(Debug, Clone)]
@@ -65,8 +68,8 @@ pub struct Link {
     urls: Vec<String>,
     identity: Identity,
     worker: Mutex<Option<WorkerId>>,
-    /// Addresses of replicas that are not theirs from here.
-    misleading: Mutex<HashSet<String>>,
+    /// Addresses of replicas that are not theirs from here, the newest of them.
+    misleading: Mutex<VecDeque<String>>,
     route: watch::Sender<Option<Route>>,
 }
 
@@ -122,7 +125,14 @@ impl Link {
 
     /// The replica's own address leads somewhere else.
     fn note_misleading(&self, base: &str) {
-        self.misleading.lock().unwrap_or_else(PoisonError::into_inner).insert(base.to_owned());
+        let mut misleading = self.misleading.lock().unwrap_or_else(PoisonError::into_inner);
+        if misleading.iter().any(|known| known == base) {
+            return;
+        }
+        if misleading.len() >= MISLEADING_MAX {
+            misleading.pop_front();
+        }
+        misleading.push_back(base.to_owned());
     }
 
     /// Registers at the `n`-th URL, counted round and round.
@@ -151,7 +161,8 @@ impl Link {
     /// The replica's own address, where it is another one and somebody answers there.
     async fn own_address(&self, base: &str, own: &str) -> Option<String> {
         let own = own.trim_end_matches('/');
-        let is_known = self.misleading.lock().unwrap_or_else(PoisonError::into_inner).contains(own);
+        let is_known =
+            self.misleading.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == own);
         // Loopback of its machine is not loopback of this one.
         if own.is_empty() || own == base || is_known || (is_loopback(own) && !is_loopback(base)) {
             return None;

@@ -2,15 +2,20 @@
 //!
 //! Owns which turn a message is for. A turn that ends badly ends alone: the process is told to stop it, takes
 //! no more turns, and is killed when its others have ended. A line that is nobody's ends them all.
+//! Refuses to grow: [`UNHEARD_MAX`] messages wait for a turn at most, and the newest turns of the past are known.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{
+        Notify,
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::{Instant, sleep_until},
 };
 
@@ -25,6 +30,7 @@ use crate::{
     task::Kind,
     worker::{
         codec::{Fault, ProtocolError},
+        past::Past,
         process::{Heard, Inlet, Process},
         wire::{FromWorker, Message, ToWorker},
     },
@@ -48,7 +54,7 @@ struct Inner {
 struct State {
     lines: HashMap<TurnId, mpsc::Sender<Heard>>,
     /// Turns of the past: what comes for one is late, and not a stranger's.
-    past: HashSet<TurnId>,
+    past: Past,
     is_condemned: bool,
     idle_since: Instant,
 }
@@ -101,7 +107,7 @@ fn join(crew: &Arc<Crew>, turn: TurnId, registered: &Arc<Registered>) -> (Shared
     if let Some(shared) = current.as_ref() {
         let mut state = shared.state();
         // Its words of an earlier attempt would pass for those of this one.
-        if !state.is_condemned && !state.past.contains(&turn) && !state.lines.contains_key(&turn) {
+        if !state.is_condemned && !state.past.is_known(turn) && !state.lines.contains_key(&turn) {
             state.lines.insert(turn, line);
             drop(state);
             return (shared.clone(), unheard);
@@ -109,7 +115,7 @@ fn join(crew: &Arc<Crew>, turn: TurnId, registered: &Arc<Registered>) -> (Shared
     }
     let state = State {
         lines: HashMap::from([(turn, line)]),
-        past: HashSet::new(),
+        past: Past::default(),
         is_condemned: false,
         idle_since: Instant::now(),
     };
@@ -192,8 +198,8 @@ impl Shared {
             };
             let line = self.state().lines.get(&turn).cloned();
             match line {
-                Some(line) => drop(line.send(heard).await),
-                None if self.state().past.contains(&turn) => {}
+                Some(line) => put_through(crew, &line, heard).await,
+                None if self.state().past.is_known(turn) => {}
                 None => {
                     let fault = Fault::OtherTurn;
                     return Some(Heard::Protocol(ProtocolError {
@@ -210,7 +216,7 @@ impl Shared {
     fn leave(&self, turn: TurnId, has_stopped: bool) {
         let mut state = self.state();
         state.lines.remove(&turn);
-        state.past.insert(turn);
+        state.past.note(turn);
         state.is_condemned |= !has_stopped;
         state.idle_since = Instant::now();
         self.0.changed.notify_one();
@@ -228,5 +234,14 @@ impl Shared {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hands a turn what was said of it; waits, and all that the process says with it, where too much waits for that turn
+/// already. One that does not listen any more has ended.
+async fn put_through(crew: &Crew, line: &mpsc::Sender<Heard>, heard: Heard) {
+    if let Err(TrySendError::Full(heard)) = line.try_send(heard) {
+        let _waiting = crew.waits().begin();
+        drop(line.send(heard).await);
     }
 }

@@ -22,6 +22,9 @@ pub struct Registered {
     pub startup_ms: u64,
     pub memory_bytes: u64,
     pub processes: u32,
+    /// Whether a beat may say for how long the pipe has waited.
+    #[serde(default)]
+    pub hears_waits: bool,
 }
 
 /// The answer to a wait for turns.

@@ -3,10 +3,16 @@
 //! Owns the numbers: which message is expected next, and up to which they count. Refuses a gap. Keeps a door
 //! waiting until what it brought is committed: an answer is an acknowledgement.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::pulse::Pulse;
 use crate::{
@@ -36,6 +42,39 @@ pub struct Line {
     /// What the worker last said that it was told.
     told: Mutex<Vec<String>>,
     obituary: watch::Sender<Option<Obituary>>,
+    waits: Mutex<Waits>,
+}
+
+/// For how long the worker's pipe has waited, as its beats tell.
+#[derive(Debug)]
+struct Waits {
+    laid: Instant,
+    told: Option<Told>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// What of the total was before this line.
+    before: Duration,
+    total: Duration,
+    at: Instant,
+}
+
+impl Waits {
+    fn note(&mut self, total: Duration, now: Instant) {
+        // Of what was before the line was laid nothing is this turn's.
+        let since_laid = now.saturating_duration_since(self.laid);
+        let before = self.told.map_or(total.saturating_sub(since_laid), |told| told.before);
+        self.told = Some(Told { before, total, at: now });
+    }
+
+    fn told(&self) -> Duration {
+        self.told.map_or(Duration::ZERO, |told| told.total.saturating_sub(told.before))
+    }
+
+    fn at_most(&self, now: Instant) -> Duration {
+        self.told() + self.told.map_or(Duration::ZERO, |told| now.saturating_duration_since(told.at))
+    }
 }
 
 /// How far a turn has come.
@@ -105,6 +144,7 @@ impl Line {
             orders: Mutex::default(),
             told: Mutex::default(),
             obituary: watch::Sender::new(None),
+            waits: Mutex::new(Waits { laid: Instant::now(), told: None }),
         };
         (line, batches)
     }
@@ -228,6 +268,25 @@ impl Line {
         }
     }
 
+    /// The worker says for how long, in all, it could hear nothing of any turn while one had too much to say.
+    pub fn note_waited(&self, total: Duration) {
+        self.waits().note(total, Instant::now());
+    }
+
+    /// For how long the worker could not be heard on this line: at least, as it has said.
+    pub fn waited(&self) -> Duration {
+        self.waits().told()
+    }
+
+    /// The same, at most: since its last word it may have waited all the time.
+    pub fn may_have_waited(&self) -> Duration {
+        self.waits().at_most(Instant::now())
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The worker says what it was told.
     pub fn note_told(&self, told: Vec<String>) {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
@@ -269,6 +328,21 @@ mod tests {
         line.acknowledge(6);
         assert_eq!(line.deliver(4, batch(3)).await, Delivery::New(6));
         assert_eq!(batches.recv().await.unwrap(), [Bytes::from("2")], "only what was new");
+    }
+
+    #[test]
+    fn a_wait_counts_from_where_the_line_was_laid_and_up_to_the_last_word_at_least() {
+        let (second, laid) = (Duration::from_secs(1), Instant::now());
+        let mut waits = Waits { laid, told: None };
+        assert_eq!(
+            (waits.told(), waits.at_most(laid + second)),
+            (Duration::ZERO, Duration::ZERO),
+            "it says nothing"
+        );
+        waits.note(100 * second, laid + second);
+        assert_eq!(waits.told(), second, "it was not there before");
+        waits.note(103 * second, laid + 4 * second);
+        assert_eq!((waits.told(), waits.at_most(laid + 5 * second)), (4 * second, 5 * second));
     }
 
     #[tokio::test]

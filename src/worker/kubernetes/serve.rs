@@ -219,9 +219,9 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Has every replica look: one of them is called by the worker.
+    /// Has the replica look that the worker calls, whichever that is.
     fn show(&self) {
-        self.host.store().wake().queue_moved();
+        self.host.store().wake().turn_is_kept(self.turn.0, self.order.conversation);
     }
 
     fn wait_for(&self, what: &str, detail: String) {

@@ -18,9 +18,9 @@ use crate::{
     failure::Code,
     store::{
         Store,
+        adoption::Adopted,
         claim::Claim,
         desk::{self, Batch, Desk, End, Offer, OrderToTell, Promise, TICK},
-        remote_turns::Adopted,
         remote_workers::Obituary,
     },
     token,

@@ -10,8 +10,8 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::{
-    event::{Event, Kind},
-    store::{Store, StoreError, remote_turns::Adopted},
+    event::{Event, Kind, SharedEvent},
+    store::{Store, StoreError, adoption::Adopted},
     worker::transcript::Transcript,
 };
 
@@ -39,24 +39,29 @@ pub(in crate::worker) struct Past {
 }
 
 impl Past {
-    /// Reads the log of a turn that is held here now: nobody else can add to it.
-    pub(super) async fn read(store: &Store, adopted: &Adopted) -> Result<Past, StoreError> {
+    /// Reads the log of a turn that is held here now, after its `beginning`: nobody else can add to it.
+    pub(super) async fn read(
+        store: &Store,
+        adopted: &Adopted,
+        beginning: Vec<SharedEvent>,
+    ) -> Result<Past, StoreError> {
         let left = Duration::from_millis(u64::try_from(adopted.left_ms).unwrap_or(0));
         let (started_at, cancelled_by) = (adopted.started_at, adopted.cancelled_by.clone());
         let mut past = Past { started_at, left, cancelled_by, ..Past::default() };
-        let mut cursor = -1;
-        while cursor < adopted.claim.last_seq {
-            let events = store.read_after(adopted.claim.turn, cursor, PAGE).await?;
+        let mut events = beginning;
+        loop {
             let Some(last) = events.last() else {
                 return Err(StoreError::unreadable("adopt", "the log ends before its newest event"));
             };
-            cursor = last.seq;
+            past.base = last.seq;
             for event in events.iter().filter(|event| event.attempt == adopted.claim.epoch) {
                 past.recall(event);
             }
+            if past.base >= adopted.claim.last_seq {
+                return Ok(past);
+            }
+            events = store.read_after(adopted.claim.turn, past.base, PAGE).await?;
         }
-        past.base = cursor;
-        Ok(past)
     }
 
     fn recall(&mut self, event: &Event) {

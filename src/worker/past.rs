@@ -1,4 +1,4 @@
-//! Which turns a shared worker has served: whose late words are known as late, and not a stranger's.
+//! Which turns a shared process has served: whose late words are known as late, and not a stranger's.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,16 +7,17 @@ use crate::id::TurnId;
 /// Turns of the past that are known. What comes for an older one is taken for a stranger's.
 const PAST_MAX: usize = 10_000;
 
-/// The turns that a worker has served, the newest of them.
+/// The turns that a process has served, the newest of them.
 #[derive(Debug, Default)]
-pub(super) struct Past {
+pub struct Past {
     /// Each with whether something came after its end.
     is_late: HashMap<TurnId, bool>,
     oldest_first: VecDeque<TurnId>,
 }
 
 impl Past {
-    pub(super) fn note(&mut self, turn: TurnId) {
+    /// It has served this turn.
+    pub fn note(&mut self, turn: TurnId) {
         if self.is_known(turn) {
             return;
         }
@@ -29,7 +30,8 @@ impl Past {
         }
     }
 
-    pub(super) fn is_known(&self, turn: TurnId) -> bool {
+    /// Whether it has, not too long ago.
+    pub fn is_known(&self, turn: TurnId) -> bool {
         self.is_late.contains_key(&turn)
     }
 
