@@ -78,6 +78,10 @@ id!(
     WorkerId, "worker", "wrk_"
 );
 id!(
+    /// A token that lets workers in, without its secret.
+    WorkerTokenId, "worker token", "wtk_"
+);
+id!(
     /// One boot of one gateway process.
     ReplicaId, "replica", "rep_"
 );

@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     id::TurnId,
     principal::Principal,
-    store::{StoreError, remote_turns::Proof, remote_workers::Grant},
+    store::{StoreError, remote_turns::Proof, worker_tokens::Grant},
     token::{self, Purpose, TokenHash},
 };
 

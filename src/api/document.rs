@@ -118,6 +118,7 @@ fn form(path: &str, parameter: &mut Value) {
             "turns" | "worker" => id("turn_"),
             "conversations" => id("conv_"),
             "workers" => id("wrk_"),
+            "worker-tokens" => id("wtk_"),
             "replicas" => id("rep_"),
             _ => AGENT_NAME.to_owned(),
         },
@@ -173,6 +174,7 @@ fn bodies(schemas: &mut Value) {
     command["prefixItems"] = json!([{"type": "string", "minLength": 1}]);
     for (schema, field, prefix) in [
         ("RegisterRequest", "conversation_id", "conv_"),
+        ("WorkerTokenRequest", "conversation_id", "conv_"),
         ("RegisterRequest", "worker_id", "wrk_"),
         ("ClaimsRequest", "worker_id", "wrk_"),
         ("BeatRequest", "worker_id", "wrk_"),
@@ -181,5 +183,6 @@ fn bodies(schemas: &mut Value) {
         schemas[schema]["properties"][field]["pattern"] = id(prefix).into();
     }
     schemas["RegisterRequest"]["properties"]["agent"]["pattern"] = AGENT_NAME.into();
+    schemas["WorkerTokenRequest"]["properties"]["agent"]["pattern"] = AGENT_NAME.into();
     schemas["AnswerRequest"]["properties"]["answer"]["not"] = json!({"type": "null"});
 }

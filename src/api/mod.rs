@@ -23,6 +23,7 @@ mod sse;
 mod turns;
 mod unread;
 mod worker;
+mod worker_tokens;
 mod workers;
 
 use std::sync::Arc;
@@ -45,7 +46,7 @@ use crate::{
     config::Config,
     console, descriptors,
     id::TurnId,
-    store::{Store, remote_turns::Proof, remote_workers::Grant},
+    store::{Store, remote_turns::Proof, worker_tokens::Grant},
     task::Supervisor,
     telemetry::metrics,
     token::TokenHash,
@@ -180,6 +181,8 @@ fn operator_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(workers::list))
         .routes(routes!(workers::read))
         .routes(routes!(workers::stop))
+        .routes(routes!(worker_tokens::create, worker_tokens::list))
+        .routes(routes!(worker_tokens::revoke))
 }
 
 /// For a worker's token, or the one of its turn. Nothing of a body is read before the token is known.

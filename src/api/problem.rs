@@ -112,6 +112,7 @@ impl Problem {
                 ("conversation_not_found", "There is no such conversation, or it is another agent's.")
             }
             "worker" => ("worker_not_found", "There is no such worker."),
+            "worker_token" => ("worker_token_not_found", "There is no such worker token."),
             "ask" => ("ask_not_found", "This turn has not asked a question of this id."),
             _ => ("not_found", "There is no such route."),
         };
@@ -159,6 +160,12 @@ impl Problem {
     pub fn worker_gone(worker: WorkerId) -> Problem {
         let detail = "This worker has ended, or there is another one of this id.";
         Problem::new(StatusCode::CONFLICT, "worker_gone", detail).with("worker_id", worker.to_string())
+    }
+
+    /// 409: there are as many tokens as there may be.
+    pub fn worker_tokens_full() -> Problem {
+        let detail = "There are as many tokens for workers as there may be.";
+        Problem::new(StatusCode::CONFLICT, "worker_tokens_full", detail)
     }
 
     /// 410: the turn was accepted, and the database lost it.

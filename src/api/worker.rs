@@ -24,7 +24,8 @@ use crate::{
     id::{ConversationId, ReplicaId, WorkerId},
     store::{
         desk::Caller,
-        remote_workers::{Grant, RemoteWorker},
+        remote_workers::{Registration, RemoteWorker},
+        worker_tokens::Grant,
     },
     token,
 };
@@ -87,7 +88,8 @@ pub struct Registered {
 #[utoipa::path(post, path = "/v1/worker/register", tag = "remote workers", request_body = RegisterRequest,
     responses(
         (status = 200, body = Registered),
-        (status = 403, description = "Not this token's agent or conversation", body = ProblemDocument),
+        (status = 403, description = "Not this token's agent or conversation, or another token's worker",
+            body = ProblemDocument),
         (status = 404, description = "`agent_not_found`: none whose workers call", body = ProblemDocument),
         (status = 409, description = "`worker_gone`: of this id there is another one, or none any more",
             body = ProblemDocument),
@@ -101,8 +103,8 @@ pub async fn register(
     if request.name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX || name.contains('\0')) {
         return Err(Problem::invalid("name", "It takes 200 bytes at most, without NUL."));
     }
-    let wanted = Grant { agent, conversation: request.conversation_id };
-    let conversation = admitted(&admission, &wanted)?;
+    let wanted = Grant { agent, conversation: request.conversation_id, expires_at: None };
+    let Grant { conversation, expires_at, .. } = admitted(&admission, &wanted)?;
     let desk = gateway.store.desk();
     if !desk.is_open() {
         return Err(Problem::elsewhere());
@@ -121,11 +123,13 @@ pub async fn register(
         conversation,
         name: request.name,
     };
-    if !gateway.store.register_worker(&worker).await? {
-        return Err(Problem::worker_gone(worker.id));
+    match gateway.store.register_worker(&worker, admission.token_hash).await? {
+        Registration::Done => {}
+        Registration::Gone => return Err(Problem::worker_gone(worker.id)),
+        Registration::AnothersToken => return Err(anothers_worker()),
     }
     let worker_id = worker.id;
-    desk.admit(worker, admission.token_hash).ok_or_else(Problem::elsewhere)?;
+    desk.admit(worker, admission.token_hash, expires_at).ok_or_else(Problem::elsewhere)?;
     tracing::info!(%worker_id, agent = %agent.name, "a remote worker calls");
     let spec = &agent.spec;
     Ok(Json(Registered {
@@ -144,22 +148,34 @@ pub async fn register(
     }))
 }
 
-/// The conversation that a worker is bound to, where its token lets it in.
-fn admitted(admission: &Admission, wanted: &Grant) -> Result<Option<ConversationId>, Problem> {
-    let Some(grant) = &admission.grant else { return Ok(wanted.conversation) };
+/// What a worker is let in for, where its token lets it in.
+fn admitted(admission: &Admission, wanted: &Grant) -> Result<Grant, Problem> {
+    let Some(grant) = &admission.grant else { return Ok(wanted.clone()) };
     let is_other = |bound: ConversationId| wanted.conversation.is_some_and(|it| it != bound);
     if grant.agent != wanted.agent || grant.conversation.is_some_and(is_other) {
         return Err(Problem::forbidden("This token is good for another agent or conversation."));
     }
-    Ok(grant.conversation.or(wanted.conversation))
+    Ok(Grant { conversation: grant.conversation.or(wanted.conversation), ..grant.clone() })
 }
 
-/// The worker that calls, which has registered at this replica.
+/// The worker that calls, which has registered at this replica with the very token that it shows.
 fn caller(gateway: &Gateway, admission: &Admission, worker: WorkerId) -> Result<Arc<Caller>, Problem> {
-    let hash = &admission.token_hash;
     let caller = gateway.store.desk().caller(worker).ok_or_else(|| Problem::not_found("worker"))?;
-    match gateway.keys().is_workers(hash) || token::is_same(caller.token_hash(), hash) {
-        true => Ok(caller),
+    if !token::is_same(caller.token_hash(), &admission.token_hash) {
+        return Err(anothers_worker());
+    }
+    still_let_in(gateway, &caller)?;
+    Ok(caller)
+}
+
+/// Refuses a worker whose token has ended, also while it waits.
+fn still_let_in(gateway: &Gateway, caller: &Caller) -> Result<(), Problem> {
+    match caller.is_let_in(gateway.store.clock().now()) {
+        true => Ok(()),
         false => Err(Problem::unauthorized()),
     }
+}
+
+fn anothers_worker() -> Problem {
+    Problem::forbidden("This worker was registered with another token.")
 }

@@ -57,6 +57,8 @@ pub enum Command {
     Agents(client::agents::Args),
     /// List and stop workers.
     Workers(client::workers::Args),
+    /// Mint, list and revoke the tokens that let workers in.
+    WorkerTokens(client::worker_tokens::Args),
     /// List replicas.
     Replicas(client::replicas::Args),
     /// Look for what would make the gateway slow or wrong, with a remedy for each.
@@ -122,6 +124,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Conversations(args) => client::conversations::run(args).await,
         Command::Agents(args) => client::agents::run(args).await,
         Command::Workers(args) => client::workers::run(args).await,
+        Command::WorkerTokens(args) => client::worker_tokens::run(args).await,
         Command::Replicas(args) => client::replicas::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Verify(args) => verify::run(args).await,

@@ -9,6 +9,7 @@
 //! | [`dispatch`] | claims queued turns; brings orders to those that run here |
 //! | [`reconcile`] | compares what was seen with a database that may have gone back in time |
 //! | `remote` | claims for remote workers, and moves turns to where they call |
+//! | `tokens` | refuses remote workers whose token has ended |
 //! | [`reap`] | closes what is overdue or held by the gone |
 //! | [`retain`] | partitions ahead, old days out |
 //! | [`drain`] | leaves |
@@ -25,6 +26,7 @@ pub mod reconcile;
 mod remote;
 pub mod retain;
 pub mod suspicion;
+mod tokens;
 
 use std::{
     sync::{
@@ -159,6 +161,7 @@ impl Engine {
         spawn("orders", Box::pin(dispatch::order_on(self.clone(), hard.clone())));
         spawn("adopt", Box::pin(remote::adopt_on(self.clone(), hard.clone())));
         spawn("remote", Box::pin(remote::listen_on(self.clone(), hard.clone())));
+        spawn("tokens", Box::pin(tokens::refuse_on(self.clone(), hard.clone())));
         spawn("reap", Box::pin(reap::close_on(self.clone(), hard.clone())));
         spawn("means", Box::pin(means::look_on(self.clone(), hard.clone())));
         spawn("retain", Box::pin(retain::retain_on(self.clone(), hard.clone())));

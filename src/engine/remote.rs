@@ -257,7 +257,7 @@ mod tests {
         let conversation = conversation.map(|n| ConversationId(id(n)));
         let agent = "a".to_owned();
         let worker = RemoteWorker { id: WorkerId(id(n)), agent, agent_revision: 1, conversation, name: None };
-        let caller = desk.admit(worker, [0; 32]).unwrap();
+        let caller = desk.admit(worker, [0; 32], None).unwrap();
         std::mem::forget(caller.poll(room));
         caller
     }

@@ -19,6 +19,7 @@ use std::{
     },
 };
 
+use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
@@ -136,14 +137,20 @@ impl Desk {
         }
     }
 
-    /// Lets a worker call; `None` where there are too many. One that calls again keeps its place.
-    pub fn admit(&self, worker: RemoteWorker, token_hash: TokenHash) -> Option<Arc<Caller>> {
+    /// Lets a worker call that has a token of this hash, until then; `None` where there are too many. One that calls
+    /// again keeps its place.
+    pub fn admit(
+        &self,
+        worker: RemoteWorker,
+        token_hash: TokenHash,
+        expires_at: Option<DateTime<Utc>>,
+    ) -> Option<Arc<Caller>> {
         let mut state = self.state();
         if state.callers.len() >= CALLERS_MAX && !state.callers.contains_key(&worker.id) {
             return None;
         }
         let id = worker.id;
-        let caller = Arc::new(Caller::new(worker, token_hash));
+        let caller = Arc::new(Caller::new(worker, token_hash, expires_at));
         *state.tokens.entry(token_hash).or_default() += 1;
         if let Some(former) = state.callers.insert(id, caller.clone()) {
             state.forget_token(former.token_hash());
@@ -287,7 +294,7 @@ mod tests {
         let admit = |n: u128, token: u8| {
             let (id, agent) = (WorkerId(Uuid::from_u128(n)), "a".to_owned());
             let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
-            desk.admit(worker, [token; 32]).unwrap()
+            desk.admit(worker, [token; 32], None).unwrap()
         };
         let (one, other) = (admit(1, 7), admit(2, 7));
         desk.dismiss(&one);

@@ -49,6 +49,7 @@ pub mod turns;
 pub mod verify;
 pub mod wake;
 pub mod witness;
+pub mod worker_tokens;
 pub mod workers;
 pub mod writer;
 

@@ -1,14 +1,12 @@
-//! Remote workers: registering, ending, and the tokens that let them in.
+//! Remote workers: registering, and ending.
 //!
-//! A token is stored as its SHA-256, and told once, when it is minted.
-
-use std::collections::HashMap;
+//! A worker belongs to the token that made it: nobody else's may call as that one.
 
 use super::{Store, StoreError};
 use crate::{
     failure::Code,
     id::{ConversationId, WorkerId},
-    token::{self, Purpose, TokenHash},
+    token::TokenHash,
 };
 
 /// A remote worker that calls.
@@ -26,13 +24,15 @@ pub struct RemoteWorker {
     pub name: Option<String>,
 }
 
-/// What a minted token is good for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
-    /// The agent.
-    pub agent: String,
-    /// The conversation; `None`: any of the agent's.
-    pub conversation: Option<ConversationId>,
+/// What became of a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// It calls here from now on.
+    Done,
+    /// It has ended, or this id is another worker's.
+    Gone,
+    /// Another token made it.
+    AnothersToken,
 }
 
 /// Why a worker ended, as somebody found out who watched it.
@@ -47,21 +47,28 @@ pub struct Obituary {
 }
 
 impl Store {
-    /// Records a worker that calls here from now on; false where this id is another worker's.
-    pub async fn register_worker(&self, worker: &RemoteWorker) -> Result<bool, StoreError> {
+    /// Records a worker that calls here from now on, with the token of this hash.
+    pub async fn register_worker(
+        &self,
+        worker: &RemoteWorker,
+        token_hash: TokenHash,
+    ) -> Result<Registration, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
             .run("register_worker", |c| {
                 sqlx::query!(
                     "
-                    insert into workers as w (id, replica_id, agent, agent_revision, runtime, conversation_id, name, state)
-                    values ($1, $2, $3, $4, 'remote', $5, $6, 'ready')
+                    insert into workers as w
+                      (id, replica_id, agent, agent_revision, runtime, conversation_id, name, state, token_hash)
+                    values ($1, $2, $3, $4, 'remote', $5, $6, 'ready', $7)
                     on conflict (id) do update
                        set replica_id = excluded.replica_id, agent_revision = excluded.agent_revision,
+                           token_hash = excluded.token_hash,
                            -- Another replica may have taken it for lost meanwhile.
                            state = 'ready', ended_at = null, exit = null
                      where w.runtime = 'remote' and w.agent = excluded.agent and w.end_code is null
                        and w.conversation_id is not distinct from excluded.conversation_id
+                       and (w.token_hash is null or w.token_hash = excluded.token_hash)
                     ",
                     worker.id.0,
                     self.replica().0,
@@ -69,11 +76,25 @@ impl Store {
                     worker.agent_revision,
                     worker.conversation.map(|conversation| conversation.0),
                     worker.name,
+                    &token_hash,
                 )
                 .execute(c)
             })
             .await?;
-        Ok(done.rows_affected() == 1)
+        if done.rows_affected() == 1 {
+            return Ok(Registration::Done);
+        }
+        let is_anothers = lease
+            .run("worker_principal", |c| {
+                sqlx::query_scalar!(
+                    r#"select token_hash <> $2 as "is!" from workers where id = $1 and token_hash is not null"#,
+                    worker.id.0,
+                    &token_hash,
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        Ok(if is_anothers == Some(true) { Registration::AnothersToken } else { Registration::Gone })
     }
 
     /// Records how a remote worker ended, where it has not turned to another replica.
@@ -165,77 +186,17 @@ impl Store {
         Ok(told.collect())
     }
 
-    /// Mints a token that lets workers in, for this and nothing else. It is told here and never again.
-    pub async fn mint_worker_token(&self, grant: &Grant) -> Result<String, StoreError> {
-        let token = token::mint(Purpose::Worker);
-        let token_hash = token::hash(&token);
-        let mut lease = self.lease().await?;
-        lease
-            .run("grant_worker", |c| {
-                sqlx::query!(
-                    "
-                    insert into worker_tokens (hash, agent, conversation_id) values ($1, $2, $3)
-                    ",
-                    &token_hash,
-                    grant.agent,
-                    grant.conversation.map(|conversation| conversation.0),
-                )
-                .execute(c)
-            })
-            .await?;
-        Ok(token)
-    }
-
-    /// What the tokens of these hashes are good for, as far as they are good for anything.
-    pub async fn worker_grants(&self, hashes: &[TokenHash]) -> Result<HashMap<TokenHash, Grant>, StoreError> {
-        let hashes: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("worker_grants", |c| {
-                sqlx::query!(
-                    "select hash, agent, conversation_id from worker_tokens where hash = any ($1)",
-                    &hashes
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        let grants = rows.into_iter().filter_map(|row| {
-            let conversation = row.conversation_id.map(ConversationId);
-            Some((row.hash.try_into().ok()?, Grant { agent: row.agent, conversation }))
-        });
-        Ok(grants.collect())
-    }
-
-    /// Lets in nobody any more by a token of this conversation.
-    pub async fn revoke_worker_tokens(&self, conversation: ConversationId) -> Result<u64, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("revoke_worker_tokens", |c| {
-                sqlx::query!("delete from worker_tokens where conversation_id = $1", conversation.0)
-                    .execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected())
-    }
-
-    /// Lets in nobody any more by the token of this hash.
-    pub async fn revoke_worker_token(&self, token_hash: [u8; 32]) -> Result<u64, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("revoke_worker_token", |c| {
-                sqlx::query!("delete from worker_tokens where hash = $1", &token_hash).execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected())
-    }
-
-    /// Removes what nobody asks for any more: offers of turns that ended a day ago.
+    /// Removes what nobody asks for any more: offers of turns, and tokens, that ended a day ago.
     pub async fn sweep_remote(&self) -> Result<u64, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
             .run("sweep_remote", |c| {
                 sqlx::query!(
                     "
+                    with t as (
+                      delete from worker_tokens_ended where hash in (
+                        select hash from worker_tokens_ended
+                         where ended_at < clock_timestamp() - interval '1 day' order by ended_at limit 1000))
                     delete from remote_claims where (turn_id, epoch) in (
                       select o.turn_id, o.epoch from remote_claims o
                        where o.claimed_at < clock_timestamp() - interval '1 day'

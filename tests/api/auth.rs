@@ -13,6 +13,7 @@ async fn each_route_opens_to_its_own_tokens() {
     let nobody = "0".repeat(32);
     let conversation = format!("/v1/conversations/conv_{nobody}");
     let stop = format!("/v1/workers/wrk_{nobody}/stop");
+    let (token, revoke) = (json!({"agent": "nobody"}), format!("/v1/worker-tokens/wtk_{nobody}"));
     for (method, path, body, [anybody, client, operator]) in [
         (Method::POST, "/v1/turns", Some(&turn), [401, 202, 202]),
         (Method::GET, "/v1/turns", None, [401, 200, 200]),
@@ -24,6 +25,9 @@ async fn each_route_opens_to_its_own_tokens() {
         (Method::GET, "/v1/replicas", None, [401, 403, 200]),
         (Method::GET, "/v1/workers", None, [401, 403, 200]),
         (Method::POST, &stop, None, [401, 403, 404]),
+        (Method::GET, "/v1/worker-tokens", None, [401, 403, 200]),
+        (Method::POST, "/v1/worker-tokens", Some(&token), [401, 403, 404]),
+        (Method::DELETE, &revoke, None, [401, 403, 404]),
         (Method::DELETE, &conversation, None, [401, 403, 404]),
         (Method::GET, "/livez", None, [200, 200, 200]),
         (Method::GET, "/readyz", None, [200, 200, 200]),

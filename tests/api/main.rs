@@ -13,4 +13,5 @@ mod refusals;
 mod streams;
 mod turns;
 mod worker;
+mod worker_tokens;
 mod world;

@@ -5,7 +5,7 @@ use lastword::{
     agent::AgentSpec,
     cli::postgres::Mode,
     id::{TurnId, WorkerId},
-    store::{desk::Line, remote_workers::Grant},
+    store::{desk::Line, worker_tokens::Grant},
     token::{self, Purpose},
 };
 use reqwest::{Method, Response, StatusCode};
@@ -64,7 +64,7 @@ async fn a_minted_token_is_good_for_what_it_was_minted_for() {
         turn.json(&json!({"agent": "far", "input": "x"})).send().await.unwrap().json().await.unwrap();
     let conversation = turn["conversation_id"].as_str().unwrap();
     let bound = conversation.parse().unwrap();
-    let grant = Grant { agent: "far".to_owned(), conversation: Some(bound) };
+    let grant = Grant { agent: "far".to_owned(), conversation: Some(bound), expires_at: None };
     let token = world.store.mint_worker_token(&grant).await.unwrap();
     let register = async |agent: &str, conversation: Option<&str>| {
         let body = json!({"agent": agent, "conversation_id": conversation});

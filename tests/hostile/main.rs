@@ -9,6 +9,7 @@ mod descriptors;
 mod door;
 mod guards;
 mod pulse;
+mod remote;
 mod shares;
 #[path = "../support/mod.rs"]
 mod support;

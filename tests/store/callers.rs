@@ -5,7 +5,7 @@ use lastword::{
     id::{ConversationId, WorkerId},
     store::{
         queue::{END, FRONT},
-        remote_workers::{Obituary, RemoteWorker},
+        remote_workers::{Obituary, Registration, RemoteWorker},
     },
 };
 
@@ -56,7 +56,8 @@ async fn who_tells_of_a_worker_that_is_gone_reads_no_others(server: &Server) {
         name: None,
     });
     for worker in &workers {
-        assert!(replica.store.register_worker(worker).await.unwrap());
+        let registered = replica.store.register_worker(worker, [1; 32]).await.unwrap();
+        assert_eq!(registered, Registration::Done);
     }
     let others = format!(
         "insert into workers (id, replica_id, agent, agent_revision, runtime, conversation_id, state)
@@ -94,7 +95,7 @@ async fn a_worker_of_one_conversation_reads_no_queue(server: &Server) {
     assert_eq!(ground.run(&others).await.unwrap(), MANY as u64);
     let other = ground.replica().await;
     let both = [kept.conversation, queued.conversation];
-    let mut heads = other.store.remote_heads(&[], &both, END).await.unwrap();
+    let mut heads = other.store.remote_heads(&[], &both, END, &[]).await.unwrap();
     heads.sort_by_key(|head| head.turn);
     let mut expected = [(kept.turn, true), (queued.turn, false)];
     expected.sort();
@@ -102,7 +103,7 @@ async fn a_worker_of_one_conversation_reads_no_queue(server: &Server) {
     assert_eq!(found, expected);
     // Who serves any conversation does not find them a second time.
     let demo = ["demo".to_owned()];
-    let heads = replica.store.remote_heads(&demo, &both, FRONT).await.unwrap();
+    let heads = replica.store.remote_heads(&demo, &both, FRONT, &[]).await.unwrap();
     assert_eq!(heads.iter().filter(|head| head.turn == queued.turn).count(), 1);
     let read = read(&ground, other, "inflight").await;
     assert!(read < FEW, "{read} rows and entries of the turns in flight were read");

@@ -58,7 +58,7 @@ async fn texts(ground: &Ground) -> Vec<Text> {
 }
 
 /// How a locking clause says its order: by name, or of one row alone, or of one row after another of a list.
-const ORDERED: &str = r"order by|(turn_id|id) = (\$\d+|p_turn\b|p_turns\[1\])|limit 1 *$";
+const ORDERED: &str = r"order by|(turn_id|id) = (\$\d+|p_turn\b|p_turns\[1\]|p_id\b)|limit 1 *$";
 /// Goes by the index of conversations, and so in the order of their ids: `plans` pins that.
 const BY_INDEX: &str = "where v.id = any (array (select conversation_id from fit where is_taken_over))";
 
@@ -84,7 +84,8 @@ async fn every_statement_locks_in_one_order(server: &Server) {
     let ground = server.ground().await;
     let regex = |text: &str| Regex::new(text).unwrap();
     let lock = regex(r" for (no key update|update|key share|share)\b");
-    let (kind, ordered) = (regex(r"from (inflight|conversations|idempotency)\b"), regex(ORDERED));
+    let (kind, ordered) =
+        (regex(r"from (inflight|conversations|idempotency|worker_tokens|workers)\b"), regex(ORDERED));
     let write = regex(r"(update|delete from) (inflight|conversations|idempotency)\b");
     let of_one = regex(r"^[^;]*? where (\w\.)?id = (\$\d+|p_\w+)( |$)");
     let mut locks = 0;

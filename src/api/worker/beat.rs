@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
-use super::caller;
+use super::{caller, still_let_in};
 use crate::{
     api::{
         Gateway,
@@ -169,6 +169,7 @@ pub async fn beat(
     };
     heard.into_iter().for_each(|heard| heard.open.answered());
     open.answered();
+    still_let_in(&gateway, &caller)?;
     beat.map(Json)
 }
 
@@ -209,7 +210,7 @@ async fn listen(
     until: Instant,
 ) -> Result<Beat, Problem> {
     let desk = gateway.store.desk();
-    let before = (desk.is_open(), caller.is_stopped());
+    let before = (desk.is_open(), caller.is_stopped(), caller.is_leaving());
     let is_said = !over.is_empty();
     let number = caller.listen();
     let look = || {
@@ -219,7 +220,8 @@ async fn listen(
             .collect();
         let has_ended = heard.iter().any(|it| it.line.end().is_some());
         let is_over = is_said || caller.is_heard_anew(number);
-        let has_news = is_over || has_ended || before != (desk.is_open(), caller.is_stopped());
+        let is_changed = before != (desk.is_open(), caller.is_stopped(), caller.is_leaving());
+        let has_news = is_over || has_ended || is_changed;
         (has_news || !orders.is_empty()).then_some(orders)
     };
     let orders = caller.look_until(until, look).await.unwrap_or_default().into_iter();

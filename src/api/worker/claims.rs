@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::caller;
+use super::{caller, still_let_in};
 use crate::{
     api::{
         Gateway,
@@ -110,6 +110,7 @@ pub async fn wait(
     let offers = polling.offers(Duration::from_secs(request.wait_s), || !desk.is_open()).await;
     drop(polling);
     open.answered();
+    still_let_in(&gateway, &caller)?;
     if !offers.is_empty() {
         let turns = offers.into_iter().map(Offer::of).collect::<Result<_, _>>()?;
         return Ok(Json(Offers { turns }).into_response());

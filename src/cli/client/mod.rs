@@ -9,6 +9,7 @@ pub mod chat;
 pub mod conversations;
 pub mod replicas;
 pub mod turns;
+pub mod worker_tokens;
 pub mod workers;
 
 mod address;

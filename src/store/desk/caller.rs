@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -24,6 +25,7 @@ use crate::{
 pub struct Caller {
     worker: RemoteWorker,
     token_hash: [u8; 32],
+    expires_at: Option<DateTime<Utc>>,
     pulse: Arc<Pulse>,
     /// Its newest poll, and for how many turns that waits; 0 where it does not.
     polled: Mutex<(u64, u32)>,
@@ -34,6 +36,7 @@ pub struct Caller {
     offers: Mutex<Vec<Offer>>,
     is_leaving: AtomicBool,
     is_stopped: AtomicBool,
+    is_refused: AtomicBool,
     news: Notify,
 }
 
@@ -74,10 +77,11 @@ impl Drop for Promise {
 }
 
 impl Caller {
-    pub(super) fn new(worker: RemoteWorker, token_hash: [u8; 32]) -> Self {
+    pub(super) fn new(worker: RemoteWorker, token_hash: [u8; 32], expires_at: Option<DateTime<Utc>>) -> Self {
         Caller {
             worker,
             token_hash,
+            expires_at,
             pulse: Arc::default(),
             polled: Mutex::default(),
             listened: AtomicU64::new(0),
@@ -85,6 +89,7 @@ impl Caller {
             offers: Mutex::default(),
             is_leaving: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             news: Notify::new(),
         }
     }
@@ -114,6 +119,17 @@ impl Caller {
     pub fn stop(&self) {
         self.is_stopped.store(true, Ordering::Release);
         self.leave();
+    }
+
+    /// Its token lets nobody in any more: what it waits for ends.
+    pub fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Release);
+        self.leave();
+    }
+
+    /// Whether its token lets it in, at this time of the database's.
+    pub fn is_let_in(&self, now: DateTime<Utc>) -> bool {
+        !self.is_refused.load(Ordering::Acquire) && self.expires_at.is_none_or(|end| now < end)
     }
 
     /// Whether an operator wants it to end.
@@ -252,7 +268,7 @@ mod tests {
     fn a_poll_that_is_noticed_late_to_have_broken_off_does_not_end_the_next() {
         let (id, agent) = (WorkerId(Uuid::nil()), "a".to_owned());
         let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
-        let caller = Arc::new(Caller::new(worker, [0; 32]));
+        let caller = Arc::new(Caller::new(worker, [0; 32], None));
         let first = caller.poll(2);
         let second = caller.poll(3);
         drop(first);

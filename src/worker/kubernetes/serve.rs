@@ -33,7 +33,7 @@ use super::{
 use crate::{
     agent::PodTemplate,
     id::WorkerId,
-    store::remote_workers::Grant,
+    store::worker_tokens::Grant,
     worker::{
         host::Host,
         job::{Halt, Job},
@@ -153,8 +153,8 @@ impl<'a> Start<'a> {
 
     /// Lets the worker in that will call home; what it shows.
     async fn let_in(&self) -> Result<Token, Obstacle> {
-        let grant =
-            Grant { agent: self.order.agent.name.clone(), conversation: Some(self.order.conversation) };
+        let (agent, conversation) = (self.order.agent.name.clone(), Some(self.order.conversation));
+        let grant = Grant { agent, conversation, expires_at: None };
         let mut pause = Pause::default();
         loop {
             match self.host.store().mint_worker_token(&grant).await {

@@ -1,0 +1,59 @@
+//! Tokens that have ended: their workers are refused, and what they run ends.
+//!
+//! Owns how soon. A token is revoked at one replica, and its workers call any: each looks for itself what has ended,
+//! so that no ring need be heard (I13).
+
+use std::{collections::HashSet, time::Duration};
+
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use crate::{
+    failure::Code,
+    store::{StoreError, remote_workers::Obituary, worker_tokens::ENDED},
+    token::TokenHash,
+};
+
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Refuses workers whose token has ended, until cancelled.
+pub(super) async fn refuse_on(engine: Engine, until: CancellationToken) {
+    let mut since = engine.store.clock().now();
+    loop {
+        tokio::select! {
+            () = until.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        match look(&engine, since).await {
+            Ok(looked_at) => since = looked_at,
+            // What ended meanwhile is found by the next look.
+            Err(why) => tracing::debug!(%why, "tokens of workers are looked through later"),
+        }
+    }
+}
+
+/// Looks once; when that was.
+async fn look(engine: &Engine, since: DateTime<Utc>) -> Result<DateTime<Utc>, StoreError> {
+    let (desk, now) = (engine.store.desk(), engine.store.clock().now());
+    let callers = desk.callers();
+    // Whoever is not here is not let in by a token that has ended.
+    if callers.is_empty() {
+        return Ok(now);
+    }
+    if callers.iter().any(|caller| !caller.is_let_in(now)) {
+        engine.store.end_expired_worker_tokens().await?;
+    }
+    let ended: HashSet<TokenHash> = engine.store.worker_tokens_ended(since).await?.into_iter().collect();
+    for caller in callers.iter().filter(|caller| ended.contains(caller.token_hash())) {
+        let worker = caller.worker().id;
+        tracing::info!(worker_id = %worker, "a remote worker's token has ended");
+        caller.refuse();
+        desk.dismiss(caller);
+        for line in desk.lines().iter().filter(|line| line.worker() == worker) {
+            line.bury(Obituary { code: Code::WorkerLost, message: ENDED.to_owned(), detail: None });
+        }
+    }
+    Ok(now)
+}
