@@ -100,9 +100,12 @@ impl Queue {
     }
 
     /// Turns of these conversations are kept for their own workers.
-    pub(super) fn kept(&self, conversations: impl IntoIterator<Item = ConversationId>) {
-        self.hints().call.kept.extend(conversations);
-        self.look.notify_one();
+    pub(super) fn kept(&self, conversations: impl IntoIterator<Item = Uuid>) {
+        let mut conversations = conversations.into_iter().map(ConversationId).peekable();
+        if conversations.peek().is_some() {
+            self.hints().call.kept.extend(conversations);
+            self.look.notify_one();
+        }
     }
 
     /// What was named meanwhile is unknown.
@@ -160,7 +163,7 @@ impl Wake {
     /// This turn is held for the worker of its conversation, which calls one replica or another: has that one look for
     /// it, and nobody at the queue.
     pub fn turn_is_kept(&self, turn: TurnId, conversation: ConversationId) {
-        self.queue.kept([conversation]);
+        self.queue.kept([conversation.0]);
         self.ring(|ring| ring.kept.extend([(turn.0, conversation.0)]));
     }
 

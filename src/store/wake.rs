@@ -26,10 +26,7 @@ use super::{
     queue::{Queue, first},
     recent::Recent,
 };
-use crate::{
-    config::Doorbell,
-    id::{ConversationId, TurnId},
-};
+use crate::{config::Doorbell, id::TurnId};
 
 /// Between two looks without a ring; while the doorbell is heard one of so many is taken.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -266,9 +263,7 @@ impl Wake {
         if ring.queue {
             self.queue.moved();
         }
-        if !ring.kept.is_empty() {
-            self.queue.kept(ring.kept.iter().map(|&(_, conversation)| ConversationId(conversation)));
-        }
+        self.queue.kept(ring.kept.iter().map(|&(_, conversation)| conversation));
         if ring.orders {
             self.orders.notify_one();
         }
