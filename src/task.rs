@@ -10,6 +10,8 @@
 //!    └── a panic, or the early end of a `Kind::Replica` task, is a soft stop ──┘
 //! ```
 
+mod aside;
+
 use std::{
     any::Any,
     borrow::Cow,
@@ -23,6 +25,8 @@ use std::{
 use futures_util::FutureExt;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::aside::aside;
 
 /// Starts tasks, stops them, and knows what they are doing. Clones are the same supervisor.
 #[derive(Clone, Debug)]

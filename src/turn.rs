@@ -10,6 +10,7 @@ use std::{borrow::Cow, fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::event::Kind;
@@ -138,7 +139,7 @@ pub struct Turn {
     pub usage: Option<serde_json::Value>,
     /// What the client attached when it made the turn.
     #[schema(value_type = Option<Object>)]
-    pub metadata: Option<serde_json::Value>,
+    pub metadata: Option<Box<RawValue>>,
     /// The turn that this one repeats.
     pub retry_of: Option<String>,
     /// Where its events are.

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 use tokio::{sync::oneshot, time::Instant};
 use utoipa::ToSchema;
 
@@ -210,7 +210,7 @@ impl Made {
             text: None,
             error: None,
             usage: None,
-            metadata: new.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok()),
+            metadata: new.metadata.clone().and_then(|text| RawValue::from_string(text).ok()),
             retry_of: new.retry_of.map(|turn| turn.to_string()),
             events_url: format!("/v1/turns/{id}/events"),
         };

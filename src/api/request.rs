@@ -17,6 +17,7 @@ use crate::{
     event::{NESTING_MAX, is_too_deep},
     id::NotAnId,
     stream::render,
+    task::aside,
 };
 
 /// The longest that a client may ask to wait, in seconds.
@@ -29,11 +30,11 @@ const LIMIT_MAX: i64 = 200;
 #[derive(Debug)]
 pub struct Strict<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Gateway> for Strict<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Strict<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
-        Kept::from_request(request, gateway).await.map(|Kept(value, _)| Strict(value))
+        Kept::from_request(request, gateway).await.map(|Kept(value, ..)| Strict(value))
     }
 }
 
@@ -49,16 +50,18 @@ impl FromRequest<Gateway> for JsonText {
     }
 }
 
-/// The same as [`Strict`] with the room that it took, for a value that is kept longer than it takes to read it.
+/// The same as [`Strict`] with the room that it took, for a value that is kept longer than it takes to read it, and
+/// how many bytes it was.
 #[derive(Debug)]
-pub struct Kept<T>(pub T, pub Held);
+pub struct Kept<T>(pub T, pub Held, pub usize);
 
-impl<T: DeserializeOwned> FromRequest<Gateway> for Kept<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Kept<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
         let (bytes, held) = json_text(request, gateway).await?;
-        parse(&bytes).map(|value| Kept(value, held))
+        let weight = bytes.len();
+        aside(weight, move || parse(&bytes)).await.map(|value| Kept(value, held, weight))
     }
 }
 
@@ -66,7 +69,7 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Kept<T> {
 #[derive(Debug)]
 pub struct Maybe<T>(pub T);
 
-impl<T: DeserializeOwned + Default> FromRequest<Gateway> for Maybe<T> {
+impl<T: DeserializeOwned + Default + Send + 'static> FromRequest<Gateway> for Maybe<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
@@ -78,7 +81,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Gateway> for Maybe<T> {
         if !is_json {
             return Err(Problem::not_json());
         }
-        parse(&bytes).map(Maybe)
+        aside(bytes.len(), move || parse(&bytes)).await.map(Maybe)
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     id::{ConversationId, TurnId},
     store::turns::TurnFilter,
     stream::{Reader, Tail, tail::PAGE_ROWS},
+    task::aside,
     turn::{CancelledBy, Status, Turn},
 };
 
@@ -85,12 +86,13 @@ pub async fn create(
     who: Who,
     connection: Connection,
     headers: HeaderMap,
-    Kept(request, held): Kept<TurnRequest>,
+    Kept(request, held, weight): Kept<TurnRequest>,
 ) -> Result<Response, Problem> {
     let mut delivery = Delivery::of(&gateway, who, &headers, connection, request.stream)?;
     delivery.on_disconnect = request.on_disconnect;
     let is_followed = delivery.seat.is_some();
-    let order = request.into_order(who, idempotency_key(&headers)?, is_followed, traceparent(&headers))?;
+    let (key, traceparent) = (idempotency_key(&headers)?, traceparent(&headers));
+    let order = aside(weight, move || request.into_order(who, key, is_followed, traceparent)).await?;
     gateway.shares().rows(who, 1 + u32::from(order.conversation.is_none()))?;
     let made = accept(&gateway, order, held).await?;
     deliver(&gateway, made, delivery).await

@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::{
     agent::{AgentSpec, Unread},
     id::{ConversationId, TurnId},
+    task::aside,
     turn::{CancelledBy, Status, Turn},
 };
 
@@ -73,7 +75,8 @@ impl Store {
                 .fetch_optional(c)
             })
             .await?;
-        row.map(TurnRow::read).transpose()
+        let bytes = row.as_ref().map_or(0, TurnRow::bytes);
+        aside(bytes, move || row.map(TurnRow::read).transpose()).await
     }
 
     /// Turns, newest first.
@@ -106,7 +109,8 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        rows.into_iter().map(TurnRow::read).collect()
+        let bytes = rows.iter().map(TurnRow::bytes).sum();
+        aside(bytes, move || rows.into_iter().map(TurnRow::read).collect()).await
     }
 
     /// A conversation's turn ids after an ordinal, in order: what a reader of the whole thread follows.
@@ -226,13 +230,18 @@ struct TurnRow {
 }
 
 impl TurnRow {
+    /// Of what is read of it.
+    fn bytes(&self) -> usize {
+        [&self.metadata, &self.last_word].into_iter().flatten().map(String::len).sum()
+    }
+
     fn read(self) -> Result<Turn, StoreError> {
         let unreadable = |why: &dyn std::fmt::Display| StoreError::unreadable("turn", why);
         let mut word: serde_json::Value = match &self.last_word {
             Some(data) => serde_json::from_str(data).map_err(|why| unreadable(&why))?,
             None => serde_json::Value::Null,
         };
-        let metadata = self.metadata.as_deref().map(serde_json::from_str).transpose();
+        let metadata = self.metadata.map(RawValue::from_string).transpose();
         let id = TurnId(self.id);
         Ok(Turn {
             id: id.to_string(),

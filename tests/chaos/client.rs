@@ -28,6 +28,9 @@ const REQUEST_MAX: Duration = Duration::from_secs(6);
 /// How long a client with a key goes on asking.
 const ASK_MAX: Duration = Duration::from_secs(90);
 
+/// Of a message in the history.
+const SCRIPT_MAX: usize = 1000;
+
 /// A turn that was accepted, as its client knows it.
 #[derive(Debug, Clone)]
 pub struct Accepted {
@@ -119,7 +122,8 @@ impl Client {
                 f,
                 nonce: nonce.to_owned(),
                 is_keyed: ask.is_keyed,
-                script: ask.text.clone(),
+                // Of a giant text its first word, as the checker reads it.
+                script: if ask.text.len() > SCRIPT_MAX { first_word(&ask.text) } else { ask.text.clone() },
                 slot,
                 turn: turn.map(str::to_owned),
                 why,
@@ -216,4 +220,8 @@ impl Client {
     pub fn fleet(&self) -> &Arc<Fleet> {
         &self.fleet
     }
+}
+
+fn first_word(text: &str) -> String {
+    text.split_whitespace().next().unwrap_or_default().to_owned()
 }

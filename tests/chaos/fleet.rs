@@ -349,7 +349,14 @@ impl Fleet {
         let plan = lock(&self.plan).clone();
         let database = plan.database_urls.get(slot).cloned().unwrap_or_else(|| self.database_url());
         let program = plan.programs.get(slot).cloned().unwrap_or_else(|| support::program().to_owned());
-        let mut command = Command::new(program);
+        let mut command = match plan.open_files {
+            Some(most) if subcommand == "serve" => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]).arg(program);
+                shell
+            }
+            _ => Command::new(program),
+        };
         for (name, _) in std::env::vars_os() {
             if ["LASTWORD_", "OTEL_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
                 command.env_remove(name);

@@ -21,6 +21,8 @@ pub struct Plan {
     pub programs: Vec<PathBuf>,
     /// More for the environment of one slot's replicas.
     pub slot_env: Vec<(usize, String, String)>,
+    /// Files that a replica may have open, where that is not what this machine permits.
+    pub open_files: Option<u64>,
     /// Said to the database before the tables are made.
     pub prelude: Vec<&'static str>,
 }
@@ -36,6 +38,7 @@ impl Plan {
             drain: Duration::from_secs(5),
             programs: Vec::new(),
             slot_env: Vec::new(),
+            open_files: None,
             prelude: Vec::new(),
         }
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "some attacks look at Postgres by SQL of their own")]
 
+mod bodies;
 mod descriptors;
 mod door;
 mod guards;

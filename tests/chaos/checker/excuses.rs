@@ -60,6 +60,7 @@ pub fn check_excuses(
                 was(&["drain_replica"], turn.replica_pid) && !allow.turns_outlive_replicas
                     || was(&["drain_host"], turn.worker_pid)
             }
+            (_, "guard_blocked") => word == "/poison",
             (_, "internal") => allow.database_lost_commits,
             _ => false,
         };

@@ -8,6 +8,7 @@ pub mod database;
 pub mod machine;
 pub mod mass;
 pub mod network;
+pub mod poison;
 pub mod races;
 pub mod remote;
 pub mod replicas;
@@ -259,6 +260,14 @@ pub fn all() -> Vec<Drill> {
             [0, 20, 600],
             true,
             clients::long_transaction
+        ),
+        drill!(
+            "poison",
+            "texts that are costly to check, giant texts, workers that flood, idle connections",
+            "false deaths 0, nobody judged, no replica without a beat for 5 s",
+            [4, 12, 100],
+            false,
+            poison::run
         ),
         drill!(
             "remote",
