@@ -51,7 +51,7 @@ pub struct Config {
     /// Leave the client routes open where that is refused otherwise: beyond loopback, and beside operator tokens.
     /// Something else guards the door: pages of other sites are refused, and nothing else.
     pub insecure: bool,
-    /// A replica of `lastword dev`: on loopback only, `Host` checked, client routes open.
+    /// A replica of `lastword dev`: on loopback only, `Host` checked.
     pub dev: bool,
     /// The largest request body.
     pub body_max: Size,
@@ -307,7 +307,7 @@ impl Config {
             }
         }
         if self.dev && !is_loopback {
-            return refuse("listen", "must be a loopback address in dev mode, whose client routes are open");
+            return refuse("listen", "must be a loopback address in dev mode");
         }
         let is_open = self.client_tokens.is_empty() && self.operator_tokens.is_empty();
         if !is_loopback && is_open && !self.insecure {

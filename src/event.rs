@@ -16,7 +16,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::id::TurnId;
+use crate::{id::TurnId, text};
 
 /// How deep JSON from outside may be nested. Common readers, ours among them, give up at 128 levels,
 /// and what came in as a message or a body goes out a few levels deeper: as a field of an event, in a
@@ -179,7 +179,9 @@ pub struct Event {
 
 impl Event {
     /// The event as every reader sees it: one JSON object of `turn_id`, `seq`, `kind`, `at`,
-    /// `attempt` and the kind's fields. The fields' own text is kept to the byte.
+    /// `attempt` and the kind's fields. The fields' own text is kept, but for what some readers of lines take
+    /// for a line's end or a terminal obeys: such characters stand escaped, so that worker text can never
+    /// forge a frame, and the object is one line.
     pub fn to_json(&self) -> String {
         let mut out = format!(
             r#"{{"turn_id":"{}","seq":{},"kind":"{}","at":"{}","attempt":{}"#,
@@ -193,7 +195,7 @@ impl Event {
         if fields != "}" {
             out.push(',');
         }
-        out.push_str(fields);
+        out.push_str(&text::one_line(fields));
         out
     }
 }

@@ -39,7 +39,7 @@
 //! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
 //! | 2 | [`store`]: all SQL, the doorbell |
 //! | 1 | [`config`] · [`descriptors`] · [`telemetry`] · [`task`] |
-//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`]: the words |
+//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
 //!
 //! # What must always hold
 //!
@@ -60,10 +60,12 @@ pub mod event;
 pub mod failure;
 pub mod id;
 pub mod principal;
+pub mod secret;
 pub mod store;
 pub mod stream;
 pub mod task;
 pub mod telemetry;
+pub mod text;
 pub mod token;
 pub mod turn;
 pub mod units;

@@ -8,22 +8,32 @@
 pub mod metrics;
 pub mod trace;
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    borrow::Cow,
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
 use opentelemetry::{KeyValue, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use serde_json::Value;
 use tracing::{Dispatch, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer,
+    field::MakeExt,
     filter::{ParseError, Targets},
+    fmt::format::debug_fn,
     layer::SubscriberExt,
     registry::LookupSpan,
 };
 
 pub use trace::{adopt, current_traceparent, new_traceparent, trace_id};
 
-use crate::config::{Config, LogFormat};
+use crate::{
+    config::{Config, LogFormat},
+    secret, text,
+};
 
 /// The longest that one export, or the last flush, may take.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
@@ -84,15 +94,73 @@ fn build(config: &Config, replica: &str) -> Result<(Telemetry, Dispatch), Teleme
     Ok((Telemetry { traces }, Dispatch::new(subscriber)))
 }
 
-/// The log's lines, on stderr: stdout belongs to what a command answers.
+/// The log's lines, on stderr: stdout belongs to what a command answers. An event is one line, and what
+/// a worker or a client said in it steers no terminal: such characters stand escaped.
 fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer();
     match format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => {
+            let fields = debug_fn(|out, field, value| {
+                let value = format!("{value:?}");
+                let value = secret::hidden(&value);
+                let value = text::visible_line(&value);
+                if field.name() == "message" {
+                    write!(out, "{value}")
+                } else {
+                    write!(out, "{field}={value}")
+                }
+            });
+            let lines = lines.with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+            lines.fmt_fields(fields.delimited(" ")).boxed()
+        }
+        LogFormat::Json => {
+            let lines = lines.with_writer(|| OneLine(io::stderr()));
+            lines.json().flatten_event(true).with_current_span(false).boxed()
+        }
+    }
+}
+
+/// Writes events that come as JSON, one a call, as one line each for every reader, without what looks like a
+/// secret.
+struct OneLine<W>(W);
+
+impl<W: io::Write> io::Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let json = String::from_utf8_lossy(event);
+        let json = json.strip_suffix('\n').unwrap_or(&json);
+        let shown = without_secrets(json);
+        self.0.write_all(format!("{}\n", text::one_line(&shown)).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Text by text: a shape must not reach from one into the next.
+fn without_secrets(json: &str) -> Cow<'_, str> {
+    if matches!(secret::hidden(json), Cow::Borrowed(_)) {
+        return Cow::Borrowed(json);
+    }
+    match serde_json::from_str(json) {
+        Ok(mut event) => {
+            hide(&mut event);
+            Cow::Owned(event.to_string())
+        }
+        Err(_) => secret::hidden(json),
+    }
+}
+
+fn hide(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = secret::hidden(text).into_owned(),
+        Value::Array(items) => items.iter_mut().for_each(hide),
+        Value::Object(fields) => fields.values_mut().for_each(hide),
+        _ => {}
     }
 }
 

@@ -15,7 +15,7 @@ use regex::Regex;
 
 /// Each floor's modules, from the ground up. A module that is missing here fails the test.
 const FLOORS: [&[&str]; 7] = [
-    &["agent", "clock", "event", "failure", "id", "principal", "token", "turn", "units"],
+    &["agent", "clock", "event", "failure", "id", "principal", "secret", "text", "token", "turn", "units"],
     &["config", "descriptors", "task", "telemetry"],
     &["store"],
     &["stream", "worker"],
@@ -45,6 +45,10 @@ const HOMES: [(&str, &[&str]); 6] = [
     ("k8s_openapi", &["worker/kubernetes/"]),
 ];
 
+/// What writes a text to a terminal as it is, and the files that may: what they print is their own.
+static PRINTS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\be?print(ln)?!").unwrap());
+const PRINTERS: [&str; 2] = ["cli/demo_agent", "main.rs"];
+
 #[test]
 fn every_file_imports_from_lower_floors_only() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -70,6 +74,14 @@ fn wrongs(path: &str, source: &str) -> Vec<String> {
         if let Some(why) = wrong_import(here[0], &there) {
             wrongs.push(format!("src/{path}:{}: {why}", line_of(&text, at)));
         }
+    }
+    if let Some(found) = PRINTS.find(&text)
+        && !PRINTERS.iter().any(|home| path.starts_with(home))
+    {
+        let line = line_of(&text, found.start());
+        wrongs.push(format!(
+            "src/{path}:{line}: say it with cli/say.rs: what comes from outside is escaped there"
+        ));
     }
     for (name, homes) in HOMES {
         let word = Regex::new(&format!(r"\b{name}\b")).unwrap();

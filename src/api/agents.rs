@@ -1,10 +1,10 @@
 //! Agents: put, read, list, delete.
 //!
-//! A client sees which agents there are. What they run, and with which environment, only operators
-//! see: secrets stand there.
+//! A client sees which agents there are, and what it may expect of them. What they run, with which environment,
+//! and what they look for in an input only operators see: secrets stand there, and who knows a pattern gets
+//! around it. What a client sees is named here, so that a new field is hidden until somebody has thought of it.
 
 use axum::{
-    Json,
     extract::State,
     http::{HeaderMap, StatusCode},
 };
@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 use super::{
     Gateway,
     accept::insist,
+    answer::Json,
     auth::Role,
     problem::{Problem, ProblemDocument},
     request::{JsonText, Name, Page, Params, agent_name, parse},
@@ -25,6 +26,22 @@ use crate::{
     store::agents::AgentRow,
 };
 
+/// What clients see of a spec: what bounds their turns.
+const FOR_CLIENTS: [&str; 10] = [
+    "runtime",
+    "scope",
+    "max_concurrent_turns",
+    "history",
+    "idle_ttl",
+    "timeouts",
+    "retry",
+    "guards",
+    "limits",
+    "expose_errors",
+];
+/// What clients see of a guard: what they may send, and what they are told.
+const OF_GUARDS: [&str; 3] = ["kind", "limit", "notice"];
+
 /// An agent as the API shows it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AgentView {
@@ -32,7 +49,7 @@ pub struct AgentView {
     name: String,
     /// Counts from 1; a turn keeps the one it was accepted with.
     revision: i32,
-    /// How its workers run. Clients are not shown `command` and `env`.
+    /// How its workers run. Clients are not shown `command`, `env`, `pod` and the patterns of guards.
     #[schema(value_type = AgentSpec)]
     spec: Value,
     /// Fields of a newer release, for operators. This replica does not understand them, and leaves the agent's turns
@@ -52,15 +69,20 @@ impl AgentView {
             spec = more.whole.clone();
             unread.clone_from(&more.fields);
         }
-        if role < Role::Operator
-            && let Some(fields) = spec.as_object_mut()
-        {
-            for hidden in ["command", "env", "pod"] {
-                fields.remove(hidden);
+        if role < Role::Operator {
+            keep(&mut spec, &FOR_CLIENTS);
+            for guard in spec.get_mut("guards").and_then(Value::as_array_mut).into_iter().flatten() {
+                keep(guard, &OF_GUARDS);
             }
         }
         let (name, revision) = (row.agent.name.clone(), row.agent.revision);
         Ok(AgentView { name, revision, spec, unread, updated_at: row.created_at })
+    }
+}
+
+fn keep(object: &mut Value, shown: &[&str]) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.retain(|name, _| shown.contains(&name.as_str()));
     }
 }
 

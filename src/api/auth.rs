@@ -112,7 +112,8 @@ impl Keys {
         if asks_anybody || !self.is_dev && (asks_for_itself || shows_a_token()) {
             return Ok(());
         }
-        self.openness.admits(request.method(), request.headers())
+        let openness = if self.is_dev { Openness::Local } else { self.openness };
+        openness.admits(request.method(), request.headers())
     }
 }
 

@@ -1,7 +1,6 @@
 //! Conversations: make, read, list, delete.
 
 use axum::{
-    Json,
     extract::State,
     http::{HeaderName, StatusCode, header},
 };
@@ -12,6 +11,7 @@ use utoipa::ToSchema;
 use super::{
     Gateway,
     accept::insist,
+    answer::Json,
     problem::{Problem, ProblemDocument},
     request::{Id, Page, Params, Strict, agent_name},
     shares::Who,

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
     extract::State,
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
@@ -15,6 +14,7 @@ use utoipa::ToSchema;
 use super::{
     Gateway,
     accept::CancelOnDrop,
+    answer::Json,
     listen::Connection,
     problem::{Problem, ProblemDocument},
     request::{Id, Params, wants_events},

@@ -9,7 +9,6 @@ use std::{
 };
 
 use axum::{
-    Json,
     extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
@@ -18,7 +17,7 @@ use serde::Serialize;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::Gateway;
+use super::{Gateway, answer::Json};
 use crate::{
     descriptors::{self, Lack},
     telemetry::metrics,

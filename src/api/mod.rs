@@ -6,6 +6,7 @@
 
 mod accept;
 mod agents;
+mod answer;
 mod auth;
 mod bodies;
 mod connected;
@@ -28,12 +29,13 @@ mod workers;
 
 use std::sync::Arc;
 
-use axum::{Json, Router, middleware, routing::get};
+use axum::{Router, middleware, routing::get};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
+    answer::Json,
     auth::{Guesses, Keys, Strangers},
     bodies::Bodies,
     connected::{Connected, PerAddress},

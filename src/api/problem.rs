@@ -15,6 +15,7 @@ use crate::{
     id::{TurnId, WorkerId},
     store::StoreError,
     stream::TailError,
+    text,
 };
 
 /// A refusal, or a fault of ours.
@@ -333,7 +334,7 @@ impl IntoResponse for Problem {
         if let Some(document) = document.as_object_mut() {
             document.extend(fields);
         }
-        let mut response = (status, document.to_string()).into_response();
+        let mut response = (status, text::one_line(&document.to_string()).into_owned()).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,12 +1,13 @@
 //! Replicas, for operators.
 
-use axum::{Json, extract::State};
+use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
     Gateway,
+    answer::Json,
     problem::Problem,
     request::{Page, Params},
 };

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
     extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -16,6 +15,7 @@ use utoipa::ToSchema;
 use super::{
     Gateway,
     accept::{CancelOnDrop, Made, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
+    answer::Json,
     bodies::Held,
     listen::Connection,
     problem::{Problem, ProblemDocument},

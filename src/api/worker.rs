@@ -9,12 +9,13 @@ pub mod messages;
 
 use std::sync::Arc;
 
-use axum::{Extension, Json, extract::State};
+use axum::{Extension, extract::State};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     Gateway,
+    answer::Json,
     auth::Admission,
     problem::{Problem, ProblemDocument},
     request::{Strict, agent_name},

@@ -2,13 +2,14 @@
 //!
 //! A token's secret is told once, in the answer that mints it.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{extract::State, http::StatusCode};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     Gateway,
+    answer::Json,
     problem::{Problem, ProblemDocument},
     request::{Id, Page, Params, Strict, agent_name},
 };

@@ -1,12 +1,13 @@
 //! Workers, for operators: list, show, stop.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{extract::State, http::StatusCode};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
     Gateway,
+    answer::Json,
     problem::{Problem, ProblemDocument},
     request::{Id, Maybe, Nothing, Page, Params},
 };

@@ -48,8 +48,8 @@ use self::{
     site::{Remote, Site},
     sizes::Sizes,
 };
-use super::dev::signals::Signals;
-use crate::{config::Lever, task::Supervisor};
+use super::{client::TokenArgs, dev::signals::Signals};
+use crate::{config::Lever, task::Supervisor, text};
 
 /// Turns of the history that `--history` alone makes.
 const HISTORY_TURNS: &str = "2000000";
@@ -123,9 +123,8 @@ struct RemoteArgs {
     #[arg(long = "url", value_name = "URL", value_delimiter = ',', requires = "agent",
         conflicts_with_all = ["history", "held", "ablate", "counts", "programs", "env", "dir", "postgres_bin", "scope"])]
     urls: Vec<String>,
-    /// A bearer token for it
-    #[arg(long, env = "LASTWORD_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    token: TokenArgs,
     /// The agent there to talk to
     #[arg(long, value_name = "NAME")]
     agent: Option<String>,
@@ -224,8 +223,8 @@ async fn sites(args: &Args, supervisor: &Supervisor) -> anyhow::Result<Vec<Site>
     }
     let mut sites = Vec::with_capacity(plans.len());
     for (name, plan) in plans {
-        eprintln!("starting Postgres and two replicas{}{name}", if name.is_empty() { "" } else { ": " });
-        let rig = Rig::start(plan, |said| eprintln!("{said}")).await?;
+        note!("starting Postgres and two replicas{}{name}", if name.is_empty() { "" } else { ": " });
+        let rig = Rig::start(plan, |said| note!("{said}")).await?;
         sites.push(Site::own(&name, rig, sizes, supervisor.clone()));
     }
     Ok(sites)
@@ -262,7 +261,7 @@ fn remote(args: &RemoteArgs) -> anyhow::Result<Remote> {
         urls.push(url.as_str().trim_end_matches('/').to_owned());
     }
     let agent = args.agent.clone().context("--url needs --agent")?;
-    Ok(Remote { urls, token: args.token.clone(), agent, input: args.input.clone() })
+    Ok(Remote { urls, token: args.token.read()?, agent, input: args.input.clone() })
 }
 
 /// What the figures hold for.
@@ -286,7 +285,7 @@ async fn counted(args: &Args) -> anyhow::Result<ExitCode> {
     let baseline = counts::read(&args.baseline)?;
     if args.write_baseline {
         counts::write(&args.baseline, &counts, &baseline)?;
-        eprintln!("{} is written", args.baseline.display());
+        note!("{} is written", args.baseline.display());
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(path) = &args.json {
@@ -314,7 +313,7 @@ fn list() -> String {
 
 /// On stdout; a reader that has left has read enough.
 fn say(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    match std::io::stdout().lock().write_all(text::visible(text).as_bytes()) {
         Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }

@@ -22,7 +22,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     std::io::stdout().write_all(config.redacted().as_bytes())?;
     // Shown first: whoever asks why it is refused wants to see it.
     if let Err(why) = config.validate() {
-        eprintln!("serve would refuse this: {why}");
+        note!("serve would refuse this: {why}");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

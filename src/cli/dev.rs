@@ -32,7 +32,7 @@ pub struct Args {
     /// How many replicas, each a process of its own
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=26))]
     replicas: u16,
-    /// Where the database, the logs and the operator's token are kept between two runs
+    /// Where the database, the logs and the tokens are kept between two runs
     #[arg(long, value_name = "DIR", env = "LASTWORD_DATA", default_value = ".lastword")]
     data: PathBuf,
     /// The directory of the programs `postgres` and `initdb`; searched for if absent
@@ -54,14 +54,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         postgres_bin: args.postgres_bin,
         is_durable: true,
     };
-    eprintln!("Starting Postgres and {} …", plural(plan.replicas, "replica"));
+    note!("Starting Postgres and {} …", plural(plan.replicas, "replica"));
     let mut cluster = Cluster::start(&plan).await?;
     let mut signals = Signals::listen()?;
     let lived = tokio::select! {
         lived = live(&mut cluster) => lived,
         () = signals.asked() => Ok(()),
     };
-    eprintln!("Stopping; once more stops at once …");
+    note!("Stopping; once more stops at once …");
     cluster.stop(&mut signals).await;
     lived.map(|()| ExitCode::SUCCESS)
 }
@@ -80,33 +80,26 @@ async fn live(cluster: &mut Cluster) -> anyhow::Result<()> {
 
 fn welcome(cluster: &Cluster) {
     let state = cluster.state();
-    println!("\nlastword is up, on this machine only. Ctrl-C stops all of it.\n");
+    say!("\nlastword is up, on this machine only. Ctrl-C stops all of it.\n");
     for replica in &state.replicas {
-        println!(
-            "  replica {}   {}   process {}",
-            replica.name,
-            replica.url,
-            replica.pid.unwrap_or_default()
-        );
+        say!("  replica {}   {}   process {}", replica.name, replica.url, replica.pid.unwrap_or_default());
     }
-    println!("  console     {}/", state.urls[0]);
-    println!(
-        "  Postgres    {}   process {}",
-        cluster.postgres_address(),
-        state.postgres.pid.unwrap_or_default()
-    );
-    println!("  directory   {}   (logs; dev.json has the database's URL)", cluster.dir().display());
+    let kept = |name: &str| shown(&cluster.dir().join(name));
+    say!("  console     {}   (opens {} with the operator's token)", kept(home::CONSOLE), state.urls[0]);
+    say!("  Postgres    {}   process {}", cluster.postgres_address(), state.postgres.pid.unwrap_or_default());
+    say!("  directory   {}   (logs; dev.json has the database's URL)", cluster.dir().display());
     if !state.postgres.data.starts_with(cluster.dir()) {
-        println!("  database    {}", state.postgres.data.display());
-        println!("              (Postgres does not run as root, and its user cannot reach that directory)");
+        say!("  database    {}", state.postgres.data.display());
+        say!("              (Postgres does not run as root, and its user cannot reach that directory)");
     }
     let (first, last) = (&state.urls[0], state.urls.last().unwrap_or(&state.urls[0]));
-    println!("\nTry, in another terminal:\n");
-    println!("  curl -N {first}/v1/turns -H 'Accept: text/event-stream' \\");
-    println!("    -H 'Content-Type: application/json' -d '{{\"agent\":\"demo\",\"input\":\"/slow 100\"}}'\n");
-    println!("  # the same turn on another replica; TURN is the turn_id that the first command shows");
-    println!("  curl -N {last}/v1/turns/TURN/events -H 'Accept: text/event-stream'\n");
-    println!("  {} chat --agent demo --data {}\n", us(), shown(cluster.dir()));
+    say!("\nTry, in another terminal:\n");
+    let header = kept(home::CLIENT_HEADER);
+    say!("  curl -N -H @{header} {first}/v1/turns -H 'Accept: text/event-stream' \\");
+    say!("    -H 'Content-Type: application/json' -d '{{\"agent\":\"demo\",\"input\":\"/slow 100\"}}'\n");
+    say!("  # the same turn on another replica; TURN is the turn_id that the first command shows");
+    say!("  curl -N -H @{header} {last}/v1/turns/TURN/events -H 'Accept: text/event-stream'\n");
+    say!("  {} chat --agent demo --data {}\n", us(), shown(cluster.dir()));
 }
 
 /// How this program was called, so that the commands shown can be pasted.

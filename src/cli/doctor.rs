@@ -6,6 +6,7 @@ use super::database::DatabaseArgs;
 use crate::{
     config::Config,
     store::doctor::{Exam, Verdict},
+    text,
     worker::{namespace, user::User},
 };
 
@@ -29,12 +30,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     exams.extend(workers(&config));
     if args.output == "json" {
         let items: Vec<_> = exams.iter().map(to_json).collect();
-        println!("{}", serde_json::json!({ "exams": items }));
+        say!("{}", text::json_line(&serde_json::json!({ "exams": items }))?);
     } else {
         for exam in &exams {
-            println!("{:<5} {}: {}", word(exam.verdict), exam.name, exam.finding);
+            say!("{:<5} {}: {}", word(exam.verdict), exam.name, exam.finding);
             if let Some(remedy) = &exam.remedy {
-                println!("      → {remedy}");
+                say!("      → {remedy}");
             }
         }
     }

@@ -17,6 +17,6 @@ pub struct Args {
 /// Postgres cannot be reached, or refuses a migration.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.database.store()?.migrate().await?;
-    eprintln!("migrated");
+    note!("migrated");
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,10 @@
 //! Owns the names. Each command is one file with its `Args` and its `run`. Usage errors leave with
 //! 2, which clap does by itself; an error that a command has no exit code for leaves with 1.
 
+#[macro_use]
+mod say;
+
+mod arguments;
 mod bench;
 pub mod child;
 mod client;
@@ -19,7 +23,7 @@ mod work;
 
 use std::{io, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use nix::sys::prctl;
 
 use crate::{config::kept, worker::strays};
@@ -84,9 +88,13 @@ pub enum ConfigCommand {
     Print(config_print::Args),
 }
 
-/// Reads the command line; leaves with 2 where it makes no sense.
+/// Reads the command line; leaves with 2 where it makes no sense, or shows a secret.
 pub fn parse() -> Command {
-    Cli::parse().command
+    let command = Cli::parse().command;
+    if let Err(why) = arguments::refuse_secrets(std::env::args_os().skip(1)) {
+        Cli::command().error(ErrorKind::ValueValidation, why).exit();
+    }
+    command
 }
 
 /// Keeps what a command knows from the programs that it starts, where they are other people's: its memory from
@@ -133,7 +141,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::DemoAgent(args) => demo_agent::run(args).await,
     };
     done.unwrap_or_else(|why| {
-        eprintln!("error: {why:#}");
+        note!("error: {why:#}");
         client::exit_code(&why)
     })
 }

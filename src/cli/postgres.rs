@@ -12,6 +12,7 @@ mod cluster;
 #[cfg(feature = "download-postgres")]
 mod download;
 mod owner;
+mod password;
 mod stray;
 
 use std::{
@@ -64,8 +65,8 @@ pub struct Options {
     pub port: Option<u16>,
     /// Server settings that override ours, such as `("wal_level", "logical")`.
     pub settings: Vec<(String, String)>,
-    /// Whether a commit survives a power cut. Only throw-away databases say no; they ask for no
-    /// password either, while a durable one gets a random one when it is initialised.
+    /// Whether a commit survives a power cut. Only throw-away databases say no. All of them ask for the
+    /// random password that they got when they were initialised.
     pub durable: bool,
     /// The programs to run.
     pub binaries: Binaries,
@@ -142,8 +143,7 @@ impl Postgres {
         }
     }
 
-    /// Where to connect, as `postgres://postgres[:PASSWORD]@127.0.0.1:PORT/postgres`. A secret where
-    /// it has a password.
+    /// Where to connect, as `postgres://postgres:PASSWORD@127.0.0.1:PORT/postgres`. A secret.
     pub fn url(&self) -> String {
         let password = self.password.as_ref().map_or_else(String::new, |password| format!(":{password}"));
         format!("postgres://postgres{password}@127.0.0.1:{}/postgres", self.port())

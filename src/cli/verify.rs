@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::database::DatabaseArgs;
+use crate::text;
 
 /// Checks the invariants over the whole database; `newer` are rules about words, where a newer release has written.
 #[derive(Debug, clap::Args)]
@@ -26,7 +27,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|f| serde_json::json!({ "invariant": f.invariant, "rule": f.rule, "broken": f.broken, "checked": f.is_checked }))
             .collect();
-        println!("{}", serde_json::json!({ "clean": is_clean, "findings": items }));
+        say!("{}", text::json_line(&serde_json::json!({ "clean": is_clean, "findings": items }))?);
     } else {
         for finding in &findings {
             let verdict = match finding {
@@ -34,9 +35,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 _ if finding.broken.is_empty() => "holds ",
                 _ => "BROKEN",
             };
-            println!("{verdict} {} {}", finding.invariant, finding.rule);
+            say!("{verdict} {} {}", finding.invariant, finding.rule);
             for id in &finding.broken {
-                println!("         {id}");
+                say!("         {id}");
             }
         }
     }

@@ -1,19 +1,19 @@
 //! Showing a configuration without its secrets.
 //!
-//! Owns which fields are secret. It would rather hide too much: an address that cannot be parsed is
-//! hidden whole, since nobody can say where in it a password stands.
+//! Owns which fields are secret. Every other text is looked at too: a secret has a shape wherever it was put.
+//! It would rather hide too much: an address that cannot be parsed is hidden whole, since nobody can say where
+//! in it a password stands.
 
 use reqwest::Url;
+use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, source};
+use crate::{
+    secret::{self, HIDDEN},
+    text,
+};
 
-/// What stands in a secret's place.
-const HIDDEN: &str = "***";
-/// Query parameters that hold secrets.
-const SECRET_PARAMETERS: [&str; 7] =
-    ["password", "passwd", "sslpassword", "token", "access_token", "api_key", "secret"];
-
-/// The configuration as TOML, secrets hidden.
+/// The configuration as TOML, secrets hidden, and nothing in it that a terminal obeys.
 pub(super) fn to_toml(config: &Config) -> String {
     let mut shown = config.clone();
     shown.database_url = hide_in_url(&config.database_url);
@@ -29,7 +29,29 @@ pub(super) fn to_toml(config: &Config) -> String {
         tokens.fill(HIDDEN.to_owned());
     }
     // Every field is a plain value, so this cannot fail; a test writes all of them.
-    toml::to_string(&shown).unwrap_or_else(|why| format!("# cannot be shown: {why}\n"))
+    let written = written(&shown).unwrap_or_else(|why| format!("# cannot be shown: {why}\n"));
+    text::visible(&written).into_owned()
+}
+
+/// Field after field, in the order in which they are declared.
+fn written(shown: &Config) -> Result<String, toml::ser::Error> {
+    let mut fields = Table::try_from(shown)?;
+    let mut written = String::new();
+    for name in source::key_names() {
+        let Some(mut value) = fields.remove(name) else { continue };
+        hide_everywhere(&mut value);
+        written.push_str(&toml::to_string(&Table::from_iter([(name.to_owned(), value)]))?);
+    }
+    Ok(written)
+}
+
+fn hide_everywhere(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = secret::suspected(text).into_owned(),
+        Value::Array(items) => items.iter_mut().for_each(hide_everywhere),
+        Value::Table(fields) => fields.iter_mut().for_each(|(_, value)| hide_everywhere(value)),
+        _ => {}
+    }
 }
 
 /// Whether this is the address of a web server.
@@ -38,29 +60,10 @@ pub(super) fn is_http_url(text: &str) -> bool {
 }
 
 fn hide_in_url(text: &str) -> String {
-    if text.is_empty() {
-        return String::new();
+    match text.is_empty() || Url::parse(text).is_ok() {
+        true => secret::hidden(text).into_owned(),
+        false => HIDDEN.to_owned(),
     }
-    let Ok(mut url) = Url::parse(text) else { return HIDDEN.to_owned() };
-    let is_secret = |name: &str| SECRET_PARAMETERS.contains(&name.to_ascii_lowercase().as_str());
-    let has_parameter = url.query_pairs().any(|(name, _)| is_secret(&name));
-    if url.password().is_none() && !has_parameter {
-        return text.to_owned();
-    }
-    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
-        return HIDDEN.to_owned();
-    }
-    if has_parameter {
-        let pairs: Vec<(String, String)> = url
-            .query_pairs()
-            .map(|(name, value)| {
-                let value = if is_secret(&name) { HIDDEN.to_owned() } else { value.into_owned() };
-                (name.into_owned(), value)
-            })
-            .collect();
-        url.query_pairs_mut().clear().extend_pairs(pairs);
-    }
-    url.to_string()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::{
 use toml::{Table, Value};
 
 use super::{Config, kept};
+use crate::secret;
 
 /// The flags of `serve`; what is given wins over every other source.
 #[derive(Debug, Clone, Default)]
@@ -78,7 +79,7 @@ impl Surroundings {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file that is named cannot be read.
-    #[error("{source_name}: cannot read {}: {why}", path.display())]
+    #[error("{source_name}: cannot read {}: {why}", secret::suspected(&path.display().to_string()))]
     Unreadable {
         /// Who named the file.
         source_name: String,
@@ -106,7 +107,7 @@ pub enum ConfigError {
         nearest: Option<String>,
     },
     /// A value that means nothing.
-    #[error("{source_name}: {why}")]
+    #[error("{source_name}: {}", secret::suspected(why))]
     Invalid {
         /// `file: key`, or the variable.
         source_name: String,
@@ -131,13 +132,14 @@ pub enum ConfigError {
 
 const PREFIX: &str = "LASTWORD_";
 /// Variables of ours that are not configuration of a replica.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 11] = [
     "LASTWORD_AGENT",
     "LASTWORD_CONFIG",
     "LASTWORD_CONVERSATION_ID",
     "LASTWORD_DATA",
     "LASTWORD_POSTGRES_BIN",
     "LASTWORD_TOKEN",
+    "LASTWORD_TOKEN_FILE",
     "LASTWORD_URL",
     "LASTWORD_WORKER_ID",
     "LASTWORD_WORKER_NAME",
@@ -375,7 +377,7 @@ fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
 }
 
-#[cfg(test)]
-pub(super) fn key_names() -> Vec<&'static str> {
-    KEYS.iter().map(|key| key.name).collect()
+/// The names of all keys, in the order in which they are declared.
+pub(super) fn key_names() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().map(|key| key.name)
 }

@@ -215,10 +215,33 @@ fn what_is_shown_hides_every_secret_and_reads_back_as_the_same() {
 }
 
 #[test]
+fn a_secret_is_hidden_wherever_it_was_put() {
+    let token = "0123456789abcdef".repeat(4);
+    let config = Config {
+        data_dir: format!("/data/{token}").into(),
+        log: "info,password=s3cret".to_owned(),
+        kubernetes_owner: Some("ghp_s3cret0123456789abcdefghij".to_owned()),
+        kubernetes_gateway_url: Some(format!("https://one/?access_token={token}")),
+        kubernetes_fleet: "\u{1b}[2J\u{202e}\u{9b}".to_owned(),
+        ..Config::default()
+    };
+    let shown = config.redacted();
+    assert!(!shown.contains("s3cret") && !shown.contains(&token), "{shown}");
+    assert!(!shown.contains(|c| c != '\n' && crate::text::is_command(c)), "{shown:?}");
+    for variable in ["LASTWORD_QUEUE_MAX", "LASTWORD_DEV", "LASTWORD_DRAIN", "LASTWORD_CLIENT_TOKENS_FILE"] {
+        for value in [token.as_str(), "postgres://me:s3cret@db/app"] {
+            let said = read(&[(variable, value)], None).unwrap_err();
+            assert!(said.starts_with(variable), "{said}");
+            assert!(!said.contains("s3cret") && !said.contains(&token), "{said}");
+        }
+    }
+}
+
+#[test]
 fn every_field_has_a_key_and_every_key_a_field() {
     let shown: toml::Table = full().redacted().parse().unwrap();
     let fields: BTreeSet<&str> = shown.keys().map(String::as_str).collect();
-    assert_eq!(fields, source::key_names().into_iter().collect());
+    assert_eq!(fields, source::key_names().collect());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use tokio_util::codec::Decoder;
 use crate::{
     event::is_too_deep,
     id::TurnId,
+    text,
     worker::wire::{BadField, FromWorker},
 };
 
@@ -124,16 +125,9 @@ pub enum Fault {
 impl ProtocolError {
     fn new(fault: Fault, line: &[u8]) -> Self {
         let head = &line[..line.len().min(EXCERPT_BYTES_MAX)];
-        let excerpt = String::from_utf8_lossy(head).chars().flat_map(visible).collect();
+        let excerpt = text::visible_line(&String::from_utf8_lossy(head)).into_owned();
         ProtocolError { fault, excerpt, turn_id: None }
     }
-}
-
-/// A character as an operator may see it: nothing of a worker's can steer a terminal.
-fn visible(c: char) -> impl Iterator<Item = char> {
-    let escaped = c.is_control().then(|| c.escape_default());
-    let plain = escaped.is_none().then_some(c);
-    escaped.into_iter().flatten().chain(plain)
 }
 
 /// Reads one line; `None` where it is blank.

@@ -9,7 +9,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::id::{ConversationId, TurnId};
+use crate::{
+    id::{ConversationId, TurnId},
+    text,
+};
 
 /// One line to a worker.
 #[derive(Debug, Clone, Serialize)]
@@ -56,14 +59,8 @@ pub enum ToWorker {
 impl ToWorker {
     /// The message as one line, its newline included.
     pub fn to_line(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut line = serde_json::to_vec(self)?;
-        // A client's own JSON is passed on as it was written. Inside it a line break can only be
-        // white space between tokens (in a string it is escaped), so a blank means the same.
-        for byte in &mut line {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
+        // A client's own JSON is passed on as it was written, and may have line breaks between its tokens.
+        let mut line = text::json_line(self)?.into_bytes();
         line.push(b'\n');
         Ok(line)
     }

@@ -78,9 +78,9 @@ struct Args {
     /// Writes the table as Markdown here too.
     #[arg(long)]
     report: Option<PathBuf>,
-    /// Plays a replica that holds turns in this database.
+    /// Plays a replica that holds turns in the database of `DATABASE_URL`.
     #[arg(long, hide = true)]
-    puppet: Option<String>,
+    puppet: bool,
     /// Only lists the drills.
     #[arg(long)]
     list: bool,
@@ -92,9 +92,9 @@ fn main() -> ExitCode {
     runtime.block_on(run(args))
 }
 
-async fn run(mut args: Args) -> ExitCode {
-    if let Some(database_url) = args.puppet.take() {
-        return puppet::hold(database_url).await;
+async fn run(args: Args) -> ExitCode {
+    if args.puppet {
+        return puppet::hold(std::env::var("DATABASE_URL").expect("DATABASE_URL")).await;
     }
     let seed = args.seed.unwrap_or_else(rand::random);
     let wanted = chosen(&args);

@@ -7,7 +7,7 @@ use std::{
     env,
     fs::{self, File},
     net::{SocketAddr, TcpListener},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -67,19 +67,21 @@ impl Pooler {
         &self.version
     }
 
-    /// Starts one before a Postgres that trusts its user `postgres`, with at most `backends`
-    /// connections to it, and returns when it listens.
+    /// Starts one before the Postgres of this URL, with at most `backends` connections to it, and returns
+    /// when it listens. It asks for the same password.
     ///
     /// # Errors
     /// It does not start; the message is its log.
-    pub fn start(&self, upstream: SocketAddr, backends: u32) -> anyhow::Result<Pool> {
+    pub fn start(&self, upstream: &str, backends: u32) -> anyhow::Result<Pool> {
+        let upstream = reqwest::Url::parse(upstream)?;
+        let password = upstream.password().context("the URL has no password")?;
         for _ in 0..START_TRIES_MAX {
             let home = Home::make()?;
             let port = free_port()?;
             let log = home.0.join("log");
             let file = home.0.join("pgbouncer.ini");
-            fs::write(&file, config(&home.0, port, upstream, backends))?;
-            fs::write(home.0.join("users"), "\"postgres\" \"\"\n")?;
+            fs::write(&file, config(&home.0, port, &upstream, backends))?;
+            fs::write(home.0.join("users"), format!("\"postgres\" \"{password}\"\n"))?;
             let out = File::create(&log)?;
             let mut command = Command::new(&self.program);
             command.env_clear().env("LC_ALL", "C").current_dir(&home.0).arg(&file);
@@ -89,7 +91,7 @@ impl Pooler {
             }
             let process = child::spawn(command, Signal::SIGKILL)?;
             let address = ([127, 0, 0, 1], port).into();
-            let mut pool = Pool { process, address, home };
+            let mut pool = Pool { process, password: password.to_owned(), address, home };
             let mut is_up = false;
             child::wait(PATIENCE, || {
                 is_up = pool.log().contains("process up");
@@ -125,6 +127,7 @@ pub fn version_in(said: &str) -> Result<String, String> {
 #[derive(Debug)]
 pub struct Pool {
     process: Child,
+    password: String,
     address: SocketAddr,
     home: Home,
 }
@@ -137,7 +140,7 @@ impl Pool {
 
     /// The database, by way of it.
     pub fn url(&self) -> String {
-        format!("postgres://postgres@{}/postgres", self.address)
+        format!("postgres://postgres:{}@{}/postgres", self.password, self.address)
     }
 
     /// Its log so far.
@@ -168,8 +171,12 @@ impl Home {
         };
         let name = format!("lastword-pooler-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let dir = env::temp_dir().join(name);
-        fs::create_dir(&dir)?;
-        Ok(Home(dir, user.map(|user| (user.uid.as_raw(), user.gid.as_raw()))))
+        // The password lies in it.
+        fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        let user = user.map(|user| (user.uid.as_raw(), user.gid.as_raw()));
+        let (uid, gid) = user.unzip();
+        std::os::unix::fs::chown(&dir, uid, gid)?;
+        Ok(Home(dir, user))
     }
 }
 
@@ -179,8 +186,8 @@ impl Drop for Home {
     }
 }
 
-fn config(home: &Path, port: u16, upstream: SocketAddr, backends: u32) -> String {
-    let (host, at) = (upstream.ip(), upstream.port());
+fn config(home: &Path, port: u16, upstream: &reqwest::Url, backends: u32) -> String {
+    let (host, at) = (upstream.host_str().unwrap_or_default(), upstream.port().unwrap_or(5432));
     let users = home.join("users");
     let users = users.display();
     format!(
@@ -190,7 +197,7 @@ fn config(home: &Path, port: u16, upstream: SocketAddr, backends: u32) -> String
          listen_addr = 127.0.0.1\n\
          listen_port = {port}\n\
          unix_socket_dir =\n\
-         auth_type = trust\n\
+         auth_type = scram-sha-256\n\
          auth_file = {users}\n\
          pool_mode = transaction\n\
          max_prepared_statements = 200\n\

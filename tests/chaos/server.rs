@@ -75,9 +75,19 @@ impl Programs {
     ///
     /// # Errors
     /// It fails; the message is what it said.
-    pub async fn run(&self, program: &str, in_dir: &Path, args: &[&str]) -> anyhow::Result<()> {
+    pub async fn run(
+        &self,
+        program: &str,
+        in_dir: &Path,
+        args: &[&str],
+        password: Option<&str>,
+    ) -> anyhow::Result<()> {
         let mut command = tokio::process::Command::from(self.command(program, in_dir));
-        command.args(args).kill_on_drop(true).process_group(0);
+        command
+            .args(args)
+            .envs(password.map(|text| ("PGPASSWORD", text)))
+            .kill_on_drop(true)
+            .process_group(0);
         let said = tokio::time::timeout(PATIENCE, command.output()).await??;
         if !said.status.success() {
             bail!("{program} ({}): {}", said.status, String::from_utf8_lossy(&said.stderr).trim());
@@ -101,6 +111,7 @@ impl Programs {
 #[derive(Debug)]
 pub struct Server {
     data: PathBuf,
+    password: String,
     address: SocketAddr,
     child: Option<Child>,
 }
@@ -118,6 +129,7 @@ impl Server {
     ) -> anyhow::Result<Server> {
         // Beside the directory: a copy of that one takes every file with it.
         let log = data.with_extension("log");
+        let password = fs::read_to_string(data.join("lastword.password"))?;
         for _ in 0..START_TRIES_MAX {
             let port = free_port()?;
             let out = File::create(&log)?;
@@ -128,7 +140,8 @@ impl Server {
             }
             let child = child::spawn(command, Signal::SIGINT)?;
             let address = ([127, 0, 0, 1], port).into();
-            let mut server = Server { data: data.clone(), address, child: Some(child) };
+            let mut server =
+                Server { data: data.clone(), password: password.clone(), address, child: Some(child) };
             let is_up = eventually(|| server.state().is_some() || server.has_ended()).await;
             if is_up && !server.has_ended() {
                 return Ok(server);
@@ -149,7 +162,12 @@ impl Server {
 
     /// Where to connect.
     pub fn url(&self) -> String {
-        format!("postgres://postgres@{}/postgres", self.address)
+        format!("postgres://postgres:{}@{}/postgres", self.password, self.address)
+    }
+
+    /// The superuser's password; a copy of the directory has the same.
+    pub fn password(&self) -> &str {
+        &self.password
     }
 
     /// Its directory.
@@ -168,7 +186,7 @@ impl Server {
     /// It does not become one.
     pub async fn promote(&self, programs: &Programs) -> anyhow::Result<()> {
         let data = self.data.to_string_lossy();
-        programs.run("pg_ctl", &self.data, &["promote", "--wait", "-D", &data]).await?;
+        programs.run("pg_ctl", &self.data, &["promote", "--wait", "-D", &data], None).await?;
         if !eventually(|| self.state() == Some(State::Ready)).await {
             bail!("the standby was promoted and does not take writes");
         }

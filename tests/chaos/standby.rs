@@ -13,7 +13,8 @@
 mod server;
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -181,12 +182,16 @@ impl Pair {
         let from = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres"];
         let how = ["--checkpoint=fast", "--wal-method=stream", "--no-sync", "--no-manifest"];
         let args = [&["-D", &at], from.as_slice(), how.as_slice()].concat();
-        self.programs.run("pg_basebackup", &data, &args).await?;
+        let password = self.primary.password();
+        self.programs.run("pg_basebackup", &data, &args, Some(password)).await?;
         fs::write(data.join("standby.signal"), "")?;
+        let port = net.address().port();
         let source =
-            format!("host=127.0.0.1 port={} user=postgres application_name=standby", net.address().port());
-        let settings = [SETTINGS.as_slice(), &[("primary_conninfo", source.as_str())]].concat();
-        let server = Server::start(&self.programs, data, &settings).await?;
+            format!("host=127.0.0.1 port={port} user=postgres password={password} application_name=standby");
+        // Not among the arguments, which every user of this machine sees. The last line of a name counts.
+        let mut settings = File::options().append(true).open(data.join("postgresql.auto.conf"))?;
+        writeln!(settings, "primary_conninfo = '{source}'")?;
+        let server = Server::start(&self.programs, data, &SETTINGS).await?;
         self.standby = Some(Standby { server, net });
         self.wait_until_it_streams().await
     }

@@ -23,7 +23,7 @@ fn a_pooler_that_knows_no_prepared_statements_is_refused_by_its_version() {
 async fn transactions_of_one_client_go_to_several_backends() {
     let pooler = Pooler::find().unwrap();
     let postgres = Postgres::for_test().unwrap();
-    let pool = pooler.start(([127, 0, 0, 1], postgres.port()).into(), 4).unwrap();
+    let pool = pooler.start(&postgres.url(), 4).unwrap();
     let mut one = PgConnection::connect(&pool.url()).await.unwrap();
     let mut other = PgConnection::connect(&pool.url()).await.unwrap();
     // Holds a backend, so that there must be a second.

@@ -213,7 +213,7 @@ impl Tail {
     fn of(cluster: &Cluster, turn: &str) -> Tail {
         let out = cluster.data_dir().join("tail.json");
         let mut command = cluster.command("turns");
-        command.args(["tail", turn, "--output", "json", "--token", OPERATOR]);
+        command.args(["tail", turn, "--output", "json"]).env("LASTWORD_TOKEN", OPERATOR);
         command.args(["--url", &format!("{},{}", cluster.url(0), cluster.url(1))]);
         command.stdin(Stdio::null()).stdout(fs::File::create(&out).unwrap());
         Tail { child: child::spawn(command, Signal::SIGKILL).unwrap(), out }
@@ -326,8 +326,9 @@ impl Standby {
             .unwrap();
         fs::write(data.join("backup_label"), label).unwrap();
         fs::write(data.join("standby.signal"), "").unwrap();
-        let follow = format!("primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'\n");
-        fs::write(data.join("postgresql.auto.conf"), follow).unwrap();
+        let password = fs::read_to_string(data.join("lastword.password")).unwrap();
+        let source = format!("host=127.0.0.1 port={port} user=postgres password={password}");
+        fs::write(data.join("postgresql.auto.conf"), format!("primary_conninfo = '{source}'\n")).unwrap();
         // To the user that the server runs as.
         let whose = format!("--reference={}", primary.display());
         let owned = Command::new("chown").arg("-R").arg(whose).arg(home.path()).status().unwrap();

@@ -9,9 +9,11 @@ mod bodies;
 mod descriptors;
 mod door;
 mod guards;
+mod local;
 mod pulse;
 mod remote;
 mod shares;
+mod shown;
 #[path = "../support/mod.rs"]
 mod support;
 mod unread;

@@ -3,7 +3,7 @@
 //! Owns the listening, and going away: every connection is cut at once, and the port answers nothing until the
 //! server comes back. It runs on a runtime of its own, so that its end is as sudden as a process's.
 
-#![allow(clippy::disallowed_methods, reason = "it stands outside any replica")]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "it stands outside any replica")]
 
 use std::{
     collections::HashMap,

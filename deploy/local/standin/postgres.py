@@ -9,6 +9,7 @@ import os
 import pathlib
 import pwd
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -35,30 +36,36 @@ class Postgres:
         self.user = _stand_in_for_root() if os.geteuid() == 0 else None
         self.env = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
         self.child = None
+        # Whoever else is on this machine reaches the port too.
+        self.password = secrets.token_hex(16)
 
     @property
     def url(self):
         """As pods reach it."""
-        return f"postgres://postgres@{self.address}:{self.port}/postgres"
+        return f"postgres://postgres:{self.password}@{self.address}:{self.port}/postgres"
 
     @property
     def local_url(self):
         """As this machine reaches it, whatever its network."""
-        return f"postgres://postgres@localhost:{self.port}/postgres?host={self.home}"
+        return f"postgres://postgres:{self.password}@localhost:{self.port}/postgres?host={self.home}"
 
     async def make(self):
         """Makes the data directory and starts."""
-        self.home.mkdir()
+        self.home.mkdir(mode=0o700)
+        secret = self.home / "password"
+        secret.touch(0o600)
+        secret.write_text(self.password)
         if self.user is not None:
             os.chown(self.home, *self.user)
-        words = [self.bin / "initdb", "-D", self.home / "data", "--username=postgres", "--auth=trust",
-                 "--encoding=UTF8", "--locale=C", "--no-sync"]
+            os.chown(secret, *self.user)
+        words = [self.bin / "initdb", "-D", self.home / "data", "--username=postgres", "--auth=scram-sha-256",
+                 f"--pwfile={secret}", "--encoding=UTF8", "--locale=C", "--no-sync"]
         log = self.home.parent / "initdb.log"
         made = await process.start(words, log, self.env, cwd=self.home, user=self.user)
         if await made.wait():
             raise OSError(log.read_text())
         with open(self.home / "data" / "pg_hba.conf", "a") as rules:
-            rules.write("host all all samenet trust\n")
+            rules.write("host all all samenet scram-sha-256\n")
         await self.start()
 
     async def start(self):

@@ -30,10 +30,10 @@ pub enum Openness {
 impl Openness {
     /// How open a configuration leaves the routes of clients.
     pub fn of(config: &Config) -> Openness {
-        if config.dev {
-            Openness::Local
-        } else if !config.client_tokens.is_empty() {
+        if !config.client_tokens.is_empty() {
             Openness::Closed
+        } else if config.dev {
+            Openness::Local
         } else if config.insecure {
             Openness::GuardedOtherwise
         } else if config.listen.ip().is_loopback() {
@@ -163,7 +163,7 @@ mod tests {
             (Config { operator_tokens: tokens(), ..beyond() }, Openness::Closed),
             (Config { client_tokens: tokens(), ..Config::default() }, Openness::Closed),
             (Config { client_tokens: tokens(), insecure: true, ..beyond() }, Openness::Closed),
-            (Config { client_tokens: tokens(), dev: true, ..Config::default() }, Openness::Local),
+            (Config { client_tokens: tokens(), dev: true, ..Config::default() }, Openness::Closed),
         ] {
             assert_eq!(Openness::of(&config), openness, "{config:?}");
         }

@@ -4,7 +4,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use axum::{Extension, Json, extract::State};
+use axum::{Extension, extract::State};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,6 +15,7 @@ use super::{caller, still_let_in};
 use crate::{
     api::{
         Gateway,
+        answer::Json,
         auth::Admission,
         listen::Connection,
         problem::{Problem, ProblemDocument},

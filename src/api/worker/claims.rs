@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    Extension, Json,
+    Extension,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -16,6 +16,7 @@ use super::{caller, still_let_in};
 use crate::{
     api::{
         Gateway,
+        answer::Json,
         auth::Admission,
         problem::{Problem, ProblemDocument},
         request::{Strict, WAIT_MAX_S},

@@ -4,7 +4,7 @@
 //! line means is its run's to say; one that means nothing fails the turn, like that of any other worker.
 
 use axum::{
-    Extension, Json,
+    Extension,
     extract::{Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -17,6 +17,7 @@ use super::beat::OrderView;
 use crate::{
     api::{
         Gateway,
+        answer::Json,
         auth::{Speaker, may_speak},
         problem::{Problem, ProblemDocument},
         request::{Id, Params},

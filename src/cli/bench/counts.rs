@@ -106,7 +106,7 @@ pub async fn run(mut plan: Plan) -> anyhow::Result<Counts> {
     ] {
         plan.settings.push((name.to_owned(), value.to_owned()));
     }
-    let mut rig = Rig::start(plan, |said| eprintln!("{said}")).await?;
+    let mut rig = Rig::start(plan, |said| note!("{said}")).await?;
     let conversation = rig.conversation_on(0, AGENT).await?;
     let ask = |script: &str| Ask {
         agent: AGENT.to_owned(),
@@ -117,7 +117,7 @@ pub async fn run(mut plan: Plan) -> anyhow::Result<Counts> {
     for (name, turns, ask, reader) in
         [("burst", BURST_TURNS, ask(BURST), 0), ("paced", PACED_TURNS, ask(PACED), 1)]
     {
-        eprintln!("counting {turns} turns, {name}");
+        note!("counting {turns} turns, {name}");
         counts.extend(script(&mut rig, name, turns, &ask, reader).await?);
     }
     let findings = rig.store.verify().await?;
@@ -144,8 +144,8 @@ async fn script(rig: &mut Rig, name: &str, turns: u32, ask: &Ask, reader: usize)
         Ok(())
     };
     let (counted, rings) = count(rig, work).await?;
-    eprintln!("{name}, statements a turn, those of the clock included:");
-    counted.most(f64::from(turns)).iter().for_each(|line| eprintln!("{line}"));
+    note!("{name}, statements a turn, those of the clock included:");
+    counted.most(f64::from(turns)).iter().for_each(|line| note!("{line}"));
     let (counted, at_rest) = (counted.tally, at_rest.tally);
     let of_rest = began.elapsed().as_secs_f64() / REST.as_secs_f64();
     let each = |all: f64, rest: f64| (all - rest * of_rest) / f64::from(turns);

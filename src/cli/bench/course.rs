@@ -125,7 +125,7 @@ pub async fn run(sites: &mut [Site], measures: &[&'static Measure], runs: u32) -
                     }
                 }
                 let (what, took) = (told(&site.name, measure.name), began.elapsed().as_secs_f64());
-                eprintln!("run {} of {runs}  {what:<28} {took:>6.1} s  {said}", run + 1);
+                note!("run {} of {runs}  {what:<28} {took:>6.1} s  {said}", run + 1);
             }
         }
     }
@@ -191,7 +191,7 @@ async fn take(site: &mut Site, measure: &Measure) -> anyhow::Result<(Reading, BT
 
 /// Statements parsed, connections open, processes started, caches full.
 async fn warm_up(site: &mut Site) -> anyhow::Result<()> {
-    eprintln!("{}", told(&site.name, "warming up"));
+    note!("{}", told(&site.name, "warming up"));
     site.limits().await?;
     let time = WARM_UP.min(site.sizes.load);
     load::closed_loop(site, site.sizes.clients, time).await.map(drop)
@@ -201,7 +201,7 @@ async fn warm_up(site: &mut Site) -> anyhow::Result<()> {
 async fn verify(site: &Site) -> Vec<String> {
     let Some(rig) = site.own_rig() else { return Vec::new() };
     if rig.plan.history > 0 {
-        eprintln!("{}", told(&site.name, "not verified: its history alone would take many minutes"));
+        note!("{}", told(&site.name, "not verified: its history alone would take many minutes"));
         return Vec::new();
     }
     match rig.store.verify().await {

@@ -7,7 +7,9 @@ use serde::Deserialize;
 
 use super::gateway::{CallError, Gateway};
 
-/// Where `lastword dev` listens unless told otherwise.
+/// Where `lastword dev` keeps its tokens unless told otherwise.
+const DEFAULT_DATA: &str = ".lastword";
+/// Where it listens.
 const DEFAULT_URLS: [&str; 2] = ["http://127.0.0.1:8080", "http://127.0.0.1:8081"];
 
 /// The flags that every client command takes.
@@ -16,12 +18,36 @@ pub struct Address {
     /// A gateway's base URL; several are tried in turn
     #[arg(long = "url", env = "LASTWORD_URL", value_delimiter = ',', value_name = "URL", global = true)]
     urls: Vec<String>,
-    /// The folder of a running `lastword dev`: its URLs and its operator token
+    /// The folder of a running `lastword dev`: its URLs and its operator token [default: .lastword, where one
+    /// runs there]
     #[arg(long, value_name = "DIR", global = true)]
     data: Option<PathBuf>,
-    /// A bearer token
-    #[arg(long, env = "LASTWORD_TOKEN", hide_env_values = true, global = true)]
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+/// How a command is told its bearer token: never among its arguments.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct TokenArgs {
+    /// A bearer token. Only its variable is taken: arguments are seen by every user of the machine
+    #[arg(long, env = "LASTWORD_TOKEN", hide = true, hide_env_values = true, global = true)]
     token: Option<String>,
+    /// A file that holds a bearer token; LASTWORD_TOKEN may hold one itself
+    #[arg(long, env = "LASTWORD_TOKEN_FILE", value_name = "FILE", global = true)]
+    token_file: Option<PathBuf>,
+}
+
+impl TokenArgs {
+    /// The token. A file that is named goes before the variable.
+    pub fn read(&self) -> anyhow::Result<Option<String>> {
+        let Some(path) = &self.token_file else { return Ok(self.token.clone()) };
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        // A replica's own file may hold several.
+        let first = text.split([',', '\n']).map(str::trim).find(|token| !token.is_empty());
+        let token = first.with_context(|| format!("{} is empty", path.display()))?;
+        Ok(Some(token.to_owned()))
+    }
 }
 
 impl Address {
@@ -32,13 +58,25 @@ impl Address {
     }
 
     fn resolve(&self) -> anyhow::Result<(Vec<String>, Option<String>)> {
-        let urls = match (&self.urls, &self.data) {
+        self.resolve_in(Path::new(""))
+    }
+
+    /// Flags that say nothing mean the `dev` that runs in this directory, if one does.
+    fn resolve_in(&self, here: &Path) -> anyhow::Result<(Vec<String>, Option<String>)> {
+        let usual = here.join(DEFAULT_DATA);
+        let own = self.token.read()?;
+        let says_nothing = self.urls.is_empty() && own.is_none() && self.data.is_none();
+        let data = match says_nothing && usual.join("dev.json").is_file() {
+            true => Some(usual),
+            false => self.data.clone(),
+        };
+        let urls = match (&self.urls, &data) {
             (urls, _) if !urls.is_empty() => urls.clone(),
             (_, Some(dir)) => dev_urls(dir)?,
             (_, None) => DEFAULT_URLS.map(str::to_owned).to_vec(),
         };
-        let token = match (&self.token, &self.data) {
-            (Some(token), _) => Some(token.clone()),
+        let token = match (own, &data) {
+            (Some(token), _) => Some(token),
             (None, Some(dir)) => operator_token(dir)?,
             (None, None) => None,
         };
@@ -79,7 +117,7 @@ mod tests {
         Address {
             urls: urls.iter().map(|url| (*url).to_owned()).collect(),
             data: data.map(Path::to_owned),
-            token: token.map(str::to_owned),
+            token: TokenArgs { token: token.map(str::to_owned), token_file: None },
         }
     }
 
@@ -99,7 +137,34 @@ mod tests {
 
     #[test]
     fn without_flags_it_is_this_machine() {
-        assert_eq!(address(&[], None, None).gateway().unwrap().urls(), DEFAULT_URLS);
+        let here = tempfile::tempdir().unwrap();
+        let (urls, token) = address(&[], None, None).resolve_in(here.path()).unwrap();
+        assert_eq!((urls, token), (DEFAULT_URLS.map(str::to_owned).to_vec(), None));
+    }
+
+    #[test]
+    fn without_flags_it_is_the_dev_that_runs_here() {
+        let here = tempfile::tempdir().unwrap();
+        let data = here.path().join(DEFAULT_DATA);
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("dev.json"), r#"{"urls":["http://127.0.0.1:9000"]}"#).unwrap();
+        std::fs::write(data.join("operator.token"), "secret\n").unwrap();
+        let found = address(&[], None, None).resolve_in(here.path()).unwrap();
+        assert_eq!(found, (vec!["http://127.0.0.1:9000".to_owned()], Some("secret".to_owned())));
+        let (urls, token) = address(&["http://far:1"], None, None).resolve_in(here.path()).unwrap();
+        assert_eq!((urls, token), (vec!["http://far:1".to_owned()], None), "its token goes to nobody else");
+    }
+
+    #[test]
+    fn a_token_may_lie_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let args = TokenArgs { token: Some("variable".to_owned()), token_file: Some(path.clone()) };
+        assert!(args.read().unwrap_err().to_string().contains("cannot read"));
+        std::fs::write(&path, "\n").unwrap();
+        assert!(args.read().unwrap_err().to_string().contains("is empty"));
+        std::fs::write(&path, "\nfile\nother\n").unwrap();
+        assert_eq!(args.read().unwrap().as_deref(), Some("file"));
     }
 
     #[test]

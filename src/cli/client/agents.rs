@@ -64,7 +64,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Delete { name } => {
             gateway.call(Method::DELETE, &format!("/v1/agents/{}", segment(&name)), None).await?;
-            eprintln!("Deleted {name}");
+            note!("Deleted {name}");
         }
     }
     Ok(ExitCode::SUCCESS)

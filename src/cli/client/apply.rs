@@ -32,7 +32,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let agents = match read(&args.file) {
         Ok(agents) => agents,
         Err(why) => {
-            eprintln!("error: {why:#}");
+            note!("error: {why:#}");
             return Ok(ExitCode::from(USAGE));
         }
     };
@@ -42,11 +42,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let put = gateway.call(Method::PUT, &path, Some(spec)).await;
         let stored = put.with_context(|| format!("{}: agents.{name}", args.file.display()))?;
         match stored.get("revision") {
-            Some(revision) => eprintln!("{name}: revision {revision}"),
-            None => eprintln!("{name}: stored"),
+            Some(revision) => note!("{name}: revision {revision}"),
+            None => note!("{name}: stored"),
         }
         if runs_here(spec) {
-            eprintln!(
+            note!(
                 "{name}: its command runs on the gateway's machine, with the gateway's rights unless worker_user is set there"
             );
         }

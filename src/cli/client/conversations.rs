@@ -72,7 +72,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 }
                 Output::Table => {
                     table::one(output, &conversation)?;
-                    println!();
+                    say!();
                     table::list(output, turns::COLUMNS, &turns)?;
                 }
             }
@@ -80,7 +80,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Delete { id } => {
             let path = format!("/v1/conversations/{}", segment(&id));
             gateway.call(Method::DELETE, &path, None).await?;
-            eprintln!("Deleted {id}");
+            note!("Deleted {id}");
         }
     }
     Ok(ExitCode::SUCCESS)

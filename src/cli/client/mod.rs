@@ -23,6 +23,8 @@ use std::process::ExitCode;
 
 use gateway::CallError;
 
+pub use address::TokenArgs;
+
 /// The turn completed.
 const COMPLETED: u8 = 0;
 /// The turn failed, or the gateway refused an operator's request.

@@ -1,13 +1,14 @@
 //! Lists and single things on the screen: a table for people, JSON for programs.
 //!
 //! Owns the columns' layout and the colours, which appear on a terminal only. JSON is what the
-//! gateway sent, untouched.
+//! gateway sent; what a reader of lines or a terminal would obey stands escaped in both.
 
 use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
 
-use super::{gateway::segment, transcript::shown};
+use super::gateway::segment;
+use crate::text;
 
 /// In which form.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -57,7 +58,7 @@ pub fn list(output: Output, columns: &[Column], body: &Value) -> io::Result<()> 
     rows.extend(items.iter().map(|item| columns.iter().map(|(_, field)| cell(item, field)).collect()));
     print_rows(&rows, true)?;
     if let Some(next) = body.get("next").and_then(Value::as_str) {
-        eprintln!("There is more: --cursor {next}");
+        note!("There is more: --cursor {next}");
     }
     Ok(())
 }
@@ -67,7 +68,9 @@ pub fn one(output: Output, body: &Value) -> io::Result<()> {
     match (output, body.as_object()) {
         (Output::Table, Some(fields)) => {
             let known = fields.iter().filter(|(_, value)| !value.is_null());
-            let rows: Vec<_> = known.map(|(name, _)| vec![name.clone(), cell(body, name)]).collect();
+            let rows: Vec<_> = known
+                .map(|(name, _)| vec![text::visible_line(name).into_owned(), cell(body, name)])
+                .collect();
             print_rows(&rows, false)
         }
         _ => json(body),
@@ -75,17 +78,16 @@ pub fn one(output: Output, body: &Value) -> io::Result<()> {
 }
 
 fn json(body: &Value) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, body)?;
-    writeln!(out)
+    writeln!(io::stdout().lock(), "{}", text::json_lines(body)?)
 }
 
 fn cell(item: &Value, field: &str) -> String {
     let found = field.split('|').filter_map(|one| item.pointer(&format!("/{one}")));
     match found.into_iter().find(|value| !value.is_null()) {
         None => "-".to_owned(),
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
+        // A line end in a cell would begin a row that nobody wrote.
+        Some(Value::String(cell)) => text::visible_line(cell).into_owned(),
+        Some(other) => text::visible_line(&other.to_string()).into_owned(),
     }
 }
 
@@ -97,7 +99,7 @@ fn print_rows(rows: &[Vec<String>], has_heading: bool) -> io::Result<()> {
         true => coloured(row == 0 && has_heading, cell, text),
         false => text.to_owned(),
     });
-    out.write_all(if is_coloured { text } else { shown(&text, is_screen).into_owned() }.as_bytes())
+    out.write_all(text.as_bytes())
 }
 
 /// Rows as lines, columns two spaces apart; `paint` sees each cell after it got its width.
@@ -126,7 +128,7 @@ fn coloured(is_heading: bool, cell: &str, text: &str) -> String {
         "failed" | "lost" => "31",
         "running" | "queued" | "starting" | "draining" => "33",
         "cancelled" | "left" | "-" => "2",
-        _ => return shown(text, true).into_owned(),
+        _ => return text.to_owned(),
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }

@@ -2,8 +2,9 @@
 //!
 //! Owns the split: what the agent says (`delta`, `content`) goes to stdout as it is, everything else
 //! to stderr as one readable line each, so that `lastword chat … > answer.txt` holds the answer and
-//! nothing but. A `content` message is something said, and stands on lines of its own. On a terminal
-//! control characters are shown, not obeyed: an agent must not move the reader's cursor.
+//! nothing but. A `content` message is something said, and stands on lines of its own. Control characters are
+//! shown, not obeyed: an agent must not move the reader's cursor. Only an answer that goes into a file or to a
+//! program is what the agent said, to the byte.
 
 use std::{
     borrow::Cow,
@@ -13,13 +14,13 @@ use std::{
 use serde_json::Value;
 
 use super::follow::Event;
+use crate::text;
 
 /// Two outputs and what stands on them.
 pub struct Transcript {
     out: Box<dyn Write>,
     err: Box<dyn Write>,
     out_is_terminal: bool,
-    err_is_terminal: bool,
     is_coloured: bool,
     is_json: bool,
     /// The last character on stdout was no line end.
@@ -35,13 +36,12 @@ impl Transcript {
     /// On this process' stdout and stderr; with `is_json` every event as one line of JSON.
     pub fn stdio(is_json: bool) -> Self {
         let (out, err) = (io::stdout(), io::stderr());
-        let (out_is_terminal, err_is_terminal) = (out.is_terminal(), err.is_terminal());
-        let is_coloured = err_is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        let out_is_terminal = out.is_terminal();
+        let is_coloured = err.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
         Transcript {
             out: Box::new(out),
             err: Box::new(err),
             out_is_terminal,
-            err_is_terminal,
             is_coloured,
             is_json,
             is_mid_line: false,
@@ -54,7 +54,7 @@ impl Transcript {
     /// Prints one event.
     pub fn event(&mut self, event: &Event) -> io::Result<()> {
         if self.is_json {
-            writeln!(self.out, "{}", event.body)?;
+            writeln!(self.out, "{}", text::json_line(&event.body)?)?;
             return self.out.flush();
         }
         match event.kind.as_str() {
@@ -110,13 +110,13 @@ impl Transcript {
 
     /// A line for the person, apart from the answer.
     pub fn line(&mut self, text: &str) -> io::Result<()> {
-        self.apart(&shown(text, self.err_is_terminal))
+        self.apart(&text::visible(text))
     }
 
     /// A line that matters less.
     pub fn note(&mut self, text: &str) -> io::Result<()> {
         match self.is_coloured {
-            true => self.apart(&format!("\x1b[2m{}\x1b[0m", shown(text, true))),
+            true => self.apart(&format!("\x1b[2m{}\x1b[0m", text::visible(text))),
             false => self.line(text),
         }
     }
@@ -139,7 +139,8 @@ impl Transcript {
 
     fn speak(&mut self, text: &str) -> io::Result<()> {
         let Some(last) = text.chars().next_back() else { return Ok(()) };
-        self.out.write_all(shown(text, self.out_is_terminal).as_bytes())?;
+        let shown = if self.out_is_terminal { text::visible(text) } else { Cow::Borrowed(text) };
+        self.out.write_all(shown.as_bytes())?;
         self.is_mid_line = last != '\n';
         self.out.flush()
     }
@@ -196,13 +197,4 @@ fn question(event: &Event) -> String {
         [] => format!("? {}", event.text("prompt")),
         options => format!("? {} [{}]", event.text("prompt"), options.join(" / ")),
     }
-}
-
-/// `text` with its control characters made visible where it goes to a person's screen.
-pub fn shown(text: &str, is_screen: bool) -> Cow<'_, str> {
-    let is_command = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    if !is_screen || !text.contains(is_command) {
-        return Cow::Borrowed(text);
-    }
-    text.chars().map(|c| if is_command(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

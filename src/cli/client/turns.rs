@@ -118,8 +118,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let turn = gateway.call(Method::POST, &path, Some(&json!({}))).await?;
             let status = turn.get("status").and_then(|status| status.as_str()).unwrap_or("unknown");
             match status.parse::<Status>().is_ok_and(Status::is_terminal) {
-                true => eprintln!("It had ended already: {status}"),
-                false => eprintln!("Cancelling {id}"),
+                true => note!("It had ended already: {status}"),
+                false => note!("Cancelling {id}"),
             }
         }
     }

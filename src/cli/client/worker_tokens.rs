@@ -73,9 +73,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             match (output, minted["token"].as_str()) {
                 // The secret alone, to be written to a file.
                 (Output::Table, Some(token)) => {
-                    println!("{token}");
+                    say!("{token}");
                     let until = minted["expires_at"].as_str().unwrap_or("it is revoked");
-                    eprintln!(
+                    note!(
                         "{} lets workers of {agent} in until {until}",
                         minted["id"].as_str().unwrap_or("-")
                     );
@@ -88,7 +88,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Revoke { id } => {
             gateway.call(Method::DELETE, &format!("/v1/worker-tokens/{}", segment(&id)), None).await?;
-            eprintln!("Revoked {id}");
+            note!("Revoked {id}");
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -62,7 +62,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Stop { id } => {
             let path = format!("/v1/workers/{}/stop", segment(&id));
             gateway.call(Method::POST, &path, Some(&json!({}))).await?;
-            eprintln!("Stopping {id}");
+            note!("Stopping {id}");
         }
     }
     Ok(ExitCode::SUCCESS)

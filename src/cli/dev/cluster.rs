@@ -51,6 +51,7 @@ pub(super) struct Cluster {
     home: Home,
     program: PathBuf,
     token: String,
+    client_token: String,
     http: reqwest::Client,
 }
 
@@ -59,7 +60,8 @@ impl Cluster {
     pub(super) async fn start(plan: &Plan) -> anyhow::Result<Cluster> {
         let home = Home::open(&plan.dir)?;
         let replicas = replicas(plan, &home)?;
-        let token = home.operator_token()?;
+        let (token, client_token) = (home.operator_token()?, home.client_token()?);
+        home.write_console(&replicas[0].url(), &token)?;
         let options = Options {
             durable: plan.is_durable,
             log: Some(home.dir().join("postgres.log")),
@@ -68,7 +70,7 @@ impl Cluster {
         let postgres = Postgres::start(options)?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let http = reqwest::Client::builder().timeout(REQUEST_MAX).no_proxy().build()?;
-        let mut cluster = Cluster { replicas, postgres, home, program, token, http };
+        let mut cluster = Cluster { replicas, postgres, home, program, token, client_token, http };
         cluster.migrate().await?;
         for n in 0..cluster.replicas.len() {
             let serve = cluster.command("serve");
@@ -98,9 +100,9 @@ impl Cluster {
     pub(super) fn look(&mut self) -> anyhow::Result<()> {
         let mut has_changed = false;
         if !self.postgres.is_running() {
-            eprintln!("Postgres died; starting it again (its log: {})", self.postgres.log().display());
+            note!("Postgres died; starting it again (its log: {})", self.postgres.log().display());
             self.postgres.restart(Mode::Immediate)?;
-            eprintln!("Postgres is back as process {}", self.postgres.pid().unwrap_or_default());
+            note!("Postgres is back as process {}", self.postgres.pid().unwrap_or_default());
             has_changed = true;
         }
         for n in 0..self.replicas.len() {
@@ -112,7 +114,7 @@ impl Cluster {
                 let serve = self.command("serve");
                 self.replicas[n].start(serve)?;
                 let pid = self.replicas[n].pid().unwrap_or_default();
-                eprintln!("replica {} is back as process {pid}", self.replicas[n].name);
+                note!("replica {} is back as process {pid}", self.replicas[n].name);
                 has_changed = true;
             }
         }
@@ -146,7 +148,7 @@ impl Cluster {
         let postgres = &mut self.postgres;
         wait(|| !postgres.is_running(), POSTGRES_STOP_MAX, signals).await;
         if let Err(why) = self.postgres.stop(Mode::Immediate) {
-            eprintln!("warning: {why:#}");
+            note!("warning: {why:#}");
         }
         self.home.retract();
     }
@@ -163,7 +165,11 @@ impl Cluster {
             .env_remove("LASTWORD_LISTENER_DATABASE_URL")
             .env_remove("LASTWORD_ADVERTISED_URL")
             .env("LASTWORD_DATA_DIR", self.home.dir().join("workspaces"))
+            // Everybody on this machine reaches the ports: nothing is open there.
             .env("LASTWORD_OPERATOR_TOKENS", &self.token)
+            .env("LASTWORD_CLIENT_TOKENS", &self.client_token)
+            .env_remove("LASTWORD_OPERATOR_TOKENS_FILE")
+            .env_remove("LASTWORD_CLIENT_TOKENS_FILE")
             .env("LASTWORD_DRAIN", format!("{}s", DRAIN.as_secs()))
             .env("LASTWORD_DEV", "1");
         command
@@ -231,9 +237,9 @@ fn replicas(plan: &Plan, home: &Home) -> anyhow::Result<Vec<Replica>> {
 
 fn announce_death(replica: &Replica, status: ExitStatus) {
     let pause = replica.pause();
-    eprintln!("replica {} died ({status}); it is started again in {pause:?}", replica.name);
+    note!("replica {} died ({status}); it is started again in {pause:?}", replica.name);
     if pause > Duration::from_secs(1) {
-        eprintln!("its log ends:\n{}", replica.last_lines(5));
+        note!("its log ends:\n{}", replica.last_lines(5));
     }
 }
 

@@ -236,7 +236,7 @@ fn name(n: usize) -> char {
 }
 
 fn tell(line: &str) {
-    println!("{line}");
+    say!("{line}");
 }
 
 fn two_free_ports() -> anyhow::Result<u16> {

@@ -1,4 +1,4 @@
-//! The directory of one `dev`: its lock, the operator's token, and `dev.json`.
+//! The directory of one `dev`: its lock, its tokens, and `dev.json`.
 //!
 //! Keeps: one `dev` at a time in a directory, and nothing in it that others on this machine can read.
 
@@ -12,6 +12,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
+
+/// The header of a client's requests.
+pub(super) const CLIENT_HEADER: &str = "client.header";
+/// The way to the console.
+pub(super) const CONSOLE: &str = "console.html";
 
 /// What runs, as `dev.json` tells other commands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +79,28 @@ impl Home {
 
     /// The operator's token, made at the first start and kept.
     pub(super) fn operator_token(&self) -> anyhow::Result<String> {
-        let path = self.dir.join("operator.token");
+        self.kept("operator.token")
+    }
+
+    /// The token of clients, made at the first start and kept; and what hands it on without showing it in
+    /// the arguments of a process, where everybody on this machine would see it: `client.header`, for
+    /// `curl -H @FILE`.
+    pub(super) fn client_token(&self) -> anyhow::Result<String> {
+        let token = self.kept("client.token")?;
+        write_whole(&self.dir.join(CLIENT_HEADER), &format!("Authorization: Bearer {token}"))?;
+        Ok(token)
+    }
+
+    /// A page that sends a browser on to the console at this URL with the operator's token: in the fragment,
+    /// which is sent nowhere. The page's own address holds no secret.
+    pub(super) fn write_console(&self, url: &str, token: &str) -> anyhow::Result<()> {
+        let page =
+            format!("<!doctype html><meta http-equiv=\"refresh\" content=\"0; url={url}/#token={token}\">");
+        write_whole(&self.dir.join(CONSOLE), &page)
+    }
+
+    fn kept(&self, name: &str) -> anyhow::Result<String> {
+        let path = self.dir.join(name);
         match fs::read_to_string(&path) {
             Ok(token) if !token.trim().is_empty() => return Ok(token.trim().to_owned()),
             Ok(_) => {}
@@ -167,8 +193,16 @@ mod tests {
         let token = Home::open(place.path()).unwrap().operator_token().unwrap();
         assert_eq!(token.len(), 64);
         assert_eq!(Home::open(place.path()).unwrap().operator_token().unwrap(), token);
-        let mode = fs::metadata(place.path().join("operator.token")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let home = Home::open(place.path()).unwrap();
+        let client = home.client_token().unwrap();
+        assert_ne!(client, token);
+        home.write_console("http://127.0.0.1:1", &token).unwrap();
+        let header = fs::read_to_string(place.path().join(CLIENT_HEADER)).unwrap();
+        assert_eq!(header, format!("Authorization: Bearer {client}\n"));
+        for name in ["operator.token", "client.token", CLIENT_HEADER, CONSOLE] {
+            let mode = fs::metadata(place.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
     }
 
     #[test]

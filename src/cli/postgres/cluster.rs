@@ -20,6 +20,7 @@ use super::{
     Options,
     binaries::Binaries,
     owner::{self, Owner},
+    password,
 };
 
 /// The file in a data directory that holds its superuser's password. It lives and dies with the data.
@@ -47,16 +48,13 @@ pub(super) fn prepare(options: &Options, owner: Option<&Owner>) -> anyhow::Resul
     let unfinished = data.with_extension("unfinished");
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir(&unfinished).with_context(|| format!("cannot make {}", unfinished.display()))?;
-    if options.durable {
-        initdb_with_password(&unfinished, &options.binaries, owner)?;
-    } else {
-        initdb(&unfinished, &options.binaries, owner, &["--auth=trust", "--no-sync"])?;
-    }
+    let more: &[&str] = if options.durable { &[] } else { &["--no-sync"] };
+    initdb_with_password(&unfinished, &options.binaries, owner, more)?;
     fs::rename(&unfinished, &data)?;
     Ok(data)
 }
 
-/// The superuser's password; `None` where none is asked for.
+/// The superuser's password; `None` in a directory that an older release made for throw-away data.
 pub(super) fn password(data: &Path) -> anyhow::Result<Option<String>> {
     match fs::read_to_string(data.join(PASSWORD)) {
         Ok(password) => Ok(Some(password.trim().to_owned())),
@@ -67,18 +65,27 @@ pub(super) fn password(data: &Path) -> anyhow::Result<Option<String>> {
 
 /// With a password, since every user of this machine can reach a port on loopback, and a superuser of
 /// a database can run programs as the user whose server it is.
-fn initdb_with_password(data: &Path, binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<()> {
-    let password: String = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
-    // Beside the directory at first: `initdb` wants that one empty.
+fn initdb_with_password(
+    data: &Path,
+    binaries: &Binaries,
+    owner: Option<&Owner>,
+    more: &[&str],
+) -> anyhow::Result<()> {
+    let password = password::random();
+    // Beside the directory: `initdb` wants that one empty.
     let file = data.with_extension("password");
     let _ = fs::remove_file(&file);
-    private_file(&file)?.write_all(password.as_bytes())?;
-    if let Some(owner) = owner {
-        owner.take(&file)?;
-    }
+    private_file_of(owner, &file, &password::verifier(&password))?;
     let from = format!("--pwfile={}", file.display());
-    initdb(data, binaries, owner, &["--auth=scram-sha-256", &from])?;
-    Ok(fs::rename(file, data.join(PASSWORD))?)
+    let made = initdb(data, binaries, owner, &[&["--auth=scram-sha-256", &from], more].concat());
+    fs::remove_file(&file)?;
+    made?;
+    private_file_of(owner, &data.join(PASSWORD), &password)
+}
+
+fn private_file_of(owner: Option<&Owner>, path: &Path, text: &str) -> anyhow::Result<()> {
+    private_file(path)?.write_all(text.as_bytes())?;
+    owner.map_or(Ok(()), |owner| owner.take(path))
 }
 
 /// A data directory of a test's own: a copy of the cached one, in the system's temporary directory.
@@ -100,7 +107,8 @@ pub(super) fn scratch(binaries: &Binaries) -> anyhow::Result<PathBuf> {
 fn template(binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
     let uid = owner.map_or_else(|| Uid::effective().as_raw(), |owner| owner.uid);
     let cache = cache_dir()?;
-    let template = cache.join(format!("postgres-{}-{uid}", binaries.version()));
+    // Named for what is in it: older releases keep directories without a password there.
+    let template = cache.join(format!("postgres-{}-scram-{uid}", binaries.version()));
     if template.is_dir() {
         return Ok(template);
     }
@@ -112,8 +120,9 @@ fn template(binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<PathBu
     let unfinished = template.with_extension("unfinished");
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir(&unfinished)?;
-    // Written to disk in full: the cache outlives a power cut that comes after the rename.
-    initdb(&unfinished, binaries, owner, &["--auth=trust"])?;
+    // Written to disk in full: the cache outlives a power cut that comes after the rename. Its password is
+    // that of every test of this user, and nobody else can read it.
+    initdb_with_password(&unfinished, binaries, owner, &[])?;
     fs::rename(&unfinished, &template)?;
     Ok(template)
 }

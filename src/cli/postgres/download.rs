@@ -19,7 +19,7 @@ use super::binaries::Binaries;
 /// Fetches the programs, or finds those fetched before.
 pub(super) fn fetch() -> anyhow::Result<Binaries> {
     let home = downloads()?;
-    eprintln!("lastword: no PostgreSQL on this machine; fetching one into {}", home.display());
+    note!("lastword: no PostgreSQL on this machine; fetching one into {}", home.display());
     // A thread of its own, since the caller may be inside a runtime, which must not start another.
     let fetched = thread::Builder::new().name("download".to_owned()).spawn(move || install(&home))?;
     let dir = fetched.join().map_err(|_| anyhow::anyhow!("the download panicked"))??;

@@ -121,7 +121,7 @@ impl Turns {
         if reach.told.contains(&order.key) {
             return;
         }
-        let Ok(line) = line(order.order.get()) else { return };
+        let line = line(order.order.get());
         if reach.orders.try_send(line).is_ok() {
             reach.told.insert(order.key.clone());
         }

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use crate::{
     agent::Scope,
     id::{ConversationId, TurnId, WorkerId},
+    text,
 };
 
 /// The answer to a registration.
@@ -51,7 +52,7 @@ impl Offer {
         if has_history {
             fields.remove("history");
         }
-        line(&serde_json::to_string(&fields)?)
+        Ok(line(&serde_json::to_string(&fields)?))
     }
 }
 
@@ -80,9 +81,9 @@ pub struct Over {
     pub code: String,
 }
 
-/// JSON text as one line. A line break in it can only be white space between tokens.
-pub fn line(json: &str) -> Result<Vec<u8>, serde_json::Error> {
-    let mut line: Vec<u8> = json.bytes().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }).collect();
+/// JSON text as one line with its newline.
+pub fn line(json: &str) -> Vec<u8> {
+    let mut line = text::one_line(json).into_owned().into_bytes();
     line.push(b'\n');
-    Ok(line)
+    line
 }

@@ -53,7 +53,7 @@ async fn one_round(scene: &Scene) {
         scene.load.observe_once(turn, &mut scene.rng());
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg("--puppet").arg(scene.fleet.database_url()).stdin(Stdio::null());
+    command.arg("--puppet").env("DATABASE_URL", scene.fleet.database_url()).stdin(Stdio::null());
     let mut puppet = child::spawn(command, Signal::SIGKILL).unwrap();
     let pid = i32::try_from(puppet.id()).unwrap();
     wait_for(scene, pid, "i.phase = 'running'", |held| held >= TURNS as i64).await;

@@ -239,8 +239,7 @@ pub async fn pooler(stage: Stage) -> Row {
     let mut findings = Findings::default();
     for is_pooled in [false, true] {
         let postgres = tokio::task::block_in_place(Postgres::for_test).unwrap();
-        let upstream = SocketAddr::from(([127, 0, 0, 1], postgres.port()));
-        let pool = is_pooled.then(|| program.start(upstream, 20).unwrap());
+        let pool = is_pooled.then(|| program.start(&postgres.url(), 20).unwrap());
         let mut plan = Plan::slots(3);
         if let Some(pool) = &pool {
             plan.database_urls = vec![pool.url(); 3];

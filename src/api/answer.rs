@@ -1,0 +1,29 @@
+//! JSON answers.
+//!
+//! Keeps the rule that an answer is one line for every reader, and nothing that a terminal obeys: what a
+//! worker or another client said stands escaped in it. `axum::Json` knows nothing of that and is not used.
+
+use axum::{
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::problem::Problem;
+use crate::text;
+
+/// A value as the JSON body of an answer.
+#[derive(Debug, Clone)]
+pub struct Json<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        match text::json_line(&self.0) {
+            Ok(body) => {
+                let kind = HeaderValue::from_static("application/json");
+                ([(header::CONTENT_TYPE, kind)], body).into_response()
+            }
+            Err(why) => Problem::internal(&why).into_response(),
+        }
+    }
+}
