@@ -106,9 +106,9 @@ pub async fn list(
 ) -> Result<Json<Page<ConversationView>>, Problem> {
     let (agent, before, limit) = (params.agent()?, params.parsed("cursor")?, params.limit()?);
     params.end()?;
-    let rows = gateway.store.conversations(agent.as_deref(), before, limit + 1).await?;
-    let items = rows.into_iter().map(ConversationView::from).collect();
-    Ok(Json(Page::of(items, limit, |item: &ConversationView| item.id.to_string())))
+    let page = gateway.store.conversations(agent.as_deref(), before, limit).await?;
+    let items = page.items.into_iter().map(ConversationView::from).collect();
+    Ok(Json(Page { items, next: page.next.map(|id| id.to_string()) }))
 }
 
 /// Lists a conversation's turns, newest first.

@@ -13,9 +13,6 @@ use super::{
 };
 use crate::{id::ReplicaId, store::replicas::ReplicaRow};
 
-/// The newest replicas that a list can page through.
-const LISTED_MAX: i64 = 10_000;
-
 /// A replica as operators see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReplicaView {
@@ -60,7 +57,8 @@ pub async fn list(
 ) -> Result<Json<Page<ReplicaView>>, Problem> {
     let (before, limit) = (params.parsed::<ReplicaId>("cursor")?, params.limit()?);
     params.end()?;
-    let rows = gateway.store.replicas(if before.is_some() { LISTED_MAX } else { limit + 1 }).await?;
-    let rows = rows.into_iter().filter(|row| before.is_none_or(|before| row.id < before));
-    Ok(Json(Page::of(rows.map(ReplicaView::from).collect(), limit, |item: &ReplicaView| item.id.to_string())))
+    let rows = gateway.store.replicas(before, limit + 1).await?;
+    Ok(Json(Page::of(rows.into_iter().map(ReplicaView::from).collect(), limit, |item: &ReplicaView| {
+        item.id.to_string()
+    })))
 }

@@ -218,6 +218,9 @@ pub async fn read(State(gateway): State<Gateway>, Id(id): Id<TurnId>) -> Result<
 }
 
 /// Lists turns, newest first.
+///
+/// A page may hold less than `limit`, and even nothing, where many turns are passed over: the list goes on as long as
+/// `next` is not null.
 #[utoipa::path(get, path = "/v1/turns", tag = "turns",
     params(
         ("agent" = Option<String>, Query), ("status" = Option<Status>, Query),
@@ -244,9 +247,8 @@ pub(super) async fn page_of_turns(
     gateway: &Gateway,
     filter: TurnFilter,
 ) -> Result<Json<Page<Turn>>, Problem> {
-    let limit = filter.limit;
-    let turns = gateway.store.turns(&TurnFilter { limit: limit + 1, ..filter }).await?;
-    Ok(Json(Page::of(turns, limit, |turn| turn.id.clone())))
+    let page = gateway.store.turns(&filter).await?;
+    Ok(Json(Page { items: page.items, next: page.next.map(|turn| turn.to_string()) }))
 }
 
 /// Cancels a turn. It still gets its last word, which may be another one if it came first.

@@ -16,9 +16,6 @@ use crate::{
     store::workers::WorkerRow,
 };
 
-/// The newest workers that a list can page through.
-const LISTED_MAX: i64 = 10_000;
-
 /// A worker as operators see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WorkerView {
@@ -102,9 +99,10 @@ pub async fn list(
 ) -> Result<Json<Page<WorkerView>>, Problem> {
     let (before, limit) = (params.parsed::<WorkerId>("cursor")?, params.limit()?);
     params.end()?;
-    let rows = gateway.store.workers(None, if before.is_some() { LISTED_MAX } else { limit + 1 }).await?;
-    let rows = rows.into_iter().filter(|row| before.is_none_or(|before| row.id < before));
-    Ok(Json(Page::of(rows.map(WorkerView::from).collect(), limit, |item: &WorkerView| item.id.to_string())))
+    let rows = gateway.store.workers(before, limit + 1).await?;
+    Ok(Json(Page::of(rows.into_iter().map(WorkerView::from).collect(), limit, |item: &WorkerView| {
+        item.id.to_string()
+    })))
 }
 
 /// Reads a worker, also one that has ended.
@@ -133,6 +131,5 @@ pub async fn stop(
 }
 
 async fn found(gateway: &Gateway, id: WorkerId) -> Result<WorkerView, Problem> {
-    let rows = gateway.store.workers(Some(id), 1).await?;
-    rows.into_iter().next().map(WorkerView::from).ok_or_else(|| Problem::not_found("worker"))
+    gateway.store.worker(id).await?.map(WorkerView::from).ok_or_else(|| Problem::not_found("worker"))
 }

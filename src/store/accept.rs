@@ -215,6 +215,8 @@ impl Store {
             }
         }
         self.ring_for(wanted, &verdicts, counted);
+        let grown = wanted.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());
+        self.wake().conversations_grew(&grown.map(|((new, _), _)| new.conversation).collect::<Vec<_>>());
         Ok(verdicts)
     }
 

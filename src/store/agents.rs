@@ -172,12 +172,18 @@ impl Store {
             .run("agents", |c| {
                 sqlx::query!(
                     r#"
-                    select a.name, a.revision, a.spec as "spec!", a.created_at
-                      from agents a
+                    -- From one name to the next, so that old revisions are passed over unread.
+                    with recursive names (name) as (
+                      (select min(a.name) from agents a where a.name > coalesce($1, ''))
+                      union all
+                      select (select min(a.name) from agents a where a.name > n.name)
+                        from names n where n.name is not null)
+                    select a.name as "name!", a.revision as "revision!", a.spec as "spec!",
+                           a.created_at as "created_at!"
+                      from names n
+                     cross join lateral (
+                       select * from agents a where a.name = n.name order by a.name desc, a.revision desc limit 1) a
                      where a.spec is not null
-                       and a.name > coalesce($1, '')
-                       and not exists (select from agents b where b.name = a.name and b.revision > a.revision)
-                     order by a.name
                      limit $2
                     "#,
                     after,

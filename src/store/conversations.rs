@@ -1,4 +1,4 @@
-//! Conversations: make, read, list, delete.
+//! Conversations: make, read, delete. How they are listed is in [`super::lists`].
 
 use std::collections::HashSet;
 
@@ -55,43 +55,6 @@ impl Store {
             turns: row.next_ordinal - 1,
             created_at: row.created_at,
         }))
-    }
-
-    /// Conversations, newest first, of one agent or all, before one.
-    pub async fn conversations(
-        &self,
-        agent: Option<&str>,
-        before: Option<ConversationId>,
-        limit: i64,
-    ) -> Result<Vec<Conversation>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("conversations", |c| {
-                sqlx::query!(
-                    "
-                    select id, agent, next_ordinal, created_at from conversations
-                     where deleted_at is null
-                       and ($1::text is null or agent = $1)
-                       and ($2::uuid is null or id < $2)
-                     order by id desc
-                     limit $3
-                    ",
-                    agent,
-                    before.map(|id| id.0),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Conversation {
-                id: ConversationId(row.id),
-                agent: row.agent,
-                turns: row.next_ordinal - 1,
-                created_at: row.created_at,
-            })
-            .collect())
     }
 
     /// Of these conversations, those that a turn is in flight for.

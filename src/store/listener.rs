@@ -100,7 +100,7 @@ async fn hear(store: &Store, listener: &mut PgListener, started: Instant) -> Res
             continue;
         };
         if sender != store.wake.sender() {
-            store.wake.hear(&ring);
+            store.wake.hear(sender, &ring);
         } else if let Some(nonce) = ring.probe {
             let rung_at = started + Duration::from_micros(nonce.unsigned_abs());
             let took = rung_at.elapsed();

@@ -3,17 +3,18 @@
 //! Keeps I13. Rings are lost: Postgres delivers none, a writer dies between its commit and its ring, a
 //! pooler swallows them. A reader that looked by itself once a second would be right as well, but
 //! thousands of them kept Postgres from everything else in the moment in which a replica had died.
-//! Keeps I4 with them: an event that has changed under a reader is news too.
+//! Keeps I4 with them: an event that has changed under a reader is news too. Who follows a conversation and has all of
+//! it waits for the next turn, and is asked for its last event only after the beat's connection has broken.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Store, StoreError, partitions::ends, wake::Place};
-use crate::id::TurnId;
+use super::{Store, StoreError, partitions::ends, threads::Stand, wake::Place};
+use crate::id::{ConversationId, TurnId};
 
 /// Between two looks while the doorbell is heard, and while it is not: then nothing else wakes a reader.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -22,8 +23,9 @@ const LOOK_EVERY_UNHEARD: Duration = Duration::from_millis(500);
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(5);
 /// Looking may take one part in so many of the time.
 const REST: u32 = 10;
-/// Readers in one statement.
+/// Readers in one statement; and of conversations, for each of which less is sent and read.
 const LOOK_MAX: usize = 1000;
+const THREADS_MAX: usize = 5000;
 
 /// Looks until cancelled.
 pub async fn look_on(store: Store, until: CancellationToken) {
@@ -49,6 +51,21 @@ async fn look(store: &Store) -> Result<(), StoreError> {
     let waiting = store.wake.waiting();
     for some in waiting.chunks(LOOK_MAX) {
         store.with_news(some).await?.into_iter().for_each(|turn| store.wake.call(turn));
+    }
+    let (breaks, waiting) = (store.breaks(), store.wake.threads.waiting());
+    for some in waiting.chunks(THREADS_MAX) {
+        store.that_grew(some).await?.into_iter().for_each(|grown| store.wake.threads.call(grown));
+    }
+    let doubtful: Vec<_> = waiting.into_iter().filter(|(_, stand)| stand.breaks != breaks).collect();
+    for some in doubtful.chunks(LOOK_MAX) {
+        let places: Vec<_> = some.iter().filter_map(|(_, stand)| stand.told).collect();
+        let changed: HashSet<TurnId> = store.with_news(&places).await?.into_iter().collect();
+        for (conversation, stand) in some {
+            match stand.told {
+                Some((turn, _)) if changed.contains(&turn) => store.wake.threads.call(*conversation),
+                _ => store.wake.threads.compared(*conversation, *stand, breaks),
+            }
+        }
     }
     Ok(())
 }
@@ -92,5 +109,33 @@ impl Store {
             })
             .await?;
         Ok(rows.into_iter().map(TurnId).collect())
+    }
+
+    /// Those conversations that have a turn after what a reader at its stand has.
+    async fn that_grew(
+        &self,
+        waiting: &[(ConversationId, Stand)],
+    ) -> Result<Vec<ConversationId>, StoreError> {
+        let conversations: Vec<Uuid> = waiting.iter().map(|(conversation, _)| conversation.0).collect();
+        let ordinals: Vec<i64> = waiting.iter().map(|(_, stand)| stand.after).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("look_out_for_turns", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select w.conversation_id as "conversation!"
+                      from unnest($1::uuid[], $2::bigint[]) w (conversation_id, ordinal)
+                     cross join lateral (
+                       select from turns t
+                        where t.conversation_id = w.conversation_id and t.ordinal > w.ordinal
+                        order by t.ordinal limit 1) t
+                    "#,
+                    &conversations,
+                    &ordinals,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(ConversationId).collect())
     }
 }

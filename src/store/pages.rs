@@ -25,6 +25,11 @@ impl Anchor {
     pub fn of(event: &Event) -> Anchor {
         Anchor { at: event.at, attempt: event.attempt, kind: event.kind }
     }
+
+    /// Whether it is a last word.
+    pub fn is_terminal(&self) -> bool {
+        self.kind.is_terminal()
+    }
 }
 
 /// The data in one page of a reader that reads by itself, in bytes.

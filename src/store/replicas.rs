@@ -125,20 +125,30 @@ impl Store {
         Ok(())
     }
 
-    /// Replicas, newest first: those at work, and those gone within the last hour.
-    pub async fn replicas(&self, limit: i64) -> Result<Vec<ReplicaRow>, StoreError> {
+    /// Replicas, newest first, before one: those at work, and those gone within the last hour.
+    pub async fn replicas(
+        &self,
+        before: Option<ReplicaId>,
+        limit: i64,
+    ) -> Result<Vec<ReplicaRow>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease
             .run("replicas", |c| {
                 sqlx::query!(
                     r#"
                     select r.id, r.url, r.pid, r.version, r.state, r.started_at, r.beat_at,
-                           (select count(*) from inflight i where i.replica = r.id) as "turns!"
+                           coalesce(i.turns, 0) as "turns!"
                       from replicas r
-                     where r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 hour'
+                      -- All of them at once: not the whole of it for each replica.
+                      left join (
+                        select replica, count(*) as turns from inflight where replica is not null group by replica) i
+                        on i.replica = r.id
+                     where r.id < $1
+                       and (r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 hour')
                      order by r.id desc
-                     limit $1
+                     limit $2
                     "#,
+                    before.map_or(uuid::Uuid::max(), |replica| replica.0),
                     limit
                 )
                 .fetch_all(c)

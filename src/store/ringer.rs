@@ -101,13 +101,19 @@ async fn ring(store: &Store, slot: &mut Option<PgConnection>, pending: &Ring) ->
 }
 
 /// A ring as texts: the sender's mark, flags, then ids of 32 hex digits each, one after another. With the flag `n` the
-/// first is that of the first turn that was queued; all others are of turns with events. With the flag `k` they are
+/// first is that of the first turn that was queued; all others are of turns with events and of conversations with
+/// turns: the release before wakes nobody for an id of those, and passes over a flag that it does not know. With the flag `k` they are
 /// turns that are kept for a worker, each before its conversation; a release that does not know this flag heeds the `n`
 /// beside it, and looks at its queue.
 fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
     let mut flags = String::new();
-    let flag_of =
-        [(ring.first_queued.is_some(), 'n'), (ring.queue, 'q'), (ring.orders, 'o'), (ring.closing, 'c')];
+    let flag_of = [
+        (ring.first_queued.is_some(), 'n'),
+        (ring.queue, 'q'),
+        (ring.orders, 'o'),
+        (ring.closing, 'c'),
+        (ring.follows, 'f'),
+    ];
     for (is_set, flag) in flag_of {
         if is_set {
             flags.push(flag);
@@ -167,16 +173,17 @@ pub(super) fn read(payload: &str) -> Option<(Uuid, Ring)> {
     }
     let first_queued = if flags.contains('n') { Some(ids.next()??) } else { None };
     let turns = ids.collect::<Option<HashSet<_>>>()?;
-    let (queue, orders, closing) = (flags.contains('q'), flags.contains('o'), flags.contains('c'));
+    let [queue, orders, closing, follows] = ['q', 'o', 'c', 'f'].map(|flag| flags.contains(flag));
     let kept = HashSet::new();
-    Some((sender, Ring { turns, first_queued, queue, kept, orders, closing, probe }))
+    Some((sender, Ring { turns, first_queued, queue, kept, orders, closing, follows, probe }))
 }
 
 impl Wake {
     /// Rings for ourselves, to measure how long it takes to be heard.
     pub(super) fn ring_probe(&self, started: Instant, now: Instant) {
         let nonce = i64::try_from(now.duration_since(started).as_micros()).unwrap_or(i64::MAX);
-        self.ring(|ring| ring.probe = Some(nonce));
+        let follows = self.threads.say();
+        self.ring(|ring| (ring.probe, ring.follows) = (Some(nonce), follows));
     }
 }
 
@@ -217,8 +224,8 @@ mod tests {
         let turns: HashSet<_> = (0..1000u128).map(Uuid::from_u128).collect();
         let kept = (0..300u128).map(|n| (Uuid::from_u128(n), Uuid::from_u128(1000 + n))).collect();
         let first_queued = Some(Uuid::from_u128(12));
-        let (orders, closing, probe) = (false, true, Some(17));
-        let ring = Ring { turns, first_queued, queue: true, kept, orders, closing, probe };
+        let (queue, orders, closing, follows, probe) = (true, false, true, true, Some(17));
+        let ring = Ring { turns, first_queued, queue, kept, orders, closing, follows, probe };
         let sender = Uuid::from_u128(7);
         let texts = payloads(sender, &ring);
         assert!(texts.len() > 1 && texts.iter().all(|text| text.len() < 8000));
@@ -232,6 +239,7 @@ mod tests {
             heard.kept.extend(part.kept);
             heard.orders |= part.orders;
             heard.closing |= part.closing;
+            heard.follows |= part.follows;
             heard.probe = heard.probe.or(part.probe);
         }
         assert_eq!(heard, ring);

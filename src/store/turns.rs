@@ -1,4 +1,4 @@
-//! Turns: read, list, cancel. How they come to be is in [`super::accept`].
+//! Turns: read, cancel. How they come to be is in [`super::accept`], how they are listed in [`super::lists`].
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -77,40 +77,6 @@ impl Store {
             .await?;
         let bytes = row.as_ref().map_or(0, TurnRow::bytes);
         aside(bytes, move || row.map(TurnRow::read).transpose()).await
-    }
-
-    /// Turns, newest first.
-    pub async fn turns(&self, filter: &TurnFilter) -> Result<Vec<Turn>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("turns", |c| {
-                sqlx::query_as!(
-                    TurnRow,
-                    r#"
-                    select t.id, t.conversation_id, t.agent, t.ordinal, t.status, t.attempt, t.created_at,
-                           t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
-                      from turns t left join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
-                     where ($1::text is null or t.agent = $1)
-                       and ($2::text is null or t.status = $2)
-                       and ($3::uuid is null or t.conversation_id = $3)
-                       and ($4::uuid is null or t.id < $4)
-                       and (not $5 or exists (
-                         select from inflight i where i.turn_id = t.id and i.deadline <= clock_timestamp()))
-                     order by t.id desc
-                     limit $6
-                    "#,
-                    filter.agent,
-                    filter.status.map(Status::as_str),
-                    filter.conversation.map(|c| c.0),
-                    filter.before.map(|t| t.0),
-                    filter.is_overdue,
-                    filter.limit,
-                )
-                .fetch_all(c)
-            })
-            .await?;
-        let bytes = rows.iter().map(TurnRow::bytes).sum();
-        aside(bytes, move || rows.into_iter().map(TurnRow::read).collect()).await
     }
 
     /// A conversation's turn ids after an ordinal, in order: what a reader of the whole thread follows.
@@ -214,28 +180,29 @@ impl Store {
     }
 }
 
-struct TurnRow {
-    id: Uuid,
-    conversation_id: Uuid,
-    agent: String,
-    ordinal: i64,
-    status: String,
-    attempt: i32,
-    created_at: DateTime<Utc>,
-    started_at: Option<DateTime<Utc>>,
-    finished_at: Option<DateTime<Utc>>,
-    metadata: Option<String>,
-    retry_of: Option<Uuid>,
-    last_word: Option<String>,
+/// A turn as it is read.
+pub(super) struct TurnRow {
+    pub(super) id: Uuid,
+    pub(super) conversation_id: Uuid,
+    pub(super) agent: String,
+    pub(super) ordinal: i64,
+    pub(super) status: String,
+    pub(super) attempt: i32,
+    pub(super) created_at: DateTime<Utc>,
+    pub(super) started_at: Option<DateTime<Utc>>,
+    pub(super) finished_at: Option<DateTime<Utc>>,
+    pub(super) metadata: Option<String>,
+    pub(super) retry_of: Option<Uuid>,
+    pub(super) last_word: Option<String>,
 }
 
 impl TurnRow {
     /// Of what is read of it.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         [&self.metadata, &self.last_word].into_iter().flatten().map(String::len).sum()
     }
 
-    fn read(self) -> Result<Turn, StoreError> {
+    pub(super) fn read(self) -> Result<Turn, StoreError> {
         let unreadable = |why: &dyn std::fmt::Display| StoreError::unreadable("turn", why);
         let mut word: serde_json::Value = match &self.last_word {
             Some(data) => serde_json::from_str(data).map_err(|why| unreadable(&why))?,

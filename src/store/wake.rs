@@ -25,6 +25,7 @@ use super::{
     pages::{Anchor, Page},
     queue::{Queue, first},
     recent::Recent,
+    threads::Threads,
 };
 use crate::{config::Doorbell, id::TurnId};
 
@@ -42,6 +43,7 @@ pub struct Wake {
     pending: Mutex<Ring>,
     pub(super) rung: Notify,
     pub(super) queue: Queue,
+    pub(super) threads: Threads,
     orders: Notify,
     closing: Notify,
     /// The key of the session lock that the listener connection holds.
@@ -72,8 +74,10 @@ pub struct Place {
 /// What one NOTIFY says: look at these.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Ring {
-    /// Turns with new events.
+    /// Turns with new events, and conversations with new turns: no two of all these ids are alike.
     pub turns: HashSet<Uuid>,
+    /// The sender has readers of whole conversations.
+    pub follows: bool,
     /// The first turn that was queued since the last ring.
     pub first_queued: Option<Uuid>,
     /// Something that was queued before may be claimed.
@@ -103,6 +107,7 @@ impl Wake {
             pending: Mutex::default(),
             rung: Notify::new(),
             queue: Queue::default(),
+            threads: Threads::default(),
             orders: Notify::new(),
             closing: Notify::new(),
             lock_key: AtomicI64::new(0),
@@ -255,7 +260,8 @@ impl Wake {
         self.sender
     }
 
-    pub(super) fn hear(&self, ring: &Ring) {
+    pub(super) fn hear(&self, sender: Uuid, ring: &Ring) {
+        self.threads.hear(sender, ring);
         self.wake_tails(ring.turns.iter().map(|&turn| TurnId(turn)));
         if let Some(turn) = ring.first_queued {
             self.queue.grew(TurnId(turn));
@@ -287,6 +293,7 @@ impl Wake {
             ring.queue |= undelivered.queue;
             ring.kept.extend(undelivered.kept);
             ring.orders |= undelivered.orders;
+            ring.follows |= undelivered.follows;
             ring.closing |= undelivered.closing;
             ring.probe = ring.probe.or(undelivered.probe);
         });

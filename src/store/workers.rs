@@ -1,6 +1,7 @@
 //! Workers: what runs where, for operators. Which turns a worker runs is told by the in-flight rows.
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::id::{ConversationId, ReplicaId, TurnId, WorkerId};
@@ -118,8 +119,40 @@ impl Store {
         Ok(())
     }
 
-    /// Workers that live, newest first, at most `limit`; with `id` that one, even when it has ended.
-    pub async fn workers(&self, id: Option<WorkerId>, limit: i64) -> Result<Vec<WorkerRow>, StoreError> {
+    /// Workers that live, newest first, before one, at most `limit`.
+    pub async fn workers(&self, before: Option<WorkerId>, limit: i64) -> Result<Vec<WorkerRow>, StoreError> {
+        let before = before.map_or(Uuid::max(), |worker| worker.0);
+        let mut lease = self.lease().await?;
+        let ids = lease
+            .run("workers", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select w.id as "id!"
+                      from replicas r
+                     cross join lateral (
+                       -- By the index of those that live: of the others there may be very many.
+                       select w.id from workers w
+                        where w.replica_id = r.id and w.state <> 'ended' and w.id < $1 limit 100000) w
+                     order by w.id desc
+                     limit $2
+                    "#,
+                    before,
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        drop(lease);
+        let rows = self.workers_of(&ids).await?;
+        Ok(rows.into_iter().filter(|row| row.state != "ended").collect())
+    }
+
+    /// That worker, even when it has ended.
+    pub async fn worker(&self, id: WorkerId) -> Result<Option<WorkerRow>, StoreError> {
+        Ok(self.workers_of(&[id.0]).await?.pop())
+    }
+
+    async fn workers_of(&self, ids: &[Uuid]) -> Result<Vec<WorkerRow>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease
             .run("workers", |c| {
@@ -140,12 +173,10 @@ impl Store {
                           from inflight
                          where worker is not null
                          group by worker) i on i.worker = w.id and w.state <> 'ended'
-                     where ($1::uuid is null and w.state <> 'ended') or w.id = $1
+                     where w.id = any ($1)
                      order by w.id desc
-                     limit $2
                     "#,
-                    id.map(|id| id.0),
-                    limit
+                    ids
                 )
                 .fetch_all(c)
             })

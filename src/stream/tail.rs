@@ -139,11 +139,15 @@ impl Tail {
         self.is_ended = false;
     }
 
-    /// Whether what was handed on last still stands there. Only that of an ended turn needs the question:
-    /// every look at an open one asks it.
-    pub(super) async fn is_still_so(&self) -> Result<bool, TailError> {
-        let anchor = self.store.read_on(self.turn, self.cursor, 0).await?.anchor;
-        Ok(self.cursor < 0 || self.anchor.is_none() || anchor == self.anchor || self.is_dropped().await?)
+    /// What was handed on last; `None` before the first event.
+    pub(super) fn told(&self) -> Option<Told> {
+        let anchor = self.anchor.filter(|_| self.cursor >= 0)?;
+        Some(Told { turn: self.turn, place: Place { seq: self.cursor, anchor } })
+    }
+
+    /// Whether the event at the cursor is a last word, by the newest look: nothing comes after it.
+    pub(super) fn is_at_last_word(&self) -> bool {
+        self.is_ended || self.anchor.is_some_and(|anchor| anchor.is_terminal())
     }
 
     /// Until something happened since the last [`Tail::look`], at most so long.
@@ -155,11 +159,6 @@ impl Tail {
     /// Whether the terminal event was handed on.
     pub fn is_ended(&self) -> bool {
         self.is_ended
-    }
-
-    /// Whose log it reads.
-    pub(super) fn turn(&self) -> TurnId {
-        self.turn
     }
 
     /// The newest `seq` that was handed on, or the cursor it began with.
@@ -198,13 +197,28 @@ impl Tail {
     /// What was handed on stands there no more: its day was dropped, or the database went back in time.
     async fn why_not_anchored(&self) -> Result<TailError, TailError> {
         let turn = self.turn;
-        Ok(if self.is_dropped().await? { TailError::Gone { turn } } else { TailError::Rewound { turn } })
+        let is_dropped = is_dropped(&self.store, turn).await?;
+        Ok(if is_dropped { TailError::Gone { turn } } else { TailError::Rewound { turn } })
     }
+}
 
-    /// Whether the whole log is gone though its turn is there.
-    async fn is_dropped(&self) -> Result<bool, TailError> {
-        Ok(self.store.read_after(self.turn, -1, 1).await?.is_empty()
-            && self.store.turn(self.turn).await?.is_some())
+/// Whether the whole log is gone though its turn is there.
+async fn is_dropped(store: &Store, turn: TurnId) -> Result<bool, TailError> {
+    Ok(store.read_after(turn, -1, 1).await?.is_empty() && store.turn(turn).await?.is_some())
+}
+
+/// What is kept of an ended turn's reader: what it handed on last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    pub(super) turn: TurnId,
+    pub(super) place: Place,
+}
+
+impl Told {
+    /// Whether that still stands there. Only of an ended turn it needs the question: every look at an open one asks it.
+    pub(super) async fn is_still_so(&self, store: &Store) -> Result<bool, TailError> {
+        let anchor = store.read_on(self.turn, self.place.seq, 0).await?.anchor;
+        Ok(anchor == Some(self.place.anchor) || is_dropped(store, self.turn).await?)
     }
 }
 

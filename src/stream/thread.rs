@@ -1,15 +1,22 @@
 //! A whole conversation's events: turn after turn in the order they were accepted, then what comes.
 //!
 //! Keeps I4 across turns: a turn's events are told whole before the next one's begin. It has no
-//! end, since another turn may always be accepted.
+//! end, since another turn may always be accepted. Who has all of it asks Postgres nothing: whoever
+//! accepts the next turn wakes it, or the lookout does, which looks for all such readers at once.
+//!
+//! The order is always: register interest, mark all as seen, look, and only then wait.
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::tail::{PAGE_ROWS, Tail, TailError, pause};
-use crate::{event::SharedEvent, id::ConversationId, store::Store};
-
-/// Between two looks for a conversation's next turn, for which there is no doorbell.
-const NEXT_TURN_EVERY: Duration = Duration::from_millis(500);
+use super::tail::{PAGE_ROWS, Tail, TailError, Told, pause};
+use crate::{
+    event::SharedEvent,
+    id::ConversationId,
+    store::{
+        Store,
+        threads::{Stand, ThreadInterest},
+    },
+};
 
 /// A place in a conversation: a turn's ordinal, and a `seq` in its log. Its text is `ORDINAL.SEQ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,9 +60,13 @@ pub struct Thread {
     store: Store,
     conversation: ConversationId,
     at: Position,
-    current: Option<Tail>,
-    /// The turn that was told last, which has ended.
-    told: Option<Tail>,
+    /// In a box: most readers wait for the next turn, and need no room for one.
+    current: Option<Box<Tail>>,
+    interest: ThreadInterest,
+    /// Of the turn that was told last, which has ended.
+    told: Option<Told>,
+    /// Whether it has waited since that was told: it may have been woken since that stands there no more.
+    has_waited: bool,
     /// How often the connection to Postgres had broken when that was last looked at.
     breaks: u64,
 }
@@ -63,7 +74,9 @@ pub struct Thread {
 impl Thread {
     /// A reader of what comes after `at`.
     pub fn new(store: &Store, conversation: ConversationId, at: Position) -> Thread {
-        Thread { store: store.clone(), conversation, at, current: None, told: None, breaks: store.breaks() }
+        let (interest, breaks) = (store.wake().thread(conversation), store.breaks());
+        let store = store.clone();
+        Thread { store, conversation, at, current: None, interest, told: None, has_waited: false, breaks }
     }
 
     /// Forgets everything: the next look begins at the start.
@@ -98,22 +111,27 @@ impl Thread {
                 return Ok(Vec::new());
             }
             let Some(tail) = self.current.as_mut() else { continue };
-            let events = match tail.look(limit).await {
-                Ok(events) => events,
+            let (events, is_gone) = match tail.look(limit).await {
+                Ok(events) => (events, false),
                 // An old turn of a conversation that goes on: what is left is told.
-                Err(TailError::Gone { .. }) => Vec::new(),
+                Err(TailError::Gone { .. }) => (Vec::new(), true),
                 Err(why) => return Err(why),
             };
-            if events.is_empty() && !tail.is_ended() && tail.cursor() >= 0 && !self.is_over().await? {
-                return Ok(events_at(self.at.ordinal, events));
+            // One that the reader came to at its last word has nothing more to tell, nor one whose log is gone.
+            let mut is_turn_over = tail.is_at_last_word() || is_gone;
+            if events.is_empty() && !is_turn_over {
+                if !self.is_over().await? {
+                    return Ok(Vec::new());
+                }
+                is_turn_over = true;
             }
-            let is_turn_over = self.current.as_ref().is_none_or(|tail| tail.is_ended() || tail.cursor() < 0);
             let told = events_at(self.at.ordinal, events);
             if let Some((at, _)) = told.last() {
                 self.at = *at;
             }
-            if is_turn_over || told.is_empty() {
-                self.told = self.current.take();
+            if is_turn_over {
+                self.told = self.current.take().and_then(|tail| tail.told());
+                self.has_waited = false;
                 self.at = Position { ordinal: self.at.ordinal + 1, seq: -1 };
             }
             if !told.is_empty() {
@@ -126,31 +144,37 @@ impl Thread {
     pub async fn wait(&mut self, at_most: Duration) {
         match &mut self.current {
             Some(tail) => tail.wait(at_most).await,
-            None => tokio::time::sleep(at_most.min(NEXT_TURN_EVERY)).await,
+            None => {
+                self.has_waited = true;
+                let told = self.told.map(|told| (told.turn, told.place));
+                let stand = Stand { after: self.at.ordinal - 1, told, breaks: self.breaks };
+                self.interest.news(at_most, stand).await;
+            }
         }
     }
 
     /// Goes to the turn at the position, or the first one after it; false where there is none yet.
     async fn enter_turn(&mut self) -> Result<bool, TailError> {
-        let next = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
+        self.interest.look();
         let breaks = self.store.breaks();
-        if let Some(told) = &self.told
-            && (!next.is_empty() || breaks != self.breaks)
-            && !told.is_still_so().await?
+        let next = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
+        if let Some(told) = self.told
+            && (!next.is_empty() || self.has_waited || breaks != self.breaks)
+            && !told.is_still_so(&self.store).await?
         {
-            return Err(TailError::Rewound { turn: told.turn() });
+            return Err(TailError::Rewound { turn: told.turn });
         }
         self.breaks = breaks;
         let Some(&(ordinal, turn)) = next.first() else { return Ok(false) };
         if ordinal != self.at.ordinal {
             self.at = Position { ordinal, seq: -1 };
         }
-        self.current = Some(Tail::new(&self.store, turn, self.at.seq));
+        self.current = Some(Box::new(Tail::new(&self.store, turn, self.at.seq)));
         Ok(true)
     }
 
-    /// Whether the turn at the position has nothing more to tell: the reader began at its last word,
-    /// or its log is retained no longer. A later turn can only tell once this one has ended, so only
+    /// Whether the turn at the position has nothing more to tell though its newest event is no last word that this
+    /// release knows. A later turn can only tell once this one has ended, so only
     /// a silent turn with a successor is worth the question.
     async fn is_over(&self) -> Result<bool, TailError> {
         let here = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
@@ -159,7 +183,7 @@ impl Thread {
             return Ok(false);
         }
         // It may have ended after the look: over only where still nothing stands after the cursor.
-        let cursor = self.current.as_ref().map_or(self.at.seq, Tail::cursor);
+        let cursor = self.current.as_ref().map_or(self.at.seq, |tail| tail.cursor());
         Ok(self.store.read_after(turn, cursor, 1).await?.is_empty())
     }
 }

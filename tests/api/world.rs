@@ -41,7 +41,7 @@ static SHARED: Mutex<Weak<Mutex<Postgres>>> = Mutex::new(Weak::new());
 pub struct World {
     pub replica: Replica,
     pub server: Arc<Mutex<Postgres>>,
-    database_url: String,
+    pub database_url: String,
 }
 
 /// A gateway that listens.
@@ -227,8 +227,11 @@ impl Run<'_> {
     }
 
     pub async fn complete(self, text: &str) {
-        let data = json!({"text": text, "stop_reason": "end"}).to_string();
-        let word = LastWord { kind: Kind::Completed, data, label: "".into() };
+        self.end(Kind::Completed, json!({"text": text, "stop_reason": "end"}).to_string()).await;
+    }
+
+    pub async fn end(self, kind: Kind, data: String) {
+        let word = LastWord { kind, data, label: "".into() };
         let finish = Finish { turn: self.turn, epoch: self.epoch, base: self.seq, said: Vec::new(), word };
         assert!(matches!(self.replica.writer.finish(finish).await, Written::Done(_)));
     }

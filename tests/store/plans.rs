@@ -13,12 +13,26 @@ use uuid::Uuid;
 use crate::ground::{Replica, Server};
 
 /// A statement's name, and words that stand in it alone.
-const HOT: [(&str, &[&str]); 8] = [
+const HOT: [(&str, &[&str]); 22] = [
     ("beat", &["pg_try_advisory_xact_lock_shared"]),
     ("claim", &["skip locked", "row_number()"]),
     ("commands", &["from commands c left join lateral"]),
     ("finished", &["join turn_events e on e.turn_id = t.id and e.seq = t.last_seq", "e.data = w.data"]),
+    ("list_agents", &["with recursive names"]),
+    ("list_conversations", &["from conversations where id < $1"]),
+    ("list_conversations_of_agent", &["from conversations where agent >= $1"]),
+    ("list_in_flight", &["select i.turn_id from inflight i where i.turn_id < $1"]),
+    ("list_not_completed", &["from not_completed where status >= $1"]),
+    ("list_not_completed_of_agent", &["from not_completed where (agent, status) >="]),
+    ("list_not_completed_of_conversation", &["from not_completed where (conversation_id, status) >="]),
+    ("list_replicas", &["group by replica)"]),
+    ("list_turns", &["select id, status, agent from turns where id < $1"]),
+    ("list_turns_of_agent", &["select id, status, agent from turns where agent >= $1"]),
+    ("list_turns_of_conversation", &["select id, status, agent from turns where conversation_id >= $1"]),
+    ("list_turns_told", &["left join lateral ( select e.data from turn_events"]),
+    ("list_workers", &["from replicas r cross join lateral"]),
     ("look_out", &["e.same <> 1"]),
+    ("look_out_for_turns", &["t.ordinal > w.ordinal"]),
     ("outlook", &["closable"]),
     ("read_after", &["from turn_events", "order by seq"]),
     ("start", &["'started'", "set phase = 'running'"]),
@@ -47,6 +61,14 @@ const FILL: &str = "
            now() + interval '1 h', now() + interval '1 h', 1, 1, 1, 1
       from turns t
      where t.ordinal > 1 and t.conversation_id <= lpad(to_hex(400), 32, '0')::uuid;
+    insert into not_completed (turn_id, status, agent, conversation_id, ordinal)
+    select t.id, 'failed', t.agent, t.conversation_id, t.ordinal from turns t where t.ordinal = 1;
+    insert into workers (id, replica_id, agent, agent_revision, runtime, state, ended_at)
+    select lpad(to_hex(n), 32, '0')::uuid, r.id, 'demo', 1, 'process',
+           case when n % 100 = 0 then 'ready' else 'ended' end, case when n % 100 <> 0 then now() end
+      from generate_series(1, 2000) n, (select min(id::text)::uuid as id from replicas) r;
+    insert into agents (name, revision, spec)
+    select 'agent-' || n % 20, n / 20 + 1, '{}' from generate_series(0, 999) n;
     insert into commands (turn_id, kind, taken_at)
     select t.id, 'cancel', case when t.ordinal < 3 then now() end from turns t where t.ordinal in (2, 3)";
 
@@ -198,7 +220,7 @@ async fn a_turn_opens_its_own_day_alone() {
 }
 
 /// Makes a connection as `store::connections` has them, with the hot statements prepared by their names.
-async fn prepare(conn: &mut PgConnection) {
+pub(crate) async fn prepare(conn: &mut PgConnection) {
     let settings = [
         "analyze",
         "set plan_cache_mode = force_generic_plan",

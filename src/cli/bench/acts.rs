@@ -45,6 +45,8 @@ pub enum Act {
     Heartbeats,
     /// [`standing::memory`]
     Memory,
+    /// [`standing::idle_conversations`]
+    IdleConversations,
     /// [`work::scale`]
     Scale,
     /// [`work::wal`]
@@ -70,6 +72,7 @@ impl Act {
             Act::Idle => standing::idle(site).await,
             Act::Heartbeats => standing::heartbeats(site).await,
             Act::Memory => standing::memory(site).await,
+            Act::IdleConversations => standing::idle_conversations(site).await,
             Act::Scale => work::scale(site).await,
             Act::Wal => work::wal(site).await,
             Act::Start => standing::start(site).await,

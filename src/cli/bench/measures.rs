@@ -223,6 +223,18 @@ pub const MEASURES: &[Measure] = &[
         act: Act::Heartbeats,
     },
     Measure {
+        name: "idle-conversations",
+        what: "statements of both replicas for 5,000 streams of conversations that nothing happens in",
+        needs: Needs::Shared,
+        is_compared: false,
+        figures: &[
+            wanted("statements a second", Unit::Count, AtMost(5.0)),
+            figure("with those of idle replicas", Unit::Count),
+            figure("a stream", Unit::KiB),
+        ],
+        act: Act::IdleConversations,
+    },
+    Measure {
         name: "memory",
         what: "resident memory of a replica with 10,000 idle streams",
         needs: Needs::Own,

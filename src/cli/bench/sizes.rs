@@ -34,6 +34,8 @@ pub struct Sizes {
     pub idle: Duration,
     /// Streams without news that one replica holds.
     pub idle_streams: usize,
+    /// Streams of conversations without news that all replicas hold.
+    pub idle_conversations: usize,
     /// Clients that watch one turn.
     pub watchers: usize,
     /// How long that turn speaks once all of them are there.
@@ -62,6 +64,7 @@ impl Sizes {
         streams_many: 500,
         idle: Duration::from_secs(10),
         idle_streams: 10_000,
+        idle_conversations: 5000,
         watchers: 1000,
         watched: Duration::from_secs(10),
         held_turns: 5000,
@@ -84,6 +87,7 @@ impl Sizes {
         streams_many: 10,
         idle: Duration::from_secs(3),
         idle_streams: 100,
+        idle_conversations: 100,
         watchers: 20,
         watched: Duration::from_secs(2),
         held_turns: 20,

@@ -113,10 +113,10 @@ pub async fn memory(site: &mut Site) -> anyhow::Result<Reading> {
     let token = rig.client.token().unwrap_or_default().to_owned();
     let turn = Arc::new(Semaphore::new(OPENERS));
     let openers = turns.iter().map(|id| {
-        let (request, turn) = (request_for(&id.to_string(), address, &token), turn.clone());
+        let (request, turn) = (request_for(&format!("turns/{id}"), address, &token), turn.clone());
         async move {
             let _permit = turn.acquire().await?;
-            open(address, &request).await
+            open(address, &request, "event: accepted").await
         }
     });
     let streams = crew::all(&supervisor, openers.collect()).await;
@@ -135,26 +135,76 @@ pub async fn memory(site: &mut Site) -> anyhow::Result<Reading> {
         .noting(format!("{} streams", sizes.idle_streams)))
 }
 
-fn request_for(turn: &str, address: SocketAddr, token: &str) -> String {
+fn request_for(whose: &str, address: SocketAddr, token: &str) -> String {
     format!(
-        "GET /v1/turns/{turn}/events HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
+        "GET /v1/{whose}/events HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
          Accept: text/event-stream\r\n\r\n"
     )
 }
 
-/// A stream, open, with its first event read: by hand, so that ten thousand cost this process little.
-async fn open(address: SocketAddr, request: &str) -> anyhow::Result<TcpStream> {
+/// A stream, open, read up to these words: by hand, so that ten thousand cost this process little.
+async fn open(address: SocketAddr, request: &str, until: &str) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect(address).await?;
     // Else ten thousand ports would wait for a minute after each run.
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     stream.write_all(request.as_bytes()).await?;
     let (mut said, mut buffer) = (Vec::new(), [0; 2048]);
-    while !said.windows(15).any(|window| window == b"event: accepted") {
+    while !said.windows(until.len()).any(|window| window == until.as_bytes()) {
         let taken = stream.read(&mut buffer).await?;
         ensure!(taken > 0, "a stream was refused: {}", String::from_utf8_lossy(&said));
         said.extend_from_slice(&buffer[..taken]);
     }
     Ok(stream)
+}
+
+/// Statements for very many streams of conversations, each of which has told all there is.
+pub async fn idle_conversations(site: &mut Site) -> anyhow::Result<Reading> {
+    let (sizes, client, supervisor) = (site.sizes, site.client.clone(), site.supervisor.clone());
+    let (time, ask, urls) = (sizes.idle, site.ask("/pace 1 0 20"), site.urls());
+    let posters = (0..POSTERS).map(|n| {
+        let (client, url, ask) = (client.clone(), site.url(n), ask.clone());
+        let share = sizes.idle_conversations / POSTERS + usize::from(n < sizes.idle_conversations % POSTERS);
+        async move {
+            let (url, mut made) = (url?, Vec::with_capacity(share));
+            for _ in 0..share {
+                made.push(client.run(&url, &ask, |_, _| {}).await?.conversation);
+            }
+            Ok(made)
+        }
+    });
+    let conversations = crew::all(&supervisor, posters.collect()).await?.concat();
+    let rig = site.rig()?;
+    sleep(CALM).await;
+    let at_rest = rig.at_rest(time).await?;
+    let before = rig.replica(0)?.resident_bytes()? + rig.replica(1)?.resident_bytes()?;
+    let (token, turn) =
+        (rig.client.token().unwrap_or_default().to_owned(), Arc::new(Semaphore::new(OPENERS)));
+    let mut openers = Vec::with_capacity(conversations.len());
+    for (n, conversation) in conversations.iter().enumerate() {
+        let address: SocketAddr = urls[n % urls.len()].trim_start_matches("http://").parse()?;
+        let request = request_for(&format!("conversations/{conversation}"), address, &token);
+        let turn = turn.clone();
+        openers.push(async move {
+            let _permit = turn.acquire().await?;
+            open(address, &request, "event: completed").await
+        });
+    }
+    let streams = crew::all(&supervisor, openers).await?;
+    sleep(CALM).await;
+    let counted = rig.at_rest(time).await?;
+    let after = rig.replica(0)?.resident_bytes()? + rig.replica(1)?.resident_bytes()?;
+    let each = after.saturating_sub(before) as f64 / streams.len() as f64 / 1024.0;
+    let count = streams.len();
+    drop(streams);
+    let a_second = |count: Option<i64>| count.map(|count| count as f64 / time.as_secs_f64());
+    let (all, rest) = (a_second(counted.tally.statements), a_second(at_rest.tally.statements));
+    let theirs = all.zip(rest).map(|(all, rest)| (all - rest).max(0.0));
+    let reading = Reading::default()
+        .with_any("statements a second", theirs, NO_STATEMENTS)
+        .with_any("with those of idle replicas", all, NO_STATEMENTS)
+        .with("a stream", each)
+        .noting(format!("{count} streams"));
+    Ok(counted.most(time.as_secs_f64()).into_iter().fold(reading, Reading::noting))
 }
 
 /// A replica, from its start to its first request.
