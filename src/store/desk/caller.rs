@@ -284,7 +284,7 @@ mod tests {
     async fn a_worker_waits_once() {
         let (id, agent) = (WorkerId(Uuid::nil()), "a".to_owned());
         let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
-        let caller = Arc::new(Caller::new(worker, [0; 32]));
+        let caller = Arc::new(Caller::new(worker, [0; 32], None));
         let first = caller.poll(2);
         let long = Duration::from_secs(600);
         let mut waiting = Box::pin(first.offers(long, || false));
