@@ -25,6 +25,7 @@ use super::{
 use crate::{
     event::SharedEvent,
     id::{ConversationId, TurnId},
+    store::conversations::Conversation,
     stream::{Position, Reader, Tail, Thread},
 };
 
@@ -193,8 +194,8 @@ pub async fn of_conversation(
 ) -> Result<Response, Problem> {
     let wanted = Wanted::<Position>::read(params, &headers)?;
     let at = wanted.after.unwrap_or(Position::START);
-    gateway.store.conversation(id).await?.ok_or_else(|| Problem::not_found("conversation"))?;
-    check_position(&gateway, id, at, wanted.field).await?;
+    let there = gateway.store.conversation(id).await?.ok_or_else(|| Problem::not_found("conversation"))?;
+    check_position(&gateway, &there, at, wanted.field).await?;
     let thread = Thread::new(&gateway.store, id, at);
     if wanted.is_stream {
         let seat = Seat::take(&gateway, who, connection)?;
@@ -208,14 +209,14 @@ pub async fn of_conversation(
 /// Refuses a position that no event stands at.
 async fn check_position(
     gateway: &Gateway,
-    id: ConversationId,
+    there: &Conversation,
     at: Position,
     field: &str,
 ) -> Result<(), Problem> {
     if at.seq < 0 && at.ordinal == 1 {
         return Ok(());
     }
-    let turns = gateway.store.turn_ids_after(id, at.ordinal - 1, 1).await?;
+    let turns = gateway.store.turn_ids_after(there.id, at.ordinal - 1, 1).await?;
     match turns.first() {
         Some(&(ordinal, turn)) if ordinal == at.ordinal => {
             match is_at_last_word(gateway, turn, at.seq, field).await {
@@ -225,6 +226,8 @@ async fn check_position(
                 Err(why) => Err(why),
             }
         }
+        // Its turn is retained no longer: what is left is told.
+        _ if at.ordinal <= there.turns => Ok(()),
         _ => Err(Problem::past_the_head(field)),
     }
 }

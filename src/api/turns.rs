@@ -212,6 +212,7 @@ async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> 
     responses(
         (status = 200, body = Turn),
         (status = 404, description = "`turn_not_found`", body = ProblemDocument),
+        (status = 410, description = "`events_gone`: retained no longer; `turn_lost`", body = ProblemDocument),
     ))]
 pub async fn read(State(gateway): State<Gateway>, Id(id): Id<TurnId>) -> Result<Json<Turn>, Problem> {
     found(&gateway, id).await.map(Json)
@@ -341,7 +342,7 @@ async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<Asked, P
     }
 }
 
-/// The turn, or 404; 410 where it was accepted and the database lost it.
+/// The turn, or 404; 410 where it was accepted and the database lost it, or is older than what is retained.
 pub(super) async fn found(gateway: &Gateway, id: TurnId) -> Result<Turn, Problem> {
     tracing::Span::current().record("turn_id", tracing::field::display(id));
     if let Some(turn) = gateway.store.turn(id).await? {
@@ -349,6 +350,7 @@ pub(super) async fn found(gateway: &Gateway, id: TurnId) -> Result<Turn, Problem
     }
     match gateway.store.rewound_from(id).await? {
         Some(_) => Err(Problem::turn_lost(id)),
+        None if gateway.store.is_past(id) => Err(Problem::log_gone()),
         None => Err(Problem::not_found("turn")),
     }
 }

@@ -22,6 +22,7 @@ mod measures;
 mod plan;
 mod replica;
 mod report;
+mod retention;
 mod rig;
 mod site;
 mod sizes;
@@ -49,7 +50,7 @@ use self::{
     sizes::Sizes,
 };
 use super::{client::TokenArgs, dev::signals::Signals};
-use crate::{config::Lever, task::Supervisor, text};
+use crate::{config::Lever, task::Supervisor, text, units::Span};
 
 /// Turns of the history that `--history` alone makes.
 const HISTORY_TURNS: &str = "2000000";
@@ -94,6 +95,13 @@ pub struct Args {
     /// Make what is counted the baseline
     #[arg(long, requires = "counts")]
     write_baseline: bool,
+    /// Only load for longer than is retained, and tell whether tables stop growing
+    #[arg(long, value_name = "SPAN", conflicts_with_all = ["only", "history", "held", "ablate", "list", "short", "counts"])]
+    retain: Option<Span>,
+    /// For so many times that span
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "retain",
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    periods: u32,
     /// How workers and conversations of the agent belong together
     #[arg(long, value_enum, default_value_t = SCOPE)]
     scope: Scope,
@@ -163,6 +171,10 @@ async fn measured(args: Args) -> anyhow::Result<ExitCode> {
     let machine = Machine::look();
     if args.counts {
         return counted(&args).await;
+    }
+    if let Some(retain) = args.retain {
+        let text = retention::run(plan(&args)?, retain, args.periods).await?;
+        return say(&text).map(|()| ExitCode::SUCCESS);
     }
     let supervisor = Supervisor::new();
     let mut sites = sites(&args, &supervisor).await?;

@@ -180,6 +180,26 @@ impl Gauges {
         row.bind(table).fetch_one(&mut self.conn).await.and_then(read).map_err(gauges)
     }
 
+    /// Bytes of each table that grows with turns, indexes and all; the days of the log together.
+    pub async fn sizes(&mut self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = sqlx::query(
+            "select /* lastword bench */ split_part(c.relname, '_2', 1) as name,
+                    sum(pg_total_relation_size(c.oid))::bigint as bytes
+               from pg_class c
+              where c.relkind = 'r' and c.relnamespace = 'public'::regnamespace
+                and (c.relname in ('turns', 'conversations', 'idempotency', 'not_completed', 'commands', 'workers')
+                  or c.relname like 'turn_events_%')
+              group by 1 order by 2 desc, 1",
+        );
+        let rows = rows.fetch_all(&mut self.conn).await.map_err(gauges)?;
+        let read = |row: PgRow| Ok((row.try_get("name")?, row.try_get("bytes")?));
+        let mut sizes: Vec<(String, i64)> =
+            rows.into_iter().map(read).collect::<Result<_, _>>().map_err(gauges)?;
+        // Always in one order, whichever is the largest just now.
+        sizes.sort();
+        Ok(sizes)
+    }
+
     /// What this Postgres is, and how durable.
     pub async fn facts(&mut self) -> Result<Vec<Fact>, StoreError> {
         let mut facts = Vec::with_capacity(SETTINGS.len());

@@ -2,7 +2,8 @@
 //!
 //! Owns which index answers which list: one statement for each, since a plan that is made for every filter at once can
 //! use the index of none. What is equal is asked for as the range between two ends: of an equal column Postgres takes
-//! the order for granted, and then walks the key through everything else where one agent has nearly all of it. Open turns are found in `inflight`, what did not complete in a table of its own, and what is
+//! the order for granted, and then walks the key through everything else where one agent has nearly all of it. The
+//! indexes by agent are of rows with one, as all are, so that nobody who asks by an id can have it from there. Open turns are found in `inflight`, what did not complete in a table of its own, and what is
 //! most of all (what completed, conversations that were not deleted) by walking from the newest on.
 //! Keeps every page bounded: a walk that passes over much ends early, and its page says where the next one begins, so a
 //! page may hold less than was asked for, and even nothing, and not be the last.
@@ -151,7 +152,7 @@ impl Store {
                     Passed,
                     "
                     select id, status, agent from turns
-                     where agent >= $1 and (agent, id) < ($1, $2)
+                     where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
                      order by agent desc, id desc limit $3
                     ",
                     agent,
@@ -400,7 +401,7 @@ impl Store {
                     ConversationRow,
                     "
                     select id, agent, next_ordinal, created_at, deleted_at from conversations
-                     where agent >= $1 and (agent, id) < ($1, $2)
+                     where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
                      order by agent desc, id desc limit $3
                     ",
                     agent,

@@ -46,6 +46,7 @@ pub mod remote_workers;
 pub mod replicas;
 pub mod rewound;
 pub mod ringer;
+pub mod sweep;
 pub mod threads;
 pub mod turns;
 pub mod verify;
@@ -104,6 +105,7 @@ pub struct Parts {
     replica: RwLock<ReplicaId>,
     application_name: String,
     ablated: Vec<Lever>,
+    retain: Duration,
 }
 
 impl std::ops::Deref for Store {
@@ -142,6 +144,7 @@ impl Store {
             replica: RwLock::new(replica),
             application_name,
             ablated: config.ablate.clone(),
+            retain: config.retain.0,
         })))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A worker belongs to the token that made it: nobody else's may call as that one.
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, sweep::BATCH_REST};
 use crate::{
     failure::Code,
     id::{ConversationId, WorkerId},
@@ -199,10 +199,13 @@ impl Store {
                          where ended_at < clock_timestamp() - interval '1 day' order by ended_at limit 1000))
                     delete from remote_claims where (turn_id, epoch) in (
                       select o.turn_id, o.epoch from remote_claims o
-                       where o.claimed_at < clock_timestamp() - interval '1 day'
+                       where o.claimed_at
+                             < clock_timestamp() - least(interval '1 day', greatest(interval '1 hour', $1 * interval '1 s'))
                          and not exists (select from inflight i where i.turn_id = o.turn_id)
-                       order by o.claimed_at limit 1000)
-                    "
+                       order by o.claimed_at limit $2)
+                    ",
+                    self.retain.as_secs_f64(),
+                    i64::try_from(BATCH_REST).unwrap_or(i64::MAX)
                 )
                 .execute(c)
             })

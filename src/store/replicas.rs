@@ -168,49 +168,4 @@ impl Store {
             })
             .collect())
     }
-
-    /// Removes what nobody asks for any more: replicas and workers gone for a day, keys and orders of
-    /// two days ago. At most 1,000 of each; returns how many.
-    pub async fn sweep(&self) -> Result<u64, StoreError> {
-        let mut lease = self.lease().await?;
-        let swept = lease
-            .run("sweep", |c| {
-                sqlx::query_scalar!(
-                    r#"
-                    with r as (
-                      delete from replicas where id in (
-                        select r.id from replicas r
-                         where r.gone_at < clock_timestamp() - interval '1 day'
-                           and not exists (select from inflight i where i.replica = r.id)
-                         limit 1000) returning 1),
-                    w as (
-                      delete from workers where id in (
-                        select id from workers
-                         where state = 'ended' and ended_at < clock_timestamp() - interval '1 day'
-                         limit 1000) returning 1),
-                    k as (
-                      delete from idempotency where key in (
-                        select key from idempotency
-                         where created_at < clock_timestamp() - interval '2 days'
-                         order by created_at limit 1000) returning 1),
-                    c as (
-                      delete from commands where id in (
-                        select c.id from commands c
-                         where c.created_at < clock_timestamp() - interval '2 days'
-                           and not exists (select from inflight i where i.turn_id = c.turn_id)
-                         order by c.created_at limit 1000) returning 1),
-                    b as (
-                      delete from rewound where turn_id in (
-                        select turn_id from rewound
-                         where at < clock_timestamp() - interval '90 days'
-                         order by at limit 1000) returning 1)
-                    select (select count(*) from r) + (select count(*) from w)
-                         + (select count(*) from k) + (select count(*) from c) + (select count(*) from b) as "swept!"
-                    "#
-                )
-                .fetch_one(c)
-            })
-            .await?;
-        Ok(swept.unsigned_abs())
-    }
 }

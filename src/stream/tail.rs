@@ -202,9 +202,10 @@ impl Tail {
     }
 }
 
-/// Whether the whole log is gone though its turn is there.
+/// Whether the whole log is gone though its turn is there, or is as old as what goes with its log.
 async fn is_dropped(store: &Store, turn: TurnId) -> Result<bool, TailError> {
-    Ok(store.read_after(turn, -1, 1).await?.is_empty() && store.turn(turn).await?.is_some())
+    Ok(store.read_after(turn, -1, 1).await?.is_empty()
+        && (store.is_past(turn) || store.turn(turn).await?.is_some()))
 }
 
 /// What is kept of an ended turn's reader: what it handed on last.

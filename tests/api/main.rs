@@ -11,6 +11,7 @@ mod health;
 mod lists;
 mod orders;
 mod refusals;
+mod retained;
 mod streams;
 mod threads;
 mod turns;

@@ -28,6 +28,7 @@ mod plans;
 mod reading;
 mod rewinding;
 mod schema;
+mod sweeping;
 mod threads;
 mod verifying;
 mod words;
