@@ -3,16 +3,18 @@
 //! Owns which index answers which list: one statement for each, since a plan that is made for every filter at once can
 //! use the index of none. What is equal is asked for as the range between two ends: of an equal column Postgres takes
 //! the order for granted, and then walks the key through everything else where one agent has nearly all of it. The
-//! indexes by agent are of rows with one, as all are, so that nobody who asks by an id can have it from there. Open turns are found in `inflight`, what did not complete in a table of its own, and what is
-//! most of all (what completed, conversations that were not deleted) by walking from the newest on.
+//! indexes by agent are of rows with one, as all are, so that nobody who asks by an id can have it from there. Open turns
+//! are found in `inflight`, what did not complete in a table of its own, and what is most of all (what completed,
+//! conversations that were not deleted) by walking from the newest on.
 //! Keeps every page bounded: a walk that passes over much ends early, and its page says where the next one begins, so a
 //! page may hold less than was asked for, and even nothing, and not be the last.
+
+mod conversations;
 
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    conversations::Conversation,
     partitions::ends,
     turns::{TurnFilter, TurnRow},
 };
@@ -346,72 +348,6 @@ impl Store {
         let bytes = rows.iter().map(TurnRow::bytes).sum();
         aside(bytes, move || rows.into_iter().map(TurnRow::read).collect()).await
     }
-
-    /// Conversations, newest first, of one agent or all, before one.
-    pub async fn conversations(
-        &self,
-        agent: Option<&str>,
-        before: Option<ConversationId>,
-        limit: i64,
-    ) -> Result<Listed<Conversation, ConversationId>, StoreError> {
-        let mut walk = Walk::new(limit, before.map(|conversation| conversation.0));
-        while let Some(step) = walk.step() {
-            let rows = match agent {
-                Some(agent) => self.conversations_of_agent(agent, walk.before, step).await?,
-                None => self.conversations_of_all(walk.before, step).await?,
-            };
-            walk.take(rows.into_iter().map(|row| (row.id, row.read())).collect());
-        }
-        let Listed { items, next } = walk.page();
-        Ok(Listed { items, next: next.map(ConversationId) })
-    }
-
-    async fn conversations_of_all(
-        &self,
-        before: Option<Uuid>,
-        limit: i64,
-    ) -> Result<Vec<ConversationRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("conversations", |c| {
-                sqlx::query_as!(
-                    ConversationRow,
-                    "
-                    select id, agent, next_ordinal, created_at, deleted_at from conversations
-                     where id < $1 order by id desc limit $2
-                    ",
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
-    }
-
-    async fn conversations_of_agent(
-        &self,
-        agent: &str,
-        before: Option<Uuid>,
-        limit: i64,
-    ) -> Result<Vec<ConversationRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("conversations", |c| {
-                sqlx::query_as!(
-                    ConversationRow,
-                    "
-                    select id, agent, next_ordinal, created_at, deleted_at from conversations
-                     where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
-                     order by agent desc, id desc limit $3
-                    ",
-                    agent,
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
-    }
 }
 
 /// A page of what was asked for with one more than `limit`.
@@ -421,23 +357,6 @@ fn exactly(mut ids: Vec<Uuid>, limit: i64) -> Listed<Uuid, Uuid> {
     ids.truncate(limit);
     let next = ids.last().copied().filter(|_| has_more);
     Listed { items: ids, next }
-}
-
-struct ConversationRow {
-    id: Uuid,
-    agent: String,
-    next_ordinal: i64,
-    created_at: chrono::DateTime<chrono::Utc>,
-    deleted_at: Option<chrono::DateTime<chrono::Utc>>,
-}
-
-impl ConversationRow {
-    /// `None` where it was deleted.
-    fn read(self) -> Option<Conversation> {
-        let ConversationRow { id, agent, next_ordinal, created_at, deleted_at } = self;
-        let there = Conversation { id: ConversationId(id), agent, turns: next_ordinal - 1, created_at };
-        deleted_at.is_none().then_some(there)
-    }
 }
 
 #[cfg(test)]

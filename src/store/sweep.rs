@@ -45,9 +45,9 @@ impl Store {
         Ok(Sweeper { conn })
     }
 
-    /// Whether a turn is older than anything that is retained.
+    /// Whether a turn is older than anything that is retained. An id without a time in it was never a turn's.
     pub fn is_past(&self, turn: TurnId) -> bool {
-        turn.0 < first_id(self.kept_from())
+        turn.0.get_version_num() == 7 && turn.0 < first_id(self.kept_from())
     }
 
     fn kept_from(&self) -> DateTime<Utc> {
