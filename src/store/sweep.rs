@@ -16,6 +16,8 @@ use crate::id::TurnId;
 const BATCH_ROWS: i32 = 10_000;
 /// Conversations that one batch looks at.
 const BATCH_CONVERSATIONS: i32 = 2000;
+/// 2023-01-01: before the first release.
+const FIRST_TURN: DateTime<Utc> = DateTime::from_timestamp_secs(1_672_531_200).unwrap();
 /// Of each kind of smaller things at a time.
 pub const BATCH_REST: u64 = 5000;
 
@@ -45,9 +47,9 @@ impl Store {
         Ok(Sweeper { conn })
     }
 
-    /// Whether a turn is older than anything that is retained. An id without a time in it was never a turn's.
+    /// Whether a turn is older than anything that is retained. An id of a time before there were turns was never one's.
     pub fn is_past(&self, turn: TurnId) -> bool {
-        turn.0.get_version_num() == 7 && turn.0 < first_id(self.kept_from())
+        turn.0 >= first_id(FIRST_TURN) && turn.0 < first_id(self.kept_from())
     }
 
     fn kept_from(&self) -> DateTime<Utc> {
