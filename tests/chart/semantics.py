@@ -13,6 +13,7 @@ from engine import pod_specs, title
 # What the program says of itself: last words, last streams, last traces (src/engine/drain.rs,
 # src/cli/serve.rs, src/telemetry.rs).
 AFTER_DRAIN_SECONDS = 5 + 5 + 3
+LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 # What the policies of the chart must not leave out.
 RUNTIME_VERBS = {"create", "list", "watch", "delete"}
 
@@ -33,8 +34,10 @@ def names(rendered):
         if key in seen:
             yield f"{title(thing)} is there twice"
         seen.add(key)
-        longest = 253 if thing["kind"] in ("Role", "RoleBinding", "NetworkPolicy") else 63
-        if len(meta["name"]) > longest or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", meta["name"]):
+        longest = 253 if thing["kind"] in ("Role", "RoleBinding", "NetworkPolicy", "ServiceAccount") else 63
+        # The name of a ServiceAccount is the user's, and the API takes a DNS subdomain there.
+        shape = rf"{LABEL}(\.{LABEL})*" if thing["kind"] == "ServiceAccount" else LABEL
+        if len(meta["name"]) > longest or not re.fullmatch(shape, meta["name"]):
             yield f"{title(thing)}: not a name"
         if "namespace" not in meta:
             yield f"{title(thing)} names no namespace"
