@@ -43,7 +43,7 @@ use self::{
     figures::Verdict,
     machine::{Machine, file_system, raise_file_limit},
     measures::{MEASURES, Measure, Needs},
-    plan::{Plan, Scope},
+    plan::{History, Plan, Scope},
     report::Setting,
     rig::Rig,
     site::{Remote, Site},
@@ -54,6 +54,8 @@ use crate::{config::Lever, task::Supervisor, text, units::Span};
 
 /// Turns of the history that `--history` alone makes.
 const HISTORY_TURNS: &str = "2000000";
+/// Events of each of them.
+const HISTORY_EVENTS: i32 = 10;
 
 /// Flags of `lastword bench`.
 #[derive(Debug, clap::Args)]
@@ -96,12 +98,12 @@ pub struct Args {
     #[arg(long, requires = "counts")]
     write_baseline: bool,
     /// Only load for longer than is retained, and tell whether tables stop growing
-    #[arg(long, value_name = "SPAN", conflicts_with_all = ["only", "history", "held", "ablate", "list", "short", "counts"])]
+    #[arg(long, value_name = "SPAN", conflicts_with_all = ["only", "held", "ablate", "list", "short", "counts"])]
     retain: Option<Span>,
-    /// For so many times that span
-    #[arg(long, value_name = "N", default_value_t = 4, requires = "retain",
-        value_parser = clap::value_parser!(u32).range(1..=1000))]
-    periods: u32,
+    /// Load for this long, four times what is retained if absent. With `--history=TURNS`, turns of the time before are
+    /// there from the start, evenly over what is retained, and less than that span shows it
+    #[arg(long = "for", value_name = "SPAN", requires = "retain")]
+    load_for: Option<Span>,
     /// How workers and conversations of the agent belong together
     #[arg(long, value_enum, default_value_t = SCOPE)]
     scope: Scope,
@@ -173,7 +175,7 @@ async fn measured(args: Args) -> anyhow::Result<ExitCode> {
         return counted(&args).await;
     }
     if let Some(retain) = args.retain {
-        let text = retention::run(plan(&args)?, retain, args.periods).await?;
+        let text = retention::run(plan(&args)?, retain, args.history, args.load_for).await?;
         return say(&text).map(|()| ExitCode::SUCCESS);
     }
     let supervisor = Supervisor::new();
@@ -221,7 +223,8 @@ async fn sites(args: &Args, supervisor: &Supervisor) -> anyhow::Result<Vec<Site>
     let plain = plan(args)?;
     let mut plans = vec![(String::new(), plain.clone())];
     if let Some(history) = args.history {
-        plans.push((format!("a history of {history} turns"), Plan { history, ..plain.clone() }));
+        let past = History { turns: history, events_each: HISTORY_EVENTS, span: None };
+        plans.push((format!("a history of {history} turns"), Plan { history: Some(past), ..plain.clone() }));
     }
     if args.held {
         plans.push(("a transaction held open".to_owned(), Plan { is_held: true, ..plain.clone() }));
@@ -252,7 +255,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         ablate: Vec::new(),
         env: args.env.clone(),
         scope: args.scope,
-        history: 0,
+        history: None,
         is_held: false,
     })
 }

@@ -5,7 +5,9 @@
 //! it makes keeps every invariant that `verify` checks. Round trips inside a transaction are no fault
 //! here: nobody else works meanwhile.
 
-use chrono::{DateTime, Days, NaiveDate, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, Days, Utc};
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
 
@@ -266,31 +268,45 @@ pub struct Made {
     pub events: i64,
 }
 
+/// Where turns of a history lie in time.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    since: DateTime<Utc>,
+    /// Conversations begin evenly over this time.
+    span: Duration,
+    /// The numbers of its turns, from the first of all on.
+    numbers: (i64, i64),
+}
+
 impl Store {
-    /// Makes so many ended turns of so many events each (3 at least), over the last twenty days, and has
-    /// Postgres take stock of them. Tells now and then how far it has come.
+    /// Makes so many ended turns of so many events each (3 at least) and has Postgres take stock of them: over the last
+    /// twenty days, or evenly over the last `span`. Tells now and then how far it has come.
     #[allow(clippy::disallowed_methods, reason = "a setting")]
     pub async fn make_history(
         &self,
         turns: i64,
         events_each: i32,
+        span: Option<Duration>,
         mut tell: impl FnMut(Made),
     ) -> Result<(), StoreError> {
         let mut conn = self.options.connect().await.map_err(mass_error)?;
         // Nobody relies on these rows before all of them are there.
         sqlx::raw_sql("set synchronous_commit = off").execute(&mut conn).await.map_err(mass_error)?;
-        let today = self.clock().now().date_naive();
-        let mut made = 0;
-        for back in (1..=HISTORY_DAYS).rev() {
-            let Some(day) = today.checked_sub_days(Days::new(back)) else { continue };
-            let until = turns * i64::try_from(HISTORY_DAYS + 1 - back).unwrap_or(0) / 20;
-            sqlx::query_scalar!("select lw_partition_make_v1($1)", day)
-                .fetch_one(&mut conn)
-                .await
-                .map_err(mass_error)?;
+        let now = self.clock().now();
+        let stretches = span.map_or_else(|| days(now, turns), |span| vec![last(now, span, turns)]);
+        for stretch in stretches {
+            let mut day = stretch.since.date_naive();
+            while day <= (stretch.since + stretch.span).date_naive() {
+                sqlx::query_scalar!("select lw_partition_make_v1($1)", day)
+                    .fetch_one(&mut conn)
+                    .await
+                    .map_err(mass_error)?;
+                day = day + Days::new(1);
+            }
+            let (mut made, until) = stretch.numbers;
             while made < until {
                 let count = SLICE_TURNS.min(until - made);
-                history_slice(&mut conn, day, made, count, events_each).await.map_err(mass_error)?;
+                history_slice(&mut conn, stretch, made, count, events_each).await.map_err(mass_error)?;
                 made += count;
                 tell(Made { turns: made, events: made * i64::from(events_each) });
             }
@@ -313,30 +329,49 @@ impl Store {
     }
 }
 
-/// Turns `from..from + count` of the history, on that day. A conversation has five of them, a minute apart.
+/// Each of the last twenty days, with as many turns.
+fn days(now: DateTime<Utc>, turns: i64) -> Vec<Stretch> {
+    let days = HISTORY_DAYS.cast_signed();
+    let day = |n: i64| now.date_naive() - Days::new((days - n).unsigned_abs());
+    let stretch = |n: i64| Stretch {
+        since: day(n).and_time(chrono::NaiveTime::MIN).and_utc(),
+        span: Duration::from_secs(86_000),
+        numbers: (turns * n / days, turns * (n + 1) / days),
+    };
+    (0..days).map(stretch).collect()
+}
+
+/// The last `span`, all of whose turns have ended.
+fn last(now: DateTime<Utc>, span: Duration, turns: i64) -> Stretch {
+    Stretch { since: now - span, span: span.saturating_sub(Duration::from_secs(10)), numbers: (0, turns) }
+}
+
+/// Turns `from..from + count` of a history. A conversation has five of them, a second apart.
 async fn history_slice(
     conn: &mut PgConnection,
-    day: NaiveDate,
+    stretch: Stretch,
     from: i64,
     count: i64,
     events_each: i32,
 ) -> Result<(), sqlx::Error> {
-    let midnight: DateTime<Utc> = day.and_time(chrono::NaiveTime::MIN).and_utc();
+    let (first, until) = stretch.numbers;
+    let conversations = (until - first).div_euclid(TURNS_A_CONVERSATION).max(1);
+    let step_s = stretch.span.as_secs_f64() / conversations as f64;
     sqlx::query!(
         r#"
         with line as materialized (
           -- The first 48 bits of an id are its time; the rest must only differ.
-          select n, at, n % $4::bigint + 1 as ordinal,
+          select n, begun, at, n % $4::bigint + 1 as ordinal,
                  overlay(md5('turn' || n)::uuid::text placing substr(lw_first_id(at)::text, 1, 13) || '-7' from 1)::uuid as id,
                  overlay(md5('conversation' || n / $4::bigint)::uuid::text
-                   placing substr(lw_first_id($1::timestamptz)::text, 1, 13) || '-7' from 1)::uuid as conversation
+                   placing substr(lw_first_id(begun)::text, 1, 13) || '-7' from 1)::uuid as conversation
             from generate_series($2::bigint, $2::bigint + $3::bigint - 1) n
            cross join lateral (
-             select $1::timestamptz + (n / $4::bigint) % 86000 * interval '1 s'
-                    + n % $4::bigint * interval '10 s' as at) at),
+             select $1::timestamptz + (n / $4::bigint - $6::bigint / $4::bigint) * $7::float8 * interval '1 s' as begun) c
+           cross join lateral (select begun + n % $4::bigint * interval '1 s' as at) t),
         c as (
           insert into conversations (id, agent, next_ordinal, created_at)
-          select distinct conversation, 'history', $4::bigint + 1, $1::timestamptz from line
+          select distinct conversation, 'history', $4::bigint + 1, begun from line
               on conflict do nothing),
         t as (
           insert into turns (id, conversation_id, ordinal, agent, agent_revision, status, attempt, input,
@@ -356,11 +391,13 @@ async fn history_slice(
                at + seq * interval '100 ms'
           from line cross join generate_series(0, $5::int - 1) seq
         "#,
-        midnight,
+        stretch.since,
         from,
         count,
         TURNS_A_CONVERSATION,
         events_each,
+        first,
+        step_s,
     )
     .execute(conn)
     .await

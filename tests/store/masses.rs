@@ -1,5 +1,7 @@
 //! What measurements make by the thousand keeps the invariants, and what they count is counted.
 
+use std::time::Duration;
+
 use lastword::store::mass::Mass;
 
 use crate::ground::{Server, until};
@@ -61,11 +63,30 @@ async fn a_history_is_as_large_as_asked_for_and_keeps_the_invariants() {
     let store = ground.open();
     store.probe().await.unwrap();
     let mut told = 0;
-    store.make_history(1003, 10, |made| told = made.events).await.unwrap();
+    store.make_history(1003, 10, None, |made| told = made.events).await.unwrap();
     assert_eq!(told, 10_030);
     assert_eq!(ground.ask("select count(*) from turns where status = 'completed'").await, "1003");
     assert_eq!(ground.ask("select count(*) from turn_events").await, "10030");
     assert_eq!(ground.ask("select count(distinct tableoid) from turn_events").await, "20", "a day each");
+    ground.assert_whole().await;
+}
+
+#[tokio::test]
+async fn a_history_of_a_span_lies_evenly_in_it() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    let store = ground.open();
+    store.probe().await.unwrap();
+    let hour = Duration::from_secs(3600);
+    store.make_history(1000, 4, Some(hour), |_| {}).await.unwrap();
+    let within = |minutes: u32| {
+        format!("select count(*) from turns where id >= lw_first_id(now() - interval '{minutes} min')")
+    };
+    assert_eq!(ground.ask(&within(61)).await, "1000");
+    let half: i64 = ground.ask(&within(30)).await.parse().unwrap();
+    assert!((480..=520).contains(&half), "{half} of 1000 in the last half hour");
+    assert_eq!(ground.ask("select count(*) from turns where finished_at > now()").await, "0");
+    assert_eq!(ground.ask("select count(*) from turn_events").await, "4000");
     ground.assert_whole().await;
 }
 

@@ -6,6 +6,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -60,9 +61,20 @@ pub struct Plan {
     /// How workers and conversations belong together.
     pub scope: Scope,
     /// Ended turns that are there before it starts.
-    pub history: i64,
+    pub history: Option<History>,
     /// Whether a transaction is open elsewhere all the time.
     pub is_held: bool,
+}
+
+/// Ended turns that a measurement begins with.
+#[derive(Debug, Clone, Copy)]
+pub struct History {
+    /// How many.
+    pub turns: i64,
+    /// Events of each.
+    pub events_each: i32,
+    /// They began evenly over this time before the start; over twenty days if absent.
+    pub span: Option<Duration>,
 }
 
 impl Plan {

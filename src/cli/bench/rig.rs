@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     client::{Ask, Client},
     figures::number,
-    plan::{AGENT, Plan},
+    plan::{AGENT, History, Plan},
     replica::Replica,
 };
 use crate::{
@@ -86,8 +86,8 @@ impl Rig {
         let store = Store::open(&Config { database_url: postgres.url(), ..Config::default() })?;
         plan.migrate(&postgres)?;
         store.probe().await?;
-        if plan.history > 0 {
-            make_history(&store, plan.history, &tell).await?;
+        if let Some(history) = plan.history {
+            make_history(&store, history, &tell).await?;
         }
         let held = if plan.is_held { Some(store.hold_transaction().await?) } else { None };
         let mut gauges = store.gauges().await?;
@@ -253,13 +253,10 @@ impl Rig {
     }
 }
 
-/// Events of a turn of the history.
-const HISTORY_EVENTS: i32 = 10;
-
-async fn make_history(store: &Store, turns: i64, tell: &impl Fn(&str)) -> anyhow::Result<()> {
+async fn make_history(store: &Store, history: History, tell: &impl Fn(&str)) -> anyhow::Result<()> {
     let mut told = Instant::now();
     store
-        .make_history(turns, HISTORY_EVENTS, |made| {
+        .make_history(history.turns, history.events_each, history.span, |made| {
             if told.elapsed() > Duration::from_secs(10) {
                 told = Instant::now();
                 tell(&format!("history: {} turns and {} events so far", made.turns, made.events));

@@ -59,7 +59,7 @@ impl Site {
     /// An installation of our own.
     pub fn own(name: &str, rig: Rig, sizes: Sizes, supervisor: Supervisor) -> Site {
         let client = rig.client.clone();
-        let should_be_alike = rig.plan.history > 0 || rig.plan.is_held;
+        let should_be_alike = rig.plan.history.is_some() || rig.plan.is_held;
         let (name, place) = (name.to_owned(), Place::Own(Box::new(rig)));
         Site { name, should_be_alike, sizes, client, supervisor, place }
     }

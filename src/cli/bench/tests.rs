@@ -114,3 +114,12 @@ fn the_list_has_every_measure_and_its_targets() {
     }
     assert!(list.contains("≥ 60,000 /s, ≥ 0.50 × rows"), "{list}");
 }
+
+#[test]
+fn a_retention_is_loaded_for_as_long_as_asked_and_may_have_a_past() {
+    let args = parse("--retain 1h --for 40m --history=6000000").unwrap();
+    assert_eq!(args.load_for, Some(Span::seconds(2400)));
+    assert_eq!(args.history, Some(6_000_000));
+    assert!(parse("--for 40m").is_err());
+    assert!(parse("--retain 1h --only turns").is_err());
+}
