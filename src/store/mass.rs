@@ -346,7 +346,7 @@ fn last(now: DateTime<Utc>, span: Duration, turns: i64) -> Stretch {
     Stretch { since: now - span, span: span.saturating_sub(Duration::from_secs(10)), numbers: (0, turns) }
 }
 
-/// Turns `from..from + count` of a history. A conversation has five of them, a second apart.
+/// Turns `from..from + count` of a history. A conversation has five of them, one after the other.
 async fn history_slice(
     conn: &mut PgConnection,
     stretch: Stretch,
@@ -368,7 +368,7 @@ async fn history_slice(
             from generate_series($2::bigint, $2::bigint + $3::bigint - 1) n
            cross join lateral (
              select $1::timestamptz + (n / $4::bigint - $6::bigint / $4::bigint) * $7::float8 * interval '1 s' as begun) c
-           cross join lateral (select begun + n % $4::bigint * interval '1 s' as at) t),
+           cross join lateral (select begun + n % $4::bigint * $5::int * interval '100 ms' as at) t),
         c as (
           insert into conversations (id, agent, next_ordinal, created_at)
           select distinct conversation, 'history', $4::bigint + 1, begun from line
@@ -378,7 +378,7 @@ async fn history_slice(
             traceparent, created_at, started_at, finished_at, last_seq)
           select id, conversation, ordinal, 'history', 1, 'completed', 1, '{"text":"What was it, again?"}',
                  '00-00000000000000000000000000000001-0000000000000001-00',
-                 at, at + interval '20 ms', at + interval '5 s', $5::int - 1
+                 at, at + interval '20 ms', at + ($5::int - 1) * interval '100 ms', $5::int - 1
             from line)
         insert into turn_events (turn_id, seq, kind, attempt, data, at)
         select id, seq,

@@ -208,6 +208,10 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
             return;
         }
     };
+    // Before the answers: who hears that a turn has ended finds the next one named.
+    if let Some(next) = next {
+        store.wake().queue_grew(next);
+    }
     let seqs: HashMap<Lease, i32> = words.into_iter().collect();
     let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
     for finish in finishes {
@@ -228,9 +232,6 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
         answer(replies, lease, Written::Done(seq));
     }
     store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
-    if let Some(next) = next {
-        store.wake().queue_grew(next);
-    }
 }
 
 /// Repeats a statement while Postgres is away.
