@@ -2,7 +2,7 @@
 //!
 //! Both passes look when the doorbell rings, and now and then all the same (I13, `Wake::look_due`).
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     id::TurnId,
-    store::{StoreError, inflight::Held, queue::first},
+    store::{StoreError, queue::first},
     turn::CancelledBy,
 };
 
@@ -21,13 +21,9 @@ use crate::{
 const HEAD_START: Duration = Duration::from_millis(60);
 /// Claims in one statement.
 const CLAIMS_MAX: usize = 256;
-/// Between two comparisons of what is held with what runs.
-const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
 /// Claims until told to take on nothing new.
 pub async fn claim_on(engine: Engine, until: CancellationToken) {
-    let mut settled_at = Instant::now();
-    let mut missing = HashSet::new();
     let (mut search, mut looked_at) = (Search::default(), Instant::now());
     loop {
         let wake = engine.store.wake();
@@ -53,12 +49,6 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             // Somebody else's conversation: it may come to it.
             Ok(true) => search.look_again(Instant::now()),
             Err(why) => tracing::warn!(%why, "nothing claimed for remote workers"),
-        }
-        if settled_at.elapsed() >= SETTLE_EVERY {
-            settled_at = Instant::now();
-            if let Err(why) = settle(&engine, &mut missing).await {
-                tracing::warn!(%why, "claims of our own not looked at");
-            }
         }
     }
 }
@@ -124,45 +114,6 @@ async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) 
         // A drain may have begun while the answer was on its way.
         if until.is_cancelled() || !engine.host.take(claim, &mut room) {
             engine.give_back(turn, epoch).await;
-        }
-    }
-    Ok(())
-}
-
-/// Settles what the database and this process disagree about: gives back rows that are ours and that no
-/// worker has had (a claim whose answer was lost), disowns those that one may have had (it was ended while
-/// Postgres was away), for the close pass to settle; ends runs that are not ours any more, and idle workers whose conversation is
-/// served elsewhere now. A row must have been `missing` here twice in a row: the answer to its claim may be
-/// on its way.
-async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result<(), StoreError> {
-    let left = engine.host.time_left();
-    if !left.is_empty() {
-        let moved = engine.store.hold(&left).await?;
-        if moved > 0 {
-            tracing::warn!(moved, "deadlines were early by the database's clock; moved");
-        }
-    }
-    let warm: Vec<_> = engine.host.warm().iter().map(|warm| (warm.conversation, warm.generation)).collect();
-    let before = engine.host.runs();
-    let Held { turns: held, taken_over } = engine.store.held(&warm).await?;
-    let now = engine.host.runs();
-    engine.host.stop_taken_over(&warm, &taken_over);
-    let is_here = |turn| now.contains_key(turn) || before.contains_key(turn);
-    let gone: HashSet<_> = held.iter().filter(|(turn, _)| !is_here(turn)).map(|(&t, &e)| (t, e)).collect();
-    for &(turn, epoch) in gone.intersection(missing) {
-        // Where the answer to its claim was lost no worker has had it, whatever its phase.
-        if engine.host.forgo_unless_had(turn, epoch) && engine.store.release(turn, epoch, true).await? {
-            tracing::warn!(turn_id = %turn, epoch, "a claim of ours has reached no worker; it is given back");
-            continue;
-        }
-        engine.store.disown(turn, epoch).await?;
-        tracing::warn!(turn_id = %turn, epoch, "a claim of ours does not run here; it is disowned");
-    }
-    *missing = gone;
-    for (turn, epoch) in before {
-        let is_running = now.get(&turn) == Some(&epoch);
-        if is_running && held.get(&turn) != Some(&epoch) && engine.store.is_over(turn, epoch).await? {
-            engine.host.halt(turn, epoch);
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, reconcile};
+use super::{Engine, reconcile, settle};
 use crate::worker::host::Halt;
 
 /// How long the last words of interrupted turns, and the ends of workers, may take.
@@ -43,6 +43,9 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
         tracing::warn!("turns are left for another replica to close");
     }
     let _ = timeout_at(end, settled(|| engine.host.lives() == 0)).await;
+    if let Ok(Err(why)) = timeout_at(end, settle::settle_last(engine)).await {
+        tracing::warn!(%why, "claims of our own not looked at before leaving");
+    }
     // Nobody else knows what this replica has seen.
     if !engine.is_present()
         && let Ok(Err(why)) = timeout_at(end, reconcile::compare(engine)).await

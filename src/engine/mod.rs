@@ -7,6 +7,7 @@
 //! | [`intake`] | accepts what was handed in, and takes at once what there is room for |
 //! | [`means`] | looks whether there is what a worker's start takes |
 //! | [`dispatch`] | claims queued turns; brings orders to those that run here |
+//! | `settle` | compares what is held in its name with what runs here |
 //! | [`reconcile`] | compares what was seen with a database that may have gone back in time |
 //! | `remote` | claims for remote workers, and moves turns to where they call |
 //! | `tokens` | refuses remote workers whose token has ended |
@@ -25,6 +26,7 @@ pub mod reap;
 pub mod reconcile;
 mod remote;
 pub mod retain;
+mod settle;
 pub mod suspicion;
 mod tokens;
 
@@ -132,7 +134,7 @@ impl Engine {
         self.store.desk().set_open(self.is_present() && !self.supervisor.soft().is_cancelled());
     }
 
-    /// Gives back a turn that was claimed without a place for it. Where that fails, dispatch settles it later.
+    /// Gives back a turn that was claimed without a place for it. Where that fails, it is settled later.
     async fn give_back(&self, turn: TurnId, epoch: i32) {
         match self.store.release(turn, epoch, true).await {
             Ok(is_released) => {
@@ -158,6 +160,7 @@ impl Engine {
         spawn("ringer", Box::pin(ringer::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
         spawn(DISPATCH, Box::pin(dispatch::claim_on(self.clone(), soft)));
+        spawn("settle", Box::pin(settle::settle_on(self.clone(), hard.clone())));
         spawn("orders", Box::pin(dispatch::order_on(self.clone(), hard.clone())));
         spawn("adopt", Box::pin(remote::adopt_on(self.clone(), hard.clone())));
         spawn("remote", Box::pin(remote::listen_on(self.clone(), hard.clone())));

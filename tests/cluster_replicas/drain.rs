@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
 use tokio::time::Instant;
 
 use crate::{
@@ -91,4 +92,48 @@ async fn the_end_of_a_drain_interrupts_what_runs_and_leaves_what_waits() {
     assert_eq!(said(&events), "Hello! You said: after the drain");
     assert_eq!(events.iter().filter(|event| event.kind == "started").count(), 1);
     assert_eq!(cluster.worker_of(&waiting).await.replica, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_was_lost_does_not_die_with_a_drain() {
+    let cluster = Cluster::with(Plan { turns_max: 1, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let here = cluster.post_on(0, "demo", "/slow 600").await;
+    let there = cluster.post_on(1, "demo", "/slow 600").await;
+    read_some(&mut cluster.stream(1, &there.id, -1).await, 3).await;
+    let turn = cluster.post(0, "demo", "hello").await;
+    let id = row_of(&cluster, 0, 1).await["id"].as_str().unwrap().to_owned();
+    claim_unheard(&cluster, &turn.id, &id).await;
+    cluster.terminate(1);
+    cluster.cancel(0, &here).await;
+    let events = cluster.watch_all(&turn).await;
+    assert_eq!(events.last().unwrap().kind, "completed", "{:?}", events.last().unwrap().data);
+    assert_eq!(said(&events), "Hello! You said: hello");
+    assert_eq!(cluster.worker_of(&turn).await.replica, 0);
+    assert!(cluster.wait_exit(1).await.success());
+}
+
+/// What a claim leaves whose answer never came: the replica knows nothing of it.
+#[allow(clippy::disallowed_methods, reason = "the lost answer of a statement cannot be arranged")]
+async fn claim_unheard(cluster: &Cluster, turn: &str, replica: &str) {
+    let bare = |id: &str| id.split_once('_').unwrap().1.to_owned();
+    let mut database = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let claimed = sqlx::query(
+        "with i as (
+           update inflight set phase = 'running', clock = 'progress', epoch = 1, replica = $2::uuid, last_seq = 1,
+                  claimed_at = clock_timestamp(), started_at = clock_timestamp(),
+                  deadline = least(cap_at, clock_timestamp() + interval '60 s')
+            where turn_id = $1::uuid and phase = 'queued' returning turn_id),
+         t as (
+           update turns set status = 'running', attempt = 1, started_at = clock_timestamp()
+            where id = (select turn_id from i))
+         insert into turn_events (turn_id, seq, kind, attempt, data)
+         select turn_id, 1, 'started', 1, '{\"worker_id\":null}' from i",
+    )
+    .bind(bare(turn))
+    .bind(bare(replica))
+    .execute(&mut database)
+    .await
+    .unwrap();
+    assert_eq!(claimed.rows_affected(), 1, "it was queued");
 }

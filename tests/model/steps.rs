@@ -46,7 +46,7 @@ pub enum Step {
     End(usize, usize),
     /// `release`: a drain before the worker had it, or a worker that died before it said anything.
     GiveBack(usize, usize),
-    /// `engine::dispatch`, `settle`: a claim of ours does not run here. It is given back, or disowned where a
+    /// `engine::settle`: a claim of ours does not run here. It is given back, or disowned where a
     /// worker may have had it.
     Settle(usize, u8),
     /// `engine::reap`: the first statement of a close.
