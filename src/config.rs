@@ -98,6 +98,8 @@ pub struct Config {
     pub retain: Span,
     /// Between two comments that keep a silent stream open.
     pub keep_alive: Span,
+    /// How long a connection may have no request: longer than any balancer keeps one for its next.
+    pub connection_idle_max: Span,
     /// What is logged, as `level` or `target=level,…`.
     pub log: String,
     /// How it is logged.
@@ -177,6 +179,8 @@ impl Default for Config {
             drain: Span::seconds(45),
             retain: Span::seconds(30 * 24 * 3600),
             keep_alive: Span::seconds(15),
+            // Google's balancers keep theirs for 600 s, the longest of those that are common.
+            connection_idle_max: Span::seconds(620),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
             otlp_endpoint: None,
@@ -253,7 +257,11 @@ impl Config {
         if !(1..=100).contains(&self.token_share) {
             return refuse("token_share", "must lie between 1 and 100, in percent");
         }
-        for (key, span) in [("retain", self.retain), ("postgres_away_max", self.postgres_away_max)] {
+        for (key, span) in [
+            ("retain", self.retain),
+            ("postgres_away_max", self.postgres_away_max),
+            ("connection_idle_max", self.connection_idle_max),
+        ] {
             if span < Span::seconds(1) {
                 return refuse(key, "must be at least 1s");
             }

@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::telemetry::metrics;
@@ -28,6 +28,8 @@ use crate::telemetry::metrics;
 const IDLE_MIN: Duration = Duration::from_secs(1);
 /// Connections that were asked to make room and are still there: so far the ceiling may be passed.
 const LEAVING_MAX: usize = 8;
+/// A request's head must be there so long after its first byte.
+const HEAD_MAX: Duration = Duration::from_secs(30);
 /// How long a connection that is refused is listened to and told.
 const REFUSAL_MAX: Duration = Duration::from_millis(500);
 
@@ -47,6 +49,8 @@ pub struct Connected(Arc<Inner>);
 struct Inner {
     max: usize,
     per_address: PerAddress,
+    idle_max: Duration,
+    head_max: Duration,
     began: Instant,
     crowd: Mutex<Crowd>,
 }
@@ -102,8 +106,9 @@ impl Refused {
 
 impl Connected {
     /// Nobody yet.
-    pub fn new(max: usize, per_address: PerAddress) -> Connected {
-        Connected(Arc::new(Inner { max, per_address, began: Instant::now(), crowd: Mutex::default() }))
+    pub fn new(max: usize, per_address: PerAddress, idle_max: Duration) -> Connected {
+        let (head_max, began, crowd) = (HEAD_MAX, Instant::now(), Mutex::default());
+        Connected(Arc::new(Inner { max, per_address, idle_max, head_max, began, crowd }))
     }
 
     /// How many there are, but for those that were asked to leave, and how many there may be.
@@ -128,6 +133,8 @@ impl Connected {
         let place = Arc::new(Place {
             origin,
             idle_since: AtomicU64::new(self.now()),
+            head_since: AtomicU64::new(0),
+            changed: Notify::new(),
             is_blocked: AtomicBool::new(false),
             is_leaving: AtomicBool::new(false),
             leave: Notify::new(),
@@ -207,6 +214,10 @@ struct Place {
     origin: Origin,
     /// 0 while a request is under way.
     idle_since: AtomicU64,
+    /// When the first byte of a head came that is not whole yet, or 0.
+    head_since: AtomicU64,
+    /// One of the two has changed.
+    changed: Notify,
     /// An answer waits to be read.
     is_blocked: AtomicBool,
     is_leaving: AtomicBool,
@@ -249,6 +260,36 @@ impl Admission {
     }
 }
 
+impl Admission {
+    /// Until the connection has had no request for too long, or a request's head takes too long.
+    pub async fn silent(&self) {
+        let Connected(connected) = &self.connected;
+        let since = |since: &AtomicU64| Some(since.load(Relaxed)).filter(|since| *since > 0);
+        loop {
+            let due = match (since(&self.place.head_since), since(&self.place.idle_since)) {
+                (Some(head), _) => Some(head + millis(connected.head_max)),
+                (None, Some(idle)) => Some(idle + millis(connected.idle_max)),
+                (None, None) => None,
+            };
+            let left = due.map(|due| Duration::from_millis(due.saturating_sub(self.connected.now())));
+            if left.is_some_and(|left| left.is_zero()) {
+                metrics::connections_cut("silent");
+                return;
+            }
+            let lapse = async {
+                match left {
+                    Some(left) => sleep(left).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = lapse => {}
+                () = self.place.changed.notified() => {}
+            }
+        }
+    }
+}
+
 impl Drop for Admission {
     fn drop(&mut self) {
         let mut crowd = self.connected.crowd();
@@ -272,7 +313,18 @@ impl Mark {
     /// A request is under way until what this returns is dropped.
     pub fn request(&self) -> UnderWay {
         self.place.idle_since.store(0, Relaxed);
+        self.place.head_since.store(0, Relaxed);
+        self.place.changed.notify_one();
         UnderWay(self.clone())
+    }
+
+    /// Something came from the client: where no request is under way, of a request's head.
+    pub fn heard(&self) {
+        let place = &self.place;
+        if place.idle_since.load(Relaxed) > 0 && place.head_since.load(Relaxed) == 0 {
+            place.head_since.store(self.connected.now(), Relaxed);
+            place.changed.notify_one();
+        }
     }
 
     /// Whether the client leaves something unread.
@@ -290,6 +342,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let Mark { connected, place } = &self.0;
         place.idle_since.store(connected.now(), Relaxed);
+        place.changed.notify_one();
     }
 }
 

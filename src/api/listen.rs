@@ -47,8 +47,6 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// A silent connection is probed after so long, every so often.
 const SILENT_MAX: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// A request's head must be there after so long.
-const HEAD_MAX: Duration = Duration::from_secs(30);
 /// After the hard stop streams get so long to be reset.
 const RESET_WITHIN: Duration = Duration::from_millis(500);
 /// What a connection holds for a client that does not read, here and in the system: more is not even
@@ -139,7 +137,8 @@ async fn carry(
         async move { answer.await.map(|answer| answer.map(|body| Answer { body, _under_way: under_way })) }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(UNSENT_MAX as usize);
+    // How long a head may take is the admission's: this limit would bind idle connections too.
+    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(UNSENT_MAX as usize);
     let mut connection = pin!(http.serve_connection(wire, service));
     let mut is_closing = false;
     let cut_off = async {
@@ -148,6 +147,7 @@ async fn carry(
     };
     let mut cut_off = pin!(cut_off);
     let mut asked_to_leave = pin!(admission.asked_to_leave());
+    let mut silent = pin!(admission.silent());
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -163,6 +163,7 @@ async fn carry(
             () = &mut cut_off => return,
             // Nothing was asked, and nothing is left to be read.
             () = &mut asked_to_leave => return,
+            () = &mut silent => return,
             () = is_cut_off.notified() => return,
         }
     }
@@ -299,7 +300,12 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, into)
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        if into.filled().len() > before {
+            self.mark.heard();
+        }
+        read
     }
 }
 

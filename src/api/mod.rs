@@ -95,7 +95,7 @@ impl Gateway {
             bodies: Bodies::new(config.bodies_max),
             newcomers: Strangers::default(),
             speakers: Strangers::default(),
-            connected: Connected::new(connections_max, per_address),
+            connected: Connected::new(connections_max, per_address, config.connection_idle_max.0),
             shares: Shares::of(&config),
             rendering: unread::Rendering::default(),
             readiness: Readiness::default(),

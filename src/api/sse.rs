@@ -82,7 +82,8 @@ pub fn response(
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_TYPE, render::MEDIA_TYPE),
-        (header::CACHE_CONTROL, "no-store"),
+        // No transform: a proxy that compresses would keep a stream back until its end.
+        (header::CACHE_CONTROL, "no-store, no-transform"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

@@ -53,6 +53,7 @@ fn full() -> Config {
         drain: Span::seconds(90),
         retain: Span::seconds(86_400 * 45),
         keep_alive: "1500ms".parse().unwrap(),
+        connection_idle_max: "75s".parse().unwrap(),
         log: "lastword=debug,info".to_owned(),
         log_format: LogFormat::Json,
         otlp_endpoint: Some("http://me:s3cret-6@collector:4318/".to_owned()),

@@ -1,7 +1,7 @@
 //! Bytes from a worker → messages: one JSON object a line.
 //!
-//! Owns the framing: UTF-8, at most [`LINE_BYTES_MAX`] a line, `\r\n` taken for `\n`, blank lines
-//! skipped. Refuses everything else with a [`ProtocolError`], which is an item and not the end of
+//! Owns the framing: UTF-8, at most [`LINE_BYTES_MAX`] a line, `\r\n` taken for `\n`, blank lines and a mark of the byte
+//! order skipped. Refuses everything else with a [`ProtocolError`], which is an item and not the end of
 //! the stream: the next line can still be read. The caller will normally give the worker up.
 
 use std::io;
@@ -19,6 +19,9 @@ use crate::{
 
 /// The longest line, without its newline, in bytes.
 pub const LINE_BYTES_MAX: usize = 1024 * 1024;
+
+/// What some platforms begin a stream of UTF-8 with.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// How much of an offending line operators see, in bytes.
 const EXCERPT_BYTES_MAX: usize = 200;
@@ -132,6 +135,7 @@ impl ProtocolError {
 
 /// Reads one line; `None` where it is blank.
 fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
+    let line = unmarked(line);
     if line.len() > LINE_BYTES_MAX {
         return Some(Err(ProtocolError::new(Fault::TooLong, line)));
     }
@@ -142,6 +146,10 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
         turn_id: matches!(fault, Fault::BadField(_)).then(|| turn_of(line)).flatten(),
         ..ProtocolError::new(fault, line)
     }))
+}
+
+fn unmarked(line: &[u8]) -> &[u8] {
+    line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)
 }
 
 /// Whose message it would have been. Reads the line once more: none that is sound comes here.
@@ -163,7 +171,7 @@ pub(super) fn read_with<T>(
         if line.len() > LINE_BYTES_MAX {
             return Err(Fault::TooLong);
         }
-        Ok(meaning(parse_object(line)?)?)
+        Ok(meaning(parse_object(unmarked(line))?)?)
     };
     read().map_err(|fault| ProtocolError::new(fault, line))
 }
@@ -231,9 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn blank_lines_and_carriage_returns_are_nothing() {
+    fn blank_lines_carriage_returns_and_marks_are_nothing() {
         let stream = b"\n\r\n  \n{\"type\":\"beat\"}\r\n\n{\"type\":\"beat\"}";
         assert_eq!(decode(stream), [beat(), beat()]);
+        let stream = "\u{feff}{\"type\":\"beat\"}\n\u{feff}\r\n\u{feff}{\"type\":\"beat\"}";
+        assert_eq!(decode(stream.as_bytes()), [beat(), beat()]);
     }
 
     #[test]

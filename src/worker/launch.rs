@@ -144,6 +144,8 @@ impl Launch {
             ("HOME".to_owned(), workspace.display().to_string()),
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
             ("TERM".to_owned(), "dumb".to_owned()),
+            // Python keeps what it writes to a pipe until it has 8 KiB of it: no `ready` would ever come.
+            ("PYTHONUNBUFFERED".to_owned(), "1".to_owned()),
         ]);
         env.extend(self.env);
         env.insert(MARK.to_owned(), mark);

@@ -8,7 +8,7 @@
 //! remote ─► (offered and taken over HTTP) ──────────────────────────────────► line ─► run: the same
 //! ```
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`slots`], [`berth`] (room that is kept for a
-//! claim), `begin`, `guards`, `job`, `life`, `start`, `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
+//! claim), `begin`, `guards`, `job`, `life`, `start`, [`ready`], `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
 //! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`], `birth`,
 //! [`user`], [`workspace`], [`namespace`], [`strays`], [`codec`], [`wire`]; [`relay`] and [`past`] for hosts that pass on what a process
 //! says).
@@ -37,6 +37,7 @@ mod pen;
 mod places;
 mod pool;
 pub mod process;
+pub mod ready;
 pub mod relay;
 pub mod remote;
 mod run;

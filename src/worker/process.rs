@@ -69,6 +69,8 @@ pub struct Process {
     /// When an exited worker's stdout is given up.
     leak_ends: Option<Instant>,
     stderr: Tail,
+    /// Lines on stdout before it was ready that were no messages.
+    strays: usize,
 }
 
 /// What [`Process::recv`] heard.
@@ -129,6 +131,7 @@ impl Process {
             exit,
             leak_ends: None,
             stderr: tail,
+            strays: 0,
         })
     }
 
@@ -222,9 +225,21 @@ impl Process {
         exit.unwrap_or_else(|| Exit::new(None, crate::units::Size(0), 0))
     }
 
-    /// The last 16 KiB that it wrote to stderr.
+    /// The last 16 KiB of its log: what it wrote to stderr, and to stdout before it was ready.
     pub fn stderr_tail(&self) -> String {
         self.stderr.text()
+    }
+
+    /// A line on stdout, before it was ready, that is no message: it belongs to the log.
+    pub(super) fn note_stray(&mut self, line: &str) {
+        self.strays += 1;
+        tracing::debug!(pid = self.pid, line, "worker stdout, before it was ready");
+        self.stderr.note(line);
+    }
+
+    /// How many of them there were.
+    pub(super) fn strays(&self) -> usize {
+        self.strays
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
     switchboard::{Outlook, Stage, Standing, Switchboard},
     wire::{FromWorker, Message},
 };
-use crate::{failure::Code, id::WorkerId, task::Kind};
+use crate::{id::WorkerId, task::Kind};
 
 /// Workers that one turn waits for, one after another, where each is gone before it took the turn.
 const WORKERS_MAX: usize = 3;
@@ -146,7 +146,7 @@ async fn start(host: &Host, switchboard: &Switchboard) -> Option<(Slot, Process)
     };
     switchboard.note_process(&process);
     start::note_started(host, worker, agent, None, &process).await;
-    match unless_unwanted(switchboard, until, start::until_ready(&mut process)).await {
+    match unless_unwanted(switchboard, until, start::ready(&mut process)).await {
         Ok(()) => {
             start::note_ready(host, worker).await;
             switchboard.enter(Stage::Ready);
@@ -170,7 +170,7 @@ async fn unless_unwanted<T>(
 ) -> Result<T, Obstacle> {
     tokio::select! {
         done = step => done,
-        () = sleep_until(until) => Err(start::failed(Code::WorkerStartupFailed.message())),
+        () = sleep_until(until) => Err(Obstacle::Lapsed),
         () = switchboard.deserted() => Err(start::failed("Nobody waits for the worker.")),
         () = switchboard.killed() => Err(start::failed("The worker's turns are lost.")),
     }
@@ -178,7 +178,7 @@ async fn unless_unwanted<T>(
 
 /// Tells every turn that waits. Each writes its own last word.
 fn refuse(switchboard: &Switchboard, obstacle: Obstacle, process: Option<&Process>) {
-    let stage = match obstacle {
+    let stage = match obstacle.told(process) {
         Obstacle::Failed { message, detail } => {
             let tail = process.map(Process::stderr_tail).filter(|tail| !tail.is_empty());
             let detail = detail.or(tail);
@@ -186,7 +186,7 @@ fn refuse(switchboard: &Switchboard, obstacle: Obstacle, process: Option<&Proces
             Stage::Refused { message, detail }
         }
         Obstacle::Lacks { lack, detail } => Stage::Lacking { lack, detail },
-        Obstacle::Cancelled(_) | Obstacle::Halted(_) => return,
+        Obstacle::Lapsed | Obstacle::Cancelled(_) | Obstacle::Halted(_) => return,
     };
     switchboard.close(stage);
 }

@@ -14,9 +14,9 @@ use super::{
     host::Host,
     job::{Call, Halt, Job},
     life::{Worker, record},
-    process::{Heard, Launch, Process, StartError},
+    process::{Launch, Process, StartError},
+    ready::{self, NotReady},
     slots::Slot,
-    wire::Message,
 };
 use crate::{
     descriptors::{self, Lack},
@@ -50,8 +50,27 @@ pub(super) enum Obstacle {
         lack: Lack,
         detail: String,
     },
+    /// The startup clock.
+    Lapsed,
     Cancelled(String),
     Halted(Halt),
+}
+
+impl Obstacle {
+    /// The same, and what a lapse means: `process` is there where the program runs.
+    pub(super) fn told(self, process: Option<&Process>) -> Obstacle {
+        match (self, process) {
+            (Obstacle::Lapsed, Some(process)) => ready::lapsed(process).into(),
+            (Obstacle::Lapsed, None) => failed(Code::WorkerStartupFailed.message()),
+            (other, _) => other,
+        }
+    }
+}
+
+impl From<NotReady> for Obstacle {
+    fn from(NotReady { message, detail }: NotReady) -> Self {
+        Obstacle::Failed { message, detail }
+    }
 }
 
 /// Starts a worker for `job`'s turn and waits until it is ready, within the startup clock.
@@ -81,7 +100,7 @@ pub(super) async fn start(host: &Host, id: WorkerId, mut job: Job) -> Started {
     };
     host.note_process(conversation, id, process.renewer());
     note_started(host, id, &job.agent, Some(conversation), &process).await;
-    match unless_interrupted(&mut job, until_ready(&mut process)).await {
+    match unless_interrupted(&mut job, ready(&mut process)).await {
         Ok(()) => {
             note_ready(host, id).await;
             let worker = Worker { id, process, slot, conversation, last_turn: None };
@@ -143,32 +162,13 @@ pub(super) fn launch(
     }
 }
 
-/// Waits for the worker's `ready`.
-pub(super) async fn until_ready(process: &mut Process) -> Result<(), Obstacle> {
-    loop {
-        match process.recv().await {
-            Heard::Message(from) if from.message == Message::Ready => return Ok(()),
-            Heard::Message(from) if from.message == Message::Beat => {}
-            Heard::Message(_) => return Err(failed("The worker spoke before it was ready.")),
-            Heard::Protocol(error) => {
-                return Err(Obstacle::Failed { message: error.to_string(), detail: Some(error.excerpt) });
-            }
-            Heard::Closed | Heard::Gone(_) => {}
-            Heard::Exited(exit) => {
-                let message = format!("The worker for this agent stopped while it was starting ({exit}).");
-                return Err(Obstacle::Failed { message, detail: Some(process.stderr_tail()) });
-            }
-        }
-    }
-}
-
 /// What may come between while a worker starts: a clock, an order, a halt. `None`: go on.
 async fn interrupted(job: &mut Job) -> Option<Obstacle> {
     let (at, lapse) = job.clocks.next();
     tokio::select! {
         () = sleep_until(at) => Some(match lapse {
             Lapse::Fails(Code::TurnTimeout) => failed(Code::TurnTimeout.message()),
-            Lapse::Fails(_) => failed(Code::WorkerStartupFailed.message()),
+            Lapse::Fails(_) => Obstacle::Lapsed,
             Lapse::Cancels => Obstacle::Cancelled(UNKNOWN_CANCELLER.as_str().to_owned()),
         }),
         call = job.reach.call() => match call {
@@ -180,6 +180,11 @@ async fn interrupted(job: &mut Job) -> Option<Obstacle> {
             },
         },
     }
+}
+
+/// Waits for the worker's `ready`.
+pub(super) async fn ready(process: &mut Process) -> Result<(), Obstacle> {
+    Ok(ready::until_ready(process).await?)
 }
 
 pub(super) fn failed(message: &str) -> Obstacle {
@@ -206,7 +211,7 @@ pub(super) async fn pause() -> Result<(), Obstacle> {
 /// Tells the client, unless there is nothing for this host to tell.
 pub(super) async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Option<&Process>) {
     let claim = &job.claim;
-    let word = match obstacle {
+    let word = match obstacle.told(process) {
         Obstacle::Halted(Halt::Lost | Halt::Moved) => return,
         Obstacle::Halted(Halt::Interrupted) => return give_back(host, claim, "drain").await,
         Obstacle::Lacks { lack, detail } => {
@@ -214,6 +219,7 @@ pub(super) async fn tell(host: &Host, job: &Job, obstacle: Obstacle, process: Op
             return give_back(host, claim, "lack").await;
         }
         Obstacle::Cancelled(by) => cancelled(&by),
+        Obstacle::Lapsed => return,
         Obstacle::Failed { message, detail } => {
             let is_capped = job.clocks.cap_left(Instant::now()).is_zero();
             let code = if is_capped { Code::TurnTimeout } else { Code::WorkerStartupFailed };

@@ -40,6 +40,11 @@ impl Tail {
         String::from_utf8_lossy(&bytes.iter().copied().collect::<Vec<_>>()).into_owned()
     }
 
+    /// Puts in a line that came by another way.
+    pub(super) fn note(&self, line: &str) {
+        keep(&self.bytes, format!("{line}\n").as_bytes());
+    }
+
     /// Waits until there is nothing more to come.
     pub(super) async fn is_whole(&self) {
         self.is_open.closed().await;
@@ -49,6 +54,13 @@ impl Tail {
     pub(super) fn writer(&self) -> Writer {
         Writer { bytes: Arc::clone(&self.bytes), line: Vec::new(), _open: self.is_open.subscribe() }
     }
+}
+
+fn keep(tail: &Mutex<VecDeque<u8>>, chunk: &[u8]) {
+    let mut bytes = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    bytes.extend(chunk);
+    let surplus = bytes.len().saturating_sub(TAIL_BYTES_MAX);
+    bytes.drain(..surplus);
 }
 
 /// Writes a [`Tail`].
@@ -61,12 +73,7 @@ pub(super) struct Writer {
 
 impl Writer {
     fn push(&mut self, chunk: &[u8], mut log: impl FnMut(&str)) {
-        {
-            let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-            bytes.extend(chunk);
-            let surplus = bytes.len().saturating_sub(TAIL_BYTES_MAX);
-            bytes.drain(..surplus);
-        }
+        keep(&self.bytes, chunk);
         for piece in chunk.split_inclusive(|b| *b == b'\n') {
             self.line.extend_from_slice(piece);
             if piece.ends_with(b"\n") || self.line.len() >= LOGGED_LINE_BYTES_MAX {

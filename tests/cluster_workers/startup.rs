@@ -72,5 +72,71 @@ pub async fn a_program_that_fails_before_it_is_ready_fails_its_turn(cluster: &Cl
 pub async fn a_program_that_is_never_ready_fails_its_turn(cluster: &Cluster) {
     let spec = json!({"env": {"DEMO_STARTUP": "never"}, "timeouts": {"startup": "1s"}});
     let events = attempt(cluster, 0, "never-ready", spec).await;
-    failed(&events, CODE, "could not be started in time");
+    failed(
+        &events,
+        CODE,
+        "runs, and has not said `ready` in time. A program whose stdout is buffered must flush",
+    );
+}
+
+/// Greets on stdout as launchers do, flushes nothing, and answers if `goes_on`.
+fn greeter(goes_on: &str) -> Value {
+    let script = format!(
+        r#"
+import json, sys, time
+print("> agent@1.0.0 start\n> node index.js\n")
+print("42")
+sys.stdout.flush()
+{goes_on}
+print("\ufeff" + json.dumps({{"type": "ready"}}) + "\r")
+for line in sys.stdin:
+    message = json.loads(line)
+    if message["type"] == "turn":
+        print(json.dumps({{"type": "delta", "turn_id": message["turn_id"], "text": "hello"}}))
+        print(json.dumps({{"type": "complete", "turn_id": message["turn_id"]}}))
+"#
+    );
+    json!({"runtime": "process", "command": ["python3", "-c", script], "timeouts": {"startup": "10s"}})
+}
+
+pub async fn what_a_program_prints_before_it_is_ready_does_no_harm(cluster: &Cluster) {
+    for scope in ["conversation", "shared"] {
+        let mut spec = greeter("");
+        spec["scope"] = scope.into();
+        cluster.put_agent("greeter", spec).await;
+        let turn = cluster.post(0, "greeter", "hello").await;
+        let events = cluster.watch_all(&turn).await;
+        assert_eq!(kinds(&events), ["accepted", "started", "delta", "completed"], "{scope}: {events:?}");
+    }
+}
+
+pub async fn a_start_that_fails_behind_a_greeting_says_whose_stdout_is(cluster: &Cluster) {
+    let whose = "lines to stdout that are no messages: stdout is for the protocol, logs are for stderr";
+    let mut spec = greeter("raise SystemExit(3)");
+    spec["expose_errors"] = true.into();
+    cluster.put_agent("greeter", spec.clone()).await;
+    let turn = cluster.post(0, "greeter", "hello").await;
+    let events = never_started(&cluster.watch_all(&turn).await);
+    failed(&events, CODE, "stopped while it was starting (exit code 3)");
+    failed(&events, CODE, whose);
+    let log = &events[1].data["error"]["detail"];
+    assert!(log.as_str().unwrap().contains("> node index.js\n42\n"), "it is in the worker's log: {log}");
+
+    spec["command"] = greeter("time.sleep(60)")["command"].clone();
+    spec["timeouts"] = json!({"startup": "1500ms"});
+    for scope in ["conversation", "shared"] {
+        spec["scope"] = scope.into();
+        cluster.put_agent("greeter", spec.clone()).await;
+        let turn = cluster.post(1, "greeter", "hello").await;
+        let events = never_started(&cluster.watch_all(&turn).await);
+        failed(&events, CODE, "runs, and has not said `ready` in time");
+        failed(&events, CODE, whose);
+    }
+}
+
+pub async fn a_program_that_prints_on_and_on_is_not_waited_for(cluster: &Cluster) {
+    cluster.put_agent("greeter", greeter("while True: print('noise')")).await;
+    let turn = cluster.post(0, "greeter", "hello").await;
+    let events = never_started(&cluster.watch_all(&turn).await);
+    failed(&events, CODE, "not valid JSON. The worker wrote lines to stdout");
 }

@@ -44,6 +44,7 @@ input()
     let home = fs::canonicalize(bench.dir.path().join("workspace")).unwrap();
     assert_eq!(me["cwd"], home.to_str().unwrap());
     assert_eq!((&me["env"]["LOG"], &me["env"]["TERM"]), (&json!("info"), &json!("dumb")));
+    assert_eq!(me["env"]["PYTHONUNBUFFERED"], "1");
     assert!(me["env"].get("CARGO_MANIFEST_DIR").is_none(), "the replica's own environment is not passed on");
     assert_eq!(me["fds"], json!([0, 1, 2]));
     assert_eq!(me["ignored"], json!(["0000000000000000"]));

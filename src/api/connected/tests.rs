@@ -2,11 +2,12 @@
 
 use super::*;
 
+const IDLE_MAX: Duration = Duration::from_secs(75);
 const ANYBODY: PerAddress = PerAddress { max: 10_000, binds_loopback: true };
 
 /// One that has been there for an hour, so that there is a time before.
 fn connected(max: usize, per_address: PerAddress) -> Connected {
-    let mut connected = Connected::new(max, per_address);
+    let mut connected = Connected::new(max, per_address, IDLE_MAX);
     Arc::get_mut(&mut connected.0).unwrap().began -= Duration::from_secs(3600);
     connected
 }
@@ -109,4 +110,58 @@ fn a_refusal_is_whole() {
     }
     let problem: serde_json::Value = serde_json::from_str(FULL.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!(problem["code"], "too_many_connections");
+}
+
+/// How long a connection stays without a request, and how long for a head, in milliseconds.
+fn patient(idle_ms: u64, head_ms: u64) -> (Connected, Admission) {
+    let mut connected = connected(9, ANYBODY);
+    let inner = Arc::get_mut(&mut connected.0).unwrap();
+    (inner.idle_max, inner.head_max) = (Duration::from_millis(idle_ms), Duration::from_millis(head_ms));
+    let admission = connected.admit(1, from("10.0.0.1")).unwrap();
+    (connected, admission)
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+async fn ends(admission: &Admission) {
+    timeout(Duration::from_secs(30), admission.silent()).await.expect("it ends");
+}
+
+#[tokio::test]
+async fn a_connection_may_wait_for_its_next_request_for_so_long() {
+    let (_connected, admission) = patient(200, HOUR_MS);
+    let began = Instant::now();
+    ends(&admission).await;
+    assert!(began.elapsed() >= Duration::from_millis(199), "without a request it stays for a while");
+    let request = admission.mark().request();
+    admission.mark().heard();
+    let stays = timeout(Duration::from_millis(400), admission.silent()).await;
+    assert!(stays.is_err(), "one is under way, and its body is no head");
+    drop(request);
+    ends(&admission).await;
+}
+
+#[tokio::test]
+async fn a_head_may_not_take_long_however_it_comes() {
+    let (_connected, admission) = patient(HOUR_MS, 200);
+    let stays = timeout(Duration::from_millis(400), admission.silent()).await;
+    assert!(stays.is_err(), "nothing of a head has come");
+    let began = Instant::now();
+    let mark = admission.mark();
+    let drip = async {
+        loop {
+            mark.heard();
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = ends(&admission) => {}
+        () = drip => unreachable!("it goes on for ever"),
+    }
+    assert!(began.elapsed() >= Duration::from_millis(199));
+    let (_connected, other) = patient(HOUR_MS, 200);
+    other.mark().heard();
+    drop(other.mark().request());
+    let stays = timeout(Duration::from_millis(400), other.silent()).await;
+    assert!(stays.is_err(), "the head was whole in time");
 }

@@ -9,7 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use super::{
-    acts::load::closed_loop, figures::number, plan::{History, Plan}, rig::Rig, site::Site, sizes::Sizes, table::layout,
+    acts::load::closed_loop,
+    figures::number,
+    plan::{History, Plan},
+    rig::Rig,
+    site::Site,
+    sizes::Sizes,
+    table::layout,
 };
 use crate::{task::Supervisor, units::Span};
 

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,9 +31,9 @@ use crate::{
     task::{Kind, Supervisor},
     units::Size,
     worker::{
-        process::{Heard, Launch, Process, Renewer},
+        process::{Launch, Process, Renewer},
+        ready::{NotReady, lapsed, until_ready},
         slots::{Slot, Slots},
-        wire::Message,
     },
 };
 
@@ -109,15 +109,6 @@ impl Drop for Idle<'_> {
     fn drop(&mut self) {
         lock(&self.crew.idle).remove(&self.conversation);
     }
-}
-
-/// Why a process did not come to serve turns.
-#[derive(Debug)]
-pub struct NotStarted {
-    /// For a person.
-    pub message: String,
-    /// For operators.
-    pub detail: Option<String>,
 }
 
 impl Crew {
@@ -215,7 +206,7 @@ impl Crew {
         &self,
         registered: &Registered,
         conversation: Option<ConversationId>,
-    ) -> Result<Process, NotStarted> {
+    ) -> Result<Process, NotReady> {
         let mut env = self.program.env.clone();
         env.insert("LASTWORD_AGENT".to_owned(), registered.agent.clone());
         let workspace = match conversation {
@@ -237,48 +228,51 @@ impl Crew {
             unread_max: launch.unread_max + 2 * turns,
             ..launch
         };
-        let startup = Duration::from_millis(registered.startup_ms);
-        let starting = async {
-            let refused = |why: crate::worker::process::StartError| NotStarted {
-                message: why.message.to_owned(),
-                detail: Some(why.detail),
-            };
-            let slot = self.slots.take(|| self.evict()).await;
-            let mut process = loop {
-                match Process::start(&self.supervisor, launch.clone()).await {
-                    Ok(process) => break process,
-                    // This host's own want is nobody's failure: the turn's startup clock decides.
-                    Err(why) if let Some(lack) = why.lack => {
-                        descriptors::lacked(lack);
-                        tracing::warn!(
-                            lack = lack.as_str(),
-                            detail = why.detail,
-                            "no process can be started yet"
-                        );
-                        sleep(LACK_PAUSE).await;
-                    }
-                    Err(why) => return Err(refused(why)),
+        let until = Instant::now() + Duration::from_millis(registered.startup_ms);
+        let in_time = timeout_at(until, self.launch(launch)).await;
+        let (slot, mut process) = in_time.unwrap_or_else(|_| {
+            Err(NotReady { message: Code::WorkerStartupFailed.message().to_owned(), detail: None })
+        })?;
+        let held = Held { renewer: process.renewer(), slot };
+        lock(&self.processes).insert(process.pid(), held);
+        let starting = Starting { crew: self, pid: process.pid() };
+        let ready = timeout_at(until, until_ready(&mut process)).await;
+        // From here on its end is awaited.
+        std::mem::forget(starting);
+        match ready.unwrap_or_else(|_| Err(lapsed(&process))) {
+            Ok(()) => Ok(process),
+            Err(why) => {
+                self.kill(&mut process).await;
+                Err(why)
+            }
+        }
+    }
+
+    /// Starts a program, once there is room for it.
+    async fn launch(&self, launch: Launch) -> Result<(Slot, Process), NotReady> {
+        let slot = self.slots.take(|| self.evict()).await;
+        loop {
+            match Process::start(&self.supervisor, launch.clone()).await {
+                Ok(process) => {
+                    descriptors::started();
+                    tracing::info!(pid = process.pid(), "worker started");
+                    return Ok((slot, process));
                 }
-            };
-            descriptors::started();
-            tracing::info!(pid = process.pid(), "worker started");
-            let held = Held { renewer: process.renewer(), slot };
-            lock(&self.processes).insert(process.pid(), held);
-            let starting = Starting { crew: self, pid: process.pid() };
-            let ready = until_ready(&mut process).await;
-            // From here on its end is awaited.
-            std::mem::forget(starting);
-            match ready {
-                Ok(()) => Ok(process),
+                // This host's own want is nobody's failure: the turn's startup clock decides.
+                Err(why) if let Some(lack) = why.lack => {
+                    descriptors::lacked(lack);
+                    tracing::warn!(
+                        lack = lack.as_str(),
+                        detail = why.detail,
+                        "no process can be started yet"
+                    );
+                    sleep(LACK_PAUSE).await;
+                }
                 Err(why) => {
-                    self.kill(&mut process).await;
-                    Err(why)
+                    return Err(NotReady { message: why.message.to_owned(), detail: Some(why.detail) });
                 }
             }
-        };
-        timeout(startup, starting).await.unwrap_or_else(|_| {
-            Err(NotStarted { message: Code::WorkerStartupFailed.message().to_owned(), detail: None })
-        })
+        }
     }
 
     /// Ends a process: asked, then told, then killed.
@@ -312,25 +306,6 @@ impl Crew {
                 () = sleep(RENEW_EVERY) => {}
             }
             lock(&self.processes).values().for_each(|held| held.renewer.renew(true));
-        }
-    }
-}
-
-async fn until_ready(process: &mut Process) -> Result<(), NotStarted> {
-    let spoke = || NotStarted { message: "The worker spoke before it was ready.".to_owned(), detail: None };
-    loop {
-        match process.recv().await {
-            Heard::Message(from) if from.message == Message::Ready => return Ok(()),
-            Heard::Message(from) if from.message == Message::Beat => {}
-            Heard::Message(_) => return Err(spoke()),
-            Heard::Protocol(error) => {
-                return Err(NotStarted { message: error.to_string(), detail: Some(error.excerpt) });
-            }
-            Heard::Closed | Heard::Gone(_) => {}
-            Heard::Exited(exit) => {
-                let message = format!("The worker for this agent stopped while it was starting ({exit}).");
-                return Err(NotStarted { message, detail: Some(process.stderr_tail()) });
-            }
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    crew::{Crew, NotStarted},
+    crew::Crew,
     outbox::Posted,
     turn::{self, Fate, Hand, Job},
 };
@@ -19,6 +19,7 @@ use crate::{
     id::ConversationId,
     worker::{
         process::{Heard, Process},
+        ready::NotReady,
         wire::Message,
     },
 };
@@ -96,7 +97,7 @@ async fn start(crew: &Crew, job: &mut Job) -> Option<Process> {
     };
     match started {
         Ok(process) => Some(process),
-        Err(NotStarted { message, detail }) => {
+        Err(NotReady { message, detail }) => {
             turn::not_started(job, &message, detail.as_deref()).await;
             None
         }

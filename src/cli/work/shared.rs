@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    crew::{Crew, NotStarted},
+    crew::Crew,
     outbox::Posted,
     turn::{self, Fate, Hand, Job},
     words::Registered,
@@ -32,6 +32,7 @@ use crate::{
         codec::{Fault, ProtocolError},
         past::Past,
         process::{Heard, Inlet, Process},
+        ready::NotReady,
         wire::{FromWorker, Message, ToWorker},
     },
 };
@@ -138,7 +139,7 @@ impl Shared {
     async fn live(&self, crew: &Crew, registered: &Registered) {
         let mut process = match crew.start(registered, None).await {
             Ok(process) => process,
-            Err(NotStarted { message, detail }) => {
+            Err(NotReady { message, detail }) => {
                 self.condemn();
                 self.0.stage.send_replace(Stage::Refused { message, detail });
                 return;
