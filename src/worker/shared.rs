@@ -36,6 +36,8 @@ use crate::{id::WorkerId, task::Kind};
 const WORKERS_MAX: usize = 3;
 /// How long a worker may live on after it closed its output; a turn of it gives up earlier.
 const CLOSED_GRACE: Duration = Duration::from_secs(2);
+/// The worker's own startup clock lapses right behind that of the turn that started it, and knows whether its program runs.
+const SAME_MOMENT: Duration = Duration::from_millis(500);
 
 /// Why a worker's turns are over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,11 @@ pub(super) async fn serve(host: &Host, mut job: Job) {
                 if let Err(obstacle) = start::unless_interrupted(&mut job, start::pause()).await {
                     return start::tell(host, &job, obstacle, None).await;
                 }
+            }
+            Err(Obstacle::Lapsed) => {
+                let known = timeout(SAME_MOMENT, line.ready()).await;
+                let obstacle = known.ok().and_then(Result::err).unwrap_or(Obstacle::Lapsed);
+                return start::tell(host, &job, obstacle, None).await;
             }
             Err(obstacle) => return start::tell(host, &job, obstacle, None).await,
         }
