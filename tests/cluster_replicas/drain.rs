@@ -117,7 +117,8 @@ async fn a_claim_whose_answer_was_lost_does_not_die_with_a_drain() {
 #[allow(clippy::disallowed_methods, reason = "the lost answer of a statement cannot be arranged")]
 async fn claim_unheard(cluster: &Cluster, turn: &str, replica: &str) {
     let bare = |id: &str| id.split_once('_').unwrap().1.to_owned();
-    let mut database = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let url = cluster.postgres().url();
+    let mut database = PgConnection::connect(&url).await.unwrap();
     let claimed = sqlx::query(
         "with i as (
            update inflight set phase = 'running', clock = 'progress', epoch = 1, replica = $2::uuid, last_seq = 1,
