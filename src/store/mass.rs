@@ -21,7 +21,7 @@ use crate::id::TurnId;
 const PARKED: &str = "parked";
 /// History is spread over so many days, so that partitions matter as they would.
 const HISTORY_DAYS: u64 = 20;
-/// Turns of one conversation of the history.
+/// Turns of one conversation of a long history; a load without conversations to go on with makes one for each turn.
 const TURNS_A_CONVERSATION: i64 = 5;
 /// Rows that a statement on the way to 20 million makes, in turns.
 const SLICE_TURNS: i64 = 20_000;
@@ -276,11 +276,13 @@ struct Stretch {
     span: Duration,
     /// The numbers of its turns, from the first of all on.
     numbers: (i64, i64),
+    /// Turns of one conversation.
+    turns_each: i64,
 }
 
 impl Store {
     /// Makes so many ended turns of so many events each (3 at least) and has Postgres take stock of them: over the last
-    /// twenty days, or evenly over the last `span`. Tells now and then how far it has come.
+    /// twenty days, five to a conversation, or evenly over the last `span`, each in its own. Tells now and then how far it has come.
     #[allow(clippy::disallowed_methods, reason = "a setting")]
     pub async fn make_history(
         &self,
@@ -337,16 +339,18 @@ fn days(now: DateTime<Utc>, turns: i64) -> Vec<Stretch> {
         since: day(n).and_time(chrono::NaiveTime::MIN).and_utc(),
         span: Duration::from_secs(86_000),
         numbers: (turns * n / days, turns * (n + 1) / days),
+        turns_each: TURNS_A_CONVERSATION,
     };
     (0..days).map(stretch).collect()
 }
 
 /// The last `span`, all of whose turns have ended.
 fn last(now: DateTime<Utc>, span: Duration, turns: i64) -> Stretch {
-    Stretch { since: now - span, span: span.saturating_sub(Duration::from_secs(10)), numbers: (0, turns) }
+    let (since, span) = (now - span, span.saturating_sub(Duration::from_secs(10)));
+    Stretch { since, span, numbers: (0, turns), turns_each: 1 }
 }
 
-/// Turns `from..from + count` of a history. A conversation has five of them, one after the other.
+/// Turns `from..from + count` of a history. Those of a conversation come one after the other.
 async fn history_slice(
     conn: &mut PgConnection,
     stretch: Stretch,
@@ -355,7 +359,7 @@ async fn history_slice(
     events_each: i32,
 ) -> Result<(), sqlx::Error> {
     let (first, until) = stretch.numbers;
-    let conversations = (until - first).div_euclid(TURNS_A_CONVERSATION).max(1);
+    let conversations = (until - first).div_euclid(stretch.turns_each).max(1);
     let step_s = stretch.span.as_secs_f64() / conversations as f64;
     sqlx::query!(
         r#"
@@ -394,7 +398,7 @@ async fn history_slice(
         stretch.since,
         from,
         count,
-        TURNS_A_CONVERSATION,
+        stretch.turns_each,
         events_each,
         first,
         step_s,
