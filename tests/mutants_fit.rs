@@ -27,6 +27,32 @@ fn every_edit_of_every_mutant_has_its_one_place() {
     assert!(stale.is_empty(), "{}", stale.join("\n"));
 }
 
+/// A function that a later migration makes anew: an edit of the older one breaks nothing.
+#[test]
+fn every_edit_of_a_migration_is_of_the_newest_form_of_its_function() {
+    let mut migrations: Vec<String> = fs::read_dir("migrations")
+        .unwrap()
+        .map(|entry| entry.unwrap().path().display().to_string())
+        .collect();
+    migrations.sort();
+    let mut superseded = Vec::new();
+    for mutant in MUTANTS {
+        for edit in mutant.edits.iter().filter(|edit| edit.file.starts_with("migrations/")) {
+            let text = fs::read_to_string(edit.file).unwrap();
+            let before = &text[..text.find(edit.find).unwrap()];
+            let (_, function) = before.rsplit_once("function ").expect("it is in a function");
+            let made = format!("function {}(", function.split('(').next().unwrap());
+            let later = migrations.iter().filter(|file| file.as_str() > edit.file);
+            superseded.extend(
+                later
+                    .filter(|file| fs::read_to_string(file).unwrap().contains(&made))
+                    .map(|file| format!("{}: {file} makes `{made}` anew", mutant.name)),
+            );
+        }
+    }
+    assert!(superseded.is_empty(), "{}", superseded.join("\n"));
+}
+
 #[test]
 fn no_two_mutants_have_one_name() {
     let names: HashSet<&str> = MUTANTS.iter().map(|mutant| mutant.name).collect();

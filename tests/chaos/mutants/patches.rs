@@ -70,7 +70,7 @@ const KEPT_OBLIGATION: Mutant = Mutant {
     name: "kept_obligation",
     rule: "the last word deletes the obligation (I2)",
     edits: &[Edit {
-        file: "migrations/0008_last_words.sql",
+        file: "migrations/0018_not_completed.sql",
         find: "delete from inflight i where i.turn_id = any (p_turns)",
         replace: "update inflight i set ordinal = i.ordinal where i.turn_id = any (p_turns)",
     }],
