@@ -252,7 +252,11 @@ impl Config {
             }
         }
         if self.workers_max.is_some_and(|max| max < self.turns_max) {
-            return refuse("workers_max", "is below turns_max, and each turn may need a worker of its own");
+            let why = format!(
+                "is below turns_max ({}): lower that as well, since each turn may need a worker of its own",
+                self.turns_max
+            );
+            return refuse("workers_max", &why);
         }
         if !(1..=100).contains(&self.token_share) {
             return refuse("token_share", "must lie between 1 and 100, in percent");

@@ -26,7 +26,7 @@ const AGAIN_SOON: Duration = Duration::from_secs(5);
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// The rest after a batch, in times of the batch.
 const REST: u32 = 1;
-/// What a sweep passed over, since it was in flight then, is looked for again.
+/// What a sweep passed over, since it was in flight then, is looked for again so often, or within what is retained.
 const FROM_THE_FRONT_EVERY: Duration = Duration::from_secs(600);
 
 /// How far the sweeps have come.
@@ -87,7 +87,7 @@ async fn pass(engine: &Engine, places: &mut Places) -> Result<(), StoreError> {
 /// Sweeps turns, and conversations that none is left of, until nothing older is there.
 async fn sweep_turns(engine: &Engine, places: &mut Places) -> Result<(i64, i64), StoreError> {
     let kept = || keep_from(engine.store.clock().now(), engine.retain);
-    if places.from_the_front.elapsed() > FROM_THE_FRONT_EVERY {
+    if places.from_the_front.elapsed() > FROM_THE_FRONT_EVERY.min(engine.retain) {
         (places.turns, places.from_the_front) = (Uuid::nil(), Instant::now());
     }
     let mut sweeper = engine.store.sweeper().await?;

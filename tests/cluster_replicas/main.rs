@@ -13,6 +13,7 @@ mod frozen;
 mod killed;
 mod postgres;
 mod queue;
+mod retained;
 #[path = "../support/mod.rs"]
 mod support;
 
