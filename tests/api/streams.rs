@@ -22,7 +22,9 @@ async fn a_stream_replays_follows_and_ends_cleanly_after_the_last_word() {
     let mut run = world.run_next().await;
     run.say(Kind::Delta, r#"{"text":"hel"}"#).await;
     first.until("hel").await;
-    let mut second = Frames::of(other.stream(&run.turn.to_string(), -1).await);
+    let answer = other.stream(&run.turn.to_string(), -1).await;
+    assert_eq!(answer.headers()["cache-control"], "no-store, no-transform");
+    let mut second = Frames::of(answer);
     second.until("hel").await;
     run.say(Kind::Delta, r#"{"text":"lo"}"#).await;
     run.complete("hello").await;
