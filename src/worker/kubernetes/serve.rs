@@ -55,9 +55,13 @@ pub(in crate::worker) async fn serve(host: &Host, pods: &Pods, mut job: Job) {
     match obstacle {
         // Its worker has it.
         Obstacle::Halted(halt) if halt != Halt::Interrupted => {}
-        Obstacle::Failed { message, detail } => {
+        Obstacle::Failed { .. } => {
             start.give_up();
-            let obstacle = start.told_by_the_clock(&job).unwrap_or(Obstacle::Failed { message, detail });
+            start::tell(host, &job, obstacle, None).await;
+        }
+        Obstacle::Lapsed => {
+            start.give_up();
+            let obstacle = start.waited_for().unwrap_or(Obstacle::Lapsed);
             start::tell(host, &job, obstacle, None).await;
         }
         obstacle => start::tell(host, &job, obstacle, None).await,
@@ -228,12 +232,8 @@ impl<'a> Start<'a> {
         *lock(&self.waits_for) = Some((what.to_owned(), detail));
     }
 
-    /// Where the startup clock lapsed: what the turn was waiting for.
-    fn told_by_the_clock(&self, job: &Job) -> Option<Obstacle> {
-        let now = Instant::now();
-        if job.clocks.next().0 > now || job.clocks.cap_left(now).is_zero() {
-            return None;
-        }
+    /// What the turn was waiting for when its startup clock lapsed.
+    fn waited_for(&self) -> Option<Obstacle> {
         let (what, detail) = lock(&self.waits_for).take()?;
         let message = format!("The worker for this agent could not be started in time: {what}.");
         Some(Obstacle::Failed { message, detail: Some(detail).filter(|detail| !detail.is_empty()) })
