@@ -114,8 +114,8 @@ pub async fn a_start_that_fails_behind_a_greeting_says_whose_stdout_is(cluster: 
     let whose = "lines to stdout that are no messages: stdout is for the protocol, logs are for stderr";
     let mut spec = greeter("raise SystemExit(3)");
     spec["expose_errors"] = true.into();
-    cluster.put_agent("greeter", spec.clone()).await;
-    let turn = cluster.post(0, "greeter", "hello").await;
+    cluster.put_agent("greeter-that-fails", spec.clone()).await;
+    let turn = cluster.post(0, "greeter-that-fails", "hello").await;
     let events = never_started(&cluster.watch_all(&turn).await);
     failed(&events, CODE, "stopped while it was starting (exit code 3)");
     failed(&events, CODE, whose);
@@ -126,8 +126,8 @@ pub async fn a_start_that_fails_behind_a_greeting_says_whose_stdout_is(cluster: 
     spec["timeouts"] = json!({"startup": "1500ms"});
     for scope in ["conversation", "shared"] {
         spec["scope"] = scope.into();
-        cluster.put_agent("greeter", spec.clone()).await;
-        let turn = cluster.post(1, "greeter", "hello").await;
+        cluster.put_agent("greeter-that-fails", spec.clone()).await;
+        let turn = cluster.post(1, "greeter-that-fails", "hello").await;
         let events = never_started(&cluster.watch_all(&turn).await);
         failed(&events, CODE, "runs, and has not said `ready` in time");
         failed(&events, CODE, whose);
@@ -135,8 +135,8 @@ pub async fn a_start_that_fails_behind_a_greeting_says_whose_stdout_is(cluster: 
 }
 
 pub async fn a_program_that_prints_on_and_on_is_not_waited_for(cluster: &Cluster) {
-    cluster.put_agent("greeter", greeter("while True: print('noise')")).await;
-    let turn = cluster.post(0, "greeter", "hello").await;
+    cluster.put_agent("greeter-without-end", greeter("while True: print('noise')")).await;
+    let turn = cluster.post(0, "greeter-without-end", "hello").await;
     let events = never_started(&cluster.watch_all(&turn).await);
     failed(&events, CODE, "not valid JSON. The worker wrote lines to stdout");
 }
