@@ -44,7 +44,9 @@ pub async fn forty_conversations_have_eight_workers(cluster: &Cluster) {
         }
     }
     assert!((2..=WORKERS_MAX).contains(&most), "{most} workers at once");
-    assert_eq!(guards(cluster), WORKERS_MAX, "as many are kept warm as may be");
+    // The system's list of children may lack one while another is just ending.
+    eventually("as many are kept warm as may be", async || (guards(cluster) == WORKERS_MAX).then_some(()))
+        .await;
     eventually("the bound is measured", async || {
         let metrics = cluster.metrics(0).await;
         let is_measured = [
