@@ -244,23 +244,6 @@ impl Admission {
         Mark { connected: self.connected.clone(), place: self.place.clone() }
     }
 
-    /// Until the connection is to make room. Where a request has come meanwhile it stays.
-    pub async fn asked_to_leave(&self) {
-        loop {
-            self.place.leave.notified().await;
-            if self.place.idle_since().is_some() {
-                return;
-            }
-            let mut crowd = self.connected.crowd();
-            if self.place.is_leaving.swap(false, Relaxed) {
-                crowd.leaving -= 1;
-                *crowd.by_origin.entry(self.place.origin).or_default() += 1;
-            }
-        }
-    }
-}
-
-impl Admission {
     /// Until the connection has had no request for too long, or a request's head takes too long.
     pub async fn silent(&self) {
         let Connected(connected) = &self.connected;
@@ -285,6 +268,21 @@ impl Admission {
             tokio::select! {
                 () = lapse => {}
                 () = self.place.changed.notified() => {}
+            }
+        }
+    }
+
+    /// Until the connection is to make room. Where a request has come meanwhile it stays.
+    pub async fn asked_to_leave(&self) {
+        loop {
+            self.place.leave.notified().await;
+            if self.place.idle_since().is_some() {
+                return;
+            }
+            let mut crowd = self.connected.crowd();
+            if self.place.is_leaving.swap(false, Relaxed) {
+                crowd.leaving -= 1;
+                *crowd.by_origin.entry(self.place.origin).or_default() += 1;
             }
         }
     }

@@ -14,10 +14,7 @@ use sqlx::{ConnectOptions, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    Store, StoreError,
-    wake::{Ring, Wake},
-};
+use super::{Store, StoreError, ring::Ring, wake::Wake};
 use crate::telemetry::metrics;
 
 /// The one channel.

@@ -15,7 +15,10 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
-use super::wake::{Place, Ring, Wake};
+use super::{
+    ring::Ring,
+    wake::{Place, Wake},
+};
 use crate::id::{ConversationId, TurnId};
 
 /// For so long it counts that another replica said that it follows conversations: it repeats it with each probe.
