@@ -168,13 +168,16 @@ impl Bound {
         let place = place_of(who, self.by.len());
         let within = |most: u64| move |taken: u64| taken.checked_add(count).filter(|taken| *taken <= most);
         let add = |to: &AtomicU64, most| to.fetch_update(Ordering::AcqRel, Ordering::Acquire, within(most));
-        add(&self.taken, self.max).map_err(|_| Full::All)?;
-        let share = self.share_of(who);
-        if let Some(by) = self.by.get(place)
-            && add(by, share).is_err()
-        {
-            self.taken.fetch_sub(count, Ordering::AcqRel);
-            return Err(Full::Share(self.name));
+        // The share comes first: what a token is refused must not count, even for a moment, as taken from all.
+        let by = self.by.get(place);
+        if let Some(by) = by {
+            add(by, self.share_of(who)).map_err(|_| Full::Share(self.name))?;
+        }
+        if add(&self.taken, self.max).is_err() {
+            if let Some(by) = by {
+                by.fetch_sub(count, Ordering::AcqRel);
+            }
+            return Err(Full::All);
         }
         self.tell();
         Ok(Taken { bound: self.clone(), place, count })
@@ -229,10 +232,10 @@ pub struct Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
+        self.bound.taken.fetch_sub(self.count, Ordering::AcqRel);
         if let Some(by) = self.bound.by.get(self.place) {
             by.fetch_sub(self.count, Ordering::AcqRel);
         }
-        self.bound.taken.fetch_sub(self.count, Ordering::AcqRel);
         self.bound.tell();
     }
 }
@@ -310,6 +313,20 @@ mod tests {
         drop(bound.take(OPERATOR, 10).unwrap());
         assert_eq!(bound.take(ONE, 9).unwrap_err(), Full::Share("streams"));
         drop(bound.take(ONE, 8).unwrap());
+    }
+
+    #[test]
+    fn what_one_is_refused_takes_no_room_from_others() {
+        let bound = bound(10);
+        let _full = bound.take(ONE, 8).unwrap();
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    (0..20_000).for_each(|_| assert_eq!(bound.take(ONE, 1).unwrap_err(), Full::Share("streams")));
+                });
+            }
+            (0..20_000).for_each(|_| drop(bound.take(other(), 2).expect("two are left for others")));
+        });
     }
 
     #[test]
