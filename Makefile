@@ -116,8 +116,8 @@ doc: ## the documentation of every item; a broken link is an error
 
 sqlx: ## write .sqlx anew from the migrations and the queries
 	.ci/sqlx-cli
-	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare -- --all-targets $(FEATURES)'
+	.ci/with-postgres 'cargo sqlx migrate run --database-url "$$DATABASE_URL&options=-csearch_path%3Dlastword" && cargo sqlx prepare -- --all-targets $(FEATURES)'
 
 sqlx-check:
 	.ci/sqlx-cli
-	.ci/with-postgres 'cargo sqlx migrate run && cargo sqlx prepare --check -- --all-targets $(FEATURES)'
+	.ci/with-postgres 'cargo sqlx migrate run --database-url "$$DATABASE_URL&options=-csearch_path%3Dlastword" && cargo sqlx prepare --check -- --all-targets $(FEATURES)'

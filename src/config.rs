@@ -7,6 +7,7 @@
 pub mod kept;
 mod lever;
 mod redact;
+mod schema;
 mod source;
 
 use std::{
@@ -35,6 +36,8 @@ pub struct Config {
     /// Where Postgres is without a transaction pooler between, for the doorbell and presence;
     /// `database_url` where absent.
     pub listener_database_url: Option<String>,
+    /// The schema that everything is in; `lastword` where absent, or where an older release has put it.
+    pub database_schema: Option<String>,
     /// The address to listen on.
     pub listen: SocketAddr,
     /// Where other replicas and operators reach this one; `http://` and the address where absent.
@@ -150,6 +153,7 @@ impl Default for Config {
         Config {
             database_url: String::new(),
             listener_database_url: None,
+            database_schema: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             url: None,
             data_dir: PathBuf::from("lastword-data"),
@@ -228,6 +232,12 @@ impl Config {
         let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
         if self.database_url.is_empty() {
             return refuse("database_url", "is not set: set DATABASE_URL, or the key in lastword.toml");
+        }
+        if self.database_schema.as_deref().is_some_and(|name| !schema::is_name(name)) {
+            return refuse(
+                "database_schema",
+                "must be 1 to 40 of a-z, 0-9 and _, no digit first, and not pg_…",
+            );
         }
         self.validate_doors()?;
         if self.bodies_max.0 < self.body_max.0.max(Config::BATCH_BYTES_MAX) {

@@ -297,6 +297,8 @@ fn settings(options: &Options, port: u16) -> Vec<(String, String)> {
         ("log_destination", "stderr".to_owned()),
         // `may_pass` reads these messages.
         ("lc_messages", "C".to_owned()),
+        // For people with psql: statements name their schema.
+        ("search_path", "lastword, public".to_owned()),
     ];
     if !options.durable {
         for name in ["fsync", "full_page_writes", "synchronous_commit"] {

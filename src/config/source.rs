@@ -176,9 +176,10 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 42] = [
+const KEYS: [Key; 43] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
+    key("database_schema", Shape::Text),
     key("listen", Shape::Text),
     Key { variable: Some("LASTWORD_ADVERTISED_URL"), ..key("url", Shape::Text) },
     key("data_dir", Shape::Text),

@@ -24,6 +24,7 @@ fn full() -> Config {
     Config {
         database_url: "postgres://me:s3cret-1@db/app".to_owned(),
         listener_database_url: Some("postgres://me:s3cret-2@direct/app".to_owned()),
+        database_schema: Some("chat".to_owned()),
         listen: "[::1]:9000".parse().unwrap(),
         url: Some("https://one.example:8443".to_owned()),
         data_dir: "/var/lib/lastword".into(),

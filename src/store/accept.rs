@@ -162,7 +162,7 @@ impl Store {
                            o_ordinal as ordinal, o_at as "at!", o_phase as phase, o_epoch as epoch,
                            o_last_seq as last_seq, o_generation as generation, o_cap_left_ms as cap_left_ms,
                            o_counted as counted
-                      from lw_accept_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                      from lastword.lw_accept_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
                         $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)
                     "#,
                     self.replica().0,

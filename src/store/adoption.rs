@@ -88,9 +88,9 @@ impl Store {
                            a.o_started_at as started_at, a.o_cancelled_by as cancelled_by, t.agent as "agent?",
                            t.agent_revision as "agent_revision?", t.ordinal as "ordinal?", t.input as "input?",
                            t.traceparent as "traceparent?"
-                      from lw_remote_adopt_v2($1, $2, $3, $4, $5) a
+                      from lastword.lw_remote_adopt_v2($1, $2, $3, $4, $5) a
                       left join lateral (
-                        select * from turns t
+                        select * from lastword.turns t
                          where t.id = ($1::uuid[])[a.o_place] and a.o_verdict = 'adopted' limit 1) t on true
                      order by a.o_place
                     "#,

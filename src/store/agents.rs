@@ -116,7 +116,7 @@ impl Store {
         let row = lease
             .run("put_agent", |c| {
                 sqlx::query!(
-                    r#"select o_revision as "revision!", o_is_new as "is_new!" from lw_agent_put_v1($1, $2)"#,
+                    r#"select o_revision as "revision!", o_is_new as "is_new!" from lastword.lw_agent_put_v1($1, $2)"#,
                     name,
                     text
                 )
@@ -132,7 +132,7 @@ impl Store {
         let row = lease
             .run("agent", |c| {
                 sqlx::query!(
-                    "select revision, spec, created_at from agents where name = $1 order by revision desc limit 1",
+                    "select revision, spec, created_at from lastword.agents where name = $1 order by revision desc limit 1",
                     name
                 )
                 .fetch_optional(c)
@@ -150,7 +150,7 @@ impl Store {
         let row = lease
             .run("agent_at", |c| {
                 sqlx::query!(
-                    "select spec, created_at from agents where name = $1 and revision = $2",
+                    "select spec, created_at from lastword.agents where name = $1 and revision = $2",
                     name,
                     revision
                 )
@@ -174,15 +174,15 @@ impl Store {
                     r#"
                     -- From one name to the next, so that old revisions are passed over unread.
                     with recursive names (name) as (
-                      (select min(a.name) from agents a where a.name > coalesce($1, ''))
+                      (select min(a.name) from lastword.agents a where a.name > coalesce($1, ''))
                       union all
-                      select (select min(a.name) from agents a where a.name > n.name)
+                      select (select min(a.name) from lastword.agents a where a.name > n.name)
                         from names n where n.name is not null)
                     select a.name as "name!", a.revision as "revision!", a.spec as "spec!",
                            a.created_at as "created_at!"
                       from names n
                      cross join lateral (
-                       select * from agents a where a.name = n.name order by a.name desc, a.revision desc limit 1) a
+                       select * from lastword.agents a where a.name = n.name order by a.name desc, a.revision desc limit 1) a
                      where a.spec is not null
                      limit $2
                     "#,

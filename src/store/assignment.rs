@@ -42,7 +42,7 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select t.input, t.status, e.data as "last_word?"
-                      from turns t left join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                      from lastword.turns t left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
                      where t.conversation_id = $1 and t.ordinal < $2
                      order by t.ordinal desc
                      limit $3

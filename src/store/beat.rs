@@ -6,9 +6,7 @@
 
 use std::time::Duration;
 
-use sqlx::{ConnectOptions, PgConnection};
-
-use super::{Store, StoreError};
+use super::{Store, StoreError, conn::Conn, session::Purpose};
 use crate::{id::ReplicaId, telemetry::metrics};
 
 /// How long a beat, and a connect for it, may take.
@@ -66,14 +64,14 @@ pub struct Judged {
 /// The reserved connection.
 #[derive(Debug)]
 pub struct BeatSession {
-    conn: PgConnection,
+    conn: Conn,
     statement_max: Duration,
 }
 
 impl BeatSession {
     /// Connects, within 2 s.
     pub async fn open(store: &Store) -> Result<BeatSession, StoreError> {
-        let connect = store.options.connect();
+        let connect = store.sessions.open(Purpose::Task(BEAT_MAX));
         match tokio::time::timeout(BEAT_MAX, connect).await {
             Ok(conn) => {
                 let conn = conn.map_err(|why| StoreError::from_sqlx("beat", why))?;
@@ -89,12 +87,12 @@ impl BeatSession {
         let beat = sqlx::query!(
             r#"
             with me as (
-              update replicas
+              update lastword.replicas
                  set beat_n = beat_n + 1, beat_at = clock_timestamp(), lock_key = $2
                where id = $1 and state in ('ready', 'draining')
               returning beat_n, timeline)
             select $1::uuid as "id!", beat_n as "beat_n!", false as "is_lock_free!", false as "is_bare!",
-                   false as "is_gone!", timeline as "timeline!", lw_timeline_v1() as "timeline_now!"
+                   false as "is_gone!", timeline as "timeline!", lastword.lw_timeline_v1() as "timeline_now!"
               from me
             union all
             select r.id, r.beat_n,
@@ -104,7 +102,7 @@ impl BeatSession {
                      select from pg_stat_activity a where a.application_name = r.application_name)
                    else false end,
                    r.gone_at is not null, 0, 0
-              from replicas r
+              from lastword.replicas r
              cross join lateral (
                select case when r.gone_at is null then pg_try_advisory_xact_lock_shared(r.lock_key)
                       else true end as is_lock_free
@@ -159,12 +157,12 @@ impl BeatSession {
     ) -> Result<Option<Judged>, StoreError> {
         let verdict = sqlx::query!(
             r#"
-            update replicas r
+            update lastword.replicas r
                set state = 'lost', gone_at = clock_timestamp()
              where r.id = $1 and r.state in ('ready', 'draining') and r.beat_n = $2
                and not ($3 and exists (
                  select from pg_stat_activity a where a.application_name = r.application_name))
-            returning r.application_name as "application_name!", r.timeline <> lw_timeline_v1() as "is_unreconciled!"
+            returning r.application_name as "application_name!", r.timeline <> lastword.lw_timeline_v1() as "is_unreconciled!"
             "#,
             peer.0,
             beat_n,

@@ -121,16 +121,16 @@ impl Store {
                     with me as materialized (
                       -- What looks untouched may have been run before the database went back in time:
                       -- first everybody says what they know.
-                      select $1::uuid as id where lw_may_claim_v1($1)),
+                      select $1::uuid as id where lastword.lw_may_claim_v1($1)),
                     -- Each row's company is looked up by itself, and few rows are expected: else a queue that
                     -- is deep has every conversation that ever was read for it.
                     head as materialized (
                       select * from (
                         -- What is decided on comes from the locked row, never from a second look.
                         select i.turn_id, i.conversation_id, i.agent, i.agent_revision, v.holder, v.generation
-                          from inflight i
+                          from lastword.inflight i
                          cross join lateral (
-                           select c.holder, c.generation from conversations c where c.id = i.conversation_id limit 1) v
+                           select c.holder, c.generation from lastword.conversations c where c.id = i.conversation_id limit 1) v
                          where i.phase = 'queued'
                            and i.turn_id >= $13
                            and i.runtime = any ($2)
@@ -139,13 +139,13 @@ impl Store {
                            and (i.agent || '@' || i.agent_revision) <> all ($16)
                            and exists (select from me)
                            and (select count(*) from (
-                             select from inflight j
+                             select from lastword.inflight j
                               where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal
                               limit 1) before) = 0
                            -- Whoever served last may have a warm worker: it gets a head start.
                            and (v.holder is null or v.holder = $1 or i.head_at is null
                              or i.head_at < clock_timestamp() - interval '50 ms'
-                             or not exists (select from replicas h where h.id = v.holder and h.state = 'ready'))
+                             or not exists (select from lastword.replicas h where h.id = v.holder and h.state = 'ready'))
                          order by i.turn_id
                          limit 512
                            for update of i skip locked) heads
@@ -177,14 +177,14 @@ impl Store {
                         from (select * from fit order by turn_id) fit),
                     -- Another worker takes over wherever none is ready.
                     held as (
-                      update conversations v
+                      update lastword.conversations v
                          set holder = $1, generation = v.generation + 1
                        where v.id = any (array (select conversation_id from fit where is_taken_over))
                       returning v.id, v.generation),
                     taken as materialized (
                       select array_agg(id order by id) as ids, array_agg(generation order by id) as generations from held),
                     c as (
-                      update inflight i
+                      update lastword.inflight i
                          set epoch = i.epoch + 1, replica = $1, claimed_at = places.at,
                              (phase, worker, last_seq, clock, started_at, cap_at, deadline) = (
                                select case when w.worker is null then 'starting' else 'running' end, w.worker,
@@ -208,12 +208,12 @@ impl Store {
                       select array_agg(turn_id) as turns, array_agg(epoch) as epochs
                         from (select * from c where worker is not null order by turn_id) c),
                     s as (
-                      update turns t
+                      update lastword.turns t
                          set status = 'running', attempt = r.epochs[width_bucket(t.id, r.turns)], started_at = places.at
                         from places, running r
                        where t.id = any ((select turns from running)::uuid[])),
                     e as (
-                      insert into turn_events (turn_id, seq, kind, attempt, data)
+                      insert into lastword.turn_events (turn_id, seq, kind, attempt, data)
                       -- As any worker's start is told, but for its id.
                       select turn_id, last_seq, 'started', epoch,
                              replace($14, repeat('0', 32), replace(worker::text, '-', ''))
@@ -229,7 +229,7 @@ impl Store {
                            c.worker, t.agent, t.agent_revision, t.ordinal, t.input, t.traceparent
                       from c
                      cross join taken
-                     cross join lateral (select * from turns t where t.id = c.turn_id limit 1) t
+                     cross join lateral (select * from lastword.turns t where t.id = c.turn_id limit 1) t
                     "#,
                     self.replica().0,
                     &runtimes,

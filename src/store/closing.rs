@@ -61,12 +61,12 @@ impl Store {
                     with row as materialized (
                       select i.turn_id, i.epoch, i.deadline,
                              i.phase <> 'queued' as is_claimed,
-                             not lw_is_left_v1(i, r) as is_alive,
+                             not lastword.lw_is_left_v1(i, r) as is_alive,
                              -- When the worker's time to call another replica is over.
                              case when r.gone_at is null then i.deadline
                                else least(i.deadline, r.gone_at + interval '2505 ms') end as due_at,
                              i.deadline <= clock_timestamp() as is_overdue
-                        from inflight i left join replicas r on r.id = i.replica),
+                        from lastword.inflight i left join lastword.replicas r on r.id = i.replica),
                     sum as (
                       select count(*) as rows,
                              count(*) filter (where not is_claimed) as queued,
@@ -116,7 +116,7 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select o_turn as "turn!", o_kind as "kind!", o_code as "code!", o_agent as "agent!"
-                      from lw_close_v1($1, $2::text::jsonb, $3)
+                      from lastword.lw_close_v1($1, $2::text::jsonb, $3)
                     "#,
                     &overdue,
                     words,
@@ -148,7 +148,8 @@ impl Store {
     /// Starts the queue clock of turns that came to the head of their line unseen; whether there were any.
     pub async fn promote(&self) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
-        let statement = |c| sqlx::query_scalar!(r#"select lw_promote_v1(null) as next"#).fetch_one(c);
+        let statement =
+            |c| sqlx::query_scalar!(r#"select lastword.lw_promote_v1(null) as next"#).fetch_one(c);
         let next = lease.run("promote", statement).await?.map(TurnId);
         if let Some(next) = next {
             self.wake().queue_grew(next);

@@ -44,7 +44,7 @@ impl Store {
             .run("leave_answer", |c| {
                 sqlx::query!(
                     "
-                    insert into commands (turn_id, kind, ask_id, answer) values ($1, 'answer', $2, $3)
+                    insert into lastword.commands (turn_id, kind, ask_id, answer) values ($1, 'answer', $2, $3)
                     on conflict (turn_id, ask_id) do nothing
                     ",
                     turn.0,
@@ -67,9 +67,9 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select c.id, c.turn_id, c.ask_id, c.answer, i.cancelled_by as "cancelled_by?"
-                      from commands c
+                      from lastword.commands c
                       left join lateral (
-                        select cancelled_by from inflight i where i.turn_id = c.turn_id limit 1) i on true
+                        select cancelled_by from lastword.inflight i where i.turn_id = c.turn_id limit 1) i on true
                      where c.turn_id = any ($1) and c.taken_at is null
                      order by c.id
                      limit 1000
@@ -98,7 +98,7 @@ impl Store {
         lease
             .run("take_command", |c| {
                 sqlx::query!(
-                    "update commands set taken_at = clock_timestamp() where id = $1 and taken_at is null",
+                    "update lastword.commands set taken_at = clock_timestamp() where id = $1 and taken_at is null",
                     id
                 )
                 .execute(c)
@@ -113,7 +113,7 @@ impl Store {
         let done = lease
             .run("ask_stop", |c| {
                 sqlx::query!(
-                    "update workers set is_stop_asked = true where id = $1 and state <> 'ended'",
+                    "update lastword.workers set is_stop_asked = true where id = $1 and state <> 'ended'",
                     worker.0
                 )
                 .execute(c)
@@ -129,7 +129,7 @@ impl Store {
         let rows = lease
             .run("stops", |c| {
                 sqlx::query_scalar!(
-                    "select id from workers where replica_id = $1 and state <> 'ended' and is_stop_asked limit 1000",
+                    "select id from lastword.workers where replica_id = $1 and state <> 'ended' and is_stop_asked limit 1000",
                     self.replica().0
                 )
                 .fetch_all(c)

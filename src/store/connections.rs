@@ -19,13 +19,18 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::Connection as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
 
-use super::{StoreError, contact::Contact};
+use super::{
+    StoreError,
+    conn::Conn,
+    contact::Contact,
+    session::{Purpose, Sessions},
+};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
@@ -42,20 +47,10 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const AGE_MAX: Duration = Duration::from_secs(1800);
 
-/// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
-/// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
-/// long transaction elsewhere that is all of its past.
-const PLANS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
-    set enable_bitmapscan = off; set jit = off";
-
 /// The connections of one replica, but for those with a purpose of their own.
-///
-/// Postgres is told to plan statements once a connection, and by their indexes ([`PLANS`]). Behind a pooler
-/// that lends connections out for a transaction each this is a wish, and nothing but speed depends on it.
 #[derive(Debug)]
 pub(super) struct Connections {
-    options: Arc<PgConnectOptions>,
-    prelude: &'static str,
+    sessions: Arc<Sessions>,
     places: Arc<Semaphore>,
     places_max: u32,
     /// Lent last is last.
@@ -65,22 +60,16 @@ pub(super) struct Connections {
 
 #[derive(Debug)]
 struct Resting {
-    conn: PgConnection,
+    conn: Conn,
     made: Instant,
     since: Instant,
 }
 
 impl Connections {
     /// None yet, and never more than so many.
-    pub(super) fn new(
-        options: Arc<PgConnectOptions>,
-        places_max: u32,
-        keeps_plans: bool,
-        contact: Arc<Contact>,
-    ) -> Connections {
+    pub(super) fn new(sessions: Arc<Sessions>, places_max: u32, contact: Arc<Contact>) -> Connections {
         Connections {
-            options,
-            prelude: if keeps_plans { PLANS } else { "" },
+            sessions,
             places: Arc::new(Semaphore::new(places_max as usize)),
             places_max,
             resting: Mutex::default(),
@@ -126,7 +115,7 @@ impl Connections {
             if self.contact.was_lost_within(made.elapsed()) || made.elapsed() > AGE_MAX {
                 continue;
             }
-            if since.elapsed() < REST_MAX || matches!(timeout(PING_MAX, conn.ping()).await, Ok(Ok(()))) {
+            if since.elapsed() < REST_MAX || matches!(timeout(PING_MAX, conn.bare.ping()).await, Ok(Ok(()))) {
                 return Ok(lease(conn, made));
             }
         }
@@ -143,16 +132,12 @@ impl Connections {
         }
     }
 
-    async fn make(&self) -> Result<PgConnection, StoreError> {
-        let made = async {
-            let mut conn = PgConnection::connect_with(&self.options).await?;
-            conn.execute(self.prelude).await?;
-            Ok(conn)
-        };
-        made.await.map_err(|why| StoreError::from_sqlx("acquire", why))
+    async fn make(&self) -> Result<Conn, StoreError> {
+        let made = self.sessions.open(Purpose::Pool(STATEMENT_MAX)).await;
+        made.map_err(|why| StoreError::from_sqlx("acquire", why))
     }
 
-    fn give_back(&self, conn: PgConnection, made: Instant) {
+    fn give_back(&self, conn: Conn, made: Instant) {
         let mut resting = self.resting();
         resting.push_back(Resting { conn, made, since: Instant::now() });
         while resting.front().is_some_and(|oldest| oldest.since.elapsed() > IDLE_MAX) {
@@ -178,7 +163,7 @@ impl Connections {
             self.places.close();
             let resting = std::mem::take(&mut *self.resting());
             for Resting { conn, .. } in resting {
-                let _ = conn.close().await;
+                let _ = conn.bare.close().await;
             }
             drop(all_back);
         })
@@ -198,7 +183,7 @@ fn away(op: &'static str, why: String) -> StoreError {
 /// A connection that is thrown away when a statement on it did not come back in time: what is still under
 /// way on it would make the next user wait.
 pub(super) struct Lease {
-    conn: Option<PgConnection>,
+    conn: Option<Conn>,
     made: Instant,
     is_clean: AtomicBool,
     home: Arc<Connections>,
@@ -211,7 +196,7 @@ impl Lease {
     pub(super) async fn run<'c, T, F>(
         &'c mut self,
         op: &'static str,
-        statement: impl FnOnce(&'c mut PgConnection) -> F,
+        statement: impl FnOnce(&'c mut Conn) -> F,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, sqlx::Error>> + 'c,

@@ -27,7 +27,7 @@ impl Store {
         lease
             .run("make_conversation", |c| {
                 sqlx::query!(
-                    "insert into conversations (id, agent) values ($1, $2) on conflict do nothing",
+                    "insert into lastword.conversations (id, agent) values ($1, $2) on conflict do nothing",
                     id.0,
                     agent
                 )
@@ -43,7 +43,7 @@ impl Store {
         let row = lease
             .run("conversation", |c| {
                 sqlx::query!(
-                    "select id, agent, next_ordinal, created_at from conversations where id = $1 and deleted_at is null",
+                    "select id, agent, next_ordinal, created_at from lastword.conversations where id = $1 and deleted_at is null",
                     id.0
                 )
                 .fetch_optional(c)
@@ -70,7 +70,7 @@ impl Store {
                     r#"
                     select c.id as "id!" from unnest($1::uuid[]) c (id)
                      where (select count(*) from (
-                       select from inflight i where i.conversation_id = c.id limit 1) one) = 1
+                       select from lastword.inflight i where i.conversation_id = c.id limit 1) one) = 1
                     "#,
                     &ids
                 )
@@ -87,7 +87,7 @@ impl Store {
         let done = lease
             .run("delete_conversation", |c| {
                 sqlx::query!(
-                    "update conversations set deleted_at = clock_timestamp() where id = $1 and deleted_at is null",
+                    "update lastword.conversations set deleted_at = clock_timestamp() where id = $1 and deleted_at is null",
                     id.0
                 )
                 .execute(c)

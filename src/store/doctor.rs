@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::{ConnectOptions, PgConnection, postgres::PgListener};
+use sqlx::postgres::PgListener;
 
-use super::Store;
+use super::{Store, conn::Conn, session::Purpose};
 use crate::config::Config;
 
 /// How bad a finding is.
@@ -35,6 +35,8 @@ pub struct Exam {
 
 /// Connections of a replica beside its pool: the beat's, the listener's, the ringer's.
 const CONNECTIONS_RESERVED: i64 = 3;
+/// How long an exam may take.
+const EXAM_MAX: Duration = Duration::from_secs(10);
 const NOTIFY_MAX: Duration = Duration::from_secs(2);
 const SKEW_MAX_S: f64 = 1.0;
 const TRANSACTION_MAX_S: f64 = 300.0;
@@ -42,7 +44,7 @@ const TRANSACTION_MAX_S: f64 = 300.0;
 impl Store {
     /// Every exam, as far as Postgres lets them be made.
     pub async fn examine(&self, config: &Config) -> Vec<Exam> {
-        let mut conn = match self.options.connect().await {
+        let mut conn = match self.sessions.open(Purpose::Task(EXAM_MAX)).await {
             Ok(conn) => conn,
             Err(why) => {
                 let remedy = "check DATABASE_URL, and that Postgres runs and lets this user in";
@@ -98,14 +100,14 @@ impl Store {
     }
 
     /// Whether a NOTIFY arrives, and how fast: a transaction pooler takes LISTEN and delivers nothing.
-    async fn notify(&self, conn: &mut PgConnection) -> Result<Exam, sqlx::Error> {
+    async fn notify(&self, conn: &mut Conn) -> Result<Exam, sqlx::Error> {
         const CHANNEL: &str = "lastword_doctor";
         let remedy =
             "point LASTWORD_LISTENER_DATABASE_URL past the pooler, or set LASTWORD_DOORBELL=off (slower)";
         let pool = sqlx::postgres::PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(NOTIFY_MAX)
-            .connect_with(self.listener_options.clone())
+            .connect_with(self.listener_sessions.listening(EXAM_MAX))
             .await?;
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
@@ -126,7 +128,7 @@ impl Store {
     }
 }
 
-async fn version(conn: &mut PgConnection) -> Result<Exam, sqlx::Error> {
+async fn version(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
     let number = sqlx::query_scalar!(r#"select current_setting('server_version_num')::int as "n!""#)
         .fetch_one(conn)
         .await?;
@@ -138,13 +140,13 @@ async fn version(conn: &mut PgConnection) -> Result<Exam, sqlx::Error> {
     })
 }
 
-async fn connections(conn: &mut PgConnection, config: &Config) -> Result<Exam, sqlx::Error> {
+async fn connections(conn: &mut Conn, config: &Config) -> Result<Exam, sqlx::Error> {
     let row = sqlx::query!(
         r#"
         select current_setting('max_connections')::bigint
                - current_setting('superuser_reserved_connections')::bigint as "free_for_us!",
                (select count(*) from pg_stat_activity where backend_type = 'client backend') as "used!",
-               (select count(*) from replicas where gone_at is null) as "replicas!"
+               (select count(*) from lastword.replicas where gone_at is null) as "replicas!"
         "#
     )
     .fetch_one(conn)
@@ -168,7 +170,7 @@ async fn connections(conn: &mut PgConnection, config: &Config) -> Result<Exam, s
     })
 }
 
-async fn oldest_transaction(conn: &mut PgConnection) -> Result<Exam, sqlx::Error> {
+async fn oldest_transaction(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
     let seconds = sqlx::query_scalar!(
         r#"
         select coalesce(max(extract(epoch from clock_timestamp() - xact_start)), 0)::float8 as "s!"
@@ -186,7 +188,7 @@ async fn oldest_transaction(conn: &mut PgConnection) -> Result<Exam, sqlx::Error
     })
 }
 
-async fn clock_skew(conn: &mut PgConnection, store: &Store) -> Result<Exam, sqlx::Error> {
+async fn clock_skew(conn: &mut Conn, store: &Store) -> Result<Exam, sqlx::Error> {
     let started = Instant::now();
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(conn).await?;
     let took = started.elapsed();
@@ -201,11 +203,11 @@ async fn clock_skew(conn: &mut PgConnection, store: &Store) -> Result<Exam, sqlx
     })
 }
 
-async fn partitions(conn: &mut PgConnection) -> Result<Exam, sqlx::Error> {
+async fn partitions(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
     let days = sqlx::query_scalar!(
         r#"
         select (coalesce(max(day), '-infinity'::date) - (clock_timestamp() at time zone 'UTC')::date) as days
-          from lw_partitions having max(day) is not null
+          from lastword.lw_partitions having max(day) is not null
         "#
     )
     .fetch_optional(conn)
@@ -227,7 +229,7 @@ async fn partitions(conn: &mut PgConnection) -> Result<Exam, sqlx::Error> {
 }
 
 /// A pooler that hands each transaction to another backend shows in the backend's id.
-async fn pooler(conn: &mut PgConnection) -> Result<Exam, sqlx::Error> {
+async fn pooler(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
     let mut backends = std::collections::HashSet::new();
     for _ in 0..5 {
         backends

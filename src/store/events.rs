@@ -128,7 +128,7 @@ impl Store {
                     r#"
                     select o_turn as "turn!", o_epoch as "epoch!", o_at as at, o_base_at as "base_at!",
                            o_base_attempt as "base_attempt!", o_base_kind as "base_kind!"
-                      from lw_append_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                      from lastword.lw_append_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                     "#,
                     &columns.turns,
                     &columns.epochs,
@@ -172,7 +172,7 @@ impl Store {
                     select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_next as next, o_at as at,
                            o_base_at as "base_at!", o_base_attempt as "base_attempt!",
                            o_base_kind as "base_kind!"
-                      from lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                      from lastword.lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                     "#,
                     &turns,
                     &epochs,
@@ -213,8 +213,8 @@ impl Store {
                     r#"
                     select e.turn_id as "turn!", e.attempt as "epoch!", e.seq as "seq!"
                       from unnest($1::uuid[], $2::int[], $3::text[], $4::text[]) w (turn_id, epoch, kind, data)
-                      join turns t on t.id = w.turn_id
-                      join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                      join lastword.turns t on t.id = w.turn_id
+                      join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
                        and e.attempt = w.epoch and e.kind = w.kind and e.data = w.data
                     "#,
                     &turns,

@@ -6,9 +6,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sqlx::{ConnectOptions, PgConnection, Row, postgres::PgRow};
+use sqlx::{Row, postgres::PgRow};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, conn::Conn, session::Purpose};
 
 /// Counts since some moment before; two of them make a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub type Fact = (&'static str, String);
 /// A connection that looks at what Postgres counts.
 #[derive(Debug)]
 pub struct Gauges {
-    conn: PgConnection,
+    conn: Conn,
     counts_statements: bool,
 }
 
@@ -69,7 +69,7 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "views that the build's database lacks")]
 impl Gauges {
     async fn open(store: &Store) -> Result<Gauges, sqlx::Error> {
-        let mut conn = store.options.connect().await?;
+        let mut conn = store.sessions.open(Purpose::Work).await?;
         let preloaded: String =
             sqlx::query_scalar("select /* lastword bench */ current_setting('shared_preload_libraries')")
                 .fetch_one(&mut conn)
@@ -174,7 +174,7 @@ impl Gauges {
     /// Updates of a table's rows so far, and how many of them touched no index.
     pub async fn updates(&mut self, table: &str) -> Result<(i64, i64), StoreError> {
         let row = sqlx::query(
-            "select /* lastword bench */ n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = $1",
+            "select /* lastword bench */ n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relid = to_regclass('lastword.' || $1)",
         );
         let read = |row: PgRow| Ok((row.try_get("n_tup_upd")?, row.try_get("n_tup_hot_upd")?));
         row.bind(table).fetch_one(&mut self.conn).await.and_then(read).map_err(gauges)
@@ -186,7 +186,7 @@ impl Gauges {
             "select /* lastword bench */ split_part(c.relname, '_2', 1) as name,
                     sum(pg_total_relation_size(c.oid))::bigint as bytes
                from pg_class c
-              where c.relkind = 'r' and c.relnamespace = 'public'::regnamespace
+              where c.relkind = 'r' and c.relnamespace = (select relnamespace from pg_class where oid = 'lastword.turns'::regclass)
                 and (c.relname in ('turns', 'conversations', 'idempotency', 'not_completed', 'commands', 'workers')
                   or c.relname like 'turn_events_%')
               group by 1 order by 2 desc, 1",

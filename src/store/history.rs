@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Days, Utc};
-use sqlx::{ConnectOptions, PgConnection};
 
-use super::{Store, StoreError, mass::mass_error};
+use super::{Store, StoreError, conn::Conn, mass::mass_error, session::Purpose};
 
 /// History is spread over so many days, so that partitions matter as they would.
 const HISTORY_DAYS: u64 = 20;
@@ -49,7 +48,7 @@ impl Store {
         span: Option<Duration>,
         mut tell: impl FnMut(Made),
     ) -> Result<(), StoreError> {
-        let mut conn = self.options.connect().await.map_err(mass_error)?;
+        let mut conn = self.session("mass", Purpose::Work).await?;
         // Nobody relies on these rows before all of them are there.
         sqlx::raw_sql("set synchronous_commit = off").execute(&mut conn).await.map_err(mass_error)?;
         let now = self.clock().now();
@@ -57,7 +56,7 @@ impl Store {
         for stretch in stretches {
             let mut day = stretch.since.date_naive();
             while day <= (stretch.since + stretch.span).date_naive() {
-                sqlx::query_scalar!("select lw_partition_make_v1($1)", day)
+                sqlx::query_scalar!("select lastword.lw_partition_make_v1($1)", day)
                     .fetch_one(&mut conn)
                     .await
                     .map_err(mass_error)?;
@@ -76,11 +75,11 @@ impl Store {
 
     /// What autovacuum would do next, in the middle of a measurement.
     #[allow(clippy::disallowed_methods, reason = "no query: a command that cannot be prepared")]
-    async fn take_stock(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn take_stock(&self, conn: &mut Conn) -> Result<(), sqlx::Error> {
         for command in [
-            "vacuum (analyze) conversations",
-            "vacuum (analyze) turns",
-            "vacuum (analyze) turn_events",
+            "vacuum (analyze) lastword.conversations",
+            "vacuum (analyze) lastword.turns",
+            "vacuum (analyze) lastword.turn_events",
             "checkpoint",
         ] {
             sqlx::raw_sql(command).execute(&mut *conn).await?;
@@ -110,7 +109,7 @@ fn last(now: DateTime<Utc>, span: Duration, turns: i64) -> Stretch {
 
 /// Turns `from..from + count` of a history. Those of a conversation come one after the other.
 async fn history_slice(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     stretch: Stretch,
     from: i64,
     count: i64,
@@ -124,25 +123,25 @@ async fn history_slice(
         with line as materialized (
           -- The first 48 bits of an id are its time; the rest must only differ.
           select n, begun, at, n % $4::bigint + 1 as ordinal,
-                 overlay(md5('turn' || n)::uuid::text placing substr(lw_first_id(at)::text, 1, 13) || '-7' from 1)::uuid as id,
+                 overlay(md5('turn' || n)::uuid::text placing substr(lastword.lw_first_id(at)::text, 1, 13) || '-7' from 1)::uuid as id,
                  overlay(md5('conversation' || n / $4::bigint)::uuid::text
-                   placing substr(lw_first_id(begun)::text, 1, 13) || '-7' from 1)::uuid as conversation
+                   placing substr(lastword.lw_first_id(begun)::text, 1, 13) || '-7' from 1)::uuid as conversation
             from generate_series($2::bigint, $2::bigint + $3::bigint - 1) n
            cross join lateral (
              select $1::timestamptz + (n / $4::bigint - $6::bigint / $4::bigint) * $7::float8 * interval '1 s' as begun) c
            cross join lateral (select begun + n % $4::bigint * $5::int * interval '100 ms' as at) t),
         c as (
-          insert into conversations (id, agent, next_ordinal, created_at)
+          insert into lastword.conversations (id, agent, next_ordinal, created_at)
           select distinct conversation, 'history', $4::bigint + 1, begun from line
               on conflict do nothing),
         t as (
-          insert into turns (id, conversation_id, ordinal, agent, agent_revision, status, attempt, input,
+          insert into lastword.turns (id, conversation_id, ordinal, agent, agent_revision, status, attempt, input,
             traceparent, created_at, started_at, finished_at, last_seq)
           select id, conversation, ordinal, 'history', 1, 'completed', 1, '{"text":"What was it, again?"}',
                  '00-00000000000000000000000000000001-0000000000000001-00',
                  at, at + interval '20 ms', at + ($5::int - 1) * interval '100 ms', $5::int - 1
             from line)
-        insert into turn_events (turn_id, seq, kind, attempt, data, at)
+        insert into lastword.turn_events (turn_id, seq, kind, attempt, data, at)
         select id, seq,
                case seq when 0 then 'accepted' when 1 then 'started' when $5::int - 1 then 'completed' else 'delta' end,
                case seq when 0 then 0 else 1 end,

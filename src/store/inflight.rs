@@ -39,11 +39,11 @@ impl Store {
             .run("held", |c| {
                 sqlx::query!(
                     r#"
-                    (select turn_id as "id!", epoch from inflight where replica = $1 limit 10000)
+                    (select turn_id as "id!", epoch from lastword.inflight where replica = $1 limit 10000)
                     union all
                     select v.id, null
                       from unnest($2::uuid[], $3::bigint[]) w (id, generation)
-                     cross join lateral (select * from conversations c where c.id = w.id limit 1) v
+                     cross join lateral (select * from lastword.conversations c where c.id = w.id limit 1) v
                      where v.holder is distinct from $1 or v.generation <> w.generation
                     "#,
                     self.replica().0,
@@ -71,10 +71,10 @@ impl Store {
             .run("disown", |c| {
                 sqlx::query!(
                     "
-                    update inflight set replica = '00000000-0000-0000-0000-000000000000'
+                    update lastword.inflight set replica = '00000000-0000-0000-0000-000000000000'
                      where turn_id = $1 and epoch = $2 and replica = $3 and phase <> 'queued'
                        -- Else it may be one that was run to its end, and lost: see `lw_reconcile_v1`.
-                       and lw_all_reconciled_v1()
+                       and lastword.lw_all_reconciled_v1()
                     ",
                     turn.0,
                     epoch,
@@ -105,7 +105,7 @@ impl Store {
                            order by turn_id) w
                        cross join lateral (
                          select
-                           from inflight i
+                           from lastword.inflight i
                           where i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase = 'running'
                             and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
                             and i.deadline < i.cap_at
@@ -114,7 +114,7 @@ impl Store {
                     late as materialized (
                       select array_agg(turn_id order by turn_id) as turns, array_agg(until order by turn_id) as untils
                         from held)
-                    update inflight i
+                    update lastword.inflight i
                        set deadline = least(i.cap_at, late.untils[width_bucket(i.turn_id, late.turns)])
                       from late
                      where i.turn_id = any ((select turns from late)::uuid[])
@@ -135,7 +135,7 @@ impl Store {
         lease
             .run("is_over", |c| {
                 sqlx::query_scalar!(
-                    r#"select not exists (select from inflight where turn_id = $1 and epoch = $2 and replica = $3) as "is!""#,
+                    r#"select not exists (select from lastword.inflight where turn_id = $1 and epoch = $2 and replica = $3) as "is!""#,
                     turn.0,
                     epoch,
                     self.replica().0
@@ -156,20 +156,20 @@ impl Store {
                 sqlx::query_scalar!(
                     r#"
                     with u as (
-                      update inflight i
+                      update lastword.inflight i
                          set phase = 'running', worker = $3, last_seq = i.last_seq + 1, clock = 'progress',
                              started_at = clock_timestamp(),
                              deadline = least(i.cap_at, clock_timestamp() + i.progress_ms * interval '1 ms')
                        where i.turn_id = $1 and i.epoch = $2 and i.replica = $5 and i.phase = 'starting'
                          and i.cancelled_by is null
                          -- A claim that was committed across a verdict, or a leave, must not reach a worker.
-                         and exists (select from replicas r where r.id = i.replica and r.state in ('ready', 'draining'))
+                         and exists (select from lastword.replicas r where r.id = i.replica and r.state in ('ready', 'draining'))
                       returning i.turn_id, i.epoch, i.last_seq, i.started_at),
                     t as (
-                      update turns set status = 'running', attempt = u.epoch, started_at = u.started_at
+                      update lastword.turns set status = 'running', attempt = u.epoch, started_at = u.started_at
                         from u where id = $1),
                     e as (
-                      insert into turn_events (turn_id, seq, kind, attempt, data)
+                      insert into lastword.turn_events (turn_id, seq, kind, attempt, data)
                       select turn_id, last_seq, 'started', epoch, $4 from u)
                     select last_seq as "seq!" from u
                     "#,
@@ -191,7 +191,7 @@ impl Store {
                     .run("started", |c| {
                         sqlx::query_scalar!(
                             "
-                            select last_seq from inflight
+                            select last_seq from lastword.inflight
                              where turn_id = $1 and epoch = $2 and replica = $4 and phase = 'running'
                                and worker is not distinct from $3
                             ",
@@ -219,7 +219,7 @@ impl Store {
         let is_declined = lease
             .run("decline", |c| {
                 sqlx::query_scalar!(
-                    r#"select lw_decline_v1($1, $2, $3) as "is!""#,
+                    r#"select lastword.lw_decline_v1($1, $2, $3) as "is!""#,
                     turn.0,
                     epoch,
                     self.replica().0
@@ -240,7 +240,7 @@ impl Store {
         let is_released = lease
             .run("release", |c| {
                 sqlx::query_scalar!(
-                    r#"select lw_release_v1($1, $2, $3, $4) as "is!""#,
+                    r#"select lastword.lw_release_v1($1, $2, $3, $4) as "is!""#,
                     turn.0,
                     epoch,
                     self.replica().0,

@@ -6,10 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::{ConnectOptions, PgConnection, postgres::PgListener};
+use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, conn::Conn, session::Purpose};
 
 /// The channel that a wake-up is measured on.
 const CHANNEL: &str = "lastword_limits";
@@ -19,8 +19,8 @@ const WAKE_MAX: Duration = Duration::from_secs(5);
 /// Connections to measure on.
 #[derive(Debug)]
 pub struct Limits {
-    conn: PgConnection,
-    ringer: PgConnection,
+    conn: Conn,
+    ringer: Conn,
     listener: PgListener,
     /// How many rows were inserted; each gets a number of its own.
     inserted: i64,
@@ -36,7 +36,7 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "tables of the measurement's own, which no migration makes")]
 impl Limits {
     async fn open(store: &Store) -> Result<Limits, sqlx::Error> {
-        let mut conn = store.options.connect().await?;
+        let mut conn = store.sessions.open(Purpose::Work).await?;
         sqlx::raw_sql(
             "
             drop schema if exists lastword_limits cascade;
@@ -50,11 +50,11 @@ impl Limits {
         .await?;
         let pool = sqlx::postgres::PgPoolOptions::new()
             .max_connections(1)
-            .connect_with(store.listener_options.clone())
+            .connect_with(store.listener_sessions.listening(WAKE_MAX))
             .await?;
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
-        Ok(Limits { conn, ringer: store.options.connect().await?, listener, inserted: 0 })
+        Ok(Limits { conn, ringer: store.sessions.open(Purpose::Work).await?, listener, inserted: 0 })
     }
 
     /// `select 1`: a round trip.

@@ -12,10 +12,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Store, StoreError,
-    ringer::{CHANNEL, read},
-};
+use super::{Store, StoreError, ringer::read};
 use crate::telemetry::metrics;
 
 /// How often the connection is probed.
@@ -68,15 +65,17 @@ async fn connect(store: &Store) -> Result<PgListener, sqlx::Error> {
         // The driver's pause between two tries grows to a fifth of this: a listener should be back soon.
         .acquire_timeout(CONNECT_MAX)
         .max_lifetime(None)
-        .connect_with(store.listener_options.clone())
-        .await?;
+        .connect_with(store.listener_sessions.listening(PROBE_MAX))
+        .await
+        .inspect_err(|why| store.listener_sessions.note(why))?;
     let mut listener = PgListener::connect_with(&pool).await?;
     // A silent reconnect would lose the lock and what was rung meanwhile.
     listener.eager_reconnect(false);
     let key = i64::from_be_bytes(rand::random::<[u8; 8]>()) | 1;
     sqlx::query!("select pg_advisory_lock($1)", key).execute(&mut listener).await?;
     if store.wake.is_on() {
-        listener.listen(CHANNEL).await?;
+        let schema = store.listener_sessions.schema(&mut listener).await?;
+        listener.listen(&schema.channel()).await?;
     }
     store.wake.set_lock_key(key);
     Ok(listener)

@@ -132,7 +132,7 @@ impl Store {
             .run("turns", |c| {
                 sqlx::query_as!(
                     Passed,
-                    "select id, status, agent from turns where id < $1 order by id desc limit $2",
+                    "select id, status, agent from lastword.turns where id < $1 order by id desc limit $2",
                     before.unwrap_or(Uuid::max()),
                     limit
                 )
@@ -153,7 +153,7 @@ impl Store {
                 sqlx::query_as!(
                     Passed,
                     "
-                    select id, status, agent from turns
+                    select id, status, agent from lastword.turns
                      where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
                      order by agent desc, id desc limit $3
                     ",
@@ -178,10 +178,10 @@ impl Store {
                 sqlx::query_as!(
                     Passed,
                     "
-                    select id, status, agent from turns
+                    select id, status, agent from lastword.turns
                      where conversation_id >= $1
                        and (conversation_id, ordinal) < ($1, case when $2::uuid is null then 9223372036854775807
-                             else coalesce((select t.ordinal from turns t where t.id = $2), 0) end)
+                             else coalesce((select t.ordinal from lastword.turns t where t.id = $2), 0) end)
                      order by conversation_id desc, ordinal desc limit $3
                     ",
                     conversation.0,
@@ -201,14 +201,14 @@ impl Store {
             .run("turns_in_flight", |c| {
                 sqlx::query_scalar!(
                     "
-                    select i.turn_id from inflight i
+                    select i.turn_id from lastword.inflight i
                      where i.turn_id < $1
                        and ($2::text is null or i.agent = $2)
                        and ($3::uuid is null or i.conversation_id = $3)
                        and (not $4 or i.deadline <= clock_timestamp())
                        and ($5::text is null
                             or (case $5 when 'running' then i.epoch > 0 else i.phase <> 'running' end
-                                and (select t.status from turns t where t.id = i.turn_id) = $5))
+                                and (select t.status from lastword.turns t where t.id = i.turn_id) = $5))
                      order by i.turn_id desc limit $6
                     ",
                     filter.before.map_or(Uuid::max(), |turn| turn.0),
@@ -246,7 +246,7 @@ impl Store {
             .run("turns_not_completed", |c| {
                 sqlx::query_scalar!(
                     "
-                    select turn_id from not_completed
+                    select turn_id from lastword.not_completed
                      where status >= $1 and (status, turn_id) < ($1, $2) order by status desc, turn_id desc limit $3
                     ",
                     status,
@@ -270,7 +270,7 @@ impl Store {
             .run("turns_not_completed", |c| {
                 sqlx::query_scalar!(
                     "
-                    select turn_id from not_completed
+                    select turn_id from lastword.not_completed
                      where (agent, status) >= ($1, $2) and (agent, status, turn_id) < ($1, $2, $3)
                      order by agent desc, status desc, turn_id desc limit $4
                     ",
@@ -297,11 +297,11 @@ impl Store {
             .run("turns_not_completed", |c| {
                 sqlx::query_scalar!(
                     "
-                    select turn_id from not_completed
+                    select turn_id from lastword.not_completed
                      where (conversation_id, status) >= ($1, $2)
                        and (conversation_id, status, ordinal) < ($1, $2, case
                              when $3::uuid is null then 9223372036854775807
-                             else coalesce((select t.ordinal from turns t where t.id = $3), 0) end)
+                             else coalesce((select t.ordinal from lastword.turns t where t.id = $3), 0) end)
                        and ($4::text is null or agent = $4)
                      order by conversation_id desc, status desc, ordinal desc limit $5
                     ",
@@ -331,9 +331,9 @@ impl Store {
                            t.finished_at as "finished_at?", t.metadata as "metadata?", t.retry_of as "retry_of?",
                            e.data as "last_word?"
                       from unnest($1::uuid[]) with ordinality w (id, place)
-                     cross join lateral (select * from turns t where t.id = w.id limit 1) t
+                     cross join lateral (select * from lastword.turns t where t.id = w.id limit 1) t
                       left join lateral (
-                        select e.data from turn_events e
+                        select e.data from lastword.turn_events e
                          where e.turn_id = t.id and e.seq = t.last_seq and e.turn_id between $2 and $3
                          limit 1) e on true
                      order by w.place

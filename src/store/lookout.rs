@@ -92,7 +92,7 @@ impl Store {
                        select count(*) filter (where e.seq = w.seq and e.at = w.at
                                 and e.attempt = w.attempt and e.kind = w.kind) as same,
                               count(*) as all
-                         from turn_events e
+                         from lastword.turn_events e
                         where e.turn_id = w.turn_id and e.seq between w.seq and w.seq + 1
                           and e.turn_id between $6 and $7) e
                      where e.same <> 1 or e.all <> 1
@@ -126,7 +126,7 @@ impl Store {
                     select w.conversation_id as "conversation!"
                       from unnest($1::uuid[], $2::bigint[]) w (conversation_id, ordinal)
                      cross join lateral (
-                       select from turns t
+                       select from lastword.turns t
                         where t.conversation_id = w.conversation_id and t.ordinal > w.ordinal
                         order by t.ordinal limit 1) t
                     "#,

@@ -6,13 +6,9 @@
 //! here: nobody else works meanwhile.
 
 use chrono::{DateTime, Utc};
-use sqlx::{ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{
-    Store, StoreError,
-    ringer::{CHANNEL, queue_payload},
-};
+use super::{Store, StoreError, conn::Conn, ringer::queue_payload, session::Purpose};
 use crate::id::TurnId;
 
 /// What no replica hosts: turns of this runtime stay where they are.
@@ -47,13 +43,13 @@ pub struct Weight {
 /// A transaction that is open, and holds its snapshot, until this is dropped.
 #[derive(Debug)]
 pub struct Held {
-    _conn: PgConnection,
+    _conn: Conn,
 }
 
 impl Store {
     /// Makes turns that wait where no replica takes them. Returns them in the order of their ids.
     pub async fn park(&self, mass: Mass<'_>) -> Result<Vec<TurnId>, StoreError> {
-        let mut conn = self.options.connect().await.map_err(mass_error)?;
+        let mut conn = self.session("mass", Purpose::Work).await?;
         let (mut turns, mut conversations, mut ordinals) = (Vec::new(), Vec::new(), Vec::new());
         let fresh: Vec<Uuid> = (0..mass.conversations).map(|_| self.clock().mint()).collect();
         for ordinal in 1..=mass.turns_each {
@@ -77,7 +73,7 @@ impl Store {
                 sqlx::query_scalar!(
                     r#"
                     with ready as (
-                      update inflight set runtime = 'process' where runtime = $1 returning turn_id)
+                      update lastword.inflight set runtime = 'process' where runtime = $1 returning turn_id)
                     select turn_id from ready order by turn_id limit 1
                     "#,
                     PARKED
@@ -91,7 +87,8 @@ impl Store {
         let payload = queue_payload(self.wake().sender(), first);
         lease
             .run("unpark", |c| {
-                sqlx::query_scalar!("select pg_notify($1, $2)::text", CHANNEL, payload).fetch_one(c)
+                let channel = c.schema.channel();
+                sqlx::query_scalar!("select pg_notify($1, $2)::text", &*channel, payload).fetch_one(c)
             })
             .await?;
         Ok(now)
@@ -105,12 +102,12 @@ impl Store {
                 sqlx::query!(
                     "
                     with gone as (
-                      delete from inflight where runtime = $1 returning turn_id, conversation_id),
+                      delete from lastword.inflight where runtime = $1 returning turn_id, conversation_id),
                     e as (
-                      delete from turn_events using gone where turn_events.turn_id = gone.turn_id),
+                      delete from lastword.turn_events using gone where turn_events.turn_id = gone.turn_id),
                     t as (
-                      delete from turns using gone where id = gone.turn_id)
-                    update conversations set deleted_at = clock_timestamp() from gone where id = gone.conversation_id
+                      delete from lastword.turns using gone where id = gone.turn_id)
+                    update lastword.conversations set deleted_at = clock_timestamp() from gone where id = gone.conversation_id
                     ",
                     PARKED
                 )
@@ -126,7 +123,7 @@ impl Store {
         lease
             .run("is_busy", |c| {
                 sqlx::query_scalar!(
-                    r#"select /* lastword bench */ exists (select from inflight where runtime <> $1) as "is!""#,
+                    r#"select /* lastword bench */ exists (select from lastword.inflight where runtime <> $1) as "is!""#,
                     PARKED
                 )
                 .fetch_one(c)
@@ -140,7 +137,7 @@ impl Store {
         lease
             .run("running", |c| {
                 sqlx::query_scalar!(
-                    r#"select /* lastword bench */ count(*) as "n!" from inflight where phase = 'running'"#
+                    r#"select /* lastword bench */ count(*) as "n!" from lastword.inflight where phase = 'running'"#
                 )
                 .fetch_one(c)
             })
@@ -157,10 +154,10 @@ impl Store {
                     Weight,
                     r#"
                     select /* lastword bench */
-                           (select count(*) from turns t where t.id = any ($1) and t.status = 'completed') as "completed!",
-                           (select max(t.finished_at) from turns t where t.id = any ($1)) as finished_at,
-                           (select coalesce(sum(pg_column_size(t.*)), 0) from turns t where t.id = any ($1))
-                           + (select coalesce(sum(pg_column_size(e.*)), 0) from turn_events e where e.turn_id = any ($1))
+                           (select count(*) from lastword.turns t where t.id = any ($1) and t.status = 'completed') as "completed!",
+                           (select max(t.finished_at) from lastword.turns t where t.id = any ($1)) as finished_at,
+                           (select coalesce(sum(pg_column_size(t.*)), 0) from lastword.turns t where t.id = any ($1))
+                           + (select coalesce(sum(pg_column_size(e.*)), 0) from lastword.turn_events e where e.turn_id = any ($1))
                            as "bytes!"
                     "#,
                     &ids
@@ -173,9 +170,10 @@ impl Store {
     /// Opens a transaction elsewhere, which holds back what vacuum may remove.
     #[allow(clippy::disallowed_methods, reason = "several commands at once")]
     pub async fn hold_transaction(&self) -> Result<Held, StoreError> {
-        let mut conn = self.options.connect().await.map_err(mass_error)?;
+        let mut conn = self.session("mass", Purpose::Work).await?;
         // The snapshot is taken by the first query.
-        let begin = sqlx::raw_sql("begin isolation level repeatable read; select count(*) from replicas");
+        let begin =
+            sqlx::raw_sql("begin isolation level repeatable read; select count(*) from lastword.replicas");
         begin.execute(&mut conn).await.map_err(mass_error)?;
         Ok(Held { _conn: conn })
     }
@@ -183,26 +181,26 @@ impl Store {
 
 /// One transaction of inserts; the columns go in together.
 async fn insert(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     mass: &Mass<'_>,
     fresh: &[Uuid],
     turns: &[Uuid],
     conversations: &[Uuid],
     ordinals: &[i64],
 ) -> Result<(), sqlx::Error> {
-    let mut inside = conn.begin().await?;
+    sqlx::raw_sql("begin").execute(&mut *conn).await?;
     let input = serde_json::json!({ "text": mass.text }).to_string();
     sqlx::query!(
-        "insert into conversations (id, agent, next_ordinal) select id, $2, $3 from unnest($1::uuid[]) id",
+        "insert into lastword.conversations (id, agent, next_ordinal) select id, $2, $3 from unnest($1::uuid[]) id",
         fresh,
         mass.agent,
         i64::try_from(mass.turns_each).unwrap_or(i64::MAX) + 1,
     )
-    .execute(&mut *inside)
+    .execute(&mut *conn)
     .await?;
     sqlx::query!(
         "
-        insert into turns (id, conversation_id, ordinal, agent, agent_revision, input, traceparent)
+        insert into lastword.turns (id, conversation_id, ordinal, agent, agent_revision, input, traceparent)
         select id, conversation, ordinal, $4, $5, $6, '00-00000000000000000000000000000001-0000000000000001-00'
           from unnest($1::uuid[], $2::uuid[], $3::bigint[]) m (id, conversation, ordinal)
         ",
@@ -213,11 +211,11 @@ async fn insert(
         mass.revision,
         input,
     )
-    .execute(&mut *inside)
+    .execute(&mut *conn)
     .await?;
     sqlx::query!(
         "
-        insert into turn_events (turn_id, seq, kind, data)
+        insert into lastword.turn_events (turn_id, seq, kind, data)
         select id, 0, 'accepted', json_build_object(
                  'conversation_id', 'conv_' || replace(conversation::text, '-', ''), 'agent', $4::text,
                  'ordinal', ordinal)::text
@@ -228,11 +226,11 @@ async fn insert(
         ordinals,
         mass.agent,
     )
-    .execute(&mut *inside)
+    .execute(&mut *conn)
     .await?;
     sqlx::query!(
         "
-        insert into inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, deadline, cap_at,
+        insert into lastword.inflight (turn_id, conversation_id, ordinal, agent, agent_revision, runtime, deadline, cap_at,
           head_at, queue_ms, startup_ms, progress_ms, cap_ms)
         select id, conversation, ordinal, $4, $5, $6,
                clock_timestamp() + interval '1 hour', clock_timestamp() + interval '1 day',
@@ -246,9 +244,9 @@ async fn insert(
         mass.revision,
         PARKED,
     )
-    .execute(&mut *inside)
+    .execute(&mut *conn)
     .await?;
-    inside.commit().await
+    sqlx::raw_sql("commit").execute(conn).await.map(drop)
 }
 
 pub(super) fn mass_error(why: sqlx::Error) -> StoreError {

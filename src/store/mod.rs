@@ -20,6 +20,7 @@ mod bounds;
 pub mod claim;
 pub mod closing;
 pub mod commands;
+mod conn;
 mod connections;
 mod contact;
 pub mod conversations;
@@ -48,6 +49,8 @@ pub mod replicas;
 pub mod rewound;
 pub mod ring;
 pub mod ringer;
+pub mod schema;
+mod session;
 pub mod sweep;
 pub mod threads;
 pub mod turns;
@@ -70,12 +73,15 @@ use std::{
 use sqlx::postgres::PgConnectOptions;
 
 use agents::Remembered;
+use conn::Conn;
 use connections::{Connections, Lease};
 use contact::Contact;
 use desk::Desk;
 pub use error::StoreError;
 use intake::Intake;
 use reader::Reads;
+use schema::Choice;
+use session::{Purpose, Sessions};
 use wake::Wake;
 use witness::Witness;
 
@@ -93,8 +99,9 @@ pub struct Store(Arc<Parts>);
 #[derive(Debug)]
 pub struct Parts {
     connections: Arc<Connections>,
-    options: Arc<PgConnectOptions>,
-    listener_options: PgConnectOptions,
+    sessions: Arc<Sessions>,
+    /// Past a pooler, where there is one.
+    listener_sessions: Sessions,
     clock: Clock,
     wake: Arc<Wake>,
     witness: Witness,
@@ -124,16 +131,19 @@ impl Store {
         let clock = Clock::default();
         let replica = ReplicaId(clock.mint());
         let application_name = format!("lastword {}", replica.0.as_simple());
-        let options = Arc::new(connect_options(&config.database_url, &application_name)?);
-        let listener_url = config.listener_database_url.as_ref().unwrap_or(&config.database_url);
-        let listener_options = connect_options(listener_url, &application_name)?;
-        let contact = Arc::new(Contact::default());
         let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
-        let connections = Connections::new(options.clone(), config.pool_max, keeps_plans, contact.clone());
+        let choice = Arc::new(Choice::new(config.database_schema.clone()));
+        let sessions = |url: &str| {
+            let options = connect_options(url, &application_name)?;
+            Ok::<_, StoreError>(Sessions::new(options, keeps_plans, choice.clone()))
+        };
+        let (own, listener) = (sessions(&config.database_url)?, sessions(config.listener_url())?);
+        let (own, contact) = (Arc::new(own), Arc::new(Contact::default()));
+        let connections = Connections::new(own.clone(), config.pool_max, contact.clone());
         Ok(Store(Arc::new(Parts {
             connections: Arc::new(connections),
-            options,
-            listener_options,
+            sessions: own,
+            listener_sessions: listener,
             clock,
             wake: Arc::new(Wake::new(config.doorbell, replica.0)),
             witness: Witness::default(),
@@ -228,6 +238,11 @@ impl Store {
     /// Lets go of every connection.
     pub async fn close(&self) {
         self.connections.close().await;
+    }
+
+    /// A session of a task's own.
+    async fn session(&self, op: &'static str, purpose: Purpose) -> Result<Conn, StoreError> {
+        self.sessions.open(purpose).await.map_err(|why| StoreError::from_sqlx(op, why))
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {

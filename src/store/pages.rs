@@ -88,7 +88,7 @@ impl Store {
                        select *, sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before
                          from (
                            select seq, kind, attempt, case when seq = w.cursor then '' else data end as data, at
-                             from turn_events
+                             from lastword.turn_events
                             where turn_id = w.turn_id and seq >= w.cursor and turn_id between $5 and $6
                             order by seq
                             limit $3::bigint + (w.cursor >= 0)::int) page) e

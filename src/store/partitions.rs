@@ -25,7 +25,8 @@ impl Store {
         let mut lease = self.lease().await?;
         let there: Vec<NaiveDate> = lease
             .run("partitions", |c| {
-                sqlx::query_scalar!(r#"select day as "day!" from lw_partitions limit 10000"#).fetch_all(c)
+                sqlx::query_scalar!(r#"select day as "day!" from lastword.lw_partitions limit 10000"#)
+                    .fetch_all(c)
             })
             .await?;
         let mut made = 0;
@@ -36,7 +37,8 @@ impl Store {
             }
             let is_new = lease
                 .run("make_partition", |c| {
-                    sqlx::query_scalar!(r#"select lw_partition_make_v1($1) as "is_new!""#, day).fetch_one(c)
+                    sqlx::query_scalar!(r#"select lastword.lw_partition_make_v1($1) as "is_new!""#, day)
+                        .fetch_one(c)
                 })
                 .await;
             made += u32::from(is_new.inspect_err(|why| tracing::warn!(%why, %day, "no partition made"))?);
@@ -49,8 +51,11 @@ impl Store {
         let mut lease = self.lease().await?;
         lease
             .run("drop_partitions", |c| {
-                sqlx::query_scalar!(r#"select o_name as "name!" from lw_partitions_drop_v1($1)"#, keep_from)
-                    .fetch_all(c)
+                sqlx::query_scalar!(
+                    r#"select o_name as "name!" from lastword.lw_partitions_drop_v1($1)"#,
+                    keep_from
+                )
+                .fetch_all(c)
             })
             .await
     }

@@ -222,7 +222,7 @@ impl Store {
                 sqlx::query_scalar!(
                     r#"
                     select count(*) as "count!" from (
-                      select from inflight i
+                      select from lastword.inflight i
                        where i.phase = 'queued' and i.turn_id >= $1 and substring(uuid_send(i.turn_id) from 15) = $2
                        limit $3) q
                     "#,

@@ -80,13 +80,13 @@ impl Store {
                     (select i.turn_id as "turn!", i.agent as "agent!", i.conversation_id as "conversation!", v.holder,
                             (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
                               as "waited_ms!", false as "is_reserved!", i.agent_revision as "agent_revision!"
-                       from inflight i join conversations v on v.id = i.conversation_id
+                       from lastword.inflight i join lastword.conversations v on v.id = i.conversation_id
                       where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
                         and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                         and (i.agent || '@' || i.agent_revision) <> all ($6)
                         and i.conversation_id <> all ($3)
                         and not exists (
-                          select from inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
+                          select from lastword.inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
                       order by i.turn_id
                       limit 512)
                     union all
@@ -97,13 +97,13 @@ impl Store {
                               else 0 end, i.phase <> 'queued', i.agent_revision
                        from unnest($3::uuid[]) w (id)
                       cross join lateral (
-                        select * from inflight i where i.conversation_id = w.id order by i.ordinal limit 1) i
-                       join conversations v on v.id = i.conversation_id
+                        select * from lastword.inflight i where i.conversation_id = w.id order by i.ordinal limit 1) i
+                       join lastword.conversations v on v.id = i.conversation_id
                       where (i.phase = 'queued' and i.runtime = any ($1)
                           and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                           and (i.agent || '@' || i.agent_revision) <> all ($6))
                          or (i.phase = 'starting' and i.runtime <> 'process' and not exists (
-                           select from remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch)))
+                           select from lastword.remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch)))
                     "#,
                     &runtimes,
                     agents,
@@ -141,7 +141,7 @@ impl Store {
                            w.o_epoch as "epoch!", w.o_last_seq as "last_seq!", w.o_generation as "generation!",
                            w.o_cap_left_ms as "cap_left_ms!", w.o_waited_ms as "waited_ms!",
                            t.agent, t.agent_revision, t.ordinal, t.input, t.traceparent
-                      from lw_remote_claim_v1($1, $2, $3, $4) w join turns t on t.id = w.o_turn
+                      from lastword.lw_remote_claim_v1($1, $2, $3, $4) w join lastword.turns t on t.id = w.o_turn
                     "#,
                     self.replica().0,
                     &turns,
@@ -190,7 +190,7 @@ impl Store {
                     select o.turn_id, o.epoch, o.worker_id, o.token_hash
                       from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
                      cross join lateral (
-                       select * from remote_claims o where o.turn_id = w.turn_id and o.epoch = w.epoch limit 1) o
+                       select * from lastword.remote_claims o where o.turn_id = w.turn_id and o.epoch = w.epoch limit 1) o
                     "#,
                     &turns,
                     &epochs,
@@ -220,7 +220,7 @@ impl Store {
                     select w.turn_id as "turn!", w.epoch as "epoch!"
                       from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
                      where (select count(*) from (
-                       select from inflight i
+                       select from lastword.inflight i
                         where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = $3
                         limit 1) mine) = 0
                     "#,
@@ -243,11 +243,11 @@ impl Store {
                 sqlx::query!(
                     "
                     with held as materialized (
-                      select from inflight
+                      select from lastword.inflight
                        where turn_id = $2 and epoch = $3 and replica = $4
                          -- Waits for a move that is under way.
                          for key share)
-                    update commands set taken_at = clock_timestamp() where id = $1 and exists (select from held)
+                    update lastword.commands set taken_at = clock_timestamp() where id = $1 and exists (select from held)
                     ",
                     id,
                     turn.0,

@@ -58,7 +58,7 @@ impl Store {
             .run("register_worker", |c| {
                 sqlx::query!(
                     "
-                    insert into workers as w
+                    insert into lastword.workers as w
                       (id, replica_id, agent, agent_revision, runtime, conversation_id, name, state, token_hash)
                     values ($1, $2, $3, $4, 'remote', $5, $6, 'ready', $7)
                     on conflict (id) do update
@@ -87,7 +87,7 @@ impl Store {
         let is_anothers = lease
             .run("worker_principal", |c| {
                 sqlx::query_scalar!(
-                    r#"select token_hash <> $2 as "is!" from workers where id = $1 and token_hash is not null"#,
+                    r#"select token_hash <> $2 as "is!" from lastword.workers where id = $1 and token_hash is not null"#,
                     worker.id.0,
                     &token_hash,
                 )
@@ -104,7 +104,7 @@ impl Store {
             .run("remote_worker_ended", |c| {
                 sqlx::query!(
                     "
-                    update workers set state = 'ended', ended_at = clock_timestamp(), exit = $3
+                    update lastword.workers set state = 'ended', ended_at = clock_timestamp(), exit = $3
                      where id = $1 and replica_id = $2 and state <> 'ended'
                     ",
                     id.0,
@@ -132,7 +132,7 @@ impl Store {
             Some(id) => lease.run("worker_gone", |c| {
                 sqlx::query!(
                     "
-                    update workers
+                    update lastword.workers
                        set state = 'ended', ended_at = clock_timestamp(), exit = $2, end_code = $3, end_detail = $4
                      where id = $1 and runtime = 'remote' and end_code is null
                     ",
@@ -146,7 +146,7 @@ impl Store {
             None => lease.run("workers_gone", |c| {
                 sqlx::query!(
                     "
-                    update workers
+                    update lastword.workers
                        set state = 'ended', ended_at = clock_timestamp(), exit = $2, end_code = $3, end_detail = $4
                      where conversation_id = $1 and runtime = 'remote' and state <> 'ended' and end_code is null
                     ",
@@ -171,7 +171,7 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select id, end_code as "code!", coalesce(exit, '') as "message!", end_detail
-                      from workers where id = any ($1) and end_code is not null
+                      from lastword.workers where id = any ($1) and end_code is not null
                     "#,
                     &ids
                 )
@@ -194,14 +194,14 @@ impl Store {
                 sqlx::query!(
                     "
                     with t as (
-                      delete from worker_tokens_ended where hash in (
-                        select hash from worker_tokens_ended
+                      delete from lastword.worker_tokens_ended where hash in (
+                        select hash from lastword.worker_tokens_ended
                          where ended_at < clock_timestamp() - interval '1 day' order by ended_at limit 1000))
-                    delete from remote_claims where (turn_id, epoch) in (
-                      select o.turn_id, o.epoch from remote_claims o
+                    delete from lastword.remote_claims where (turn_id, epoch) in (
+                      select o.turn_id, o.epoch from lastword.remote_claims o
                        where o.claimed_at
                              < clock_timestamp() - least(interval '1 day', greatest(interval '1 hour', $1 * interval '1 s'))
-                         and not exists (select from inflight i where i.turn_id = o.turn_id)
+                         and not exists (select from lastword.inflight i where i.turn_id = o.turn_id)
                        order by o.claimed_at limit $2)
                     ",
                     self.retain.as_secs_f64(),

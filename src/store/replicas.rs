@@ -44,7 +44,7 @@ impl Store {
             .run("register", |c| {
                 sqlx::query!(
                     "
-                    insert into replicas (id, url, pid, version, application_name, lock_key, timeline)
+                    insert into lastword.replicas (id, url, pid, version, application_name, lock_key, timeline)
                     values ($1, $2, $3, $4, $5, $6, $7)
                     on conflict (id) do nothing
                     ",
@@ -68,7 +68,7 @@ impl Store {
         let done = lease
             .run("start_drain", |c| {
                 sqlx::query!(
-                    "update replicas set state = 'draining' where id = $1 and state = 'ready'",
+                    "update lastword.replicas set state = 'draining' where id = $1 and state = 'ready'",
                     self.replica().0
                 )
                 .execute(c)
@@ -84,7 +84,7 @@ impl Store {
             .run("leave", |c| {
                 sqlx::query!(
                     "
-                    update replicas set state = 'left', gone_at = clock_timestamp()
+                    update lastword.replicas set state = 'left', gone_at = clock_timestamp()
                      where id = $1 and state in ('ready', 'draining')
                     ",
                     self.replica().0
@@ -113,7 +113,7 @@ impl Store {
             .run("workers_gone", |c| {
                 sqlx::query!(
                     "
-                    update workers
+                    update lastword.workers
                        set state = 'ended', ended_at = clock_timestamp(), exit = 'its replica is gone'
                      where replica_id = $1 and state <> 'ended'
                     ",
@@ -138,10 +138,10 @@ impl Store {
                     r#"
                     select r.id, r.url, r.pid, r.version, r.state, r.started_at, r.beat_at,
                            coalesce(i.turns, 0) as "turns!"
-                      from replicas r
+                      from lastword.replicas r
                       -- All of them at once: not the whole of it for each replica.
                       left join (
-                        select replica, count(*) as turns from inflight where replica is not null group by replica) i
+                        select replica, count(*) as turns from lastword.inflight where replica is not null group by replica) i
                         on i.replica = r.id
                      where r.id < $1
                        and (r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 hour')

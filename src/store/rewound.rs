@@ -38,7 +38,9 @@ impl Store {
     pub async fn timeline(&self) -> Result<i32, StoreError> {
         let mut lease = self.lease().await?;
         lease
-            .run("timeline", |c| sqlx::query_scalar!(r#"select lw_timeline_v1() as "now!""#).fetch_one(c))
+            .run("timeline", |c| {
+                sqlx::query_scalar!(r#"select lastword.lw_timeline_v1() as "now!""#).fetch_one(c)
+            })
             .await
     }
 
@@ -55,7 +57,7 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select o_turn as "turn!", o_how as "how!", o_events_lost as "events_lost!"
-                      from lw_reconcile_v1($1, $2, $3, $4, $5)
+                      from lastword.lw_reconcile_v1($1, $2, $3, $4, $5)
                     "#,
                     &turns,
                     &epochs,
@@ -84,7 +86,7 @@ impl Store {
         let done = lease
             .run("set_reconciled", |c| {
                 sqlx::query!(
-                    "update replicas set timeline = $2 where id = $1 and lw_timeline_v1() = $2",
+                    "update lastword.replicas set timeline = $2 where id = $1 and lastword.lw_timeline_v1() = $2",
                     self.replica().0,
                     timeline
                 )
@@ -101,7 +103,8 @@ impl Store {
         let mut lease = self.lease().await?;
         lease
             .run("rewound_from", |c| {
-                sqlx::query_scalar!("select seq from rewound where turn_id = $1", turn.0).fetch_optional(c)
+                sqlx::query_scalar!("select seq from lastword.rewound where turn_id = $1", turn.0)
+                    .fetch_optional(c)
             })
             .await
     }
@@ -115,7 +118,7 @@ impl Store {
                     r#"
                     select count(*) as "turns!", coalesce(sum(events_lost), 0)::bigint as "events!",
                            count(*) filter (where how = 'vanished') as "vanished!"
-                      from rewound where how <> 'unknown'
+                      from lastword.rewound where how <> 'unknown'
                     "#
                 )
                 .fetch_one(c)

@@ -10,15 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{ConnectOptions, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Store, StoreError, ring::Ring, wake::Wake};
+use super::{Store, StoreError, conn::Conn, ring::Ring, session::Purpose, wake::Wake};
 use crate::telemetry::metrics;
 
-/// The one channel.
-pub(super) const CHANNEL: &str = "lastword";
 /// Postgres takes payloads below 8,000 bytes.
 const PAYLOAD_MAX: usize = 7900;
 /// Kept turns in one payload.
@@ -34,7 +31,7 @@ const RECONNECT_GAP: Duration = Duration::from_millis(200);
 
 /// Rings what is pending until cancelled, then once more: nothing committed goes unrung.
 pub async fn ring_on(store: Store, until: CancellationToken) {
-    let mut conn: Option<PgConnection> = None;
+    let mut conn: Option<Conn> = None;
     let mut pace = Pace { due: Instant::now() };
     loop {
         let is_last = tokio::select! {
@@ -76,15 +73,15 @@ impl Pace {
     }
 }
 
-async fn ring(store: &Store, slot: &mut Option<PgConnection>, pending: &Ring) -> Result<(), StoreError> {
+async fn ring(store: &Store, slot: &mut Option<Conn>, pending: &Ring) -> Result<(), StoreError> {
     let lost = |why: String| StoreError::Away { op: "ring", why };
     let work = async {
         let conn = match slot {
             Some(conn) => conn,
-            None => slot.insert(store.listener_options.connect().await?),
+            None => slot.insert(store.listener_sessions.open(Purpose::Task(RING_MAX)).await?),
         };
         for payload in payloads(store.wake.sender(), pending) {
-            sqlx::query_scalar!("select pg_notify($1, $2)::text", CHANNEL, payload)
+            sqlx::query_scalar!("select pg_notify($1, $2)::text", &*conn.schema.channel(), payload)
                 .fetch_one(&mut *conn)
                 .await?;
             metrics::doorbell_rings();

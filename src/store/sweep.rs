@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{ConnectOptions, PgConnection};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, conn::Conn, session::Purpose};
 use crate::id::TurnId;
 
+/// How long one batch may take.
+const BATCH_TAKES_MAX: Duration = Duration::from_secs(60);
 /// Rows of one batch, about.
 const BATCH_ROWS: i32 = 10_000;
 /// Conversations that one batch looks at.
@@ -24,7 +25,7 @@ pub const BATCH_REST: u64 = 5000;
 /// A connection to sweep over.
 #[derive(Debug)]
 pub struct Sweeper {
-    conn: PgConnection,
+    conn: Conn,
 }
 
 /// What one batch came to.
@@ -43,7 +44,7 @@ pub struct Swept {
 impl Store {
     /// Connects, to sweep.
     pub async fn sweeper(&self) -> Result<Sweeper, StoreError> {
-        let conn = self.options.connect().await.map_err(sweeping)?;
+        let conn = self.session("sweep", Purpose::Task(BATCH_TAKES_MAX)).await?;
         Ok(Sweeper { conn })
     }
 
@@ -67,32 +68,32 @@ impl Store {
                 sqlx::query_scalar!(
                     r#"
                     with r as (
-                      delete from replicas where id in (
-                        select r.id from replicas r
+                      delete from lastword.replicas where id in (
+                        select r.id from lastword.replicas r
                          where r.gone_at < clock_timestamp() - interval '1 day'
-                           and not exists (select from inflight i where i.replica = r.id)
+                           and not exists (select from lastword.inflight i where i.replica = r.id)
                          limit 1000) returning 1),
                     w as (
-                      delete from workers where id in (
-                        select id from workers
+                      delete from lastword.workers where id in (
+                        select id from lastword.workers
                          where state = 'ended'
                            and ended_at < clock_timestamp() - least(interval '1 day', $1 * interval '1 s')
                          order by ended_at limit $2) returning 1),
                     k as (
                       -- Sooner than its turn, so that no key leads to one that is gone.
-                      delete from idempotency where key in (
-                        select key from idempotency
+                      delete from lastword.idempotency where key in (
+                        select key from lastword.idempotency
                          where created_at < clock_timestamp() - least(interval '2 days', $1 * 0.95 * interval '1 s')
                          order by created_at limit $2) returning 1),
                     c as (
-                      delete from commands where id in (
-                        select c.id from commands c
+                      delete from lastword.commands where id in (
+                        select c.id from lastword.commands c
                          where c.created_at < clock_timestamp() - least(interval '2 days', $1 * interval '1 s')
-                           and not exists (select from inflight i where i.turn_id = c.turn_id)
+                           and not exists (select from lastword.inflight i where i.turn_id = c.turn_id)
                          order by c.created_at limit $2) returning 1),
                     b as (
-                      delete from rewound where turn_id in (
-                        select turn_id from rewound
+                      delete from lastword.rewound where turn_id in (
+                        select turn_id from lastword.rewound
                          where at < clock_timestamp() - interval '90 days'
                          order by at limit $2) returning 1)
                     select greatest((select count(*) from r), (select count(*) from w), (select count(*) from k),
@@ -114,7 +115,7 @@ impl Sweeper {
         let row = sqlx::query!(
             r#"
             select o_last as last, o_turns as "turns!", o_events as "events!", o_conversations as "conversations!"
-              from lw_sweep_turns_v1($1, $2, $3)
+              from lastword.lw_sweep_turns_v1($1, $2, $3)
             "#,
             after,
             first_id(keep_from),
@@ -130,7 +131,7 @@ impl Sweeper {
     /// Removes conversations that no turn is left of, after one id and older than that.
     pub async fn empty(&mut self, after: Uuid, keep_from: DateTime<Utc>) -> Result<Swept, StoreError> {
         let row = sqlx::query!(
-            r#"select o_last as last, o_conversations as "conversations!" from lw_sweep_empty_v1($1, $2, $3)"#,
+            r#"select o_last as last, o_conversations as "conversations!" from lastword.lw_sweep_empty_v1($1, $2, $3)"#,
             after,
             first_id(keep_from),
             BATCH_CONVERSATIONS

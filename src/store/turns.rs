@@ -67,7 +67,7 @@ impl Store {
                     r#"
                     select t.id, t.conversation_id, t.agent, t.ordinal, t.status, t.attempt, t.created_at,
                            t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
-                      from turns t left join turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                      from lastword.turns t left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
                      where t.id = $1
                     "#,
                     id.0
@@ -90,7 +90,7 @@ impl Store {
         let rows = lease
             .run("turn_ids_after", |c| {
                 sqlx::query!(
-                    "select ordinal, id from turns where conversation_id = $1 and ordinal > $2 order by ordinal limit $3",
+                    "select ordinal, id from lastword.turns where conversation_id = $1 and ordinal > $2 order by ordinal limit $3",
                     conversation.0,
                     ordinal,
                     limit
@@ -109,7 +109,7 @@ impl Store {
         let rows = lease
             .run("cancel", |c| {
                 sqlx::query!(
-                    r#"select o_turn as "turn!", o_outcome as "outcome!" from lw_cancel_v1($1, $2, 10000)"#,
+                    r#"select o_turn as "turn!", o_outcome as "outcome!" from lastword.lw_cancel_v1($1, $2, 10000)"#,
                     &ids,
                     by.as_str()
                 )
@@ -148,7 +148,7 @@ impl Store {
             .run("open_turns", |c| {
                 sqlx::query_scalar!(
                     "
-                    select turn_id from inflight
+                    select turn_id from lastword.inflight
                      where conversation_id = $1 and ($2::bigint is null or ordinal < $2)
                      order by ordinal limit 10000
                     ",
@@ -170,7 +170,7 @@ impl Store {
         let row = lease
             .run("input", |c| {
                 sqlx::query!(
-                    "select conversation_id, agent, input, metadata from turns where id = $1",
+                    "select conversation_id, agent, input, metadata from lastword.turns where id = $1",
                     turn.0
                 )
                 .fetch_optional(c)

@@ -52,7 +52,7 @@ impl Store {
             .run("grant_worker", |c| {
                 sqlx::query!(
                     "
-                    insert into worker_tokens (hash, agent, conversation_id, expires_at) values ($1, $2, $3, $4)
+                    insert into lastword.worker_tokens (hash, agent, conversation_id, expires_at) values ($1, $2, $3, $4)
                     ",
                     &token_hash,
                     grant.agent,
@@ -78,8 +78,8 @@ impl Store {
                 sqlx::query!(
                     r#"
                     with known as materialized (
-                      select count(*) as count from (select from worker_tokens where id is not null limit $6) t)
-                    insert into worker_tokens (hash, id, agent, conversation_id, expires_at)
+                      select count(*) as count from (select from lastword.worker_tokens where id is not null limit $6) t)
+                    insert into lastword.worker_tokens (hash, id, agent, conversation_id, expires_at)
                     select $1, $2, $3, $4, $5 from known where known.count < $6
                     returning created_at, (select count from known) as "count!"
                     "#,
@@ -111,7 +111,7 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select id as "id!", agent, conversation_id, expires_at, created_at
-                      from worker_tokens
+                      from lastword.worker_tokens
                      where id is not null and id < $1 and (expires_at is null or expires_at > clock_timestamp())
                      order by id desc limit $2
                     "#,
@@ -141,7 +141,7 @@ impl Store {
             .run("worker_grants", |c| {
                 sqlx::query!(
                     "
-                    select hash, agent, conversation_id, expires_at from worker_tokens
+                    select hash, agent, conversation_id, expires_at from lastword.worker_tokens
                      where hash = any ($1) and (expires_at is null or expires_at > clock_timestamp())
                     ",
                     &hashes
@@ -171,8 +171,12 @@ impl Store {
         let ended = lease
             .run("end_worker_tokens", |c| {
                 let id = id.map(|id| id.0);
-                sqlx::query_scalar!(r#"select lw_worker_tokens_end_v1($1, $2) as "ended!""#, id, ENDED)
-                    .fetch_one(c)
+                sqlx::query_scalar!(
+                    r#"select lastword.lw_worker_tokens_end_v1($1, $2) as "ended!""#,
+                    id,
+                    ENDED
+                )
+                .fetch_one(c)
             })
             .await?;
         if ended > 0 {
@@ -188,7 +192,7 @@ impl Store {
         let hashes = lease
             .run("worker_tokens_ended", |c| {
                 sqlx::query_scalar!(
-                    "select hash from worker_tokens_ended where ended_at >= $1 order by ended_at",
+                    "select hash from lastword.worker_tokens_ended where ended_at >= $1 order by ended_at",
                     since - COMMIT_MAX
                 )
                 .fetch_all(c)
@@ -203,7 +207,7 @@ impl Store {
         let done = lease
             .run("revoke_worker_tokens", |c| {
                 sqlx::query!(
-                    "delete from worker_tokens where conversation_id = $1 and id is null",
+                    "delete from lastword.worker_tokens where conversation_id = $1 and id is null",
                     conversation.0
                 )
                 .execute(c)
@@ -217,7 +221,7 @@ impl Store {
         let mut lease = self.lease().await?;
         let done = lease
             .run("revoke_worker_token", |c| {
-                sqlx::query!("delete from worker_tokens where hash = $1", &token_hash).execute(c)
+                sqlx::query!("delete from lastword.worker_tokens where hash = $1", &token_hash).execute(c)
             })
             .await?;
         Ok(done.rows_affected())

@@ -66,7 +66,7 @@ impl Store {
             .run("worker_started", |c| {
                 sqlx::query!(
                     "
-                    insert into workers (id, replica_id, agent, agent_revision, runtime, conversation_id, pid)
+                    insert into lastword.workers (id, replica_id, agent, agent_revision, runtime, conversation_id, pid)
                     values ($1, $2, $3, $4, $5, $6, $7)
                     on conflict (id) do nothing
                     ",
@@ -89,8 +89,11 @@ impl Store {
         let mut lease = self.lease().await?;
         lease
             .run("worker_ready", |c| {
-                sqlx::query!("update workers set state = 'ready' where id = $1 and state = 'starting'", id.0)
-                    .execute(c)
+                sqlx::query!(
+                    "update lastword.workers set state = 'ready' where id = $1 and state = 'starting'",
+                    id.0
+                )
+                .execute(c)
             })
             .await?;
         Ok(())
@@ -105,7 +108,7 @@ impl Store {
             .run("worker_ended", |c| {
                 sqlx::query!(
                     "
-                    update workers
+                    update lastword.workers
                        set state = 'ended', ended_at = clock_timestamp(), exit = $2, stderr_tail = $3
                      where id = $1 and state <> 'ended'
                     ",
@@ -128,10 +131,10 @@ impl Store {
                 sqlx::query_scalar!(
                     r#"
                     select w.id as "id!"
-                      from replicas r
+                      from lastword.replicas r
                      cross join lateral (
                        -- By the index of those that live: of the others there may be very many.
-                       select w.id from workers w
+                       select w.id from lastword.workers w
                         where w.replica_id = r.id and w.state <> 'ended' and w.id < $1 limit 100000) w
                      order by w.id desc
                      limit $2
@@ -161,16 +164,16 @@ impl Store {
                     select w.id, w.replica_id, w.agent, w.conversation_id,
                            -- One that calls is recorded as `remote`; whether from a pod, its agent says.
                            coalesce(case w.runtime when 'remote' then (
-                             select a.spec::jsonb ->> 'runtime' from agents a
+                             select a.spec::jsonb ->> 'runtime' from lastword.agents a
                               where a.name = w.agent and a.revision = w.agent_revision) end,
                              w.runtime) as "runtime!",
                            case when w.conversation_id is not null then i.turn_id end as "turn_id?",
                            coalesce(i.turns, 0) as "turns!",
                            w.pid, w.name, w.state, w.started_at, w.ended_at, w.exit, w.end_detail, w.stderr_tail
-                      from workers w
+                      from lastword.workers w
                       left join (
                         select worker, count(*) as turns, (array_agg(turn_id))[1] as turn_id
-                          from inflight
+                          from lastword.inflight
                          where worker is not null
                          group by worker) i on i.worker = w.id and w.state <> 'ended'
                      where w.id = any ($1)

@@ -45,7 +45,7 @@ fn text(name: &str, sql: &str) -> Text {
 /// Every function of the schema, and every statement of the source.
 async fn texts(ground: &Ground) -> Vec<Text> {
     let functions = "select p.proname::text, pg_get_functiondef(p.oid) from pg_proc p
-      where p.pronamespace = 'public'::regnamespace and p.proname like 'lw\\_%'";
+      where p.pronamespace = 'lastword'::regnamespace and p.proname like 'lw\\_%'";
     let functions: Vec<(String, String)> = sqlx::query_as(functions).fetch_all(&ground.sql).await.unwrap();
     assert!(functions.len() > 10, "{functions:?}");
     let mut all: Vec<Text> = functions.iter().map(|(name, sql)| text(name, sql)).collect();

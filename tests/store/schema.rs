@@ -43,7 +43,7 @@ async fn an_older_release_starts_on_a_newer_schema_and_a_newer_one_asks_for_its_
     let store = ground.open();
     ground
         .run(
-            "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+            "insert into lw_migrations (version, description, success, checksum, execution_time)
              values (99990101, 'of a later release', true, '\\x00', 1)",
         )
         .await
@@ -53,7 +53,7 @@ async fn an_older_release_starts_on_a_newer_schema_and_a_newer_one_asks_for_its_
     ground.replica().await.running().await;
 
     ground
-        .run("delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations where version < 99990101)")
+        .run("delete from lw_migrations where version = (select max(version) from lw_migrations where version < 99990101)")
         .await
         .unwrap();
     assert!(!store.is_migrated().await.unwrap(), "a migration of this release is missing");

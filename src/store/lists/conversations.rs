@@ -39,7 +39,7 @@ impl Store {
                 sqlx::query_as!(
                     ConversationRow,
                     "
-                    select id, agent, next_ordinal, created_at, deleted_at from conversations
+                    select id, agent, next_ordinal, created_at, deleted_at from lastword.conversations
                      where id < $1 order by id desc limit $2
                     ",
                     before.unwrap_or(Uuid::max()),
@@ -62,7 +62,7 @@ impl Store {
                 sqlx::query_as!(
                     ConversationRow,
                     "
-                    select id, agent, next_ordinal, created_at, deleted_at from conversations
+                    select id, agent, next_ordinal, created_at, deleted_at from lastword.conversations
                      where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
                      order by agent desc, id desc limit $3
                     ",

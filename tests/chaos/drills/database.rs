@@ -118,12 +118,16 @@ pub async fn stall(stage: Stage) -> Row {
 }
 
 /// A clock of the database that can be stepped: found before the built-in one by every session.
-const STEPPED_CLOCK: [&str; 4] = [
+const STEPPED_CLOCK: [&str; 5] = [
     "create table public.clock_step (by interval not null)",
     "insert into public.clock_step values ('0')",
     "create function public.clock_timestamp() returns timestamptz language sql volatile as
        $$ select pg_catalog.clock_timestamp() + by from public.clock_step $$",
-    "alter role postgres set search_path = public, pg_catalog",
+    "alter role postgres set search_path = lastword, public, pg_catalog",
+    "do $$ declare f regprocedure; begin
+       for f in select oid from pg_proc where pronamespace = 'lastword'::regnamespace and proconfig::text like '%search_path%'
+       loop execute format('alter function %s set search_path = lastword, public, pg_catalog, pg_temp', f); end loop;
+     end $$",
 ];
 
 async fn step_clock(scene: &Scene, seconds: &str) {

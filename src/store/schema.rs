@@ -1,0 +1,132 @@
+//! Where in the database this installation stands: one schema for tables, functions and the list of migrations, so
+//! that other programs and other installations in the same database are not met, not even by a NOTIFY.
+//!
+//! Statements name their tables as `lastword.turns`. An installation in another schema has that prefix replaced before
+//! a statement is prepared. Functions have their schema as their own `search_path` (migration 22).
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr as _, SqlStr};
+
+/// The schema of an installation that names none.
+pub const DEFAULT: &str = "lastword";
+/// How statements name the schema.
+const PREFIX: &str = "lastword.";
+/// The list of applied migrations.
+const MIGRATIONS: &str = "lw_migrations";
+/// The same of an installation that was made before there was a schema.
+const FIRST_MIGRATIONS: &str = "_sqlx_migrations";
+const FIRST_CHANNEL: &str = "lastword";
+
+/// The schema of one installation. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Schema(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    name: String,
+    /// Whether the installation was made by a release that knew no schema: it stays where it is, and older replicas
+    /// go on beside newer ones.
+    is_first: bool,
+    /// Statements as they are sent, by their text. Empty in the default schema.
+    placed: Mutex<HashMap<String, Arc<str>>>,
+}
+
+impl Schema {
+    fn new(name: &str, is_first: bool) -> Schema {
+        Schema(Arc::new(Parts { name: name.to_owned(), is_first, placed: Mutex::default() }))
+    }
+
+    /// Its name, which needs no quotes.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Whether the installation was made by a release that knew no schema.
+    pub(super) fn is_first(&self) -> bool {
+        self.0.is_first
+    }
+
+    /// The table of applied migrations, with its schema.
+    pub(super) fn migrations(&self) -> String {
+        let table = if self.is_first() { FIRST_MIGRATIONS } else { MIGRATIONS };
+        format!("{}.{table}", self.name())
+    }
+
+    /// The channel of this installation's notifications.
+    pub(super) fn channel(&self) -> Cow<'static, str> {
+        match self.is_first() {
+            true => FIRST_CHANNEL.into(),
+            false => format!("lastword.{}", self.name()).into(),
+        }
+    }
+
+    /// A statement as it is sent.
+    pub(super) fn place(&self, sql: SqlStr) -> SqlStr {
+        if self.name() == DEFAULT {
+            return sql;
+        }
+        let mut placed = self.0.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match placed.get(sql.as_str()) {
+            Some(text) => text.clone(),
+            None => {
+                let text: Arc<str> = sql.as_str().replace(PREFIX, &format!("{}.", self.name())).into();
+                placed.insert(sql.as_str().to_owned(), text.clone());
+                text
+            }
+        };
+        AssertSqlSafe(text).into_sql_str()
+    }
+}
+
+/// Which schema a process uses: the configured one, or the one where an installation is found.
+#[derive(Debug)]
+pub(super) struct Choice {
+    configured: Option<String>,
+    /// Set once an installation was seen.
+    found: OnceLock<Schema>,
+}
+
+impl Choice {
+    pub(super) fn new(configured: Option<String>) -> Choice {
+        Choice { configured, found: OnceLock::new() }
+    }
+
+    /// The schema as far as the database of this connection has one: the configured schema or `lastword`; without a
+    /// configured one, an installation that an older release made where new tables went then.
+    pub(super) async fn of<'c, C>(&self, conn: C) -> Result<Schema, sqlx::Error>
+    where
+        C: sqlx::Executor<'c, Database = Postgres>,
+    {
+        if let Some(schema) = self.found.get() {
+            return Ok(schema.clone());
+        }
+        let installed = sqlx::query!(
+            r#"
+            select n.nspname::text as "name!", n.nspname = current_schema() as "is_current!",
+                   to_regclass(format('%I.lw_migrations', n.nspname)) is null as "is_first!"
+              from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+             where p.proname = 'lw_accept_v1'
+            "#
+        )
+        .fetch_all(conn)
+        .await?;
+        let wanted = self.configured.as_deref().unwrap_or(DEFAULT);
+        let is_free = self.configured.is_none();
+        let found = installed
+            .iter()
+            .find(|there| there.name == wanted)
+            .or_else(|| installed.iter().find(|there| is_free && there.is_current && there.is_first));
+        Ok(match found {
+            Some(there) => {
+                let schema = Schema::new(&there.name, there.is_first);
+                self.found.get_or_init(|| schema).clone()
+            }
+            None => Schema::new(wanted, false),
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! How sessions with Postgres begin: their settings, and the schema that their statements go to.
+//!
+//! Settings are part of a session's start and never a `SET`: behind a transaction pooler a `SET` stays on a backend
+//! that serves other programs next. A pooler that refuses them is connected to without them; the settings of the role
+//! stand in for them there (`docs/OPERATING.md`).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+
+use super::{
+    conn::Conn,
+    schema::{Choice, Schema},
+};
+
+/// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
+/// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
+/// long transaction elsewhere that is all of its past.
+const PLANS: [(&str, &str); 4] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("jit", "off"),
+];
+/// Postgres ends a session whose client was cut off: what the client held is free soon.
+const CUT_OFF: [(&str, &str); 3] =
+    [("client_connection_check_interval", "2s"), ("tcp_keepalives_idle", "10s"), ("tcp_user_timeout", "15s")];
+/// SQLSTATE of a start that is refused for one of its settings, by Postgres and by poolers.
+const REFUSED: [&str; 2] = ["08P01", "42704"];
+
+/// What a session is for. Statements with a deadline have the deadline in Postgres too, a little sooner than in this
+/// process: the connection is then as good as before, and nothing is under way that nobody waits for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// The hot statements, each with this deadline.
+    Pool(Duration),
+    /// A task's own session, whose statements have this deadline.
+    Task(Duration),
+    /// Work that takes as long as the database is large.
+    Work,
+}
+
+/// The sessions of one process with one address.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    options: PgConnectOptions,
+    keeps_plans: bool,
+    choice: Arc<Choice>,
+    /// Whether the other side takes no settings at a session's start.
+    is_bare: AtomicBool,
+}
+
+impl Sessions {
+    pub(super) fn new(options: PgConnectOptions, keeps_plans: bool, choice: Arc<Choice>) -> Sessions {
+        Sessions { options, keeps_plans, choice, is_bare: AtomicBool::new(false) }
+    }
+
+    /// A new session, in the schema of the installation.
+    pub(super) async fn open(&self, purpose: Purpose) -> Result<Conn, sqlx::Error> {
+        let mut bare = match self.is_bare.load(Ordering::Relaxed) {
+            true => PgConnection::connect_with(&self.options).await?,
+            false => self.with_settings(purpose).await?,
+        };
+        let schema = self.choice.of(&mut bare).await?;
+        Ok(Conn { bare, schema })
+    }
+
+    async fn with_settings(&self, purpose: Purpose) -> Result<PgConnection, sqlx::Error> {
+        let refused = match PgConnection::connect_with(&self.options(purpose)).await {
+            Err(why) if is_refused(&why) => why,
+            other => return other,
+        };
+        let conn = PgConnection::connect_with(&self.options).await?;
+        if !self.is_bare.swap(true, Ordering::Relaxed) {
+            tracing::info!(%refused, "sessions begin without settings of their own: give them to the role");
+        }
+        Ok(conn)
+    }
+
+    /// How to begin a session. What the URL sets itself stays.
+    fn options(&self, purpose: Purpose) -> PgConnectOptions {
+        let given = self.options.get_options().unwrap_or_default().to_owned();
+        let is_free = |name: &str| !given.contains(&format!("{name}="));
+        let mut settings: Vec<(&str, String)> = Vec::new();
+        if matches!(purpose, Purpose::Pool(_)) && self.keeps_plans {
+            settings.extend(PLANS.map(|(name, value)| (name, value.to_owned())));
+        }
+        settings.extend(CUT_OFF.map(|(name, value)| (name, value.to_owned())));
+        let statement_max = match purpose {
+            Purpose::Pool(max) | Purpose::Task(max) => max,
+            Purpose::Work => Duration::ZERO,
+        };
+        let timeouts = [
+            ("statement_timeout", statement_max * 9 / 10),
+            ("lock_timeout", statement_max / 2),
+            ("idle_in_transaction_session_timeout", statement_max * 2),
+        ];
+        settings.extend(timeouts.map(|(name, max)| (name, format!("{}ms", max.as_millis()))));
+        settings.retain(|(name, _)| is_free(name));
+        self.options.clone().options(settings)
+    }
+
+    /// How to begin a session that [`Sessions::open`] does not begin.
+    pub(super) fn listening(&self, deadline: Duration) -> PgConnectOptions {
+        match self.is_bare.load(Ordering::Relaxed) {
+            true => self.options.clone(),
+            false => self.options(Purpose::Task(deadline)),
+        }
+    }
+
+    /// Takes note of why such a session did not begin: the next one begins without settings where they were refused.
+    pub(super) fn note(&self, why: &sqlx::Error) {
+        if is_refused(why) {
+            self.is_bare.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The schema of the installation, as a session sees it.
+    pub(super) async fn schema<'c, C>(&self, conn: C) -> Result<Schema, sqlx::Error>
+    where
+        C: sqlx::Executor<'c, Database = sqlx::Postgres>,
+    {
+        self.choice.of(conn).await
+    }
+}
+
+fn is_refused(why: &sqlx::Error) -> bool {
+    let code = why.as_database_error().and_then(|why| why.code());
+    code.is_some_and(|code| REFUSED.contains(&&*code))
+}
