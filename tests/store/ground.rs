@@ -76,8 +76,7 @@ impl Server {
         let url = self.postgres.url();
         let (place, _) = url.rsplit_once('/').unwrap();
         let url = format!("{place}/{name}");
-        let sql = PgPool::connect(&url).await.unwrap();
-        Ground { sql, url }
+        Ground::at(url).await
     }
 }
 
@@ -88,6 +87,17 @@ pub struct Ground {
 }
 
 impl Ground {
+    /// A database that is there.
+    pub async fn at(url: String) -> Ground {
+        Ground { sql: PgPool::connect(&url).await.unwrap(), url }
+    }
+
+    /// The same database, by sessions that begin now.
+    pub async fn anew(self) -> Ground {
+        self.sql.close().await;
+        Ground::at(self.url).await
+    }
+
     /// A store that is no replica yet.
     pub fn open(&self) -> Store {
         Store::open(&Config { database_url: self.url.clone(), ..Config::default() }).unwrap()
@@ -95,7 +105,11 @@ impl Ground {
 
     /// A registered replica.
     pub async fn replica(&self) -> Replica {
-        let store = self.open();
+        self.replica_of(self.open()).await
+    }
+
+    /// A registered replica of this store.
+    pub async fn replica_of(&self, store: Store) -> Replica {
         store.register("http://127.0.0.1:1", store.timeline().await.unwrap()).await.unwrap();
         let (writer, inbox) = Writer::new();
         tokio::spawn(write_on(store.clone(), inbox, CancellationToken::new()));

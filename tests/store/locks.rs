@@ -32,14 +32,14 @@ async fn what_is_locked() {
 /// A text of ours that Postgres carries out: a function, or a statement of the source.
 struct Text {
     name: String,
-    /// In lower case, one blank between words, no comments.
+    /// In lower case, one blank between words, no comments, no schema.
     sql: String,
 }
 
 fn text(name: &str, sql: &str) -> Text {
     let lines = sql.lines().map(|line| line.split("--").next().unwrap());
     let sql = lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ").to_lowercase();
-    Text { name: name.to_owned(), sql }
+    Text { name: name.to_owned(), sql: sql.replace("lastword.", "") }
 }
 
 /// Every function of the schema, and every statement of the source.

@@ -23,6 +23,7 @@ mod lists;
 mod locks;
 mod masses;
 mod moving;
+mod neighbours;
 mod offers;
 mod plans;
 mod reading;

@@ -172,7 +172,10 @@ async fn two_replicas_do_not_sweep_the_same() {
     let store = ground.open();
     store.probe().await.unwrap();
     let mut held = ground.sql.begin().await.unwrap();
-    sqlx::query("select pg_advisory_xact_lock(7234598102934)").execute(&mut *held).await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('lastword sweep', 0))")
+        .execute(&mut *held)
+        .await
+        .unwrap();
     let mut sweeper = store.sweeper().await.unwrap();
     assert_eq!(sweep(&mut sweeper, hour_ago(&store)).await, (0, 0), "somebody else is at it");
     held.rollback().await.unwrap();

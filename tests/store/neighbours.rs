@@ -1,0 +1,177 @@
+//! What else is in the database: other programs' tables, other installations, an installation of an older release.
+
+use std::{borrow::Cow, path::Path};
+
+use lastword::{
+    config::Config,
+    event::Kind,
+    store::{Store, StoreError, writer::Written},
+};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgListener};
+
+use crate::{
+    cases,
+    cases::all,
+    ground::{Ground, Server},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_else_is_in_a_database_is_not_met() {
+    let server = Server::start().await;
+    let cases = cases![&server;
+        another_programs_tables_and_migrations_stay_as_they_are,
+        two_installations_in_one_database_do_not_meet,
+        an_installation_of_an_older_release_stays_where_it_is,
+        a_database_that_is_not_utf8_is_refused_before_anything_is_changed,
+        every_function_finds_its_tables_by_itself,
+    ];
+    all(cases).await;
+}
+
+/// An empty database as people make them: sessions find what is in `public`.
+async fn plain(server: &Server) -> Ground {
+    let ground = server.bare_ground().await;
+    let name = ground.url.rsplit_once('/').unwrap().1;
+    ground.run(&format!("alter database {name} set search_path = public")).await.unwrap();
+    ground.anew().await
+}
+
+fn open(ground: &Ground, schema: Option<&str>) -> Store {
+    let schema = schema.map(str::to_owned);
+    Store::open(&Config { database_url: ground.url.clone(), database_schema: schema, ..Config::default() })
+        .unwrap()
+}
+
+/// A turn's whole way.
+async fn serves(ground: &Ground, store: Store) {
+    let replica = ground.replica_of(store).await;
+    let (claim, seq) = replica.running().await;
+    assert_eq!(replica.append(&claim, seq, Kind::Delta).await, Written::Done(seq + 1));
+    assert_eq!(replica.finish(&claim, seq + 1).await, Written::Done(seq + 2));
+    let findings = replica.store.verify().await.unwrap();
+    assert!(findings.iter().all(|finding| finding.broken.is_empty()), "{findings:?}");
+}
+
+async fn another_programs_tables_and_migrations_stay_as_they_are(server: &Server) {
+    let ground = plain(server).await;
+    for table in [
+        "create table _sqlx_migrations (version bigint primary key, description text not null, \
+           installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null, \
+           execution_time bigint not null)",
+        "insert into _sqlx_migrations values (1, 'theirs', now(), true, '\\x00', 1)",
+        "create table turns (n int)",
+        "insert into turns values (7)",
+        "create function lw_first_id(timestamptz) returns uuid language sql as 'select gen_random_uuid()'",
+    ] {
+        ground.run(table).await.unwrap();
+    }
+    let theirs = "select jsonb_agg(c.relname order by c.relname) from pg_class c where c.relnamespace = 'public'::regnamespace";
+    let before = ground.ask(theirs).await;
+    let store = open(&ground, None);
+    store.migrate().await.unwrap();
+    assert!(store.is_migrated().await.unwrap());
+    serves(&ground, store).await;
+    assert_eq!(ground.ask(theirs).await, before);
+    assert_eq!(ground.ask("select sum(n) from turns").await, "7");
+    assert_eq!(ground.ask("select count(*) from _sqlx_migrations").await, "1");
+    assert_eq!(ground.ask("select count(*) from lastword.turns").await, "1");
+}
+
+async fn two_installations_in_one_database_do_not_meet(server: &Server) {
+    let ground = plain(server).await;
+    let (one, other) = (open(&ground, None), open(&ground, Some("team_b")));
+    one.migrate().await.unwrap();
+    other.migrate().await.unwrap();
+    // Locks that one holds do not hold the other up.
+    let mut held = ground.sql.begin().await.unwrap();
+    for locked in ["lw_agent_put_v1('demo', '{}')", "lw_partition_make_v1('2031-01-01')"] {
+        sqlx::raw_sql(AssertSqlSafe(format!("select lastword.{locked}"))).execute(&mut *held).await.unwrap();
+    }
+    let there =
+        ground.run("select team_b.lw_agent_put_v1('demo', '{}'), team_b.lw_partition_make_v1('2031-01-01')");
+    tokio::time::timeout(std::time::Duration::from_secs(20), there).await.unwrap().unwrap();
+    held.rollback().await.unwrap();
+
+    let mut heard = PgListener::connect(&ground.url).await.unwrap();
+    heard.listen("lastword.lastword").await.unwrap();
+    heard.listen("lastword.team_b").await.unwrap();
+    let (one, other) = (ground.replica_of(one).await, ground.replica_of(other).await);
+    for (replica, channel) in [(&one, "lastword.lastword"), (&other, "lastword.team_b")] {
+        let until_rung = tokio_util::sync::CancellationToken::new();
+        let ringer = lastword::store::ringer::ring_on(replica.store.clone(), until_rung.clone());
+        let ringer = tokio::spawn(ringer);
+        replica.accept().await;
+        replica.store.wake().queue_moved();
+        let ring =
+            tokio::time::timeout(std::time::Duration::from_secs(20), heard.recv()).await.unwrap().unwrap();
+        assert_eq!(ring.channel(), channel);
+        until_rung.cancel();
+        ringer.await.unwrap();
+        while let Ok(Ok(Some(_))) =
+            tokio::time::timeout(std::time::Duration::from_millis(1), heard.try_recv()).await
+        {}
+    }
+    assert_eq!(one.claim(100).await.len(), 1);
+    assert_eq!(other.claim(100).await.len(), 1);
+    let counts = "select (select count(*) from lastword.turns) || ' ' || (select count(*) from team_b.turns)";
+    assert_eq!(ground.ask(counts).await, "1 1");
+}
+
+async fn an_installation_of_an_older_release_stays_where_it_is(server: &Server) {
+    let ground = plain(server).await;
+    // What a release without a schema of its own did.
+    let all =
+        sqlx::migrate::Migrator::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).await.unwrap();
+    let older = all.iter().filter(|migration| migration.version < 22).cloned().collect::<Vec<_>>();
+    let older = sqlx::migrate::Migrator { migrations: Cow::Owned(older), ..sqlx::migrate::Migrator::DEFAULT };
+    older.run(&mut PgConnection::connect(&ground.url).await.unwrap()).await.unwrap();
+    ground
+        .run("insert into agents (name, revision, spec) values ('kept', 1, '{\"command\": [\"true\"]}')")
+        .await
+        .unwrap();
+
+    let store = open(&ground, None);
+    assert!(!store.is_migrated().await.unwrap());
+    store.migrate().await.unwrap();
+    assert!(store.is_migrated().await.unwrap());
+    assert!(store.agent("kept").await.unwrap().is_some());
+    serves(&ground, store).await;
+    assert_eq!(ground.ask("select count(*) from public.turns").await, "1");
+    assert_eq!(ground.ask("select to_regnamespace('lastword') is null").await, "true");
+    // Replicas of that release go on: their list of migrations is the same, and a newer one is no harm.
+    let newest = all.iter().map(|migration| migration.version).max().unwrap();
+    assert_eq!(ground.ask("select max(version) from _sqlx_migrations").await, newest.to_string());
+
+    // Who wants a schema beside the old installation says so, and gets a new one.
+    let apart = open(&ground, Some("lastword"));
+    assert!(!apart.is_migrated().await.unwrap());
+    apart.migrate().await.unwrap();
+    serves(&ground, apart).await;
+    assert_eq!(ground.ask("select count(*) from public.turns").await, "1");
+}
+
+async fn a_database_that_is_not_utf8_is_refused_before_anything_is_changed(server: &Server) {
+    let ground = server.bare_ground().await;
+    ground
+        .run("create database latin encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0")
+        .await
+        .unwrap();
+    let (place, _) = ground.url.rsplit_once('/').unwrap();
+    let latin = Ground::at(format!("{place}/latin")).await;
+    let refused = open(&latin, None).migrate().await.unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Broken { why, .. } if why.contains("LATIN1") && why.contains("UTF8")),
+        "{refused}"
+    );
+    let made = "select count(*) from pg_namespace where nspname = 'lastword'";
+    assert_eq!(latin.ask(made).await, "0");
+}
+
+/// A function without a `search_path` of its own would look where the session looks.
+async fn every_function_finds_its_tables_by_itself(server: &Server) {
+    let ground = server.ground().await;
+    let lost = "select string_agg(p.proname, ' ' order by p.proname) from pg_proc p
+      where p.pronamespace = 'lastword'::regnamespace and p.proname like 'lw\\_%'
+        and not coalesce(p.proconfig::text like '%search_path=lastword, pg_temp%', false)";
+    assert_eq!(ground.ask(lost).await, "lw_first_id lw_is_left_v1 lw_timeline_v1");
+}
