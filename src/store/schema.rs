@@ -2,7 +2,7 @@
 //! that other programs and other installations in the same database are not met, not even by a NOTIFY.
 //!
 //! Statements name their tables as `lastword.turns`. An installation in another schema has that prefix replaced before
-//! a statement is prepared. Functions have their schema as their own `search_path` (migration 22).
+//! a statement is prepared. Functions name it in their texts (migration 22).
 
 use std::{
     borrow::Cow,
@@ -97,7 +97,7 @@ impl Choice {
     }
 
     /// The schema as far as the database of this connection has one: the configured schema or `lastword`; without a
-    /// configured one, an installation that an older release made where new tables went then.
+    /// configured one, the only installation that an older release made for this role.
     pub(super) async fn of<'c, C>(&self, conn: C) -> Result<Schema, sqlx::Error>
     where
         C: sqlx::Executor<'c, Database = Postgres>,
@@ -107,7 +107,7 @@ impl Choice {
         }
         let installed = sqlx::query!(
             r#"
-            select n.nspname::text as "name!", n.nspname = current_schema() as "is_current!",
+            select n.nspname::text as "name!", pg_get_userbyid(p.proowner) = current_user as "is_ours!",
                    to_regclass(format('%I.lw_migrations', n.nspname)) is null as "is_first!"
               from pg_proc p join pg_namespace n on n.oid = p.pronamespace
              where p.proname = 'lw_accept_v1'
@@ -116,11 +116,9 @@ impl Choice {
         .fetch_all(conn)
         .await?;
         let wanted = self.configured.as_deref().unwrap_or(DEFAULT);
-        let is_free = self.configured.is_none();
-        let found = installed
-            .iter()
-            .find(|there| there.name == wanted)
-            .or_else(|| installed.iter().find(|there| is_free && there.is_current && there.is_first));
+        let mut older = installed.iter().filter(|there| there.is_ours && there.is_first);
+        let older = older.next().filter(|_| self.configured.is_none() && older.next().is_none());
+        let found = installed.iter().find(|there| there.name == wanted).or(older);
         Ok(match found {
             Some(there) => {
                 let schema = Schema::new(&there.name, there.is_first);

@@ -28,6 +28,8 @@ const PLANS: [(&str, &str); 4] = [
     ("enable_bitmapscan", "off"),
     ("jit", "off"),
 ];
+/// Statements name their schema: what others call as a table or a function of ours is called is not meant.
+const SEARCH_PATH: (&str, &str) = ("search_path", "pg_catalog");
 /// Postgres ends a session whose client was cut off: what the client held is free soon.
 const CUT_OFF: [(&str, &str); 3] =
     [("client_connection_check_interval", "2s"), ("tcp_keepalives_idle", "10s"), ("tcp_user_timeout", "15s")];
@@ -93,7 +95,10 @@ impl Sessions {
         }
         settings.extend(CUT_OFF.map(|(name, value)| (name, value.to_owned())));
         let statement_max = match purpose {
-            Purpose::Pool(max) | Purpose::Task(max) => max,
+            Purpose::Pool(max) | Purpose::Task(max) => {
+                settings.push((SEARCH_PATH.0, SEARCH_PATH.1.to_owned()));
+                max
+            }
             Purpose::Work => Duration::ZERO,
         };
         let timeouts = [

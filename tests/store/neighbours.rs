@@ -167,11 +167,24 @@ async fn a_database_that_is_not_utf8_is_refused_before_anything_is_changed(serve
     assert_eq!(latin.ask(made).await, "0");
 }
 
-/// A function without a `search_path` of its own would look where the session looks.
+/// What a function leaves without its schema is looked for where the session looks.
 async fn every_function_finds_its_tables_by_itself(server: &Server) {
     let ground = server.ground().await;
-    let lost = "select string_agg(p.proname, ' ' order by p.proname) from pg_proc p
+    let functions = "select p.proname::text, p.prosrc from pg_proc p
       where p.pronamespace = 'lastword'::regnamespace and p.proname like 'lw\\_%'
         and not coalesce(p.proconfig::text like '%search_path=lastword, pg_temp%', false)";
-    assert_eq!(ground.ask(lost).await, "lw_first_id lw_is_left_v1 lw_timeline_v1");
+    let functions: Vec<(String, String)> = sqlx::query_as(functions).fetch_all(&ground.sql).await.unwrap();
+    let tables = "select c.relname::text from pg_class c where c.relnamespace = 'lastword'::regnamespace
+      and c.relkind in ('r', 'p', 'v') and not c.relispartition";
+    let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&ground.sql).await.unwrap();
+    let lost = regex::Regex::new(&format!(
+        r"(?i)(?:\b(?:from|join|into|update|v_\w+)\s+(?:{})\b|(?:^|[^.\w])lw_\w+\s*\()",
+        tables.join("|")
+    ))
+    .unwrap();
+    assert!(functions.len() > 20 && tables.len() > 12, "{functions:?} {tables:?}");
+    for (name, text) in functions {
+        let code = text.lines().map(|line| line.split("--").next().unwrap()).collect::<Vec<_>>().join("\n");
+        assert_eq!(lost.find(&code).map(|found| found.as_str()), None, "{name}");
+    }
 }
