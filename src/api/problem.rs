@@ -297,7 +297,7 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(why: StoreError) -> Self {
         match &why {
-            StoreError::Away { .. } => {
+            StoreError::Away { .. } | StoreError::Held { .. } => {
                 tracing::warn!(%why, "a request was refused");
                 Problem::postgres_unavailable()
             }

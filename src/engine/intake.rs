@@ -56,6 +56,12 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
                 Box::pin(accept(engine, vec![one])).await;
             }
         }
+        Err(why) if why.is_held() && wanted.len() > 1 => {
+            drop(berths);
+            if let Some(wanted) = without_locked(engine, wanted, &why).await {
+                Box::pin(accept(engine, wanted)).await;
+            }
+        }
         Err(why) => {
             drop(berths);
             for one in wanted {
@@ -64,6 +70,19 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
         }
     }
     engine.host.look_if_wanted();
+}
+
+/// Refuses the turns whose conversation somebody else has locked; the others go on together. Where none is locked, a
+/// table is: all are refused.
+async fn without_locked(engine: &Engine, wanted: Vec<Wanted>, why: &StoreError) -> Option<Vec<Wanted>> {
+    let conversations: Vec<_> = wanted.iter().map(|wanted| wanted.new.conversation).collect();
+    let locked = engine.store.locked_conversations(&conversations).await.unwrap_or_default();
+    let is_free = |wanted: &Wanted| !locked.is_empty() && !locked.contains(&wanted.new.conversation);
+    let (free, refused): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_free);
+    for one in refused {
+        one.answer(Err(why.clone()));
+    }
+    (!free.is_empty()).then_some(free)
 }
 
 /// A place for the turn, where this replica may host it.

@@ -224,7 +224,8 @@ impl Lease {
             }
             Ok(Err(why)) => {
                 let error = StoreError::from_sqlx(op, why);
-                self.is_clean.store(!error.is_away(), Ordering::Relaxed);
+                // Postgres has ended the statement itself where it took too long.
+                self.is_clean.store(!error.is_away() || error.is_held(), Ordering::Relaxed);
                 Err(error)
             }
             Err(_) => Err(away(op, format!("no answer within {STATEMENT_MAX:?}"))),

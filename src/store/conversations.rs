@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::id::ConversationId;
@@ -35,6 +36,28 @@ impl Store {
             })
             .await?;
         Ok(())
+    }
+
+    /// Which of these conversations somebody else has locked. Waits for none.
+    pub async fn locked_conversations(
+        &self,
+        conversations: &[ConversationId],
+    ) -> Result<HashSet<ConversationId>, StoreError> {
+        let ids: Vec<Uuid> = conversations.iter().map(|conversation| conversation.0).collect();
+        let mut lease = self.lease().await?;
+        let free = lease.run("locked_conversations", |c| {
+            sqlx::query_scalar!(
+                "select id from lastword.conversations where id = any ($1) order by id for no key update skip locked",
+                &ids
+            )
+            .fetch_all(c)
+        });
+        let free = free.await?;
+        let there = lease.run("locked_conversations", |c| {
+            sqlx::query_scalar!("select id from lastword.conversations where id = any ($1)", &ids)
+                .fetch_all(c)
+        });
+        Ok(there.await?.into_iter().filter(|id| !free.contains(id)).map(ConversationId).collect())
     }
 
     /// One conversation; `None` where there is none, or it was deleted.

@@ -16,6 +16,14 @@ pub enum StoreError {
         /// What the driver said.
         why: String,
     },
+    /// Somebody else held a row or a table for longer than a statement waits. Nothing was done.
+    #[error("{op}: a row or a table is locked by somebody else: {why}")]
+    Held {
+        /// Which statement.
+        op: &'static str,
+        /// What the driver said.
+        why: String,
+    },
     /// A rule of ours refused, by one of our own SQLSTATEs.
     #[error("{op}: refused with {code}")]
     Refused {
@@ -41,7 +49,12 @@ pub enum StoreError {
 impl StoreError {
     /// Whether repeating later may help.
     pub fn is_away(&self) -> bool {
-        matches!(self, StoreError::Away { .. })
+        matches!(self, StoreError::Away { .. } | StoreError::Held { .. })
+    }
+
+    /// Whether a statement waited in vain for what somebody else holds: a smaller one may not have to.
+    pub fn is_held(&self) -> bool {
+        matches!(self, StoreError::Held { .. })
     }
 
     pub(super) fn from_sqlx(op: &'static str, error: sqlx::Error) -> StoreError {
@@ -79,7 +92,9 @@ fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
             .map(str::to_owned);
         return StoreError::Refused { op, code, detail };
     }
-    if is_passing(&code) {
+    if is_timeout(&code) {
+        StoreError::Held { op, why }
+    } else if is_passing(&code) {
         StoreError::Away { op, why }
     } else {
         StoreError::Broken { op, code: Some(code), why }
@@ -92,7 +107,10 @@ fn is_passing(code: &str) -> bool {
         || code.starts_with("57P")  // shut down, crashed, starting up
         || code.starts_with("53")   // out of connections, memory or disk
         || code.starts_with("40")   // deadlock, serialisation
-        || code == "25006"          // read only: a standby, or a primary that was demoted
-        || code == "55P03"          // lock not available
-        || code == "57014" // cancelled by a statement timeout
+        || code == "25006" // read only: a standby, or a primary that was demoted
+}
+
+/// SQLSTATEs of a statement that Postgres ended by `lock_timeout` or `statement_timeout`.
+fn is_timeout(code: &str) -> bool {
+    matches!(code, "55P03" | "57014")
 }

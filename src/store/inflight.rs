@@ -11,7 +11,10 @@
 //! Keeps I5 (every write names turn and epoch) and I10 (`running` is committed before a worker receives the
 //! first byte).
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use uuid::Uuid;
 
@@ -110,7 +113,8 @@ impl Store {
                             and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
                             and i.deadline < i.cap_at
                           limit 1
-                            for no key update) i),
+                            -- What somebody else holds is looked at again soon, and holds up nothing else.
+                            for no key update skip locked) i),
                     late as materialized (
                       select array_agg(turn_id order by turn_id) as turns, array_agg(until order by turn_id) as untils
                         from held)
@@ -127,6 +131,32 @@ impl Store {
             })
             .await?;
         Ok(done.rows_affected())
+    }
+
+    /// Which of these turns have a row that somebody else has locked, in flight, of the turn or of its conversation.
+    /// Waits for none.
+    pub(super) async fn locked(&self, turns: &[TurnId]) -> Result<HashSet<TurnId>, StoreError> {
+        let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
+        let mut lease = self.lease().await?;
+        let free = lease
+            .run("locked", |c| {
+                sqlx::query_scalar!(
+                    "
+                    select i.turn_id
+                      from lastword.inflight i
+                      join lastword.turns t on t.id = i.turn_id
+                      join lastword.conversations c on c.id = i.conversation_id
+                     where i.turn_id = any ($1::uuid[])
+                     order by i.turn_id
+                       for no key update of i, t, c skip locked
+                    ",
+                    &ids
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let free: HashSet<TurnId> = free.into_iter().map(TurnId).collect();
+        Ok(turns.iter().copied().filter(|turn| !free.contains(turn)).collect())
     }
 
     /// Whether a claim is over: its row is gone, or of a later epoch.

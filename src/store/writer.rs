@@ -4,12 +4,14 @@
 //! Its queue is bounded, so a slow database holds back the workers' pipes, not this process' memory.
 //!
 //! While Postgres is away a batch is repeated, identically, until it answers. One poisonous event
-//! does not fail its neighbours: a batch that Postgres refuses is written turn by turn.
+//! does not fail its neighbours: a batch that Postgres refuses is written turn by turn. A row that somebody else has
+//! locked holds up its own turn alone: writes of such turns leave the batch, and are repeated beside it.
 
 use std::{collections::HashMap, time::Duration};
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -18,12 +20,14 @@ use super::{
     Store, StoreError,
     events::{Append, Finish, Finished, Landed, Lease},
 };
-use crate::{config::Lever, event::NewEvent, telemetry::metrics};
+use crate::{config::Lever, event::NewEvent, id::TurnId, telemetry::metrics};
 
 /// Writes that wait for a flush.
 const QUEUE_MAX: usize = 1024;
 /// Writes in one flush.
 const BATCH_MAX: usize = 512;
+/// Writes of locked turns that are tried at a time: each takes a connection for as long as a statement waits for a lock.
+const HELD_AT_ONCE: usize = 2;
 
 /// What became of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +43,7 @@ pub enum Written {
 /// The way to the writer. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Writer {
-    queue: mpsc::Sender<(Write, oneshot::Sender<Written>)>,
+    queue: mpsc::Sender<Asked>,
 }
 
 #[derive(Debug)]
@@ -48,9 +52,57 @@ enum Write {
     Finish(Finish),
 }
 
+type Asked = (Write, oneshot::Sender<Written>);
+
+/// A write of one claim.
+trait Leased: Into<Write> + Sync {
+    /// What becomes of a batch of them.
+    type Done;
+
+    fn lease(&self) -> Lease;
+
+    fn write(store: &Store, writes: &[Self]) -> impl Future<Output = Result<Self::Done, StoreError>> + Send;
+}
+
+impl From<Append> for Write {
+    fn from(append: Append) -> Write {
+        Write::Append(append)
+    }
+}
+
+impl Leased for Append {
+    type Done = Vec<Landed>;
+
+    fn lease(&self) -> Lease {
+        (self.turn, self.epoch)
+    }
+
+    async fn write(store: &Store, writes: &[Self]) -> Result<Vec<Landed>, StoreError> {
+        store.append(writes).await
+    }
+}
+
+impl From<Finish> for Write {
+    fn from(finish: Finish) -> Write {
+        Write::Finish(finish)
+    }
+}
+
+impl Leased for Finish {
+    type Done = Finished;
+
+    fn lease(&self) -> Lease {
+        (self.turn, self.epoch)
+    }
+
+    async fn write(store: &Store, writes: &[Self]) -> Result<Finished, StoreError> {
+        store.finish(writes).await
+    }
+}
+
 /// The receiving end, to be run by [`write_on`].
 #[derive(Debug)]
-pub struct Inbox(mpsc::Receiver<(Write, oneshot::Sender<Written>)>);
+pub struct Inbox(mpsc::Receiver<Asked>);
 
 impl Writer {
     /// A writer and the inbox that its task works off.
@@ -86,43 +138,60 @@ impl Writer {
 }
 
 /// Works off the inbox until cancelled.
-pub async fn write_on(store: Store, mut inbox: Inbox, until: CancellationToken) {
+pub async fn write_on(store: Store, inbox: Inbox, until: CancellationToken) {
+    let (held, patient) = mpsc::channel(QUEUE_MAX);
+    let work = async { tokio::join!(flush_on(&store, inbox, held), write_held(&store, patient)) };
+    until.run_until_cancelled(work).await;
+}
+
+async fn flush_on(store: &Store, mut inbox: Inbox, held: mpsc::Sender<Asked>) {
     let batch_max = if store.uses(Lever::GroupCommit) { BATCH_MAX } else { 1 };
     let mut batch = Vec::with_capacity(batch_max);
+    while inbox.0.recv_many(&mut batch, batch_max).await > 0 {
+        metrics::append_batch(batch.len());
+        flush(store, std::mem::take(&mut batch), Locked::Leaves(&held)).await;
+    }
+}
+
+/// Writes of turns that somebody else has locked, each by itself, however long that takes.
+async fn write_held(store: &Store, mut patient: mpsc::Receiver<Asked>) {
+    let places = Semaphore::new(HELD_AT_ONCE);
+    let mut writing = FuturesUnordered::new();
     loop {
-        let taken = tokio::select! {
-            taken = inbox.0.recv_many(&mut batch, batch_max) => taken,
-            () = until.cancelled() => return,
-        };
-        if taken == 0 {
-            return;
-        }
-        metrics::append_batch(taken);
-        let (mut appends, mut finishes, mut replies) = (Vec::new(), Vec::new(), HashMap::new());
-        for (write, reply) in batch.drain(..) {
-            let lease = match write {
-                Write::Append(append) => {
-                    let lease = (append.turn, append.epoch);
-                    appends.push(append);
-                    lease
-                }
-                Write::Finish(finish) => {
-                    let lease = (finish.turn, finish.epoch);
-                    finishes.push(finish);
-                    lease
-                }
-            };
-            // One write of a lease at a time: the run loop waits for its answer.
-            replies.insert(lease, reply);
-        }
-        let flush = async {
-            append_all(&store, appends, &mut replies).await;
-            finish_all(&store, finishes, &mut replies).await;
-        };
-        if until.run_until_cancelled(flush).await.is_none() {
-            return;
+        tokio::select! {
+            Some(asked) = patient.recv() => writing.push(flush(store, vec![asked], Locked::Waits(&places))),
+            Some(()) = writing.next() => {}
+            else => return,
         }
     }
+}
+
+/// What a write does whose turn somebody else has locked.
+#[derive(Clone, Copy)]
+enum Locked<'a> {
+    /// It leaves its batch, for the task that waits for such.
+    Leaves(&'a mpsc::Sender<Asked>),
+    /// It is tried again, in one of few places.
+    Waits(&'a Semaphore),
+}
+
+async fn flush(store: &Store, batch: Vec<Asked>, locked: Locked<'_>) {
+    let (mut appends, mut finishes, mut replies) = (Vec::new(), Vec::new(), HashMap::new());
+    for (write, reply) in batch {
+        // One write of a lease at a time: the run loop waits for its answer.
+        match write {
+            Write::Append(append) => {
+                replies.insert(append.lease(), reply);
+                appends.push(append);
+            }
+            Write::Finish(finish) => {
+                replies.insert(finish.lease(), reply);
+                finishes.push(finish);
+            }
+        }
+    }
+    append_all(store, appends, &mut replies, locked).await;
+    finish_all(store, finishes, &mut replies, locked).await;
 }
 
 type Replies = HashMap<Lease, oneshot::Sender<Written>>;
@@ -134,27 +203,27 @@ fn answer(replies: &mut Replies, lease: Lease, written: Written) {
     }
 }
 
-async fn append_all(store: &Store, appends: Vec<Append>, replies: &mut Replies) {
+async fn append_all(store: &Store, mut appends: Vec<Append>, replies: &mut Replies, locked: Locked<'_>) {
     if appends.is_empty() {
         return;
     }
     let began = Instant::now();
-    let landed = match repeat(|| store.append(&appends)).await {
+    let landed = match repeat(store, &mut appends, replies, locked).await {
         Ok(landed) => landed,
         Err(why) if appends.len() == 1 => {
             tracing::error!(%why, turn = %appends[0].turn, "Postgres refuses an append");
-            return answer(replies, (appends[0].turn, appends[0].epoch), Written::Refused(why.to_string()));
+            return answer(replies, appends[0].lease(), Written::Refused(why.to_string()));
         }
         Err(_) => {
             for append in appends {
-                Box::pin(append_all(store, vec![append], replies)).await;
+                Box::pin(append_all(store, vec![append], replies, locked)).await;
             }
             return;
         }
     };
     let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
     for append in appends {
-        let lease = (append.turn, append.epoch);
+        let lease = append.lease();
         let Some(write) = landed.get(&lease) else {
             answer(replies, lease, Written::LeaseLost);
             continue;
@@ -180,16 +249,17 @@ fn show(
     store.wake().events_here(write.lease.0, began, base, page);
 }
 
-async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies) {
+async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Replies, locked: Locked<'_>) {
     if finishes.is_empty() {
         return;
     }
     let began = Instant::now();
-    let Finished { words, landed, next } = match repeat(|| store.finish(&finishes)).await {
+    let written = repeat(store, &mut finishes, replies, locked).await;
+    let Finished { words, landed, next } = match written {
         Ok(written) if written.words.len() == finishes.len() => written,
         // What is missing is lost, unless an earlier try of the same statement was committed. That one's
         // answer was lost too, and with it which others can be claimed.
-        Ok(mut written) => match repeat(|| store.finished(&finishes)).await {
+        Ok(mut written) => match insist(|| store.finished(&finishes)).await {
             Ok(earlier) => {
                 written.words.extend(earlier);
                 store.wake().queue_moved();
@@ -199,11 +269,11 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
         },
         Err(why) if finishes.len() == 1 => {
             tracing::error!(%why, turn = %finishes[0].turn, "Postgres refuses a last word");
-            return answer(replies, (finishes[0].turn, finishes[0].epoch), Written::Refused(why.to_string()));
+            return answer(replies, finishes[0].lease(), Written::Refused(why.to_string()));
         }
         Err(_) => {
             for finish in finishes {
-                Box::pin(finish_all(store, vec![finish], replies)).await;
+                Box::pin(finish_all(store, vec![finish], replies, locked)).await;
             }
             return;
         }
@@ -215,7 +285,7 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
     let seqs: HashMap<Lease, i32> = words.into_iter().collect();
     let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
     for finish in finishes {
-        let lease = (finish.turn, finish.epoch);
+        let lease = finish.lease();
         let Some(&seq) = seqs.get(&lease) else {
             answer(replies, lease, Written::LeaseLost);
             continue;
@@ -234,18 +304,72 @@ async fn finish_all(store: &Store, finishes: Vec<Finish>, replies: &mut Replies)
     store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
 }
 
-/// Repeats a statement while Postgres is away.
-async fn repeat<T, F>(mut statement: impl FnMut() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
+/// Writes while Postgres is away, again and again. Writes of locked turns may have left the batch when this returns.
+async fn repeat<W: Leased>(
+    store: &Store,
+    writes: &mut Vec<W>,
+    replies: &mut Replies,
+    locked: Locked<'_>,
+) -> Result<W::Done, StoreError> {
     loop {
-        match statement().await {
+        let tried = {
+            let _place = match locked {
+                Locked::Waits(places) => places.acquire().await.ok(),
+                Locked::Leaves(_) => None,
+            };
+            W::write(store, writes).await
+        };
+        match tried {
             Err(why) if why.is_away() => {
                 tracing::warn!(%why, "writing again soon");
-                tokio::time::sleep(Duration::from_millis(rand::random_range(50..300))).await;
+                if let Locked::Leaves(held) = locked
+                    && why.is_held()
+                {
+                    set_aside(store, writes, replies, held).await;
+                }
+                pause().await;
             }
             other => return other,
         }
     }
+}
+
+/// Takes the writes out of a batch whose turns somebody else has locked. Where a whole table is locked none is.
+async fn set_aside<W: Leased>(
+    store: &Store,
+    writes: &mut Vec<W>,
+    replies: &mut Replies,
+    held: &mpsc::Sender<Asked>,
+) {
+    let turns: Vec<TurnId> = writes.iter().map(|write| write.lease().0).collect();
+    // Where nobody can tell, all of them are tried again together.
+    let Ok(locked) = store.locked(&turns).await else { return };
+    for write in writes.extract_if(.., |write| locked.contains(&write.lease().0)) {
+        let lease = write.lease();
+        tracing::warn!(turn_id = %lease.0, "somebody else has locked a row of this turn; other turns go on");
+        if let Some(reply) = replies.remove(&lease) {
+            // The task that takes them lasts as long as this one.
+            let _ = held.send((write.into(), reply)).await;
+        }
+    }
+}
+
+/// Repeats a question while Postgres is away.
+async fn insist<T, F>(mut question: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match question().await {
+            Err(why) if why.is_away() => {
+                tracing::warn!(%why, "asking again soon");
+                pause().await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(rand::random_range(50..300))).await;
 }

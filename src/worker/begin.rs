@@ -146,7 +146,7 @@ async fn load(host: &Host, claim: &Claim) -> Result<Option<Agent>, StoreError> {
     let Assignment { agent, agent_revision, .. } = &claim.assignment;
     loop {
         match host.store().agent_at(agent, *agent_revision).await {
-            Err(StoreError::Away { .. }) if Instant::now() < give_up => {
+            Err(why) if why.is_away() && Instant::now() < give_up => {
                 tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
             }
             other => return other,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     failure::Code,
     id::WorkerId,
-    store::{StoreError, claim::Phase, commands::Order},
+    store::{claim::Phase, commands::Order},
     telemetry::{self, metrics},
 };
 
@@ -91,7 +91,7 @@ pub(super) async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Optio
                 cancelled_or_lost(host, job).await;
                 return None;
             }
-            Err(StoreError::Away { .. }) if Instant::now() < at => pause().await,
+            Err(why) if why.is_away() && Instant::now() < at => pause().await,
             Err(why) => {
                 let account = Account::unstarted(&job.claim, Some(job));
                 let word = account.failure(Code::Internal, Code::Internal.message(), Some(why.to_string()));

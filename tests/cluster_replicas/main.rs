@@ -11,6 +11,7 @@ mod drain;
 mod failover;
 mod frozen;
 mod killed;
+mod locked;
 mod postgres;
 mod queue;
 mod retained;

@@ -171,9 +171,9 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
     edits: &[
         Edit {
             file: "src/store/writer.rs",
-            find: "    let landed = match repeat(|| store.append(&appends)).await {\n",
+            find: "    let landed = match repeat(store, &mut appends, replies, locked).await {\n",
             replace: "    super::pages::show_ahead(store, &appends);
-    let landed = match repeat(|| store.append(&appends)).await {\n",
+    let landed = match repeat(store, &mut appends, replies, locked).await {\n",
         },
         Edit {
             file: "src/store/pages.rs",
