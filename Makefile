@@ -36,6 +36,7 @@ demo: setup ## thirty seconds: kill a replica, see the last word that the other 
 	@cargo run --quiet -- demo
 
 test: ## all tests, then those over several replicas once more without NOTIFY
+	@.ci/pgbouncer >/dev/null
 	cargo build $(FEATURES) --bin lastword
 	$(RUN_TESTS)
 	$(RUN_DOCTESTS)
@@ -51,9 +52,11 @@ bench-counts: setup ## what one turn costs the database, against benches/counts.
 	cargo run $(FEATURES) -- bench --counts $(ARGS)
 
 chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
+	@.ci/pgbouncer >/dev/null
 	cargo test --profile measured --test chaos -- $(CHAOS)
 
 chaos-short: ## a few minutes of it, as in CI
+	@.ci/pgbouncer >/dev/null
 	cargo test $(FEATURES) --test chaos -- --form short --seed 1 --lanes 2 $(CHAOS)
 
 soak: ## break everything as often as docs/RELIABILITY.md says, in about two hours, and write its table

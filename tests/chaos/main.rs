@@ -22,6 +22,7 @@ mod load;
 mod mutants;
 mod observer;
 mod plan;
+#[path = "../support/pooler.rs"]
 mod pooler;
 mod proxy;
 mod puppet;

@@ -10,7 +10,7 @@
 mod commits;
 mod nets;
 mod pairs;
-#[path = "../chaos/pooler.rs"]
+#[path = "../support/pooler.rs"]
 mod pooler;
 mod poolers;
 #[path = "../chaos/proxy.rs"]

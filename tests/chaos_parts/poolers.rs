@@ -19,7 +19,6 @@ fn a_pooler_that_knows_no_prepared_statements_is_refused_by_its_version() {
 }
 
 #[tokio::test]
-#[ignore = "needs a PgBouncer of 1.21 or later; LASTWORD_PGBOUNCER may name one"]
 async fn transactions_of_one_client_go_to_several_backends() {
     let pooler = Pooler::find().unwrap();
     let postgres = Postgres::for_test().unwrap();

@@ -12,6 +12,9 @@ mod failover;
 mod frozen;
 mod killed;
 mod locked;
+mod pooled;
+#[path = "../support/pooler.rs"]
+mod pooler;
 mod postgres;
 mod queue;
 mod retained;

@@ -107,7 +107,12 @@ impl Cluster {
 
     /// Starts one more, waits until it is ready, and returns its index.
     pub async fn spawn_replica(&self) -> usize {
-        let new = self.born();
+        self.spawn_replica_with(&[]).await
+    }
+
+    /// The same, with more for its environment, unless another process takes its port first.
+    pub async fn spawn_replica_with(&self, env: &[(&str, &str)]) -> usize {
+        let new = self.born_with(env);
         let i = {
             let mut replicas = lock(&self.replicas);
             replicas.push(new);
@@ -228,8 +233,14 @@ impl Cluster {
     }
 
     fn born(&self) -> Replica {
+        self.born_with(&[])
+    }
+
+    fn born_with(&self, env: &[(&str, &str)]) -> Replica {
         let n = self.replicas();
-        Replica::start(self.command("serve"), self.home.path().join(format!("replica-{n}.log")))
+        let mut serve = self.command("serve");
+        serve.envs(env.iter().copied());
+        Replica::start(serve, self.home.path().join(format!("replica-{n}.log")))
     }
 
     /// Waits until replica `i` is ready; gives it another port where somebody took the one it had.

@@ -39,16 +39,17 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// Looks where `LASTWORD_PGBOUNCER` says, on the path, and in Debian's place.
+    /// Looks where `LASTWORD_PGBOUNCER` says, where `.ci/pgbouncer` puts it, on the path, and in Debian's place.
     ///
     /// # Errors
     /// Why there is none that will do, for the report.
     pub fn find() -> Result<Pooler, String> {
         let named = env::var_os(VARIABLE).map(PathBuf::from);
         let path = env::var_os("PATH").unwrap_or_default();
-        let dirs = env::split_paths(&path).chain([PathBuf::from(DEBIAN)]);
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/pgbouncer");
+        let dirs = [own].into_iter().chain(env::split_paths(&path)).chain([PathBuf::from(DEBIAN)]);
         let found = named.or_else(|| dirs.map(|dir| dir.join("pgbouncer")).find(|program| program.is_file()));
-        Pooler::open(&found.ok_or("no PgBouncer on this machine")?)
+        Pooler::open(&found.ok_or("no PgBouncer on this machine: run .ci/pgbouncer")?)
     }
 
     /// Takes this program.
@@ -60,6 +61,15 @@ impl Pooler {
         let said = said.map_err(|why| format!("{}: {why}", program.display()))?;
         let version = version_in(&String::from_utf8_lossy(&said.stdout))?;
         Ok(Pooler { program: program.to_owned(), version })
+    }
+
+    /// The program where the user it runs as may enter. One with libraries of its own stands where only this user may.
+    fn enterable(&self, home: &Home) -> anyhow::Result<PathBuf> {
+        let place = self.program.parent().filter(|place| place.join("lib").is_dir());
+        let (Some(place), Some(_)) = (place, home.1) else { return Ok(self.program.clone()) };
+        let copied = Command::new("cp").arg("-r").arg(place).arg(home.0.join("program")).status()?;
+        anyhow::ensure!(copied.success(), "{} cannot be copied", place.display());
+        Ok(home.0.join("program").join("pgbouncer"))
     }
 
     /// The version, such as `1.24.1`.
@@ -83,7 +93,7 @@ impl Pooler {
             fs::write(&file, config(&home.0, port, &upstream, backends))?;
             fs::write(home.0.join("users"), format!("\"postgres\" \"{password}\"\n"))?;
             let out = File::create(&log)?;
-            let mut command = Command::new(&self.program);
+            let mut command = Command::new(self.enterable(&home)?);
             command.env_clear().env("LC_ALL", "C").current_dir(&home.0).arg(&file);
             command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
             if let Some((uid, gid)) = home.1 {
