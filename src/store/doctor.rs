@@ -2,6 +2,8 @@
 //!
 //! Owns the exams and their remedies. Reads only, and rings one NOTIFY on a channel of its own.
 
+mod session;
+
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgListener;
@@ -44,7 +46,7 @@ const TRANSACTION_MAX_S: f64 = 300.0;
 impl Store {
     /// Every exam, as far as Postgres lets them be made.
     pub async fn examine(&self, config: &Config) -> Vec<Exam> {
-        let mut conn = match self.sessions.open(Purpose::Task(EXAM_MAX)).await {
+        let mut conn = match self.sessions.open(Purpose::Pool(EXAM_MAX)).await {
             Ok(conn) => conn,
             Err(why) => {
                 let remedy = "check DATABASE_URL, and that Postgres runs and lets this user in";
@@ -52,7 +54,8 @@ impl Store {
             }
         };
         let mut exams = vec![self.migrations().await, self.lost_commits().await];
-        for result in [
+        let mut results = session::exams(&mut conn).await;
+        results.extend([
             version(&mut conn).await,
             connections(&mut conn, config).await,
             oldest_transaction(&mut conn).await,
@@ -60,7 +63,8 @@ impl Store {
             partitions(&mut conn).await,
             pooler(&mut conn).await,
             self.notify(&mut conn).await,
-        ] {
+        ]);
+        for result in results {
             exams.push(result.unwrap_or_else(|why| {
                 exam("postgres", Verdict::Fault, why.to_string(), "look into Postgres' log")
             }));

@@ -30,6 +30,8 @@ const PLANS: [(&str, &str); 4] = [
 ];
 /// Statements name their schema: what others call as a table or a function of ours is called is not meant.
 const SEARCH_PATH: (&str, &str) = ("search_path", "pg_catalog");
+/// What each statement is written for, whatever the role's default is.
+const ISOLATION: (&str, &str) = ("default_transaction_isolation", "read committed");
 /// Postgres ends a session whose client was cut off: what the client held is free soon.
 const CUT_OFF: [(&str, &str); 3] =
     [("client_connection_check_interval", "2s"), ("tcp_keepalives_idle", "10s"), ("tcp_user_timeout", "15s")];
@@ -93,6 +95,7 @@ impl Sessions {
         if matches!(purpose, Purpose::Pool(_)) && self.keeps_plans {
             settings.extend(PLANS.map(|(name, value)| (name, value.to_owned())));
         }
+        settings.push((ISOLATION.0, ISOLATION.1.to_owned()));
         settings.extend(CUT_OFF.map(|(name, value)| (name, value.to_owned())));
         let statement_max = match purpose {
             Purpose::Pool(max) | Purpose::Task(max) => {

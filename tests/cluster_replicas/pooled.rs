@@ -84,4 +84,14 @@ async fn replicas_leave_nothing_on_the_backends_of_a_pooler() {
         );
     }
     cluster.verify();
+    let doctor = cluster.command("doctor").envs(env).output().unwrap();
+    let found = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.status.success(), "{found}");
+    for line in [
+        "warn  settings: a pooler drops those of our sessions",
+        "ok    schema: lastword",
+        "ok    encoding: UTF8",
+    ] {
+        assert!(found.contains(line), "{line}: {found}");
+    }
 }

@@ -5,7 +5,7 @@ use std::{borrow::Cow, path::Path};
 use lastword::{
     config::Config,
     event::Kind,
-    store::{Store, StoreError, writer::Written},
+    store::{Store, StoreError, doctor::Verdict, writer::Written},
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgListener};
 
@@ -70,6 +70,15 @@ async fn another_programs_tables_and_migrations_stay_as_they_are(server: &Server
     let store = open(&ground, None);
     store.migrate().await.unwrap();
     assert!(store.is_migrated().await.unwrap());
+    // What the database gives to its sessions by default is theirs too.
+    let name = ground.url.rsplit_once('/').unwrap().1;
+    ground
+        .run(&format!("alter database {name} set default_transaction_isolation = serializable"))
+        .await
+        .unwrap();
+    let exams = store.examine(&Config::default()).await;
+    let faults: Vec<_> = exams.iter().filter(|exam| exam.verdict == Verdict::Fault).collect();
+    assert!(faults.is_empty(), "{faults:?}");
     serves(&ground, store).await;
     assert_eq!(ground.ask(theirs).await, before);
     assert_eq!(ground.ask("select sum(n) from turns").await, "7");
@@ -163,6 +172,9 @@ async fn a_database_that_is_not_utf8_is_refused_before_anything_is_changed(serve
         matches!(&refused, StoreError::Broken { why, .. } if why.contains("LATIN1") && why.contains("UTF8")),
         "{refused}"
     );
+    let exams = open(&latin, None).examine(&Config::default()).await;
+    let found = exams.iter().find(|exam| exam.name == "encoding").unwrap();
+    assert_eq!((found.verdict, found.finding.as_str()), (Verdict::Fault, "LATIN1"));
     let made = "select count(*) from pg_namespace where nspname = 'lastword'";
     assert_eq!(latin.ask(made).await, "0");
 }
