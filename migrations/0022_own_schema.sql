@@ -19,9 +19,9 @@ begin
   end loop;
 end $$;
 
--- Functions name the schema of what they use. A setting of each function would do as well, and cost 4 µs at each call;
+-- Has a function name the schema of what it uses. A setting of the function would do as well, and cost 4 µs at each call;
 -- only those that make and drop partitions have one: partitions are named by themselves.
-do $$
+create function lw_place_v1(p_function text) returns void language plpgsql as $place$
 declare
   v_schema text := quote_ident(current_schema());
   v_tables text := '(agents|commands|conversations|idempotency|inflight|lw_partitions|not_completed|remote_claims|'
@@ -31,7 +31,7 @@ declare
 begin
   for v_function in
     select p.oid, p.proname from pg_proc p
-     where p.pronamespace = current_schema()::regnamespace and p.proname like 'lw\_%'
+     where p.pronamespace = current_schema()::regnamespace and p.proname = p_function
   loop
     if v_function.proname in ('lw_partition_make_v1', 'lw_partitions_drop_v1') then
       execute format('alter function %s set search_path = %I, pg_temp', v_function.oid::regprocedure, current_schema());
@@ -43,4 +43,11 @@ begin
       execute v_text;
     end if;
   end loop;
+end $place$;
+
+do $$
+begin
+  perform lw_place_v1(p.proname) from (
+    select distinct p.proname::text from pg_proc p
+     where p.pronamespace = current_schema()::regnamespace and p.proname like 'lw\_%' and p.proname <> 'lw_place_v1') p;
 end $$;

@@ -38,6 +38,16 @@ impl Principal {
         Uuid::from_u128(id.as_u128() & !low | u128::from(self.0))
     }
 
+    /// An idempotency key as it is stored: each principal has keys of its own. Those of anybody without a token and of the
+    /// first client token are stored as they come, as releases did that had all keys in common; the line break of the
+    /// others cannot come by a header.
+    pub fn own_key(self, key: String) -> String {
+        match self.0 {
+            0 | 1 => key,
+            number => format!("{number}\n{key}"),
+        }
+    }
+
     /// The number, as SQL compares it.
     pub fn number(self) -> u16 {
         self.0

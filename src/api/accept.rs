@@ -286,7 +286,7 @@ fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
         metadata: order.metadata,
         traceparent: order.traceparent,
         retry_of: order.retry_of,
-        idempotency: order.idempotency,
+        idempotency: order.idempotency.map(|(key, hash)| (order.who.0.own_key(key), hash)),
         if_busy: order.if_busy,
         depth_max: gateway.config.conversation_depth_max,
         queue_max: gateway.config.queue_max,

@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     id::ConversationId,
-    store::{conversations::Conversation, turns::TurnFilter},
+    store::{
+        conversations::{Conversation, ERASED_AT_ONCE},
+        turns::TurnFilter,
+    },
     turn::{CancelledBy, Turn},
 };
 
@@ -130,7 +133,8 @@ pub async fn turns(
         .await
 }
 
-/// Deletes a conversation: no turn is accepted after it, and what runs or waits is cancelled.
+/// Deletes a conversation: no turn is accepted after it, what runs or waits is cancelled, nothing of it is told from that
+/// moment on, and its texts are erased: of turns that have ended before this answers, of others soon after their end.
 #[utoipa::path(delete, path = "/v1/conversations/{id}", tag = "operators", params(("id" = String, Path)),
     responses((status = 204), (status = 404, body = ProblemDocument)))]
 pub async fn delete(
@@ -144,6 +148,7 @@ pub async fn delete(
     if !open.is_empty() {
         insist(|| store.cancel(&open, CancelledBy::Operator)).await?;
     }
+    while insist(|| store.erase(Some(id), ERASED_AT_ONCE)).await? > 0 {}
     if is_deleted || !open.is_empty() {
         Ok(StatusCode::NO_CONTENT)
     } else {

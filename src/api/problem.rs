@@ -313,6 +313,7 @@ impl From<TailError> for Problem {
     fn from(why: TailError) -> Self {
         match why {
             TailError::Gone { .. } => Problem::log_gone(),
+            TailError::ConversationGone { .. } => Problem::not_found("conversation"),
             TailError::Rewound { turn } => Problem::log_rewound(turn),
             TailError::Store(why) => why.into(),
             why @ (TailError::Gap { .. } | TailError::AfterTheEnd { .. }) => Problem::internal(&why),

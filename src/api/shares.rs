@@ -169,9 +169,10 @@ impl Bound {
         let within = |most: u64| move |taken: u64| taken.checked_add(count).filter(|taken| *taken <= most);
         let add = |to: &AtomicU64, most| to.fetch_update(Ordering::AcqRel, Ordering::Acquire, within(most));
         // The share comes first: what a token is refused must not count, even for a moment, as taken from all.
-        let by = self.by.get(place);
+        let (by, share) = (self.by.get(place), self.share_of(who));
         if let Some(by) = by {
-            add(by, self.share_of(who)).map_err(|_| Full::Share(self.name))?;
+            let full = if share < self.max { Full::Share(self.name) } else { Full::All };
+            add(by, share).map_err(|_| full)?;
         }
         if add(&self.taken, self.max).is_err() {
             if let Some(by) = by {

@@ -13,6 +13,7 @@ use super::Engine;
 use crate::{
     store::{
         StoreError,
+        conversations::ERASED_AT_ONCE,
         sweep::{BATCH_REST, keep_from},
     },
     telemetry::metrics,
@@ -70,6 +71,8 @@ async fn pass(engine: &Engine, places: &mut Places) -> Result<(), StoreError> {
         None => Vec::new(),
     };
     let (turns, conversations) = sweep_turns(engine, places).await?;
+    // What was deleted while a turn ran, or by a call that ended before it had erased everything.
+    while store.erase(None, ERASED_AT_ONCE).await? > 0 {}
     let mut swept = 0;
     loop {
         let began = Instant::now();

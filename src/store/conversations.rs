@@ -8,6 +8,9 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::id::ConversationId;
 
+/// Turns of deleted conversations that one statement erases.
+pub const ERASED_AT_ONCE: i32 = 200;
+
 /// A conversation as clients see it.
 #[derive(Debug, Clone)]
 pub struct Conversation {
@@ -103,7 +106,23 @@ impl Store {
         Ok(rows.into_iter().map(ConversationId).collect())
     }
 
-    /// Marks a conversation as deleted: no turn is accepted after it. Its open turns are the
+    /// Removes ended turns of deleted conversations, at most `limit` with all that is kept of them, and conversations that
+    /// no turn is left of: of one conversation, or of all. How many rows of both.
+    pub async fn erase(&self, conversation: Option<ConversationId>, limit: i32) -> Result<i32, StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("erase", |c| {
+                sqlx::query_scalar!(
+                    r#"select lastword.lw_erase_v1($1, $2) as "rows!""#,
+                    conversation.map(|conversation| conversation.0),
+                    limit
+                )
+                .fetch_one(c)
+            })
+            .await
+    }
+
+    /// Marks a conversation as deleted: no turn is accepted after it, and nothing is told of it. Its open turns are the
     /// caller's to cancel. False where there is none.
     pub async fn delete_conversation(&self, id: ConversationId) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
@@ -116,6 +135,8 @@ impl Store {
                 .execute(c)
             })
             .await?;
+        // Who follows it hears that there is no more.
+        self.wake().conversations_grew(&[id]);
         Ok(done.rows_affected() == 1)
     }
 }

@@ -111,7 +111,7 @@ impl Store {
         Ok(rows.into_iter().map(TurnId).collect())
     }
 
-    /// Those conversations that have a turn after what a reader at its stand has.
+    /// Those conversations that have a turn after what a reader at its stand has, or that are gone.
     async fn that_grew(
         &self,
         waiting: &[(ConversationId, Stand)],
@@ -125,10 +125,14 @@ impl Store {
                     r#"
                     select w.conversation_id as "conversation!"
                       from unnest($1::uuid[], $2::bigint[]) w (conversation_id, ordinal)
-                     cross join lateral (
-                       select from lastword.turns t
+                      left join lateral (
+                       select true as is_there from lastword.turns t
                         where t.conversation_id = w.conversation_id and t.ordinal > w.ordinal
-                        order by t.ordinal limit 1) t
+                        order by t.ordinal limit 1) t on true
+                      left join lateral (
+                       select true as is_there from lastword.conversations c
+                        where c.id = w.conversation_id and c.deleted_at is null limit 1) c on true
+                     where t.is_there or c.is_there is null
                     "#,
                     &conversations,
                     &ordinals,

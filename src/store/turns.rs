@@ -68,6 +68,8 @@ impl Store {
                     select t.id, t.conversation_id, t.agent, t.ordinal, t.status, t.attempt, t.created_at,
                            t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
                       from lastword.turns t left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                      -- Of a deleted conversation nothing is told from that moment on.
+                      join lastword.conversations c on c.id = t.conversation_id and c.deleted_at is null
                      where t.id = $1
                     "#,
                     id.0

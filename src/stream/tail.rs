@@ -15,7 +15,7 @@ use chrono::TimeDelta;
 
 use crate::{
     event::{Event, SharedEvent},
-    id::TurnId,
+    id::{ConversationId, TurnId},
     store::{
         Store, StoreError,
         pages::{Anchor, Page},
@@ -75,6 +75,12 @@ pub enum TailError {
     Gone {
         /// Whose log.
         turn: TurnId,
+    },
+    /// The conversation was deleted, or is retained no longer.
+    #[error("{conversation}: the conversation is gone")]
+    ConversationGone {
+        /// Which one.
+        conversation: ConversationId,
     },
     /// Postgres.
     #[error(transparent)]

@@ -158,6 +158,9 @@ impl Thread {
         self.interest.look();
         let breaks = self.store.breaks();
         let next = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
+        if next.is_empty() && self.store.conversation(self.conversation).await?.is_none() {
+            return Err(TailError::ConversationGone { conversation: self.conversation });
+        }
         if let Some(told) = self.told
             && (!next.is_empty() || self.has_waited || breaks != self.breaks)
             && !told.is_still_so(&self.store).await?

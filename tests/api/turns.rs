@@ -7,7 +7,7 @@ use lastword::{
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::world::{Replica, World, problem};
+use super::world::{OPERATOR, Replica, World, problem};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_accepted_turn_is_durable_and_says_where_it_is() {
@@ -43,6 +43,26 @@ async fn the_same_key_gives_the_same_turn_on_every_replica() {
     assert_eq!(problem(refused).await["code"], "idempotency_key_reused");
     let list: Value = world.get("/v1/turns").await.json().await.unwrap();
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_belongs_to_the_token_that_it_came_with() {
+    let tokens = ["token-of-one", "token-of-another", "token-of-a-third"];
+    let world = World::with(|config| config.client_tokens = tokens.map(str::to_owned).to_vec()).await;
+    let ask = async |token: &str| {
+        let request =
+            world.request(Method::POST, "/v1/turns").bearer_auth(token).header("idempotency-key", "k-1");
+        let answer = request.json(&json!({"agent": "demo", "input": "hello"})).send().await.unwrap();
+        assert_eq!(answer.status(), 202);
+        let turn: Value = answer.json().await.unwrap();
+        turn["id"].as_str().unwrap().to_owned()
+    };
+    let mut turns = std::collections::HashSet::new();
+    for token in tokens.into_iter().chain([OPERATOR]) {
+        let turn = ask(token).await;
+        assert_eq!(ask(token).await, turn, "{token}");
+        assert!(turns.insert(turn), "{token} was given another token's turn");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

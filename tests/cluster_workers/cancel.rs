@@ -2,9 +2,10 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use sqlx::Connection as _;
 
 use crate::{
-    support::{Cluster, PATIENCE, Turn, eventually, is_alive, kinds},
+    support::{Cluster, OPERATOR, PATIENCE, Turn, eventually, is_alive, kinds},
     workers::{cancelled, goes_on, snapshot},
 };
 
@@ -18,8 +19,69 @@ async fn endless(cluster: &Cluster, i: usize) -> Turn {
 pub async fn a_deleted_conversation_cancels_its_turn(cluster: &Cluster) {
     let turn = endless(cluster, 0).await;
     let path = format!("/v1/conversations/{}", turn.conversation);
+    let mut streams = [cluster.stream(0, &turn.id, -1).await, cluster.stream(1, &turn.id, -1).await];
     assert_eq!(cluster.ask(1, Method::DELETE, &path, None).await.0, StatusCode::NO_CONTENT);
-    cancelled(&cluster.watch_all(&turn).await, "operator");
+    for stream in &mut streams {
+        cancelled(&stream.until_terminal(PATIENCE).await, "operator");
+    }
+}
+
+/// Who follows a deleted conversation is cut off, and nobody is told anything of it from that moment on.
+pub async fn a_deleted_conversation_is_told_no_more_and_erased(cluster: &Cluster) {
+    let (first, second) =
+        cluster.post_twice("demo", "/ask do you keep my secret?", "/echo another secret").await;
+    let ask = cluster.until(0, &first, "ask", PATIENCE).await;
+    let ask = ask.data["ask_id"].as_str().unwrap().to_owned();
+    assert_eq!(cluster.answer(1, &first, &ask, json!("secretly")).await.0, StatusCode::ACCEPTED);
+    for turn in [&first, &second] {
+        cluster.watch_all(turn).await;
+    }
+    let path = format!("/v1/conversations/{}", first.conversation);
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut followers = Vec::new();
+    for i in 0..2 {
+        let url = format!("{}{path}/events", cluster.url(i));
+        let ask = http.get(url).bearer_auth(OPERATOR).header("accept", "text/event-stream");
+        let mut follower = ask.send().await.unwrap();
+        let mut seen = String::new();
+        while seen.matches("event: completed").count() < 2 {
+            seen.push_str(&String::from_utf8_lossy(&follower.chunk().await.unwrap().unwrap()));
+        }
+        followers.push(follower);
+    }
+    assert_eq!(cluster.ask(1, Method::DELETE, &path, None).await.0, StatusCode::NO_CONTENT);
+    for (i, follower) in followers.iter_mut().enumerate() {
+        let end = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match follower.chunk().await {
+                    Ok(Some(_)) => {}
+                    end => return end,
+                }
+            }
+        });
+        assert!(
+            end.await.unwrap().is_err(),
+            "the stream on replica {i} ended as if there were no more to come"
+        );
+        for gone in ["", "/events", "/turns"].map(|rest| format!("{path}{rest}")) {
+            assert_eq!(cluster.ask(i, Method::GET, &gone, None).await.0, StatusCode::NOT_FOUND, "{gone}");
+        }
+        for turn in [&first, &second] {
+            for gone in ["", "/events"].map(|rest| format!("/v1/turns/{}{rest}", turn.id)) {
+                assert_eq!(cluster.ask(i, Method::GET, &gone, None).await.0, StatusCode::NOT_FOUND, "{gone}");
+            }
+        }
+    }
+    let url = cluster.postgres().url();
+    let mut conn = sqlx::PgConnection::connect(&url).await.unwrap();
+    let ids = [&first, &second].map(|turn| format!("'{}'", turn.id.trim_start_matches("turn_"))).join(", ");
+    for (table, key) in
+        [("turns", "id"), ("turn_events", "turn_id"), ("commands", "turn_id"), ("not_completed", "turn_id")]
+    {
+        let count = format!("select count(*) from {table} where {key} in ({ids})");
+        let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(&mut conn).await.unwrap();
+        assert_eq!(count, 0, "{table}");
+    }
 }
 
 pub async fn a_queued_turn_can_be_cancelled(cluster: &Cluster) {

@@ -67,6 +67,7 @@ async fn whatever_a_worker_does_its_turn_gets_one_last_word() {
         protocol::an_empty_reply_is_no_success,
         protocol::output_beyond_the_limit_fails_its_turn,
         cancel::a_deleted_conversation_cancels_its_turn,
+        cancel::a_deleted_conversation_is_told_no_more_and_erased,
         cancel::a_queued_turn_can_be_cancelled,
         cancel::a_starting_turn_can_be_cancelled,
         cancel::a_running_turn_can_be_cancelled_and_its_worker_lives_on,

@@ -165,6 +165,26 @@ async fn a_conversation_that_a_turn_is_being_accepted_in_is_left_for_the_next_lo
 }
 
 #[tokio::test]
+async fn what_ends_in_a_deleted_conversation_is_erased_and_nothing_else() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let (kept, (claim, seq)) = (replica.running().await.0, replica.running().await);
+    assert!(replica.store.delete_conversation(claim.conversation).await.unwrap());
+    assert_eq!(replica.store.erase(None, 100).await.unwrap(), 0, "its turn is in flight");
+    assert!(replica.store.turn(claim.turn).await.unwrap().is_none(), "and yet nothing is told of it");
+    replica.finish(&claim, seq).await;
+    assert_eq!(replica.store.erase(None, 100).await.unwrap(), 2);
+    assert_eq!(replica.store.erase(None, 100).await.unwrap(), 0);
+    for (table, key) in [("turns", "id"), ("turn_events", "turn_id"), ("inflight", "turn_id")] {
+        let left = format!("select string_agg(distinct {key}::text, ' ') from {table}");
+        assert_eq!(ground.ask(&left).await, kept.turn.0.to_string(), "{table}");
+    }
+    assert_eq!(ground.ask("select count(*) from conversations").await, "1");
+    ground.assert_whole().await;
+}
+
+#[tokio::test]
 async fn two_replicas_do_not_sweep_the_same() {
     let server = Server::start().await;
     let ground = server.ground().await;
