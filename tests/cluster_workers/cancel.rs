@@ -28,8 +28,8 @@ pub async fn a_deleted_conversation_cancels_its_turn(cluster: &Cluster) {
 
 /// Who follows a deleted conversation is cut off, and nobody is told anything of it from that moment on.
 pub async fn a_deleted_conversation_is_told_no_more_and_erased(cluster: &Cluster) {
-    let (first, second) =
-        cluster.post_twice("demo", "/ask do you keep my secret?", "/echo another secret").await;
+    let first = cluster.post(0, "demo", "/ask do you keep my secret?").await;
+    let second = cluster.post_in(1, &first.conversation, "demo", "/echo another secret").await;
     let ask = cluster.until(0, &first, "ask", PATIENCE).await;
     let ask = ask.data["ask_id"].as_str().unwrap().to_owned();
     assert_eq!(cluster.answer(1, &first, &ask, json!("secretly")).await.0, StatusCode::ACCEPTED);
