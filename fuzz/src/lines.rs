@@ -103,7 +103,10 @@ fn check_heard(heard: &FromWorker, line: &[u8]) {
         "ready" => Message::Ready,
         "beat" => Message::Beat,
         "cancelled" => Message::Cancelled,
-        "delta" => Message::Delta { text: text("text").unwrap() },
+        "delta" => match heard.message {
+            Message::Delta { cut, .. } => Message::Delta { text: text("text").unwrap(), cut },
+            _ => panic!("{heard:?}"),
+        },
         "content" => Message::Content { text: text("text").unwrap() },
         "ephemeral" => Message::Ephemeral { text: text("text").unwrap() },
         "status" => {

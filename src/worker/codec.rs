@@ -1,7 +1,7 @@
 //! Bytes from a worker → messages: one JSON object a line.
 //!
 //! Owns the framing: UTF-8, at most [`LINE_BYTES_MAX`] a line, `\r\n` taken for `\n`, blank lines and a mark of the byte
-//! order skipped. Refuses everything else with a [`ProtocolError`], which is an item and not the end of
+//! order skipped, halves of characters mended (`halves`). Refuses everything else with a [`ProtocolError`], which is an item and not the end of
 //! the stream: the next line can still be read. The caller will normally give the worker up.
 
 use std::io;
@@ -14,7 +14,10 @@ use crate::{
     event::is_too_deep,
     id::TurnId,
     text,
-    worker::wire::{BadField, FromWorker},
+    worker::{
+        halves,
+        wire::{BadField, FromWorker},
+    },
 };
 
 /// The longest line, without its newline, in bytes.
@@ -139,7 +142,7 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
     if line.len() > LINE_BYTES_MAX {
         return Some(Err(ProtocolError::new(Fault::TooLong, line)));
     }
-    if line.iter().all(u8::is_ascii_whitespace) {
+    if is_blank(line) {
         return None;
     }
     Some(parse(line).map_err(|fault| ProtocolError {
@@ -148,18 +151,24 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
     }))
 }
 
-fn unmarked(line: &[u8]) -> &[u8] {
+/// Whether a line says nothing: blank, but for a mark of the byte order.
+pub fn is_blank(line: &[u8]) -> bool {
+    unmarked(line).iter().all(u8::is_ascii_whitespace)
+}
+
+/// A line without the mark of the byte order before it.
+pub(super) fn unmarked(line: &[u8]) -> &[u8] {
     line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)
 }
 
 /// Whose message it would have been. Reads the line once more: none that is sound comes here.
 fn turn_of(line: &[u8]) -> Option<TurnId> {
-    let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
+    let object: Map<String, Value> = serde_json::from_slice(&halves::mended(line)).ok()?;
     object.get("turn_id")?.as_str()?.parse().ok()
 }
 
 fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
-    Ok(FromWorker::from_object(parse_object(line)?)?)
+    Ok(FromWorker::from_object(parse_object(line)?)?.cut_as(line))
 }
 
 /// Reads one message of a batch by what `meaning` makes of its object.
@@ -184,7 +193,8 @@ fn parse_object(line: &[u8]) -> Result<Map<String, Value>, Fault> {
     if is_too_deep(line) {
         return Err(Fault::TooDeep);
     }
-    match serde_json::from_str(text) {
+    let mended = halves::mended(text.as_bytes());
+    match serde_json::from_slice(&mended) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Fault::NotAnObject),
         Err(why) => {
@@ -249,7 +259,7 @@ mod tests {
     #[test]
     fn every_fault_is_named() {
         assert_eq!(fault(b"hello\n"), Fault::NotJson);
-        assert_eq!(fault(b"{\"type\":\"delta\",\"text\":\"\\ud800\"}\n"), Fault::NotJson);
+        assert_eq!(fault(b"{\"type\":\"delta\",\"text\":\"\\ud80\"}\n"), Fault::NotJson);
         assert_eq!(fault(b"[1]\n"), Fault::NotAnObject);
         assert_eq!(fault(b"{\"type\":\"\xff\"}\n"), Fault::NotUtf8);
         assert_eq!(fault(b"{\"type\":\0}\n"), Fault::RawNul);

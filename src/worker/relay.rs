@@ -5,13 +5,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::wire::Message;
+use super::{halves::Cut, wire::Message};
 
 /// The message as one line with its newline; `None` where there is nothing to pass on.
 pub fn relay(message: &Message) -> Option<Vec<u8>> {
     let object = match message {
         Message::Ready | Message::Beat => return None,
-        Message::Delta { text } => json!({ "type": "delta", "text": text }),
+        Message::Delta { text, cut } => return Some(delta(text, *cut)),
         Message::Content { text } => json!({ "type": "content", "text": text }),
         Message::Ephemeral { text } => json!({ "type": "ephemeral", "text": text }),
         Message::Status { state, waiting_on, budget_s } => {
@@ -30,6 +30,20 @@ pub fn relay(message: &Message) -> Option<Vec<u8>> {
         Message::Cancelled => json!({ "type": "cancelled" }),
     };
     Some(line(object))
+}
+
+/// A delta with the halves of characters that it came with: the gateway joins them.
+fn delta(text: &str, cut: Cut) -> Vec<u8> {
+    let whole = cut.within(text);
+    let mut line = br#"{"text":""#.to_vec();
+    let escape = |half: Option<u16>| half.map(|half| format!("\\u{half:04x}")).unwrap_or_default();
+    line.extend_from_slice(escape(cut.low).as_bytes());
+    // Between its quotes.
+    let quoted = Value::from(whole).to_string();
+    line.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
+    line.extend_from_slice(escape(cut.high).as_bytes());
+    line.extend_from_slice(b"\",\"type\":\"delta\"}\n");
+    line
 }
 
 /// Whether nothing of the turn follows this message.
@@ -56,12 +70,14 @@ fn line(object: Value) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::wire::FromWorker;
+    use crate::worker::{halves::mended, wire::FromWorker};
 
     #[test]
     fn what_is_passed_on_reads_as_what_was_said() {
         for said in [
             r#"{"type":"delta","text":"a\u0000\n\"é"}"#,
+            r#"{"type":"delta","text":"\udf89a\ud83c"}"#,
+            r#"{"type":"delta","text":"\ud83c"}"#,
             r#"{"type":"content","text":""}"#,
             r#"{"type":"ephemeral","text":"x"}"#,
             r#"{"type":"status","state":"s","waiting_on":"tool:x","budget_s":1.25}"#,
@@ -75,7 +91,10 @@ mod tests {
             r#"{"type":"error","message":"m","retryable":false}"#,
             r#"{"type":"cancelled"}"#,
         ] {
-            let read = |text: &[u8]| FromWorker::from_object(serde_json::from_slice(text).unwrap()).unwrap();
+            let read = |text: &[u8]| {
+                let object = serde_json::from_slice(&mended(text)).unwrap();
+                FromWorker::from_object(object).unwrap().cut_as(text)
+            };
             let message = read(said.as_bytes()).message;
             let line = relay(&message).unwrap();
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::wire::Message;
+use super::{
+    halves::{self, Cut},
+    wire::Message,
+};
 use crate::{
     event::{Kind, NewEvent},
     failure::Code,
@@ -27,6 +30,9 @@ pub struct Transcript {
     text: String,
     /// Bytes that became events, whatever their kind.
     bytes: u64,
+    /// The first half of a character, which waits for its other half in the next delta. The log has it with the delta
+    /// that ended in it, so that whoever goes on with the turn can join it too.
+    half: Option<u16>,
     /// Whether the client was given anything that counts as an answer.
     has_spoken: bool,
     /// Every question's id, and whether it waits for an answer. An id is never used again: the answer
@@ -66,8 +72,11 @@ impl Transcript {
             Message::Error { message, retryable, .. } => {
                 return Meaning::Failed { code: Code::AgentError, message, retryable };
             }
-            Message::Delta { text } => self.say(Kind::Delta, text),
-            Message::Content { text } => self.say(Kind::Content, text),
+            Message::Delta { text, cut } => self.say_piece(&text, cut),
+            Message::Content { text } => {
+                self.say(&text);
+                NewEvent::new(Kind::Content, &json!({ "text": text }))
+            }
             Message::Ephemeral { text } => NewEvent::new(Kind::Ephemeral, &json!({ "text": text })),
             Message::Status { state, waiting_on, budget_s } => {
                 let mut fields = json!({ "state": state });
@@ -101,8 +110,10 @@ impl Transcript {
                 return;
             }
             Kind::Delta | Kind::Content => {
-                self.has_spoken |= !text("text").is_empty();
-                self.text.push_str(text("text"));
+                self.say(text("text"));
+                if kind == Kind::Delta && (!text("text").is_empty() || fields["half"].is_string()) {
+                    self.half = u16::from_str_radix(text("half"), 16).ok();
+                }
             }
             Kind::Ask => {
                 self.has_spoken = true;
@@ -124,10 +135,34 @@ impl Transcript {
         self.asks.values().any(|is_open| *is_open)
     }
 
-    fn say(&mut self, kind: Kind, text: String) -> NewEvent {
+    /// The half that still waits when the turn ends, as a last delta. It stands in the whole answer already.
+    pub fn take_half(&mut self) -> Option<NewEvent> {
+        self.half.take().map(|_| NewEvent::new(Kind::Delta, &json!({ "text": halves::REPLACEMENT })))
+    }
+
+    fn say(&mut self, text: &str) {
         self.has_spoken |= !text.is_empty();
-        self.text.push_str(&text);
-        NewEvent::new(kind, &json!({ "text": text }))
+        self.text.push_str(text);
+    }
+
+    /// A delta, whose first character may have begun in the one before it. An empty one comes between two halves.
+    fn say_piece(&mut self, text: &str, cut: Cut) -> NewEvent {
+        if text.is_empty() {
+            return NewEvent::new(Kind::Delta, &json!({ "text": "" }));
+        }
+        let mut said = String::with_capacity(text.len() + 4);
+        match (self.half.take(), cut.low) {
+            (Some(high), Some(low)) => said.push(halves::join(high, low)),
+            (Some(_), None) | (None, Some(_)) => said.push(halves::REPLACEMENT),
+            (None, None) => {}
+        }
+        said.push_str(cut.within(text));
+        self.say(&said);
+        self.half = cut.high;
+        match self.half {
+            Some(half) => NewEvent::new(Kind::Delta, &json!({ "text": said, "half": format!("{half:04x}") })),
+            None => NewEvent::new(Kind::Delta, &json!({ "text": said })),
+        }
     }
 
     fn ask(
@@ -160,6 +195,9 @@ impl Transcript {
         usage: Option<Value>,
         stop_reason: Option<String>,
     ) -> Meaning {
+        if self.half.is_some() {
+            self.say(halves::REPLACEMENT.encode_utf8(&mut [0; 4]));
+        }
         let text = text.filter(|text| !text.is_empty());
         if !self.has_spoken && text.is_none() {
             let message = Code::EmptyReply.message().to_owned();
@@ -188,7 +226,7 @@ mod tests {
     use super::*;
 
     fn delta(text: &str) -> Message {
-        Message::Delta { text: text.to_owned() }
+        Message::Delta { text: text.to_owned(), cut: Cut::default() }
     }
 
     fn complete(text: Option<&str>) -> Message {
@@ -241,7 +279,11 @@ mod tests {
         let ask = Message::Ask { ask_id: None, prompt: "?".to_owned(), options: None };
         let content = Message::Content { text: "b".to_owned() };
         let custom = Message::Custom { name: "n".to_owned(), data: Value::Null };
-        for message in [delta("a"), content, Message::Ephemeral { text: "c".to_owned() }, custom, ask] {
+        let half =
+            Message::Delta { text: "b\u{fffd}".to_owned(), cut: Cut { low: None, high: Some(0xd83c) } };
+        for message in
+            [delta("a"), half, delta(""), content, Message::Ephemeral { text: "c".to_owned() }, custom, ask]
+        {
             let Meaning::Event(event) = heard.hear(message, 1000) else { panic!("no event") };
             recalled.recall(event.kind, &event.data);
         }

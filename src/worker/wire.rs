@@ -12,6 +12,10 @@ use serde_json::{Map, Value, value::RawValue};
 use crate::{
     id::{ConversationId, TurnId},
     text,
+    worker::{
+        codec::unmarked,
+        halves::Cut,
+    },
 };
 
 /// One line to a worker.
@@ -94,6 +98,8 @@ pub enum Message {
     Delta {
         /// The piece.
         text: String,
+        /// Which ends of it are halves of characters.
+        cut: Cut,
     },
     /// A whole neutral message.
     Content {
@@ -178,7 +184,7 @@ impl FromWorker {
         };
         let message = match kind.clone().as_str() {
             "ready" => Message::Ready,
-            "delta" => Message::Delta { text: fields.text("text")? },
+            "delta" => Message::Delta { text: fields.text("text")?, cut: Cut::default() },
             "content" => Message::Content { text: fields.text("text")? },
             "ephemeral" => Message::Ephemeral { text: fields.text("text")? },
             "status" => Message::Status {
@@ -210,6 +216,15 @@ impl FromWorker {
             unknown => Message::Custom { name: unknown.to_owned(), data: Value::Object(fields.0) },
         };
         Ok(FromWorker { turn_id, message })
+    }
+
+    /// The same with the halves of characters that the line had at the ends of a delta's text.
+    #[must_use]
+    pub(super) fn cut_as(mut self, line: &[u8]) -> Self {
+        if let Message::Delta { cut, .. } = &mut self.message {
+            *cut = Cut::of(unmarked(line));
+        }
+        self
     }
 }
 
@@ -340,6 +355,7 @@ mod tests {
     #[test]
     fn extra_fields_of_a_known_type_do_no_harm() {
         let heard = read(json!({"type": "delta", "text": "a", "index": 3})).unwrap();
-        assert_eq!(heard, FromWorker { turn_id: None, message: Message::Delta { text: "a".into() } });
+        let delta = Message::Delta { text: "a".into(), cut: Cut::default() };
+        assert_eq!(heard, FromWorker { turn_id: None, message: delta });
     }
 }

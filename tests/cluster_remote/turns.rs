@@ -257,3 +257,21 @@ fn quiet_worker() -> Vec<String> {
     let script = r#"read -r order; say '{"type":"cancelled"}'; read -r end"#;
     serde_json::from_value(shell(script)["command"].clone()).unwrap()
 }
+
+pub async fn a_character_cut_in_halves_arrives_whole(cluster: &Cluster) {
+    let script = r#"
+say '{"type":"delta","text":"a\ud83c"}'
+say '{"type":"delta","text":"\udf89b\udf89\ud83c"}'
+say '{"type":"delta","text":"c"}'
+say '{"type":"complete"}'"#;
+    for (agent, more) in [("cutter", json!({})), ("cutters", json!({"scope": "shared"}))] {
+        remote_agent(cluster, agent, more).await;
+        let tagged = r#"id=$(printf '%s' "$turn" | sed 's/.*"turn_id":"\([^"]*\)".*/\1/')
+say() { printf '%s\n' "{\"turn_id\":\"$id\",${1#?}"; }"#;
+        let spec = shell(&format!("{tagged}{script}"));
+        let command: Vec<String> = serde_json::from_value(spec["command"].clone()).unwrap();
+        let _host = Host::start(cluster, Plan { command, ..Plan::demo(agent, &[0]) });
+        let events = cluster.watch_all(&cluster.post(0, agent, "x").await).await;
+        assert_eq!(completed(&events), "a🎉b\u{fffd}\u{fffd}c");
+    }
+}

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Cluster, kinds},
+    support::{Cluster, kinds, said},
     workers::{completed, failed, shell, snapshot},
 };
 
@@ -59,6 +59,81 @@ pub async fn characters_of_many_bytes_arrive_intact(cluster: &Cluster) {
     assert_eq!(completed(&cluster.watch_all(&turn).await), wanted);
     let turn = cluster.post(0, "demo", wanted).await;
     assert_eq!(completed(&cluster.watch_all(&turn).await), format!("Hello! You said: {wanted}"));
+}
+
+/// What a worker says that cuts its text by UTF-16 index.
+const HALVES: &str = r#"
+say '{"type":"delta","text":"All good \ud83c"}'
+say '{"type":"status","state":"thinking"}'
+say '{"type":"delta","text":"\udf89 done \uD83D"}'
+say '{"type":"delta","text":""}'
+say '{"type":"delta","text":"\uDE00\ud83d"}'
+say '{"type":"delta","text":"\ude01"}'
+say '{"type":"complete"}'"#;
+
+pub async fn a_character_cut_in_halves_arrives_whole(cluster: &Cluster) {
+    cluster.put_agent("halves", shell(HALVES)).await;
+    let turn = cluster.post(0, "halves", "x").await;
+    let events = cluster.watch_all(&turn).await;
+    assert_eq!(completed(&events), "All good 🎉 done 😀😁");
+    assert_eq!(events.last().unwrap().text(), "All good 🎉 done 😀😁");
+    let pieces: Vec<&str> =
+        events.iter().filter(|event| event.kind == "delta").map(|event| event.text()).collect();
+    assert_eq!(pieces, ["All good ", "🎉 done ", "", "😀", "😁"], "each delta is an event");
+}
+
+pub async fn a_half_that_stays_alone_is_replaced_and_its_turn_goes_on(cluster: &Cluster) {
+    // Each with what is said in the end, by the deltas and by the whole answer.
+    for (n, (said, wanted)) in [
+        (r#"{"type":"delta","text":"a\ud83c"}"#, "a\u{fffd}"),
+        (r#"{"type":"delta","text":"\udf89b"}"#, "\u{fffd}b"),
+        (r#"{"type":"delta","text":"a\ud83cb \\ud83c"}"#, "a\u{fffd}b \\ud83c"),
+        (
+            "{\"type\":\"delta\",\"text\":\"a\\ud83c\"}'\nsay '{\"type\":\"delta\",\"text\":\"b\"}",
+            "a\u{fffd}b",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let agent = format!("alone-{n}");
+        cluster.put_agent(&agent, shell(&format!("say '{said}'\nsay '{{\"type\":\"complete\"}}'"))).await;
+        let events = cluster.watch_all(&cluster.post(1, &agent, "x").await).await;
+        assert_eq!(completed(&events), wanted, "{said}");
+        assert_eq!(events.last().unwrap().text(), wanted, "{said}");
+    }
+    // Wherever else a half may stand.
+    let elsewhere = r#"
+say '{"type":"custom","name":"\ud83c","data":{"\udf89":["\ud83c","\ud83c\udf89"]}}'
+say '{"type":"ephemeral","text":"\ud83c"}'
+say '{"type":"status","state":"\ud83c"}'
+say '{"type":"content","text":"\udf89\ud83c"}'
+say '{"type":"delta","text":"a\ud83c"}'
+say '{"type":"error","message":"It stopped \ud83c."}'"#;
+    cluster.put_agent("elsewhere", shell(elsewhere)).await;
+    let events = cluster.watch_all(&cluster.post(0, "elsewhere", "x").await).await;
+    failed(&events, "agent_error", "It stopped \u{fffd}.");
+    let content = events.iter().find(|event| event.kind == "content").unwrap();
+    assert_eq!(content.text(), "\u{fffd}\u{fffd}");
+    let custom = events.iter().find(|event| event.kind == "custom").unwrap();
+    assert_eq!(custom.data["data"], json!({"\u{fffd}": ["\u{fffd}", "🎉"]}));
+    assert_eq!(said(&events), "a\u{fffd}", "what waited for its other half is said before the end");
+}
+
+pub async fn what_platforms_put_around_lines_does_no_harm(cluster: &Cluster) {
+    let script = "import sys, json
+out = sys.stdout.buffer
+out.write(b'\\xef\\xbb\\xbf{\"type\":\"ready\"}\\r\\n'); out.flush()
+sys.stdin.readline()
+for line in [b'', b'\\xef\\xbb\\xbf', b'\\xef\\xbb\\xbf{\"type\":\"delta\",\"text\":\"a\"}', b'  ', b'\\t{\"type\":\"complete\"}']:
+    out.write(line + b'\\r\\n')
+out.flush()
+sys.stdin.readline()";
+    let spec = json!({"runtime": "process", "command": ["python3", "-c", script]});
+    cluster.put_agent("around", spec).await;
+    let events = cluster.watch_all(&cluster.post(0, "around", "x").await).await;
+    assert_eq!(completed(&events), "a");
+    assert_eq!(kinds(&events), ["accepted", "started", "delta", "completed"]);
 }
 
 pub async fn a_guard_stops_a_turn_before_any_worker_sees_it(cluster: &Cluster) {

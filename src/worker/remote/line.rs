@@ -172,7 +172,7 @@ impl Drop for Remote {
 
 fn heard(line: &[u8]) -> Heard {
     match read_with(line, said) {
-        Ok(Said::Message(message)) => Heard::Message(message),
+        Ok(Said::Message(from)) => Heard::Message(from.cut_as(line)),
         Ok(Said::Gone(why)) => Heard::Gone(why),
         Err(error) => Heard::Protocol(error),
     }
