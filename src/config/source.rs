@@ -176,7 +176,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 42] = [
+const KEYS: [Key; 43] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -194,6 +194,7 @@ const KEYS: [Key; 42] = [
     key("turns_max", Shape::Number),
     key("workers_max", Shape::Number),
     key("worker_user", Shape::Text),
+    key("worker_env_pass", Shape::List),
     key("worker_namespaces", Shape::Flag),
     key("worker_file_max", Shape::Text),
     key("pool_max", Shape::Number),

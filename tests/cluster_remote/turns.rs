@@ -258,6 +258,23 @@ fn quiet_worker() -> Vec<String> {
     serde_json::from_value(shell(script)["command"].clone()).unwrap()
 }
 
+pub async fn a_host_passes_on_the_variables_that_its_operator_names(cluster: &Cluster) {
+    let show = r#"
+say "{\"type\":\"delta\",\"text\":\"${ONE-unset} ${TWO-unset} ${LASTWORD_URL-unset}\"}"
+say '{"type":"complete"}'"#;
+    let command: Vec<String> = serde_json::from_value(shell(show)["command"].clone()).unwrap();
+    for (agent, flags, wanted) in
+        [("open", &[][..], "1 2 unset"), ("picky", &["--env-pass", "ONE,THREE"][..], "1 unset unset")]
+    {
+        remote_agent(cluster, agent, json!({})).await;
+        let env = &[("ONE", "1"), ("TWO", "2")];
+        let plan = Plan { command: command.clone(), flags, env, ..Plan::demo(agent, &[0]) };
+        let _host = Host::start(cluster, plan);
+        let events = cluster.watch_all(&cluster.post(0, agent, "x").await).await;
+        assert_eq!(completed(&events), wanted);
+    }
+}
+
 pub async fn a_character_cut_in_halves_arrives_whole(cluster: &Cluster) {
     let script = r#"
 say '{"type":"delta","text":"a\ud83c"}'
