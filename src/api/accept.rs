@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::{Gateway, bodies::Held, problem::Problem, shares::Who};
 use crate::{
+    frame,
     id::{ConversationId, TurnId},
     store::{
         StoreError,
@@ -31,6 +32,8 @@ use crate::{
 const NEWER_AGENT: &str = "LW412";
 /// How long a commit that is not known is asked for again.
 const UNKNOWN_COMMIT_MAX: Duration = Duration::from_secs(2);
+/// A `traceparent` of the first version.
+const TRACEPARENT_CHARS: usize = 55;
 /// How long a cancel for a client that has left is tried.
 const CANCEL_WITHIN: Duration = Duration::from_secs(30);
 
@@ -242,6 +245,9 @@ pub async fn accept(gateway: &Gateway, order: Order, held: Held) -> Result<Made,
 async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     let store = &gateway.store;
     let (is_followed, who) = (order.is_followed, order.who);
+    if !frame::is_deliverable(&order.input) {
+        return Err(Problem::undeliverable("input", frame::INPUT_BYTES_MAX));
+    }
     let mut new = {
         let agent = agent(gateway, &order.agent).await?;
         new_turn(gateway, order, agent)
@@ -378,6 +384,8 @@ async fn cancel_for_disconnect(gateway: &Gateway, turn: TurnId) {
 pub fn traceparent(headers: &axum::http::HeaderMap) -> String {
     use crate::telemetry::trace;
     let sent = headers.get("traceparent").and_then(|value| value.to_str().ok());
-    let sent = sent.filter(|text| trace::trace_id(text).is_some()).map(str::to_owned);
+    let sent = sent.filter(|text| trace::trace_id(text).is_some());
+    // What a later version appends may be of any length, and a worker's line is not.
+    let sent = sent.and_then(|text| text.get(..TRACEPARENT_CHARS)).map(str::to_owned);
     trace::current_traceparent().or(sent).unwrap_or_else(trace::new_traceparent)
 }

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     event::Kind,
+    frame,
     id::{ConversationId, TurnId},
     store::turns::TurnFilter,
     stream::{Reader, Tail, tail::PAGE_ROWS},
@@ -77,6 +78,8 @@ impl Delivery {
         (status = 200, description = "The turn, ended; or its event stream",
             content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The turn, accepted", body = Turn),
+        (status = 413, description = "`body_too_large`; `input_too_large`: a worker's line would not carry it. `limit_bytes` says what may be",
+            body = ProblemDocument),
         (status = 429, description = "`conversation_full`, `queue_full`; `share_exceeded`: this token's, of which `share` says",
             body = ProblemDocument),
         (status = "4XX", description = "Refused; nothing was stored", body = ProblemDocument, content_type = "application/problem+json"),
@@ -287,6 +290,7 @@ pub struct AnswerRequest {
         (status = 202, description = "The answer is on its way to the agent", body = Turn),
         (status = 404, description = "`turn_not_found`, `ask_not_found`", body = ProblemDocument),
         (status = 409, description = "`ask_answered`, `turn_ended`", body = ProblemDocument),
+        (status = 413, description = "`input_too_large`: a worker's line would not carry it", body = ProblemDocument),
     ))]
 pub async fn answer(
     State(gateway): State<Gateway>,
@@ -295,6 +299,10 @@ pub async fn answer(
 ) -> Result<(StatusCode, Json<Turn>), Problem> {
     if request.answer.is_null() {
         return Err(Problem::invalid("answer", "The answer must not be null."));
+    }
+    let answer = request.answer.to_string();
+    if !frame::is_deliverable(&answer) {
+        return Err(Problem::undeliverable("answer", frame::INPUT_BYTES_MAX));
     }
     let turn = found(&gateway, id).await?;
     let asked = asked(&gateway, id, &request.ask_id).await?;
@@ -308,7 +316,7 @@ pub async fn answer(
     if asked == Asked::Never || request.ask_id.contains('\0') {
         return Err(Problem::not_found("ask"));
     }
-    if !gateway.store.leave_answer(id, &request.ask_id, &request.answer.to_string()).await? {
+    if !gateway.store.leave_answer(id, &request.ask_id, &answer).await? {
         return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
     }
     Ok((StatusCode::ACCEPTED, Json(turn)))

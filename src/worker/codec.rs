@@ -10,8 +10,10 @@ use bytes::{Buf, BytesMut};
 use serde_json::{Map, Value, error::Category};
 use tokio_util::codec::Decoder;
 
+pub use crate::frame::BYTES_MAX as LINE_BYTES_MAX;
 use crate::{
     event::is_too_deep,
+    frame::{is_blank, unmarked},
     id::TurnId,
     text,
     worker::{
@@ -19,12 +21,6 @@ use crate::{
         wire::{BadField, FromWorker},
     },
 };
-
-/// The longest line, without its newline, in bytes.
-pub const LINE_BYTES_MAX: usize = 1024 * 1024;
-
-/// What some platforms begin a stream of UTF-8 with.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// How much of an offending line operators see, in bytes.
 const EXCERPT_BYTES_MAX: usize = 200;
@@ -149,16 +145,6 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
         turn_id: matches!(fault, Fault::BadField(_)).then(|| turn_of(line)).flatten(),
         ..ProtocolError::new(fault, line)
     }))
-}
-
-/// Whether a line says nothing: blank, but for a mark of the byte order.
-pub fn is_blank(line: &[u8]) -> bool {
-    unmarked(line).iter().all(u8::is_ascii_whitespace)
-}
-
-/// A line without the mark of the byte order before it.
-pub(super) fn unmarked(line: &[u8]) -> &[u8] {
-    line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)
 }
 
 /// Whose message it would have been. Reads the line once more: none that is sound comes here.

@@ -24,6 +24,7 @@ mod fates;
 mod guards;
 mod halves;
 mod hand_over;
+mod history;
 pub mod host;
 mod job;
 #[cfg_attr(not(feature = "kubernetes"), path = "kubernetes_off.rs")]

@@ -322,6 +322,10 @@ impl Run<'_> {
             // One that is gone is about to be heard as such.
             Ok(()) | Err(SendError::Closed) => None,
             Err(_) if self.cancelled_by.is_some() => Some(self.lapsed(Lapse::Cancels)),
+            Err(why @ SendError::TooLong) => {
+                let message = "Your answer is too long for this agent's worker.";
+                Some(self.fails(Code::InputTooLong, message, Some(why.to_string())))
+            }
             Err(why) => {
                 let message = "The worker handling your request does not read its input.";
                 Some(self.fails(Code::WorkerUnresponsive, message, Some(why.to_string())))

@@ -10,12 +10,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
+    frame::unmarked,
     id::{ConversationId, TurnId},
+    json::Raw,
     text,
-    worker::{
-        codec::unmarked,
-        halves::Cut,
-    },
+    turn::Status,
+    worker::halves::Cut,
 };
 
 /// One line to a worker.
@@ -36,6 +36,9 @@ pub enum ToWorker {
         /// turn that a process serves in it, and with each one that a shared worker serves.
         #[serde(skip_serializing_if = "Option::is_none")]
         history: Option<Vec<Said>>,
+        /// What of it is not told, where that is anything.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        history_omitted: Option<Omitted>,
         /// When the turn's cap lapses.
         deadline: DateTime<Utc>,
         /// The W3C trace context to go on with.
@@ -75,8 +78,58 @@ impl ToWorker {
 pub struct Said {
     /// `user` or `assistant`.
     pub role: String,
-    /// What was said.
+    /// What was said; of an answer that was cut off, as far as it came.
     pub text: String,
+    /// The turn in which it was said.
+    pub turn_id: TurnId,
+    /// How that turn ended: `completed`, `failed` or `cancelled`.
+    pub status: Status,
+    /// Of a failed turn: why, as its last word has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Of a cancelled turn: who asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What the user's message had beside its text, as the client sent it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attachments: Option<Raw>,
+    /// With the user's message: what the agent asked in the turn, and what was answered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<Asked>,
+    /// Whether its text is shortened in its middle, or attachments or questions of it are left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shortened: bool,
+}
+
+/// A question of the past.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Asked {
+    /// The worker's name for it, or the gateway's.
+    pub ask_id: String,
+    /// The question.
+    pub prompt: String,
+    /// What might be answered, as the worker sent it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<Raw>,
+    /// The answer as the client gave it, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Raw>,
+}
+
+/// What of a conversation's past a worker is not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Omitted {
+    /// Older turns that are left out.
+    pub turns: u64,
+    /// Turns that are told in part.
+    pub shortened: u32,
+}
+
+impl Omitted {
+    /// Whether there is anything.
+    pub fn is_any(&self) -> bool {
+        self.turns > 0 || self.shortened > 0
+    }
 }
 
 /// One line from a worker.
@@ -289,7 +342,18 @@ mod tests {
             conversation_id: ConversationId(Uuid::from_u128(2)),
             attempt: 1,
             input,
-            history: Some(vec![Said { role: "user".into(), text: "hi".into() }]),
+            history: Some(vec![Said {
+                role: "user".into(),
+                text: "hi".into(),
+                turn_id: TurnId(Uuid::from_u128(3)),
+                status: Status::Completed,
+                code: None,
+                by: None,
+                attachments: None,
+                asks: Vec::new(),
+                shortened: false,
+            }]),
+            history_omitted: Some(Omitted { turns: 2, shortened: 0 }),
             deadline: DateTime::UNIX_EPOCH,
             traceparent: None,
         };
@@ -301,7 +365,11 @@ mod tests {
             json!({
                 "type": "turn", "turn_id": "turn_00000000000000000000000000000001",
                 "conversation_id": "conv_00000000000000000000000000000002", "attempt": 1,
-                "input": {"text": "a\nb"}, "history": [{"role": "user", "text": "hi"}],
+                "input": {"text": "a\nb"}, "history": [{
+                    "role": "user", "text": "hi", "turn_id": "turn_00000000000000000000000000000003",
+                    "status": "completed",
+                }],
+                "history_omitted": {"turns": 2, "shortened": 0},
                 "deadline": "1970-01-01T00:00:00Z",
             })
         );

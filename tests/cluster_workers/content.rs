@@ -1,9 +1,11 @@
 //! What workers say and clients send: all of it arrives, whole.
 
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 use crate::{
-    support::{Cluster, kinds, said},
+    support::{Cluster, PATIENCE, kinds, said},
     workers::{completed, failed, shell, snapshot},
 };
 
@@ -170,6 +172,61 @@ say '{"type":"complete"}'"#;
     assert_eq!((&received["type"], &received["attempt"]), (&json!("turn"), &json!(1)));
     assert!(received["deadline"].is_string() && received["traceparent"].is_string(), "{received}");
     assert!(received["history"].is_null(), "there is none yet: {received}");
+}
+
+pub async fn an_input_that_no_worker_can_be_handed_is_refused(cluster: &Cluster) {
+    // As JSON on one line; what readers take for a line's end stands there escaped, and takes twice the room.
+    const INPUT_MAX: usize = 1024 * 1024 - 16 * 1024;
+    let count = "
+import sys, json
+print(json.dumps({'type': 'ready'}), flush=True)
+for line in sys.stdin:
+    turn = json.loads(line)
+    if turn['type'] != 'turn': break
+    print(json.dumps({'type': 'delta', 'text': str(len(turn['input']['text']))}), flush=True)
+    print(json.dumps({'type': 'complete'}), flush=True)
+";
+    let spec = json!({"runtime": "process", "command": ["python3", "-c", count]});
+    cluster.put_agent("counting", spec).await;
+    let longest = INPUT_MAX - r#"{"text":""}"#.len();
+    let turn = cluster.post(0, "counting", &"x".repeat(longest)).await;
+    assert_eq!(completed(&cluster.watch_all(&turn).await), longest.to_string());
+    for input in [
+        json!("x".repeat(longest + 1)),
+        json!("a\u{2028}".repeat(200_000)),
+        json!({"text": "look", "attachments": ["x".repeat(longest)]}),
+    ] {
+        let asked = json!({"agent": "counting", "input": input});
+        let (status, problem) = cluster.ask(1, Method::POST, "/v1/turns", Some(asked)).await;
+        assert_eq!((status, &problem["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("input_too_large")));
+        assert_eq!((&problem["field"], &problem["limit_bytes"]), (&json!("input"), &json!(INPUT_MAX)));
+    }
+}
+
+pub async fn an_answer_that_no_worker_can_be_handed_is_refused(cluster: &Cluster) {
+    let turn = cluster.post(0, "demo", "/ask How long?").await;
+    let ask = cluster.until(1, &turn, "ask", PATIENCE).await;
+    let ask_id = ask.data["ask_id"].as_str().unwrap();
+    let (status, problem) =
+        cluster.answer(1, &turn, ask_id, json!("x".repeat(1024 * 1024 - 16 * 1024))).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("input_too_large")));
+    assert_eq!(cluster.answer(1, &turn, ask_id, json!("short")).await.0, StatusCode::ACCEPTED);
+    completed(&cluster.watch_all(&turn).await);
+}
+
+pub async fn an_input_that_proves_too_long_later_is_not_worth_a_retry(cluster: &Cluster) {
+    // As if an older release had taken it.
+    let first = cluster.post(0, "demo", "/ask Who?").await;
+    let ask = cluster.until(0, &first, "ask", PATIENCE).await;
+    let second = cluster.post_in(1, &first.conversation, "demo", "x").await;
+    let mut conn = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let grown = r#"update turns set input = '{"text":"' || repeat('x', 1100000) || '"}' where id = $1"#;
+    let id: uuid::Uuid = second.id.strip_prefix("turn_").unwrap().parse().unwrap();
+    assert_eq!(sqlx::query(grown).bind(id).execute(&mut conn).await.unwrap().rows_affected(), 1);
+    let ask_id = ask.data["ask_id"].as_str().unwrap();
+    assert_eq!(cluster.answer(0, &first, ask_id, json!("me")).await.0, StatusCode::ACCEPTED);
+    let events = cluster.watch_all(&second).await;
+    assert_eq!(failed(&events, "input_too_long", "Your message is too long")["retryable"], json!(false));
 }
 
 pub async fn metadata_comes_back(cluster: &Cluster) {

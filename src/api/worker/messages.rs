@@ -23,13 +23,13 @@ use crate::{
         request::{Id, Params},
     },
     config::Config,
+    frame::is_blank,
     id::TurnId,
     store::{
         desk::{Batch, Delivery, End, Judgement, Line},
         remote_turns::Proof,
     },
     token,
-    worker::codec::is_blank,
 };
 
 /// The largest batch; a message may have half of that.

@@ -205,6 +205,7 @@ fn reason(code: &str) -> Option<Code> {
         Code::WorkerProtocol,
         Code::WorkerUnresponsive,
         Code::Interrupted,
+        Code::InputTooLong,
     ];
     known.into_iter().find(|known| known.as_str() == code)
 }
