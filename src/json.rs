@@ -2,8 +2,10 @@
 //!
 //! Owns nothing but the text, which is valid JSON. Who needs to know what it says parses it where that is asked for.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 
 /// A JSON value, as its text.
 #[derive(Debug, Clone)]
@@ -32,6 +34,31 @@ impl Raw {
     pub fn is_null(&self) -> bool {
         self.text() == "null"
     }
+}
+
+impl From<&RawValue> for Raw {
+    fn from(value: &RawValue) -> Raw {
+        Raw(value.to_owned())
+    }
+}
+
+/// Reads JSON as a value, for people: a number that is beyond all numbers here is read as its text.
+///
+/// # Errors
+/// It is no JSON.
+pub fn read(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text).or_else(|why| {
+        if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(text) {
+            let fields = fields.into_iter().map(|(name, value)| Ok((name, read(value.get())?)));
+            return fields.collect::<Result<Map<_, _>, _>>().map(Value::Object);
+        }
+        if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(text) {
+            return items.into_iter().map(|item| read(item.get())).collect::<Result<_, _>>().map(Value::Array);
+        }
+        let rest = serde_json::from_str::<&RawValue>(text).map(RawValue::get).unwrap_or_default();
+        let is_number = rest.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+        if is_number { Ok(Value::from(rest)) } else { Err(why) }
+    })
 }
 
 impl PartialEq for Raw {
@@ -65,5 +92,14 @@ mod tests {
         assert_eq!(serde_json::to_string(&read).unwrap(), format!("[{text},null]"));
         assert!(read[1].is_null() && read[1] == Raw::null() && !read[0].is_null());
         assert!(Raw::of("{".to_owned()).is_err());
+    }
+
+    #[test]
+    fn a_number_beyond_all_numbers_is_read_as_its_text() {
+        let value = read(r#"{"a":[1,-1e400,"x"],"b":{"c":1e999}}"#).unwrap();
+        assert_eq!(value, serde_json::json!({"a": [1, "-1e400", "x"], "b": {"c": "1e999"}}));
+        for broken in ["", "{", "[1e400", "1e", "nul", r#"{"a":1e400"#] {
+            assert!(read(broken).is_err(), "{broken}");
+        }
     }
 }

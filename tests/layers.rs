@@ -21,6 +21,7 @@ const FLOORS: [&[&str]; 7] = [
         "event",
         "failure",
         "frame",
+        "halves",
         "id",
         "json",
         "principal",

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::value::RawValue;
 use tokio::{sync::oneshot, time::Instant};
 use utoipa::ToSchema;
 
@@ -16,6 +16,7 @@ use super::{Gateway, bodies::Held, problem::Problem, shares::Who};
 use crate::{
     frame,
     id::{ConversationId, TurnId},
+    json::{self, Raw},
     store::{
         StoreError,
         accept::{Accepted, IfBusy, NewTurn},
@@ -52,7 +53,7 @@ pub struct TurnRequest {
     /// The client's own; comes back with the turn.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    pub metadata: Option<Map<String, Value>>,
+    pub metadata: Option<Fields>,
     /// Answer with the turn's event stream.
     #[serde(default)]
     pub stream: Option<bool>,
@@ -71,7 +72,8 @@ pub struct Input {
     pub text: String,
     /// Handed to the agent as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub attachments: Option<Vec<Value>>,
+    #[schema(value_type = Option<Vec<serde_json::Value>>)]
+    pub attachments: Option<Vec<Raw>>,
 }
 
 impl<'de> Deserialize<'de> for Input {
@@ -81,7 +83,7 @@ impl<'de> Deserialize<'de> for Input {
         struct Parts {
             text: String,
             #[serde(default)]
-            attachments: Option<Vec<Value>>,
+            attachments: Option<Vec<Raw>>,
         }
         struct Either;
         impl<'de> de::Visitor<'de> for Either {
@@ -158,10 +160,12 @@ impl TurnRequest {
         }
         let internal = |why: serde_json::Error| Problem::internal(&why);
         let input = serde_json::to_string(&self.input).map_err(internal)?;
-        let metadata = self.metadata.as_ref().map(serde_json::to_string).transpose().map_err(internal)?;
+        let metadata = self.metadata.map(|Fields(object)| object.text().to_owned());
+        let said = canonical_input(&input).map_err(internal)?;
+        let more = metadata.as_deref().map(json::read).transpose().map_err(internal)?;
+        let more = more.map(|value| value.to_string());
         // How the answer is delivered is no part of what is asked for: `stream` may differ.
-        let asked =
-            (&agent, &input, self.conversation_id, &metadata, self.if_busy, self.on_disconnect, "turn");
+        let asked = (&agent, &said, self.conversation_id, &more, self.if_busy, self.on_disconnect, "turn");
         let hash = hash_of(&asked)?;
         Ok(Order {
             agent,
@@ -177,6 +181,30 @@ impl TurnRequest {
             traceparent,
         })
     }
+}
+
+/// A JSON object, as it came.
+#[derive(Debug)]
+pub struct Fields(Raw);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let raw = Raw::deserialize(from)?;
+        if raw.text().starts_with('{') {
+            return Ok(Fields(raw));
+        }
+        Err(de::Error::custom("invalid type: it must be an object"))
+    }
+}
+
+/// An input as the hash of its request has it, however it was written: as releases wrote it that kept no order of keys.
+fn canonical_input(json: &str) -> Result<String, serde_json::Error> {
+    let value = json::read(json)?;
+    let text = &value["text"];
+    Ok(match value.get("attachments") {
+        Some(attachments) => format!(r#"{{"text":{text},"attachments":{attachments}}}"#),
+        None => format!(r#"{{"text":{text}}}"#),
+    })
 }
 
 /// The hash that an idempotency key is bound to.

@@ -8,7 +8,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -29,6 +28,7 @@ use crate::{
     event::Kind,
     frame,
     id::{ConversationId, TurnId},
+    json::Raw,
     store::turns::TurnFilter,
     stream::{Reader, Tail, tail::PAGE_ROWS},
     task::aside,
@@ -280,7 +280,8 @@ pub struct AnswerRequest {
     /// The question's `ask_id`.
     ask_id: String,
     /// The answer: any JSON but null.
-    answer: Value,
+    #[schema(value_type = serde_json::Value)]
+    answer: Raw,
 }
 
 /// Answers a turn's question, once.
@@ -300,8 +301,8 @@ pub async fn answer(
     if request.answer.is_null() {
         return Err(Problem::invalid("answer", "The answer must not be null."));
     }
-    let answer = request.answer.to_string();
-    if !frame::is_deliverable(&answer) {
+    let answer = request.answer.text();
+    if !frame::is_deliverable(answer) {
         return Err(Problem::undeliverable("answer", frame::INPUT_BYTES_MAX));
     }
     let turn = found(&gateway, id).await?;
@@ -316,7 +317,7 @@ pub async fn answer(
     if asked == Asked::Never || request.ask_id.contains('\0') {
         return Err(Problem::not_found("ask"));
     }
-    if !gateway.store.leave_answer(id, &request.ask_id, &answer).await? {
+    if !gateway.store.leave_answer(id, &request.ask_id, answer).await? {
         return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
     }
     Ok((StatusCode::ACCEPTED, Json(turn)))
@@ -327,6 +328,12 @@ enum Asked {
     Never,
     Open,
     Answered,
+}
+
+/// The question that an event is about.
+#[derive(Default, Deserialize)]
+struct Named {
+    ask_id: String,
 }
 
 /// What the log says about a question.
@@ -342,8 +349,8 @@ async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<Asked, P
                 Kind::Answer => Asked::Answered,
                 _ => continue,
             };
-            let fields: Value = serde_json::from_str(&event.data).unwrap_or_default();
-            if fields.get("ask_id").and_then(Value::as_str) == Some(ask_id) {
+            let named: Named = serde_json::from_str(&event.data).unwrap_or_default();
+            if named.ask_id == ask_id {
                 asked = outcome;
             }
         }

@@ -7,19 +7,17 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use serde_json::{Map, Value, error::Category};
+use serde_json::error::Category;
 use tokio_util::codec::Decoder;
 
 pub use crate::frame::BYTES_MAX as LINE_BYTES_MAX;
 use crate::{
     event::is_too_deep,
     frame::{is_blank, unmarked},
+    halves,
     id::TurnId,
     text,
-    worker::{
-        halves,
-        wire::{BadField, FromWorker},
-    },
+    worker::wire::{BadField, FromWorker, Object},
 };
 
 /// How much of an offending line operators see, in bytes.
@@ -149,44 +147,45 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
 
 /// Whose message it would have been. Reads the line once more: none that is sound comes here.
 fn turn_of(line: &[u8]) -> Option<TurnId> {
-    let object: Map<String, Value> = serde_json::from_slice(&halves::mended(line)).ok()?;
-    object.get("turn_id")?.as_str()?.parse().ok()
+    let mended = halves::mended(line);
+    let object = Object::of(std::str::from_utf8(&mended).ok()?).ok()?;
+    object.text_if_any("turn_id").ok()??.parse().ok()
 }
 
 fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
-    Ok(FromWorker::from_object(parse_object(line)?)?.cut_as(line))
+    Ok(parse_object(line, FromWorker::from_object)?.cut_as(line))
 }
 
 /// Reads one message of a batch by what `meaning` makes of its object.
 pub(super) fn read_with<T>(
     line: &[u8],
-    meaning: impl FnOnce(Map<String, Value>) -> Result<T, BadField>,
+    meaning: impl FnOnce(&Object<'_>) -> Result<T, BadField>,
 ) -> Result<T, ProtocolError> {
     let read = || {
         if line.len() > LINE_BYTES_MAX {
             return Err(Fault::TooLong);
         }
-        Ok(meaning(parse_object(unmarked(line))?)?)
+        parse_object(unmarked(line), meaning)
     };
     read().map_err(|fault| ProtocolError::new(fault, line))
 }
 
-fn parse_object(line: &[u8]) -> Result<Map<String, Value>, Fault> {
-    let text = std::str::from_utf8(line).map_err(|_| Fault::NotUtf8)?;
+fn parse_object<T>(
+    line: &[u8],
+    meaning: impl FnOnce(&Object<'_>) -> Result<T, BadField>,
+) -> Result<T, Fault> {
+    let mended = halves::mended(line);
+    let text = std::str::from_utf8(&mended).map_err(|_| Fault::NotUtf8)?;
     if text.contains('\0') {
         return Err(Fault::RawNul);
     }
     if is_too_deep(line) {
         return Err(Fault::TooDeep);
     }
-    let mended = halves::mended(text.as_bytes());
-    match serde_json::from_slice(&mended) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Fault::NotAnObject),
-        Err(why) => {
-            debug_assert_ne!(why.classify(), Category::Io);
-            Err(Fault::NotJson)
-        }
+    match Object::of(text) {
+        Ok(object) => Ok(meaning(&object)?),
+        Err(why) if why.classify() == Category::Data => Err(Fault::NotAnObject),
+        Err(_) => Err(Fault::NotJson),
     }
 }
 

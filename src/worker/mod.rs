@@ -10,7 +10,7 @@
 //! Upper half: [`host`] (warm workers, turns under way, orders), `places`, [`slots`], [`berth`] (room that is kept for a
 //! claim), `begin`, `guards`, `job`, `life`, `start`, [`ready`], `hand_over`, `line`, `run`, `pen`, `ending`, `runs`, `fates`; for workers of many
 //! turns `shared`, `pool` and `switchboard`. Lower half: [`process`] and what it stands on ([`shim`], `birth`,
-//! [`user`], [`workspace`], [`namespace`], [`strays`], [`codec`], `halves`, [`wire`]; [`relay`] and [`past`] for hosts that pass on what a process
+//! [`user`], [`workspace`], [`namespace`], [`strays`], [`codec`], [`wire`]; [`relay`] and [`past`] for hosts that pass on what a process
 //! says).
 
 mod begin;
@@ -22,7 +22,6 @@ mod ending;
 pub mod exit;
 mod fates;
 mod guards;
-mod halves;
 mod hand_over;
 mod history;
 pub mod host;

@@ -3,33 +3,77 @@
 //! Pure. Keeps I7 across the host: what is read back is what was said. Left out is what concerns the process
 //! alone (`ready`, `beat`), and the turn, which the address names.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::{halves::Cut, wire::Message};
+use super::wire::Message;
+use crate::{halves::Cut, json::Raw, text};
 
 /// The message as one line with its newline; `None` where there is nothing to pass on.
 pub fn relay(message: &Message) -> Option<Vec<u8>> {
-    let object = match message {
+    let left_out = Passed::default();
+    Some(line(&match message {
         Message::Ready | Message::Beat => return None,
         Message::Delta { text, cut } => return Some(delta(text, *cut)),
-        Message::Content { text } => json!({ "type": "content", "text": text }),
-        Message::Ephemeral { text } => json!({ "type": "ephemeral", "text": text }),
+        Message::Content { text } => Passed { r#type: "content", text: Some(text), ..left_out },
+        Message::Ephemeral { text } => Passed { r#type: "ephemeral", text: Some(text), ..left_out },
         Message::Status { state, waiting_on, budget_s } => {
-            json!({ "type": "status", "state": state, "waiting_on": waiting_on, "budget_s": budget_s })
+            let waiting_on = waiting_on.as_deref();
+            Passed { r#type: "status", state: Some(state), waiting_on, budget_s: *budget_s, ..left_out }
         }
         Message::Ask { ask_id, prompt, options } => {
-            json!({ "type": "ask", "ask_id": ask_id, "prompt": prompt, "options": options })
+            let (ask_id, options) = (ask_id.as_deref(), options.as_ref());
+            Passed { r#type: "ask", ask_id, prompt: Some(prompt), options, ..left_out }
         }
-        Message::Custom { name, data } => json!({ "type": "custom", "name": name, "data": data }),
+        Message::Custom { name, data } => {
+            Passed { r#type: "custom", name: Some(name), data: Some(data), ..left_out }
+        }
         Message::Complete { text, usage, stop_reason } => {
-            json!({ "type": "complete", "text": text, "usage": usage, "stop_reason": stop_reason })
+            let (text, stop_reason) = (text.as_deref(), stop_reason.as_deref());
+            Passed { r#type: "complete", text, usage: usage.as_ref(), stop_reason, ..left_out }
         }
         Message::Error { code, message, retryable } => {
-            json!({ "type": "error", "code": code, "message": message, "retryable": retryable })
+            let (code, retryable) = (code.as_deref(), *retryable);
+            Passed { r#type: "error", code, message: Some(message), retryable, ..left_out }
         }
-        Message::Cancelled => json!({ "type": "cancelled" }),
-    };
-    Some(line(object))
+        Message::Cancelled => Passed { r#type: "cancelled", ..left_out },
+    }))
+}
+
+/// The fields of every message. What is null counts as left out, and takes room.
+#[derive(Default, Serialize)]
+struct Passed<'a> {
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_on: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ask_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<&'a Raw>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a Raw>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<&'a Raw>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retryable: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
 }
 
 /// A delta with the halves of characters that it came with: the gateway joins them.
@@ -53,16 +97,13 @@ pub fn is_end(message: &Message) -> bool {
 
 /// What a host says when its worker is gone, as one line with its newline. `detail` is for operators.
 pub fn gone(code: crate::failure::Code, message: &str, detail: Option<&str>) -> Vec<u8> {
-    line(json!({ "type": "gone", "code": code.as_str(), "message": message, "detail": detail }))
+    let (code, message) = (Some(code.as_str()), Some(message));
+    line(&Passed { r#type: "gone", code, message, detail, ..Passed::default() })
 }
 
-/// A field that is null counts as left out, and takes room.
-fn line(object: Value) -> Vec<u8> {
-    let fields: Map<String, Value> = match object {
-        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect(),
-        _ => Map::new(),
-    };
-    let mut line = Value::Object(fields).to_string().into_bytes();
+fn line(fields: &Passed<'_>) -> Vec<u8> {
+    // What is given on as it came may have line breaks between its tokens. Such a struct always has a form.
+    let mut line = text::json_line(fields).unwrap_or_default().into_bytes();
     line.push(b'\n');
     line
 }
@@ -70,7 +111,10 @@ fn line(object: Value) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::{halves::mended, wire::FromWorker};
+    use crate::{
+        halves::mended,
+        worker::wire::{FromWorker, Object},
+    };
 
     #[test]
     fn what_is_passed_on_reads_as_what_was_said() {
@@ -85,15 +129,16 @@ mod tests {
             r#"{"type":"ask","prompt":"?","options":["a",1]}"#,
             r#"{"type":"custom","name":"n","data":{"deep":[null]}}"#,
             r#"{"type":"custom","name":"n"}"#,
-            r#"{"type":"something_else","x":1.0}"#,
+            r#"{"type":"something_else","x":1.0,"a":1e400}"#,
             r#"{"type":"complete"}"#,
             r#"{"type":"complete","text":"t","usage":{"tokens":3},"stop_reason":"r"}"#,
             r#"{"type":"error","message":"m","retryable":false}"#,
             r#"{"type":"cancelled"}"#,
         ] {
             let read = |text: &[u8]| {
-                let object = serde_json::from_slice(&mended(text)).unwrap();
-                FromWorker::from_object(object).unwrap().cut_as(text)
+                let mended = mended(text);
+                let object = Object::of(std::str::from_utf8(&mended).unwrap()).unwrap();
+                FromWorker::from_object(&object).unwrap().cut_as(text)
             };
             let message = read(said.as_bytes()).message;
             let line = relay(&message).unwrap();

@@ -5,15 +5,15 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{
-    halves::{self, Cut},
-    wire::Message,
-};
+use super::wire::Message;
 use crate::{
     event::{Kind, NewEvent},
     failure::Code,
+    halves::{self, Cut},
+    json::Raw,
     turn::LastWord,
 };
 
@@ -90,7 +90,7 @@ impl Transcript {
             },
             Message::Custom { name, data } => {
                 self.has_spoken = true;
-                NewEvent::new(Kind::Custom, &json!({ "name": name, "data": data }))
+                NewEvent::new(Kind::Custom, &CustomFields { data: &data, name: &name })
             }
         };
         self.bytes += event.data.len() as u64;
@@ -102,22 +102,21 @@ impl Transcript {
 
     /// Takes in an event that a message, or an answer, became before.
     pub fn recall(&mut self, kind: Kind, data: &str) {
-        let fields: Value = serde_json::from_str(data).unwrap_or_default();
-        let text = |field: &str| fields[field].as_str().unwrap_or_default();
+        let Recalled { text, ask_id, half } = serde_json::from_str(data).unwrap_or_default();
         match kind {
             Kind::Answer => {
-                self.take_ask(text("ask_id"));
+                self.take_ask(&ask_id);
                 return;
             }
             Kind::Delta | Kind::Content => {
-                self.say(text("text"));
-                if kind == Kind::Delta && (!text("text").is_empty() || fields["half"].is_string()) {
-                    self.half = u16::from_str_radix(text("half"), 16).ok();
+                self.say(&text);
+                if kind == Kind::Delta && (!text.is_empty() || half.is_some()) {
+                    self.half = half.and_then(|half| u16::from_str_radix(&half, 16).ok());
                 }
             }
             Kind::Ask => {
                 self.has_spoken = true;
-                self.asks.insert(text("ask_id").to_owned(), true);
+                self.asks.insert(ask_id, true);
             }
             Kind::Custom | Kind::Foreign(_) => self.has_spoken = true,
             _ => {}
@@ -169,7 +168,7 @@ impl Transcript {
         &mut self,
         ask_id: Option<String>,
         prompt: String,
-        options: Option<Value>,
+        options: Option<Raw>,
     ) -> Result<NewEvent, &'static str> {
         if self.asks.len() >= ASKS_MAX {
             return Err("The worker asked too many questions in one turn.");
@@ -182,17 +181,17 @@ impl Transcript {
         if self.asks.contains_key(&ask_id) {
             return Err("The worker asked two questions under one id.");
         }
-        let mut fields = json!({ "ask_id": ask_id, "prompt": prompt });
-        set_if_any(&mut fields, "options", options);
+        let fields = AskFields { ask_id: &ask_id, options: options.as_ref(), prompt: &prompt };
+        let event = NewEvent::new(Kind::Ask, &fields);
         self.has_spoken = true;
         self.asks.insert(ask_id, true);
-        Ok(NewEvent::new(Kind::Ask, &fields))
+        Ok(event)
     }
 
     fn complete(
         &mut self,
         text: Option<String>,
-        usage: Option<Value>,
+        usage: Option<Raw>,
         stop_reason: Option<String>,
     ) -> Meaning {
         if self.half.is_some() {
@@ -205,10 +204,42 @@ impl Transcript {
         }
         let text = text.unwrap_or_else(|| std::mem::take(&mut self.text));
         let stop_reason = stop_reason.unwrap_or_else(|| STOP_REASON.to_owned());
-        let mut fields = json!({ "text": text, "stop_reason": stop_reason });
-        set_if_any(&mut fields, "usage", usage);
-        Meaning::End(LastWord { kind: Kind::Completed, data: fields.to_string(), label: "".into() })
+        let fields = CompletedFields { stop_reason: &stop_reason, text: &text, usage: usage.as_ref() };
+        let NewEvent { kind, data } = NewEvent::new(Kind::Completed, &fields);
+        Meaning::End(LastWord { kind, data, label: "".into() })
     }
+}
+
+/// The fields of events with something in them that is given on as it came.
+#[derive(Serialize)]
+struct CustomFields<'a> {
+    data: &'a Raw,
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct AskFields<'a> {
+    ask_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<&'a Raw>,
+    prompt: &'a str,
+}
+
+#[derive(Serialize)]
+struct CompletedFields<'a> {
+    stop_reason: &'a str,
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<&'a Raw>,
+}
+
+/// What counts of an event when it is taken in again.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Recalled {
+    text: String,
+    ask_id: String,
+    half: Option<String>,
 }
 
 fn set_if_any(fields: &mut Value, name: &str, value: Option<Value>) {
@@ -278,7 +309,7 @@ mod tests {
         let (mut heard, mut recalled) = (Transcript::default(), Transcript::default());
         let ask = Message::Ask { ask_id: None, prompt: "?".to_owned(), options: None };
         let content = Message::Content { text: "b".to_owned() };
-        let custom = Message::Custom { name: "n".to_owned(), data: Value::Null };
+        let custom = Message::Custom { name: "n".to_owned(), data: Raw::null() };
         let half =
             Message::Delta { text: "b\u{fffd}".to_owned(), cut: Cut { low: None, high: Some(0xd83c) } };
         for message in

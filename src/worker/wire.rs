@@ -5,9 +5,11 @@
 //! custom message. Unknown fields of a known type are ignored: the type says which fields count,
 //! and a worker that wants more to be kept sends it as `custom` or under a type of its own.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
-use serde::Serialize;
-use serde_json::{Map, Value, value::RawValue};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
 use crate::{
     frame::unmarked,
@@ -15,7 +17,7 @@ use crate::{
     json::Raw,
     text,
     turn::Status,
-    worker::halves::Cut,
+    halves::Cut,
 };
 
 /// One line to a worker.
@@ -52,7 +54,7 @@ pub enum ToWorker {
         /// Its question.
         ask_id: String,
         /// As the client gave it.
-        answer: Value,
+        answer: Raw,
     },
     /// Stop this turn and say `cancelled`.
     Cancel {
@@ -180,14 +182,14 @@ pub enum Message {
         /// The question.
         prompt: String,
         /// What may be answered, as the worker sent it.
-        options: Option<Value>,
+        options: Option<Raw>,
     },
     /// Anything else, whole.
     Custom {
         /// The worker's name for it: of a type that is not known, the type.
         name: String,
         /// What it sent: of a type that is not known, the whole object.
-        data: Value,
+        data: Raw,
     },
     /// It is alive; says nothing about progress.
     Beat,
@@ -196,7 +198,7 @@ pub enum Message {
         /// The whole answer; without it the deltas are the answer.
         text: Option<String>,
         /// What it used, as the worker sent it.
-        usage: Option<Value>,
+        usage: Option<Raw>,
         /// Why it stopped.
         stop_reason: Option<String>,
     },
@@ -225,17 +227,11 @@ pub struct BadField {
 
 impl FromWorker {
     /// Reads a message from its object.
-    pub fn from_object(object: Map<String, Value>) -> Result<Self, BadField> {
-        let mut fields = Fields(object);
-        let turn_id = match fields.0.get("turn_id") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.parse().map_err(|_| bad("turn_id", "a turn's id"))?),
-            Some(_) => return Err(bad("turn_id", "a turn's id")),
-        };
-        let Some(Value::String(kind)) = fields.0.get("type") else {
-            return Err(bad("type", "a string"));
-        };
-        let message = match kind.clone().as_str() {
+    pub fn from_object(fields: &Object<'_>) -> Result<Self, BadField> {
+        let no_id = bad("turn_id", "a turn's id");
+        let turn_id = fields.text_if_any("turn_id").map_err(|_| no_id.clone())?;
+        let turn_id = turn_id.map(|text| text.parse().map_err(|_| no_id)).transpose()?;
+        let message = match fields.text("type")?.as_str() {
             "ready" => Message::Ready,
             "delta" => Message::Delta { text: fields.text("text")?, cut: Cut::default() },
             "content" => Message::Content { text: fields.text("text")? },
@@ -248,16 +244,16 @@ impl FromWorker {
             "ask" => Message::Ask {
                 ask_id: fields.text_if_any("ask_id")?,
                 prompt: fields.text("prompt")?,
-                options: fields.take("options"),
+                options: fields.raw("options"),
             },
             "custom" => Message::Custom {
                 name: fields.text("name")?,
-                data: fields.take("data").unwrap_or(Value::Null),
+                data: fields.raw("data").unwrap_or(Raw::null()),
             },
             "beat" => Message::Beat,
             "complete" => Message::Complete {
                 text: fields.text_if_any("text")?,
-                usage: fields.take("usage"),
+                usage: fields.raw("usage"),
                 stop_reason: fields.text_if_any("stop_reason")?,
             },
             "error" => Message::Error {
@@ -266,7 +262,7 @@ impl FromWorker {
                 retryable: fields.bool_if_any("retryable")?,
             },
             "cancelled" => Message::Cancelled,
-            unknown => Message::Custom { name: unknown.to_owned(), data: Value::Object(fields.0) },
+            unknown => Message::Custom { name: unknown.to_owned(), data: fields.whole() },
         };
         Ok(FromWorker { turn_id, message })
     }
@@ -281,40 +277,62 @@ impl FromWorker {
     }
 }
 
-/// The fields of one message. A field that is `null` counts as left out.
-struct Fields(Map<String, Value>);
+/// One message as an object of JSON. A field that is `null` counts as left out.
+#[derive(Debug)]
+pub struct Object<'a> {
+    whole: &'a RawValue,
+    fields: BTreeMap<String, &'a RawValue>,
+}
 
-impl Fields {
-    fn take(&mut self, field: &'static str) -> Option<Value> {
-        self.0.remove(field).filter(|value| !value.is_null())
+impl<'a> Object<'a> {
+    /// Reads a line of JSON, in which no half of a character stands alone.
+    ///
+    /// # Errors
+    /// It is no JSON, or, with an error of data, no object.
+    pub fn of(line: &'a str) -> Result<Self, serde_json::Error> {
+        let whole: &RawValue = serde_json::from_str(line)?;
+        Ok(Object { whole, fields: serde_json::from_str(whole.get())? })
     }
 
-    fn text(&mut self, field: &'static str) -> Result<String, BadField> {
+    /// All of it, as it came.
+    pub(super) fn whole(&self) -> Raw {
+        self.whole.into()
+    }
+
+    fn get(&self, field: &str) -> Option<&'a RawValue> {
+        self.fields.get(field).copied().filter(|value| value.get() != "null")
+    }
+
+    fn raw(&self, field: &str) -> Option<Raw> {
+        self.get(field).map(Raw::from)
+    }
+
+    fn text(&self, field: &'static str) -> Result<String, BadField> {
         self.text_if_any(field)?.ok_or(bad(field, "a string"))
     }
 
-    fn text_if_any(&mut self, field: &'static str) -> Result<Option<String>, BadField> {
-        match self.take(field) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(bad(field, "a string")),
-        }
+    pub(super) fn text_if_any(&self, field: &'static str) -> Result<Option<String>, BadField> {
+        self.read(field, "a string")
     }
 
-    fn bool_if_any(&mut self, field: &'static str) -> Result<Option<bool>, BadField> {
-        match self.take(field) {
-            None => Ok(None),
-            Some(Value::Bool(claim)) => Ok(Some(claim)),
-            Some(_) => Err(bad(field, "true or false")),
-        }
+    fn bool_if_any(&self, field: &'static str) -> Result<Option<bool>, BadField> {
+        self.read(field, "true or false")
     }
 
-    fn seconds_if_any(&mut self, field: &'static str) -> Result<Option<f64>, BadField> {
-        let refused = bad(field, "a number of seconds");
-        match self.take(field) {
-            None => Ok(None),
-            Some(value) => value.as_f64().filter(|s| s.is_finite() && *s >= 0.0).map(Some).ok_or(refused),
-        }
+    fn seconds_if_any(&self, field: &'static str) -> Result<Option<f64>, BadField> {
+        let wanted = "a number of seconds";
+        let seconds: Option<f64> = self.read(field, wanted)?;
+        let is_span = seconds.is_none_or(|s| s.is_finite() && s >= 0.0);
+        if is_span { Ok(seconds) } else { Err(bad(field, wanted)) }
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        field: &'static str,
+        wanted: &'static str,
+    ) -> Result<Option<T>, BadField> {
+        let value = self.get(field).map(|value| serde_json::from_str(value.get()));
+        value.transpose().map_err(|_| bad(field, wanted))
     }
 }
 
@@ -324,14 +342,13 @@ const fn bad(field: &'static str, wanted: &'static str) -> BadField {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
     use uuid::Uuid;
 
     use super::*;
 
     fn read(value: Value) -> Result<FromWorker, BadField> {
-        let Value::Object(object) = value else { panic!("not an object") };
-        FromWorker::from_object(object)
+        FromWorker::from_object(&Object::of(&value.to_string()).unwrap())
     }
 
     #[test]
@@ -384,7 +401,8 @@ mod tests {
     fn a_type_that_is_not_known_is_kept_whole() {
         let whole = json!({"type": "mood", "text": 7, "turn_id": "turn_00000000000000000000000000000001"});
         let heard = read(whole.clone()).unwrap();
-        assert_eq!(heard.message, Message::Custom { name: "mood".into(), data: whole });
+        let data = Raw::of(whole.to_string()).unwrap();
+        assert_eq!(heard.message, Message::Custom { name: "mood".into(), data });
         assert_eq!(heard.turn_id, Some(TurnId(Uuid::from_u128(1))));
     }
 
@@ -411,13 +429,12 @@ mod tests {
     }
 
     #[test]
-    fn a_number_passes_through_unchanged() {
-        for number in ["0.1", "444444444444444422222222.0", "5e-324", "1.7976931348623157e308"] {
-            let read: Value = serde_json::from_str(number).unwrap();
-            let wanted: f64 = number.parse().unwrap();
-            assert_eq!(read.as_f64().map(f64::to_bits), Some(wanted.to_bits()), "{number}");
-            assert_eq!(serde_json::from_str::<Value>(&read.to_string()).unwrap(), read, "{number}");
-        }
+    fn what_is_given_on_keeps_its_digits_and_its_order() {
+        let whole = r#"{"z":[1.0,1e400,-0.0,123456789012345678901],"type":"x","a":{"c":1,"b":2}}"#;
+        let line = format!(" {whole} ");
+        let heard = FromWorker::from_object(&Object::of(&line).unwrap()).unwrap();
+        let Message::Custom { data, .. } = heard.message else { panic!() };
+        assert_eq!(data.text(), whole);
     }
 
     #[test]

@@ -38,6 +38,7 @@ async fn turns_run_on_workers_that_call() {
         turns::a_program_that_is_missing_fails_its_turn,
         turns::a_line_that_is_no_json_fails_its_turn,
         turns::a_host_passes_on_the_variables_that_its_operator_names,
+        turns::a_host_passes_on_what_was_said_as_it_came,
         turns::a_character_cut_in_halves_arrives_whole,
         turns::an_empty_reply_is_no_success,
         turns::a_guard_stops_a_turn_before_any_worker_sees_it,

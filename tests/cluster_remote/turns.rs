@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     host::{Host, Plan},
     remote_agent,
-    support::{Cluster, PATIENCE, children_of, eventually, is_alive, kinds, said},
+    support::{Cluster, OPERATOR, PATIENCE, children_of, eventually, is_alive, kinds, said},
     workers::{cancelled, completed, failed, goes_on, shell},
 };
 
@@ -272,6 +272,26 @@ say '{"type":"complete"}'"#;
         let _host = Host::start(cluster, plan);
         let events = cluster.watch_all(&cluster.post(0, agent, "x").await).await;
         assert_eq!(completed(&events), wanted);
+    }
+}
+
+pub async fn a_host_passes_on_what_was_said_as_it_came(cluster: &Cluster) {
+    let exact = r#"{"z":[1.0,123456789012345678901234567890],"a":{"c":1E5,"b":1}}"#;
+    let script = format!(
+        r#"
+say '{{"type":"custom","name":"exact","data":{exact}}}'
+say '{{"type":"complete","usage":{exact}}}'"#
+    );
+    let command: Vec<String> = serde_json::from_value(shell(&script)["command"].clone()).unwrap();
+    remote_agent(cluster, "exact", json!({})).await;
+    let _host = Host::start(cluster, Plan { command, ..Plan::demo("exact", &[0]) });
+    let turn = cluster.post(0, "exact", "x").await;
+    cluster.watch_all(&turn).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let log = http.get(format!("{}/v1/turns/{}/events", cluster.url(1), turn.id)).bearer_auth(OPERATOR);
+    let log = log.header("accept", "application/json").send().await.unwrap().text().await.unwrap();
+    for field in ["data", "usage"] {
+        assert!(log.contains(&format!(r#""{field}":{exact}"#)), "{field}: {log}");
     }
 }
 

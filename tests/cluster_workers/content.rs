@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
 use crate::{
-    support::{Cluster, PATIENCE, kinds, said},
+    support::{Cluster, OPERATOR, PATIENCE, eventually, kinds, said},
     workers::{completed, failed, shell, snapshot},
 };
 
@@ -227,6 +227,68 @@ pub async fn an_input_that_proves_too_long_later_is_not_worth_a_retry(cluster: &
     assert_eq!(cluster.answer(0, &first, ask_id, json!("me")).await.0, StatusCode::ACCEPTED);
     let events = cluster.watch_all(&second).await;
     assert_eq!(failed(&events, "input_too_long", "Your message is too long")["retryable"], json!(false));
+}
+
+/// A value that no reader of JSON into numbers and maps gives back as it came.
+const EXACT: &str = r#"{"z":[1.0,1e400,-0.0,123456789012345678901234567890],"a":{"c":1E5,"b":"\u00e9"}}"#;
+
+pub async fn what_is_kept_whole_keeps_its_numbers_and_its_order(cluster: &Cluster) {
+    let script = format!(
+        r#"
+say '{{"type":"custom","name":"exact","data":{EXACT}}}'
+say '{{"type":"tool_result","z":1.0,"result":{EXACT},"a":2}}'
+say '{{"type":"ask","ask_id":"q","prompt":"?","options":{EXACT}}}'
+read -r answer
+printf '{{"type":"custom","name":"heard","data":[%s,%s]}}\n' "$turn" "$answer"
+say '{{"type":"complete","text":"ok","usage":{EXACT}}}'"#
+    );
+    cluster.put_agent("exact", shell(&script)).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = async |method: Method, path: &str, body: Option<String>| {
+        let asked = http.request(method, format!("{}{path}", cluster.url(0))).bearer_auth(OPERATOR);
+        let asked = match body {
+            Some(body) => asked.header("content-type", "application/json").body(body),
+            None => asked.header("accept", "application/json"),
+        };
+        let answer = asked.send().await.unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert!(status.is_success(), "{status}: {text}");
+        text
+    };
+    let mut conversation = String::new();
+    for is_second in [false, true] {
+        let body = format!(
+            r#"{{"agent":"exact","input":{{"text":"x","attachments":[{EXACT}]}},"metadata":{EXACT}{conversation}}}"#
+        );
+        let made = ask(Method::POST, "/v1/turns", Some(body)).await;
+        assert!(made.contains(&format!(r#""metadata":{EXACT}"#)), "{made}");
+        let id = |prefix: &str| made[made.find(prefix).unwrap()..][..prefix.len() + 32].to_owned();
+        let (turn, events) = (id("turn_"), format!("/v1/turns/{}/events", id("turn_")));
+        conversation = format!(r#","conversation_id":"{}""#, id("conv_"));
+        eventually("it asks", async || ask(Method::GET, &events, None).await.contains("\"ask_id\"").then_some(())).await;
+        let answer = format!(r#"{{"ask_id":"q","answer":{EXACT}}}"#);
+        ask(Method::POST, &format!("/v1/turns/{turn}/answers"), Some(answer)).await;
+        let ended = eventually("it ends", async || {
+            let seen = ask(Method::GET, &format!("/v1/turns/{turn}"), None).await;
+            seen.contains("\"completed\"").then_some(seen)
+        });
+        let ended = ended.await;
+        assert!(ended.contains(&format!(r#""metadata":{EXACT}"#)), "{ended}");
+        assert!(ended.contains(&format!(r#""usage":{EXACT}"#)), "{ended}");
+        let log = ask(Method::GET, &events, None).await;
+        let stream = http.get(format!("{}{events}", cluster.url(1))).bearer_auth(OPERATOR);
+        let stream = stream.header("accept", "text/event-stream").send().await.unwrap().text().await.unwrap();
+        for told in [&log, &stream] {
+            for field in ["data", "result", "options", "answer", "usage"] {
+                assert!(told.contains(&format!(r#""{field}":{EXACT}"#)), "{field}: {told}");
+            }
+            assert!(told.contains(&format!(r#""z":1.0,"result":{EXACT},"a":2"#)), "whole: {told}");
+            assert!(told.contains(&format!(r#""input":{{"text":"x","attachments":[{EXACT}]}}"#)), "{told}");
+            let is_told = told.contains(&format!(r#""attachments":[{EXACT}],"asks":["#));
+            assert_eq!(is_told, is_second, "a fresh worker is told it as it came: {told}");
+        }
+    }
 }
 
 pub async fn metadata_comes_back(cluster: &Cluster) {

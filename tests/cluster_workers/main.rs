@@ -97,6 +97,7 @@ async fn whatever_a_worker_does_its_turn_gets_one_last_word() {
         content::an_input_that_no_worker_can_be_handed_is_refused,
         content::an_answer_that_no_worker_can_be_handed_is_refused,
         content::an_input_that_proves_too_long_later_is_not_worth_a_retry,
+        content::what_is_kept_whole_keeps_its_numbers_and_its_order,
         content::metadata_comes_back,
     ])
     .await;

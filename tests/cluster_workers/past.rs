@@ -20,7 +20,7 @@ text = turn['input']['text']
 if text == 'part':
     say('delta', text='the first '); say('content', text='half'); sys.exit(3)
 elif text == 'fail':
-    say('error', message='model 529')
+    say('error', message='The model is overloaded.')
 elif text == 'ask':
     say('ask', ask_id='q', prompt='Tea or coffee?', options=['tea', 'coffee'])
     say('delta', text='So you want ' + hear()['answer']['cup'])
@@ -57,7 +57,7 @@ pub async fn a_fresh_worker_is_told_what_was_said_and_how_it_ended(cluster: &Clu
     completed(&cluster.watch_all(&first).await);
     let go_on = async |input: &str| cluster.post_in(1, &first.conversation, "shower", input).await;
     failed(&cluster.watch_all(&go_on("part").await).await, "worker_exited", "exit code 3");
-    failed(&cluster.watch_all(&go_on("fail").await).await, "agent_error", "model 529");
+    failed(&cluster.watch_all(&go_on("fail").await).await, "agent_error", "overloaded");
     let asking = go_on("ask").await;
     cluster.until(0, &asking, "ask", PATIENCE).await;
     assert_eq!(cluster.answer(0, &asking, "q", json!({"cup": "tea"})).await.0, StatusCode::ACCEPTED);

@@ -210,7 +210,7 @@ async fn a_worker_that_does_not_read_is_told_of_and_can_still_be_ended() {
     let answer = |size| ToWorker::Answer {
         turn_id: turn_id(),
         ask_id: "ask".to_owned(),
-        answer: json!("x".repeat(size)),
+        answer: lastword::json::Raw::of(json!("x".repeat(size)).to_string()).unwrap(),
     };
     assert_eq!(worker.send(&answer(1024 * 1024)), Err(SendError::TooLong));
     until("its queue is full", || worker.send(&answer(100_000)) == Err(SendError::Stuck)).await;

@@ -24,7 +24,7 @@ pub struct Cut {
 }
 
 /// A line of JSON with an escaped U+FFFD for every half that stands alone. As long as before.
-pub(super) fn mended(line: &[u8]) -> Cow<'_, [u8]> {
+pub fn mended(line: &[u8]) -> Cow<'_, [u8]> {
     let alone = alone(line);
     if alone.is_empty() {
         return Cow::Borrowed(line);
@@ -38,7 +38,7 @@ pub(super) fn mended(line: &[u8]) -> Cow<'_, [u8]> {
 
 impl Cut {
     /// How the `text` of a message is cut, which is a line of JSON as it came.
-    pub(super) fn of(line: &[u8]) -> Cut {
+    pub fn of(line: &[u8]) -> Cut {
         #[derive(Deserialize)]
         struct Piece<'a> {
             #[serde(borrow)]
@@ -59,15 +59,20 @@ impl Cut {
     }
 
     /// What of the text is whole.
-    pub(super) fn within<'a>(&self, text: &'a str) -> &'a str {
+    pub fn within<'a>(&self, text: &'a str) -> &'a str {
         let text = self.low.and_then(|_| text.strip_prefix(REPLACEMENT)).unwrap_or(text);
         self.high.and_then(|_| text.strip_suffix(REPLACEMENT)).unwrap_or(text)
     }
 }
 
 /// The character of two halves.
-pub(super) fn join(high: u16, low: u16) -> char {
+pub fn join(high: u16, low: u16) -> char {
     char::decode_utf16([high, low]).next().and_then(Result::ok).unwrap_or(REPLACEMENT)
+}
+
+/// Whether a half stands alone somewhere in JSON text.
+pub fn has_one_alone(json: &[u8]) -> bool {
+    !alone(json).is_empty()
 }
 
 /// Whether there may be a half in a line: one look, which nearly every line is done with.
