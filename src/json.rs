@@ -53,7 +53,11 @@ pub fn read(text: &str) -> Result<Value, serde_json::Error> {
             return fields.collect::<Result<Map<_, _>, _>>().map(Value::Object);
         }
         if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(text) {
-            return items.into_iter().map(|item| read(item.get())).collect::<Result<_, _>>().map(Value::Array);
+            return items
+                .into_iter()
+                .map(|item| read(item.get()))
+                .collect::<Result<_, _>>()
+                .map(Value::Array);
         }
         let rest = serde_json::from_str::<&RawValue>(text).map(RawValue::get).unwrap_or_default();
         let is_number = rest.starts_with(|c: char| c == '-' || c.is_ascii_digit());

@@ -120,12 +120,12 @@ fn check_heard(heard: &FromWorker, line: &[u8]) {
             assert!(budget_s.is_none_or(|seconds| seconds.is_finite() && seconds >= 0.0));
             Message::Status { state: text("state").unwrap(), waiting_on: text("waiting_on"), budget_s }
         }
-        "ask" => Message::Ask {
-            ask_id: text("ask_id"),
-            prompt: text("prompt").unwrap(),
-            options: kept("options"),
-        },
-        "custom" => Message::Custom { name: text("name").unwrap(), data: kept("data").unwrap_or(Raw::null()) },
+        "ask" => {
+            Message::Ask { ask_id: text("ask_id"), prompt: text("prompt").unwrap(), options: kept("options") }
+        }
+        "custom" => {
+            Message::Custom { name: text("name").unwrap(), data: kept("data").unwrap_or(Raw::null()) }
+        }
         "complete" => {
             Message::Complete { text: text("text"), usage: kept("usage"), stop_reason: text("stop_reason") }
         }

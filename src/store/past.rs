@@ -17,6 +17,8 @@ use crate::{
 const READ_TIMES: i64 = 4;
 /// Events of turns that are looked at for questions, at most; those of a turn that was cut off come before.
 const EVENTS_MAX: i64 = 20_000;
+/// The last word's `seq` in a turn that asked and was answered, at least: behind `accepted` and `started`.
+const ANSWERED_SEQ_MIN: i32 = 4;
 /// Events that are read, at most.
 const SAID_MAX: i64 = 100_000;
 
@@ -90,7 +92,7 @@ impl Store {
                 row.status.parse().map_err(|_| StoreError::unreadable("past", "a status is unknown"))?;
             let is_cut_off = status != Status::Completed;
             events += i64::from(row.last_seq);
-            if is_cut_off || events <= EVENTS_MAX {
+            if is_cut_off || (row.last_seq >= ANSWERED_SEQ_MIN && events <= EVENTS_MAX) {
                 looked_at.push((place, row.id, is_cut_off));
             }
             turns.push(PastTurn {

@@ -316,10 +316,7 @@ impl Run<'_> {
                     // Carried out before; only the mark was lost.
                     return self.mark_taken(command.id).await;
                 }
-                self.gather(NewEvent::new(
-                    Kind::Answer,
-                    &Answered { answer: &answer, ask_id: &ask_id },
-                ));
+                self.gather(NewEvent::new(Kind::Answer, &Answered { answer: &answer, ask_id: &ask_id }));
                 self.expect(Duration::ZERO);
                 self.line.send(&ToWorker::Answer { turn_id, ask_id, answer })
             }

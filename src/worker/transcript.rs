@@ -188,12 +188,7 @@ impl Transcript {
         Ok(event)
     }
 
-    fn complete(
-        &mut self,
-        text: Option<String>,
-        usage: Option<Raw>,
-        stop_reason: Option<String>,
-    ) -> Meaning {
+    fn complete(&mut self, text: Option<String>, usage: Option<Raw>, stop_reason: Option<String>) -> Meaning {
         if self.half.is_some() {
             self.say(halves::REPLACEMENT.encode_utf8(&mut [0; 4]));
         }

@@ -5,19 +5,25 @@
 //! custom message. Unknown fields of a known type are ignored: the type says which fields count,
 //! and a worker that wants more to be kept sends it as `custom` or under a type of its own.
 
-use std::collections::BTreeMap;
+mod object;
+mod said;
 
 use chrono::{DateTime, Utc};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::value::RawValue;
+
+use self::object::bad;
+pub use self::{
+    object::{BadField, Object},
+    said::{Asked, Omitted, Said},
+};
 
 use crate::{
     frame::unmarked,
+    halves::Cut,
     id::{ConversationId, TurnId},
     json::Raw,
     text,
-    turn::Status,
-    halves::Cut,
 };
 
 /// One line to a worker.
@@ -72,65 +78,6 @@ impl ToWorker {
         let mut line = text::json_line(self)?.into_bytes();
         line.push(b'\n');
         Ok(line)
-    }
-}
-
-/// One message of a conversation's past.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Said {
-    /// `user` or `assistant`.
-    pub role: String,
-    /// What was said; of an answer that was cut off, as far as it came.
-    pub text: String,
-    /// The turn in which it was said.
-    pub turn_id: TurnId,
-    /// How that turn ended: `completed`, `failed` or `cancelled`.
-    pub status: Status,
-    /// Of a failed turn: why, as its last word has it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<String>,
-    /// Of a cancelled turn: who asked for that.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub by: Option<String>,
-    /// What the user's message had beside its text, as the client sent it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attachments: Option<Raw>,
-    /// With the user's message: what the agent asked in the turn, and what was answered.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub asks: Vec<Asked>,
-    /// Whether its text is shortened in its middle, or attachments or questions of it are left out.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub shortened: bool,
-}
-
-/// A question of the past.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Asked {
-    /// The worker's name for it, or the gateway's.
-    pub ask_id: String,
-    /// The question.
-    pub prompt: String,
-    /// What might be answered, as the worker sent it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub options: Option<Raw>,
-    /// The answer as the client gave it, where there was one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub answer: Option<Raw>,
-}
-
-/// What of a conversation's past a worker is not told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Omitted {
-    /// Older turns that are left out.
-    pub turns: u64,
-    /// Turns that are told in part.
-    pub shortened: u32,
-}
-
-impl Omitted {
-    /// Whether there is anything.
-    pub fn is_any(&self) -> bool {
-        self.turns > 0 || self.shortened > 0
     }
 }
 
@@ -215,16 +162,6 @@ pub enum Message {
     Cancelled,
 }
 
-/// A field of a known message that is missing or of the wrong type.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("its `{field}` is not {wanted}")]
-pub struct BadField {
-    /// The field.
-    pub field: &'static str,
-    /// What it should have been, such as `a string`.
-    pub wanted: &'static str,
-}
-
 impl FromWorker {
     /// Reads a message from its object.
     pub fn from_object(fields: &Object<'_>) -> Result<Self, BadField> {
@@ -277,75 +214,13 @@ impl FromWorker {
     }
 }
 
-/// One message as an object of JSON. A field that is `null` counts as left out.
-#[derive(Debug)]
-pub struct Object<'a> {
-    whole: &'a RawValue,
-    fields: BTreeMap<String, &'a RawValue>,
-}
-
-impl<'a> Object<'a> {
-    /// Reads a line of JSON, in which no half of a character stands alone.
-    ///
-    /// # Errors
-    /// It is no JSON, or, with an error of data, no object.
-    pub fn of(line: &'a str) -> Result<Self, serde_json::Error> {
-        let whole: &RawValue = serde_json::from_str(line)?;
-        Ok(Object { whole, fields: serde_json::from_str(whole.get())? })
-    }
-
-    /// All of it, as it came.
-    pub(super) fn whole(&self) -> Raw {
-        self.whole.into()
-    }
-
-    fn get(&self, field: &str) -> Option<&'a RawValue> {
-        self.fields.get(field).copied().filter(|value| value.get() != "null")
-    }
-
-    fn raw(&self, field: &str) -> Option<Raw> {
-        self.get(field).map(Raw::from)
-    }
-
-    fn text(&self, field: &'static str) -> Result<String, BadField> {
-        self.text_if_any(field)?.ok_or(bad(field, "a string"))
-    }
-
-    pub(super) fn text_if_any(&self, field: &'static str) -> Result<Option<String>, BadField> {
-        self.read(field, "a string")
-    }
-
-    fn bool_if_any(&self, field: &'static str) -> Result<Option<bool>, BadField> {
-        self.read(field, "true or false")
-    }
-
-    fn seconds_if_any(&self, field: &'static str) -> Result<Option<f64>, BadField> {
-        let wanted = "a number of seconds";
-        let seconds: Option<f64> = self.read(field, wanted)?;
-        let is_span = seconds.is_none_or(|s| s.is_finite() && s >= 0.0);
-        if is_span { Ok(seconds) } else { Err(bad(field, wanted)) }
-    }
-
-    fn read<T: DeserializeOwned>(
-        &self,
-        field: &'static str,
-        wanted: &'static str,
-    ) -> Result<Option<T>, BadField> {
-        let value = self.get(field).map(|value| serde_json::from_str(value.get()));
-        value.transpose().map_err(|_| bad(field, wanted))
-    }
-}
-
-const fn bad(field: &'static str, wanted: &'static str) -> BadField {
-    BadField { field, wanted }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
     use uuid::Uuid;
 
     use super::*;
+    use crate::turn::Status;
 
     fn read(value: Value) -> Result<FromWorker, BadField> {
         FromWorker::from_object(&Object::of(&value.to_string()).unwrap())

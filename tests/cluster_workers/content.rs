@@ -266,7 +266,10 @@ say '{{"type":"complete","text":"ok","usage":{EXACT}}}'"#
         let id = |prefix: &str| made[made.find(prefix).unwrap()..][..prefix.len() + 32].to_owned();
         let (turn, events) = (id("turn_"), format!("/v1/turns/{}/events", id("turn_")));
         conversation = format!(r#","conversation_id":"{}""#, id("conv_"));
-        eventually("it asks", async || ask(Method::GET, &events, None).await.contains("\"ask_id\"").then_some(())).await;
+        eventually("it asks", async || {
+            ask(Method::GET, &events, None).await.contains("\"ask_id\"").then_some(())
+        })
+        .await;
         let answer = format!(r#"{{"ask_id":"q","answer":{EXACT}}}"#);
         ask(Method::POST, &format!("/v1/turns/{turn}/answers"), Some(answer)).await;
         let ended = eventually("it ends", async || {

@@ -4,7 +4,7 @@ use futures_util::poll;
 use uuid::Uuid;
 
 use super::{super::line::Line, *};
-use crate::{agent::AgentSpec, units::Size, halves::Cut};
+use crate::{agent::AgentSpec, halves::Cut, units::Size};
 
 fn agent(room: u32) -> Agent {
     let spec = AgentSpec::process(vec!["true".to_owned()]);
