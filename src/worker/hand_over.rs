@@ -64,6 +64,9 @@ pub(super) async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Option<T
         return Some(Told::default());
     }
     let limits = job.agent.spec.history;
+    if limits.turns == 0 || limits.bytes.0 == 0 {
+        return Some(Told::nothing(assignment.ordinal));
+    }
     let (why, is_away) = loop {
         match host.store().past(job.claim.conversation, assignment.ordinal, limits).await {
             Ok(past) => match history::told(&past, assignment.ordinal, &assignment.input, limits) {

@@ -15,7 +15,7 @@ use crate::{agent::History, event::Kind, frame, json::Raw, store::past::PastTurn
 const TURN_PARTS: (u64, u64) = (3, 4);
 /// What names and ids beside input and history take of a worker's line, in bytes.
 const ENVELOPE: usize = 1024;
-/// Tries to make a history shorter, each by an eighth at least.
+/// Tries to make a history shorter; the first that are needed bring it near its room.
 const TRIES_MAX: u32 = 64;
 
 /// A history, and what it lacks.
@@ -23,6 +23,13 @@ const TRIES_MAX: u32 = 64;
 pub(super) struct Told {
     pub(super) said: Vec<Said>,
     pub(super) omitted: Option<Omitted>,
+}
+
+impl Told {
+    /// What the turn of this ordinal is told of an agent that remembers by itself.
+    pub(super) fn nothing(ordinal: i64) -> Told {
+        within(&[], ordinal, 0)
+    }
 }
 
 /// A row of the past does not read.
@@ -40,7 +47,8 @@ pub(super) fn told(past: &[PastTurn], ordinal: i64, input: &str, limits: History
         spoken.push(Spoken::of(turn).map_err(|why| Unread { turn: turn.ordinal, why })?);
     }
     let room = frame::BYTES_MAX.saturating_sub(text::one_line(input).len() + ENVELOPE);
-    let mut bytes = limits.bytes.0;
+    let all: u64 = spoken.iter().map(Spoken::bytes).sum();
+    let mut bytes = limits.bytes.0.min(all.max(1));
     for _ in 0..TRIES_MAX {
         let told = within(&spoken, ordinal, bytes);
         // As a part of a line everything may be longer than its text: what is escaped takes up to six times as much.
@@ -48,14 +56,14 @@ pub(super) fn told(past: &[PastTurn], ordinal: i64, input: &str, limits: History
         if size <= room {
             return Ok(told);
         }
-        bytes = (bytes - bytes / 8).min((u128::from(bytes) * room as u128 / size as u128) as u64);
+        bytes = bytes.saturating_sub(bytes / 64 + 1).min((u128::from(bytes) * room as u128 / size as u128) as u64);
     }
-    Ok(within(&[], ordinal, 0))
+    Ok(Told::nothing(ordinal))
 }
 
 fn within(spoken: &[Spoken<'_>], ordinal: i64, bytes: u64) -> Told {
     let all: u64 = spoken.iter().map(Spoken::bytes).sum();
-    let turn_max = if all > bytes { bytes / TURN_PARTS.1 * TURN_PARTS.0 } else { bytes };
+    let turn_max = if all > bytes && spoken.len() > 1 { bytes / TURN_PARTS.1 * TURN_PARTS.0 } else { bytes };
     let (mut left, mut shortened, mut turns) = (bytes, 0, Vec::new());
     for (n, turn) in spoken.iter().enumerate().take_while(|_| bytes > 0) {
         let takes = turn.bytes().min(turn_max);

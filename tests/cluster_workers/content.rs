@@ -219,7 +219,8 @@ pub async fn an_input_that_proves_too_long_later_is_not_worth_a_retry(cluster: &
     let first = cluster.post(0, "demo", "/ask Who?").await;
     let ask = cluster.until(0, &first, "ask", PATIENCE).await;
     let second = cluster.post_in(1, &first.conversation, "demo", "x").await;
-    let mut conn = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let url = cluster.postgres().url();
+    let mut conn = PgConnection::connect(&url).await.unwrap();
     let grown = r#"update turns set input = '{"text":"' || repeat('x', 1100000) || '"}' where id = $1"#;
     let id: uuid::Uuid = second.id.strip_prefix("turn_").unwrap().parse().unwrap();
     assert_eq!(sqlx::query(grown).bind(id).execute(&mut conn).await.unwrap().rows_affected(), 1);

@@ -127,7 +127,8 @@ pub async fn a_worker_is_told_that_older_turns_are_left_out(cluster: &Cluster) {
 
 pub async fn a_history_that_cannot_be_read_fails_its_turn(cluster: &Cluster) {
     cluster.put_agent("reader", show(json!({}))).await;
-    let mut conn = PgConnection::connect(&cluster.postgres().url()).await.unwrap();
+    let url = cluster.postgres().url();
+    let mut conn = PgConnection::connect(&url).await.unwrap();
     for broken in [
         "update turns set input = 'broken' where id = $1",
         "update turn_events set data = 'broken' where turn_id = $1 and kind = 'completed'",
