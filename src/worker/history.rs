@@ -56,7 +56,9 @@ pub(super) fn told(past: &[PastTurn], ordinal: i64, input: &str, limits: History
         if size <= room {
             return Ok(told);
         }
-        bytes = bytes.saturating_sub(bytes / 64 + 1).min((u128::from(bytes) * room as u128 / size as u128) as u64);
+        bytes = bytes
+            .saturating_sub(bytes / 64 + 1)
+            .min((u128::from(bytes) * room as u128 / size as u128) as u64);
     }
     Ok(Told::nothing(ordinal))
 }
