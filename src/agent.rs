@@ -126,7 +126,7 @@ pub enum Retry {
 pub struct History {
     /// At most this many turns, the newest.
     pub turns: u32,
-    /// At most this many bytes of text.
+    /// At most this many bytes of texts, attachments and questions.
     #[schema(value_type = String, example = "256KiB")]
     pub bytes: Size,
 }

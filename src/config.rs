@@ -6,12 +6,12 @@
 
 pub mod kept;
 mod lever;
+pub mod pass;
 mod redact;
 mod schema;
 mod source;
 
 use std::{
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
@@ -72,6 +72,8 @@ pub struct Config {
     pub workers_max: Option<u32>,
     /// Who worker processes run as, where not as this replica: a user's name, its number, or `UID:GID`.
     pub worker_user: Option<String>,
+    /// Variables of this process that worker processes find too. In the environment separated by commas.
+    pub worker_env_pass: Vec<String>,
     /// Whether worker processes get a process namespace of their own where this machine gives one.
     pub worker_namespaces: bool,
     /// The largest file that a worker process may write.
@@ -169,6 +171,7 @@ impl Default for Config {
             turns_max: 64,
             workers_max: None,
             worker_user: None,
+            worker_env_pass: Vec::new(),
             worker_namespaces: true,
             worker_file_max: Size::mib(8 * 1024),
             pool_max: 8,
@@ -267,6 +270,9 @@ impl Config {
                 self.turns_max
             );
             return refuse("workers_max", &why);
+        }
+        if let Some(why) = pass::wrong_with(&self.worker_env_pass) {
+            return refuse("worker_env_pass", &why);
         }
         if !(1..=100).contains(&self.token_share) {
             return refuse("token_share", "must lie between 1 and 100, in percent");
@@ -391,13 +397,6 @@ impl Config {
 /// Worker processes for so many turns at once, some of them idle.
 pub fn workers_for(turns: u32) -> u32 {
     turns.saturating_add(turns / 2).max(16)
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // By hand: a derived one would put passwords into logs.
-        write!(f, "Config {{\n{}}}", self.redacted())
-    }
 }
 
 #[cfg(test)]

@@ -153,10 +153,11 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// An event with these fields.
-    pub fn new(kind: Kind, fields: &serde_json::Value) -> Self {
-        debug_assert!(fields.is_object());
-        NewEvent { kind, data: fields.to_string() }
+    /// An event with these fields, which have a form as a JSON object.
+    pub fn new(kind: Kind, fields: &impl Serialize) -> Self {
+        let data = serde_json::to_string(fields).unwrap_or_default();
+        debug_assert!(data.starts_with('{'));
+        NewEvent { kind, data }
     }
 }
 

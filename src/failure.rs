@@ -37,13 +37,17 @@ pub enum Code {
     Interrupted,
     /// An input guard stopped the turn.
     GuardBlocked,
+    /// What the user said does not fit into its worker's line.
+    InputTooLong,
+    /// What was said before in the conversation cannot be read.
+    HistoryUnavailable,
     /// A fault of the gateway's own.
     Internal,
 }
 
 impl Code {
     /// Every code.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 16] = [
         Code::WorkerStartupFailed,
         Code::WorkerExited,
         Code::WorkerUnresponsive,
@@ -57,6 +61,8 @@ impl Code {
         Code::TurnTimeout,
         Code::Interrupted,
         Code::GuardBlocked,
+        Code::InputTooLong,
+        Code::HistoryUnavailable,
         Code::Internal,
     ];
 
@@ -76,13 +82,22 @@ impl Code {
             Code::TurnTimeout => "turn_timeout",
             Code::Interrupted => "interrupted",
             Code::GuardBlocked => "guard_blocked",
+            Code::InputTooLong => "input_too_long",
+            Code::HistoryUnavailable => "history_unavailable",
             Code::Internal => "internal",
         }
     }
 
     /// Whether asking again may help.
     pub const fn is_retryable(self) -> bool {
-        !matches!(self, Code::GuardBlocked | Code::WorkerProtocol | Code::EmptyReply | Code::AgentError)
+        !matches!(
+            self,
+            Code::GuardBlocked
+                | Code::InputTooLong
+                | Code::WorkerProtocol
+                | Code::EmptyReply
+                | Code::AgentError
+        )
     }
 
     /// What a person is told where nothing more exact is known.
@@ -102,6 +117,8 @@ impl Code {
             Code::AnswerTimeout => "The agent's question was not answered in time.",
             Code::TurnTimeout => "Your request took longer than this agent allows.",
             Code::Interrupted => "The server was restarted before your request was finished.",
+            Code::InputTooLong => "Your message is too long for this agent's worker.",
+            Code::HistoryUnavailable => "What was said before in this conversation could not be read.",
             Code::GuardBlocked => "Your message was not accepted by this agent's rules.",
             Code::Internal => "Something went wrong in the gateway.",
         }

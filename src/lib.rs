@@ -39,7 +39,7 @@
 //! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
 //! | 2 | [`store`]: all SQL, the doorbell |
 //! | 1 | [`config`] · [`descriptors`] · [`telemetry`] · [`task`] |
-//! | 0 | [`id`] · [`clock`] · [`event`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
+//! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
 //!
 //! # What must always hold
 //!
@@ -58,7 +58,10 @@ pub mod descriptors;
 pub mod engine;
 pub mod event;
 pub mod failure;
+pub mod frame;
+pub mod halves;
 pub mod id;
+pub mod json;
 pub mod principal;
 pub mod secret;
 pub mod store;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::event::Kind;
+use crate::{event::Kind, json::Raw};
 
 /// Where a turn is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -136,7 +136,8 @@ pub struct Turn {
     #[schema(value_type = Option<Object>)]
     pub error: Option<serde_json::Value>,
     /// What the worker said it used.
-    pub usage: Option<serde_json::Value>,
+    #[schema(value_type = Option<Object>)]
+    pub usage: Option<Raw>,
     /// What the client attached when it made the turn.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Box<RawValue>>,

@@ -15,7 +15,22 @@ use regex::Regex;
 
 /// Each floor's modules, from the ground up. A module that is missing here fails the test.
 const FLOORS: [&[&str]; 7] = [
-    &["agent", "clock", "event", "failure", "id", "principal", "secret", "text", "token", "turn", "units"],
+    &[
+        "agent",
+        "clock",
+        "event",
+        "failure",
+        "frame",
+        "halves",
+        "id",
+        "json",
+        "principal",
+        "secret",
+        "text",
+        "token",
+        "turn",
+        "units",
+    ],
     &["config", "descriptors", "task", "telemetry"],
     &["store"],
     &["stream", "worker"],

@@ -11,6 +11,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use lastword::{
     event::{Event, Kind, is_too_deep},
     id::{ConversationId, TurnId},
+    json::Raw,
     stream::{Position, render},
     worker::wire::ToWorker,
 };
@@ -97,10 +98,12 @@ fn check_to_worker(json: &str) {
         attempt: 1,
         input,
         history: None,
+        history_omitted: None,
         deadline: DateTime::UNIX_EPOCH,
         traceparent: None,
     };
-    let answer = ToWorker::Answer { turn_id: TURN, ask_id: "a".to_owned(), answer: meant.clone() };
+    let answer = Raw::of(json.to_owned()).unwrap();
+    let answer = ToWorker::Answer { turn_id: TURN, ask_id: "a".to_owned(), answer };
     for (message, field) in [(turn, "input"), (answer, "answer")] {
         let line = message.to_line().unwrap();
         assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));

@@ -6,11 +6,13 @@
 //! JSON reader of its own finds in the line; a fault tells clients nothing, and operators no more
 //! than an excerpt that steers no terminal.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::BytesMut;
 use lastword::{
     event::NESTING_MAX,
+    frame, halves,
+    json::{self, Raw},
     worker::{
         codec::{Fault, LINE_BYTES_MAX, Lines, ProtocolError},
         transcript::{Meaning, Transcript},
@@ -71,7 +73,7 @@ fn expand(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn is_blank(line: &[u8]) -> bool {
-    line.len() <= LINE_BYTES_MAX && line.iter().all(u8::is_ascii_whitespace)
+    line.len() <= LINE_BYTES_MAX && frame::is_blank(line)
 }
 
 fn decode(stream: &[u8], piece: usize) -> Vec<Item> {
@@ -93,17 +95,24 @@ fn decode(stream: &[u8], piece: usize) -> Vec<Item> {
 /// What was heard stands in the line, field by field.
 fn check_heard(heard: &FromWorker, line: &[u8]) {
     assert!(line.len() <= LINE_BYTES_MAX && !line.contains(&0));
-    let value: Value = serde_json::from_slice(line).unwrap();
+    let text = object(line).unwrap();
+    let value = json::read(&text).unwrap();
+    let raw: BTreeMap<String, Raw> = serde_json::from_str(&text).unwrap();
+    let whole = Raw::of(text).unwrap();
     assert!(depth(&value) <= NESTING_MAX);
     let text = |field: &str| value[field].as_str().map(str::to_owned);
     let given = |field: &str| value.get(field).filter(|value| !value.is_null()).cloned();
+    let kept = |field: &str| raw.get(field).filter(|value| !value.is_null()).cloned();
     assert_eq!(heard.turn_id.map(|id| id.to_string()), text("turn_id"));
     let kind = text("type").unwrap();
     let expected = match kind.as_str() {
         "ready" => Message::Ready,
         "beat" => Message::Beat,
         "cancelled" => Message::Cancelled,
-        "delta" => Message::Delta { text: text("text").unwrap() },
+        "delta" => match heard.message {
+            Message::Delta { cut, .. } => Message::Delta { text: text("text").unwrap(), cut },
+            _ => panic!("{heard:?}"),
+        },
         "content" => Message::Content { text: text("text").unwrap() },
         "ephemeral" => Message::Ephemeral { text: text("text").unwrap() },
         "status" => {
@@ -111,14 +120,14 @@ fn check_heard(heard: &FromWorker, line: &[u8]) {
             assert!(budget_s.is_none_or(|seconds| seconds.is_finite() && seconds >= 0.0));
             Message::Status { state: text("state").unwrap(), waiting_on: text("waiting_on"), budget_s }
         }
-        "ask" => Message::Ask {
-            ask_id: text("ask_id"),
-            prompt: text("prompt").unwrap(),
-            options: given("options"),
-        },
-        "custom" => Message::Custom { name: text("name").unwrap(), data: given("data").unwrap_or_default() },
+        "ask" => {
+            Message::Ask { ask_id: text("ask_id"), prompt: text("prompt").unwrap(), options: kept("options") }
+        }
+        "custom" => {
+            Message::Custom { name: text("name").unwrap(), data: kept("data").unwrap_or(Raw::null()) }
+        }
         "complete" => {
-            Message::Complete { text: text("text"), usage: given("usage"), stop_reason: text("stop_reason") }
+            Message::Complete { text: text("text"), usage: kept("usage"), stop_reason: text("stop_reason") }
         }
         "error" => Message::Error {
             code: text("code"),
@@ -126,9 +135,16 @@ fn check_heard(heard: &FromWorker, line: &[u8]) {
             retryable: given("retryable").map(|claim| claim.as_bool().unwrap()),
         },
         // Whole, and under its own name.
-        _ => Message::Custom { name: kind, data: value.clone() },
+        _ => Message::Custom { name: kind, data: whole },
     };
     assert_eq!(heard.message, expected);
+}
+
+/// The text of a line that is an object, halves of characters mended.
+fn object(line: &[u8]) -> Option<String> {
+    let mended = halves::mended(frame::unmarked(line));
+    let text = std::str::from_utf8(&mended).ok()?;
+    json::read(text).ok()?.is_object().then(|| text.trim_ascii().to_owned())
 }
 
 fn depth(value: &Value) -> usize {
@@ -143,7 +159,7 @@ fn check_fault(fault: &ProtocolError, line: &[u8], is_last: bool) {
     let told = fault.to_string();
     assert!(told.starts_with("The worker s") && told.ends_with('.') && !told.contains(char::is_control));
     assert!(fault.excerpt.len() <= 200 * "\\u{1b}".len() && !fault.excerpt.contains(char::is_control));
-    let is_object = matches!(serde_json::from_slice(line), Ok(Value::Object(_)));
+    let is_object = object(line).is_some();
     let is_deep = fault.fault == Fault::TooDeep;
     if is_object && !is_deep && line.len() <= LINE_BYTES_MAX {
         assert!(told.contains("its `") || is_last, "{told} of {:?}", String::from_utf8_lossy(line));

@@ -5,16 +5,22 @@
 //! key, goes on from there. Keeps I12: once begun, an accept runs to its end, whether or not the
 //! client that asked for it is still there.
 
+mod input;
+
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::{Map, Value, value::RawValue};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::{sync::oneshot, time::Instant};
 use utoipa::ToSchema;
 
+use self::input::canonical_input;
+pub use self::input::{Fields, Input};
 use super::{Gateway, bodies::Held, problem::Problem, shares::Who};
 use crate::{
+    frame,
     id::{ConversationId, TurnId},
+    json,
     store::{
         StoreError,
         accept::{Accepted, IfBusy, NewTurn},
@@ -31,6 +37,8 @@ use crate::{
 const NEWER_AGENT: &str = "LW412";
 /// How long a commit that is not known is asked for again.
 const UNKNOWN_COMMIT_MAX: Duration = Duration::from_secs(2);
+/// A `traceparent` of the first version.
+const TRACEPARENT_CHARS: usize = 55;
 /// How long a cancel for a client that has left is tried.
 const CANCEL_WITHIN: Duration = Duration::from_secs(30);
 
@@ -49,7 +57,7 @@ pub struct TurnRequest {
     /// The client's own; comes back with the turn.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    pub metadata: Option<Map<String, Value>>,
+    pub metadata: Option<Fields>,
     /// Answer with the turn's event stream.
     #[serde(default)]
     pub stream: Option<bool>,
@@ -59,47 +67,6 @@ pub struct TurnRequest {
     /// What becomes of the turn when the client that waits for its answer goes away.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
-}
-
-/// What the user says.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct Input {
-    /// The words; not empty.
-    pub text: String,
-    /// Handed to the agent as they are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attachments: Option<Vec<Value>>,
-}
-
-impl<'de> Deserialize<'de> for Input {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Parts {
-            text: String,
-            #[serde(default)]
-            attachments: Option<Vec<Value>>,
-        }
-        struct Either;
-        impl<'de> de::Visitor<'de> for Either {
-            type Value = Input;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a text or an object {text, attachments?}")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Input, E> {
-                Ok(Input { text: text.to_owned(), attachments: None })
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Input, A::Error> {
-                let Parts { text, attachments } =
-                    Parts::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(Input { text, attachments })
-            }
-        }
-        from.deserialize_any(Either)
-    }
 }
 
 /// What becomes of a turn when the client that waits for its answer goes away.
@@ -155,10 +122,12 @@ impl TurnRequest {
         }
         let internal = |why: serde_json::Error| Problem::internal(&why);
         let input = serde_json::to_string(&self.input).map_err(internal)?;
-        let metadata = self.metadata.as_ref().map(serde_json::to_string).transpose().map_err(internal)?;
+        let metadata = self.metadata.map(|Fields(object)| object.text().to_owned());
+        let said = canonical_input(&input).map_err(internal)?;
+        let more = metadata.as_deref().map(json::read).transpose().map_err(internal)?;
+        let more = more.map(|value| value.to_string());
         // How the answer is delivered is no part of what is asked for: `stream` may differ.
-        let asked =
-            (&agent, &input, self.conversation_id, &metadata, self.if_busy, self.on_disconnect, "turn");
+        let asked = (&agent, &said, self.conversation_id, &more, self.if_busy, self.on_disconnect, "turn");
         let hash = hash_of(&asked)?;
         Ok(Order {
             agent,
@@ -242,6 +211,9 @@ pub async fn accept(gateway: &Gateway, order: Order, held: Held) -> Result<Made,
 async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     let store = &gateway.store;
     let (is_followed, who) = (order.is_followed, order.who);
+    if !frame::is_deliverable(&order.input) {
+        return Err(Problem::undeliverable("input", frame::INPUT_BYTES_MAX));
+    }
     let mut new = {
         let agent = agent(gateway, &order.agent).await?;
         new_turn(gateway, order, agent)
@@ -378,6 +350,8 @@ async fn cancel_for_disconnect(gateway: &Gateway, turn: TurnId) {
 pub fn traceparent(headers: &axum::http::HeaderMap) -> String {
     use crate::telemetry::trace;
     let sent = headers.get("traceparent").and_then(|value| value.to_str().ok());
-    let sent = sent.filter(|text| trace::trace_id(text).is_some()).map(str::to_owned);
+    let sent = sent.filter(|text| trace::trace_id(text).is_some());
+    // What a later version appends may be of any length, and a worker's line is not.
+    let sent = sent.and_then(|text| text.get(..TRACEPARENT_CHARS)).map(str::to_owned);
     trace::current_traceparent().or(sent).unwrap_or_else(trace::new_traceparent)
 }

@@ -54,6 +54,8 @@ pub struct ProblemDocument {
     share: Option<String>,
     /// Come back after so many seconds.
     retry_after_s: Option<u64>,
+    /// How large the body, or the field, may be.
+    limit_bytes: Option<u64>,
 }
 
 impl Problem {
@@ -179,6 +181,14 @@ impl Problem {
     pub fn too_large(limit: u64) -> Problem {
         let detail = format!("The request's body is larger than {limit} bytes.");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail).with("limit_bytes", limit)
+    }
+
+    /// 413: a worker's line would not carry it.
+    pub fn undeliverable(field: &str, limit: usize) -> Problem {
+        let detail = format!("It is larger than the {limit} bytes, as JSON, that a worker can be handed.");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", detail)
+            .with("field", field)
+            .with("limit_bytes", limit)
     }
 
     /// 415.

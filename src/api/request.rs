@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::{Gateway, bodies::Held, problem::Problem};
 use crate::{
     event::{NESTING_MAX, is_too_deep},
+    halves,
     id::NotAnId,
     stream::render,
     task::aside,
@@ -110,6 +111,10 @@ async fn whole_body(request: Request, gateway: &Gateway) -> Result<(Bytes, Held)
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if is_too_deep(bytes) {
         return Err(Problem::malformed(format!("It is nested deeper than {NESTING_MAX} levels.")));
+    }
+    // What is given on as it came is not looked into.
+    if halves::has_one_alone(bytes) {
+        return Err(Problem::malformed("It has half of a character, a lone surrogate, in an escape."));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|why| {

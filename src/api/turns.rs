@@ -8,7 +8,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -27,7 +26,9 @@ use super::{
 };
 use crate::{
     event::Kind,
+    frame,
     id::{ConversationId, TurnId},
+    json::Raw,
     store::turns::TurnFilter,
     stream::{Reader, Tail, tail::PAGE_ROWS},
     task::aside,
@@ -77,6 +78,8 @@ impl Delivery {
         (status = 200, description = "The turn, ended; or its event stream",
             content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The turn, accepted", body = Turn),
+        (status = 413, description = "`body_too_large`; `input_too_large`: a worker's line would not carry it. `limit_bytes` says what may be",
+            body = ProblemDocument),
         (status = 429, description = "`conversation_full`, `queue_full`; `share_exceeded`: this token's, of which `share` says",
             body = ProblemDocument),
         (status = "4XX", description = "Refused; nothing was stored", body = ProblemDocument, content_type = "application/problem+json"),
@@ -277,7 +280,8 @@ pub struct AnswerRequest {
     /// The question's `ask_id`.
     ask_id: String,
     /// The answer: any JSON but null.
-    answer: Value,
+    #[schema(value_type = serde_json::Value)]
+    answer: Raw,
 }
 
 /// Answers a turn's question, once.
@@ -287,6 +291,7 @@ pub struct AnswerRequest {
         (status = 202, description = "The answer is on its way to the agent", body = Turn),
         (status = 404, description = "`turn_not_found`, `ask_not_found`", body = ProblemDocument),
         (status = 409, description = "`ask_answered`, `turn_ended`", body = ProblemDocument),
+        (status = 413, description = "`input_too_large`: a worker's line would not carry it", body = ProblemDocument),
     ))]
 pub async fn answer(
     State(gateway): State<Gateway>,
@@ -295,6 +300,10 @@ pub async fn answer(
 ) -> Result<(StatusCode, Json<Turn>), Problem> {
     if request.answer.is_null() {
         return Err(Problem::invalid("answer", "The answer must not be null."));
+    }
+    let answer = request.answer.text();
+    if !frame::is_deliverable(answer) {
+        return Err(Problem::undeliverable("answer", frame::INPUT_BYTES_MAX));
     }
     let turn = found(&gateway, id).await?;
     let asked = asked(&gateway, id, &request.ask_id).await?;
@@ -308,7 +317,7 @@ pub async fn answer(
     if asked == Asked::Never || request.ask_id.contains('\0') {
         return Err(Problem::not_found("ask"));
     }
-    if !gateway.store.leave_answer(id, &request.ask_id, &request.answer.to_string()).await? {
+    if !gateway.store.leave_answer(id, &request.ask_id, answer).await? {
         return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
     }
     Ok((StatusCode::ACCEPTED, Json(turn)))
@@ -319,6 +328,12 @@ enum Asked {
     Never,
     Open,
     Answered,
+}
+
+/// The question that an event is about.
+#[derive(Default, Deserialize)]
+struct Named {
+    ask_id: String,
 }
 
 /// What the log says about a question.
@@ -334,8 +349,8 @@ async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<Asked, P
                 Kind::Answer => Asked::Answered,
                 _ => continue,
             };
-            let fields: Value = serde_json::from_str(&event.data).unwrap_or_default();
-            if fields.get("ask_id").and_then(Value::as_str) == Some(ask_id) {
+            let named: Named = serde_json::from_str(&event.data).unwrap_or_default();
+            if named.ask_id == ask_id {
                 asked = outcome;
             }
         }

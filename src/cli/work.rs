@@ -39,7 +39,7 @@ use self::{
     words::{Offer, Registered},
 };
 use crate::{
-    config::{Config, workers_for},
+    config::{Config, pass, workers_for},
     descriptors,
     id::{ConversationId, WorkerId},
     task::{Kind, Supervisor},
@@ -87,6 +87,9 @@ pub struct Args {
     /// Who the program runs as, where not as this host: a user's name, its number, or UID:GID
     #[arg(long, env = "LASTWORD_WORKER_USER", value_name = "USER")]
     worker_user: Option<String>,
+    /// The only variables of this host that the program finds, beside a clean minimum [default: all but LASTWORD_*]
+    #[arg(long, env = "LASTWORD_WORKER_ENV_PASS", value_delimiter = ',', value_name = "NAMES")]
+    env_pass: Option<Vec<String>>,
     /// What operators see of this host
     #[arg(long, env = "LASTWORD_WORKER_NAME")]
     name: Option<String>,
@@ -144,7 +147,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let data_dir = absolute(&args.data_dir)?;
     let user = args.worker_user.as_deref().map(|text| settle_user(text, &data_dir)).transpose()?;
     let concurrency = args.concurrency as usize;
-    let program = Program { command: args.command.clone(), env: passed_on(), data_dir, user, concurrency };
+    let env = match &args.env_pass {
+        Some(names) => {
+            let wrong = pass::wrong_with(names);
+            anyhow::ensure!(wrong.is_none(), "--env-pass {}", wrong.unwrap_or_default());
+            pass::passed(names)
+        }
+        None => passed_on(),
+    };
+    let program = Program { command: args.command.clone(), env, data_dir, user, concurrency };
     let shop = Shop {
         link: Arc::new(Link::new(&args.urls, identity)?),
         turns: Arc::default(),

@@ -4,6 +4,8 @@
 //! It would rather hide too much: an address that cannot be parsed is hidden whole, since nobody can say where
 //! in it a password stands.
 
+use std::fmt;
+
 use reqwest::Url;
 use toml::{Table, Value};
 
@@ -12,6 +14,13 @@ use crate::{
     secret::{self, HIDDEN},
     text,
 };
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // By hand: a derived one would put passwords into logs.
+        write!(f, "Config {{\n{}}}", self.redacted())
+    }
+}
 
 /// The configuration as TOML, secrets hidden, and nothing in it that a terminal obeys.
 pub(super) fn to_toml(config: &Config) -> String {

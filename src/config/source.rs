@@ -176,7 +176,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 43] = [
+const KEYS: &[Key] = &[
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("database_schema", Shape::Text),
@@ -195,6 +195,7 @@ const KEYS: [Key; 43] = [
     key("turns_max", Shape::Number),
     key("workers_max", Shape::Number),
     key("worker_user", Shape::Text),
+    key("worker_env_pass", Shape::List),
     key("worker_namespaces", Shape::Flag),
     key("worker_file_max", Shape::Text),
     key("pool_max", Shape::Number),
@@ -290,7 +291,7 @@ fn from_file(flag: Option<&Path>, around: &Surroundings) -> Result<Table, Config
 fn from_environment(around: &Surroundings) -> Result<Table, ConfigError> {
     refuse_unknown_variables(around)?;
     let mut table = Table::new();
-    for key in &KEYS {
+    for key in KEYS {
         let Some((variable, text)) = look_up(key, around)? else { continue };
         let invalid = |why| ConfigError::Invalid { source_name: variable.clone(), why };
         let value = shape(key.shape, &text).map_err(invalid)?;

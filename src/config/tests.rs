@@ -40,6 +40,7 @@ fn full() -> Config {
         turns_max: 3,
         workers_max: Some(6),
         worker_user: Some("agents".to_owned()),
+        worker_env_pass: vec!["HTTPS_PROXY".to_owned()],
         worker_namespaces: false,
         worker_file_max: Size(1538),
         pool_max: 4,

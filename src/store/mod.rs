@@ -40,6 +40,7 @@ pub mod mass;
 pub mod migrate;
 pub mod pages;
 pub mod partitions;
+pub mod past;
 pub mod queue;
 pub mod reader;
 mod recent;

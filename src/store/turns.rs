@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -10,6 +11,7 @@ use super::{Store, StoreError};
 use crate::{
     agent::{AgentSpec, Unread},
     id::{ConversationId, TurnId},
+    json::Raw,
     task::aside,
     turn::{CancelledBy, Status, Turn},
 };
@@ -182,6 +184,15 @@ impl Store {
     }
 }
 
+/// What a turn shows of its last word.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Word {
+    text: Option<String>,
+    error: Option<serde_json::Value>,
+    usage: Option<Raw>,
+}
+
 /// A turn as it is read.
 pub(super) struct TurnRow {
     pub(super) id: Uuid,
@@ -206,9 +217,9 @@ impl TurnRow {
 
     pub(super) fn read(self) -> Result<Turn, StoreError> {
         let unreadable = |why: &dyn std::fmt::Display| StoreError::unreadable("turn", why);
-        let mut word: serde_json::Value = match &self.last_word {
+        let word: Word = match &self.last_word {
             Some(data) => serde_json::from_str(data).map_err(|why| unreadable(&why))?,
-            None => serde_json::Value::Null,
+            None => Word::default(),
         };
         let metadata = self.metadata.map(RawValue::from_string).transpose();
         let id = TurnId(self.id);
@@ -222,9 +233,9 @@ impl TurnRow {
             created_at: self.created_at,
             started_at: self.started_at,
             finished_at: self.finished_at,
-            text: word.get("text").and_then(|text| text.as_str()).map(str::to_owned),
-            error: word.get_mut("error").map(serde_json::Value::take),
-            usage: word.get_mut("usage").map(serde_json::Value::take).filter(|usage| !usage.is_null()),
+            text: word.text,
+            error: word.error,
+            usage: word.usage,
             metadata: metadata.map_err(|why| unreadable(&why))?,
             retry_of: self.retry_of.map(|turn| TurnId(turn).to_string()),
             events_url: format!("/v1/turns/{id}/events"),

@@ -24,13 +24,6 @@ use super::{
     user::User,
 };
 
-/// How far the system lets a worker's processes go, each for itself.
-#[derive(Debug, Clone, Copy)]
-struct Bounds {
-    data: u64,
-    file: u64,
-}
-
 /// Starts the agent in a session and group of its own.
 pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), Refusal> {
     let refusal = |kind, why: io::Error, what: &str| Refusal {
@@ -51,16 +44,11 @@ pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), Refusal> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&plan.env);
     let (guard, user) = (Pid::this(), plan.user);
-    let bounds = Bounds {
-        // Twice the limit: address space that is only reserved counts here, and a healthy runtime
-        // reserves a lot. The looks at resident memory are the limit; this stops a sprint between two.
-        data: plan.memory_bytes.saturating_mul(2),
-        file: plan.file_bytes,
-    };
+    let file_bytes = plan.file_bytes;
     #[allow(unsafe_code, reason = "what a child does before it becomes the agent has no safe form")]
     // SAFETY: this process has one thread, so the child may do whatever its parent may.
     unsafe {
-        command.pre_exec(move || Ok(become_agent(guard, user, bounds)?));
+        command.pre_exec(move || Ok(become_agent(guard, user, file_bytes)?));
     }
     let agent = command.spawn().map_err(|why| {
         let kind = match why.raw_os_error().map(Errno::from_raw) {
@@ -76,7 +64,7 @@ pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), Refusal> {
     Ok((agent, Pid::from_raw(pid)))
 }
 
-fn become_agent(guard: Pid, user: Option<User>, bounds: Bounds) -> nix::Result<()> {
+fn become_agent(guard: Pid, user: Option<User>, file_bytes: u64) -> nix::Result<()> {
     setsid()?;
     if let Some(user) = user {
         setgroups(&[user.as_gid()])?;
@@ -100,8 +88,9 @@ fn become_agent(guard: Pid, user: Option<User>, bounds: Bounds) -> nix::Result<(
         }
     }
     SigSet::empty().thread_set_mask()?;
-    bound(Resource::RLIMIT_DATA, bounds.data)?;
-    bound(Resource::RLIMIT_FSIZE, bounds.file)?;
+    // None on address space: stacks of threads and the heaps of runtimes reserve gigabytes that they never touch. What
+    // is resident is for the guard's looks.
+    bound(Resource::RLIMIT_FSIZE, file_bytes)?;
     // What a worker knows must not be left on a disk.
     bound(Resource::RLIMIT_CORE, 0)
 }

@@ -1,27 +1,24 @@
 //! Bytes from a worker → messages: one JSON object a line.
 //!
 //! Owns the framing: UTF-8, at most [`LINE_BYTES_MAX`] a line, `\r\n` taken for `\n`, blank lines and a mark of the byte
-//! order skipped. Refuses everything else with a [`ProtocolError`], which is an item and not the end of
+//! order skipped, halves of characters mended (`halves`). Refuses everything else with a [`ProtocolError`], which is an item and not the end of
 //! the stream: the next line can still be read. The caller will normally give the worker up.
 
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use serde_json::{Map, Value, error::Category};
+use serde_json::error::Category;
 use tokio_util::codec::Decoder;
 
+pub use crate::frame::BYTES_MAX as LINE_BYTES_MAX;
 use crate::{
     event::is_too_deep,
+    frame::{is_blank, unmarked},
+    halves,
     id::TurnId,
     text,
-    worker::wire::{BadField, FromWorker},
+    worker::wire::{BadField, FromWorker, Object},
 };
-
-/// The longest line, without its newline, in bytes.
-pub const LINE_BYTES_MAX: usize = 1024 * 1024;
-
-/// What some platforms begin a stream of UTF-8 with.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// How much of an offending line operators see, in bytes.
 const EXCERPT_BYTES_MAX: usize = 200;
@@ -139,7 +136,7 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
     if line.len() > LINE_BYTES_MAX {
         return Some(Err(ProtocolError::new(Fault::TooLong, line)));
     }
-    if line.iter().all(u8::is_ascii_whitespace) {
+    if is_blank(line) {
         return None;
     }
     Some(parse(line).map_err(|fault| ProtocolError {
@@ -148,49 +145,47 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
     }))
 }
 
-fn unmarked(line: &[u8]) -> &[u8] {
-    line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)
-}
-
 /// Whose message it would have been. Reads the line once more: none that is sound comes here.
 fn turn_of(line: &[u8]) -> Option<TurnId> {
-    let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
-    object.get("turn_id")?.as_str()?.parse().ok()
+    let mended = halves::mended(line);
+    let object = Object::of(std::str::from_utf8(&mended).ok()?).ok()?;
+    object.text_if_any("turn_id").ok()??.parse().ok()
 }
 
 fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
-    Ok(FromWorker::from_object(parse_object(line)?)?)
+    Ok(parse_object(line, FromWorker::from_object)?.cut_as(line))
 }
 
 /// Reads one message of a batch by what `meaning` makes of its object.
 pub(super) fn read_with<T>(
     line: &[u8],
-    meaning: impl FnOnce(Map<String, Value>) -> Result<T, BadField>,
+    meaning: impl FnOnce(&Object<'_>) -> Result<T, BadField>,
 ) -> Result<T, ProtocolError> {
     let read = || {
         if line.len() > LINE_BYTES_MAX {
             return Err(Fault::TooLong);
         }
-        Ok(meaning(parse_object(unmarked(line))?)?)
+        parse_object(unmarked(line), meaning)
     };
     read().map_err(|fault| ProtocolError::new(fault, line))
 }
 
-fn parse_object(line: &[u8]) -> Result<Map<String, Value>, Fault> {
-    let text = std::str::from_utf8(line).map_err(|_| Fault::NotUtf8)?;
+fn parse_object<T>(
+    line: &[u8],
+    meaning: impl FnOnce(&Object<'_>) -> Result<T, BadField>,
+) -> Result<T, Fault> {
+    let mended = halves::mended(line);
+    let text = std::str::from_utf8(&mended).map_err(|_| Fault::NotUtf8)?;
     if text.contains('\0') {
         return Err(Fault::RawNul);
     }
     if is_too_deep(line) {
         return Err(Fault::TooDeep);
     }
-    match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Fault::NotAnObject),
-        Err(why) => {
-            debug_assert_ne!(why.classify(), Category::Io);
-            Err(Fault::NotJson)
-        }
+    match Object::of(text) {
+        Ok(object) => Ok(meaning(&object)?),
+        Err(why) if why.classify() == Category::Data => Err(Fault::NotAnObject),
+        Err(_) => Err(Fault::NotJson),
     }
 }
 
@@ -249,7 +244,7 @@ mod tests {
     #[test]
     fn every_fault_is_named() {
         assert_eq!(fault(b"hello\n"), Fault::NotJson);
-        assert_eq!(fault(b"{\"type\":\"delta\",\"text\":\"\\ud800\"}\n"), Fault::NotJson);
+        assert_eq!(fault(b"{\"type\":\"delta\",\"text\":\"\\ud80\"}\n"), Fault::NotJson);
         assert_eq!(fault(b"[1]\n"), Fault::NotAnObject);
         assert_eq!(fault(b"{\"type\":\"\xff\"}\n"), Fault::NotUtf8);
         assert_eq!(fault(b"{\"type\":\0}\n"), Fault::RawNul);

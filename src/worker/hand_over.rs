@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use super::{
     begin::give_back,
     ending::{Account, cancelled, speak},
+    history::{self, Told},
     host::Host,
     job::{Halt, Job},
     line::Line,
     process::SendError,
-    wire::{Said, ToWorker},
+    wire::{Omitted, ToWorker},
 };
 use crate::{
     failure::Code,
@@ -27,7 +28,7 @@ use crate::{
 /// ended, was given back, or is not ours any more, and the worker has received nothing.
 pub(super) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -> Option<i32> {
     // Read first: a turn that is `running` and waits for its history would look like one that runs.
-    let history = history(host, line, job).await;
+    let history = history(host, line, job).await?;
     let is_starting = job.claim.phase == Phase::Starting;
     let base = if is_starting { start(host, line.worker(), job).await? } else { job.claim.last_seq };
     let why = match send(host, line, job, history) {
@@ -39,38 +40,58 @@ pub(super) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -
         }
         Err(why) => why,
     };
-    let message = match why {
-        SendError::TooLong => "Your message is too long for this agent's worker.",
-        _ => "The worker handling your request could not be reached.",
-    };
+    let (code, message) = undelivered(why);
     let account = Account::unstarted(&job.claim, Some(job));
-    let word = account.failure(Code::WorkerExited, message, Some(why.to_string()));
+    let word = account.failure(code, message, Some(why.to_string()));
     speak(host, &job.claim, base, word).await;
     None
 }
 
-/// What a process must be told of its conversation that did not serve the turn before.
-pub(super) async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Vec<Said> {
-    if line.last_turn().is_some() || job.claim.assignment.ordinal == 1 {
-        return Vec::new();
+/// What to say of a turn that did not reach its worker. One that is too long is refused when it is posted, unless an
+/// older release took it.
+pub(super) fn undelivered(why: SendError) -> (Code, &'static str) {
+    match why {
+        SendError::TooLong => (Code::InputTooLong, Code::InputTooLong.message()),
+        _ => (Code::WorkerExited, "The worker handling your request could not be reached."),
+    }
+}
+
+/// What a process must be told of its conversation that did not serve the turn before. `None`: that cannot be read, and the
+/// turn has ended: a worker that begins as if nothing had been said would be worse.
+pub(super) async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Option<Told> {
+    let assignment = &job.claim.assignment;
+    if line.last_turn().is_some() || assignment.ordinal == 1 {
+        return Some(Told::default());
     }
     let limits = job.agent.spec.history;
-    loop {
-        match host.store().history(job.claim.conversation, job.claim.assignment.ordinal, limits).await {
-            Ok(said) => {
-                let role = |is_user| if is_user { "user" } else { "assistant" };
-                return said
-                    .into_iter()
-                    .map(|said| Said { role: role(said.is_user).to_owned(), text: said.text })
-                    .collect();
-            }
-            Err(why) if why.is_away() && job.clocks.next().0 > Instant::now() => pause().await,
-            Err(why) => {
-                tracing::error!(%why, "the conversation's history cannot be read");
-                return Vec::new();
-            }
-        }
+    if limits.turns == 0 || limits.bytes.0 == 0 {
+        return Some(Told::nothing(assignment.ordinal));
     }
+    let (why, is_away) = loop {
+        match host.store().past(job.claim.conversation, assignment.ordinal, limits).await {
+            Ok(past) => match history::told(&past, assignment.ordinal, &assignment.input, limits) {
+                Ok(told) => {
+                    if let Some(omitted) = told.omitted {
+                        let Omitted { turns, shortened } = omitted;
+                        tracing::info!(
+                            turns,
+                            shortened,
+                            "the history is not told whole: turns are left out, or shortened"
+                        );
+                    }
+                    return Some(told);
+                }
+                Err(why) => break (why.to_string(), false),
+            },
+            Err(why) if why.is_away() && job.clocks.next().0 > Instant::now() => pause().await,
+            Err(why) => break (why.to_string(), why.is_away()),
+        }
+    };
+    tracing::error!(why, "the conversation's history cannot be read");
+    let (code, account) = (Code::HistoryUnavailable, Account::unstarted(&job.claim, Some(job)));
+    let word = account.failure_as(code, code.message(), Some(why), Some(is_away));
+    speak(host, &job.claim, job.claim.last_seq, word).await;
+    None
 }
 
 pub(super) async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Option<i32> {
@@ -117,35 +138,23 @@ async fn cancelled_or_lost(host: &Host, job: &Job) {
     }
 }
 
-pub(super) fn send(
-    host: &Host,
-    line: &mut Line<'_>,
-    job: &Job,
-    mut history: Vec<Said>,
-) -> Result<(), SendError> {
+pub(super) fn send(host: &Host, line: &mut Line<'_>, job: &Job, told: Told) -> Result<(), SendError> {
     let cap_left = job.clocks.cap_left(Instant::now());
     let deadline = host.store().clock().now() + TimeDelta::from_std(cap_left).unwrap_or(TimeDelta::MAX);
-    loop {
-        let message = ToWorker::Turn {
-            turn_id: job.claim.turn,
-            conversation_id: job.claim.conversation,
-            attempt: job.claim.epoch,
-            input: RawValue::from_string(job.claim.assignment.input.clone())
-                .map_err(|_| SendError::Unwritable)?,
-            history: (!history.is_empty()).then(|| history.clone()),
-            deadline,
-            traceparent: Some(
-                telemetry::current_traceparent().unwrap_or_else(|| job.claim.assignment.traceparent.clone()),
-            ),
-        };
-        match line.send(&message) {
-            // The newest half of the history is worth more than none.
-            Err(SendError::TooLong) if !history.is_empty() => {
-                history.drain(..history.len().div_ceil(2));
-            }
-            sent => return sent,
-        }
-    }
+    let message = ToWorker::Turn {
+        turn_id: job.claim.turn,
+        conversation_id: job.claim.conversation,
+        attempt: job.claim.epoch,
+        input: RawValue::from_string(job.claim.assignment.input.clone())
+            .map_err(|_| SendError::Unwritable)?,
+        history: (!told.said.is_empty()).then_some(told.said),
+        history_omitted: told.omitted,
+        deadline,
+        traceparent: Some(
+            telemetry::current_traceparent().unwrap_or_else(|| job.claim.assignment.traceparent.clone()),
+        ),
+    };
+    line.send(&message)
 }
 
 async fn pause() {

@@ -8,7 +8,7 @@
 mod evict;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     agent::Runtime,
-    config::Config,
+    config::{Config, pass},
     id::{ConversationId, TurnId, WorkerId},
     store::{
         Store,
@@ -58,6 +58,8 @@ struct Inner {
     silence_max: Duration,
     worker_user: Option<String>,
     worker_namespaces: bool,
+    /// What workers find of this process's environment.
+    worker_env: BTreeMap<String, String>,
     worker_file_max: Size,
     places: Places,
     slots: Slots,
@@ -112,6 +114,7 @@ impl Host {
             silence_max: config.postgres_away_max.0,
             worker_user: config.worker_user.clone(),
             worker_namespaces: config.worker_namespaces,
+            worker_env: pass::passed(&config.worker_env_pass),
             worker_file_max: config.worker_file_max,
             places: Places::new(config),
             slots: Slots::new(config.workers_max()),
@@ -274,6 +277,7 @@ impl Host {
             user: self.0.worker_user.clone(),
             namespace: self.0.worker_namespaces,
             file_max: self.0.worker_file_max,
+            env: self.0.worker_env.clone(),
             ..Launch::new(command, workspace)
         }
     }

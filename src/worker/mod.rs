@@ -23,6 +23,7 @@ pub mod exit;
 mod fates;
 mod guards;
 mod hand_over;
+mod history;
 pub mod host;
 mod job;
 #[cfg_attr(not(feature = "kubernetes"), path = "kubernetes_off.rs")]

@@ -13,6 +13,7 @@ mod tell;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -34,6 +35,7 @@ use crate::{
     agent::Retry,
     event::{Kind, NewEvent},
     failure::Code,
+    json::Raw,
     store::{
         commands::{Command, Order},
         events::TurnClock,
@@ -45,6 +47,13 @@ use crate::{
 
 /// How long a worker may live on after it closed its output.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
+
+/// The fields of an answer's event.
+#[derive(Serialize)]
+struct Answered<'a> {
+    answer: &'a Raw,
+    ask_id: &'a str,
+}
 
 /// How a turn ends here.
 enum End {
@@ -302,15 +311,12 @@ impl Run<'_> {
                 self.line.send(&ToWorker::Cancel { turn_id })
             }
             Order::Answer { ask_id, answer } => {
-                let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+                let answer = Raw::of(answer).unwrap_or(Raw::null());
                 if !self.transcript.take_ask(&ask_id) {
                     // Carried out before; only the mark was lost.
                     return self.mark_taken(command.id).await;
                 }
-                self.gather(NewEvent::new(
-                    Kind::Answer,
-                    &serde_json::json!({ "ask_id": ask_id, "answer": answer }),
-                ));
+                self.gather(NewEvent::new(Kind::Answer, &Answered { answer: &answer, ask_id: &ask_id }));
                 self.expect(Duration::ZERO);
                 self.line.send(&ToWorker::Answer { turn_id, ask_id, answer })
             }
@@ -322,6 +328,10 @@ impl Run<'_> {
             // One that is gone is about to be heard as such.
             Ok(()) | Err(SendError::Closed) => None,
             Err(_) if self.cancelled_by.is_some() => Some(self.lapsed(Lapse::Cancels)),
+            Err(why @ SendError::TooLong) => {
+                let message = "Your answer is too long for this agent's worker.";
+                Some(self.fails(Code::InputTooLong, message, Some(why.to_string())))
+            }
             Err(why) => {
                 let message = "The worker handling your request does not read its input.";
                 Some(self.fails(Code::WorkerUnresponsive, message, Some(why.to_string())))

@@ -25,7 +25,6 @@ use nix::{
     errno::Errno,
     sys::{
         prctl,
-        resource::{UsageWho, getrusage},
         signal::{SigSet, Signal, killpg},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -44,6 +43,11 @@ use crate::worker::{
 /// hundred microseconds, and thousands of idle workers are the normal case.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_IDLE_EVERY: Duration = Duration::from_secs(5);
+
+/// The shortest time between two looks, near the limit of memory, and how fast a tree is taken to grow, in bytes a second:
+/// about what a core can touch. So a sprint between two looks ends near the limit, and nothing else has to stop it.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
+const GROWTH_MAX: u64 = 2 << 30;
 
 /// How long the end of a tree is waited for. SIGKILL cannot be refused; what outlives this is stuck
 /// inside the kernel and will never again run code of its own.
@@ -105,14 +109,14 @@ struct Watch {
     /// When the replica was last heard.
     heard_at: Instant,
     looked_at: Instant,
+    /// Resident memory at the last look, in bytes.
+    resident: u64,
     /// Whether the worker has a turn, as the replica last said.
     is_busy: bool,
     /// When a stop turns into a kill.
     grace_ends: Option<Instant>,
     /// The agent's end and why, as far as it is known.
     end: Ended,
-    /// Whether it ended before anybody wanted it to.
-    is_own_doing: bool,
     is_over: bool,
 }
 
@@ -127,10 +131,10 @@ impl Watch {
             signals,
             heard_at: now,
             looked_at: now,
+            resident: 0,
             is_busy: true,
             grace_ends: None,
             end: Ended::default(),
-            is_own_doing: false,
             is_over: false,
         }
     }
@@ -159,7 +163,11 @@ impl Watch {
     }
 
     fn look_every(&self) -> Duration {
-        if self.is_busy { LOOK_EVERY } else { LOOK_IDLE_EVERY }
+        if !self.is_busy {
+            return LOOK_IDLE_EVERY;
+        }
+        let left = self.plan.memory_bytes.saturating_sub(self.resident);
+        Duration::from_micros(left / (GROWTH_MAX / 1_000_000)).clamp(LOOK_EVERY_MIN, LOOK_EVERY)
     }
 
     fn silence_ends(&self) -> Instant {
@@ -208,6 +216,7 @@ impl Watch {
             return;
         }
         let usage = tree::usage_below(Pid::this());
+        self.resident = usage.resident;
         self.end.processes = usage.processes > self.plan.processes_max;
         // The exact sum only where the cheap one alarms: forked workers share most of their pages.
         self.end.oom = !self.end.processes
@@ -249,7 +258,6 @@ impl Watch {
     fn agent_ended(&mut self, code: Option<i32>, signal: Option<i32>) {
         self.agent = None;
         (self.end.code, self.end.signal) = (code, signal);
-        self.is_own_doing = !self.is_over && self.grace_ends.is_none();
         self.is_over = true;
     }
 
@@ -268,13 +276,6 @@ impl Watch {
         let mut end = self.end;
         if end.code.is_none() && end.signal.is_none() {
             end.signal = Some(Signal::SIGKILL as i32);
-        }
-        // An agent that failed at its limit between two looks met the hard limit on its data.
-        if self.is_own_doing
-            && end.code != Some(0)
-            && let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN)
-        {
-            end.oom |= u64::try_from(usage.max_rss()).unwrap_or(0) * 1024 >= self.plan.memory_bytes;
         }
         end
     }

@@ -139,12 +139,13 @@ pub(super) fn launch(
     conversation: Option<ConversationId>,
 ) -> impl Future<Output = Result<(Slot, Process), Obstacle>> + use<> {
     let spec = &agent.spec;
-    let mut env = spec.env.clone();
+    let launch = host.launch(spec.command.clone(), host.workspace(&agent.name, conversation));
+    let mut env = launch.env;
+    env.extend(spec.env.clone());
     env.insert("LASTWORD_AGENT".to_owned(), agent.name.clone());
     if let Some(conversation) = conversation {
         env.insert("LASTWORD_CONVERSATION_ID".to_owned(), conversation.to_string());
     }
-    let launch = host.launch(spec.command.clone(), host.workspace(&agent.name, conversation));
     let launch = Launch {
         env,
         memory: spec.limits.memory,

@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::wire::Message;
 use crate::{
     event::{Kind, NewEvent},
     failure::Code,
+    halves::{self, Cut},
+    json::Raw,
     turn::LastWord,
 };
 
@@ -27,6 +30,9 @@ pub struct Transcript {
     text: String,
     /// Bytes that became events, whatever their kind.
     bytes: u64,
+    /// The first half of a character, which waits for its other half in the next delta. The log has it with the delta
+    /// that ended in it, so that whoever goes on with the turn can join it too.
+    half: Option<u16>,
     /// Whether the client was given anything that counts as an answer.
     has_spoken: bool,
     /// Every question's id, and whether it waits for an answer. An id is never used again: the answer
@@ -66,8 +72,11 @@ impl Transcript {
             Message::Error { message, retryable, .. } => {
                 return Meaning::Failed { code: Code::AgentError, message, retryable };
             }
-            Message::Delta { text } => self.say(Kind::Delta, text),
-            Message::Content { text } => self.say(Kind::Content, text),
+            Message::Delta { text, cut } => self.say_piece(&text, cut),
+            Message::Content { text } => {
+                self.say(&text);
+                NewEvent::new(Kind::Content, &json!({ "text": text }))
+            }
             Message::Ephemeral { text } => NewEvent::new(Kind::Ephemeral, &json!({ "text": text })),
             Message::Status { state, waiting_on, budget_s } => {
                 let mut fields = json!({ "state": state });
@@ -81,7 +90,7 @@ impl Transcript {
             },
             Message::Custom { name, data } => {
                 self.has_spoken = true;
-                NewEvent::new(Kind::Custom, &json!({ "name": name, "data": data }))
+                NewEvent::new(Kind::Custom, &CustomFields { data: &data, name: &name })
             }
         };
         self.bytes += event.data.len() as u64;
@@ -93,20 +102,21 @@ impl Transcript {
 
     /// Takes in an event that a message, or an answer, became before.
     pub fn recall(&mut self, kind: Kind, data: &str) {
-        let fields: Value = serde_json::from_str(data).unwrap_or_default();
-        let text = |field: &str| fields[field].as_str().unwrap_or_default();
+        let Recalled { text, ask_id, half } = serde_json::from_str(data).unwrap_or_default();
         match kind {
             Kind::Answer => {
-                self.take_ask(text("ask_id"));
+                self.take_ask(&ask_id);
                 return;
             }
             Kind::Delta | Kind::Content => {
-                self.has_spoken |= !text("text").is_empty();
-                self.text.push_str(text("text"));
+                self.say(&text);
+                if kind == Kind::Delta && (!text.is_empty() || half.is_some()) {
+                    self.half = half.and_then(|half| u16::from_str_radix(&half, 16).ok());
+                }
             }
             Kind::Ask => {
                 self.has_spoken = true;
-                self.asks.insert(text("ask_id").to_owned(), true);
+                self.asks.insert(ask_id, true);
             }
             Kind::Custom | Kind::Foreign(_) => self.has_spoken = true,
             _ => {}
@@ -124,17 +134,41 @@ impl Transcript {
         self.asks.values().any(|is_open| *is_open)
     }
 
-    fn say(&mut self, kind: Kind, text: String) -> NewEvent {
+    /// The half that still waits when the turn ends, as a last delta. It stands in the whole answer already.
+    pub fn take_half(&mut self) -> Option<NewEvent> {
+        self.half.take().map(|_| NewEvent::new(Kind::Delta, &json!({ "text": halves::REPLACEMENT })))
+    }
+
+    fn say(&mut self, text: &str) {
         self.has_spoken |= !text.is_empty();
-        self.text.push_str(&text);
-        NewEvent::new(kind, &json!({ "text": text }))
+        self.text.push_str(text);
+    }
+
+    /// A delta, whose first character may have begun in the one before it. An empty one comes between two halves.
+    fn say_piece(&mut self, text: &str, cut: Cut) -> NewEvent {
+        if text.is_empty() {
+            return NewEvent::new(Kind::Delta, &json!({ "text": "" }));
+        }
+        let mut said = String::with_capacity(text.len() + 4);
+        match (self.half.take(), cut.low) {
+            (Some(high), Some(low)) => said.push(halves::join(high, low)),
+            (Some(_), None) | (None, Some(_)) => said.push(halves::REPLACEMENT),
+            (None, None) => {}
+        }
+        said.push_str(cut.within(text));
+        self.say(&said);
+        self.half = cut.high;
+        match self.half {
+            Some(half) => NewEvent::new(Kind::Delta, &json!({ "text": said, "half": format!("{half:04x}") })),
+            None => NewEvent::new(Kind::Delta, &json!({ "text": said })),
+        }
     }
 
     fn ask(
         &mut self,
         ask_id: Option<String>,
         prompt: String,
-        options: Option<Value>,
+        options: Option<Raw>,
     ) -> Result<NewEvent, &'static str> {
         if self.asks.len() >= ASKS_MAX {
             return Err("The worker asked too many questions in one turn.");
@@ -147,19 +181,17 @@ impl Transcript {
         if self.asks.contains_key(&ask_id) {
             return Err("The worker asked two questions under one id.");
         }
-        let mut fields = json!({ "ask_id": ask_id, "prompt": prompt });
-        set_if_any(&mut fields, "options", options);
+        let fields = AskFields { ask_id: &ask_id, options: options.as_ref(), prompt: &prompt };
+        let event = NewEvent::new(Kind::Ask, &fields);
         self.has_spoken = true;
         self.asks.insert(ask_id, true);
-        Ok(NewEvent::new(Kind::Ask, &fields))
+        Ok(event)
     }
 
-    fn complete(
-        &mut self,
-        text: Option<String>,
-        usage: Option<Value>,
-        stop_reason: Option<String>,
-    ) -> Meaning {
+    fn complete(&mut self, text: Option<String>, usage: Option<Raw>, stop_reason: Option<String>) -> Meaning {
+        if self.half.is_some() {
+            self.say(halves::REPLACEMENT.encode_utf8(&mut [0; 4]));
+        }
         let text = text.filter(|text| !text.is_empty());
         if !self.has_spoken && text.is_none() {
             let message = Code::EmptyReply.message().to_owned();
@@ -167,10 +199,42 @@ impl Transcript {
         }
         let text = text.unwrap_or_else(|| std::mem::take(&mut self.text));
         let stop_reason = stop_reason.unwrap_or_else(|| STOP_REASON.to_owned());
-        let mut fields = json!({ "text": text, "stop_reason": stop_reason });
-        set_if_any(&mut fields, "usage", usage);
-        Meaning::End(LastWord { kind: Kind::Completed, data: fields.to_string(), label: "".into() })
+        let fields = CompletedFields { stop_reason: &stop_reason, text: &text, usage: usage.as_ref() };
+        let NewEvent { kind, data } = NewEvent::new(Kind::Completed, &fields);
+        Meaning::End(LastWord { kind, data, label: "".into() })
     }
+}
+
+/// The fields of events with something in them that is given on as it came.
+#[derive(Serialize)]
+struct CustomFields<'a> {
+    data: &'a Raw,
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct AskFields<'a> {
+    ask_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<&'a Raw>,
+    prompt: &'a str,
+}
+
+#[derive(Serialize)]
+struct CompletedFields<'a> {
+    stop_reason: &'a str,
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<&'a Raw>,
+}
+
+/// What counts of an event when it is taken in again.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Recalled {
+    text: String,
+    ask_id: String,
+    half: Option<String>,
 }
 
 fn set_if_any(fields: &mut Value, name: &str, value: Option<Value>) {
@@ -188,7 +252,7 @@ mod tests {
     use super::*;
 
     fn delta(text: &str) -> Message {
-        Message::Delta { text: text.to_owned() }
+        Message::Delta { text: text.to_owned(), cut: Cut::default() }
     }
 
     fn complete(text: Option<&str>) -> Message {
@@ -240,8 +304,12 @@ mod tests {
         let (mut heard, mut recalled) = (Transcript::default(), Transcript::default());
         let ask = Message::Ask { ask_id: None, prompt: "?".to_owned(), options: None };
         let content = Message::Content { text: "b".to_owned() };
-        let custom = Message::Custom { name: "n".to_owned(), data: Value::Null };
-        for message in [delta("a"), content, Message::Ephemeral { text: "c".to_owned() }, custom, ask] {
+        let custom = Message::Custom { name: "n".to_owned(), data: Raw::null() };
+        let half =
+            Message::Delta { text: "b\u{fffd}".to_owned(), cut: Cut { low: None, high: Some(0xd83c) } };
+        for message in
+            [delta("a"), half, delta(""), content, Message::Ephemeral { text: "c".to_owned() }, custom, ask]
+        {
             let Meaning::Event(event) = heard.hear(message, 1000) else { panic!("no event") };
             recalled.recall(event.kind, &event.data);
         }

@@ -5,12 +5,24 @@
 //! custom message. Unknown fields of a known type are ignored: the type says which fields count,
 //! and a worker that wants more to be kept sends it as `custom` or under a type of its own.
 
+mod object;
+mod said;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::value::RawValue;
+
+use self::object::bad;
+pub use self::{
+    object::{BadField, Object},
+    said::{Asked, Omitted, Said},
+};
 
 use crate::{
+    frame::unmarked,
+    halves::Cut,
     id::{ConversationId, TurnId},
+    json::Raw,
     text,
 };
 
@@ -32,6 +44,9 @@ pub enum ToWorker {
         /// turn that a process serves in it, and with each one that a shared worker serves.
         #[serde(skip_serializing_if = "Option::is_none")]
         history: Option<Vec<Said>>,
+        /// What of it is not told, where that is anything.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        history_omitted: Option<Omitted>,
         /// When the turn's cap lapses.
         deadline: DateTime<Utc>,
         /// The W3C trace context to go on with.
@@ -45,7 +60,7 @@ pub enum ToWorker {
         /// Its question.
         ask_id: String,
         /// As the client gave it.
-        answer: Value,
+        answer: Raw,
     },
     /// Stop this turn and say `cancelled`.
     Cancel {
@@ -64,15 +79,6 @@ impl ToWorker {
         line.push(b'\n');
         Ok(line)
     }
-}
-
-/// One message of a conversation's past.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Said {
-    /// `user` or `assistant`.
-    pub role: String,
-    /// What was said.
-    pub text: String,
 }
 
 /// One line from a worker.
@@ -94,6 +100,8 @@ pub enum Message {
     Delta {
         /// The piece.
         text: String,
+        /// Which ends of it are halves of characters.
+        cut: Cut,
     },
     /// A whole neutral message.
     Content {
@@ -121,14 +129,14 @@ pub enum Message {
         /// The question.
         prompt: String,
         /// What may be answered, as the worker sent it.
-        options: Option<Value>,
+        options: Option<Raw>,
     },
     /// Anything else, whole.
     Custom {
         /// The worker's name for it: of a type that is not known, the type.
         name: String,
         /// What it sent: of a type that is not known, the whole object.
-        data: Value,
+        data: Raw,
     },
     /// It is alive; says nothing about progress.
     Beat,
@@ -137,7 +145,7 @@ pub enum Message {
         /// The whole answer; without it the deltas are the answer.
         text: Option<String>,
         /// What it used, as the worker sent it.
-        usage: Option<Value>,
+        usage: Option<Raw>,
         /// Why it stopped.
         stop_reason: Option<String>,
     },
@@ -154,31 +162,15 @@ pub enum Message {
     Cancelled,
 }
 
-/// A field of a known message that is missing or of the wrong type.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("its `{field}` is not {wanted}")]
-pub struct BadField {
-    /// The field.
-    pub field: &'static str,
-    /// What it should have been, such as `a string`.
-    pub wanted: &'static str,
-}
-
 impl FromWorker {
     /// Reads a message from its object.
-    pub fn from_object(object: Map<String, Value>) -> Result<Self, BadField> {
-        let mut fields = Fields(object);
-        let turn_id = match fields.0.get("turn_id") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.parse().map_err(|_| bad("turn_id", "a turn's id"))?),
-            Some(_) => return Err(bad("turn_id", "a turn's id")),
-        };
-        let Some(Value::String(kind)) = fields.0.get("type") else {
-            return Err(bad("type", "a string"));
-        };
-        let message = match kind.clone().as_str() {
+    pub fn from_object(fields: &Object<'_>) -> Result<Self, BadField> {
+        let no_id = bad("turn_id", "a turn's id");
+        let turn_id = fields.text_if_any("turn_id").map_err(|_| no_id.clone())?;
+        let turn_id = turn_id.map(|text| text.parse().map_err(|_| no_id)).transpose()?;
+        let message = match fields.text("type")?.as_str() {
             "ready" => Message::Ready,
-            "delta" => Message::Delta { text: fields.text("text")? },
+            "delta" => Message::Delta { text: fields.text("text")?, cut: Cut::default() },
             "content" => Message::Content { text: fields.text("text")? },
             "ephemeral" => Message::Ephemeral { text: fields.text("text")? },
             "status" => Message::Status {
@@ -189,16 +181,16 @@ impl FromWorker {
             "ask" => Message::Ask {
                 ask_id: fields.text_if_any("ask_id")?,
                 prompt: fields.text("prompt")?,
-                options: fields.take("options"),
+                options: fields.raw("options"),
             },
             "custom" => Message::Custom {
                 name: fields.text("name")?,
-                data: fields.take("data").unwrap_or(Value::Null),
+                data: fields.raw("data").unwrap_or(Raw::null()),
             },
             "beat" => Message::Beat,
             "complete" => Message::Complete {
                 text: fields.text_if_any("text")?,
-                usage: fields.take("usage"),
+                usage: fields.raw("usage"),
                 stop_reason: fields.text_if_any("stop_reason")?,
             },
             "error" => Message::Error {
@@ -207,63 +199,31 @@ impl FromWorker {
                 retryable: fields.bool_if_any("retryable")?,
             },
             "cancelled" => Message::Cancelled,
-            unknown => Message::Custom { name: unknown.to_owned(), data: Value::Object(fields.0) },
+            unknown => Message::Custom { name: unknown.to_owned(), data: fields.whole() },
         };
         Ok(FromWorker { turn_id, message })
     }
-}
 
-/// The fields of one message. A field that is `null` counts as left out.
-struct Fields(Map<String, Value>);
-
-impl Fields {
-    fn take(&mut self, field: &'static str) -> Option<Value> {
-        self.0.remove(field).filter(|value| !value.is_null())
-    }
-
-    fn text(&mut self, field: &'static str) -> Result<String, BadField> {
-        self.text_if_any(field)?.ok_or(bad(field, "a string"))
-    }
-
-    fn text_if_any(&mut self, field: &'static str) -> Result<Option<String>, BadField> {
-        match self.take(field) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(bad(field, "a string")),
+    /// The same with the halves of characters that the line had at the ends of a delta's text.
+    #[must_use]
+    pub(super) fn cut_as(mut self, line: &[u8]) -> Self {
+        if let Message::Delta { cut, .. } = &mut self.message {
+            *cut = Cut::of(unmarked(line));
         }
+        self
     }
-
-    fn bool_if_any(&mut self, field: &'static str) -> Result<Option<bool>, BadField> {
-        match self.take(field) {
-            None => Ok(None),
-            Some(Value::Bool(claim)) => Ok(Some(claim)),
-            Some(_) => Err(bad(field, "true or false")),
-        }
-    }
-
-    fn seconds_if_any(&mut self, field: &'static str) -> Result<Option<f64>, BadField> {
-        let refused = bad(field, "a number of seconds");
-        match self.take(field) {
-            None => Ok(None),
-            Some(value) => value.as_f64().filter(|s| s.is_finite() && *s >= 0.0).map(Some).ok_or(refused),
-        }
-    }
-}
-
-const fn bad(field: &'static str, wanted: &'static str) -> BadField {
-    BadField { field, wanted }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
     use uuid::Uuid;
 
     use super::*;
+    use crate::turn::Status;
 
     fn read(value: Value) -> Result<FromWorker, BadField> {
-        let Value::Object(object) = value else { panic!("not an object") };
-        FromWorker::from_object(object)
+        FromWorker::from_object(&Object::of(&value.to_string()).unwrap())
     }
 
     #[test]
@@ -274,7 +234,18 @@ mod tests {
             conversation_id: ConversationId(Uuid::from_u128(2)),
             attempt: 1,
             input,
-            history: Some(vec![Said { role: "user".into(), text: "hi".into() }]),
+            history: Some(vec![Said {
+                role: "user".into(),
+                text: "hi".into(),
+                turn_id: TurnId(Uuid::from_u128(3)),
+                status: Status::Completed,
+                code: None,
+                by: None,
+                attachments: None,
+                asks: Vec::new(),
+                shortened: false,
+            }]),
+            history_omitted: Some(Omitted { turns: 2, shortened: 0 }),
             deadline: DateTime::UNIX_EPOCH,
             traceparent: None,
         };
@@ -286,7 +257,11 @@ mod tests {
             json!({
                 "type": "turn", "turn_id": "turn_00000000000000000000000000000001",
                 "conversation_id": "conv_00000000000000000000000000000002", "attempt": 1,
-                "input": {"text": "a\nb"}, "history": [{"role": "user", "text": "hi"}],
+                "input": {"text": "a\nb"}, "history": [{
+                    "role": "user", "text": "hi", "turn_id": "turn_00000000000000000000000000000003",
+                    "status": "completed",
+                }],
+                "history_omitted": {"turns": 2, "shortened": 0},
                 "deadline": "1970-01-01T00:00:00Z",
             })
         );
@@ -301,7 +276,8 @@ mod tests {
     fn a_type_that_is_not_known_is_kept_whole() {
         let whole = json!({"type": "mood", "text": 7, "turn_id": "turn_00000000000000000000000000000001"});
         let heard = read(whole.clone()).unwrap();
-        assert_eq!(heard.message, Message::Custom { name: "mood".into(), data: whole });
+        let data = Raw::of(whole.to_string()).unwrap();
+        assert_eq!(heard.message, Message::Custom { name: "mood".into(), data });
         assert_eq!(heard.turn_id, Some(TurnId(Uuid::from_u128(1))));
     }
 
@@ -328,18 +304,18 @@ mod tests {
     }
 
     #[test]
-    fn a_number_passes_through_unchanged() {
-        for number in ["0.1", "444444444444444422222222.0", "5e-324", "1.7976931348623157e308"] {
-            let read: Value = serde_json::from_str(number).unwrap();
-            let wanted: f64 = number.parse().unwrap();
-            assert_eq!(read.as_f64().map(f64::to_bits), Some(wanted.to_bits()), "{number}");
-            assert_eq!(serde_json::from_str::<Value>(&read.to_string()).unwrap(), read, "{number}");
-        }
+    fn what_is_given_on_keeps_its_digits_and_its_order() {
+        let whole = r#"{"z":[1.0,1e400,-0.0,123456789012345678901],"type":"x","a":{"c":1,"b":2}}"#;
+        let line = format!(" {whole} ");
+        let heard = FromWorker::from_object(&Object::of(&line).unwrap()).unwrap();
+        let Message::Custom { data, .. } = heard.message else { panic!() };
+        assert_eq!(data.text(), whole);
     }
 
     #[test]
     fn extra_fields_of_a_known_type_do_no_harm() {
         let heard = read(json!({"type": "delta", "text": "a", "index": 3})).unwrap();
-        assert_eq!(heard, FromWorker { turn_id: None, message: Message::Delta { text: "a".into() } });
+        let delta = Message::Delta { text: "a".into(), cut: Cut::default() };
+        assert_eq!(heard, FromWorker { turn_id: None, message: delta });
     }
 }

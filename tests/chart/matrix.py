@@ -42,7 +42,7 @@ FEATURES = {
     "cpu": {"autoscaling": {"by": "cpu", "min": 3, "max": 9, "cpu": {"targetPercent": 50}, "scaleDownAfterSeconds": 60}},
     "queue": {"autoscaling": {"by": "queue", "queue": {"targetPerReplica": 10, "pollingSeconds": 5, "query": "select 1",
                                                        "authenticationRef": "mine"}}},
-    "settings": {"settings": {"turns_max": 8, "workers_max": 12, "worker_file_max": "1GiB", "queue_max": 10_000_000, "conversation_depth_max": 5, "pool_max": 4,
+    "settings": {"settings": {"turns_max": 8, "workers_max": 12, "worker_file_max": "1GiB", "worker_env_pass": "HTTPS_PROXY,no_proxy", "queue_max": 10_000_000, "conversation_depth_max": 5, "pool_max": 4,
                               "streams_max": 100, "connections_max": 200,
                               "connections_per_address_max": 50, "waits_max": 200, "unread_max": "16MiB",
                               "token_share": 50, "token_rows_per_minute_max": 6000, "body_max": "512KiB", "bodies_max": "8MiB", "doorbell": "off", "retain": "7d",

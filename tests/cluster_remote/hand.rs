@@ -93,8 +93,17 @@ impl Hand {
         n: u64,
         messages: &[Value],
     ) -> (StatusCode, Value) {
-        let path = format!("turns/{}/messages?epoch={}&n={n}", offer.turn, offer.epoch);
         let body: String = messages.iter().map(|message| format!("{message}\n")).collect();
+        self.post(i, offer, token, n, body).await
+    }
+
+    /// Posts a body as it is.
+    pub async fn say_text(&self, i: usize, offer: &Offer, n: u64, body: &str) -> (StatusCode, Value) {
+        self.post(i, offer, &offer.token, n, body.to_owned()).await
+    }
+
+    async fn post(&self, i: usize, offer: &Offer, token: &str, n: u64, body: String) -> (StatusCode, Value) {
+        let path = format!("turns/{}/messages?epoch={}&n={n}", offer.turn, offer.epoch);
         let asked = self.http.post(format!("{}/v1/worker/{path}", self.urls[i])).bearer_auth(token);
         let asked = asked.header("content-type", "application/x-ndjson").body(body);
         read(asked.timeout(PATIENCE).send().await.unwrap()).await

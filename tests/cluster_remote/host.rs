@@ -28,6 +28,8 @@ pub struct Plan<'a> {
     pub token: &'a str,
     /// More flags.
     pub flags: &'a [&'a str],
+    /// More for its environment.
+    pub env: &'a [(&'a str, &'a str)],
     pub command: Vec<String>,
 }
 
@@ -35,7 +37,7 @@ impl Plan<'_> {
     /// The demo worker, one turn at a time.
     pub fn demo<'a>(agent: &'a str, calls: &'a [usize]) -> Plan<'a> {
         let command = vec![program().display().to_string(), "demo-agent".to_owned()];
-        Plan { agent, calls, token: WORKERS, flags: &[], command }
+        Plan { agent, calls, token: WORKERS, flags: &[], env: &[], command }
     }
 }
 
@@ -58,6 +60,7 @@ impl Host {
         work.arg("--token-file").arg(token).args(["--agent", plan.agent]);
         work.arg("--data-dir").arg(home.join(&name)).args(["--url", &urls.join(",")]);
         work.args(["--log", "debug"]).args(plan.flags).arg("--").args(plan.command);
+        work.envs(plan.env.iter().copied());
         work.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
         Host { child: child::spawn(work, Signal::SIGKILL).unwrap(), log }
     }

@@ -37,6 +37,9 @@ async fn turns_run_on_workers_that_call() {
         turns::a_crash_is_told_with_its_exit_code,
         turns::a_program_that_is_missing_fails_its_turn,
         turns::a_line_that_is_no_json_fails_its_turn,
+        turns::a_host_passes_on_the_variables_that_its_operator_names,
+        turns::a_host_passes_on_what_was_said_as_it_came,
+        turns::a_character_cut_in_halves_arrives_whole,
         turns::an_empty_reply_is_no_success,
         turns::a_guard_stops_a_turn_before_any_worker_sees_it,
         turns::a_cancel_comes_through_the_other_replica,
@@ -60,6 +63,7 @@ async fn turns_run_on_workers_that_call() {
         protocol::a_worker_that_dies_between_two_beats_is_lost_soon,
         protocol::each_change_of_replica_moves_the_turn_and_loses_nothing,
         protocol::a_worker_that_was_told_to_stop_may_say_so_at_another_replica,
+        protocol::a_character_cut_in_halves_arrives_whole_through_two_replicas,
         protocol::what_the_former_holder_was_to_tell_is_told_by_the_next,
     ])
     .await;

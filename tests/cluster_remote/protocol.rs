@@ -272,3 +272,28 @@ async fn a_worker_that_waits_keeps_no_replica_busy() {
     let count = commits().await - before;
     assert!(count < IDLE_MAX, "{count} transactions while one worker waited");
 }
+
+pub async fn a_character_cut_in_halves_arrives_whole_through_two_replicas(cluster: &Cluster) {
+    remote_agent(cluster, "halves", json!({})).await;
+    let hand = Hand::register(cluster, 0, "halves").await;
+    let turn = cluster.post(0, "halves", "x").await;
+    let offer = hand.take(0).await;
+    let say = async |at: usize, n: u64, lines: &str| {
+        eventually("the replica takes it over", async || {
+            let (status, _) = hand.say_text(at, &offer, n, lines).await;
+            (status != StatusCode::SERVICE_UNAVAILABLE).then_some(status)
+        })
+        .await
+    };
+    // Marks, line ends and blank lines of a platform have no number.
+    let lines = "\u{feff}\r\n\u{feff}{\"type\":\"delta\",\"text\":\"a\\ud83c\"}\r\n\r\n";
+    assert_eq!(say(0, 1, lines).await, StatusCode::OK);
+    // The other replica knows the first half from the log alone.
+    let status = say(1, 2, "{\"type\":\"delta\",\"text\":\"\\udf89b\\ud83c\"}\n").await;
+    assert!([StatusCode::OK, StatusCode::NO_CONTENT].contains(&status), "{status}");
+    let status = say(0, 3, "{\"type\":\"complete\"}\n").await;
+    assert!([StatusCode::OK, StatusCode::NO_CONTENT].contains(&status), "{status}");
+    let events = cluster.watch_all(&turn).await;
+    assert_eq!(completed(&events), "a🎉b\u{fffd}");
+    assert_eq!(events.last().unwrap().text(), "a🎉b\u{fffd}");
+}

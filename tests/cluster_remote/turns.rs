@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     host::{Host, Plan},
     remote_agent,
-    support::{Cluster, PATIENCE, children_of, eventually, is_alive, kinds, said},
+    support::{Cluster, OPERATOR, PATIENCE, children_of, eventually, is_alive, kinds, said},
     workers::{cancelled, completed, failed, goes_on, shell},
 };
 
@@ -256,4 +256,59 @@ pub async fn an_operator_stops_a_host(cluster: &Cluster) {
 fn quiet_worker() -> Vec<String> {
     let script = r#"read -r order; say '{"type":"cancelled"}'; read -r end"#;
     serde_json::from_value(shell(script)["command"].clone()).unwrap()
+}
+
+pub async fn a_host_passes_on_the_variables_that_its_operator_names(cluster: &Cluster) {
+    let show = r#"
+say "{\"type\":\"delta\",\"text\":\"${ONE-unset} ${TWO-unset} ${LASTWORD_URL-unset}\"}"
+say '{"type":"complete"}'"#;
+    let command: Vec<String> = serde_json::from_value(shell(show)["command"].clone()).unwrap();
+    for (agent, flags, wanted) in
+        [("open", &[][..], "1 2 unset"), ("picky", &["--env-pass", "ONE,THREE"][..], "1 unset unset")]
+    {
+        remote_agent(cluster, agent, json!({})).await;
+        let env = &[("ONE", "1"), ("TWO", "2")];
+        let plan = Plan { command: command.clone(), flags, env, ..Plan::demo(agent, &[0]) };
+        let _host = Host::start(cluster, plan);
+        let events = cluster.watch_all(&cluster.post(0, agent, "x").await).await;
+        assert_eq!(completed(&events), wanted);
+    }
+}
+
+pub async fn a_host_passes_on_what_was_said_as_it_came(cluster: &Cluster) {
+    let exact = r#"{"z":[1.0,123456789012345678901234567890],"a":{"c":1E5,"b":1}}"#;
+    let script = format!(
+        r#"
+say '{{"type":"custom","name":"exact","data":{exact}}}'
+say '{{"type":"complete","usage":{exact}}}'"#
+    );
+    let command: Vec<String> = serde_json::from_value(shell(&script)["command"].clone()).unwrap();
+    remote_agent(cluster, "exact", json!({})).await;
+    let _host = Host::start(cluster, Plan { command, ..Plan::demo("exact", &[0]) });
+    let turn = cluster.post(0, "exact", "x").await;
+    cluster.watch_all(&turn).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let log = http.get(format!("{}/v1/turns/{}/events", cluster.url(1), turn.id)).bearer_auth(OPERATOR);
+    let log = log.header("accept", "application/json").send().await.unwrap().text().await.unwrap();
+    for field in ["data", "usage"] {
+        assert!(log.contains(&format!(r#""{field}":{exact}"#)), "{field}: {log}");
+    }
+}
+
+pub async fn a_character_cut_in_halves_arrives_whole(cluster: &Cluster) {
+    let script = r#"
+say '{"type":"delta","text":"a\ud83c"}'
+say '{"type":"delta","text":"\udf89b\udf89\ud83c"}'
+say '{"type":"delta","text":"c"}'
+say '{"type":"complete"}'"#;
+    for (agent, more) in [("cutter", json!({})), ("cutters", json!({"scope": "shared"}))] {
+        remote_agent(cluster, agent, more).await;
+        let tagged = r#"id=$(printf '%s' "$turn" | sed 's/.*"turn_id":"\([^"]*\)".*/\1/')
+say() { printf '%s\n' "{\"turn_id\":\"$id\",${1#?}"; }"#;
+        let spec = shell(&format!("{tagged}{script}"));
+        let command: Vec<String> = serde_json::from_value(spec["command"].clone()).unwrap();
+        let _host = Host::start(cluster, Plan { command, ..Plan::demo(agent, &[0]) });
+        let events = cluster.watch_all(&cluster.post(0, agent, "x").await).await;
+        assert_eq!(completed(&events), "a🎉b\u{fffd}\u{fffd}c");
+    }
 }

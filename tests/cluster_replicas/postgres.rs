@@ -65,6 +65,47 @@ async fn nothing_dies_of_a_postgres_that_stalls() {
     assert_nobody_was_judged(&cluster).await;
 }
 
+/// A history is known or its turn fails: no agent begins as if nothing had been said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_postgres_is_away_for_fails_its_turn_and_is_worth_a_retry() {
+    let cluster = Cluster::with(Plan { replicas: 1, ..Plan::default() }).await;
+    let script = "
+import json, os, sys, time
+if os.path.exists('served'):
+    open('begun', 'w').close()
+    while not os.path.exists('go'): time.sleep(0.01)
+print(json.dumps({'type': 'ready'}), flush=True)
+turn = json.loads(sys.stdin.readline())
+open('served', 'w').close()
+print(json.dumps({'type': 'complete', 'text': str(len(turn.get('history', [])))}), flush=True)
+";
+    let spec =
+        json!({"runtime": "process", "command": ["python3", "-c", script], "timeouts": {"startup": "3s"}});
+    cluster.put_agent("once", spec).await;
+    let first = cluster.post(0, "once", "one").await;
+    cluster.watch_all(&first).await;
+    let second = cluster.post_in(0, &first.conversation, "once", "two").await;
+    let workspace = cluster.workspace(&first.conversation);
+    eventually("its worker begins", async || workspace.join("begun").exists().then_some(())).await;
+    let server = i32::try_from(cluster.postgres().pid().unwrap()).unwrap();
+    let everybody = || [vec![server], children_of(server)].concat();
+    for pid in everybody() {
+        signal(pid, Signal::SIGSTOP);
+    }
+    std::fs::write(workspace.join("go"), "").unwrap();
+    // The stall itself: longer than the startup clock and a statement's deadline.
+    tokio::time::sleep(STALL).await;
+    for pid in everybody().into_iter().filter(|&pid| is_alive(pid)) {
+        signal(pid, Signal::SIGCONT);
+    }
+    let events = cluster.watch_all(&second).await;
+    let last = events.last().unwrap();
+    assert_eq!((last.kind.as_str(), last.code()), ("failed", "history_unavailable"), "{}", last.data);
+    assert_eq!(last.data["error"]["retryable"], json!(true), "{}", last.data);
+    let third = cluster.post_in(0, &first.conversation, "once", "three").await;
+    assert_eq!(cluster.watch_all(&third).await.last().unwrap().text(), "3");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_dies_of_backends_that_are_ended_all_the_time() {
     let cluster = Cluster::start(2).await;

@@ -205,3 +205,20 @@ async fn late_output(cluster: &Cluster) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("lastword_late_output_total "));
     line.map_or(0, |count| count.parse().unwrap())
 }
+
+pub async fn halves_of_characters_join_within_their_turn_alone(cluster: &Cluster) {
+    // Two turns say their halves in turn: each other's would make another character.
+    let script = r#"
+turns = [hear(), hear()]
+turns.sort(key=lambda turn: turn['input']['text'])
+for text, turn in [('a\ud83c', 0), ('b\ud83d', 1), ('\udf89', 0), ('\ude00', 1)]:
+    say('delta', turns[turn], text=text)
+for turn in turns:
+    say('complete', turn)
+hear()
+"#;
+    cluster.put_agent("halving", python(script, json!({}))).await;
+    let (first, second) = (cluster.post(0, "halving", "1").await, cluster.post(0, "halving", "2").await);
+    assert_eq!(completed(&cluster.watch_all(&first).await), "a🎉");
+    assert_eq!(completed(&cluster.watch_all(&second).await), "b😀");
+}

@@ -44,6 +44,7 @@ async fn many_turns_share_a_worker() {
         faults::a_failed_start_is_told_to_each_turn_that_waited,
         faults::a_start_that_takes_too_long_is_told_to_each_turn_that_waited,
         faults::an_idle_workers_death_is_nobodys_news,
+        faults::halves_of_characters_join_within_their_turn_alone,
         faults::what_an_end_leaves_unsaid_is_late,
         ends::a_cancel_stops_one_turn_alone,
         ends::an_operator_stops_all_turns_of_a_worker,

@@ -3,12 +3,14 @@
 //! The cases share one cluster of two replicas. Each has an agent or a conversation of its own,
 //! posts its turns on one replica and watches them on both. `CASE=name` picks those of that name.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "some cases ask Postgres by SQL of their own")]
 
 mod bounds;
 mod cancel;
 mod clocks;
 mod content;
 mod mid_turn;
+mod past;
 mod protocol;
 mod startup;
 #[path = "../support/mod.rs"]
@@ -80,12 +82,23 @@ async fn whatever_a_worker_does_its_turn_gets_one_last_word() {
         warm::an_idle_worker_is_reaped_and_its_conversation_goes_on,
         warm::idle_reaping_never_hits_a_live_turn,
         warm::a_fresh_worker_is_told_no_more_than_the_agent_allows,
+        past::a_fresh_worker_is_told_what_was_said_and_how_it_ended,
+        past::a_long_answer_is_shortened_and_what_was_before_it_is_told,
+        past::a_worker_is_told_that_older_turns_are_left_out,
+        past::a_history_that_cannot_be_read_fails_its_turn,
         content::a_whole_answer_looks_like_this,
         content::every_kind_of_message_becomes_an_event,
         content::a_flood_arrives_whole_and_in_order,
         content::characters_of_many_bytes_arrive_intact,
+        content::a_character_cut_in_halves_arrives_whole,
+        content::a_half_that_stays_alone_is_replaced_and_its_turn_goes_on,
+        content::what_platforms_put_around_lines_does_no_harm,
         content::a_guard_stops_a_turn_before_any_worker_sees_it,
         content::a_worker_receives_the_turn_as_it_was_posted,
+        content::an_input_that_no_worker_can_be_handed_is_refused,
+        content::an_answer_that_no_worker_can_be_handed_is_refused,
+        content::an_input_that_proves_too_long_later_is_not_worth_a_retry,
+        content::what_is_kept_whole_keeps_its_numbers_and_its_order,
         content::metadata_comes_back,
     ])
     .await;
@@ -96,6 +109,11 @@ async fn a_turn_waits_for_a_free_place_no_longer_than_its_queue_clock() {
     let cluster = &Cluster::with(Plan { turns_max: 1, ..Plan::default() }).await;
     cluster.demo_agent("demo", json!({})).await;
     clocks::a_turn_that_nobody_takes_in_time_is_told_so(cluster).await;
+}
+
+#[tokio::test]
+async fn workers_find_the_variables_that_an_operator_names() {
+    startup::workers_find_the_variables_that_an_operator_names(&Cluster::with(startup::plan()).await).await;
 }
 
 #[tokio::test]

@@ -54,8 +54,7 @@ pub async fn what_a_turn_left_running_dies_with_its_worker(cluster: &Cluster) {
 }
 
 pub async fn a_worker_over_its_memory_is_told_so(cluster: &Cluster) {
-    // What `tail` keeps, it keeps in memory until `sleep` reads it, which is never. Less than twice
-    // the limit: there it would meet a hard one, and end before anybody had looked.
+    // What `tail` keeps, it keeps in memory until `sleep` reads it, which is never.
     let hoard = "head -c 100000000 /dev/zero | tail -c 100000000 | sleep 1000";
     let spec = shell_with(hoard, json!({"limits": {"memory": "64MiB"}}));
     cluster.put_agent("hoard", spec).await;

@@ -6,8 +6,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Cluster, Event, kinds},
-    workers::{failed, goes_on, snapshot},
+    support::{Cluster, Event, Plan, kinds},
+    workers::{completed, failed, goes_on, shell, snapshot},
 };
 
 const CODE: &str = "worker_startup_failed";
@@ -139,4 +139,32 @@ pub async fn a_program_that_prints_on_and_on_is_not_waited_for(cluster: &Cluster
     let turn = cluster.post(0, "greeter-without-end", "hello").await;
     let events = never_started(&cluster.watch_all(&turn).await);
     failed(&events, CODE, "not valid JSON. The worker wrote lines to stdout");
+}
+
+/// One replica whose own environment has more than its workers may find.
+pub fn plan() -> Plan {
+    let env = [
+        ("LASTWORD_WORKER_ENV_PASS", "HTTPS_PROXY,SSL_CERT_FILE,UNSET_HERE,OVER"),
+        ("HTTPS_PROXY", "http://proxy.example:3128"),
+        ("SSL_CERT_FILE", "/etc/ssl/own.pem"),
+        ("NOBODYS", "secret"),
+        ("OVER", "gateway"),
+    ];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    Plan { replicas: 1, env, ..Plan::default() }
+}
+
+pub async fn workers_find_the_variables_that_an_operator_names(cluster: &Cluster) {
+    let show = r#"
+for name in HTTPS_PROXY SSL_CERT_FILE UNSET_HERE OVER NOBODYS LASTWORD_WORKER_ENV_PASS; do
+  say "{\"type\":\"delta\",\"text\":\"$name=$(printenv $name) \"}"
+done
+say '{"type":"complete"}'"#;
+    let mut spec = shell(show);
+    spec["env"] = json!({"OVER": "agent"});
+    cluster.put_agent("environment", spec).await;
+    let wanted = "HTTPS_PROXY=http://proxy.example:3128 SSL_CERT_FILE=/etc/ssl/own.pem UNSET_HERE= OVER=agent NOBODYS= \
+                  LASTWORD_WORKER_ENV_PASS= ";
+    let turn = cluster.post(0, "environment", "x").await;
+    assert_eq!(completed(&cluster.watch_all(&turn).await), wanted);
 }

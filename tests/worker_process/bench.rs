@@ -98,7 +98,7 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 pub async fn custom(process: &mut Process) -> serde_json::Value {
     match within(process.recv()).await {
         Heard::Message(heard) => match heard.message {
-            Message::Custom { data, .. } => data,
+            Message::Custom { data, .. } => serde_json::from_str(data.text()).unwrap(),
             other => panic!("{other:?}"),
         },
         other => panic!("{other:?}; stderr: {}", process.stderr_tail()),

@@ -204,6 +204,37 @@ async fn a_tree_over_its_memory_is_ended_and_said_so() {
 }
 
 #[tokio::test]
+async fn address_space_that_is_only_reserved_is_no_memory() {
+    let bench = Bench::new();
+    // Stacks of threads, and a heap as runtimes reserve it: gigabytes, and some megabytes of them resident.
+    let script = "
+import mmap, sys, threading
+heap = mmap.mmap(-1, 6 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+heap[0:4] = b'used'
+done = threading.Event()
+for _ in range(400): threading.Thread(target=done.wait, daemon=True).start()
+print('{\"type\":\"content\",\"text\":\"%d\"}' % threading.active_count(), flush=True)
+done.set()
+";
+    let launch = bench.launch(&["python3", "-c", script]);
+    assert_eq!(launch.memory, Size::mib(1024), "the default");
+    let (messages, exit) = rest(&mut bench.start(launch).await).await;
+    assert!(exit.is_clean(), "{exit:?}");
+    assert!(matches!(&messages[..], [Message::Content { text }] if text == "401"), "{messages:?}");
+}
+
+#[tokio::test]
+async fn an_end_of_its_own_is_not_called_the_limit() {
+    let bench = Bench::new();
+    // It had more than its limit for a moment, and nobody ended it for that.
+    let script = "kept = b'x' * 200_000_000\ndel kept\nraise SystemExit(7)";
+    let launch = Launch { memory: Size::mib(96), ..bench.launch(&["python3", "-c", script]) };
+    let (_, exit) = rest(&mut bench.start(launch).await).await;
+    assert!(["exit code 7", "out of memory (limit 96MiB)"].contains(&exit.describe().as_str()), "{exit:?}");
+    assert_eq!(exit.code == Some(7), !exit.oom, "{exit:?}");
+}
+
+#[tokio::test]
 async fn memory_that_forked_processes_share_is_counted_once() {
     let bench = Bench::new();
     let script = "import os, time, sys\nkept = b'x' * 60_000_000\n\

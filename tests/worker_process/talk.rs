@@ -131,7 +131,8 @@ async fn the_last_words_are_heard_before_the_death() {
     let exit = within(worker.ended()).await;
     let (messages, again) = rest(&mut worker).await;
     assert_eq!(exit, again);
-    let texts: Vec<_> = (0..400).map(|i| Message::Delta { text: i.to_string() }).collect();
+    let texts: Vec<_> =
+        (0..400).map(|i| Message::Delta { text: i.to_string(), cut: Default::default() }).collect();
     assert_eq!(messages[..400], texts);
     assert!(matches!(messages[400..], [Message::Complete { .. }]));
 }
@@ -193,7 +194,7 @@ async fn a_flood_that_nobody_reads_waits_and_then_goes_on() {
     assert!(exit.is_clean(), "{exit:?}");
     assert_eq!(messages.len(), LINES);
     for (i, message) in messages.iter().enumerate() {
-        let Message::Delta { text } = message else { panic!("{message:?}") };
+        let Message::Delta { text, .. } = message else { panic!("{message:?}") };
         assert_eq!(text.split(' ').next(), Some(i.to_string().as_str()));
     }
 }
@@ -209,7 +210,7 @@ async fn a_worker_that_does_not_read_is_told_of_and_can_still_be_ended() {
     let answer = |size| ToWorker::Answer {
         turn_id: turn_id(),
         ask_id: "ask".to_owned(),
-        answer: json!("x".repeat(size)),
+        answer: lastword::json::Raw::of(json!("x".repeat(size)).to_string()).unwrap(),
     };
     assert_eq!(worker.send(&answer(1024 * 1024)), Err(SendError::TooLong));
     until("its queue is full", || worker.send(&answer(100_000)) == Err(SendError::Stuck)).await;

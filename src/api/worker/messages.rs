@@ -23,6 +23,7 @@ use crate::{
         request::{Id, Params},
     },
     config::Config,
+    frame::is_blank,
     id::TurnId,
     store::{
         desk::{Batch, Delivery, End, Judgement, Line},
@@ -129,7 +130,7 @@ async fn read(gateway: &Gateway, request: Request) -> Result<Batch, Problem> {
     let is_ndjson = essence.eq_ignore_ascii_case(MEDIA_TYPE);
     // Its room is free when it is read: how long a turn takes its messages in is not for others to wait for.
     let (body, _held) = gateway.bodies().read(request, BATCH_BYTES_MAX).await?;
-    let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(u8::is_ascii_whitespace));
+    let lines = body.split(|byte| *byte == b'\n').filter(|line| !is_blank(line));
     let batch: Batch = lines.map(Bytes::copy_from_slice).collect();
     if !batch.is_empty() && !is_ndjson {
         return Err(Problem::not_of_type(MEDIA_TYPE));

@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::gateway::{CallError, Gateway, Problem, cause, problem, segment};
-use crate::event::Kind;
+use crate::{event::Kind, json};
 
 /// A replica that has not begun to answer by then is left for the next.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -230,7 +230,7 @@ impl<'g> Follow<'g> {
             "reset" => return Ok(Taken::Reset),
             _ => {}
         }
-        let body: Value = serde_json::from_str(&frame.data).map_err(|why| format!("not an event: {why}"))?;
+        let body = json::read(&frame.data).map_err(|why| format!("not an event: {why}"))?;
         let seq = body.get("seq").and_then(Value::as_i64).ok_or("an event without `seq`")?;
         let turn_id = body.get("turn_id").and_then(Value::as_str).ok_or("an event without `turn_id`")?;
         if self.turn_id.as_deref().is_some_and(|known| known != turn_id) {

@@ -167,7 +167,10 @@ impl Gateway {
             }
             match request.send().await {
                 Ok(response) if response.status().is_success() => match response.bytes().await {
-                    Ok(body) => return Ok(serde_json::from_slice(&body).unwrap_or(Value::Null)),
+                    Ok(body) => {
+                        let text = std::str::from_utf8(&body).unwrap_or_default();
+                        return Ok(crate::json::read(text).unwrap_or(Value::Null));
+                    }
                     Err(broken) => why = self.unreachable(&cause(&broken)),
                 },
                 Ok(response) => {

@@ -142,8 +142,11 @@ pub async fn run(hand: &mut Hand<'_>, mut job: Job, has_history: bool) -> Fate {
         }
     };
     if let Err(why) = sent {
-        let message = "The worker handling your request could not be reached.";
-        job.outbox.push(gone(Code::WorkerExited, message, Some(&why.to_string())));
+        let (code, message) = match why {
+            SendError::TooLong => (Code::InputTooLong, Code::InputTooLong.message()),
+            _ => (Code::WorkerExited, "The worker handling your request could not be reached."),
+        };
+        job.outbox.push(gone(code, message, Some(&why.to_string())));
         flush(&mut job).await;
         return Fate::End;
     }

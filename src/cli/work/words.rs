@@ -51,6 +51,7 @@ impl Offer {
         let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(self.turn.get())?;
         if has_history {
             fields.remove("history");
+            fields.remove("history_omitted");
         }
         Ok(line(&serde_json::to_string(&fields)?))
     }

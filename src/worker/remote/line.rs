@@ -7,7 +7,6 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
 use tokio::{
     sync::mpsc,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
@@ -27,7 +26,7 @@ use crate::{
     worker::{
         codec::{LINE_BYTES_MAX, read_with},
         process::{Heard, SendError},
-        wire::{BadField, FromWorker, Message, ToWorker},
+        wire::{BadField, FromWorker, Message, Object, ToWorker},
     },
 };
 
@@ -172,25 +171,25 @@ impl Drop for Remote {
 
 fn heard(line: &[u8]) -> Heard {
     match read_with(line, said) {
-        Ok(Said::Message(message)) => Heard::Message(message),
+        Ok(Said::Message(from)) => Heard::Message(from.cut_as(line)),
         Ok(Said::Gone(why)) => Heard::Gone(why),
         Err(error) => Heard::Protocol(error),
     }
 }
 
-fn said(object: Map<String, Value>) -> Result<Said, BadField> {
-    let text = |field: &str| object.get(field).and_then(Value::as_str);
-    match text("type") {
+fn said(object: &Object<'_>) -> Result<Said, BadField> {
+    let text = |field: &'static str| object.text_if_any(field).ok().flatten();
+    match text("type").as_deref() {
         Some("gone") => {
             let wanted = "one of the reasons of this message";
-            let code = text("code").and_then(reason).ok_or(BadField { field: "code", wanted })?;
-            let message = text("message").unwrap_or(code.message()).to_owned();
-            let detail = text("detail").map(str::to_owned);
+            let code = text("code").as_deref().and_then(reason).ok_or(BadField { field: "code", wanted })?;
+            let message = text("message").unwrap_or_else(|| code.message().to_owned());
+            let detail = text("detail");
             Ok(Said::Gone(Obituary { code, message, detail }))
         }
         Some(name @ ("ready" | "beat")) => {
             let name = name.to_owned();
-            let message = Message::Custom { name, data: Value::Object(object) };
+            let message = Message::Custom { name, data: object.whole() };
             Ok(Said::Message(FromWorker { turn_id: None, message }))
         }
         _ => FromWorker::from_object(object).map(Said::Message),
@@ -205,6 +204,7 @@ fn reason(code: &str) -> Option<Code> {
         Code::WorkerProtocol,
         Code::WorkerUnresponsive,
         Code::Interrupted,
+        Code::InputTooLong,
     ];
     known.into_iter().find(|known| known.as_str() == code)
 }

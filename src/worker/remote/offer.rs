@@ -12,7 +12,7 @@ use crate::{
     worker::{
         begin::give_back,
         ending::{Account, speak},
-        hand_over::{history, send, start},
+        hand_over::{history, send, start, undelivered},
         host::Host,
         job::Job,
         line::Line,
@@ -24,7 +24,7 @@ use crate::{
 /// Offers the turn, unless its worker knows of it, and waits until it is taken; the `seq` of `started`. `None`:
 /// the turn has ended, was given back, or is not ours any more, and no worker has begun with it.
 pub(in crate::worker) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -> Option<i32> {
-    let history = history(host, line, job).await;
+    let history = history(host, line, job).await?;
     match send(host, line, job, history) {
         Ok(()) => {}
         Err(SendError::Closed) => {
@@ -32,9 +32,9 @@ pub(in crate::worker) async fn hand_over(host: &Host, line: &mut Line<'_>, job: 
             return None;
         }
         Err(why) => {
-            let message = "Your message is too long for this agent's worker.";
+            let (code, message) = undelivered(why);
             let account = Account::unstarted(&job.claim, Some(job));
-            let word = account.failure(Code::WorkerExited, message, Some(why.to_string()));
+            let word = account.failure(code, message, Some(why.to_string()));
             speak(host, &job.claim, job.claim.last_seq, word).await;
             return None;
         }

@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::{
     event::{Event, Kind, SharedEvent},
+    json::Raw,
     store::{Store, StoreError, adoption::Adopted},
     worker::transcript::Transcript,
 };
@@ -28,7 +29,7 @@ pub(in crate::worker) struct Past {
     pub(in crate::worker) transcript: Transcript,
     pub(in crate::worker) has_answered: bool,
     /// Questions that were answered, with their answers.
-    pub(in crate::worker) answers: Vec<(String, Value)>,
+    pub(in crate::worker) answers: Vec<(String, Raw)>,
     pub(in crate::worker) started_at: Option<DateTime<Utc>>,
     pub(in crate::worker) last_progress_at: Option<DateTime<Utc>>,
     /// Until the clock that runs.
@@ -36,6 +37,13 @@ pub(in crate::worker) struct Past {
     /// Who asked for its cancel. The worker may have been told before it came here, and say that it has stopped before
     /// the order is read here.
     pub(in crate::worker) cancelled_by: Option<String>,
+}
+
+/// The fields of an answer's event.
+#[derive(Deserialize)]
+struct Answered {
+    ask_id: String,
+    answer: Raw,
 }
 
 impl Past {
@@ -68,9 +76,8 @@ impl Past {
         match event.kind {
             Kind::Accepted | Kind::Started => return,
             Kind::Answer => {
-                let fields: Value = serde_json::from_str(&event.data).unwrap_or_default();
-                if let Some(ask_id) = fields["ask_id"].as_str() {
-                    self.answers.push((ask_id.to_owned(), fields["answer"].clone()));
+                if let Ok(Answered { ask_id, answer }) = serde_json::from_str(&event.data) {
+                    self.answers.push((ask_id, answer));
                 }
             }
             kind => {
@@ -107,7 +114,7 @@ mod tests {
             past.recall(&Event { turn_id, seq, kind, attempt: 1, data: data.to_owned(), at });
         }
         assert_eq!(past.heard, 4);
-        assert_eq!(past.answers, [("q1".to_owned(), serde_json::json!({"yes": 1}))]);
+        assert_eq!(past.answers, [("q1".to_owned(), Raw::of("{\"yes\":1}".to_owned()).unwrap())]);
         assert!(past.has_answered && past.transcript.is_asking());
         assert!(past.transcript.take_ask("q2") && !past.transcript.take_ask("q1"));
     }

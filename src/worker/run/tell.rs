@@ -29,7 +29,8 @@ impl Run<'_> {
             End::Rerun(word) => (word, Fate::End),
             End::Word(word, fate) => (word, fate),
         };
-        let said = self.pen.take_gathered();
+        let mut said = self.pen.take_gathered();
+        said.extend(self.transcript.take_half());
         let is_told = speak_after(self.host, &self.job.claim, self.pen.base, said, word).await;
         if is_told {
             self.line.note_end((fate == Fate::Keep).then_some(self.heard));

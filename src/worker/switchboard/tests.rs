@@ -4,7 +4,7 @@ use futures_util::poll;
 use uuid::Uuid;
 
 use super::{super::line::Line, *};
-use crate::{agent::AgentSpec, units::Size};
+use crate::{agent::AgentSpec, halves::Cut, units::Size};
 
 fn agent(room: u32) -> Agent {
     let spec = AgentSpec::process(vec!["true".to_owned()]);
@@ -17,7 +17,8 @@ fn turn(n: u128) -> TurnId {
 }
 
 fn delta(n: u128, text: &str) -> Heard {
-    Heard::Message(FromWorker { turn_id: Some(turn(n)), message: Message::Delta { text: text.to_owned() } })
+    let delta = Message::Delta { text: text.to_owned(), cut: Cut::default() };
+    Heard::Message(FromWorker { turn_id: Some(turn(n)), message: delta })
 }
 
 fn exit() -> Exit {
