@@ -325,6 +325,11 @@ impl Mark {
         }
     }
 
+    /// Whether a request's head has begun and is not whole.
+    pub fn is_in_head(&self) -> bool {
+        self.place.head_since.load(Relaxed) > 0
+    }
+
     /// Whether the client leaves something unread.
     pub fn blocked(&self, is_blocked: bool) {
         self.place.is_blocked.store(is_blocked, Relaxed);
@@ -348,7 +353,7 @@ impl Drop for UnderWay {
 pub async fn refuse(mut stream: TcpStream, why: Refused) {
     metrics::connections_cut(why.as_str());
     let _ = timeout(REFUSAL_MAX, async {
-        let mut head = [0; 1024];
+        let mut head = [0; 8 * 1024];
         let read = timeout(REFUSAL_MAX / 2, stream.read(&mut head)).await;
         let read = read.ok().and_then(Result::ok).unwrap_or(0);
         let is_probe = head.get(..read).is_some_and(|head| head.starts_with(b"GET /livez "));

@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -21,10 +21,10 @@ use axum::{
     Extension, Router,
     body::{Body, Bytes},
     extract::{ConnectInfo, FromRequestParts},
-    http::request::Parts,
+    http::{HeaderValue, Request, Response, Version, header, request::Parts},
 };
 use http_body::{Frame, SizeHint};
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -33,11 +33,12 @@ use tokio::{
     sync::{Notify, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::{Layer, ServiceExt};
+use tower::{Layer, Service, ServiceExt};
 
 use super::{
     Gateway,
     connected::{Admission, Connected, Mark, UnderWay, refuse},
+    linger::{LeftUnread, Linger, may_be_small},
     router,
 };
 use crate::task::Kind;
@@ -130,12 +131,11 @@ async fn carry(
     }
     let (address, is_cut_off) = (peer.address, peer.is_cut_off.clone());
     let mark = admission.mark();
-    let wire = TokioIo::new(Wire { stream, peer: peer.clone(), mark: mark.clone() });
+    let left_unread = LeftUnread::default();
+    let wire = Wire::new(stream, peer.clone(), mark.clone(), left_unread.clone());
+    let wire = TokioIo::new(wire);
     let service = Extension(ConnectInfo(peer)).layer(service);
-    let service = service_fn(move |request| {
-        let (under_way, answer) = (mark.request(), service.clone().oneshot(request));
-        async move { answer.await.map(|answer| answer.map(|body| Answer { body, _under_way: under_way })) }
-    });
+    let service = service_fn(move |request| answer(request, &service, &mark, &left_unread));
     let mut http = http1::Builder::new();
     // How long a head may take is the admission's: this limit would bind idle connections too.
     http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(UNSENT_MAX as usize);
@@ -166,6 +166,29 @@ async fn carry(
             () = &mut silent => return,
             () = is_cut_off.notified() => return,
         }
+    }
+}
+
+/// The answer to one request. Where it came before all of a large body the connection ends after it, and says so.
+fn answer<S>(
+    request: Request<Incoming>,
+    service: &S,
+    mark: &Mark,
+    left_unread: &LeftUnread,
+) -> impl Future<Output = Result<Response<Answer>, Infallible>> + use<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
+{
+    let under_way = mark.request();
+    let is_to_be_told = request.version() <= Version::HTTP_11 && !may_be_small(request.headers());
+    let request = request.map(|body| Body::new(left_unread.watch(body)));
+    let (answer, left_unread) = (service.clone().oneshot(request), left_unread.clone());
+    async move {
+        let mut answer = answer.await?;
+        if is_to_be_told && left_unread.is_so() {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(answer.map(|body| Answer { body, _under_way: under_way }))
     }
 }
 
@@ -272,9 +295,16 @@ pub struct Wire {
     stream: TcpStream,
     peer: Peer,
     mark: Mark,
+    left_unread: LeftUnread,
+    /// Once nothing more is said.
+    linger: Option<Linger>,
 }
 
 impl Wire {
+    fn new(stream: TcpStream, peer: Peer, mark: Mark, left_unread: LeftUnread) -> Wire {
+        Wire { stream, peer, mark, left_unread, linger: None }
+    }
+
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.mark.blocked(written.is_pending());
         written
@@ -333,6 +363,14 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let Wire { stream, peer, mark, left_unread, linger } = &mut *self;
+        if linger.is_none() {
+            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            let is_heard_out = !left_unread.is_so() && !mark.is_in_head();
+            if is_heard_out || peer.is_reset.load(Ordering::Acquire) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        linger.get_or_insert_default().poll(stream, cx).map(Ok)
     }
 }

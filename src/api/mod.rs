@@ -14,6 +14,7 @@ mod conversations;
 mod document;
 mod events;
 mod health;
+mod linger;
 pub mod listen;
 mod observe;
 mod problem;

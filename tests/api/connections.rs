@@ -9,7 +9,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::world::{Replica, World};
+use crate::world::{OPERATOR, Replica, World};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,4 +47,84 @@ async fn a_connection_without_a_request_ends_after_the_time_that_is_set() {
     assert!(ask(&mut wire).await.starts_with("HTTP/1.1 200"));
     let end = timeout(PATIENCE, wire.read(&mut [0; 16])).await.expect("it is closed");
     assert_eq!(end.unwrap(), 0, "without a reset");
+}
+
+/// What a client sees of an answer that sends all of its body first, as most do.
+async fn sent_whole(replica: &Replica, head: &str, bytes: usize) -> String {
+    let mut wire = connect(replica).await;
+    let head = format!("{head}host: localhost\r\ncontent-type: application/json\r\ncontent-length: {bytes}\r\n\r\n");
+    let mut heard = String::new();
+    let talk = async {
+        wire.write_all(head.as_bytes()).await?;
+        for _ in 0..bytes / PIECE.len() {
+            wire.write_all(&PIECE).await?;
+        }
+        wire.read_to_string(&mut heard).await
+    };
+    match timeout(PATIENCE, talk).await.expect("an answer, and the end") {
+        Ok(_) => heard.lines().next().unwrap_or_default().to_owned(),
+        Err(why) => why.to_string(),
+    }
+}
+
+const PIECE: [u8; 64 * 1024] = [b' '; 64 * 1024];
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_before_its_body_was_read_is_told_to_a_client_that_sends_on() {
+    let world = World::with(|config| {
+        config.insecure = false;
+        config.client_tokens = vec!["client-token-of-a-test".to_owned()];
+        config.body_max = lastword::units::Size::mib(1);
+    })
+    .await;
+    let client = "authorization: Bearer client-token-of-a-test\r\n";
+    let operator = format!("authorization: Bearer {OPERATOR}\r\n");
+    for (head, status) in [
+        (format!("POST /v1/turns HTTP/1.1\r\n{client}"), "HTTP/1.1 413 Payload Too Large"),
+        ("POST /v1/turns HTTP/1.1\r\n".to_owned(), "HTTP/1.1 401 Unauthorized"),
+        (format!("PUT /v1/agents/x HTTP/1.1\r\n{client}"), "HTTP/1.1 403 Forbidden"),
+        (format!("PUT /v1/agents/x HTTP/1.1\r\n{operator}"), "HTTP/1.1 413 Payload Too Large"),
+        ("POST /v1/worker/register HTTP/1.1\r\n".to_owned(), "HTTP/1.1 401 Unauthorized"),
+        (format!("POST /v1/nothing HTTP/1.1\r\n{client}"), "HTTP/1.1 404 Not Found"),
+        (format!("PATCH /v1/turns HTTP/1.1\r\n{client}"), "HTTP/1.1 405 Method Not Allowed"),
+        (format!("GET /v1/turns HTTP/1.1\r\n{client}"), "HTTP/1.1 200 OK"),
+        (format!("POST /v1/turns HTTP/1.1\r\nno colon\r\n{client}"), "HTTP/1.1 400 Bad Request"),
+    ] {
+        let tries = (0..10).map(|n| sent_whole(&world.replica, &head, if n < 5 { 2 * MIB } else { 20 * MIB }));
+        let answers = futures_util::future::join_all(tries).await;
+        assert!(answers.iter().all(|answer| answer == status), "{head}: {answers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_nobody_reads_is_taken_for_so_many_bytes_and_so_long() {
+    let world = World::start().await;
+    let announced = "POST /v1/turns HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000000000\r\n\r\n";
+    // Who never ends is cut off.
+    let mut wire = connect(&world.replica).await;
+    wire.write_all(announced.as_bytes()).await.unwrap();
+    let mut sent = 0;
+    while sent < 1024 * MIB && timeout(PATIENCE, wire.write_all(&PIECE)).await.expect("it is taken").is_ok() {
+        sent += PIECE.len();
+    }
+    assert!((64 * MIB..256 * MIB).contains(&sent), "{sent} bytes");
+    // Who falls silent is waited for a little.
+    let mut wire = connect(&world.replica).await;
+    wire.write_all(announced.as_bytes()).await.unwrap();
+    wire.write_all(&PIECE).await.unwrap();
+    let mut heard = Vec::new();
+    // What else comes after the answer is the end, a reset where something was unread.
+    let _ = timeout(PATIENCE, wire.read_to_end(&mut heard)).await.expect("it ends");
+    assert!(heard.starts_with(b"HTTP/1.1 413"), "{}", String::from_utf8_lossy(&heard));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_body_that_nobody_reads_ends_no_connection() {
+    let world = World::start().await;
+    let mut wire = connect(&world.replica).await;
+    let refused = "POST /v1/nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhello";
+    wire.write_all(refused.as_bytes()).await.unwrap();
+    let heard = ask(&mut wire).await;
+    assert!(heard.starts_with("HTTP/1.1 404") && heard.contains("HTTP/1.1 200 OK"), "{heard}");
 }
