@@ -2,7 +2,7 @@
 //!
 //! Owns the count. A connection without a request under way makes room for a new one, the one that has been idle
 //! for longest first: who only holds a connection keeps nobody out who uses one. Where all are in use the new
-//! one is told so and closed ([`refuse`]); never is one in use cut off. Refuses to lie to whoever looks after this
+//! one is told so and closed ([`super::full`]); never is one in use cut off. Refuses to lie to whoever looks after this
 //! process: `/livez` is answered beyond the ceiling too, since a replica that is full must not be restarted.
 
 use std::{
@@ -16,10 +16,8 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::Notify,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::telemetry::metrics;
@@ -30,17 +28,6 @@ const IDLE_MIN: Duration = Duration::from_secs(1);
 const LEAVING_MAX: usize = 8;
 /// A request's head must be there so long after its first byte.
 const HEAD_MAX: Duration = Duration::from_secs(30);
-/// How long a connection that is refused is listened to and told.
-const REFUSAL_MAX: Duration = Duration::from_millis(500);
-
-const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 205\r\n\r\n\
-    {\"type\":\"urn:lastword:problem:too_many_connections\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"code\":\"too_many_connections\",\"detail\":\"This replica has as many connections as it takes.\",\
-    \"retry_after_s\":1}\n";
-const ALIVE: &str = "HTTP/1.1 200 OK\r\n\
-    content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n";
-
 /// The connections of one replica. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Connected(Arc<Inner>);
@@ -96,7 +83,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Refused::Full => "full",
             Refused::Address => "address",
@@ -347,23 +334,6 @@ impl Drop for UnderWay {
         place.idle_since.store(connected.now(), Relaxed);
         place.changed.notify_one();
     }
-}
-
-/// Tells a client that there is no place for it. Whoever asks whether this process lives is told that it does.
-pub async fn refuse(mut stream: TcpStream, why: Refused) {
-    metrics::connections_cut(why.as_str());
-    let _ = timeout(REFUSAL_MAX, async {
-        let mut head = [0; 8 * 1024];
-        let read = timeout(REFUSAL_MAX / 2, stream.read(&mut head)).await;
-        let read = read.ok().and_then(Result::ok).unwrap_or(0);
-        let is_probe = head.get(..read).is_some_and(|head| head.starts_with(b"GET /livez "));
-        stream.write_all(if is_probe { ALIVE } else { FULL }.as_bytes()).await?;
-        stream.shutdown().await?;
-        // What is not read before the end resets the connection, and the answer with it.
-        while stream.read(&mut head).await? > 0 {}
-        std::io::Result::Ok(())
-    })
-    .await;
 }
 
 #[cfg(test)]

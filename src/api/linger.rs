@@ -101,11 +101,7 @@ pub struct Linger {
 
 impl Default for Linger {
     fn default() -> Self {
-        Linger {
-            until: Instant::now() + WITHIN,
-            bytes_left: BYTES_MAX,
-            lapse: Box::pin(sleep(SILENT_MAX)),
-        }
+        Linger { until: Instant::now() + WITHIN, bytes_left: BYTES_MAX, lapse: Box::pin(sleep(SILENT_MAX)) }
     }
 }
 

@@ -37,14 +37,14 @@ use tower::{Layer, Service, ServiceExt};
 
 use super::{
     Gateway,
-    connected::{Admission, Connected, Mark, UnderWay, refuse},
+    connected::{Admission, Connected, Mark, UnderWay},
+    full::refuse,
     linger::{LeftUnread, Linger, may_be_small},
     router,
+    stall::{UNACKNOWLEDGED_MAX, Watch, set_unacknowledged_max},
 };
 use crate::task::Kind;
 
-/// Bytes that stay unacknowledged for so long end the connection.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// A silent connection is probed after so long, every so often.
 const SILENT_MAX: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
@@ -64,7 +64,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn serve(listener: TcpListener, gateway: Gateway, closing: CancellationToken) {
     let supervisor = gateway.supervisor.clone();
     let hard = supervisor.hard().clone();
-    let connected = gateway.connected().clone();
+    let (connected, stall_max) = (gateway.connected().clone(), gateway.config.stream_stall_max.0);
+    let origins = gateway.doors.origins.clone();
     let service = router(gateway);
     let connections = TaskTracker::new();
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
@@ -75,13 +76,16 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, closing: Cancellatio
                 Ok(admission) => {
                     let (is_reset, at_end, is_cut_off) = Default::default();
                     let peer = Peer { address, number, is_reset, at_end, is_cut_off };
-                    let one = carry(stream, admission, peer, service.clone(), closing.clone(), hard.clone());
+                    let watch = Watch::new(stall_max);
+                    let stops = (closing.clone(), hard.clone());
+                    let one = carry((stream, watch), admission, peer, service.clone(), stops);
                     supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
                 }
                 Err(why) => {
                     let turn = refusals.clone().acquire_owned().await;
+                    let origins = origins.clone();
                     let one = async move {
-                        refuse(stream, why).await;
+                        refuse(stream, why, &origins).await;
                         drop(turn);
                     };
                     supervisor.spawn(Kind::Client, "refusals", connections.track_future(one));
@@ -119,12 +123,11 @@ async fn accept(listener: &TcpListener, connected: &Connected) -> (TcpStream, So
 
 /// One connection, to its end. Once `closing` is cancelled it ends with the answer that is under way.
 async fn carry(
-    stream: TcpStream,
+    (stream, watch): (TcpStream, Watch),
     admission: Admission,
     peer: Peer,
     service: Router,
-    closing: CancellationToken,
-    hard: CancellationToken,
+    (closing, hard): (CancellationToken, CancellationToken),
 ) {
     if let Err(why) = keep_honest(&stream) {
         tracing::debug!(%why, "a connection keeps the system's own settings");
@@ -132,7 +135,8 @@ async fn carry(
     let (address, is_cut_off) = (peer.address, peer.is_cut_off.clone());
     let mark = admission.mark();
     let left_unread = LeftUnread::default();
-    let wire = Wire::new(stream, peer.clone(), mark.clone(), left_unread.clone());
+    let (of, left) = (peer.clone(), left_unread.clone());
+    let wire = Wire { stream, peer: of, mark: mark.clone(), watch, left_unread: left, linger: None };
     let wire = TokioIo::new(wire);
     let service = Extension(ConnectInfo(peer)).layer(service);
     let service = service_fn(move |request| answer(request, &service, &mark, &left_unread));
@@ -282,11 +286,8 @@ fn keep_honest(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENT_MAX).with_interval(PROBE_EVERY))?;
     #[cfg(target_os = "linux")]
-    {
-        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
-        socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
-    }
-    Ok(())
+    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
+    set_unacknowledged_max(stream, UNACKNOWLEDGED_MAX)
 }
 
 /// A connection's bytes.
@@ -295,17 +296,15 @@ pub struct Wire {
     stream: TcpStream,
     peer: Peer,
     mark: Mark,
+    watch: Watch,
     left_unread: LeftUnread,
     /// Once nothing more is said.
     linger: Option<Linger>,
 }
 
 impl Wire {
-    fn new(stream: TcpStream, peer: Peer, mark: Mark, left_unread: LeftUnread) -> Wire {
-        Wire { stream, peer, mark, left_unread, linger: None }
-    }
-
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.watch.wrote();
         self.mark.blocked(written.is_pending());
         written
     }
@@ -330,6 +329,13 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Wire { stream, watch, .. } = &mut *self;
+        // Reading is asked for all the time, since that is how an end is noticed.
+        if let Poll::Ready(why) = watch.poll(stream, cx) {
+            self.peer.reset();
+            tracing::info!(address = %self.peer.address, %why, "a connection is given up");
+            return Poll::Ready(Err(why));
+        }
         let before = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, into);
         if into.filled().len() > before {
@@ -363,7 +369,7 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Wire { stream, peer, mark, left_unread, linger } = &mut *self;
+        let Wire { stream, peer, mark, left_unread, linger, .. } = &mut *self;
         if linger.is_none() {
             ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
             let is_heard_out = !left_unread.is_so() && !mark.is_in_head();

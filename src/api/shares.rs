@@ -322,7 +322,8 @@ mod tests {
         std::thread::scope(|threads| {
             for _ in 0..4 {
                 threads.spawn(|| {
-                    (0..20_000).for_each(|_| assert_eq!(bound.take(ONE, 1).unwrap_err(), Full::Share("streams")));
+                    (0..20_000)
+                        .for_each(|_| assert_eq!(bound.take(ONE, 1).unwrap_err(), Full::Share("streams")));
                 });
             }
             (0..20_000).for_each(|_| drop(bound.take(other(), 2).expect("two are left for others")));

@@ -176,7 +176,7 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 }
 
 /// Every key; a test holds them against the fields of [`Config`].
-const KEYS: [Key; 42] = [
+const KEYS: [Key; 44] = [
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
     key("listen", Shape::Text),
@@ -209,6 +209,8 @@ const KEYS: [Key; 42] = [
     key("retain", Shape::Text),
     key("keep_alive", Shape::Text),
     key("connection_idle_max", Shape::Text),
+    key("stream_stall_max", Shape::Text),
+    key("cors_origins", Shape::List),
     key("log", Shape::Text),
     key("log_format", Shape::Text),
     Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", Shape::Text) },

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use lastword::units::Span;
+use lastword::{event::Kind, units::Span};
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::{sleep, timeout},
 };
 
-use crate::world::{OPERATOR, Replica, World};
+use crate::world::{OPERATOR, Replica, Run, World, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -52,7 +53,8 @@ async fn a_connection_without_a_request_ends_after_the_time_that_is_set() {
 /// What a client sees of an answer that sends all of its body first, as most do.
 async fn sent_whole(replica: &Replica, head: &str, bytes: usize) -> String {
     let mut wire = connect(replica).await;
-    let head = format!("{head}host: localhost\r\ncontent-type: application/json\r\ncontent-length: {bytes}\r\n\r\n");
+    let head =
+        format!("{head}host: localhost\r\ncontent-type: application/json\r\ncontent-length: {bytes}\r\n\r\n");
     let mut heard = String::new();
     let talk = async {
         wire.write_all(head.as_bytes()).await?;
@@ -67,7 +69,7 @@ async fn sent_whole(replica: &Replica, head: &str, bytes: usize) -> String {
     }
 }
 
-const PIECE: [u8; 64 * 1024] = [b' '; 64 * 1024];
+static PIECE: [u8; 64 * 1024] = [b' '; 64 * 1024];
 const MIB: usize = 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,7 +93,8 @@ async fn what_is_refused_before_its_body_was_read_is_told_to_a_client_that_sends
         (format!("GET /v1/turns HTTP/1.1\r\n{client}"), "HTTP/1.1 200 OK"),
         (format!("POST /v1/turns HTTP/1.1\r\nno colon\r\n{client}"), "HTTP/1.1 400 Bad Request"),
     ] {
-        let tries = (0..10).map(|n| sent_whole(&world.replica, &head, if n < 5 { 2 * MIB } else { 20 * MIB }));
+        let tries =
+            (0..10).map(|n| sent_whole(&world.replica, &head, if n < 5 { 2 * MIB } else { 20 * MIB }));
         let answers = futures_util::future::join_all(tries).await;
         assert!(answers.iter().all(|answer| answer == status), "{head}: {answers:?}");
     }
@@ -127,4 +130,49 @@ async fn a_small_body_that_nobody_reads_ends_no_connection() {
     wire.write_all(refused.as_bytes()).await.unwrap();
     let heard = ask(&mut wire).await;
     assert!(heard.starts_with("HTTP/1.1 404") && heard.contains("HTTP/1.1 200 OK"), "{heard}");
+}
+
+/// A client that asks for the stream of a new turn and reads nothing more, and the turn, of which more waits than the
+/// system holds for such a client.
+async fn paused(world: &World) -> (TcpStream, Run<'_>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address = world.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let mut wire = socket.connect(address).await.unwrap();
+    let body = json!({"agent": "demo", "input": "x", "on_disconnect": "cancel", "stream": true}).to_string();
+    let head = "POST /v1/turns HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n";
+    wire.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+    until("the turn waits", async || {
+        let list: Value = world.get("/v1/turns").await.json().await.unwrap();
+        list["items"].as_array().unwrap().len() == 1
+    })
+    .await;
+    let mut run = world.run_next().await;
+    for _ in 0..40 {
+        run.say(Kind::Delta, json!({"text": "x".repeat(100_000)}).to_string()).await;
+    }
+    (wire, run)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_pauses_and_is_alive_keeps_its_stream_and_its_turn() {
+    let world = World::start().await;
+    let (mut wire, run) = paused(&world).await;
+    // What is tested: longer than bytes may stay unacknowledged.
+    sleep(Duration::from_secs(36)).await;
+    run.complete("done").await;
+    let mut heard = Vec::new();
+    let read = timeout(PATIENCE, wire.read_to_end(&mut heard)).await.expect("the rest");
+    let heard = String::from_utf8_lossy(&heard);
+    assert!(read.is_ok() && heard.contains("event: completed"), "{read:?} after {} bytes", heard.len());
+    assert_eq!(heard.matches("event: delta").count(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_for_as_long_as_is_set_is_gone() {
+    let world = World::with(|config| config.stream_stall_max = Span::seconds(2)).await;
+    let (wire, run) = paused(&world).await;
+    let turn = run.turn;
+    until("its connection is reset", async || wire.take_error().unwrap().is_some()).await;
+    until("its turn is told to end", async || !world.store.commands(&[turn]).await.unwrap().is_empty()).await;
 }

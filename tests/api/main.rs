@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
 
 mod auth;
+mod browsers;
 mod connections;
 mod cursors;
 mod document;
