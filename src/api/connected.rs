@@ -10,7 +10,10 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed},
+        },
     },
     time::Duration,
 };
@@ -119,6 +122,7 @@ impl Connected {
         }
         let place = Arc::new(Place {
             origin,
+            under_way: AtomicUsize::new(0),
             idle_since: AtomicU64::new(self.now()),
             head_since: AtomicU64::new(0),
             changed: Notify::new(),
@@ -199,7 +203,9 @@ fn millis(span: Duration) -> u64 {
 #[derive(Debug)]
 struct Place {
     origin: Origin,
-    /// 0 while a request is under way.
+    /// Requests, of which HTTP/2 has many at a time.
+    under_way: AtomicUsize,
+    /// Since the newest request, where none is under way.
     idle_since: AtomicU64,
     /// When the first byte of a head came that is not whole yet, or 0.
     head_since: AtomicU64,
@@ -213,7 +219,13 @@ struct Place {
 
 impl Place {
     fn idle_since(&self) -> Option<u64> {
-        Some(self.idle_since.load(Relaxed)).filter(|since| *since > 0 && !self.is_blocked.load(Relaxed))
+        self.silent_since().filter(|_| !self.is_blocked.load(Relaxed))
+    }
+
+    /// The same, whatever waits to be read.
+    fn silent_since(&self) -> Option<u64> {
+        let is_idle = self.under_way.load(Acquire) == 0;
+        Some(self.idle_since.load(Relaxed)).filter(|since| is_idle && *since > 0)
     }
 }
 
@@ -236,7 +248,7 @@ impl Admission {
         let Connected(connected) = &self.connected;
         let since = |since: &AtomicU64| Some(since.load(Relaxed)).filter(|since| *since > 0);
         loop {
-            let due = match (since(&self.place.head_since), since(&self.place.idle_since)) {
+            let due = match (since(&self.place.head_since), self.place.silent_since()) {
                 (Some(head), _) => Some(head + millis(connected.head_max)),
                 (None, Some(idle)) => Some(idle + millis(connected.idle_max)),
                 (None, None) => None,
@@ -297,7 +309,7 @@ pub struct Mark {
 impl Mark {
     /// A request is under way until what this returns is dropped.
     pub fn request(&self) -> UnderWay {
-        self.place.idle_since.store(0, Relaxed);
+        self.place.under_way.fetch_add(1, AcqRel);
         self.place.head_since.store(0, Relaxed);
         self.place.changed.notify_one();
         UnderWay(self.clone())
@@ -306,10 +318,16 @@ impl Mark {
     /// Something came from the client: where no request is under way, of a request's head.
     pub fn heard(&self) {
         let place = &self.place;
-        if place.idle_since.load(Relaxed) > 0 && place.head_since.load(Relaxed) == 0 {
+        if place.under_way.load(Acquire) == 0 && place.head_since.load(Relaxed) == 0 {
             place.head_since.store(self.connected.now(), Relaxed);
             place.changed.notify_one();
         }
+    }
+
+    /// The client speaks HTTP/2 from here on: what comes of it need not be of a request.
+    pub fn speaks_in_frames(&self) {
+        self.place.head_since.store(0, Relaxed);
+        self.place.changed.notify_one();
     }
 
     /// Whether a request's head has begun and is not whole.
@@ -332,6 +350,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let Mark { connected, place } = &self.0;
         place.idle_since.store(connected.now(), Relaxed);
+        place.under_way.fetch_sub(1, AcqRel);
         place.changed.notify_one();
     }
 }

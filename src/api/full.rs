@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{connected::Refused, cors::Origins, request::LAST_EVENT_ID};
+use super::{connected::Refused, cors::Origins, request::LAST_EVENT_ID, speak::PREFACE};
 use crate::{
     stream::render::{self, MEDIA_TYPE},
     telemetry::metrics,
@@ -32,6 +32,9 @@ const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\n\
 const ALIVE: &str = "HTTP/1.1 200 OK\r\n\
     content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n";
 
+/// Settings without any, and the end: nothing was taken, all may be asked for again elsewhere.
+const GOAWAY: [u8; 26] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
 /// Tells a client that there is no place for it. Whoever asks whether this process lives is told that it does.
 pub async fn refuse(mut stream: TcpStream, why: Refused, origins: &Origins) {
     metrics::connections_cut(why.as_str());
@@ -39,8 +42,11 @@ pub async fn refuse(mut stream: TcpStream, why: Refused, origins: &Origins) {
         let mut head = [0; HEAD_BYTES];
         let read = timeout(WITHIN / 2, stream.read(&mut head)).await;
         let read = read.ok().and_then(Result::ok).unwrap_or(0);
-        let answer = answer(&String::from_utf8_lossy(head.get(..read).unwrap_or_default()), origins);
-        stream.write_all(answer.as_bytes()).await?;
+        let said = head.get(..read).unwrap_or_default();
+        match said.starts_with(PREFACE) {
+            true => stream.write_all(&GOAWAY).await?,
+            false => stream.write_all(answer(&String::from_utf8_lossy(said), origins).as_bytes()).await?,
+        }
         stream.shutdown().await?;
         // What is not read before the end resets the connection, and the answer with it.
         while stream.read(&mut head).await? > 0 {}

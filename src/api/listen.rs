@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     fmt, io,
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,29 +18,26 @@ use std::{
 };
 
 use axum::{
-    Extension, Router,
-    body::{Body, Bytes},
+    Router,
     extract::{ConnectInfo, FromRequestParts},
-    http::{HeaderValue, Request, Response, Version, header, request::Parts},
+    http::request::Parts,
 };
-use http_body::{Frame, SizeHint};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::{Layer, Service, ServiceExt};
 
 use super::{
     Gateway,
-    connected::{Admission, Connected, Mark, UnderWay},
+    connected::{Admission, Connected, Mark},
+    exchange::Streams,
     full::refuse,
-    linger::{LeftUnread, Linger, may_be_small},
+    linger::{LeftUnread, Linger},
     router,
+    speak::{PREFACE, speak},
     stall::{UNACKNOWLEDGED_MAX, Watch, set_unacknowledged_max},
 };
 use crate::task::Kind;
@@ -52,7 +49,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const RESET_WITHIN: Duration = Duration::from_millis(500);
 /// What a connection holds for a client that does not read, here and in the system: more is not even
 /// read from the log.
-const UNSENT_MAX: u32 = 64 * 1024;
+pub const UNSENT_MAX: u32 = 64 * 1024;
 /// Connections that are refused at a time; more wait to be accepted.
 const REFUSALS_MAX: usize = 8;
 /// Where a connection cannot be accepted the next is tried after so long.
@@ -78,7 +75,9 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, closing: Cancellatio
                     let peer = Peer { address, number, is_reset, at_end, is_cut_off };
                     let watch = Watch::new(stall_max);
                     let stops = (closing.clone(), hard.clone());
-                    let one = carry((stream, watch), admission, peer, service.clone(), stops);
+                    let streams = Streams::new(&supervisor, stall_max);
+                    let service = (service.clone(), streams);
+                    let one = carry((stream, watch), admission, peer, service, stops);
                     supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
                 }
                 Err(why) => {
@@ -126,7 +125,7 @@ async fn carry(
     (stream, watch): (TcpStream, Watch),
     admission: Admission,
     peer: Peer,
-    service: Router,
+    (service, streams): (Router, Streams),
     (closing, hard): (CancellationToken, CancellationToken),
 ) {
     if let Err(why) = keep_honest(&stream) {
@@ -134,91 +133,23 @@ async fn carry(
     }
     let (address, is_cut_off) = (peer.address, peer.is_cut_off.clone());
     let mark = admission.mark();
-    let left_unread = LeftUnread::default();
-    let (of, left) = (peer.clone(), left_unread.clone());
-    let wire = Wire { stream, peer: of, mark: mark.clone(), watch, left_unread: left, linger: None };
-    let wire = TokioIo::new(wire);
-    let service = Extension(ConnectInfo(peer)).layer(service);
-    let service = service_fn(move |request| answer(request, &service, &mark, &left_unread));
-    let mut http = http1::Builder::new();
-    // How long a head may take is the admission's: this limit would bind idle connections too.
-    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(UNSENT_MAX as usize);
-    let mut connection = pin!(http.serve_connection(wire, service));
-    let mut is_closing = false;
+    let wire = Wire::new(stream, peer.clone(), mark.clone(), watch);
+    let spoken = speak(wire, (service, peer), mark, streams, closing);
     let cut_off = async {
         hard.cancelled().await;
         tokio::time::sleep(RESET_WITHIN).await;
     };
-    let mut cut_off = pin!(cut_off);
-    let mut asked_to_leave = pin!(admission.asked_to_leave());
-    let mut silent = pin!(admission.silent());
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(why) = ended {
-                    tracing::debug!(%why, %address, "a connection broke");
-                }
-                return;
+    tokio::select! {
+        ended = spoken => {
+            if let Err(why) = ended {
+                tracing::debug!(%why, %address, "a connection broke");
             }
-            () = closing.cancelled(), if !is_closing => {
-                is_closing = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = &mut cut_off => return,
-            // Nothing was asked, and nothing is left to be read.
-            () = &mut asked_to_leave => return,
-            () = &mut silent => return,
-            () = is_cut_off.notified() => return,
         }
-    }
-}
-
-/// The answer to one request. Where it came before all of a large body the connection ends after it, and says so.
-fn answer<S>(
-    request: Request<Incoming>,
-    service: &S,
-    mark: &Mark,
-    left_unread: &LeftUnread,
-) -> impl Future<Output = Result<Response<Answer>, Infallible>> + use<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
-{
-    let under_way = mark.request();
-    let is_to_be_told = request.version() <= Version::HTTP_11 && !may_be_small(request.headers());
-    let request = request.map(|body| Body::new(left_unread.watch(body)));
-    let (answer, left_unread) = (service.clone().oneshot(request), left_unread.clone());
-    async move {
-        let mut answer = answer.await?;
-        if is_to_be_told && left_unread.is_so() {
-            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        Ok(answer.map(|body| Answer { body, _under_way: under_way }))
-    }
-}
-
-/// An answer's body: its request is under way until it has ended.
-struct Answer {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        () = cut_off => {}
+        // Nothing was asked, and nothing is left to be read.
+        () = admission.asked_to_leave() => {}
+        () = admission.silent() => {}
+        () = is_cut_off.notified() => {}
     }
 }
 
@@ -262,6 +193,18 @@ impl Peer {
         self.is_cut_off.notify_one();
     }
 
+    /// The client of one stream of HTTP/2: its end is the stream's. That of the connection, which may carry many clients,
+    /// says nothing of it.
+    pub fn of_stream(&self) -> Peer {
+        let (is_reset, at_end, is_cut_off) = Default::default();
+        Peer { address: self.address, number: self.number, is_reset, at_end, is_cut_off }
+    }
+
+    /// Until it is cut off.
+    pub async fn was_cut_off(&self) {
+        self.is_cut_off.notified().await;
+    }
+
     /// Calls this when the connection has ended, and not what it was to call before.
     pub fn at_end(&self, call: impl FnOnce() + Send + 'static) {
         *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
@@ -298,11 +241,39 @@ pub struct Wire {
     mark: Mark,
     watch: Watch,
     left_unread: LeftUnread,
+    /// What was read to know what is spoken, and is to be read again.
+    ahead: Vec<u8>,
+    is_http2: bool,
     /// Once nothing more is said.
     linger: Option<Linger>,
 }
 
 impl Wire {
+    fn new(stream: TcpStream, peer: Peer, mark: Mark, watch: Watch) -> Wire {
+        let (left_unread, ahead, is_http2, linger) = Default::default();
+        Wire { stream, peer, mark, watch, left_unread, ahead, is_http2, linger }
+    }
+
+    /// Whether the newest request was answered before all of its body was read.
+    pub fn left_unread(&self) -> LeftUnread {
+        self.left_unread.clone()
+    }
+
+    /// Whether the client begins as one of HTTP/2 does. Reads no further than that takes.
+    pub async fn begins_with_preface(&mut self) -> bool {
+        while PREFACE.starts_with(&self.ahead) && self.ahead.len() < PREFACE.len() {
+            let mut piece = [0; PREFACE.len()];
+            let free = PREFACE.len() - self.ahead.len();
+            match self.stream.read(piece.get_mut(..free).unwrap_or_default()).await {
+                Ok(read) if read > 0 => self.ahead.extend_from_slice(piece.get(..read).unwrap_or_default()),
+                _ => return false,
+            }
+            self.mark.heard();
+        }
+        self.is_http2 = PREFACE.starts_with(&self.ahead);
+        self.is_http2
+    }
+
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.watch.wrote();
         self.mark.blocked(written.is_pending());
@@ -336,9 +307,15 @@ impl AsyncRead for Wire {
             tracing::info!(address = %self.peer.address, %why, "a connection is given up");
             return Poll::Ready(Err(why));
         }
+        if !self.ahead.is_empty() {
+            let read = self.ahead.len().min(into.remaining());
+            into.put_slice(self.ahead.get(..read).unwrap_or_default());
+            self.ahead.drain(..read);
+            return Poll::Ready(Ok(()));
+        }
         let before = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, into);
-        if into.filled().len() > before {
+        if into.filled().len() > before && !self.is_http2 {
             self.mark.heard();
         }
         read

@@ -10,6 +10,7 @@ mod cursors;
 mod document;
 mod generated;
 mod health;
+mod http2;
 mod lists;
 mod orders;
 mod refusals;

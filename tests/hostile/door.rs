@@ -411,8 +411,7 @@ async fn a_ticket_stands_in_no_log() {
     }
     let metrics = http.get(format!("{}/metrics", cluster.url(0))).send().await.unwrap().text().await.unwrap();
     let log = cluster.log(0);
-    let head: String = log.chars().take(3000).collect();
-    assert!(log.contains("TRACE") && log.contains(&turn.id), "it logs everything: {head}");
+    assert!(log.contains("DEBUG") && log.contains(&turn.id), "it logs all that there is");
     let told = &ticket[12..];
     assert!(!log.contains(told) && !metrics.contains(told), "a ticket is told");
 }
