@@ -4,6 +4,7 @@
 //! variables (a limit that is misspelt is a limit that is not there), and to listen beyond loopback
 //! without tokens. The order of the sources is in [`source`], hiding secrets in [`redact`].
 
+mod doors;
 pub mod kept;
 mod lever;
 pub mod pass;
@@ -105,6 +106,11 @@ pub struct Config {
     pub keep_alive: Span,
     /// How long a connection may have no request: longer than any balancer keeps one for its next.
     pub connection_idle_max: Span,
+    /// How long a client may read nothing of a stream, as long as it acknowledges what asks whether it is there.
+    pub stream_stall_max: Span,
+    /// Origins whose pages may use this gateway from a browser, such as `https://chat.example`; none where empty. In the
+    /// environment separated by commas.
+    pub cors_origins: Vec<String>,
     /// What is logged, as `level` or `target=level,…`.
     pub log: String,
     /// How it is logged.
@@ -188,6 +194,8 @@ impl Default for Config {
             keep_alive: Span::seconds(15),
             // Google's balancers keep theirs for 600 s, the longest of those that are common.
             connection_idle_max: Span::seconds(620),
+            stream_stall_max: Span::seconds(600),
+            cors_origins: Vec::new(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
             otlp_endpoint: None,
@@ -201,9 +209,6 @@ impl Default for Config {
         }
     }
 }
-
-/// Of a token that lets in who comes from beyond loopback.
-const TOKEN_CHARS_MIN: usize = 16;
 
 impl Config {
     /// The largest batch of a remote worker's messages.
@@ -281,6 +286,7 @@ impl Config {
             ("retain", self.retain),
             ("postgres_away_max", self.postgres_away_max),
             ("connection_idle_max", self.connection_idle_max),
+            ("stream_stall_max", self.stream_stall_max),
         ] {
             if span < Span::seconds(1) {
                 return refuse(key, "must be at least 1s");
@@ -298,62 +304,6 @@ impl Config {
         // Proxies cut silent streams at 60 s.
         if !(Span::seconds(1)..=Span::seconds(55)).contains(&self.keep_alive) {
             return refuse("keep_alive", "must lie between 1s and 55s");
-        }
-        Ok(())
-    }
-
-    /// Who may come in, and from where.
-    fn validate_doors(&self) -> Result<(), ConfigError> {
-        let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
-        let tokens = [
-            ("client_tokens", &self.client_tokens),
-            ("operator_tokens", &self.operator_tokens),
-            ("worker_tokens", &self.worker_tokens),
-        ];
-        for (key, tokens) in tokens {
-            if tokens.iter().any(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
-                return refuse(key, "must be made of visible ASCII characters, without blanks");
-            }
-        }
-        for (key, url) in [
-            ("url", &self.url),
-            ("otlp_endpoint", &self.otlp_endpoint),
-            ("kubernetes_gateway_url", &self.kubernetes_gateway_url),
-        ] {
-            if url.as_ref().is_some_and(|url| !redact::is_http_url(url)) {
-                return refuse(key, "must be an http:// or https:// URL");
-            }
-        }
-        let is_loopback = self.listen.ip().is_loopback();
-        for (key, tokens) in tokens {
-            if !is_loopback && tokens.iter().any(|token| token.len() < TOKEN_CHARS_MIN) {
-                return refuse(
-                    key,
-                    "has a token of less than 16 characters, which can be guessed from beyond loopback: make one \
-                     with `openssl rand -hex 20`, for instance",
-                );
-            }
-        }
-        if self.dev && !is_loopback {
-            return refuse("listen", "must be a loopback address in dev mode");
-        }
-        let is_open = self.client_tokens.is_empty() && self.operator_tokens.is_empty();
-        if !is_loopback && is_open && !self.insecure {
-            return refuse(
-                "listen",
-                "is beyond loopback, and there are no tokens: set client_tokens and operator_tokens, \
-                 or insecure if something else guards the door",
-            );
-        }
-        // Whoever made operator tokens means to keep somebody out.
-        let are_clients_let_in = self.client_tokens.is_empty() && !self.operator_tokens.is_empty();
-        if is_loopback && are_clients_let_in && !self.insecure && !self.dev {
-            return refuse(
-                "client_tokens",
-                "is empty beside operator_tokens: client routes would be open to all who reach this machine, \
-                 through a proxy on it for instance. Set client_tokens, or insecure = true (--insecure) where \
-                 that is meant",
-            );
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! gaps and that nothing follows a terminal event is kept by the store (I2, I3, I4).
 
 mod foreign;
+mod last_words;
 
 use std::{
     fmt,
@@ -15,6 +16,8 @@ use std::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
+
+pub use last_words::LastWords;
 
 use crate::{id::TurnId, text};
 

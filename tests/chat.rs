@@ -240,6 +240,20 @@ fn a_busy_gateway_is_asked_again_when_it_said() {
     assert!(begun.elapsed() >= Duration::from_secs(1));
 }
 
+#[test]
+fn a_stream_that_only_says_when_to_come_back_is_asked_for_again_then() {
+    let server = Scripted::start(vec![
+        play(|stream| drop(begin(stream))),
+        play(|stream| stream.put_off(2)),
+        play(|stream| go_on(stream.open())),
+    ]);
+    let begun = Instant::now();
+    let (code, out, err) = run(&[&server], &["chat", "hi"]);
+    assert_eq!((code, out.as_str()), (0, "one two three\n"), "{err}");
+    assert!(err.contains("[it cannot serve this stream just now; going on]"), "{err}");
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+}
+
 /// Runs its arguments on a terminal of their own, which a pipe is not.
 const ON_A_TERMINAL: &str =
     "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";

@@ -19,7 +19,7 @@ use super::{
     answer::Json,
     auth::Role,
     problem::{Problem, ProblemDocument},
-    request::{JsonText, Name, Page, Params, agent_name, parse},
+    request::{JsonText, Name, NoParams, Page, Params, agent_name, parse},
 };
 use crate::{
     agent::{AgentSpec, Kept, Runtime},
@@ -97,6 +97,7 @@ fn keep(object: &mut Value, shown: &[&str]) {
     ))]
 pub async fn put(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Name(name): Name,
     JsonText(body): JsonText,
 ) -> Result<(StatusCode, Json<AgentView>), Problem> {
@@ -143,6 +144,7 @@ async fn understood(
     responses((status = 200, body = AgentView), (status = 404, body = ProblemDocument)))]
 pub async fn read(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Name(name): Name,
     headers: HeaderMap,
 ) -> Result<Json<AgentView>, Problem> {
@@ -172,7 +174,11 @@ pub async fn list(
 /// Deletes an agent: no turn is accepted for it after. Turns under way go on.
 #[utoipa::path(delete, path = "/v1/agents/{name}", tag = "operators", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = ProblemDocument)))]
-pub async fn delete(State(gateway): State<Gateway>, Name(name): Name) -> Result<StatusCode, Problem> {
+pub async fn delete(
+    State(gateway): State<Gateway>,
+    _: NoParams,
+    Name(name): Name,
+) -> Result<StatusCode, Problem> {
     let (revision, is_new) = gateway.store.put_agent(&name, None).await?;
     if !is_new {
         return Err(Problem::not_found("agent"));

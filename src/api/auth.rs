@@ -5,6 +5,7 @@
 
 mod guesses;
 mod pages;
+mod readers;
 mod strangers;
 
 use std::{
@@ -20,8 +21,12 @@ use axum::{
 };
 
 use self::pages::Openness;
-pub use self::{guesses::Guesses, strangers::Strangers};
-use super::{Gateway, listen::Peer, problem::Problem, shares::Who};
+pub use self::{
+    guesses::Guesses,
+    readers::{ByTicket, reader},
+    strangers::Strangers,
+};
+use super::{Gateway, cors::Origins, listen::Peer, problem::Problem, shares::Who, ticket::Ticket};
 use crate::{
     config::Config,
     id::TurnId,
@@ -52,6 +57,7 @@ pub struct Keys {
     workers: Vec<TokenHash>,
     openness: Openness,
     openness_of_metrics: Openness,
+    origins: Origins,
     is_dev: bool,
 }
 
@@ -65,6 +71,7 @@ impl Keys {
             workers: hash(&config.worker_tokens),
             openness: Openness::of(config),
             openness_of_metrics: Openness::of_metrics(config),
+            origins: Origins::of(config),
             is_dev: config.dev,
         }
     }
@@ -86,15 +93,31 @@ impl Keys {
 
     /// Whose share a request with these headers takes from.
     pub fn principal(&self, headers: &HeaderMap) -> Principal {
-        let Some(hash) = bearer(headers).map(token::hash) else { return Principal::ANONYMOUS };
+        let hash = bearer(headers).map(token::hash);
+        let known = hash.and_then(|hash| self.whose(|known| token::is_same(known, &hash)));
+        known.unwrap_or(Principal::ANONYMOUS)
+    }
+
+    /// Who has made this ticket for `subject`.
+    fn maker(&self, ticket: &Ticket, subject: &str) -> Option<Principal> {
+        self.whose(|known| ticket.is_of(known, subject))
+    }
+
+    /// Whose token it is that something is true of. Every key is asked, whichever it is true of.
+    fn whose(&self, is_it: impl Fn(&TokenHash) -> bool) -> Option<Principal> {
+        let is_operator = self.operators.iter().fold(false, |found, known| found | is_it(known));
         let places = self.clients.iter().enumerate();
         let client =
-            places.fold(None, |found, (at, known)| found.or(token::is_same(known, &hash).then_some(at)));
+            places.fold(None, |found, (at, known)| if is_it(known) { found.or(Some(at)) } else { found });
         match client.map(Principal::client) {
-            _ if is_among(&self.operators, &hash) => Principal::OPERATOR,
-            Some(client) => client,
-            None => Principal::ANONYMOUS,
+            _ if is_operator => Some(Principal::OPERATOR),
+            client => client,
         }
+    }
+
+    /// The hash of the token that a request shows; where routes are open that of none, which opens nothing elsewhere.
+    pub fn token_hash(&self, headers: &HeaderMap) -> TokenHash {
+        token::hash(bearer(headers).unwrap_or_default())
     }
 
     /// Whether the token of this hash lets any worker in.
@@ -113,7 +136,7 @@ impl Keys {
             return Ok(());
         }
         let openness = if self.is_dev { Openness::Local } else { self.openness };
-        openness.admits(request.method(), request.headers())
+        openness.admits(request.method(), request.headers(), &self.origins)
     }
 }
 
@@ -158,7 +181,7 @@ pub async fn metrics(
         return operator(State(gateway), request, next).await;
     }
     if keys.role(request.headers()) < Role::Operator {
-        keys.openness_of_metrics.admits(request.method(), request.headers())?;
+        keys.openness_of_metrics.admits(request.method(), request.headers(), &Origins::default())?;
     }
     Ok(next.run(request).await)
 }

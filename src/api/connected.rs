@@ -2,7 +2,7 @@
 //!
 //! Owns the count. A connection without a request under way makes room for a new one, the one that has been idle
 //! for longest first: who only holds a connection keeps nobody out who uses one. Where all are in use the new
-//! one is told so and closed ([`refuse`]); never is one in use cut off. Refuses to lie to whoever looks after this
+//! one is told so and closed ([`super::full`]); never is one in use cut off. Refuses to lie to whoever looks after this
 //! process: `/livez` is answered beyond the ceiling too, since a replica that is full must not be restarted.
 
 use std::{
@@ -10,16 +10,17 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed},
+        },
     },
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::Notify,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::telemetry::metrics;
@@ -30,17 +31,6 @@ const IDLE_MIN: Duration = Duration::from_secs(1);
 const LEAVING_MAX: usize = 8;
 /// A request's head must be there so long after its first byte.
 const HEAD_MAX: Duration = Duration::from_secs(30);
-/// How long a connection that is refused is listened to and told.
-const REFUSAL_MAX: Duration = Duration::from_millis(500);
-
-const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 205\r\n\r\n\
-    {\"type\":\"urn:lastword:problem:too_many_connections\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"code\":\"too_many_connections\",\"detail\":\"This replica has as many connections as it takes.\",\
-    \"retry_after_s\":1}\n";
-const ALIVE: &str = "HTTP/1.1 200 OK\r\n\
-    content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n";
-
 /// The connections of one replica. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Connected(Arc<Inner>);
@@ -96,7 +86,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Refused::Full => "full",
             Refused::Address => "address",
@@ -132,6 +122,7 @@ impl Connected {
         }
         let place = Arc::new(Place {
             origin,
+            under_way: AtomicUsize::new(0),
             idle_since: AtomicU64::new(self.now()),
             head_since: AtomicU64::new(0),
             changed: Notify::new(),
@@ -212,7 +203,9 @@ fn millis(span: Duration) -> u64 {
 #[derive(Debug)]
 struct Place {
     origin: Origin,
-    /// 0 while a request is under way.
+    /// Requests, of which HTTP/2 has many at a time.
+    under_way: AtomicUsize,
+    /// Since the newest request, where none is under way.
     idle_since: AtomicU64,
     /// When the first byte of a head came that is not whole yet, or 0.
     head_since: AtomicU64,
@@ -226,7 +219,13 @@ struct Place {
 
 impl Place {
     fn idle_since(&self) -> Option<u64> {
-        Some(self.idle_since.load(Relaxed)).filter(|since| *since > 0 && !self.is_blocked.load(Relaxed))
+        self.silent_since().filter(|_| !self.is_blocked.load(Relaxed))
+    }
+
+    /// The same, whatever waits to be read.
+    fn silent_since(&self) -> Option<u64> {
+        let is_idle = self.under_way.load(Acquire) == 0;
+        Some(self.idle_since.load(Relaxed)).filter(|since| is_idle && *since > 0)
     }
 }
 
@@ -249,7 +248,7 @@ impl Admission {
         let Connected(connected) = &self.connected;
         let since = |since: &AtomicU64| Some(since.load(Relaxed)).filter(|since| *since > 0);
         loop {
-            let due = match (since(&self.place.head_since), since(&self.place.idle_since)) {
+            let due = match (since(&self.place.head_since), self.place.silent_since()) {
                 (Some(head), _) => Some(head + millis(connected.head_max)),
                 (None, Some(idle)) => Some(idle + millis(connected.idle_max)),
                 (None, None) => None,
@@ -310,7 +309,7 @@ pub struct Mark {
 impl Mark {
     /// A request is under way until what this returns is dropped.
     pub fn request(&self) -> UnderWay {
-        self.place.idle_since.store(0, Relaxed);
+        self.place.under_way.fetch_add(1, AcqRel);
         self.place.head_since.store(0, Relaxed);
         self.place.changed.notify_one();
         UnderWay(self.clone())
@@ -319,10 +318,21 @@ impl Mark {
     /// Something came from the client: where no request is under way, of a request's head.
     pub fn heard(&self) {
         let place = &self.place;
-        if place.idle_since.load(Relaxed) > 0 && place.head_since.load(Relaxed) == 0 {
+        if place.under_way.load(Acquire) == 0 && place.head_since.load(Relaxed) == 0 {
             place.head_since.store(self.connected.now(), Relaxed);
             place.changed.notify_one();
         }
+    }
+
+    /// The client speaks HTTP/2 from here on: what comes of it need not be of a request.
+    pub fn speaks_in_frames(&self) {
+        self.place.head_since.store(0, Relaxed);
+        self.place.changed.notify_one();
+    }
+
+    /// Whether a request's head has begun and is not whole.
+    pub fn is_in_head(&self) -> bool {
+        self.place.head_since.load(Relaxed) > 0
     }
 
     /// Whether the client leaves something unread.
@@ -340,25 +350,9 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let Mark { connected, place } = &self.0;
         place.idle_since.store(connected.now(), Relaxed);
+        place.under_way.fetch_sub(1, AcqRel);
         place.changed.notify_one();
     }
-}
-
-/// Tells a client that there is no place for it. Whoever asks whether this process lives is told that it does.
-pub async fn refuse(mut stream: TcpStream, why: Refused) {
-    metrics::connections_cut(why.as_str());
-    let _ = timeout(REFUSAL_MAX, async {
-        let mut head = [0; 1024];
-        let read = timeout(REFUSAL_MAX / 2, stream.read(&mut head)).await;
-        let read = read.ok().and_then(Result::ok).unwrap_or(0);
-        let is_probe = head.get(..read).is_some_and(|head| head.starts_with(b"GET /livez "));
-        stream.write_all(if is_probe { ALIVE } else { FULL }.as_bytes()).await?;
-        stream.shutdown().await?;
-        // What is not read before the end resets the connection, and the answer with it.
-        while stream.read(&mut head).await? > 0 {}
-        std::io::Result::Ok(())
-    })
-    .await;
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::{
     accept::insist,
     answer::Json,
     problem::{Problem, ProblemDocument},
-    request::{Id, Page, Params, Strict, agent_name},
+    request::{Id, NoParams, Page, Params, Strict, agent_name},
     shares::Who,
     turns::page_of_turns,
 };
@@ -72,6 +72,7 @@ pub struct ConversationRequest {
     ))]
 pub async fn create(
     State(gateway): State<Gateway>,
+    _: NoParams,
     who: Who,
     Strict(request): Strict<ConversationRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Json<ConversationView>), Problem> {
@@ -91,6 +92,7 @@ pub async fn create(
     responses((status = 200, body = ConversationView), (status = 404, body = ProblemDocument)))]
 pub async fn read(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Id(id): Id<ConversationId>,
 ) -> Result<Json<ConversationView>, Problem> {
     found(&gateway, id).await.map(|row| Json(row.into()))
@@ -119,6 +121,7 @@ pub async fn list(
     params(
         ("id" = String, Path),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
+        ("text" = Option<String>, Query, description = "`omit`: `text` is null"),
     ),
     responses((status = 200, body = Page<Turn>), (status = 404, body = ProblemDocument)))]
 pub async fn turns(
@@ -126,11 +129,11 @@ pub async fn turns(
     Id(id): Id<ConversationId>,
     mut params: Params,
 ) -> Result<Json<Page<Turn>>, Problem> {
-    let (before, limit) = (params.parsed("cursor")?, params.limit()?);
+    let (before, limit, last_words) = (params.parsed("cursor")?, params.limit()?, params.last_words()?);
     params.end()?;
     found(&gateway, id).await?;
-    page_of_turns(&gateway, TurnFilter { conversation: Some(id), before, limit, ..TurnFilter::default() })
-        .await
+    let filter = TurnFilter { conversation: Some(id), before, limit, ..TurnFilter::default() };
+    page_of_turns(&gateway, filter, last_words).await
 }
 
 /// Deletes a conversation: no turn is accepted after it, what runs or waits is cancelled, nothing of it is told from that
@@ -139,6 +142,7 @@ pub async fn turns(
     responses((status = 204), (status = 404, body = ProblemDocument)))]
 pub async fn delete(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Id(id): Id<ConversationId>,
 ) -> Result<StatusCode, Problem> {
     let store = &gateway.store;

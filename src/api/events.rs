@@ -17,16 +17,16 @@ use super::{
     answer::Json,
     listen::Connection,
     problem::{Problem, ProblemDocument},
-    request::{Id, Params, wants_events},
+    request::{Id, LAST_EVENT_ID, Params, last_event_id, wants_events},
     shares::Who,
     sse::{self, Seat},
     turns::found,
 };
 use crate::{
-    event::SharedEvent,
+    event::{LastWords, SharedEvent},
     id::{ConversationId, TurnId},
     store::conversations::Conversation,
-    stream::{Position, Reader, Tail, Thread},
+    stream::{Position, Reader, Tail, Telling, Thread},
 };
 
 const LIMIT_DEFAULT: i64 = 200;
@@ -66,22 +66,49 @@ struct Wanted<C> {
     wait: Duration,
     limit: i64,
     is_stream: bool,
+    last_words: LastWords,
 }
 
 impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
     fn read(mut params: Params, headers: &HeaderMap) -> Result<Self, Problem> {
         let asks_for_page = params.has("wait") || params.has("limit");
         let (wait, limit) = (params.wait()?, params.number("limit", 1..=LIMIT_MAX)?);
-        let (mut field, mut after) = ("after", params.parsed::<C>("after")?);
-        params.end()?;
-        // A browser that reconnects repeats the URL with its first `after`.
-        if let Some(last) = headers.get("last-event-id").filter(|last| !last.is_empty()) {
-            field = "Last-Event-ID";
-            let text = last.to_str().map_err(|why| Problem::invalid(field, why.to_string()))?;
-            after = Some(text.parse().map_err(|why: C::Err| Problem::invalid(field, why.to_string()))?);
-        }
+        let last_words = params.last_words()?;
         let is_stream = wants_events(headers).unwrap_or(!asks_for_page);
-        Ok(Wanted { after, field, wait, limit: limit.unwrap_or(LIMIT_DEFAULT), is_stream })
+        // A browser that reconnects repeats the URL with its first `after`.
+        let (mut field, mut after) = ("after", params.parsed::<C>("after")?);
+        let mut resume = |by: &'static str, text: &str| {
+            field = by;
+            after = Some(text.parse().map_err(|why: C::Err| Problem::invalid(by, why.to_string()))?);
+            Ok::<_, Problem>(())
+        };
+        if let Some(last) = params.text(LAST_EVENT_ID).filter(|last| !last.is_empty()) {
+            resume(LAST_EVENT_ID, &last)?;
+        }
+        if let Some(last) = last_event_id(headers) {
+            let by = "Last-Event-ID";
+            resume(by, last.to_str().map_err(|why| Problem::invalid(by, why.to_string()))?)?;
+        }
+        // Browsers and proxies add parameters of their own against caches.
+        if !is_stream {
+            params.end()?;
+        }
+        Ok(Wanted { after, field, wait, limit: limit.unwrap_or(LIMIT_DEFAULT), is_stream, last_words })
+    }
+}
+
+impl<C> Wanted<C> {
+    /// What was found at the cursor. A stream whose log was rewound behind it is told so and begins again, as one is
+    /// that was open meanwhile: a browser would take a refusal for the end.
+    fn unless_rewound<T: Default>(
+        &self,
+        found: Result<T, Problem>,
+        turn: TurnId,
+    ) -> Result<(T, Option<TurnId>), Problem> {
+        match found {
+            Err(why) if self.is_stream && why.is_log_rewound() => Ok((T::default(), Some(turn))),
+            found => found.map(|found| (found, None)),
+        }
     }
 }
 
@@ -91,7 +118,10 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
     params(
         ("id" = String, Path),
         ("after" = Option<i32>, Query, description = "The `seq` that the client has seen last"),
-        ("Last-Event-ID" = Option<String>, Header, description = "The same; beats `after`"),
+        ("lastEventId" = Option<String>, Query, description = "The same, for those that can send no header; beats `after`"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The same; beats both"),
+        ("ticket" = Option<String>, Query, description = "In place of a token: one that was made for these events"),
+        ("text" = Option<String>, Query, description = "`omit`: last words without their `text`, with its length as `text_bytes`"),
         ("wait" = Option<u64>, Query, description = "JSON only: wait up to so many seconds (60 at most) for an event"),
         ("limit" = Option<i64>, Query, description = "JSON only: at most so many events", minimum = 1, maximum = 1000),
     ),
@@ -101,7 +131,7 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
         (status = 204, description = "The cursor is at the last word: there is nothing more"),
         (status = 400, description = "`cursor_past_head`", body = ProblemDocument),
         (status = 404, body = ProblemDocument),
-        (status = 409, description = "`log_rewound`: the database lost events; read from the start", body = ProblemDocument),
+        (status = 409, description = "JSON only: `log_rewound`: the database lost events; read from the start", body = ProblemDocument),
         (status = 410, description = "`events_gone`: retained no longer; `turn_lost`", body = ProblemDocument),
         (status = 429, description = "`share_exceeded`", body = ProblemDocument),
     ))]
@@ -116,14 +146,16 @@ pub async fn of_turn(
     let wanted = Wanted::<Seq>::read(params, &headers)?;
     let after = wanted.after.map_or(-1, |Seq(seq)| seq);
     found(&gateway, id).await?;
-    if is_at_last_word(&gateway, id, after, wanted.field).await? {
+    let is_at_end = is_at_last_word(&gateway, id, after, wanted.field).await;
+    let (is_at_end, reset) = wanted.unless_rewound(is_at_end, id)?;
+    if is_at_end {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let tail = Tail::new(&gateway.store, id, after);
+    let tail = Tail::new(&gateway.store, id, if reset.is_some() { -1 } else { after });
     if wanted.is_stream {
         let seat = Seat::take(&gateway, who, connection)?;
-        let guard = CancelOnDrop::none();
-        return Ok(sse::response(&gateway, Reader::Turn(Box::new(tail)), seat, guard, false));
+        let stream = (Reader::Turn(Box::new(tail)), Telling { last_words: wanted.last_words, reset });
+        return Ok(sse::response(&gateway, stream, seat, CancelOnDrop::none(), false));
     }
     let _waiting = gateway.shares().wait(who, wanted.wait)?;
     turn_page(&gateway, who, tail, wanted).await
@@ -157,6 +189,7 @@ async fn turn_page(
         let left = time_left(gateway, until);
         if !events.is_empty() || left.is_zero() {
             let (next_after, closed) = (tail.cursor().into(), tail.is_ended());
+            let events = events.into_iter().map(|event| wanted.last_words.told(event)).collect();
             return Ok(Json(EventPage { events, next_after, closed }).into_response());
         }
         drop(place);
@@ -173,7 +206,10 @@ async fn turn_page(
     params(
         ("id" = String, Path),
         ("after" = Option<String>, Query, description = "`ORDINAL.SEQ` of the event that the client has seen last"),
-        ("Last-Event-ID" = Option<String>, Header, description = "The same; beats `after`"),
+        ("lastEventId" = Option<String>, Query, description = "The same, for those that can send no header; beats `after`"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The same; beats both"),
+        ("ticket" = Option<String>, Query, description = "In place of a token: one that was made for these events"),
+        ("text" = Option<String>, Query, description = "`omit`: last words without their `text`, with its length as `text_bytes`"),
         ("wait" = Option<u64>, Query, description = "JSON only: wait up to so many seconds (60 at most) for an event"),
         ("limit" = Option<i64>, Query, description = "JSON only: at most so many events", minimum = 1, maximum = 1000),
     ),
@@ -195,40 +231,40 @@ pub async fn of_conversation(
     let wanted = Wanted::<Position>::read(params, &headers)?;
     let at = wanted.after.unwrap_or(Position::START);
     let there = gateway.store.conversation(id).await?.ok_or_else(|| Problem::not_found("conversation"))?;
-    check_position(&gateway, &there, at, wanted.field).await?;
-    let thread = Thread::new(&gateway.store, id, at);
+    let rewound = check_position(&gateway, &there, at, &wanted).await?;
+    let thread = Thread::new(&gateway.store, id, if rewound.is_some() { Position::START } else { at });
     if wanted.is_stream {
         let seat = Seat::take(&gateway, who, connection)?;
-        let guard = CancelOnDrop::none();
-        return Ok(sse::response(&gateway, Reader::Thread(Box::new(thread)), seat, guard, false));
+        let telling = Telling { last_words: wanted.last_words, reset: rewound };
+        let stream = (Reader::Thread(Box::new(thread)), telling);
+        return Ok(sse::response(&gateway, stream, seat, CancelOnDrop::none(), false));
     }
     let _waiting = gateway.shares().wait(who, wanted.wait)?;
     thread_page(&gateway, who, thread, at, wanted).await
 }
 
-/// Refuses a position that no event stands at.
+/// Refuses a position that no event stands at; names the turn that was rewound where a stream begins again.
 async fn check_position(
     gateway: &Gateway,
     there: &Conversation,
     at: Position,
-    field: &str,
-) -> Result<(), Problem> {
+    wanted: &Wanted<Position>,
+) -> Result<Option<TurnId>, Problem> {
     if at.seq < 0 && at.ordinal == 1 {
-        return Ok(());
+        return Ok(None);
     }
     let turns = gateway.store.turn_ids_after(there.id, at.ordinal - 1, 1).await?;
     match turns.first() {
         Some(&(ordinal, turn)) if ordinal == at.ordinal => {
-            match is_at_last_word(gateway, turn, at.seq, field).await {
-                Ok(_) => Ok(()),
+            match is_at_last_word(gateway, turn, at.seq, wanted.field).await {
                 // An old turn of a conversation that goes on: what is left is told.
-                Err(why) if why.is_log_gone() => Ok(()),
-                Err(why) => Err(why),
+                Err(why) if why.is_log_gone() => Ok(None),
+                found => wanted.unless_rewound(found, turn).map(|(_, reset)| reset),
             }
         }
         // Its turn is retained no longer: what is left is told.
-        _ if at.ordinal <= there.turns => Ok(()),
-        _ => Err(Problem::past_the_head(field)),
+        _ if at.ordinal <= there.turns => Ok(None),
+        _ => Err(Problem::past_the_head(wanted.field)),
     }
 }
 
@@ -249,7 +285,7 @@ async fn thread_page(
         for (position, event) in more {
             at = position;
             bytes += event.data.len();
-            events.push(event);
+            events.push(wanted.last_words.told(event));
         }
         let left = time_left(gateway, until);
         if is_all && (!events.is_empty() || left.is_zero()) {

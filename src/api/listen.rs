@@ -8,42 +8,40 @@ use std::{
     convert::Infallible,
     fmt, io,
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use axum::{
-    Extension, Router,
-    body::{Body, Bytes},
+    Router,
     extract::{ConnectInfo, FromRequestParts},
     http::request::Parts,
 };
-use http_body::{Frame, SizeHint};
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::{Layer, ServiceExt};
 
 use super::{
     Gateway,
-    connected::{Admission, Connected, Mark, UnderWay, refuse},
+    connected::{Admission, Connected, Mark},
+    exchange::Streams,
+    full::refuse,
+    linger::{LeftUnread, Linger},
     router,
+    speak::{PREFACE, speak},
+    stall::{UNACKNOWLEDGED_MAX, Watch, set_unacknowledged_max},
 };
 use crate::task::Kind;
 
-/// Bytes that stay unacknowledged for so long end the connection.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// A silent connection is probed after so long, every so often.
 const SILENT_MAX: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
@@ -51,7 +49,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const RESET_WITHIN: Duration = Duration::from_millis(500);
 /// What a connection holds for a client that does not read, here and in the system: more is not even
 /// read from the log.
-const UNSENT_MAX: u32 = 64 * 1024;
+pub const UNSENT_MAX: u32 = 64 * 1024;
 /// Connections that are refused at a time; more wait to be accepted.
 const REFUSALS_MAX: usize = 8;
 /// Where a connection cannot be accepted the next is tried after so long.
@@ -63,7 +61,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn serve(listener: TcpListener, gateway: Gateway, closing: CancellationToken) {
     let supervisor = gateway.supervisor.clone();
     let hard = supervisor.hard().clone();
-    let connected = gateway.connected().clone();
+    let (connected, stall_max) = (gateway.connected().clone(), gateway.config.stream_stall_max.0);
+    let origins = gateway.doors.origins.clone();
     let service = router(gateway);
     let connections = TaskTracker::new();
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
@@ -74,13 +73,18 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, closing: Cancellatio
                 Ok(admission) => {
                     let (is_reset, at_end, is_cut_off) = Default::default();
                     let peer = Peer { address, number, is_reset, at_end, is_cut_off };
-                    let one = carry(stream, admission, peer, service.clone(), closing.clone(), hard.clone());
+                    let watch = Watch::new(stall_max);
+                    let stops = (closing.clone(), hard.clone());
+                    let streams = Streams::new(&supervisor, stall_max);
+                    let service = (service.clone(), streams);
+                    let one = carry((stream, watch), admission, peer, service, stops);
                     supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
                 }
                 Err(why) => {
                     let turn = refusals.clone().acquire_owned().await;
+                    let origins = origins.clone();
                     let one = async move {
-                        refuse(stream, why).await;
+                        refuse(stream, why, &origins).await;
                         drop(turn);
                     };
                     supervisor.spawn(Kind::Client, "refusals", connections.track_future(one));
@@ -118,80 +122,34 @@ async fn accept(listener: &TcpListener, connected: &Connected) -> (TcpStream, So
 
 /// One connection, to its end. Once `closing` is cancelled it ends with the answer that is under way.
 async fn carry(
-    stream: TcpStream,
+    (stream, watch): (TcpStream, Watch),
     admission: Admission,
     peer: Peer,
-    service: Router,
-    closing: CancellationToken,
-    hard: CancellationToken,
+    (service, streams): (Router, Streams),
+    (closing, hard): (CancellationToken, CancellationToken),
 ) {
     if let Err(why) = keep_honest(&stream) {
         tracing::debug!(%why, "a connection keeps the system's own settings");
     }
     let (address, is_cut_off) = (peer.address, peer.is_cut_off.clone());
     let mark = admission.mark();
-    let wire = TokioIo::new(Wire { stream, peer: peer.clone(), mark: mark.clone() });
-    let service = Extension(ConnectInfo(peer)).layer(service);
-    let service = service_fn(move |request| {
-        let (under_way, answer) = (mark.request(), service.clone().oneshot(request));
-        async move { answer.await.map(|answer| answer.map(|body| Answer { body, _under_way: under_way })) }
-    });
-    let mut http = http1::Builder::new();
-    // How long a head may take is the admission's: this limit would bind idle connections too.
-    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(UNSENT_MAX as usize);
-    let mut connection = pin!(http.serve_connection(wire, service));
-    let mut is_closing = false;
+    let wire = Wire::new(stream, peer.clone(), mark.clone(), watch);
+    let spoken = speak(wire, (service, peer), mark, streams, closing);
     let cut_off = async {
         hard.cancelled().await;
         tokio::time::sleep(RESET_WITHIN).await;
     };
-    let mut cut_off = pin!(cut_off);
-    let mut asked_to_leave = pin!(admission.asked_to_leave());
-    let mut silent = pin!(admission.silent());
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(why) = ended {
-                    tracing::debug!(%why, %address, "a connection broke");
-                }
-                return;
+    tokio::select! {
+        ended = spoken => {
+            if let Err(why) = ended {
+                tracing::debug!(%why, %address, "a connection broke");
             }
-            () = closing.cancelled(), if !is_closing => {
-                is_closing = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = &mut cut_off => return,
-            // Nothing was asked, and nothing is left to be read.
-            () = &mut asked_to_leave => return,
-            () = &mut silent => return,
-            () = is_cut_off.notified() => return,
         }
-    }
-}
-
-/// An answer's body: its request is under way until it has ended.
-struct Answer {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        () = cut_off => {}
+        // Nothing was asked, and nothing is left to be read.
+        () = admission.asked_to_leave() => {}
+        () = admission.silent() => {}
+        () = is_cut_off.notified() => {}
     }
 }
 
@@ -235,6 +193,18 @@ impl Peer {
         self.is_cut_off.notify_one();
     }
 
+    /// The client of one stream of HTTP/2: its end is the stream's. That of the connection, which may carry many clients,
+    /// says nothing of it.
+    pub fn of_stream(&self) -> Peer {
+        let (is_reset, at_end, is_cut_off) = Default::default();
+        Peer { address: self.address, number: self.number, is_reset, at_end, is_cut_off }
+    }
+
+    /// Until it is cut off.
+    pub async fn was_cut_off(&self) {
+        self.is_cut_off.notified().await;
+    }
+
     /// Calls this when the connection has ended, and not what it was to call before.
     pub fn at_end(&self, call: impl FnOnce() + Send + 'static) {
         *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
@@ -259,11 +229,8 @@ fn keep_honest(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENT_MAX).with_interval(PROBE_EVERY))?;
     #[cfg(target_os = "linux")]
-    {
-        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
-        socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
-    }
-    Ok(())
+    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
+    set_unacknowledged_max(stream, UNACKNOWLEDGED_MAX)
 }
 
 /// A connection's bytes.
@@ -272,10 +239,43 @@ pub struct Wire {
     stream: TcpStream,
     peer: Peer,
     mark: Mark,
+    watch: Watch,
+    left_unread: LeftUnread,
+    /// What was read to know what is spoken, and is to be read again.
+    ahead: Vec<u8>,
+    is_http2: bool,
+    /// Once nothing more is said.
+    linger: Option<Linger>,
 }
 
 impl Wire {
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn new(stream: TcpStream, peer: Peer, mark: Mark, watch: Watch) -> Wire {
+        let (left_unread, ahead, is_http2, linger) = Default::default();
+        Wire { stream, peer, mark, watch, left_unread, ahead, is_http2, linger }
+    }
+
+    /// Whether the newest request was answered before all of its body was read.
+    pub fn left_unread(&self) -> LeftUnread {
+        self.left_unread.clone()
+    }
+
+    /// Whether the client begins as one of HTTP/2 does. Reads no further than that takes.
+    pub async fn begins_with_preface(&mut self) -> bool {
+        while PREFACE.starts_with(&self.ahead) && self.ahead.len() < PREFACE.len() {
+            let mut piece = [0; PREFACE.len()];
+            let free = PREFACE.len() - self.ahead.len();
+            match self.stream.read(piece.get_mut(..free).unwrap_or_default()).await {
+                Ok(read) if read > 0 => self.ahead.extend_from_slice(piece.get(..read).unwrap_or_default()),
+                _ => return false,
+            }
+            self.mark.heard();
+        }
+        self.is_http2 = PREFACE.starts_with(&self.ahead);
+        self.is_http2
+    }
+
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.watch.wrote();
         self.mark.blocked(written.is_pending());
         written
     }
@@ -300,9 +300,22 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Wire { stream, watch, .. } = &mut *self;
+        // Reading is asked for all the time, since that is how an end is noticed.
+        if let Poll::Ready(why) = watch.poll(stream, cx) {
+            self.peer.reset();
+            tracing::info!(address = %self.peer.address, %why, "a connection is given up");
+            return Poll::Ready(Err(why));
+        }
+        if !self.ahead.is_empty() {
+            let read = self.ahead.len().min(into.remaining());
+            into.put_slice(self.ahead.get(..read).unwrap_or_default());
+            self.ahead.drain(..read);
+            return Poll::Ready(Ok(()));
+        }
         let before = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, into);
-        if into.filled().len() > before {
+        if into.filled().len() > before && !self.is_http2 {
             self.mark.heard();
         }
         read
@@ -333,6 +346,14 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let Wire { stream, peer, mark, left_unread, linger, .. } = &mut *self;
+        if linger.is_none() {
+            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            let is_heard_out = !left_unread.is_so() && !mark.is_in_head();
+            if is_heard_out || peer.is_reset.load(Ordering::Acquire) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        linger.get_or_insert_default().poll(stream, cx).map(Ok)
     }
 }

@@ -11,16 +11,25 @@ mod auth;
 mod bodies;
 mod connected;
 mod conversations;
+mod cors;
 mod document;
 mod events;
+mod exchange;
+mod full;
 mod health;
+mod linger;
 pub mod listen;
 mod observe;
+mod params;
 mod problem;
+mod reconnect;
 mod replicas;
 mod request;
 mod shares;
+mod speak;
 mod sse;
+mod stall;
+mod ticket;
 mod turns;
 mod unread;
 mod worker;
@@ -39,6 +48,7 @@ use self::{
     auth::{Guesses, Keys, Strangers},
     bodies::Bodies,
     connected::{Connected, PerAddress},
+    cors::Origins,
     document::Document,
     health::Readiness,
     problem::Problem,
@@ -76,6 +86,7 @@ struct Doors {
     newcomers: Strangers<TokenHash, Grant>,
     speakers: Strangers<(TurnId, i32, Proof), ()>,
     connected: Connected,
+    origins: Origins,
     shares: Shares,
     rendering: unread::Rendering,
     readiness: Readiness,
@@ -96,6 +107,7 @@ impl Gateway {
             newcomers: Strangers::default(),
             speakers: Strangers::default(),
             connected: Connected::new(connections_max, per_address, config.connection_idle_max.0),
+            origins: Origins::of(&config),
             shares: Shares::of(&config),
             rendering: unread::Rendering::default(),
             readiness: Readiness::default(),
@@ -141,20 +153,30 @@ pub fn router(gateway: Gateway) -> Router {
                 .route_layer(middleware::from_fn_with_state(gateway.clone(), unread::counted))
                 .route_layer(middleware::from_fn_with_state(gateway.clone(), auth::client)),
         )
+        .merge(
+            stream_routes()
+                .route_layer(middleware::from_fn_with_state(gateway.clone(), unread::counted))
+                .route_layer(middleware::from_fn(reconnect::put_off))
+                .route_layer(middleware::from_fn_with_state(gateway.clone(), auth::reader)),
+        )
         .merge(operator_routes().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::operator)))
         .merge(worker_routes(&gateway))
         .merge(metrics_route().route_layer(middleware::from_fn_with_state(gateway.clone(), auth::metrics)))
         .merge(open_routes())
         .split_for_parts();
     let document = document::finished(&document);
-    api.route("/openapi.json", get(async move || Json(document)))
+    let api = api
+        .route("/openapi.json", get(async move || Json(document)))
         .merge(console::pages())
         .fallback(async || Problem::not_found("route"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .layer(middleware::from_fn_with_state(gateway.clone(), auth::page))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(observe::request))
-        .with_state(gateway)
+        .layer(CatchPanicLayer::custom(panicked));
+    let api = match gateway.doors.origins.layer() {
+        Some(cors) => api.layer(cors),
+        None => api,
+    };
+    api.layer(middleware::from_fn(observe::request)).with_state(gateway)
 }
 
 /// For a client's token, or an operator's.
@@ -163,15 +185,20 @@ fn client_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(turns::create, turns::list))
         .routes(routes!(turns::read))
         .routes(routes!(turns::cancel))
+        .routes(routes!(ticket::of_turn))
+        .routes(routes!(ticket::of_conversation))
         .routes(routes!(turns::answer))
         .routes(routes!(turns::retry))
-        .routes(routes!(events::of_turn))
         .routes(routes!(conversations::create, conversations::list))
         .routes(routes!(conversations::read))
         .routes(routes!(conversations::turns))
-        .routes(routes!(events::of_conversation))
         .routes(routes!(agents::list))
         .routes(routes!(agents::read))
+}
+
+/// For a client's token, an operator's, or a ticket that one of them made.
+fn stream_routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new().routes(routes!(events::of_turn)).routes(routes!(events::of_conversation))
 }
 
 /// For an operator's token, always.

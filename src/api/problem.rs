@@ -96,6 +96,12 @@ impl Problem {
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "This route needs a valid bearer token.")
     }
 
+    /// 401: a ticket that was good once.
+    pub fn ticket_expired() -> Problem {
+        let detail = "This ticket has expired. Make another one.";
+        Problem::new(StatusCode::UNAUTHORIZED, "ticket_expired", detail)
+    }
+
     /// 403: the token does not open this route, or the request comes from a foreign page.
     pub fn forbidden(detail: &str) -> Problem {
         Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
@@ -260,6 +266,11 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(1)
     }
 
+    /// Whether it is [`Problem::log_rewound`].
+    pub fn is_log_rewound(&self) -> bool {
+        self.0.code == "log_rewound"
+    }
+
     /// Whether it is [`Problem::log_gone`].
     pub fn is_log_gone(&self) -> bool {
         self.0.code == "events_gone"
@@ -331,6 +342,15 @@ impl From<TailError> for Problem {
     }
 }
 
+/// What an answer that refuses bears along for the layers that it passes.
+#[derive(Debug, Clone, Copy)]
+pub struct Refusal {
+    /// Its code.
+    pub code: &'static str,
+    /// Come back after so many seconds.
+    pub retry_after_s: Option<u64>,
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let Inner { status, code, detail, fields } = *self.0;
@@ -346,6 +366,7 @@ impl IntoResponse for Problem {
             document.extend(fields);
         }
         let mut response = (status, text::one_line(&document.to_string()).into_owned()).into_response();
+        response.extensions_mut().insert(Refusal { code, retry_after_s: retry_after });
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

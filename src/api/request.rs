@@ -7,11 +7,12 @@ use std::{str::FromStr, time::Duration};
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request},
-    http::{HeaderMap, header, request::Parts},
+    extract::{FromRequest, FromRequestParts, RawPathParams, Request},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
 };
 use serde::de::DeserializeOwned;
 
+pub use super::params::{NoParams, OfNewTurn, Params};
 use super::{Gateway, bodies::Held, problem::Problem};
 use crate::{
     event::{NESTING_MAX, is_too_deep},
@@ -23,9 +24,9 @@ use crate::{
 
 /// The longest that a client may ask to wait, in seconds.
 pub const WAIT_MAX_S: u64 = 60;
-/// Items of a list, where the client does not say how many.
-const LIMIT_DEFAULT: i64 = 50;
-const LIMIT_MAX: i64 = 200;
+
+/// The parameter for the cursor of those that can send no header, as common polyfills of `EventSource` name it.
+pub const LAST_EVENT_ID: &str = "lastEventId";
 
 /// A JSON body without anything that the route does not know.
 #[derive(Debug)]
@@ -191,84 +192,6 @@ pub fn agent_name(field: &str, name: String) -> Result<String, Problem> {
     ))
 }
 
-/// The query's parameters. Take each one, then [`Params::end`].
-#[derive(Debug)]
-pub struct Params(Vec<(String, String)>);
-
-impl<S: Send + Sync> FromRequestParts<S> for Params {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        Query::try_from_uri(&parts.uri)
-            .map(|Query(pairs)| Params(pairs))
-            .map_err(|why| Problem::invalid("query", why.to_string()))
-    }
-}
-
-impl Params {
-    /// A parameter's text. One that comes twice is refused at the end.
-    pub fn text(&mut self, name: &str) -> Option<String> {
-        let at = self.0.iter().position(|(found, _)| found == name)?;
-        Some(self.0.remove(at).1)
-    }
-
-    /// Whether a parameter is there.
-    pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|(found, _)| found == name)
-    }
-
-    /// A parameter that reads as something.
-    pub fn parsed<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Problem>
-    where
-        T::Err: std::fmt::Display,
-    {
-        let parsed = self.text(name).map(|text| text.parse::<T>());
-        parsed.transpose().map_err(|why| Problem::invalid(name, why.to_string()))
-    }
-
-    /// A whole number within bounds.
-    pub fn number(
-        &mut self,
-        name: &str,
-        bounds: std::ops::RangeInclusive<i64>,
-    ) -> Result<Option<i64>, Problem> {
-        match self.parsed::<i64>(name)? {
-            Some(n) if !bounds.contains(&n) => {
-                let (least, most) = bounds.into_inner();
-                Err(Problem::invalid(name, format!("It must lie between {least} and {most}.")))
-            }
-            n => Ok(n),
-        }
-    }
-
-    /// How long to wait.
-    pub fn wait(&mut self) -> Result<Duration, Problem> {
-        let seconds = self.number("wait", 0..=WAIT_MAX_S as i64)?.unwrap_or(0);
-        Ok(Duration::from_secs(seconds.unsigned_abs()))
-    }
-
-    /// The agent to filter by.
-    pub fn agent(&mut self) -> Result<Option<String>, Problem> {
-        self.text("agent").map(|name| agent_name("agent", name)).transpose()
-    }
-
-    /// How many items of a list.
-    pub fn limit(&mut self) -> Result<i64, Problem> {
-        Ok(self.number("limit", 1..=LIMIT_MAX)?.unwrap_or(LIMIT_DEFAULT))
-    }
-
-    /// Refuses what was not taken.
-    pub fn end(self) -> Result<(), Problem> {
-        match self.0.into_iter().next() {
-            Some((name, _)) => {
-                let name = if name.is_empty() { "query".to_owned() } else { name };
-                Err(Problem::invalid(name, "This route does not know this parameter, or it comes twice."))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
 /// One page of a list.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct Page<T> {
@@ -304,6 +227,19 @@ pub fn wants_events(headers: &HeaderMap) -> Option<bool> {
             None
         }
     })
+}
+
+/// The header of a stream that is resumed, where it says anything.
+pub fn last_event_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get("last-event-id").filter(|last| !last.is_empty())
+}
+
+/// Whether a stream is asked for again, by the header or by the parameter of those that can send none.
+pub fn is_resumed(request: &Request) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let named = query.split('&').filter_map(|pair| pair.split_once('='));
+    last_event_id(request.headers()).is_some()
+        || named.into_iter().any(|(name, value)| name == LAST_EVENT_ID && !value.is_empty())
 }
 
 /// The seconds of `Prefer: wait=N`, at most [`WAIT_MAX_S`].

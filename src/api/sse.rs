@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     event::{Kind, SharedEvent},
-    stream::{Feed, Reader, Step, render},
+    stream::{Feed, Reader, Step, Telling, render},
     telemetry::metrics,
 };
 
@@ -52,18 +52,18 @@ struct Serving {
     _open: metrics::OpenStream,
 }
 
-/// An answer that is the stream of `reader`. `guard` cancels the turn when the client leaves first;
+/// An answer that is the stream of a reader. `guard` cancels the turn when the client leaves first;
 /// with `is_first` the client waits for this turn's first event, which is measured.
 pub fn response(
     gateway: &Gateway,
-    reader: Reader,
+    stream: (Reader, Telling),
     seat: Seat,
     guard: CancelOnDrop,
     is_first: bool,
 ) -> Response {
     // In a box: the body has room for it three times over.
     let serving = Box::new(Serving {
-        feed: Feed::new(&gateway.store, reader, gateway.config.keep_alive.0, &gateway.supervisor),
+        feed: Feed::new(&gateway.store, stream, gateway.config.keep_alive.0, &gateway.supervisor),
         seat,
         guard,
         accepted_at: None,
@@ -78,7 +78,12 @@ pub fn response(
             None => None,
         }
     });
-    let mut response = Response::new(Body::from_stream(body));
+    answer(Body::from_stream(body))
+}
+
+/// A body that is an event stream, as an answer.
+pub fn answer(body: Body) -> Response {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_TYPE, render::MEDIA_TYPE),

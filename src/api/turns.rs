@@ -19,18 +19,19 @@ use super::{
     listen::Connection,
     problem::{Problem, ProblemDocument},
     request::{
-        Id, Kept, Maybe, Nothing, Page, Params, Strict, idempotency_key, preferred_wait, wants_events,
+        Id, Kept, Maybe, NoParams, Nothing, OfNewTurn, Page, Params, Strict, idempotency_key, preferred_wait,
+        wants_events,
     },
     shares::{Taken, Who},
     sse::{self, Seat},
 };
 use crate::{
-    event::Kind,
+    event::{Kind, LastWords},
     frame,
     id::{ConversationId, TurnId},
     json::Raw,
     store::turns::TurnFilter,
-    stream::{Reader, Tail, tail::PAGE_ROWS},
+    stream::{Reader, Tail, Telling, tail::PAGE_ROWS},
     task::aside,
     turn::{CancelledBy, Status, Turn},
 };
@@ -42,6 +43,7 @@ struct Delivery {
     /// The caller's place among those that wait.
     _waiting: Option<Taken>,
     on_disconnect: OnDisconnect,
+    last_words: LastWords,
 }
 
 impl Delivery {
@@ -52,7 +54,7 @@ impl Delivery {
         who: Who,
         headers: &HeaderMap,
         connection: Connection,
-        stream: Option<bool>,
+        (stream, last_words): (Option<bool>, LastWords),
     ) -> Result<Delivery, Problem> {
         let is_stream = stream.unwrap_or_else(|| wants_events(headers) == Some(true));
         let seat = if is_stream { Some(Seat::take(gateway, who, connection)?) } else { None };
@@ -60,7 +62,8 @@ impl Delivery {
         // Whoever has the stream waits for nothing else.
         let waits_for = wait.filter(|_| !is_stream).unwrap_or_default();
         let waiting = gateway.shares().wait(who, waits_for)?;
-        Ok(Delivery { seat, wait, _waiting: waiting, on_disconnect: OnDisconnect::Continue })
+        let on_disconnect = OnDisconnect::Continue;
+        Ok(Delivery { seat, wait, _waiting: waiting, on_disconnect, last_words })
     }
 }
 
@@ -73,6 +76,7 @@ impl Delivery {
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same turn"),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds (60 at most) for the end"),
+        ("text" = Option<String>, Query, description = "`omit`: the last word without its `text`"),
     ),
     responses(
         (status = 200, description = "The turn, ended; or its event stream",
@@ -89,9 +93,11 @@ pub async fn create(
     who: Who,
     connection: Connection,
     headers: HeaderMap,
+    OfNewTurn(last_words): OfNewTurn,
     Kept(request, held, weight): Kept<TurnRequest>,
 ) -> Result<Response, Problem> {
-    let mut delivery = Delivery::of(&gateway, who, &headers, connection, request.stream)?;
+    let form = (request.stream, last_words);
+    let mut delivery = Delivery::of(&gateway, who, &headers, connection, form)?;
     delivery.on_disconnect = request.on_disconnect;
     let is_followed = delivery.seat.is_some();
     let (key, traceparent) = (idempotency_key(&headers)?, traceparent(&headers));
@@ -116,6 +122,7 @@ pub struct RetryRequest {
         ("id" = String, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same turn"),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds (60 at most) for the end"),
+        ("text" = Option<String>, Query, description = "`omit`: the last word without its `text`"),
     ),
     responses(
         (status = 200, description = "The new turn, ended; or its event stream",
@@ -130,9 +137,11 @@ pub async fn retry(
     who: Who,
     connection: Connection,
     headers: HeaderMap,
+    OfNewTurn(last_words): OfNewTurn,
     Maybe(request): Maybe<RetryRequest>,
 ) -> Result<Response, Problem> {
-    let delivery = Delivery::of(&gateway, who, &headers, connection, request.stream)?;
+    let form = (request.stream, last_words);
+    let delivery = Delivery::of(&gateway, who, &headers, connection, form)?;
     let old = found(&gateway, id).await?;
     if !old.is_ended() {
         return Err(Problem::turn_state("turn_open", "This turn has not ended yet.", id));
@@ -165,7 +174,8 @@ async fn deliver(gateway: &Gateway, made: Made, delivery: Delivery) -> Result<Re
     let mut response = if let Some(seat) = delivery.seat {
         let tail = made.tail.unwrap_or_else(|| Tail::new(&gateway.store, id, -1));
         let reader = Reader::Turn(Box::new(tail));
-        sse::response(gateway, reader, seat, guard, true)
+        let telling = Telling { last_words: delivery.last_words, reset: None };
+        sse::response(gateway, (reader, telling), seat, guard, true)
     } else {
         let turn = match made.turn {
             Some(turn) if delivery.wait.is_none() => Ok(turn),
@@ -176,7 +186,7 @@ async fn deliver(gateway: &Gateway, made: Made, delivery: Delivery) -> Result<Re
         let turn = turn.map_err(|why| why.with("turn_id", id.to_string()))?;
         let is_in_time = delivery.wait.is_some() && turn.is_ended();
         let status = if is_in_time { StatusCode::OK } else { StatusCode::ACCEPTED };
-        (status, Json(turn)).into_response()
+        (status, Json(shown(turn, delivery.last_words))).into_response()
     };
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/turns/{id}")) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -211,14 +221,32 @@ async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> 
 }
 
 /// Reads a turn.
-#[utoipa::path(get, path = "/v1/turns/{id}", tag = "turns", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/turns/{id}", tag = "turns",
+    params(
+        ("id" = String, Path),
+        ("text" = Option<String>, Query, description = "`omit`: `text` is null"),
+    ),
     responses(
         (status = 200, body = Turn),
         (status = 404, description = "`turn_not_found`", body = ProblemDocument),
         (status = 410, description = "`events_gone`: retained no longer; `turn_lost`", body = ProblemDocument),
     ))]
-pub async fn read(State(gateway): State<Gateway>, Id(id): Id<TurnId>) -> Result<Json<Turn>, Problem> {
-    found(&gateway, id).await.map(Json)
+pub async fn read(
+    State(gateway): State<Gateway>,
+    Id(id): Id<TurnId>,
+    mut params: Params,
+) -> Result<Json<Turn>, Problem> {
+    let last_words = params.last_words()?;
+    params.end()?;
+    found(&gateway, id).await.map(|turn| Json(shown(turn, last_words)))
+}
+
+/// A turn as a client asked for it.
+fn shown(turn: Turn, last_words: LastWords) -> Turn {
+    match last_words {
+        LastWords::Whole => turn,
+        LastWords::WithoutText => Turn { text: None, ..turn },
+    }
 }
 
 /// Lists turns, newest first.
@@ -231,6 +259,7 @@ pub async fn read(State(gateway): State<Gateway>, Id(id): Id<TurnId>) -> Result<
         ("conversation_id" = Option<String>, Query),
         ("overdue" = Option<bool>, Query, description = "Only those past their deadline"),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
+        ("text" = Option<String>, Query, description = "`omit`: `text` is null"),
     ),
     responses((status = 200, body = Page<Turn>)))]
 pub async fn list(State(gateway): State<Gateway>, mut params: Params) -> Result<Json<Page<Turn>>, Problem> {
@@ -242,17 +271,20 @@ pub async fn list(State(gateway): State<Gateway>, mut params: Params) -> Result<
         before: params.parsed("cursor")?,
         limit: params.limit()?,
     };
+    let last_words = params.last_words()?;
     params.end()?;
-    page_of_turns(&gateway, filter).await
+    page_of_turns(&gateway, filter, last_words).await
 }
 
 /// One page of turns.
 pub(super) async fn page_of_turns(
     gateway: &Gateway,
     filter: TurnFilter,
+    last_words: LastWords,
 ) -> Result<Json<Page<Turn>>, Problem> {
     let page = gateway.store.turns(&filter).await?;
-    Ok(Json(Page { items: page.items, next: page.next.map(|turn| turn.to_string()) }))
+    let items = page.items.into_iter().map(|turn| shown(turn, last_words)).collect();
+    Ok(Json(Page { items, next: page.next.map(|turn| turn.to_string()) }))
 }
 
 /// Cancels a turn. It still gets its last word, which may be another one if it came first.
@@ -264,6 +296,7 @@ pub(super) async fn page_of_turns(
     ))]
 pub async fn cancel(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Id(id): Id<TurnId>,
     Maybe(Nothing {}): Maybe<Nothing>,
 ) -> Result<(StatusCode, Json<Turn>), Problem> {
@@ -295,6 +328,7 @@ pub struct AnswerRequest {
     ))]
 pub async fn answer(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Id(id): Id<TurnId>,
     Strict(request): Strict<AnswerRequest>,
 ) -> Result<(StatusCode, Json<Turn>), Problem> {

@@ -11,7 +11,7 @@ use super::{
     Gateway,
     answer::Json,
     problem::{Problem, ProblemDocument},
-    request::{Id, Page, Params, Strict, agent_name},
+    request::{Id, NoParams, Page, Params, Strict, agent_name},
 };
 use crate::{
     id::{ConversationId, WorkerTokenId},
@@ -79,6 +79,7 @@ impl From<WorkerToken> for WorkerTokenView {
     ))]
 pub async fn create(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Strict(request): Strict<WorkerTokenRequest>,
 ) -> Result<(StatusCode, Json<MintedWorkerToken>), Problem> {
     let agent = agent_name("agent", request.agent)?;
@@ -135,6 +136,7 @@ pub async fn list(
     ))]
 pub async fn revoke(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Id(id): Id<WorkerTokenId>,
 ) -> Result<StatusCode, Problem> {
     if !gateway.store.end_worker_token(id).await? {

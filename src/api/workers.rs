@@ -9,7 +9,7 @@ use super::{
     Gateway,
     answer::Json,
     problem::{Problem, ProblemDocument},
-    request::{Id, Maybe, Nothing, Page, Params},
+    request::{Id, Maybe, NoParams, Nothing, Page, Params},
 };
 use crate::{
     id::{ConversationId, ReplicaId, TurnId, WorkerId},
@@ -108,7 +108,11 @@ pub async fn list(
 /// Reads a worker, also one that has ended.
 #[utoipa::path(get, path = "/v1/workers/{id}", tag = "operators", params(("id" = String, Path)),
     responses((status = 200, body = WorkerView), (status = 404, body = ProblemDocument)))]
-pub async fn read(State(gateway): State<Gateway>, Id(id): Id<WorkerId>) -> Result<Json<WorkerView>, Problem> {
+pub async fn read(
+    State(gateway): State<Gateway>,
+    _: NoParams,
+    Id(id): Id<WorkerId>,
+) -> Result<Json<WorkerView>, Problem> {
     found(&gateway, id).await.map(Json)
 }
 
@@ -121,6 +125,7 @@ pub async fn read(State(gateway): State<Gateway>, Id(id): Id<WorkerId>) -> Resul
     ))]
 pub async fn stop(
     State(gateway): State<Gateway>,
+    _: NoParams,
     Id(id): Id<WorkerId>,
     Maybe(Nothing {}): Maybe<Nothing>,
 ) -> Result<(StatusCode, Json<WorkerView>), Problem> {

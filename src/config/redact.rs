@@ -68,6 +68,13 @@ pub(super) fn is_http_url(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
+/// Whether this is an origin as browsers send it: a scheme, a host, a port that does not go without saying.
+pub(super) fn is_origin(text: &str) -> bool {
+    is_http_url(text)
+        && !text.contains('*')
+        && Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text)
+}
+
 fn hide_in_url(text: &str) -> String {
     match text.is_empty() || Url::parse(text).is_ok() {
         true => secret::hidden(text).into_owned(),
@@ -78,6 +85,25 @@ fn hide_in_url(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_origin_is_what_a_browser_sends() {
+        for (text, is_one) in [
+            ("https://chat.example", true),
+            ("http://localhost:3000", true),
+            ("https://chat.example:8443", true),
+            ("https://chat.example:443", false),
+            ("https://chat.example/", false),
+            ("https://chat.example/chat", false),
+            ("https://Chat.example", false),
+            ("chat.example", false),
+            ("https://*.example", false),
+            ("null", false),
+            ("*", false),
+        ] {
+            assert_eq!(is_origin(text), is_one, "{text}");
+        }
+    }
 
     #[test]
     fn passwords_in_addresses_are_hidden_and_nothing_else() {

@@ -211,6 +211,8 @@ const KEYS: &[Key] = &[
     key("retain", Shape::Text),
     key("keep_alive", Shape::Text),
     key("connection_idle_max", Shape::Text),
+    key("stream_stall_max", Shape::Text),
+    key("cors_origins", Shape::List),
     key("log", Shape::Text),
     key("log_format", Shape::Text),
     Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", Shape::Text) },

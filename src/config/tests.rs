@@ -56,6 +56,8 @@ fn full() -> Config {
         retain: Span::seconds(86_400 * 45),
         keep_alive: "1500ms".parse().unwrap(),
         connection_idle_max: "75s".parse().unwrap(),
+        stream_stall_max: "90s".parse().unwrap(),
+        cors_origins: vec!["https://chat.example".to_owned()],
         log: "lastword=debug,info".to_owned(),
         log_format: LogFormat::Json,
         otlp_endpoint: Some("http://me:s3cret-6@collector:4318/".to_owned()),

@@ -24,7 +24,12 @@ use super::{
     tail::{Tail, TailError},
     thread::Thread,
 };
-use crate::{event::SharedEvent, store::Store, task::Supervisor};
+use crate::{
+    event::{LastWords, SharedEvent},
+    id::TurnId,
+    store::Store,
+    task::Supervisor,
+};
 
 /// Streams are let go spread over so long, so that their clients do not come back all at once.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
@@ -55,6 +60,15 @@ pub enum Step {
     Broken(TailError),
 }
 
+/// How a stream is told, whatever it reads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Telling {
+    /// How much of last words.
+    pub last_words: LastWords,
+    /// A turn whose log was rewound behind the reader's cursor: said first.
+    pub reset: Option<TurnId>,
+}
+
 type Reading = Pin<Box<dyn Future<Output = (Reader, Result<Page, TailError>)> + Send>>;
 
 struct Page {
@@ -66,6 +80,7 @@ struct Page {
 /// One stream.
 pub struct Feed {
     store: Store,
+    telling: Telling,
     reading: Reading,
     state: State,
     keep_alive: Duration,
@@ -85,13 +100,19 @@ enum State {
 
 impl Feed {
     /// A stream of what `reader` reads, let go when the supervisor stops.
-    pub fn new(store: &Store, reader: Reader, keep_alive: Duration, supervisor: &Supervisor) -> Feed {
+    pub fn new(
+        store: &Store,
+        (reader, telling): (Reader, Telling),
+        keep_alive: Duration,
+        supervisor: &Supervisor,
+    ) -> Feed {
         let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
         // Who comes while this replica drains gets a little longer: it may have nowhere else to go.
         let late = soft.is_cancelled().then(|| Instant::now() + LET_GO_WITHIN + let_go_jitter());
         Feed {
             store: store.clone(),
-            reading: read(reader),
+            telling,
+            reading: read(reader, telling.last_words),
             state: State::Opening,
             keep_alive,
             quiet_until: Instant::now() + keep_alive,
@@ -111,7 +132,8 @@ impl Feed {
         match self.state {
             State::Opening => {
                 self.state = State::Following;
-                Step::Bytes(render::retry(), Vec::new())
+                let reset = self.telling.reset.map(render::reset).unwrap_or_default();
+                Step::Bytes(render::retry() + &reset, Vec::new())
             }
             State::Following => {
                 let step = self.follow().await;
@@ -160,7 +182,7 @@ impl Feed {
     fn take(&mut self, reader: Reader, page: Result<Page, TailError>) -> Step {
         match page {
             Ok(page) => {
-                self.reading = read(reader);
+                self.reading = read(reader, self.telling.last_words);
                 if page.is_end {
                     self.state = State::Ended;
                 }
@@ -175,11 +197,17 @@ impl Feed {
 }
 
 /// Reads the next page. It begins only when it is first polled.
-fn read(mut reader: Reader) -> Reading {
+fn read(mut reader: Reader, last_words: LastWords) -> Reading {
     Box::pin(async move {
         let page = match &mut reader {
-            Reader::Turn(tail) => tail.page().await.map(|events| turn_page(events, tail.is_ended())),
-            Reader::Thread(thread) => thread.page().await.map(thread_page),
+            Reader::Turn(tail) => {
+                let told = |events: Vec<_>| events.into_iter().map(|event| last_words.told(event)).collect();
+                tail.page().await.map(|events| turn_page(told(events), tail.is_ended()))
+            }
+            Reader::Thread(thread) => {
+                let told = |(at, event)| (at, last_words.told(event));
+                thread.page().await.map(|placed| thread_page(placed.into_iter().map(told).collect()))
+            }
         };
         let page = match page {
             Err(TailError::Rewound { turn }) => {

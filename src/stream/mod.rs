@@ -9,6 +9,6 @@ pub mod render;
 pub mod tail;
 pub mod thread;
 
-pub use feed::{Feed, Reader, Step};
+pub use feed::{Feed, Reader, Step, Telling};
 pub use tail::{Tail, TailError};
 pub use thread::{Position, Thread};

@@ -19,6 +19,13 @@ pub const KEEP_ALIVE: &str = ": keep-alive\n\n";
 /// Tells a reader to come back with its cursor. It has no id: the cursor stays where it is.
 pub const RECONNECT: &str = "event: reconnect\ndata: {}\n\n";
 
+/// The whole of a stream that cannot be served now: why, and when to come back, spread a little. It has no id: the
+/// cursor stays where it is.
+pub fn put_off(code: &str, after: Duration) -> String {
+    let pause = after + Duration::from_millis(rand::random_range(500..2000));
+    format!("retry: {}\n\nevent: reconnect\ndata: {{\"code\":\"{code}\"}}\n\n", pause.as_millis())
+}
+
 /// Tells a reader to forget what this stream has told: other events may come under the same ids. It has
 /// no id of its own; what follows begins at the start.
 pub fn reset(turn: TurnId) -> String {

@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
 
 mod auth;
+mod browsers;
 mod connections;
 mod cursors;
 mod document;
 mod generated;
 mod health;
+mod http2;
 mod lists;
 mod orders;
 mod refusals;

@@ -97,6 +97,30 @@ async fn a_bad_id_parameter_or_header_is_refused_by_name() {
         assert_eq!(answer.status(), 400, "{path}");
         assert_eq!(problem(answer).await["field"], field, "{path}");
     }
+    let body = json!({"agent": "demo", "input": "x"});
+    let conversation = turn["conversation_id"].as_str().unwrap();
+    for (method, path, field) in [
+        (Method::POST, "/v1/turns?wait=5".to_owned(), "wait"),
+        (Method::POST, "/v1/turns?colour=red".to_owned(), "colour"),
+        (Method::POST, format!("/v1/turns/{id}/retry?wait=5"), "wait"),
+        (Method::POST, format!("/v1/turns/{id}/cancel?wait=5"), "wait"),
+        (Method::POST, format!("/v1/turns/{id}/answers?wait=5"), "wait"),
+        (Method::POST, "/v1/conversations?colour=red".to_owned(), "colour"),
+        (Method::GET, format!("/v1/turns/{id}?colour=red"), "colour"),
+        (Method::GET, format!("/v1/conversations/{conversation}?colour=red"), "colour"),
+        (Method::GET, "/v1/agents/demo?colour=red".to_owned(), "colour"),
+        (Method::PUT, "/v1/agents/demo?force=1".to_owned(), "force"),
+        (Method::DELETE, "/v1/agents/demo?force=1".to_owned(), "force"),
+        (Method::DELETE, format!("/v1/conversations/{conversation}?force=1"), "force"),
+        (Method::POST, "/v1/worker-tokens?agent=demo".to_owned(), "agent"),
+    ] {
+        let answer = world.as_operator(method.clone(), &path).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 400, "{method} {path}");
+        let refused = problem(answer).await;
+        assert_eq!(refused["field"], field, "{method} {path}");
+        let is_new_turn = path.starts_with("/v1/turns?wait") || path.contains("/retry");
+        assert_eq!(refused["detail"].as_str().unwrap().contains("Prefer: wait="), is_new_turn, "{refused}");
+    }
     for (name, value) in [("idempotency-key", ""), ("idempotency-key", "a b"), ("prefer", "wait=soon")] {
         let asked = world.request(Method::POST, "/v1/turns").header(name, value);
         let answer = asked.json(&json!({"agent": "demo", "input": "x"})).send().await.unwrap();

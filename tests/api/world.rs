@@ -149,6 +149,11 @@ impl Replica {
         Replica { store, supervisor, url, http, writer, stop }
     }
 
+    /// Takes no more connections, and ends those that are there with what is under way.
+    pub fn close(&self) {
+        self.stop.cancel();
+    }
+
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url))
     }

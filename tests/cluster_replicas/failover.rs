@@ -92,11 +92,18 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
     until_reset(&mut ghost).await;
     assert!(matches!(ghost.next(PATIENCE).await, Next::Cut(_)), "a turn that vanished was told on");
 
-    // A cursor from before proves nothing where the logs part, and is refused.
+    // A cursor from before proves nothing where the logs part: a page is refused, a stream begins again.
     for turn in [&speaking, &first, &second] {
         let head = cluster.events(0, turn).await.last().unwrap().seq;
         for cursor in [head, head + 1] {
             assert_eq!(refusal(&cluster, &turn.id, cursor).await, (409, "log_rewound".to_owned()));
+            let stream = resumed(&cluster, &turn.id, cursor).await;
+            assert_eq!(stream.status(), 200);
+            let told = stream.text().await.unwrap();
+            let (before, anew) =
+                told.split_once("event: reset\ndata: ").expect("it is told that it begins again");
+            assert!(!before.contains("id: ") && anew.contains("event: accepted\nid: 0\n"), "{told}");
+            assert!(anew.contains("event: failed\n"), "{told}");
         }
         let mut rest = cluster.stream(1, &turn.id, head - 1).await;
         assert_eq!(rest.until_terminal(PATIENCE).await.len(), 1);
@@ -280,12 +287,20 @@ async fn read_until(stream: &mut reqwest::Response, end: &str) -> String {
 /// How a reader with this cursor is refused.
 async fn refusal(cluster: &Cluster, turn: &str, cursor: i64) -> (u16, String) {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let url = format!("{}/v1/turns/{turn}/events", cluster.url(1));
-    let asked = http.get(url).bearer_auth(OPERATOR).header("accept", "text/event-stream");
-    let answer = asked.header("last-event-id", cursor.to_string()).send().await.unwrap();
+    let url = format!("{}/v1/turns/{turn}/events?after={cursor}", cluster.url(1));
+    let asked = http.get(url).bearer_auth(OPERATOR).header("accept", "application/json");
+    let answer = asked.send().await.unwrap();
     let status = answer.status().as_u16();
     let problem: serde_json::Value = answer.json().await.unwrap();
     (status, problem["code"].as_str().unwrap().to_owned())
+}
+
+/// A turn's stream as a browser asks for it again.
+async fn resumed(cluster: &Cluster, turn: &str, cursor: i64) -> reqwest::Response {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let asked = http.get(format!("{}/v1/turns/{turn}/events", cluster.url(1))).bearer_auth(OPERATOR);
+    let asked = asked.header("accept", "text/event-stream").header("last-event-id", cursor.to_string());
+    asked.send().await.unwrap()
 }
 
 /// An asynchronous standby of a cluster's Postgres. It outlives the cluster, which is verified over it.

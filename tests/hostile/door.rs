@@ -386,3 +386,32 @@ async fn half_sent_bodies_are_bounded_and_keep_nobody_waiting() {
     let (status, answer) = cluster.ask(0, reqwest::Method::POST, "/v1/turns", Some(large)).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_stands_in_no_log() {
+    let env = [("LASTWORD_DEV", "0"), ("LASTWORD_CLIENT_TOKENS", CLIENT), ("LASTWORD_LOG", "trace")];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let cluster = Cluster::with(Plan { replicas: 1, env, ..Plan::default() }).await;
+    cluster.demo_agent("demo", json!({})).await;
+    let turn = cluster.post(0, "demo", "hello").await;
+    let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let path = format!("{}/v1/turns/{}", cluster.url(0), turn.id);
+    let made = http.post(format!("{path}/ticket")).bearer_auth(CLIENT).send().await.unwrap();
+    let made: Value = made.json().await.unwrap();
+    let ticket = made["ticket"].as_str().unwrap();
+    let asked = http.get(format!("{path}/events?ticket={ticket}")).header("accept", "text/event-stream");
+    assert!(asked.send().await.unwrap().text().await.unwrap().contains("event: completed"));
+    // Where it opens nothing, and where it is no parameter.
+    for (path, status) in [
+        (format!("{path}/events?ticket={ticket}x"), 401),
+        (format!("{path}?ticket={ticket}"), 401),
+        (format!("{}/nowhere?ticket={ticket}", cluster.url(0)), 404),
+    ] {
+        assert_eq!(http.get(path).send().await.unwrap().status(), status);
+    }
+    let metrics = http.get(format!("{}/metrics", cluster.url(0))).send().await.unwrap().text().await.unwrap();
+    let log = cluster.log(0);
+    assert!(log.contains("DEBUG") && log.contains(&turn.id), "it logs all that there is");
+    let told = &ticket[12..];
+    assert!(!log.contains(told) && !metrics.contains(told), "a ticket is told");
+}

@@ -115,6 +115,13 @@ impl Stream {
         self
     }
 
+    /// A stream that says only when to come back.
+    pub fn put_off(&mut self, seconds: u64) {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n";
+        let _ = write!(self.socket, "{head}retry-after: {seconds}\r\ntransfer-encoding: chunked\r\n\r\n");
+        self.raw("retry: 1500\n\nevent: reconnect\ndata: {\"code\":\"share_exceeded\"}\n\n");
+    }
+
     /// Bytes of the stream, as one chunk.
     pub fn raw(&mut self, text: &str) -> &mut Self {
         let _ = write!(self.socket, "{:x}\r\n{text}\r\n", text.len());

@@ -9,7 +9,10 @@ use std::net::IpAddr;
 
 use axum::http::{HeaderMap, HeaderName, Method, header};
 
-use crate::{api::problem::Problem, config::Config};
+use crate::{
+    api::{cors::Origins, problem::Problem},
+    config::Config,
+};
 
 /// What proxies add to the requests that they pass on.
 const FORWARDED: [HeaderName; 2] = [header::FORWARDED, header::VIA];
@@ -56,10 +59,13 @@ impl Openness {
     ///
     /// # Errors
     /// The problem, with what to do.
-    pub fn admits(self, method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+    pub fn admits(self, method: &Method, headers: &HeaderMap, origins: &Origins) -> Result<(), Problem> {
+        // Pages that the configuration names come from elsewhere rightly.
+        let is_named = origins.admit(headers);
         match self {
             Openness::Closed => Ok(()),
-            Openness::Local => admits_local(method, headers),
+            Openness::Local => admits_local(method, headers, is_named),
+            Openness::GuardedOtherwise if is_named => Ok(()),
             Openness::GuardedOtherwise => {
                 let own: Vec<&str> =
                     texts(headers, "host").chain(texts(headers, "x-forwarded-host")).collect();
@@ -71,7 +77,7 @@ impl Openness {
 }
 
 /// From this machine, and for it. A name that resolves to it does not make a page local (DNS rebinding).
-fn admits_local(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+fn admits_local(method: &Method, headers: &HeaderMap, is_named: bool) -> Result<(), Problem> {
     let mut hosts = texts(headers, "host").peekable();
     if hosts.peek().is_none() || !hosts.all(is_loopback_authority) {
         return Err(Problem::forbidden(
@@ -88,7 +94,7 @@ fn admits_local(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
              insecure = true where that proxy asks who calls.",
         ));
     }
-    admits_page(method, headers, is_loopback_authority)
+    if is_named { Ok(()) } else { admits_page(method, headers, is_loopback_authority) }
 }
 
 /// Not what a page of another site made a browser send. To go to a page here from one elsewhere changes nothing
@@ -147,7 +153,7 @@ mod tests {
     }
 
     fn is_answered(openness: Openness, method: Method, pairs: &[(&'static str, &str)]) -> bool {
-        openness.admits(&method, &headers(pairs)).is_ok()
+        openness.admits(&method, &headers(pairs), &Origins::default()).is_ok()
     }
 
     #[test]

@@ -324,6 +324,9 @@ impl<'g> Follow<'g> {
                 Ok(Some(Heard::End))
             }
             status if status.is_success() && is_stream => {
+                if let Some(problem) = Problem::put_off(response.headers()) {
+                    return Ok(self.put_off(&problem));
+                }
                 let frames = response.bytes_stream().eventsource();
                 self.frames = Some(Box::pin(frames.map(|frame| frame.map_err(|why| broken(&why)))));
                 self.has_connected = true;

@@ -4,7 +4,10 @@
 
 use std::{fmt, time::Duration};
 
-use reqwest::{Method, RequestBuilder, Response, Url, header};
+use reqwest::{
+    Method, RequestBuilder, Response, Url,
+    header::{self, HeaderMap},
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -90,8 +93,7 @@ impl Problem {
 
     async fn of(response: Response) -> Self {
         let status = response.status().as_u16();
-        let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let retry_after = retry_after(response.headers());
         let body = response.bytes().await.unwrap_or_default();
         let mut problem: Problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem::bare());
         problem.status = status;
@@ -99,10 +101,22 @@ impl Problem {
         problem
     }
 
+    /// What a stream stands for that says only when to come back: who comes back to one is refused so.
+    pub fn put_off(headers: &HeaderMap) -> Option<Self> {
+        let retry_after = Some(retry_after(headers)?);
+        let detail = "it cannot serve this stream just now".to_owned();
+        Some(Problem { status: 503, detail, retry_after, ..Problem::bare() })
+    }
+
     fn bare() -> Self {
         let (code, detail, title) = (String::new(), String::new(), String::new());
         Problem { status: 0, code, detail, title, active_turn_id: None, retry_after: None }
     }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    text.parse().ok().map(Duration::from_secs)
 }
 
 impl Gateway {

@@ -1,0 +1,51 @@
+//! Readers of events: whoever has a token, or a ticket that was made with one.
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+
+use super::{Caller, Openness, Role, client};
+use crate::{
+    api::{
+        Gateway,
+        problem::Problem,
+        shares::Who,
+        ticket::{self, Ticket},
+    },
+    principal::Principal,
+};
+
+/// What a request bears that was let in by a ticket.
+#[derive(Debug, Clone, Copy)]
+pub struct ByTicket;
+
+/// Lets clients and operators through to events, and whoever has a ticket for them. A token comes first.
+pub async fn reader(
+    State(gateway): State<Gateway>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let shown = ticket::take(request.uri_mut());
+    let caller = Caller { shows_a_token: shown.is_some(), ..Caller::of(&request) };
+    let keys = gateway.keys();
+    let Some(shown) = shown.filter(|_| keys.role(request.headers()) < Role::Client) else {
+        return client(State(gateway), request, next).await;
+    };
+    let principal = if keys.openness == Openness::Closed {
+        let subject = request.uri().path().split('/').nth(3).unwrap_or_default();
+        let ticket = shown.parse::<Ticket>().ok();
+        let made = ticket.and_then(|ticket| Some((ticket, keys.maker(&ticket, subject)?)));
+        let Some((ticket, maker)) = made else { return Err(caller.refused(&gateway).await) };
+        if ticket.has_expired(gateway.store.clock().now()) {
+            return Err(Problem::ticket_expired());
+        }
+        maker
+    } else {
+        Principal::ANONYMOUS
+    };
+    request.extensions_mut().insert(Who(principal));
+    request.extensions_mut().insert(ByTicket);
+    Ok(next.run(request).await)
+}

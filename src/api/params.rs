@@ -1,0 +1,138 @@
+//! The query of a request, read strictly.
+//!
+//! Refuses what a route does not know: a parameter that is misspelt is one that is not there. Event streams alone
+//! pass over what they do not know, since browsers and proxies add parameters of their own against caches.
+
+use std::{str::FromStr, time::Duration};
+
+use axum::{
+    extract::{FromRequestParts, Query},
+    http::request::Parts,
+};
+
+use super::{
+    problem::Problem,
+    request::{WAIT_MAX_S, agent_name},
+};
+use crate::event::LastWords;
+
+/// Items of a list, where the client does not say how many.
+const LIMIT_DEFAULT: i64 = 50;
+const LIMIT_MAX: i64 = 200;
+
+/// The query's parameters. Take each one, then [`Params::end`].
+#[derive(Debug)]
+pub struct Params(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(pairs)| Params(pairs))
+            .map_err(|why| Problem::invalid("query", why.to_string()))
+    }
+}
+
+impl Params {
+    /// A parameter's text. One that comes twice is refused at the end.
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(found, _)| found == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// Whether a parameter is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(found, _)| found == name)
+    }
+
+    /// A parameter that reads as something.
+    pub fn parsed<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Problem>
+    where
+        T::Err: std::fmt::Display,
+    {
+        let parsed = self.text(name).map(|text| text.parse::<T>());
+        parsed.transpose().map_err(|why| Problem::invalid(name, why.to_string()))
+    }
+
+    /// A whole number within bounds.
+    pub fn number(
+        &mut self,
+        name: &str,
+        bounds: std::ops::RangeInclusive<i64>,
+    ) -> Result<Option<i64>, Problem> {
+        match self.parsed::<i64>(name)? {
+            Some(n) if !bounds.contains(&n) => {
+                let (least, most) = bounds.into_inner();
+                Err(Problem::invalid(name, format!("It must lie between {least} and {most}.")))
+            }
+            n => Ok(n),
+        }
+    }
+
+    /// How long to wait.
+    pub fn wait(&mut self) -> Result<Duration, Problem> {
+        let seconds = self.number("wait", 0..=WAIT_MAX_S as i64)?.unwrap_or(0);
+        Ok(Duration::from_secs(seconds.unsigned_abs()))
+    }
+
+    /// The agent to filter by.
+    pub fn agent(&mut self) -> Result<Option<String>, Problem> {
+        self.text("agent").map(|name| agent_name("agent", name)).transpose()
+    }
+
+    /// How many items of a list.
+    pub fn limit(&mut self) -> Result<i64, Problem> {
+        Ok(self.number("limit", 1..=LIMIT_MAX)?.unwrap_or(LIMIT_DEFAULT))
+    }
+
+    /// How much of last words is told.
+    pub fn last_words(&mut self) -> Result<LastWords, Problem> {
+        match self.text("text").as_deref() {
+            None => Ok(LastWords::Whole),
+            Some("omit") => Ok(LastWords::WithoutText),
+            Some(_) => Err(Problem::invalid("text", "It takes one value: `omit`.")),
+        }
+    }
+
+    /// Refuses what was not taken.
+    pub fn end(self) -> Result<(), Problem> {
+        match self.0.into_iter().next() {
+            Some((name, _)) => {
+                let name = if name.is_empty() { "query".to_owned() } else { name };
+                Err(Problem::invalid(name, "This route does not know this parameter, or it comes twice."))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// No parameter at all.
+#[derive(Debug)]
+pub struct NoParams;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoParams {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        Params::from_request_parts(parts, state).await?.end().map(|()| NoParams)
+    }
+}
+
+/// The parameters of a route that makes a turn: how much of its last word is told.
+#[derive(Debug)]
+pub struct OfNewTurn(pub LastWords);
+
+impl<S: Send + Sync> FromRequestParts<S> for OfNewTurn {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let mut params = Params::from_request_parts(parts, state).await?;
+        if params.has("wait") {
+            let detail = "To wait for the turn's end send the header `Prefer: wait=SECONDS`.";
+            return Err(Problem::invalid("wait", detail));
+        }
+        let last_words = params.last_words()?;
+        params.end().map(|()| OfNewTurn(last_words))
+    }
+}
