@@ -255,6 +255,8 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
                 store.forget_newest(&new.agent.name);
                 new.agent = agent(gateway, &new.agent.name).await?;
             }
+            // Its commit may become known yet: the client can look for it.
+            Err(why) if why.is_away() => return Err(room.refusal(why).with("turn_id", new.id.to_string())),
             accepted => break accepted.map_err(|why| room.refusal(why))?,
         }
     };
@@ -265,7 +267,7 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     tracing::info!(turn = %accepted.id, agent = new.agent.name, repeat = accepted.is_repeat, "accepted");
     if new.if_busy == IfBusy::Interrupt && !new.is_new_conversation {
         // A repeat may stand for a first try that did not come this far.
-        interrupt(gateway, accepted.id, new.conversation).await?;
+        interrupt_for(gateway, accepted.id, new.conversation).await;
     }
     Ok(Made::of(&new, &accepted, tail))
 }
@@ -293,8 +295,29 @@ fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
     }
 }
 
+/// Interrupts what is before the turn; where Postgres is away just now, in the background: the turn is accepted, and
+/// its answer must say so.
+async fn interrupt_for(gateway: &Gateway, turn: TurnId, conversation: ConversationId) {
+    if interrupt(gateway, turn, conversation).await.is_ok() {
+        return;
+    }
+    let supervisor = gateway.supervisor.clone();
+    let gateway = gateway.clone();
+    supervisor.clone().spawn(Kind::Client, "interrupts", async move {
+        let until = Instant::now() + CANCEL_WITHIN;
+        let again = async {
+            while let Err(why) = interrupt(&gateway, turn, conversation).await {
+                if Instant::now() > until {
+                    return tracing::error!(%turn, %why, "what was to be interrupted goes on");
+                }
+            }
+        };
+        supervisor.hard().run_until_cancelled(again).await;
+    });
+}
+
 /// Cancels what is before the turn. It was accepted first: whatever comes in between waits behind it.
-async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId) -> Result<(), Problem> {
+async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId) -> Result<(), StoreError> {
     let store = &gateway.store;
     let Some(accepted) = insist(|| store.turn(turn)).await? else { return Ok(()) };
     let before = insist(|| store.open_turns(conversation, Some(accepted.ordinal))).await?;

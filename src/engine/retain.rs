@@ -14,6 +14,7 @@ use crate::{
     store::{
         StoreError,
         sweep::{BATCH_REST, keep_from},
+        warn_of,
     },
     telemetry::metrics,
 };
@@ -46,7 +47,7 @@ pub async fn retain_on(engine: Engine, until: CancellationToken) {
         let wait = match until.run_until_cancelled(pass(&engine, &mut places)).await {
             Some(Ok(())) => every,
             Some(Err(why)) => {
-                tracing::warn!(%why, "housekeeping is tried again soon");
+                warn_of!(why, "housekeeping is tried again soon");
                 AGAIN_SOON.min(every)
             }
             None => return,
