@@ -4,6 +4,7 @@
 //! variables (a limit that is misspelt is a limit that is not there), and to listen beyond loopback
 //! without tokens. The order of the sources is in [`source`], hiding secrets in [`redact`].
 
+mod files;
 pub mod kept;
 mod lever;
 mod redact;

@@ -5,6 +5,8 @@
 //! key, goes on from there. Keeps I12: once begun, an accept runs to its end, whether or not the
 //! client that asked for it is still there.
 
+mod interrupt;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -267,7 +269,7 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     tracing::info!(turn = %accepted.id, agent = new.agent.name, repeat = accepted.is_repeat, "accepted");
     if new.if_busy == IfBusy::Interrupt && !new.is_new_conversation {
         // A repeat may stand for a first try that did not come this far.
-        interrupt_for(gateway, accepted.id, new.conversation).await;
+        interrupt::interrupt_for(gateway, accepted.id, new.conversation).await;
     }
     Ok(Made::of(&new, &accepted, tail))
 }
@@ -293,38 +295,6 @@ fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
         depth_max: gateway.config.conversation_depth_max,
         queue_max: gateway.config.queue_max,
     }
-}
-
-/// Interrupts what is before the turn; where Postgres is away just now, in the background: the turn is accepted, and
-/// its answer must say so.
-async fn interrupt_for(gateway: &Gateway, turn: TurnId, conversation: ConversationId) {
-    if interrupt(gateway, turn, conversation).await.is_ok() {
-        return;
-    }
-    let supervisor = gateway.supervisor.clone();
-    let gateway = gateway.clone();
-    supervisor.clone().spawn(Kind::Client, "interrupts", async move {
-        let until = Instant::now() + CANCEL_WITHIN;
-        let again = async {
-            while let Err(why) = interrupt(&gateway, turn, conversation).await {
-                if Instant::now() > until {
-                    return tracing::error!(%turn, %why, "what was to be interrupted goes on");
-                }
-            }
-        };
-        supervisor.hard().run_until_cancelled(again).await;
-    });
-}
-
-/// Cancels what is before the turn. It was accepted first: whatever comes in between waits behind it.
-async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId) -> Result<(), StoreError> {
-    let store = &gateway.store;
-    let Some(accepted) = insist(|| store.turn(turn)).await? else { return Ok(()) };
-    let before = insist(|| store.open_turns(conversation, Some(accepted.ordinal))).await?;
-    if !before.is_empty() {
-        insist(|| store.cancel(&before, CancelledBy::Interrupt)).await?;
-    }
-    Ok(())
 }
 
 /// Repeats an identical statement while Postgres is away: for two seconds, but at least once, since a

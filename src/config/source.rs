@@ -11,7 +11,11 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::{Config, kept};
+use super::{
+    Config,
+    files::{FILES, held_in},
+    kept,
+};
 use crate::secret;
 
 /// The flags of `serve`; what is given wins over every other source.
@@ -35,7 +39,7 @@ pub struct Overrides {
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
     variables: Vec<(String, String)>,
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 impl Surroundings {
@@ -224,10 +228,6 @@ const KEYS: [Key; 45] = [
     key("ablate", Shape::List),
 ];
 
-/// Keys whose value is read again while a replica runs, and the keys that name their files.
-const FILES: [(&str, &str); 2] =
-    [("database_url", "database_url_file"), ("listener_database_url", "listener_database_url_file")];
-
 impl Key {
     fn variable(&self) -> String {
         self.variable.map_or_else(|| format!("{PREFIX}{}", self.name.to_uppercase()), str::to_owned)
@@ -355,17 +355,6 @@ fn look_up(key: &Key, around: &Surroundings) -> Result<Option<(String, String)>,
         (None, None) => {
             Ok(key.foreign.and_then(|name| Some((name.to_owned(), around.get(name)?.to_owned()))))
         }
-    }
-}
-
-/// What a file holds, without blanks around it.
-fn held_in(path: &Path, source_name: String, around: &Surroundings) -> Result<String, ConfigError> {
-    match std::fs::read_to_string(around.directory.join(path)) {
-        Err(why) => Err(ConfigError::Unreadable { source_name, path: path.to_owned(), why }),
-        Ok(text) if text.trim().is_empty() => {
-            Err(ConfigError::Invalid { source_name, why: format!("{} is empty", path.display()) })
-        }
-        Ok(text) => Ok(text.trim().to_owned()),
     }
 }
 
