@@ -5,6 +5,7 @@
 //! without tokens. The order of the sources is in [`source`], hiding secrets in [`redact`].
 
 mod doors;
+mod files;
 pub mod kept;
 mod lever;
 pub mod pass;
@@ -39,6 +40,10 @@ pub struct Config {
     pub listener_database_url: Option<String>,
     /// The schema that everything is in; `lastword` where absent, or where an older release has put it.
     pub database_schema: Option<String>,
+    /// The file that `database_url` was read from, which is read again when a login is refused and when it changes.
+    pub database_url_file: Option<PathBuf>,
+    /// The same for `listener_database_url`.
+    pub listener_database_url_file: Option<PathBuf>,
     /// The address to listen on.
     pub listen: SocketAddr,
     /// Where other replicas and operators reach this one; `http://` and the address where absent.
@@ -162,6 +167,8 @@ impl Default for Config {
             database_url: String::new(),
             listener_database_url: None,
             database_schema: None,
+            database_url_file: None,
+            listener_database_url_file: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             url: None,
             data_dir: PathBuf::from("lastword-data"),

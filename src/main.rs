@@ -13,6 +13,11 @@ fn main() -> ExitCode {
         return ExitCode::from(u8::try_from(worker::shim::run()).unwrap_or(1));
     }
     let command = cli::parse();
+    // One for all of this process: with two linked and none chosen, whoever asks for the default panics.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("error: another part of this process has chosen a crypto provider");
+        return ExitCode::FAILURE;
+    }
     if let Err(why) = cli::seclude(&command) {
         eprintln!("error: cannot keep this process's memory to itself: {why}");
         return ExitCode::FAILURE;

@@ -89,9 +89,21 @@ fn build(config: &Config, replica: &str) -> Result<(Telemetry, Dispatch), Teleme
         let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
         tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME"))).with_filter(ours)
     });
-    let lines = lines(config.log_format).with_filter(EnvFilter::try_new(&config.log)?);
+    let lines = lines(config.log_format).with_filter(filter(&config.log)?);
     let subscriber = tracing_subscriber::registry().with(spans).with(lines);
     Ok((Telemetry { traces }, Dispatch::new(subscriber)))
+}
+
+/// What is logged. Not what the driver says of each connection and each statement while Postgres is away (that it
+/// shuts down, that a statement waits), unless that is asked for: the store tells of an absence in one line.
+fn filter(log: &str) -> Result<EnvFilter, ParseError> {
+    let mut filter = EnvFilter::try_new(log)?;
+    if !log.contains("sqlx") {
+        for quiet in ["sqlx::postgres::notice=off", "sqlx::query=error"] {
+            filter = filter.add_directive(quiet.parse()?);
+        }
+    }
+    Ok(filter)
 }
 
 /// The log's lines, on stderr: stdout belongs to what a command answers. An event is one line, and what

@@ -6,6 +6,7 @@
 //! client that asked for it is still there.
 
 mod input;
+mod interrupt;
 
 use std::time::Duration;
 
@@ -227,6 +228,8 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
                 store.forget_newest(&new.agent.name);
                 new.agent = agent(gateway, &new.agent.name).await?;
             }
+            // Its commit may become known yet: the client can look for it.
+            Err(why) if why.is_away() => return Err(room.refusal(why).with("turn_id", new.id.to_string())),
             accepted => break accepted.map_err(|why| room.refusal(why))?,
         }
     };
@@ -237,7 +240,7 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
     tracing::info!(turn = %accepted.id, agent = new.agent.name, repeat = accepted.is_repeat, "accepted");
     if new.if_busy == IfBusy::Interrupt && !new.is_new_conversation {
         // A repeat may stand for a first try that did not come this far.
-        interrupt(gateway, accepted.id, new.conversation).await?;
+        interrupt::interrupt_for(gateway, accepted.id, new.conversation).await;
     }
     Ok(Made::of(&new, &accepted, tail))
 }
@@ -263,17 +266,6 @@ fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
         depth_max: gateway.config.conversation_depth_max,
         queue_max: gateway.config.queue_max,
     }
-}
-
-/// Cancels what is before the turn. It was accepted first: whatever comes in between waits behind it.
-async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId) -> Result<(), Problem> {
-    let store = &gateway.store;
-    let Some(accepted) = insist(|| store.turn(turn)).await? else { return Ok(()) };
-    let before = insist(|| store.open_turns(conversation, Some(accepted.ordinal))).await?;
-    if !before.is_empty() {
-        insist(|| store.cancel(&before, CancelledBy::Interrupt)).await?;
-    }
-    Ok(())
 }
 
 /// Repeats an identical statement while Postgres is away: for two seconds, but at least once, since a

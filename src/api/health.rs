@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 use super::{Gateway, answer::Json};
 use crate::{
     descriptors::{self, Lack},
+    store::denial::Denial,
     telemetry::metrics,
 };
 
@@ -44,8 +45,10 @@ pub struct ReadinessView {
     status: &'static str,
     /// It is about to leave.
     draining: bool,
-    /// Postgres answers.
+    /// Postgres answers, and lets this replica log in.
     postgres: bool,
+    /// What is wrong with Postgres, for people; null where nothing is.
+    postgres_fault: Option<&'static str>,
     /// The schema is this release's.
     migrated: bool,
     /// Whether it is registered: `ready` where it is.
@@ -75,7 +78,10 @@ pub async fn livez() -> &'static str {
 #[utoipa::path(get, path = "/readyz", tag = "health",
     responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)))]
 pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<ReadinessView>) {
-    let postgres = answers(&gateway).await;
+    let does_answer = answers(&gateway).await;
+    let refusal = refusal(&gateway).await;
+    let postgres = does_answer && refusal.is_none();
+    let fault = (!does_answer).then_some("Postgres does not answer");
     let migrated = postgres && is_migrated(&gateway).await;
     let board = gateway.supervisor.board();
     let presence = board.state(PRESENCE).unwrap_or("ready").to_owned();
@@ -88,6 +94,7 @@ pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<Readine
         status: if is_ready { "ready" } else { "unready" },
         draining,
         postgres,
+        postgres_fault: refusal.map(|denial| denial.cause).or(fault),
         migrated,
         presence,
         lacks,
@@ -112,6 +119,15 @@ async fn answers(gateway: &Gateway) -> bool {
     let answer = tokio::time::timeout(PROBE_MAX, gateway.store.probe()).await;
     *answered_at = matches!(answer, Ok(Ok(()))).then(Instant::now);
     answered_at.is_some()
+}
+
+/// Why logins are refused, where they are. Asks again as often as that may be done: connections that are there may
+/// serve for half an hour, and nobody else would knock.
+async fn refusal(gateway: &Gateway) -> Option<Denial> {
+    if gateway.store.refusal().is_some() {
+        let _ = tokio::time::timeout(PROBE_MAX, gateway.store.knock()).await;
+    }
+    gateway.store.refusal()
 }
 
 async fn is_migrated(gateway: &Gateway) -> bool {

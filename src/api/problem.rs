@@ -318,8 +318,8 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(why: StoreError) -> Self {
         match &why {
-            StoreError::Away { .. } | StoreError::Held { .. } => {
-                tracing::warn!(%why, "a request was refused");
+            StoreError::Away { .. } | StoreError::Held { .. } | StoreError::Denied { .. } => {
+                tracing::debug!(%why, "a request was refused");
                 Problem::postgres_unavailable()
             }
             StoreError::Refused { code, detail, .. } => {

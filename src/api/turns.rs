@@ -177,16 +177,22 @@ async fn deliver(gateway: &Gateway, made: Made, delivery: Delivery) -> Result<Re
         let telling = Telling { last_words: delivery.last_words, reset: None };
         sse::response(gateway, (reader, telling), seat, guard, true)
     } else {
-        let turn = match made.turn {
+        let told = match made.turn {
             Some(turn) if delivery.wait.is_none() => Ok(turn),
-            _ => wait_for_end(gateway, id, delivery.wait).await,
+            // It is accepted, whether or not it can be shown as it is now.
+            Some(turn) => wait_for_end(gateway, id, delivery.wait).await.or(Ok(turn)),
+            None => wait_for_end(gateway, id, delivery.wait).await,
         };
         guard.disarm();
-        // It is accepted, whether or not it can be shown: the problem says which turn it is.
-        let turn = turn.map_err(|why| why.with("turn_id", id.to_string()))?;
-        let is_in_time = delivery.wait.is_some() && turn.is_ended();
-        let status = if is_in_time { StatusCode::OK } else { StatusCode::ACCEPTED };
-        (status, Json(shown(turn, delivery.last_words))).into_response()
+        match told {
+            Ok(turn) => {
+                let is_in_time = delivery.wait.is_some() && turn.is_ended();
+                let status = if is_in_time { StatusCode::OK } else { StatusCode::ACCEPTED };
+                (status, Json(shown(turn, delivery.last_words))).into_response()
+            }
+            // Accepted before, by its key: nothing is known here but which it is, and the key is asked again.
+            Err(why) => why.with("turn_id", id.to_string()).into_response(),
+        }
     };
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/turns/{id}")) {
         response.headers_mut().insert(header::LOCATION, location);

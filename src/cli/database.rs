@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::{
     config::{Config, Overrides},
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// Flags of the commands that look into the database.
@@ -38,7 +38,15 @@ impl DatabaseArgs {
     /// # Errors
     /// As [`DatabaseArgs::config`], or a URL that cannot be read.
     pub fn store(&self) -> anyhow::Result<Store> {
-        Ok(Store::open(&self.config()?)?)
+        Store::open(&self.config()?).map_err(explained)
+    }
+}
+
+/// An error of the database as one message: the cause and, where somebody must do something, the remedy.
+pub(super) fn explained(why: StoreError) -> anyhow::Error {
+    match why.denial() {
+        Some(denial) => anyhow::anyhow!("{why}\n  → {}", denial.remedy),
+        None => why.into(),
     }
 }
 

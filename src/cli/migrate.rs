@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::database::DatabaseArgs;
+use super::database::{DatabaseArgs, explained};
 
 /// Brings the database's tables up to this release.
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,9 @@ pub struct Args {
 /// # Errors
 /// Postgres cannot be reached, or refuses a migration.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    args.database.store()?.migrate().await?;
+    let store = args.database.store()?;
+    store.knock().await.map_err(explained)?;
+    store.migrate().await.map_err(explained)?;
     note!("migrated");
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::database;
 use crate::{
     api::{self, Gateway},
     config::{Config, ConfigError, Overrides},
@@ -72,7 +73,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         insecure: args.insecure.then_some(true),
     })?;
     settle_worker_user(&mut config)?;
-    let store = Store::open(&config)?;
+    let store = Store::open(&config).map_err(database::explained)?;
     let _telemetry = telemetry::init(&config, &store.replica().to_string())?;
     note_descriptors(&config);
     let supervisor = Supervisor::new();
@@ -148,13 +149,17 @@ fn note_descriptors(config: &Config) {
     }
 }
 
-/// Migrates, waiting for a Postgres that is not there yet.
+/// Logs in and migrates, waiting for a Postgres that is not there yet. What no wait heals is an error.
 async fn migrate(store: &Store) -> anyhow::Result<()> {
     loop {
-        match store.migrate().await {
+        let migrated = match store.knock().await {
+            Ok(()) => store.migrate().await,
+            Err(why) => Err(why),
+        };
+        match migrated {
             Ok(()) => return Ok(()),
+            Err(why) if why.denial().is_some() => return Err(database::explained(why)),
             Err(why) if why.is_away() => {
-                tracing::warn!(%why, "waiting for Postgres");
                 tokio::time::sleep(Duration::from_millis(rand::random_range(200..400))).await;
             }
             Err(why) => return Err(why).context("the schema cannot be migrated"),

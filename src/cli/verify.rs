@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::database::DatabaseArgs;
+use super::database::{DatabaseArgs, explained};
 use crate::text;
 
 /// Checks the invariants over the whole database; `newer` are rules about words, where a newer release has written.
@@ -20,7 +20,7 @@ pub struct Args {
 /// # Errors
 /// Postgres cannot be reached.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let findings = args.database.store()?.verify().await?;
+    let findings = args.database.store()?.verify().await.map_err(explained)?;
     let is_clean = findings.iter().all(|finding| finding.broken.is_empty());
     if args.output == "json" {
         let items: Vec<_> = findings

@@ -11,7 +11,11 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::{Config, kept};
+use super::{
+    Config,
+    files::{FILES, held_in},
+    kept,
+};
 use crate::secret;
 
 /// The flags of `serve`; what is given wins over every other source.
@@ -35,7 +39,7 @@ pub struct Overrides {
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
     variables: Vec<(String, String)>,
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 impl Surroundings {
@@ -179,6 +183,8 @@ const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>)
 const KEYS: &[Key] = &[
     secret("database_url", Shape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", Shape::Text, None),
+    key("database_url_file", Shape::Text),
+    key("listener_database_url_file", Shape::Text),
     key("database_schema", Shape::Text),
     key("listen", Shape::Text),
     Key { variable: Some("LASTWORD_ADVERTISED_URL"), ..key("url", Shape::Text) },
@@ -243,9 +249,15 @@ pub(super) fn secret_variables() -> Vec<String> {
 
 /// Reads the three sources and merges them.
 pub(super) fn read(flags: Overrides, around: &Surroundings) -> Result<Config, ConfigError> {
-    let mut merged = Table::new();
-    merged.extend(from_file(flags.config.as_deref(), around)?);
-    merged.extend(from_environment(around)?);
+    let mut merged = from_file(flags.config.as_deref(), around)?;
+    let by_environment = from_environment(around)?;
+    for (url, file) in FILES {
+        // A URL that comes from nearer than the file's name does not come from that file.
+        if by_environment.contains_key(url) && !by_environment.contains_key(file) {
+            merged.remove(file);
+        }
+    }
+    merged.extend(by_environment);
     let mut config: Config = merged.try_into().map_err(|why: toml::de::Error| ConfigError::Invalid {
         source_name: "configuration".to_owned(),
         why: why.to_string(),
@@ -253,7 +265,13 @@ pub(super) fn read(flags: Overrides, around: &Surroundings) -> Result<Config, Co
     let Overrides { config: _, listen, url, database_url, data_dir, insecure } = flags;
     config.listen = listen.unwrap_or(config.listen);
     config.url = url.or(config.url);
-    config.database_url = database_url.unwrap_or(config.database_url);
+    if let Some(url) = database_url {
+        (config.database_url, config.database_url_file) = (url, None);
+    }
+    for file in [&mut config.database_url_file, &mut config.listener_database_url_file].into_iter().flatten()
+    {
+        *file = around.directory.join(&file);
+    }
     config.data_dir = data_dir.unwrap_or(config.data_dir);
     config.insecure = insecure.unwrap_or(config.insecure);
     Ok(config)
@@ -285,6 +303,15 @@ fn from_file(flag: Option<&Path>, around: &Surroundings) -> Result<Table, Config
             return Err(ConfigError::Unknown { source_name, nearest });
         };
         check(key, value, source_name)?;
+    }
+    let mut table = table;
+    for (url, file) in FILES {
+        if let Some(Value::String(named)) = table.get(file)
+            && !table.contains_key(url)
+        {
+            let text = held_in(Path::new(named), format!("{}: {file}", path.display()), around)?;
+            table.insert(url.to_owned(), Value::String(text));
+        }
     }
     Ok(table)
 }
@@ -327,18 +354,7 @@ fn look_up(key: &Key, around: &Surroundings) -> Result<Option<(String, String)>,
             source_name: name,
         }),
         (Some(text), None) => Ok(Some((variable, text))),
-        (None, Some((path, name))) => {
-            let path = PathBuf::from(path);
-            let text = std::fs::read_to_string(around.directory.join(&path)).map_err(|why| {
-                ConfigError::Unreadable { source_name: name.clone(), path: path.clone(), why }
-            })?;
-            let text = text.trim();
-            if text.is_empty() {
-                let why = format!("{} is empty", path.display());
-                return Err(ConfigError::Invalid { source_name: name, why });
-            }
-            Ok(Some((name, text.to_owned())))
-        }
+        (None, Some((path, name))) => Ok(Some((name.clone(), held_in(Path::new(&path), name, around)?))),
         (None, None) => {
             Ok(key.foreign.and_then(|name| Some((name.to_owned(), around.get(name)?.to_owned()))))
         }

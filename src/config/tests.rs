@@ -25,6 +25,8 @@ fn full() -> Config {
         database_url: "postgres://me:s3cret-1@db/app".to_owned(),
         listener_database_url: Some("postgres://me:s3cret-2@direct/app".to_owned()),
         database_schema: Some("chat".to_owned()),
+        database_url_file: Some("/run/secrets/url".into()),
+        listener_database_url_file: Some("/run/secrets/direct".into()),
         listen: "[::1]:9000".parse().unwrap(),
         url: Some("https://one.example:8443".to_owned()),
         data_dir: "/var/lib/lastword".into(),
@@ -126,7 +128,10 @@ fn our_variable_beats_the_customary_one_and_secrets_may_lie_in_files() {
     let ours = ("LASTWORD_DATABASE_URL", "postgres://ours");
     assert_eq!(read(&[customary, ours]).unwrap().database_url, "postgres://ours");
     let file = ("LASTWORD_DATABASE_URL_FILE", "url");
-    assert_eq!(read(&[customary, file]).unwrap().database_url, "postgres://file");
+    let by_file = read(&[customary, file]).unwrap();
+    assert_eq!(by_file.database_url, "postgres://file");
+    assert_eq!(by_file.database_url_file, Some(dir.path().join("url")), "it is read again later");
+    assert_eq!(read(&[ours]).unwrap().database_url_file, None);
     let tokens = ("LASTWORD_OPERATOR_TOKENS_FILE", "tokens");
     assert_eq!(read(&[tokens]).unwrap().operator_tokens, ["one", "two"]);
 
@@ -134,6 +139,23 @@ fn our_variable_beats_the_customary_one_and_secrets_may_lie_in_files() {
     assert!(both.starts_with("LASTWORD_DATABASE_URL_FILE: LASTWORD_DATABASE_URL is set too"), "{both}");
     let absent = read(&[("LASTWORD_CLIENT_TOKENS_FILE", "nowhere")]).unwrap_err().to_string();
     assert!(absent.starts_with("LASTWORD_CLIENT_TOKENS_FILE: cannot read nowhere"), "{absent}");
+}
+
+#[test]
+fn a_file_that_the_file_names_holds_the_url_until_something_nearer_does() {
+    let (dir, _) = around(&[], None);
+    std::fs::write(dir.path().join("url"), "postgres://file\n").unwrap();
+    std::fs::write(dir.path().join("lastword.toml"), "database_url_file = \"url\"\n").unwrap();
+    let read = |variables: &[(&str, &str)], database_url: Option<&str>| {
+        let variables = variables.iter().map(|(n, v)| (OsString::from(n), OsString::from(v)));
+        let flags = Overrides { database_url: database_url.map(str::to_owned), ..Overrides::default() };
+        let config = Config::read(flags, &Surroundings::new(variables, dir.path()).unwrap()).unwrap();
+        (config.database_url, config.database_url_file)
+    };
+    let file = Some(dir.path().join("url"));
+    assert_eq!(read(&[], None), ("postgres://file".to_owned(), file));
+    assert_eq!(read(&[("DATABASE_URL", "postgres://near")], None), ("postgres://near".to_owned(), None));
+    assert_eq!(read(&[], Some("postgres://nearest")), ("postgres://nearest".to_owned(), None));
 }
 
 #[test]

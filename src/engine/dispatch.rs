@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     id::TurnId,
-    store::{StoreError, queue::first},
+    store::{StoreError, queue::first, warn_of},
     turn::CancelledBy,
 };
 
@@ -41,14 +41,14 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
         }
         search.go_on(wake.queue_news(), Instant::now());
         if let Err(why) = claim(&engine, &mut search, &until).await {
-            tracing::warn!(%why, "nothing claimed");
+            warn_of!(why, "nothing claimed");
         }
         let reach = if is_due || call.is_for_queue { Reach::All } else { Reach::Kept(call.kept) };
         match remote::claim(&engine, &reach).await {
             Ok(false) => {}
             // Somebody else's conversation: it may come to it.
             Ok(true) => search.look_again(Instant::now()),
-            Err(why) => tracing::warn!(%why, "nothing claimed for remote workers"),
+            Err(why) => warn_of!(why, "nothing claimed for remote workers"),
         }
     }
 }
@@ -129,7 +129,7 @@ pub async fn order_on(engine: Engine, until: CancellationToken) {
             () = wake.look_due(Instant::now()) => {}
         }
         if let Err(why) = bring_orders(&engine).await {
-            tracing::warn!(%why, "orders not read");
+            warn_of!(why, "orders not read");
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, reconcile, settle};
-use crate::worker::host::Halt;
+use crate::{store::warn_of, worker::host::Halt};
 
 /// How long the last words of interrupted turns, and the ends of workers, may take.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
@@ -22,7 +22,7 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     let until = Instant::now() + deadline;
     if let Err(why) = engine.store.start_drain().await {
         // It claims nothing all the same; the verdict or `left` tells the others.
-        tracing::warn!(%why, "the drain was not announced");
+        warn_of!(why, "the drain was not announced");
     }
     tracing::info!(turns = engine.host.runs().len(), "draining");
     engine.host.retire_workers();
@@ -44,16 +44,16 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     }
     let _ = timeout_at(end, settled(|| engine.host.lives() == 0)).await;
     if let Ok(Err(why)) = timeout_at(end, settle::settle_last(engine)).await {
-        tracing::warn!(%why, "claims of our own not looked at before leaving");
+        warn_of!(why, "claims of our own not looked at before leaving");
     }
     // Nobody else knows what this replica has seen.
     if !engine.is_present()
         && let Ok(Err(why)) = timeout_at(end, reconcile::compare(engine)).await
     {
-        tracing::warn!(%why, "what was seen was not compared before leaving");
+        warn_of!(why, "what was seen was not compared before leaving");
     }
     if let Err(why) = engine.store.leave().await {
-        tracing::warn!(%why, "not deregistered; the others will find out");
+        warn_of!(why, "not deregistered; the others will find out");
     }
 }
 

@@ -43,7 +43,7 @@ use crate::{
     descriptors,
     id::TurnId,
     store::{
-        Store, listener, lookout, reader, ringer,
+        Store, listener, lookout, reader, ringer, warn_of,
         writer::{Inbox, Writer, write_on},
     },
     task::{Kind, Supervisor},
@@ -141,7 +141,7 @@ impl Engine {
                 tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
             }
             Err(why) => {
-                tracing::warn!(turn_id = %turn, %why, "claimed without a place for it; not given back")
+                warn_of!(why, turn_id = %turn, "claimed without a place for it; not given back")
             }
         }
     }

@@ -20,6 +20,7 @@ use crate::{
     store::{
         StoreError,
         beat::{BeatSession, Seen},
+        warn_of,
     },
     task::Kind,
     telemetry::metrics,
@@ -84,7 +85,7 @@ impl Presence {
                         .await;
                 }
                 Err(why) => {
-                    tracing::warn!(%why, "no beat");
+                    warn_of!(why, "no beat");
                     self.session = None;
                     self.engine.store.note_break();
                     self.watch.forget();
@@ -191,7 +192,7 @@ impl Presence {
                 // Again while Postgres is away: a backend that waits for a frozen client may hold rows.
                 for _ in 0..CLEAR_AWAY_TRIES {
                     let Err(why) = engine.store.clear_away(&judged).await else { break };
-                    tracing::warn!(replica = %id, %why, "what a lost replica left was not cleared away");
+                    warn_of!(why, replica = %id, "what a lost replica left was not cleared away");
                     tokio::time::sleep(BEAT_EVERY).await;
                 }
                 engine.store.wake().holder_gone();

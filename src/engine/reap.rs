@@ -17,6 +17,7 @@ use crate::{
     store::{
         StoreError,
         closing::{Outlook, Overdue},
+        warn_of,
     },
     telemetry::metrics,
 };
@@ -45,7 +46,7 @@ pub async fn close_on(engine: Engine, until: CancellationToken) {
         wait = match pass(&engine, &mut overdue).await {
             Ok(wait) => wait,
             Err(why) => {
-                tracing::warn!(%why, "nothing closed");
+                warn_of!(why, "nothing closed");
                 overdue.clear();
                 LOOK_AFTER_LOSS
             }

@@ -13,7 +13,11 @@
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use crate::{event::Kind, store::StoreError, telemetry::metrics};
+use crate::{
+    event::Kind,
+    store::{StoreError, warn_of},
+    telemetry::metrics,
+};
 
 /// Turns in one statement.
 const TURNS_MAX: usize = 500;
@@ -68,7 +72,7 @@ pub(super) fn spawn(engine: &Engine, timeline: Option<i32>) {
     supervisor.spawn(crate::task::Kind::Turn, "reconcile", async move {
         if let Err(why) = on_timeline(&engine, timeline).await {
             // The next beat asks again.
-            tracing::warn!(%why, "what was seen is not compared yet");
+            warn_of!(why, "what was seen is not compared yet");
         }
         engine.is_reconciling.store(false, Ordering::Release);
     });

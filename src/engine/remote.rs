@@ -20,6 +20,7 @@ use crate::{
         desk::{Caller, TICK, Wish},
         queue::END,
         remote_turns::{Bid, Head},
+        warn_of,
     },
     worker::{host::Host, remote::Call},
 };
@@ -216,7 +217,7 @@ pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
                 (caller.worker().id, if caller.is_leaving() { "left" } else { "not heard any more" });
             tracing::info!(worker_id = %worker, exit, "a remote worker is gone");
             if let Err(why) = engine.store.remote_worker_ended(worker, exit).await {
-                tracing::warn!(worker_id = %worker, %why, "a remote worker's end was not recorded");
+                warn_of!(why, worker_id = %worker, "a remote worker's end was not recorded");
             }
         }
     }

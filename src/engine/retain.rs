@@ -15,6 +15,7 @@ use crate::{
         StoreError,
         conversations::ERASED_AT_ONCE,
         sweep::{BATCH_REST, keep_from},
+        warn_of,
     },
     telemetry::metrics,
 };
@@ -47,7 +48,7 @@ pub async fn retain_on(engine: Engine, until: CancellationToken) {
         let wait = match until.run_until_cancelled(pass(&engine, &mut places)).await {
             Some(Ok(())) => every,
             Some(Err(why)) => {
-                tracing::warn!(%why, "housekeeping is tried again soon");
+                warn_of!(why, "housekeeping is tried again soon");
                 AGAIN_SOON.min(every)
             }
             None => return,

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use crate::{
     id::TurnId,
-    store::{StoreError, inflight::Held},
+    store::{StoreError, inflight::Held, warn_of},
 };
 
 /// Between two comparisons.
@@ -26,7 +26,7 @@ pub async fn settle_on(engine: Engine, until: CancellationToken) {
             () = sleep(SETTLE_EVERY) => {}
         }
         if let Err(why) = settle(&engine, &mut missing).await {
-            tracing::warn!(%why, "claims of our own not looked at");
+            warn_of!(why, "claims of our own not looked at");
         }
     }
 }

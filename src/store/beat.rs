@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{Store, StoreError, conn::Conn, session::Purpose};
+use super::{Store, StoreError, conn::Conn, outage::Reach, session::Purpose};
 use crate::{id::ReplicaId, telemetry::metrics};
 
 /// How long a beat, and a connect for it, may take.
@@ -71,14 +71,14 @@ pub struct BeatSession {
 impl BeatSession {
     /// Connects, within 2 s.
     pub async fn open(store: &Store) -> Result<BeatSession, StoreError> {
-        let connect = store.sessions.open(Purpose::Task(BEAT_MAX));
+        let connect = store.sessions.open_first("beat", Purpose::Task(BEAT_MAX));
         match tokio::time::timeout(BEAT_MAX, connect).await {
             Ok(conn) => {
-                let conn = conn.map_err(|why| StoreError::from_sqlx("beat", why))?;
+                let conn = conn?;
                 store.contact.made();
                 Ok(BeatSession { conn, statement_max: BEAT_MAX })
             }
-            Err(_) => Err(StoreError::Away { op: "beat", why: format!("no connection within {BEAT_MAX:?}") }),
+            Err(_) => Err(failed(store, "beat", format!("no connection within {BEAT_MAX:?}"))),
         }
     }
 
@@ -116,10 +116,10 @@ impl BeatSession {
         )
         .fetch_all(&mut self.conn);
         let rows = match tokio::time::timeout(self.statement_max, beat).await {
-            Ok(rows) => rows.map_err(|why| StoreError::from_sqlx("beat", why))?,
+            Ok(rows) => rows.map_err(|why| broken(store, "beat", why))?,
             Err(_) => {
                 metrics::db_errors("beat");
-                return Err(StoreError::Away { op: "beat", why: format!("no answer within {BEAT_MAX:?}") });
+                return Err(failed(store, "beat", format!("no answer within {BEAT_MAX:?}")));
             }
         };
         store.contact.heard();
@@ -181,4 +181,17 @@ impl BeatSession {
             Err(_) => Err(StoreError::Away { op: "judge", why: format!("no answer within {BEAT_MAX:?}") }),
         }
     }
+}
+
+/// Every failure of the beat is one of its connection.
+fn broken(store: &Store, op: &'static str, why: sqlx::Error) -> StoreError {
+    let error = StoreError::from_sqlx(op, why);
+    store.contact.failed(Reach::Connection, &error);
+    error
+}
+
+fn failed(store: &Store, op: &'static str, why: String) -> StoreError {
+    let error = StoreError::Away { op, why };
+    store.contact.failed(Reach::Connection, &error);
+    error
 }

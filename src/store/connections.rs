@@ -21,7 +21,7 @@ use std::{
 
 use sqlx::Connection as _;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
 
@@ -29,6 +29,8 @@ use super::{
     StoreError,
     conn::Conn,
     contact::Contact,
+    error,
+    outage::Reach,
     session::{Purpose, Sessions},
 };
 
@@ -55,6 +57,7 @@ pub(super) struct Connections {
     places_max: u32,
     /// Lent last is last.
     resting: Mutex<VecDeque<Resting>>,
+    given_back: Notify,
     contact: Arc<Contact>,
 }
 
@@ -73,6 +76,7 @@ impl Connections {
             places: Arc::new(Semaphore::new(places_max as usize)),
             places_max,
             resting: Mutex::default(),
+            given_back: Notify::new(),
             contact,
         }
     }
@@ -96,7 +100,15 @@ impl Connections {
         };
         match timeout(LEND_MAX, lent).await {
             Ok(lease) => lease,
-            Err(_) => Err(away("acquire", format!("no connection within {LEND_MAX:?}"))),
+            Err(_) => {
+                let why = match self.sessions.refusal() {
+                    Some(denial) => denial.to_string(),
+                    None => format!("no connection within {LEND_MAX:?}"),
+                };
+                let why = away("acquire", why);
+                self.contact.failed(Reach::Statement, &why);
+                Err(why)
+            }
         }
     }
 
@@ -111,30 +123,38 @@ impl Connections {
             _place: place,
         };
         loop {
-            let Some(Resting { mut conn, made, since }) = self.resting().pop_back() else { break };
-            if self.contact.was_lost_within(made.elapsed()) || made.elapsed() > AGE_MAX {
-                continue;
-            }
-            if since.elapsed() < REST_MAX || matches!(timeout(PING_MAX, conn.bare.ping()).await, Ok(Ok(()))) {
+            if let Some((conn, made)) = self.take_resting().await {
                 return Ok(lease(conn, made));
             }
-        }
-        loop {
+            let given_back = self.given_back.notified();
             match self.make().await {
                 Ok(conn) => return Ok(lease(conn, Instant::now())),
-                // It starts, or has no room right now.
+                // It starts, has no room right now, or lets nobody in: those that are there serve all.
                 Err(why) if why.is_away() => {
-                    tracing::debug!(%why, "no connection yet");
-                    tokio::time::sleep(Duration::from_millis(rand::random_range(50..150))).await;
+                    let pause = Duration::from_millis(rand::random_range(50..150));
+                    let _ = timeout(pause, given_back).await;
                 }
                 Err(why) => return Err(why),
             }
         }
     }
 
+    /// One that rests, and answers as far as that can be known.
+    async fn take_resting(&self) -> Option<(Conn, Instant)> {
+        loop {
+            let Resting { mut conn, made, since } = self.resting().pop_back()?;
+            if self.contact.was_lost_within(made.elapsed()) || made.elapsed() > AGE_MAX {
+                continue;
+            }
+            if since.elapsed() < REST_MAX || matches!(timeout(PING_MAX, conn.bare.ping()).await, Ok(Ok(()))) {
+                return Some((conn, made));
+            }
+            self.contact.broke();
+        }
+    }
+
     async fn make(&self) -> Result<Conn, StoreError> {
-        let made = self.sessions.open(Purpose::Pool(STATEMENT_MAX)).await;
-        made.map_err(|why| StoreError::from_sqlx("acquire", why))
+        self.sessions.open("acquire", Purpose::Pool(STATEMENT_MAX)).await
     }
 
     fn give_back(&self, conn: Conn, made: Instant) {
@@ -143,6 +163,8 @@ impl Connections {
         while resting.front().is_some_and(|oldest| oldest.since.elapsed() > IDLE_MAX) {
             resting.pop_front();
         }
+        drop(resting);
+        self.given_back.notify_one();
     }
 
     /// How many are lent, and how many can be.
@@ -223,12 +245,20 @@ impl Lease {
                 Ok(value)
             }
             Ok(Err(why)) => {
+                let reach = error::reach(&why);
                 let error = StoreError::from_sqlx(op, why);
-                // Postgres has ended the statement itself where it took too long.
-                self.is_clean.store(!error.is_away() || error.is_held(), Ordering::Relaxed);
+                // Postgres has ended the statement itself where it took too long, and a right that is lacking says
+                // nothing against the connection.
+                let is_sound = !error.is_away() || error.is_held() || error.denial().is_some();
+                self.is_clean.store(is_sound, Ordering::Relaxed);
+                contact.failed(reach, &error);
                 Err(error)
             }
-            Err(_) => Err(away(op, format!("no answer within {STATEMENT_MAX:?}"))),
+            Err(_) => {
+                let error = away(op, format!("no answer within {STATEMENT_MAX:?}"));
+                contact.failed(Reach::Statement, &error);
+                Err(error)
+            }
         }
     }
 }

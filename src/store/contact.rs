@@ -7,13 +7,22 @@
 //! again: a cut network resets nothing.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
     sync::{Notify, futures::Notified},
     time::Instant,
+};
+
+use super::{
+    StoreError,
+    denial::Denial,
+    outage::{Outage, Reach},
 };
 
 /// When Postgres was last heard, and last lost.
@@ -23,8 +32,15 @@ pub(super) struct Contact {
     /// Milliseconds after `began`, and one; 0 for never.
     heard: AtomicU64,
     lost: AtomicU64,
+    /// When any connection ended that should not have.
+    broke: AtomicU64,
     is_lost: AtomicBool,
     regained: Notify,
+    /// Database URLs by which logins are refused just now.
+    refused: AtomicU32,
+    /// What a statement was denied last, and when.
+    denied: Mutex<Option<(Denial, Instant)>>,
+    outage: Outage,
 }
 
 impl Default for Contact {
@@ -33,8 +49,12 @@ impl Default for Contact {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            broke: AtomicU64::new(0),
             is_lost: AtomicBool::new(false),
             regained: Notify::new(),
+            refused: AtomicU32::new(0),
+            denied: Mutex::default(),
+            outage: Outage::default(),
         }
     }
 }
@@ -43,14 +63,56 @@ impl Contact {
     /// It answered.
     pub(super) fn heard(&self) {
         self.heard.store(self.now(), Ordering::Relaxed);
+        self.outage.answered(!self.is_lost() && !self.is_refused());
+    }
+
+    /// Something that was asked of it failed.
+    pub(super) fn failed(&self, reach: Reach, why: &StoreError) {
+        if why.is_away() {
+            if reach == Reach::Connection {
+                self.broke();
+            } else if let Some(denial) = why.denial() {
+                *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some((denial, Instant::now()));
+            }
+            self.outage.failed(reach, why);
+        }
+    }
+
+    /// What a statement was denied within this time.
+    pub(super) fn denied_within(&self, time: Duration) -> Option<Denial> {
+        let denied = *self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        denied.filter(|(_, at)| at.elapsed() < time).map(|(denial, _)| denial)
+    }
+
+    /// A connection ended that should not have: what lets logins in may have changed.
+    pub(super) fn broke(&self) {
+        self.broke.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn did_break_within(&self, time: Duration) -> bool {
+        self.is_within(&self.broke, time)
+    }
+
+    /// Logins by one database URL are refused from now on.
+    pub(super) fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// And are let in again.
+    pub(super) fn let_in(&self) {
+        self.refused.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire) > 0
     }
 
     /// The beat has connected.
     pub(super) fn made(&self) {
-        self.heard();
         if self.is_lost.swap(false, Ordering::AcqRel) {
             self.regained.notify_waiters();
         }
+        self.heard();
     }
 
     /// The beat's connection broke, or none could be made.

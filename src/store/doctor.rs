@@ -6,9 +6,7 @@ mod session;
 
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgListener;
-
-use super::{Store, conn::Conn, session::Purpose};
+use super::{Store, StoreError, conn::Conn, session::Purpose};
 use crate::config::Config;
 
 /// How bad a finding is.
@@ -46,12 +44,9 @@ const TRANSACTION_MAX_S: f64 = 300.0;
 impl Store {
     /// Every exam, as far as Postgres lets them be made.
     pub async fn examine(&self, config: &Config) -> Vec<Exam> {
-        let mut conn = match self.sessions.open(Purpose::Pool(EXAM_MAX)).await {
+        let mut conn = match self.sessions.open("connect", Purpose::Pool(EXAM_MAX)).await {
             Ok(conn) => conn,
-            Err(why) => {
-                let remedy = "check DATABASE_URL, and that Postgres runs and lets this user in";
-                return vec![exam("postgres", Verdict::Fault, why.to_string(), remedy)];
-            }
+            Err(why) => return vec![shut_out(&why)],
         };
         let mut exams = vec![self.migrations().await, self.lost_commits().await];
         let mut results = session::exams(&mut conn).await;
@@ -108,12 +103,10 @@ impl Store {
         const CHANNEL: &str = "lastword_doctor";
         let remedy =
             "point LASTWORD_LISTENER_DATABASE_URL past the pooler, or set LASTWORD_DOORBELL=off (slower)";
-        let pool = sqlx::postgres::PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(NOTIFY_MAX)
-            .connect_with(self.listener_sessions.listening(EXAM_MAX))
-            .await?;
-        let mut listener = PgListener::connect_with(&pool).await?;
+        let mut listener = match self.listener_sessions.listener("notify", EXAM_MAX).await {
+            Ok(listener) => listener,
+            Err(why) => return Ok(shut_out(&why)),
+        };
         listener.listen(CHANNEL).await?;
         let started = Instant::now();
         sqlx::query!("select pg_notify($1, '')::text as rung", CHANNEL).fetch_one(conn).await?;
@@ -245,6 +238,12 @@ async fn pooler(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
         let remedy = "set LASTWORD_LISTENER_DATABASE_URL to a URL past the pooler";
         exam("pooler", Verdict::Warning, "transactions go to different backends", remedy)
     })
+}
+
+/// Why there is no connection, and what to do.
+fn shut_out(why: &StoreError) -> Exam {
+    let remedy = why.remedy().unwrap_or("check the database URL, and that Postgres runs and can be reached");
+    exam("postgres", Verdict::Fault, why.to_string(), remedy)
 }
 
 fn well(name: &'static str, finding: impl Into<String>) -> Exam {

@@ -1,8 +1,13 @@
 //! What can go wrong between this process and Postgres.
 //!
-//! Owns the line between "away" (the outcome is unknown, or Postgres cannot serve; repeat later)
+//! Owns the line between "away" (the outcome is unknown, or Postgres cannot serve; repeat later), "denied" (it does
+//! not let this process in, and no wait heals that: away for those that run, the end for one that starts)
 //! and "broken" (it answered, and repeating gives the same). Judged by SQLSTATE, never by text.
 
+use super::{
+    denial::{self, Denial},
+    outage::Reach,
+};
 use crate::telemetry::metrics;
 
 /// A statement that did not do what it should.
@@ -21,6 +26,16 @@ pub enum StoreError {
     Held {
         /// Which statement.
         op: &'static str,
+        /// What the driver said.
+        why: String,
+    },
+    /// Postgres does not let this process in, or not do this; somebody must put that right.
+    #[error("{op}: {denial}: {why}")]
+    Denied {
+        /// Which statement.
+        op: &'static str,
+        /// What is wrong, and its remedy.
+        denial: Denial,
         /// What the driver said.
         why: String,
     },
@@ -49,12 +64,41 @@ pub enum StoreError {
 impl StoreError {
     /// Whether repeating later may help.
     pub fn is_away(&self) -> bool {
-        matches!(self, StoreError::Away { .. } | StoreError::Held { .. })
+        matches!(self, StoreError::Away { .. } | StoreError::Held { .. } | StoreError::Denied { .. })
     }
 
     /// Whether a statement waited in vain for what somebody else holds: a smaller one may not have to.
     pub fn is_held(&self) -> bool {
         matches!(self, StoreError::Held { .. })
+    }
+
+    /// What no wait heals.
+    pub fn denial(&self) -> Option<Denial> {
+        match self {
+            StoreError::Denied { denial, .. } => Some(*denial),
+            _ => None,
+        }
+    }
+
+    /// What to do, where somebody must do something.
+    pub(super) fn remedy(&self) -> Option<&'static str> {
+        self.denial().map(|denial| denial.remedy)
+    }
+
+    /// The same, and what came of another way.
+    pub(super) fn beside(self, other: &StoreError) -> StoreError {
+        match (self, other) {
+            (StoreError::Denied { op, denial, why }, StoreError::Denied { why: other, .. }) => {
+                StoreError::Denied {
+                    op,
+                    denial,
+                    why: format!("{why}; the other way, with or without TLS: {other}"),
+                }
+            }
+            // A Postgres that is away denies nothing.
+            (StoreError::Denied { .. }, other) => other.clone(),
+            (first, _) => first,
+        }
     }
 
     pub(super) fn from_sqlx(op: &'static str, error: sqlx::Error) -> StoreError {
@@ -65,11 +109,28 @@ impl StoreError {
         sorted
     }
 
+    /// For those who speak of the driver's errors alone.
+    pub(super) fn into_sqlx(self) -> sqlx::Error {
+        sqlx::Error::Configuration(self.into())
+    }
+
     /// A row that does not read as what its table promises.
     pub(crate) fn unreadable(op: &'static str, why: impl std::fmt::Display) -> StoreError {
         StoreError::Broken { op, code: None, why: why.to_string() }
     }
 }
+
+/// Warns of what failed. Of a Postgres that is away the store tells by itself, in one place for all (`outage`).
+macro_rules! warn_of {
+    ($why:expr, $($rest:tt)+) => {
+        if $why.is_away() {
+            tracing::debug!(why = %$why, $($rest)+)
+        } else {
+            tracing::warn!(why = %$why, $($rest)+)
+        }
+    };
+}
+pub(crate) use warn_of;
 
 fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
     let why = error.to_string();
@@ -94,11 +155,23 @@ fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
     }
     if is_timeout(&code) {
         StoreError::Held { op, why }
+    } else if let Some(denial) = denial::of_sqlstate(&code) {
+        StoreError::Denied { op, denial, why }
     } else if is_passing(&code) {
         StoreError::Away { op, why }
     } else {
         StoreError::Broken { op, code: Some(code), why }
     }
+}
+
+/// How far an error of the driver's reaches: whether its connection is of any more use.
+pub(super) fn reach(error: &sqlx::Error) -> Reach {
+    let code = error.as_database_error().and_then(|database| database.code());
+    let is_statements = match code {
+        Some(code) => !(code.starts_with("08") || code.starts_with("57P") || code.starts_with("53")),
+        None => matches!(error, sqlx::Error::PoolTimedOut),
+    };
+    if is_statements { Reach::Statement } else { Reach::Connection }
 }
 
 /// SQLSTATEs of a Postgres that cannot serve just now.

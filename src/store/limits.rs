@@ -36,7 +36,7 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "tables of the measurement's own, which no migration makes")]
 impl Limits {
     async fn open(store: &Store) -> Result<Limits, sqlx::Error> {
-        let mut conn = store.sessions.open(Purpose::Work).await?;
+        let mut conn = store.sessions.open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
         sqlx::raw_sql(
             "
             drop schema if exists lastword_limits cascade;
@@ -48,13 +48,11 @@ impl Limits {
         )
         .execute(&mut conn)
         .await?;
-        let pool = sqlx::postgres::PgPoolOptions::new()
-            .max_connections(1)
-            .connect_with(store.listener_sessions.listening(WAKE_MAX))
-            .await?;
-        let mut listener = PgListener::connect_with(&pool).await?;
+        let listener = store.listener_sessions.listener("limits", WAKE_MAX).await;
+        let mut listener = listener.map_err(StoreError::into_sqlx)?;
         listener.listen(CHANNEL).await?;
-        Ok(Limits { conn, ringer: store.sessions.open(Purpose::Work).await?, listener, inserted: 0 })
+        let ringer = store.sessions.open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        Ok(Limits { conn, ringer, listener, inserted: 0 })
     }
 
     /// `select 1`: a round trip.

@@ -9,10 +9,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::postgres::PgListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Store, StoreError, ringer::read};
+use super::{Store, StoreError, outage::Reach, ringer::read};
 use crate::telemetry::metrics;
 
 /// How often the connection is probed.
@@ -28,7 +28,7 @@ pub async fn listen_on(store: Store, until: CancellationToken) {
         .run_until_cancelled(async {
             loop {
                 if let Err(why) = session(&store).await {
-                    tracing::warn!(%why, "the listener's connection was lost");
+                    store.contact.failed(Reach::Connection, &why);
                 }
                 store.wake.set_round_trip(None);
                 tokio::time::sleep(RECONNECT_GAP).await;
@@ -41,8 +41,7 @@ async fn session(store: &Store) -> Result<(), StoreError> {
     let lost = |why: String| StoreError::Away { op: "listen", why };
     let mut listener = tokio::time::timeout(CONNECT_MAX, connect(store))
         .await
-        .map_err(|_| lost(format!("no connection within {CONNECT_MAX:?}")))?
-        .map_err(|why| StoreError::from_sqlx("listen", why))?;
+        .map_err(|_| lost(format!("no connection within {CONNECT_MAX:?}")))??;
     store.wake.look_everywhere();
     let started = Instant::now();
     loop {
@@ -57,25 +56,17 @@ async fn session(store: &Store) -> Result<(), StoreError> {
 
 /// Connects, takes the session lock, listens, and only then publishes the lock's key. Waits for the beat to
 /// connect first, where that has lost Postgres.
-async fn connect(store: &Store) -> Result<PgListener, sqlx::Error> {
+async fn connect(store: &Store) -> Result<PgListener, StoreError> {
     store.contact.there().await;
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .idle_timeout(None)
-        // The driver's pause between two tries grows to a fifth of this: a listener should be back soon.
-        .acquire_timeout(CONNECT_MAX)
-        .max_lifetime(None)
-        .connect_with(store.listener_sessions.listening(PROBE_MAX))
-        .await
-        .inspect_err(|why| store.listener_sessions.note(why))?;
-    let mut listener = PgListener::connect_with(&pool).await?;
+    let mut listener = store.listener_sessions.listener("listen", PROBE_MAX).await?;
     // A silent reconnect would lose the lock and what was rung meanwhile.
     listener.eager_reconnect(false);
     let key = i64::from_be_bytes(rand::random::<[u8; 8]>()) | 1;
-    sqlx::query!("select pg_advisory_lock($1)", key).execute(&mut listener).await?;
+    let failed = |why| StoreError::from_sqlx("listen", why);
+    sqlx::query!("select pg_advisory_lock($1)", key).execute(&mut listener).await.map_err(failed)?;
     if store.wake.is_on() {
-        let schema = store.listener_sessions.schema(&mut listener).await?;
-        listener.listen(&schema.channel()).await?;
+        let schema = store.listener_sessions.schema(&mut listener).await.map_err(failed)?;
+        listener.listen(&schema.channel()).await.map_err(failed)?;
     }
     store.wake.set_lock_key(key);
     Ok(listener)

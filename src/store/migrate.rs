@@ -23,7 +23,8 @@ impl Store {
         let failed = |why| StoreError::from_sqlx("migrate", why);
         // Its own connection: a long migration must not meet the statement deadline. Past a pooler, as
         // the listener's: the lock is a session's, and is let go of on the backend that took it.
-        let mut conn = self.listener_sessions.open(Purpose::Work).await.map_err(failed)?;
+        let mut conn = self.listener_sessions.open("migrate", Purpose::Work).await?;
+        self.contact.heard();
         let encoding = encoding(&mut conn).await.map_err(failed)?;
         if encoding != "UTF8" {
             let why =
@@ -35,7 +36,8 @@ impl Store {
         }
         let schema = conn.schema.clone();
         migrations(&schema).run(&mut conn.bare).await.map_err(|why| match why {
-            sqlx::migrate::MigrateError::Execute(why) => StoreError::from_sqlx("migrate", why),
+            sqlx::migrate::MigrateError::Execute(why)
+            | sqlx::migrate::MigrateError::ExecuteMigration(why, _) => StoreError::from_sqlx("migrate", why),
             other => StoreError::Broken { op: "migrate", code: None, why: other.to_string() },
         })
     }

@@ -24,10 +24,12 @@ mod conn;
 mod connections;
 mod contact;
 pub mod conversations;
+pub mod denial;
 pub mod desk;
 pub mod doctor;
 pub mod error;
 pub mod events;
+mod gate;
 pub mod gauges;
 pub mod history;
 pub mod inflight;
@@ -35,9 +37,11 @@ pub mod intake;
 pub mod limits;
 pub mod listener;
 pub mod lists;
+mod login;
 pub mod lookout;
 pub mod mass;
 pub mod migrate;
+mod outage;
 pub mod pages;
 pub mod partitions;
 pub mod past;
@@ -54,6 +58,7 @@ pub mod schema;
 mod session;
 pub mod sweep;
 pub mod threads;
+mod tls;
 pub mod turns;
 pub mod verify;
 pub mod wake;
@@ -63,6 +68,7 @@ pub mod workers;
 pub mod writer;
 
 use std::{
+    path::PathBuf,
     str::FromStr,
     sync::{
         Arc, RwLock,
@@ -77,9 +83,13 @@ use agents::Remembered;
 use conn::Conn;
 use connections::{Connections, Lease};
 use contact::Contact;
+use denial::Denial;
 use desk::Desk;
 pub use error::StoreError;
+pub(crate) use error::warn_of;
+use gate::Gate;
 use intake::Intake;
+use login::Login;
 use reader::Reads;
 use schema::Choice;
 use session::{Purpose, Sessions};
@@ -92,6 +102,9 @@ use crate::{
     id::ReplicaId,
 };
 
+/// A statement that was denied counts for so long: all that a replica asks for it asks again sooner.
+const DENIAL_COUNTS_FOR: Duration = Duration::from_secs(5);
+
 /// One replica's view of Postgres. Cheap to clone, and small: every stream has some.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Parts>);
@@ -103,6 +116,9 @@ pub struct Parts {
     sessions: Arc<Sessions>,
     /// Past a pooler, where there is one.
     listener_sessions: Sessions,
+    login: Arc<Login>,
+    /// Past a pooler; the same where there is none.
+    listener_login: Arc<Login>,
     clock: Clock,
     wake: Arc<Wake>,
     witness: Witness,
@@ -134,17 +150,25 @@ impl Store {
         let application_name = format!("lastword {}", replica.0.as_simple());
         let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
         let choice = Arc::new(Choice::new(config.database_schema.clone()));
-        let sessions = |url: &str| {
-            let options = connect_options(url, &application_name)?;
-            Ok::<_, StoreError>(Sessions::new(options, keeps_plans, choice.clone()))
+        let (contact, gate) = (Arc::new(Contact::default()), Arc::new(Gate::default()));
+        let login = |url: &str, file: Option<&PathBuf>| {
+            let file = file.map(PathBuf::as_path);
+            Login::new(url, file, &application_name, gate.clone(), contact.clone()).map(Arc::new)
         };
-        let (own, listener) = (sessions(&config.database_url)?, sessions(config.listener_url())?);
-        let (own, contact) = (Arc::new(own), Arc::new(Contact::default()));
+        let own_login = login(&config.database_url, config.database_url_file.as_ref())?;
+        let listener_login = match &config.listener_database_url {
+            Some(url) => login(url, config.listener_database_url_file.as_ref())?,
+            None => own_login.clone(),
+        };
+        let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), keeps_plans, choice.clone());
+        let (own, listener) = (Arc::new(sessions(&own_login)), sessions(&listener_login));
         let connections = Connections::new(own.clone(), config.pool_max, contact.clone());
         Ok(Store(Arc::new(Parts {
             connections: Arc::new(connections),
             sessions: own,
             listener_sessions: listener,
+            login: own_login,
+            listener_login,
             clock,
             wake: Arc::new(Wake::new(config.doorbell, replica.0)),
             witness: Witness::default(),
@@ -209,6 +233,24 @@ impl Store {
         self.contact.was_heard_within(time)
     }
 
+    /// What Postgres denies this process just now, and no wait heals: the login, or a right.
+    pub fn refusal(&self) -> Option<Denial> {
+        let login = self.login.refusal().or_else(|| self.listener_login.refusal());
+        login.or_else(|| self.contact.denied_within(DENIAL_COUNTS_FOR))
+    }
+
+    /// Logs in by each database URL, and lets go again.
+    ///
+    /// # Errors
+    /// Postgres is away, or denies the login.
+    pub async fn knock(&self) -> Result<(), StoreError> {
+        drop(self.sessions.open("connect", Purpose::Work).await?);
+        if !Arc::ptr_eq(&self.login, &self.listener_login) {
+            drop(self.listener_sessions.open("connect", Purpose::Work).await?);
+        }
+        Ok(())
+    }
+
     /// Who this process is now. It changes when the replica was judged lost and starts over.
     pub fn replica(&self) -> ReplicaId {
         *self.replica.read().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -243,7 +285,7 @@ impl Store {
 
     /// A session of a task's own.
     async fn session(&self, op: &'static str, purpose: Purpose) -> Result<Conn, StoreError> {
-        self.sessions.open(purpose).await.map_err(|why| StoreError::from_sqlx(op, why))
+        self.sessions.open(op, purpose).await
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {

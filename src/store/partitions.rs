@@ -6,7 +6,7 @@
 use chrono::{Days, NaiveDate};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, warn_of};
 
 /// How many days ahead partitions are made.
 const DAYS_AHEAD: u64 = 2;
@@ -41,7 +41,7 @@ impl Store {
                         .fetch_one(c)
                 })
                 .await;
-            made += u32::from(is_new.inspect_err(|why| tracing::warn!(%why, %day, "no partition made"))?);
+            made += u32::from(is_new.inspect_err(|why| warn_of!(why, %day, "no partition made"))?);
         }
         Ok(made)
     }

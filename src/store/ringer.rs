@@ -78,18 +78,19 @@ async fn ring(store: &Store, slot: &mut Option<Conn>, pending: &Ring) -> Result<
     let work = async {
         let conn = match slot {
             Some(conn) => conn,
-            None => slot.insert(store.listener_sessions.open(Purpose::Task(RING_MAX)).await?),
+            None => slot.insert(store.listener_sessions.open("ring", Purpose::Task(RING_MAX)).await?),
         };
         for payload in payloads(store.wake.sender(), pending) {
             sqlx::query_scalar!("select pg_notify($1, $2)::text", &*conn.schema.channel(), payload)
                 .fetch_one(&mut *conn)
-                .await?;
+                .await
+                .map_err(|why| StoreError::from_sqlx("ring", why))?;
             metrics::doorbell_rings();
         }
-        Ok::<_, sqlx::Error>(())
+        Ok(())
     };
     match tokio::time::timeout(RING_MAX, work).await {
-        Ok(done) => done.map_err(|why| StoreError::from_sqlx("ring", why)),
+        Ok(done) => done,
         Err(_) => Err(lost(format!("no answer within {RING_MAX:?}"))),
     }
 }

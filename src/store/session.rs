@@ -12,10 +12,13 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener};
 
 use super::{
+    StoreError,
     conn::Conn,
+    denial::Denial,
+    login::Login,
     schema::{Choice, Schema},
 };
 
@@ -53,7 +56,7 @@ pub(super) enum Purpose {
 /// The sessions of one process with one address.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    options: PgConnectOptions,
+    login: Arc<Login>,
     keeps_plans: bool,
     choice: Arc<Choice>,
     /// Whether the other side takes no settings at a session's start.
@@ -61,35 +64,67 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn new(options: PgConnectOptions, keeps_plans: bool, choice: Arc<Choice>) -> Sessions {
-        Sessions { options, keeps_plans, choice, is_bare: AtomicBool::new(false) }
+    pub(super) fn new(login: Arc<Login>, keeps_plans: bool, choice: Arc<Choice>) -> Sessions {
+        Sessions { login, keeps_plans, choice, is_bare: AtomicBool::new(false) }
     }
 
     /// A new session, in the schema of the installation.
-    pub(super) async fn open(&self, purpose: Purpose) -> Result<Conn, sqlx::Error> {
-        let mut bare = match self.is_bare.load(Ordering::Relaxed) {
-            true => PgConnection::connect_with(&self.options).await?,
-            false => self.with_settings(purpose).await?,
+    pub(super) async fn open(&self, op: &'static str, purpose: Purpose) -> Result<Conn, StoreError> {
+        self.begin(op, purpose, false).await
+    }
+
+    /// The same for the beat, which others wait for.
+    pub(super) async fn open_first(&self, op: &'static str, purpose: Purpose) -> Result<Conn, StoreError> {
+        self.begin(op, purpose, true).await
+    }
+
+    /// A connection that hears, whose statements have this deadline.
+    pub(super) async fn listener(
+        &self,
+        op: &'static str,
+        deadline: Duration,
+    ) -> Result<PgListener, StoreError> {
+        loop {
+            let is_bare = self.is_bare.load(Ordering::Relaxed);
+            let settle = |options| self.settled(Purpose::Task(deadline), is_bare, options);
+            match self.login.listener(op, &settle).await {
+                Err(why) if !is_bare && is_refused(&why) => self.note(&why),
+                other => return other,
+            }
+        }
+    }
+
+    /// Why logins are refused, where they are.
+    pub(super) fn refusal(&self) -> Option<Denial> {
+        self.login.refusal()
+    }
+
+    async fn begin(&self, op: &'static str, purpose: Purpose, is_hurried: bool) -> Result<Conn, StoreError> {
+        let mut bare = loop {
+            let is_bare = self.is_bare.load(Ordering::Relaxed);
+            let settle = |options| self.settled(purpose, is_bare, options);
+            match self.login.connect(op, is_hurried, &settle).await {
+                Err(why) if !is_bare && is_refused(&why) => self.note(&why),
+                other => break other?,
+            }
         };
-        let schema = self.choice.of(&mut bare).await?;
+        let schema = self.choice.of(&mut bare).await.map_err(|why| StoreError::from_sqlx(op, why))?;
         Ok(Conn { bare, schema })
     }
 
-    async fn with_settings(&self, purpose: Purpose) -> Result<PgConnection, sqlx::Error> {
-        let refused = match PgConnection::connect_with(&self.options(purpose)).await {
-            Err(why) if is_refused(&why) => why,
-            other => return other,
-        };
-        let conn = PgConnection::connect_with(&self.options).await?;
+    /// Sessions begin without settings from now on: they were refused for them.
+    fn note(&self, why: &StoreError) {
         if !self.is_bare.swap(true, Ordering::Relaxed) {
-            tracing::info!(%refused, "sessions begin without settings of their own: give them to the role");
+            tracing::info!(%why, "sessions begin without settings of their own: give them to the role");
         }
-        Ok(conn)
     }
 
     /// How to begin a session. What the URL sets itself stays.
-    fn options(&self, purpose: Purpose) -> PgConnectOptions {
-        let given = self.options.get_options().unwrap_or_default().to_owned();
+    fn settled(&self, purpose: Purpose, is_bare: bool, options: PgConnectOptions) -> PgConnectOptions {
+        if is_bare {
+            return options;
+        }
+        let given = options.get_options().unwrap_or_default().to_owned();
         let is_free = |name: &str| !given.contains(&format!("{name}="));
         let mut settings: Vec<(&str, String)> = Vec::new();
         if matches!(purpose, Purpose::Pool(_)) && self.keeps_plans {
@@ -111,22 +146,7 @@ impl Sessions {
         ];
         settings.extend(timeouts.map(|(name, max)| (name, format!("{}ms", max.as_millis()))));
         settings.retain(|(name, _)| is_free(name));
-        self.options.clone().options(settings)
-    }
-
-    /// How to begin a session that [`Sessions::open`] does not begin.
-    pub(super) fn listening(&self, deadline: Duration) -> PgConnectOptions {
-        match self.is_bare.load(Ordering::Relaxed) {
-            true => self.options.clone(),
-            false => self.options(Purpose::Task(deadline)),
-        }
-    }
-
-    /// Takes note of why such a session did not begin: the next one begins without settings where they were refused.
-    pub(super) fn note(&self, why: &sqlx::Error) {
-        if is_refused(why) {
-            self.is_bare.store(true, Ordering::Relaxed);
-        }
+        options.options(settings)
     }
 
     /// The schema of the installation, as a session sees it.
@@ -138,7 +158,12 @@ impl Sessions {
     }
 }
 
-fn is_refused(why: &sqlx::Error) -> bool {
-    let code = why.as_database_error().and_then(|why| why.code());
-    code.is_some_and(|code| REFUSED.contains(&&*code))
+fn is_refused(why: &StoreError) -> bool {
+    matches!(why, StoreError::Broken { code: Some(code), .. } if REFUSED.contains(&code.as_str()))
+}
+
+/// Whether a login was refused for a setting of its session: by a Postgres that is there.
+pub(super) fn refused_code(why: &sqlx::Error) -> Option<String> {
+    let code = why.as_database_error()?.code()?;
+    REFUSED.contains(&&*code).then(|| code.into_owned())
 }

@@ -321,7 +321,7 @@ async fn repeat<W: Leased>(
         };
         match tried {
             Err(why) if why.is_away() => {
-                tracing::warn!(%why, "writing again soon");
+                tracing::debug!(%why, "writing again soon");
                 if let Locked::Leaves(held) = locked
                     && why.is_held()
                 {

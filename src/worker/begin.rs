@@ -28,6 +28,7 @@ use crate::{
         claim::{Claim, Phase},
         events::{Append, TurnClock},
         turns::Agent,
+        warn_of,
         writer::Written,
     },
     telemetry,
@@ -127,7 +128,8 @@ pub(super) async fn give_back(host: &Host, claim: &Claim, reason: &'static str) 
     match host.store().release(claim.turn, claim.epoch, true).await {
         Ok(true) => telemetry::metrics::requeued(reason),
         // The next comparison of what is held with what runs gives it back.
-        Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not given back yet"),
+        Ok(false) => tracing::warn!(turn_id = %claim.turn, "not given back yet"),
+        Err(why) => warn_of!(why, turn_id = %claim.turn, "not given back yet"),
     }
 }
 
@@ -137,7 +139,8 @@ async fn decline(host: &Host, claim: &Claim) {
     match host.store().decline(claim.turn, claim.epoch).await {
         Ok(true) => telemetry::metrics::requeued("newer_release"),
         // The next comparison of what is held with what runs gives it back.
-        Ok(false) | Err(_) => tracing::warn!(turn_id = %claim.turn, "not declined yet"),
+        Ok(false) => tracing::warn!(turn_id = %claim.turn, "not declined yet"),
+        Err(why) => warn_of!(why, turn_id = %claim.turn, "not declined yet"),
     }
 }
 
@@ -167,7 +170,7 @@ pub(super) async fn block(host: &Host, job: Job, notice: String) {
         Ok(Some(base)) => base,
         Ok(None) => return telemetry::metrics::leases_lost(),
         // Its startup clock closes it.
-        Err(why) => return tracing::warn!(%why, "a blocked turn could not be told"),
+        Err(why) => return warn_of!(why, "a blocked turn could not be told"),
     };
     let append = Append {
         turn: claim.turn,

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
+    store::warn_of,
     telemetry::metrics,
 };
 
@@ -174,7 +175,7 @@ pub(super) async fn record(host: &Host, id: WorkerId, process: &Process, exit: E
     metrics::worker_exits(reason(&exit));
     let tail = process.stderr_tail();
     if let Err(why) = host.store().worker_ended(id, &exit.describe(), &tail).await {
-        tracing::warn!(worker_id = %id, %why, "a worker's end was not recorded");
+        warn_of!(why, worker_id = %id, "a worker's end was not recorded");
     }
 }
 

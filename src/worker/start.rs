@@ -22,7 +22,7 @@ use crate::{
     descriptors::{self, Lack},
     failure::Code,
     id::{ConversationId, WorkerId},
-    store::{commands::Order, turns::Agent, workers::NewWorker},
+    store::{commands::Order, turns::Agent, warn_of, workers::NewWorker},
 };
 
 /// As often a turn may be claimed, its first time included (`lw_may_rerun_v1`).
@@ -249,13 +249,13 @@ pub(super) async fn note_started(
         pid: process.pid(),
     };
     if let Err(why) = host.store().worker_started(&new).await {
-        tracing::warn!(%why, "a worker's start was not recorded");
+        warn_of!(why, "a worker's start was not recorded");
     }
 }
 
 /// Records that it can take turns.
 pub(super) async fn note_ready(host: &Host, id: WorkerId) {
     if let Err(why) = host.store().worker_ready(id).await {
-        tracing::warn!(%why, "a ready worker was not recorded");
+        warn_of!(why, "a ready worker was not recorded");
     }
 }

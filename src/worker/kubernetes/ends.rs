@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     failure::Code,
-    store::{Store, StoreError, remote_workers::Obituary},
+    store::{Store, StoreError, remote_workers::Obituary, warn_of},
     telemetry::metrics,
 };
 
@@ -28,7 +28,7 @@ pub async fn tell_on(store: Store, pods: Pods, until: CancellationToken) {
         };
         while let Some(ended) = ends.pop() {
             if let Err(why) = tell(&store, &ended).await {
-                tracing::warn!(pod = ended.name, %why, "a pod's end is told later");
+                warn_of!(why, pod = ended.name, "a pod's end is told later");
                 ends.push(ended);
                 pods.put_back(ends);
                 tokio::select! {

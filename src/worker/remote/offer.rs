@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use super::line::TAKE_MAX;
 use crate::{
     failure::Code,
+    store::warn_of,
     telemetry::metrics,
     worker::{
         begin::give_back,
@@ -71,6 +72,6 @@ async fn not_taken(host: &Host, job: &Job) {
             speak(host, claim, claim.last_seq, word).await;
         }
         // The next comparison of what is held with what runs gives it back.
-        Err(why) => tracing::warn!(%why, "not given back yet"),
+        Err(why) => warn_of!(why, "not given back yet"),
     }
 }

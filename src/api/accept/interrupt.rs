@@ -1,0 +1,46 @@
+//! Interrupting: a turn that was accepted cancels those before it in its conversation.
+//!
+//! Keeps the rule that nothing which fails after an acceptance fails its request.
+
+use tokio::time::Instant;
+
+use super::{CANCEL_WITHIN, insist};
+use crate::{
+    api::Gateway,
+    id::{ConversationId, TurnId},
+    store::StoreError,
+    task::Kind,
+    turn::CancelledBy,
+};
+
+/// Interrupts what is before the turn; where Postgres is away just now, in the background: the turn is accepted, and
+/// its answer must say so.
+pub(super) async fn interrupt_for(gateway: &Gateway, turn: TurnId, conversation: ConversationId) {
+    if interrupt(gateway, turn, conversation).await.is_ok() {
+        return;
+    }
+    let supervisor = gateway.supervisor.clone();
+    let gateway = gateway.clone();
+    supervisor.clone().spawn(Kind::Client, "interrupts", async move {
+        let until = Instant::now() + CANCEL_WITHIN;
+        let again = async {
+            while let Err(why) = interrupt(&gateway, turn, conversation).await {
+                if Instant::now() > until {
+                    return tracing::error!(%turn, %why, "what was to be interrupted goes on");
+                }
+            }
+        };
+        supervisor.hard().run_until_cancelled(again).await;
+    });
+}
+
+/// Cancels what is before the turn. It was accepted first: whatever comes in between waits behind it.
+async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId) -> Result<(), StoreError> {
+    let store = &gateway.store;
+    let Some(accepted) = insist(|| store.turn(turn)).await? else { return Ok(()) };
+    let before = insist(|| store.open_turns(conversation, Some(accepted.ordinal))).await?;
+    if !before.is_empty() {
+        insist(|| store.cancel(&before, CancelledBy::Interrupt)).await?;
+    }
+    Ok(())
+}
