@@ -1,4 +1,5 @@
 //! HTTP/2 without TLS, beside HTTP/1.1.
+#![allow(clippy::disallowed_methods, reason = "clients of a test have no supervisor")]
 
 use std::time::Duration;
 
