@@ -80,7 +80,7 @@ open('served', 'w').close()
 print(json.dumps({'type': 'complete', 'text': str(len(turn.get('history', [])))}), flush=True)
 ";
     let spec =
-        json!({"runtime": "process", "command": ["python3", "-c", script], "timeouts": {"startup": "3s"}});
+        json!({"runtime": "process", "command": ["python3", "-c", script], "timeouts": {"startup": "8s"}});
     cluster.put_agent("once", spec).await;
     let first = cluster.post(0, "once", "one").await;
     cluster.watch_all(&first).await;

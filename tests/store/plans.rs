@@ -34,7 +34,7 @@ const HOT: [(&str, &[&str]); 22] = [
     ("look_out", &["e.same <> 1"]),
     ("look_out_for_turns", &["t.ordinal > w.ordinal"]),
     ("outlook", &["closable"]),
-    ("read_after", &["from turn_events", "order by seq"]),
+    ("read_after", &["from turn_events", "order by seq", "seq >= w.cursor"]),
     ("start", &["'started'", "set phase = 'running'"]),
 ];
 
