@@ -84,7 +84,8 @@ async fn pass(engine: &Engine, places: &mut Places) -> Result<(), StoreError> {
         }
         sleep(began.elapsed() * REST).await;
     }
-    tracing::debug!(made, dropped = dropped.len(), turns, conversations, swept, "housekeeping");
+    let workspaces = engine.host.remove_leftovers().await?;
+    tracing::debug!(made, dropped = dropped.len(), turns, conversations, swept, workspaces, "housekeeping");
     Ok(())
 }
 

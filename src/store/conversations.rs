@@ -83,6 +83,30 @@ impl Store {
         }))
     }
 
+    /// Of these conversations, those that are gone: erased, or retained no longer.
+    pub async fn conversations_gone(
+        &self,
+        conversations: &[ConversationId],
+    ) -> Result<Vec<ConversationId>, StoreError> {
+        let ids: Vec<Uuid> = conversations.iter().map(|id| id.0).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("conversations_gone", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select w.id as "id!" from unnest($1::uuid[]) w (id)
+                      left join lateral (
+                       select true as is_there from lastword.conversations c where c.id = w.id limit 1) c on true
+                     where c.is_there is null
+                    "#,
+                    &ids
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(ConversationId).collect())
+    }
+
     /// Of these conversations, those that a turn is in flight for.
     pub async fn conversations_in_flight(
         &self,

@@ -29,7 +29,7 @@ use crate::id::{ConversationId, TurnId, WorkerId};
 pub struct Held {
     /// Turns with their epochs: what a claim whose answer was lost left behind is among them.
     pub turns: HashMap<TurnId, i32>,
-    /// Conversations whose next turn goes to another worker: somebody else has taken over.
+    /// Conversations that this replica's workers serve no more: somebody else has taken over, or they are deleted.
     pub taken_over: Vec<ConversationId>,
 }
 
@@ -44,10 +44,11 @@ impl Store {
                     r#"
                     (select turn_id as "id!", epoch from lastword.inflight where replica = $1 limit 10000)
                     union all
-                    select v.id, null
+                    select w.id, null
                       from unnest($2::uuid[], $3::bigint[]) w (id, generation)
-                     cross join lateral (select * from lastword.conversations c where c.id = w.id limit 1) v
-                     where v.holder is distinct from $1 or v.generation <> w.generation
+                      left join lateral (select * from lastword.conversations c where c.id = w.id limit 1) v on true
+                     -- Also where it is deleted, or gone.
+                     where v.holder is distinct from $1 or v.generation <> w.generation or v.deleted_at is not null
                     "#,
                     self.replica().0,
                     &ids,

@@ -6,6 +6,7 @@
 //! request does (I12).
 
 mod evict;
+mod leftovers;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -13,6 +13,7 @@ use std::{
 use nix::unistd::Uid;
 
 use super::user::User;
+use crate::id::ConversationId;
 
 /// For its owner alone, and for its owner with a way through for others.
 const CLOSED: u32 = 0o700;
@@ -36,6 +37,20 @@ pub(super) fn prepare(workspace: &Path, user: Option<User>) -> Result<PathBuf, S
     make(&workspace, CLOSED).map_err(failed)?;
     give(&workspace, user).map_err(failed)?;
     Ok(workspace)
+}
+
+/// The conversations that have a workspace below `dir`, whatever else is there.
+///
+/// # Errors
+/// The directory cannot be read. One that is not there is empty.
+pub(super) fn conversations(dir: &Path) -> io::Result<Vec<ConversationId>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(why) => return Err(why),
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter_map(|name| name.parse().ok()).collect())
 }
 
 /// Opens a way to the workspaces below `dirs` for `user`: makes them, or lets others pass through those that are
