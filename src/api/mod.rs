@@ -7,6 +7,7 @@
 mod accept;
 mod agents;
 mod answer;
+mod answers;
 mod auth;
 mod bodies;
 mod connected;
@@ -187,7 +188,7 @@ fn client_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(turns::cancel))
         .routes(routes!(ticket::of_turn))
         .routes(routes!(ticket::of_conversation))
-        .routes(routes!(turns::answer))
+        .routes(routes!(answers::answer))
         .routes(routes!(turns::retry))
         .routes(routes!(conversations::create, conversations::list))
         .routes(routes!(conversations::read))

@@ -1,4 +1,4 @@
-//! Turns: make, read, list, cancel, answer, retry.
+//! Turns: make, read, list, cancel, retry.
 
 use std::time::Duration;
 
@@ -19,19 +19,17 @@ use super::{
     listen::Connection,
     problem::{Problem, ProblemDocument},
     request::{
-        Id, Kept, Maybe, NoParams, Nothing, OfNewTurn, Page, Params, Strict, idempotency_key, preferred_wait,
+        Id, Kept, Maybe, NoParams, Nothing, OfNewTurn, Page, Params, idempotency_key, preferred_wait,
         wants_events,
     },
     shares::{Taken, Who},
     sse::{self, Seat},
 };
 use crate::{
-    event::{Kind, LastWords},
-    frame,
+    event::LastWords,
     id::{ConversationId, TurnId},
-    json::Raw,
     store::turns::TurnFilter,
-    stream::{Reader, Tail, Telling, tail::PAGE_ROWS},
+    stream::{Reader, Tail, Telling},
     task::aside,
     turn::{CancelledBy, Status, Turn},
 };
@@ -310,91 +308,6 @@ pub async fn cancel(
     let turn = found(&gateway, id).await?;
     let status = if outcomes.is_empty() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(turn)))
-}
-
-/// The answer to a turn's question.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AnswerRequest {
-    /// The question's `ask_id`.
-    ask_id: String,
-    /// The answer: any JSON but null.
-    #[schema(value_type = serde_json::Value)]
-    answer: Raw,
-}
-
-/// Answers a turn's question, once.
-#[utoipa::path(post, path = "/v1/turns/{id}/answers", tag = "turns", request_body = AnswerRequest,
-    params(("id" = String, Path)),
-    responses(
-        (status = 202, description = "The answer is on its way to the agent", body = Turn),
-        (status = 404, description = "`turn_not_found`, `ask_not_found`", body = ProblemDocument),
-        (status = 409, description = "`ask_answered`, `turn_ended`", body = ProblemDocument),
-        (status = 413, description = "`input_too_large`: a worker's line would not carry it", body = ProblemDocument),
-    ))]
-pub async fn answer(
-    State(gateway): State<Gateway>,
-    _: NoParams,
-    Id(id): Id<TurnId>,
-    Strict(request): Strict<AnswerRequest>,
-) -> Result<(StatusCode, Json<Turn>), Problem> {
-    if request.answer.is_null() {
-        return Err(Problem::invalid("answer", "The answer must not be null."));
-    }
-    let answer = request.answer.text();
-    if !frame::is_deliverable(answer) {
-        return Err(Problem::undeliverable("answer", frame::INPUT_BYTES_MAX));
-    }
-    let turn = found(&gateway, id).await?;
-    let asked = asked(&gateway, id, &request.ask_id).await?;
-    if asked == Asked::Answered {
-        return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
-    }
-    if turn.is_ended() {
-        return Err(Problem::turn_state("turn_ended", "This turn has ended.", id));
-    }
-    // Postgres' text cannot hold NUL.
-    if asked == Asked::Never || request.ask_id.contains('\0') {
-        return Err(Problem::not_found("ask"));
-    }
-    if !gateway.store.leave_answer(id, &request.ask_id, answer).await? {
-        return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
-    }
-    Ok((StatusCode::ACCEPTED, Json(turn)))
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    Never,
-    Open,
-    Answered,
-}
-
-/// The question that an event is about.
-#[derive(Default, Deserialize)]
-struct Named {
-    ask_id: String,
-}
-
-/// What the log says about a question.
-async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<Asked, Problem> {
-    let (mut asked, mut cursor) = (Asked::Never, -1);
-    loop {
-        let events = gateway.store.read_after(turn, cursor, PAGE_ROWS).await?;
-        let Some(last) = events.last() else { return Ok(asked) };
-        cursor = last.seq;
-        for event in &events {
-            let outcome = match event.kind {
-                Kind::Ask => Asked::Open,
-                Kind::Answer => Asked::Answered,
-                _ => continue,
-            };
-            let named: Named = serde_json::from_str(&event.data).unwrap_or_default();
-            if named.ask_id == ask_id {
-                asked = outcome;
-            }
-        }
-    }
 }
 
 /// The turn, or 404; 410 where it was accepted and the database lost it, or is older than what is retained.
