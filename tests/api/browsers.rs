@@ -204,8 +204,8 @@ async fn pages_of_the_origins_that_are_named_may_use_the_gateway_and_no_others()
 async fn who_comes_back_to_a_stream_is_put_off_within_one_and_never_told_a_status_that_passes() {
     let world = World::alone(|config| {
         closed(config);
-        config.streams_max = 1;
-        config.token_share = 100;
+        config.streams_max = 2;
+        config.token_share = 50;
     })
     .await;
     let (turn, conversation) = turn_of(&world).await;

@@ -25,8 +25,8 @@ async fn every_race_has_one_winner_and_every_loser_is_told() {
 /// A statement that breaks a rule is told by the races of its kind.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_races_notice_a_broken_statement() {
-    let gone = ("delete from inflight i", "update inflight i set agent = i.agent");
-    let count = "select max(e.seq) + 1 from turn_events e";
+    let gone = ("delete from lastword.inflight i", "update lastword.inflight i set agent = i.agent");
+    let count = "select max(e.seq) + 1 from lastword.turn_events e";
     let gap = (count, &count.replace("+ 1", "+ 2")[..]);
     for ((find, replace), noticed) in [(gone, "rows left in flight"), (gap, "turns with gaps")] {
         // Like an edit of the migration, in the database that is raced on.

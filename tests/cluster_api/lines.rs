@@ -101,9 +101,10 @@ pub async fn a_conversation_takes_so_many_turns_and_no_more(cluster: &Cluster) {
     }
     assert_eq!(turns_of(cluster, 1, &first.conversation).await.len(), DEPTH_MAX);
     let path = format!("/v1/conversations/{}", first.conversation);
+    let mut seen = cluster.stream(0, &first.id, -1).await;
     let (status, _) = cluster.ask(1, Method::DELETE, &path, None).await;
     assert!(status.is_success(), "{status}");
-    assert_eq!(cluster.watch_all(&first).await.last().unwrap().kind, "cancelled");
+    assert_eq!(seen.until_terminal(PATIENCE).await.last().unwrap().kind, "cancelled");
 }
 
 pub async fn a_client_that_leaves_cancels_its_turn_wherever_it_runs(cluster: &Cluster) {
