@@ -366,7 +366,13 @@ impl Fleet {
             .arg(subcommand)
             // Also where leftovers are looked for.
             .current_dir(self.home.path())
-            .env("DATABASE_URL", database)
+            .env(
+                "DATABASE_URL",
+                match plan.search_path {
+                    Some(path) => format!("{database}?options=-csearch_path%3D{path}"),
+                    None => database,
+                },
+            )
             .env("LASTWORD_DATA_DIR", self.home.path().join("data"))
             .env("LASTWORD_OPERATOR_TOKENS", OPERATOR)
             .env("LASTWORD_DEV", "1")

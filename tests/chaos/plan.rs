@@ -25,6 +25,8 @@ pub struct Plan {
     pub open_files: Option<u64>,
     /// Said to the database before the tables are made.
     pub prelude: Vec<&'static str>,
+    /// Where sessions of replicas look for what a statement names without a schema.
+    pub search_path: Option<&'static str>,
 }
 
 impl Plan {
@@ -40,6 +42,7 @@ impl Plan {
             slot_env: Vec::new(),
             open_files: None,
             prelude: Vec::new(),
+            search_path: None,
         }
     }
 
