@@ -20,8 +20,9 @@ const KNOCK_EVERY: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// So long a login that was let in counts for others.
 const GOOD_FOR: Duration = Duration::from_secs(5);
-/// How long the beat waits for the one who knocks.
+/// How long the beat, and anybody else, waits for the one who knocks.
 const HURRY: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// What all logins of a replica share.
 #[derive(Debug, Default)]
@@ -63,10 +64,10 @@ impl Gate {
         self.times().let_in_at.filter(|at| now.duration_since(*at) < GOOD_FOR)
     }
 
-    /// Until nobody else knocks; who is in a hurry waits for a moment only.
+    /// Until nobody else knocks, for a while; who is in a hurry waits for a moment only.
     pub(super) async fn alone(&self, is_hurried: bool) -> Option<OwnedMutexGuard<()>> {
         let turn = self.alone.clone().lock_owned();
-        if is_hurried { timeout(HURRY, turn).await.ok() } else { Some(turn.await) }
+        timeout(if is_hurried { HURRY } else { PATIENCE }, turn).await.ok()
     }
 
     fn times(&self) -> std::sync::MutexGuard<'_, Times> {

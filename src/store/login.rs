@@ -7,6 +7,8 @@
 //! The ways are libpq's: `prefer` goes on without TLS where TLS fails or Postgres does not let it in with it,
 //! `allow` the other way round. A Unix socket has no TLS.
 
+mod entry;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -15,23 +17,22 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use reqwest::Url;
 use sqlx::{
     ConnectOptions as _, PgConnection,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode},
 };
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
+use self::entry::{Entry, Way};
 use super::{
-    StoreError, connect_options,
+    StoreError,
     contact::Contact,
     denial::{self, Denial},
     gate::{self, Gate},
     outage::Reach,
     session::refused_code,
-    tls::{Fault, Mode, Wanted},
+    tls::{Fault, Mode},
 };
-use crate::secret;
 
 /// The file is looked at this often at most while logins are refused.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -61,15 +62,6 @@ struct State {
     no_tls_until: Option<Instant>,
 }
 
-/// A URL as it was read.
-#[derive(Debug)]
-struct Entry {
-    /// A secret.
-    text: String,
-    options: PgConnectOptions,
-    tls: Wanted,
-}
-
 #[derive(Debug)]
 struct Refused {
     denial: Denial,
@@ -83,12 +75,6 @@ struct Attempt<'a, T> {
     op: &'static str,
     settle: &'a Settle<'a>,
     make: Make<T>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Plain,
-    Tls,
 }
 
 /// Adds what a session begins with.
@@ -163,13 +149,19 @@ impl Login {
         if let Some(times) = self.knock_again(op)? {
             return Ok((times, None));
         }
-        let let_in_at = self.gate.let_in_at(Instant::now());
-        if let_in_at.is_some_and(|at| !self.contact.did_break_within(at.elapsed())) {
+        if self.was_let_in() {
             return Ok((0, None));
         }
         let alone = self.gate.alone(is_hurried).await;
-        // Who knocked meanwhile may have been refused.
-        Ok((self.knock_again(op)?.unwrap_or(0), alone))
+        // Who knocked meanwhile may have been refused; or was let in: then all others go together.
+        let times = self.knock_again(op)?.unwrap_or(0);
+        Ok((times, alone.filter(|_| !self.was_let_in())))
+    }
+
+    /// Whether a login was let in lately, with no break since.
+    fn was_let_in(&self) -> bool {
+        let at = self.gate.let_in_at(Instant::now());
+        at.is_some_and(|at| !self.contact.did_break_within(at.elapsed()))
     }
 
     fn knock_again(&self, op: &'static str) -> Result<Option<u32>, StoreError> {
@@ -326,55 +318,6 @@ impl Login {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Entry {
-    fn read(text: &str, application_name: &str) -> Result<Entry, (Denial, String)> {
-        let mut url = Url::parse(text).map_err(|why| (denial::URL, why.to_string()))?;
-        if !["postgres", "postgresql"].contains(&url.scheme()) {
-            return Err((denial::URL, "it does not begin with postgres://".to_owned()));
-        }
-        let all: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-        let (ours, drivers): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| Wanted::knows(name));
-        url.set_query(None);
-        if !drivers.is_empty() {
-            url.query_pairs_mut().extend_pairs(drivers);
-        }
-        let tls = Wanted::of(&ours).map_err(|fault| match fault {
-            Fault::Denied(denial, why) => (denial, why),
-            Fault::Io(why) => (denial::PARAMETER, why.to_string()),
-        })?;
-        let options = connect_options(url.as_str(), application_name);
-        let options = options.map_err(|why| (denial::URL, secret::hidden(&why.to_string()).into_owned()))?;
-        Ok(Entry { text: text.to_owned(), options, tls })
-    }
-
-    fn host(&self) -> &str {
-        self.options.get_host().trim_matches(['[', ']'])
-    }
-
-    fn is_local(&self) -> bool {
-        self.options.get_socket().is_some() || self.host().starts_with('/')
-    }
-
-    fn is_same_database(&self, other: &Entry) -> bool {
-        let place = |entry: &Entry| {
-            let options = &entry.options;
-            let database = options.get_database().unwrap_or(options.get_username()).to_owned();
-            (entry.host().to_owned(), options.get_port(), options.get_socket().cloned(), database)
-        };
-        place(self) == place(other)
-    }
-
-    fn ways(&self) -> &'static [Way] {
-        match self.tls.mode {
-            _ if self.is_local() => &[Way::Plain],
-            Mode::Disable => &[Way::Plain],
-            Mode::Allow => &[Way::Plain, Way::Tls],
-            Mode::Prefer => &[Way::Tls, Way::Plain],
-            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => &[Way::Tls],
-        }
     }
 }
 

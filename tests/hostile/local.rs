@@ -109,7 +109,8 @@ fn no_file_starts_a_postgres_that_trusts() {
                 let words: Vec<&str> = line.split(|c: char| !c.is_ascii_alphanumeric()).collect();
                 let is_rule = words.contains(&"host") || words.contains(&"local") || words.contains(&"auth");
                 // Certificates are trusted, or not, in a module of their own.
-                let is_rule = is_rule && !line.contains("trust every certificate") && !line.contains("Trust {");
+                let is_rule =
+                    is_rule && !line.contains("trust every certificate") && !line.contains("Trust {");
                 is_rule && words.contains(&"trust")
             };
             if !is_here {
