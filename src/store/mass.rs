@@ -180,6 +180,7 @@ impl Store {
 }
 
 /// One transaction of inserts; the columns go in together.
+#[allow(clippy::disallowed_methods, reason = "begin and commit")]
 async fn insert(
     conn: &mut Conn,
     mass: &Mass<'_>,

@@ -14,6 +14,7 @@ mod killed;
 mod locked;
 mod pooled;
 #[path = "../support/pooler.rs"]
+#[allow(dead_code, reason = "the harness uses more of it")]
 mod pooler;
 mod postgres;
 mod queue;
