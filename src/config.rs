@@ -11,6 +11,8 @@ mod lever;
 pub mod pass;
 mod redact;
 mod schema;
+mod services;
+mod shape;
 mod source;
 
 use std::{

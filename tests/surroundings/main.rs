@@ -1,0 +1,7 @@
+//! What the platform puts into a process's environment: variables of Services, and of OpenTelemetry.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+mod services;
+#[path = "../support/mod.rs"]
+mod support;
