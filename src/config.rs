@@ -11,6 +11,8 @@ mod lever;
 pub mod pass;
 mod redact;
 mod schema;
+mod services;
+mod shape;
 mod source;
 
 use std::{
@@ -120,8 +122,8 @@ pub struct Config {
     pub log: String,
     /// How it is logged.
     pub log_format: LogFormat,
-    /// Where traces go by OTLP over HTTP, such as `http://collector:4318`. Also
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// Where traces go by OTLP, such as `http://collector:4318`. Also `OTEL_EXPORTER_OTLP_ENDPOINT`. What else the
+    /// variables of OpenTelemetry ask for is read with the traces.
     pub otlp_endpoint: Option<String>,
     /// How long workers live on while Postgres cannot be reached.
     pub postgres_away_max: Span,

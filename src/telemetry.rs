@@ -1,12 +1,14 @@
 //! Telemetry: what operators see of this process from outside.
 //!
-//! Owns the log on stderr, the export of traces, and their end. Metrics are named in [`metrics`],
-//! trace context is read and written in [`trace`]. It refuses to hold anything up: spans are
+//! Owns the log on stderr, the traces of this process, and their end. Metrics are named in [`metrics`],
+//! trace context is read and written in [`trace`], variables are read in [`wishes`]. It refuses to hold anything up: spans are
 //! exported by a thread of their own, at most [`FLUSH_MAX`] is spent on the last of them, and a
 //! collector that is away costs spans, never turns.
 
+mod export;
 pub mod metrics;
 pub mod trace;
+pub mod wishes;
 
 use std::{
     borrow::Cow,
@@ -14,9 +16,7 @@ use std::{
     time::Duration,
 };
 
-use opentelemetry::{KeyValue, trace::TracerProvider};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
-use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde_json::Value;
 use tracing::{Dispatch, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
@@ -31,11 +31,12 @@ use tracing_subscriber::{
 pub use trace::{adopt, current_traceparent, new_traceparent, trace_id};
 
 use crate::{
-    config::{Config, LogFormat},
+    config::{Config, LogFormat, kept},
     secret, text,
 };
+use wishes::Wishes;
 
-/// The longest that one export, or the last flush, may take.
+/// The longest that the last flush may take.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
 
 /// Keeps the export of traces going. Dropping it exports what is left, blocking for at most 3 s:
@@ -52,19 +53,22 @@ pub enum TelemetryError {
     /// `log` is no filter.
     #[error("log: {0}")]
     Log(#[from] ParseError),
-    /// `otlp_endpoint` cannot be exported to.
-    #[error("otlp_endpoint: {0}")]
-    Otlp(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Starts the log, the metrics and, where the configuration names a collector, the traces of this
+/// Starts the log, the metrics and, where the configuration or a variable names a collector, the traces of this
 /// process, which calls itself `replica` in them. A second call in one process leaves the first log
 /// in place.
 ///
 /// # Errors
-/// A `log` filter or `otlp_endpoint` that means nothing.
+/// A `log` filter that means nothing.
 pub fn init(config: &Config, replica: &str) -> Result<Telemetry, TelemetryError> {
-    let (telemetry, dispatch) = build(config, replica)?;
+    let variables = kept::variables();
+    let get = |name: &str| {
+        let found = variables.iter().find(|(known, _)| known == name)?;
+        found.1.to_str().map(str::to_owned)
+    };
+    let wishes = Wishes::read(config.otlp_endpoint.as_deref(), &get);
+    let (telemetry, dispatch) = build(config, &wishes, replica)?;
     metrics::install();
     if tracing::dispatcher::set_global_default(dispatch).is_err() {
         tracing::debug!("a log is in place already");
@@ -82,16 +86,38 @@ impl Drop for Telemetry {
     }
 }
 
-fn build(config: &Config, replica: &str) -> Result<(Telemetry, Dispatch), TelemetryError> {
-    let traces = config.otlp_endpoint.as_deref().map(|to| exporting(to, replica)).transpose()?;
+fn build(config: &Config, wishes: &Wishes, replica: &str) -> Result<(Telemetry, Dispatch), TelemetryError> {
+    // What is wrong with the traces is told before there are any.
+    let told = lines(config.log_format).with_filter(filter(&config.log)?);
+    let told = Dispatch::new(tracing_subscriber::registry().with(told));
+    let traces = tracing::dispatcher::with_default(&told, || traces(wishes, replica));
     let spans = traces.as_ref().map(|provider| {
-        // Our own spans alone: the exporter's HTTP client must not be traced by what it sends.
+        // Our own spans alone: the exporter's client must not be traced by what it sends.
         let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
-        tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME"))).with_filter(ours)
+        tracing_opentelemetry::layer().with_tracer(export::tracer(provider)).with_filter(ours)
     });
     let lines = lines(config.log_format).with_filter(filter(&config.log)?);
     let subscriber = tracing_subscriber::registry().with(spans).with(lines);
     Ok((Telemetry { traces }, Dispatch::new(subscriber)))
+}
+
+/// The traces that are wished for, each warning told once.
+fn traces(wishes: &Wishes, replica: &str) -> Option<SdkTracerProvider> {
+    for warning in &wishes.warnings {
+        tracing::warn!("{warning}");
+    }
+    let to = wishes.export.as_ref()?;
+    match export::provider(to, wishes, replica) {
+        Ok(provider) => {
+            let (host, port) = (to.url.host_str().unwrap_or_default(), to.url.port_or_known_default());
+            tracing::info!(host, port, protocol = to.protocol.name(), "traces are exported");
+            Some(provider)
+        }
+        Err(why) => {
+            tracing::warn!(%why, "no traces are exported");
+            None
+        }
+    }
 }
 
 /// What is logged. Not what the driver says of each connection and each statement while Postgres is away (that it
@@ -176,20 +202,6 @@ fn hide(value: &mut Value) {
     }
 }
 
-fn exporting(endpoint: &str, replica: &str) -> Result<SdkTracerProvider, TelemetryError> {
-    let base = endpoint.trim_end_matches('/');
-    let url = if base.ends_with("/v1/traces") { base.to_owned() } else { format!("{base}/v1/traces") };
-    let exporter = SpanExporter::builder().with_http().with_endpoint(url).with_timeout(FLUSH_MAX).build()?;
-    let resource = Resource::builder()
-        .with_service_name(env!("CARGO_PKG_NAME"))
-        .with_attributes([
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", replica.to_owned()),
-        ])
-        .build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -222,18 +234,21 @@ mod tests {
         (first, body)
     }
 
-    fn exporting_to(listener: &TcpListener) -> Config {
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        Config { otlp_endpoint: Some(endpoint), log: "off".to_owned(), ..Config::default() }
+    fn quiet() -> Config {
+        Config { log: "off".to_owned(), ..Config::default() }
+    }
+
+    fn exporting_to(listener: &TcpListener) -> Wishes {
+        Wishes::read(Some(&format!("http://{}", listener.local_addr().unwrap())), &|_| None)
     }
 
     #[test]
     fn spans_arrive_at_the_collector_in_the_trace_that_they_adopted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let config = exporting_to(&listener);
+        let wishes = exporting_to(&listener);
         let collector = std::thread::spawn(move || one_request(&listener));
         let parent = new_traceparent();
-        let (telemetry, dispatch) = build(&config, "rep_of_this_test").unwrap();
+        let (telemetry, dispatch) = build(&quiet(), &wishes, "rep_of_this_test").unwrap();
         tracing::dispatcher::with_default(&dispatch, || {
             let span = tracing::info_span!("a_turn_is_run");
             adopt(&span, &parent);
@@ -252,7 +267,7 @@ mod tests {
     #[test]
     fn a_collector_that_never_answers_does_not_hold_up_the_end() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (telemetry, dispatch) = build(&exporting_to(&listener), "r").unwrap();
+        let (telemetry, dispatch) = build(&quiet(), &exporting_to(&listener), "r").unwrap();
         tracing::dispatcher::with_default(&dispatch, || drop(tracing::info_span!("lost")));
         let start = std::time::Instant::now();
         drop(telemetry);
@@ -261,7 +276,7 @@ mod tests {
 
     #[test]
     fn without_a_collector_there_is_no_current_trace() {
-        let (_telemetry, dispatch) = build(&Config::default(), "r").unwrap();
+        let (_telemetry, dispatch) = build(&quiet(), &Wishes::default(), "r").unwrap();
         tracing::dispatcher::with_default(&dispatch, || {
             let span = tracing::info_span!("a_turn_is_run");
             adopt(&span, &new_traceparent());

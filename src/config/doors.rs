@@ -19,11 +19,7 @@ impl Config {
                 return refuse(key, "must be made of visible ASCII characters, without blanks");
             }
         }
-        for (key, url) in [
-            ("url", &self.url),
-            ("otlp_endpoint", &self.otlp_endpoint),
-            ("kubernetes_gateway_url", &self.kubernetes_gateway_url),
-        ] {
+        for (key, url) in [("url", &self.url), ("kubernetes_gateway_url", &self.kubernetes_gateway_url)] {
             if url.as_ref().is_some_and(|url| !redact::is_http_url(url)) {
                 return refuse(key, "must be an http:// or https:// URL");
             }

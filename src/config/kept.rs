@@ -7,6 +7,7 @@
 use std::{ffi::OsString, sync::OnceLock};
 
 use super::source;
+use crate::telemetry::wishes;
 
 static KEPT: OnceLock<Vec<(OsString, OsString)>> = OnceLock::new();
 
@@ -19,7 +20,8 @@ pub unsafe fn keep() {
     if KEPT.set(std::env::vars_os().collect()).is_err() {
         return;
     }
-    for name in source::secret_variables() {
+    let keys = wishes::SECRET_VARIABLES.map(str::to_owned);
+    for name in source::secret_variables().into_iter().chain(keys) {
         // SAFETY: this is the only thread, as the caller promises.
         unsafe {
             overwrite(&name);
@@ -29,7 +31,7 @@ pub unsafe fn keep() {
 }
 
 /// The environment that this process was started with.
-pub(super) fn variables() -> Vec<(OsString, OsString)> {
+pub fn variables() -> Vec<(OsString, OsString)> {
     KEPT.get().cloned().unwrap_or_else(|| std::env::vars_os().collect())
 }
 

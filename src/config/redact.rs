@@ -76,7 +76,9 @@ pub(super) fn is_origin(text: &str) -> bool {
 }
 
 fn hide_in_url(text: &str) -> String {
-    match text.is_empty() || Url::parse(text).is_ok() {
+    // Without a scheme, a user's name would pass for one.
+    let is_clear = !text.contains('@') || text.contains("://");
+    match text.is_empty() || (is_clear && Url::parse(text).is_ok()) {
         true => secret::hidden(text).into_owned(),
         false => HIDDEN.to_owned(),
     }

@@ -15,6 +15,8 @@ use super::{
     Config,
     files::{FILES, held_in},
     kept,
+    services::is_of_service,
+    shape::{Shape, shape},
 };
 use crate::secret;
 
@@ -149,15 +151,6 @@ const OTHERS: [&str; 11] = [
     "LASTWORD_WORKER_NAME",
     "LASTWORD_WORKER_TOKEN_FILE",
 ];
-
-/// How a variable's text becomes a value.
-#[derive(Clone, Copy, PartialEq)]
-enum Shape {
-    Text,
-    Number,
-    Flag,
-    List,
-}
 
 /// One key of the file and its variables.
 struct Key {
@@ -335,8 +328,9 @@ fn refuse_unknown_variables(around: &Surroundings) -> Result<(), ConfigError> {
         let ours = KEYS.iter().flat_map(|key| [Some(key.variable()), key.file_variable()]);
         ours.flatten().chain(OTHERS.map(str::to_owned))
     };
-    for (name, _) in &around.variables {
-        if name.starts_with(PREFIX) && !known().any(|k| k == *name) {
+    for (name, value) in &around.variables {
+        let is_ours = name.starts_with(PREFIX) && !is_of_service(name, value);
+        if is_ours && !known().any(|k| k == *name) {
             return Err(ConfigError::Unknown { source_name: name.clone(), nearest: nearest(name, known()) });
         }
     }
@@ -357,25 +351,6 @@ fn look_up(key: &Key, around: &Surroundings) -> Result<Option<(String, String)>,
         (None, Some((path, name))) => Ok(Some((name.clone(), held_in(Path::new(&path), name, around)?))),
         (None, None) => {
             Ok(key.foreign.and_then(|name| Some((name.to_owned(), around.get(name)?.to_owned()))))
-        }
-    }
-}
-
-fn shape(shape: Shape, text: &str) -> Result<Value, String> {
-    match shape {
-        Shape::Text => Ok(Value::String(text.to_owned())),
-        Shape::Number => {
-            let number = text.trim().parse().map(Value::Integer);
-            number.map_err(|_| format!("`{text}` is not a whole number"))
-        }
-        Shape::Flag => match text.trim().to_ascii_lowercase().as_str() {
-            "1" | "true" | "yes" | "on" => Ok(Value::Boolean(true)),
-            "0" | "false" | "no" | "off" => Ok(Value::Boolean(false)),
-            _ => Err(format!("`{text}` is neither true nor false")),
-        },
-        Shape::List => {
-            let parts = text.split([',', '\n']).map(str::trim).filter(|part| !part.is_empty());
-            Ok(Value::Array(parts.map(|part| Value::String(part.to_owned())).collect()))
         }
     }
 }

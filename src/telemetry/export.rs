@@ -1,0 +1,162 @@
+//! Spans on their way to a collector.
+//!
+//! Owns the exporter, its bound, and what the log says of a collector that is away: one line at once, one a minute with a
+//! count, one when it is back. It never fails what made a span.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use opentelemetry::{KeyValue, trace::TracerProvider as _};
+use opentelemetry_otlp::{
+    ExporterBuildError, Protocol as Otlp, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+    tonic_types::{metadata::MetadataMap, transport::ClientTlsConfig},
+};
+use opentelemetry_sdk::{
+    Resource,
+    error::{OTelSdkError, OTelSdkResult},
+    resource::TelemetryResourceDetector,
+    trace::{SdkTracerProvider, SpanData, SpanExporter as Exporter},
+};
+use tokio::runtime::Handle;
+
+use super::wishes::{Export, Protocol, Wishes};
+
+/// From one line to the next about a collector that is away.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// What exports this process's spans as `wishes` has it.
+///
+/// # Errors
+/// What cannot be exported to, such as a place that only TLS reaches where this machine trusts nobody.
+pub fn provider(
+    export: &Export,
+    wishes: &Wishes,
+    replica: &str,
+) -> Result<SdkTracerProvider, ExporterBuildError> {
+    let own = [
+        ("service.name", env!("CARGO_PKG_NAME")),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("service.instance.id", replica),
+    ];
+    let own = own.map(|(key, value)| KeyValue::new(key, value.to_owned()));
+    let given = wishes.attributes.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    // Without the detector of variables, which takes them undecoded.
+    let resource = Resource::builder_empty().with_detector(Box::new(TelemetryResourceDetector));
+    let resource = resource.with_attributes(own).with_attributes(given).build();
+    let told = Told {
+        exporter: exporter(export)?,
+        timeout: export.timeout,
+        runtime: Handle::try_current().ok(),
+        absence: Mutex::default(),
+    };
+    Ok(SdkTracerProvider::builder().with_batch_exporter(told).with_resource(resource).build())
+}
+
+fn exporter(export: &Export) -> Result<SpanExporter, ExporterBuildError> {
+    let headers = export.headers.iter();
+    match export.protocol {
+        Protocol::Http => SpanExporter::builder()
+            .with_http()
+            .with_protocol(Otlp::HttpBinary)
+            .with_endpoint(export.url.as_str())
+            .with_timeout(export.timeout)
+            .with_headers(headers.cloned().collect::<HashMap<_, _>>())
+            .build(),
+        Protocol::Grpc => {
+            if Handle::try_current().is_err() {
+                return Err(ExporterBuildError::InternalFailure("gRPC needs a runtime".to_owned()));
+            }
+            let headers = headers.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)));
+            let builder = SpanExporter::builder()
+                .with_tonic()
+                .with_endpoint(export.url.as_str())
+                .with_timeout(export.timeout)
+                .with_metadata(MetadataMap::from_headers(headers.collect()));
+            match export.url.scheme() {
+                "https" => builder.with_tls_config(ClientTlsConfig::new().with_native_roots()).build(),
+                _ => builder.build(),
+            }
+        }
+    }
+}
+
+/// Exports, and tells of what fails.
+#[derive(Debug)]
+struct Told {
+    exporter: SpanExporter,
+    timeout: Duration,
+    /// What gRPC runs on: the thread that exports has no clock of its own.
+    runtime: Option<Handle>,
+    absence: Mutex<Option<Absence>>,
+}
+
+/// A collector that takes no spans.
+#[derive(Debug)]
+struct Absence {
+    began: Instant,
+    told: Instant,
+    spans: usize,
+}
+
+impl Exporter for Told {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let exported = self.exporter.export(batch);
+        let done = match &self.runtime {
+            // A connection that never comes about has no bound in there.
+            Some(runtime) => {
+                let bounded = {
+                    let _inside = runtime.enter();
+                    tokio::time::timeout(self.timeout, exported)
+                };
+                bounded.await.unwrap_or(Err(OTelSdkError::Timeout(self.timeout)))
+            }
+            None => exported.await,
+        };
+        self.tell(spans, done.err());
+        // The SDK would log each one.
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
+impl Told {
+    fn tell(&self, spans: usize, failed: Option<OTelSdkError>) {
+        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut *absence, failed) {
+            (None, None) => {}
+            (None, Some(why)) => {
+                let now = Instant::now();
+                *absence = Some(Absence { began: now, told: now, spans });
+                tracing::warn!(spans, %why, "traces cannot be exported and are dropped; turns go on");
+            }
+            (Some(absent), Some(why)) => {
+                absent.spans += spans;
+                if absent.told.elapsed() >= TOLD_EVERY {
+                    absent.told = Instant::now();
+                    tracing::warn!(spans = absent.spans, %why, "traces still cannot be exported");
+                }
+            }
+            (Some(absent), None) => {
+                let (spans, seconds) = (absent.spans, absent.began.elapsed().as_secs());
+                *absence = None;
+                tracing::info!(dropped = spans, seconds, "traces are exported again");
+            }
+        }
+    }
+}
+
+/// The tracer that spans of this program come from.
+pub fn tracer(provider: &SdkTracerProvider) -> opentelemetry_sdk::trace::SdkTracer {
+    provider.tracer(env!("CARGO_PKG_NAME"))
+}

@@ -1,0 +1,294 @@
+//! What the variables of OpenTelemetry ask for.
+//!
+//! Owns their meaning, as the specification has it. Refuses nothing: what means nothing is passed over with a warning, since
+//! no turn depends on a trace. An empty variable counts as not set.
+
+use std::time::Duration;
+
+use reqwest::Url;
+
+/// How long one export may take, where no variable says.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The port that collectors take gRPC on, and the one for HTTP.
+const GRPC_PORT: u16 = 4317;
+const HTTP_PORT: u16 = 4318;
+const TRACES_PATH: &str = "/v1/traces";
+
+/// Variables that hold secrets: keys of those who keep traces.
+pub const SECRET_VARIABLES: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
+
+/// What is to be exported, and as what.
+#[derive(Debug, Default, PartialEq)]
+pub struct Wishes {
+    /// Where to; nowhere where absent.
+    pub export: Option<Export>,
+    /// More attributes of the resource; `service.name` among them.
+    pub attributes: Vec<(String, String)>,
+    /// What was passed over, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Where traces go, and how.
+#[derive(Debug, PartialEq)]
+pub struct Export {
+    /// The whole URL; gRPC has no use for its path.
+    pub url: Url,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// What each request carries beside.
+    pub headers: Vec<(String, String)>,
+    /// The longest that one export may take, repeats included.
+    pub timeout: Duration,
+}
+
+/// What a collector is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP over gRPC.
+    Grpc,
+    /// OTLP over HTTP, as protobuf.
+    Http,
+}
+
+impl Protocol {
+    /// As the variable names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Grpc => "grpc",
+            Protocol::Http => "http/protobuf",
+        }
+    }
+}
+
+/// The variables, and what is to be said about them.
+struct Reading<'a> {
+    get: &'a dyn Fn(&str) -> Option<String>,
+    warnings: Vec<String>,
+}
+
+impl Wishes {
+    /// Those of the variables that `get` finds, and of the configuration's `otlp_endpoint`.
+    pub fn read(otlp_endpoint: Option<&str>, get: &dyn Fn(&str) -> Option<String>) -> Wishes {
+        let mut reading = Reading { get, warnings: Vec::new() };
+        let export = reading.export(otlp_endpoint);
+        // What nobody exports needs no name.
+        let attributes = export.as_ref().map(|_| reading.attributes()).unwrap_or_default();
+        Wishes { export, attributes, warnings: reading.warnings }
+    }
+}
+
+impl Reading<'_> {
+    fn get(&self, name: &str) -> Option<String> {
+        (self.get)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    /// The variable for traces, else the one for everything, and which it is.
+    fn of_traces(&self, name: &str) -> Option<(String, String)> {
+        let names = [format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")];
+        names.into_iter().find_map(|name| Some((self.get(&name)?, name)))
+    }
+
+    fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
+    }
+
+    fn export(&mut self, otlp_endpoint: Option<&str>) -> Option<Export> {
+        if self.is_disabled() {
+            return None;
+        }
+        let exporter = self.exporter();
+        if exporter == Some(false) {
+            return None;
+        }
+        let is_named = otlp_endpoint.is_some() || self.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").is_some();
+        if !is_named && exporter.is_none() {
+            return None;
+        }
+        let named = self.protocol();
+        let (url, protocol) = self.endpoint(otlp_endpoint, named)?;
+        self.unsupported();
+        let (headers, timeout) = (self.headers(), self.timeout());
+        Some(Export { url, protocol, headers, timeout })
+    }
+
+    fn is_disabled(&mut self) -> bool {
+        let Some(value) = self.get("OTEL_SDK_DISABLED") else { return false };
+        let is_disabled = value.eq_ignore_ascii_case("true");
+        if !is_disabled && !value.eq_ignore_ascii_case("false") {
+            self.warn(format!("OTEL_SDK_DISABLED: `{value}` is neither true nor false, and counts as false"));
+        }
+        is_disabled
+    }
+
+    /// Whether traces are to be exported; `None` where no variable says.
+    fn exporter(&mut self) -> Option<bool> {
+        let named = self.get("OTEL_TRACES_EXPORTER")?;
+        let mut wanted = None;
+        for exporter in named.split(',').map(str::trim).filter(|exporter| !exporter.is_empty()) {
+            match exporter.to_ascii_lowercase().as_str() {
+                "otlp" => wanted = Some(true),
+                "none" => wanted = wanted.or(Some(false)),
+                _ => self.warn(format!(
+                    "OTEL_TRACES_EXPORTER: `{exporter}` is not supported and passed over: it takes otlp and none"
+                )),
+            }
+        }
+        wanted
+    }
+
+    fn protocol(&mut self) -> Option<Protocol> {
+        let (value, name) = self.of_traces("PROTOCOL")?;
+        match value.to_ascii_lowercase().as_str() {
+            "grpc" => Some(Protocol::Grpc),
+            "http/protobuf" => Some(Protocol::Http),
+            "http/json" => {
+                self.warn(format!(
+                    "{name}: http/json is not supported: http/protobuf is spoken, on the same port"
+                ));
+                Some(Protocol::Http)
+            }
+            _ => {
+                self.warn(format!(
+                    "{name}: `{value}` is no protocol and passed over: it takes grpc and http/protobuf"
+                ));
+                None
+            }
+        }
+    }
+
+    /// Where to, by the nearest that says: `LASTWORD_OTLP_ENDPOINT`, the variable for traces, the one for everything, the file.
+    /// The configuration holds all of them but the variable for traces.
+    fn endpoint(&mut self, otlp_endpoint: Option<&str>, named: Option<Protocol>) -> Option<(Url, Protocol)> {
+        let is_ours = self.get("LASTWORD_OTLP_ENDPOINT").is_some();
+        let whole = self.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").filter(|_| !is_ours);
+        let (text, source) = match (&whole, otlp_endpoint.map(str::trim)) {
+            (Some(text), _) => (text.as_str(), "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+            (None, Some(text)) => (text, "otlp_endpoint (OTEL_EXPORTER_OTLP_ENDPOINT)"),
+            (None, None) if named == Some(Protocol::Grpc) => ("http://localhost:4317", "the default"),
+            (None, None) => ("http://localhost:4318", "the default"),
+        };
+        let has_scheme = text.contains("://");
+        let with_scheme = |scheme: &str| Url::parse(&format!("{scheme}://{text}"));
+        let parsed = if has_scheme { Url::parse(text) } else { with_scheme("http") };
+        let usable = parsed.ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let Some(mut url) = usable else {
+            // Not shown: a password may stand in it.
+            self.warn(format!("{source}: is no http:// or https:// URL, and no traces are exported"));
+            return None;
+        };
+        let by_port = if url.port() == Some(GRPC_PORT) { Protocol::Grpc } else { Protocol::Http };
+        let protocol = named.unwrap_or(by_port);
+        if !has_scheme {
+            let scheme = if protocol == Protocol::Grpc && !self.is_insecure() { "https" } else { "http" };
+            url = with_scheme(scheme).ok()?;
+            let by_variable = if protocol == Protocol::Grpc {
+                ", as OTEL_EXPORTER_OTLP_INSECURE (false by default) has it for gRPC"
+            } else {
+                ""
+            };
+            self.warn(format!(
+                "{source}: has no scheme, and {scheme}:// is taken{by_variable}: write the one that is meant"
+            ));
+        }
+        match (protocol, url.port()) {
+            (Protocol::Http, Some(GRPC_PORT)) => {
+                self.warn(format!("{source}: 4317 is gRPC's port, and http/protobuf is asked for"));
+            }
+            (Protocol::Grpc, Some(HTTP_PORT)) => {
+                self.warn(format!("{source}: 4318 is the port for HTTP, and grpc is asked for"));
+            }
+            _ => {}
+        }
+        let base = url.path().trim_end_matches('/').to_owned();
+        if protocol == Protocol::Http && whole.is_none() && !base.ends_with(TRACES_PATH) {
+            url.set_path(&format!("{base}{TRACES_PATH}"));
+        } else if protocol == Protocol::Http && whole.is_none() {
+            url.set_path(&base);
+        }
+        Some((url, protocol))
+    }
+
+    fn is_insecure(&self) -> bool {
+        self.of_traces("INSECURE").is_some_and(|(value, _)| value.eq_ignore_ascii_case("true"))
+    }
+
+    /// What the specification has, and this program has not.
+    fn unsupported(&mut self) {
+        for name in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
+            if let Some((_, name)) = self.of_traces(name) {
+                self.warn(format!(
+                    "{name}: is not supported and passed over: SSL_CERT_FILE names the CAs that are trusted"
+                ));
+            }
+        }
+        let compression = self.of_traces("COMPRESSION");
+        if let Some((value, name)) = compression.filter(|(value, _)| !value.eq_ignore_ascii_case("none")) {
+            self.warn(format!("{name}: `{value}` is not supported: traces go uncompressed"));
+        }
+    }
+
+    fn headers(&mut self) -> Vec<(String, String)> {
+        let Some((value, name)) = self.of_traces("HEADERS") else { return Vec::new() };
+        let mut headers = Vec::new();
+        for pair in value.split(',').filter(|pair| !pair.trim().is_empty()) {
+            match pair_of(pair).filter(|(key, value)| is_header(key, value)) {
+                Some(header) => headers.push(header),
+                // Neither is shown: a key that lacks its `=` may be the secret itself.
+                None => self.warn(format!(
+                    "{name}: an entry is no `name=value`, percent-encoded where needed, and is passed over"
+                )),
+            }
+        }
+        headers
+    }
+
+    fn timeout(&mut self) -> Duration {
+        let Some((value, name)) = self.of_traces("TIMEOUT") else { return TIMEOUT };
+        match value.parse::<u64>() {
+            Ok(millis) if millis > 0 => Duration::from_millis(millis),
+            _ => {
+                self.warn(format!("{name}: `{value}` is no number of milliseconds, and 10000 is taken"));
+                TIMEOUT
+            }
+        }
+    }
+
+    fn attributes(&mut self) -> Vec<(String, String)> {
+        let text = self.get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let pairs = text.split(',').filter(|pair| !pair.trim().is_empty());
+        // All or none: a part of them would be another resource.
+        let mut attributes = pairs.map(pair_of).collect::<Option<Vec<_>>>().unwrap_or_else(|| {
+            self.warn(
+                "OTEL_RESOURCE_ATTRIBUTES: is no list of `key=value`, percent-encoded where needed, and is passed over",
+            );
+            Vec::new()
+        });
+        attributes.extend(self.get("OTEL_SERVICE_NAME").map(|name| ("service.name".to_owned(), name)));
+        attributes
+    }
+}
+
+fn pair_of(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once('=')?;
+    let (key, value) = (decoded(key.trim())?, decoded(value.trim())?);
+    (!key.is_empty()).then_some((key, value))
+}
+
+/// What a percent-encoded text stands for.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let mut digit = || char::from(rest.next()?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        bytes.push(if byte == b'%' { digit()? * 16 + digit()? } else { byte });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn is_header(name: &str, value: &str) -> bool {
+    use reqwest::header::{HeaderName, HeaderValue};
+    name.parse::<HeaderName>().is_ok() && value.parse::<HeaderValue>().is_ok()
+}
+
+#[cfg(test)]
+mod tests;
