@@ -249,6 +249,8 @@ fn a_secret_is_hidden_wherever_it_was_put() {
         log: "info,password=s3cret".to_owned(),
         kubernetes_owner: Some("ghp_s3cret0123456789abcdefghij".to_owned()),
         kubernetes_gateway_url: Some(format!("https://one/?access_token={token}")),
+        // Without a scheme.
+        otlp_endpoint: Some("me:s3cret@collector:4318".to_owned()),
         kubernetes_fleet: "\u{1b}[2J\u{202e}\u{9b}".to_owned(),
         ..Config::default()
     };
