@@ -45,7 +45,7 @@ pub struct ReadinessView {
     status: &'static str,
     /// It is about to leave.
     draining: bool,
-    /// Postgres answers, and lets this replica log in.
+    /// Postgres answers.
     postgres: bool,
     /// What is wrong with Postgres, for people; null where nothing is.
     postgres_fault: Option<&'static str>,
@@ -80,7 +80,8 @@ pub async fn livez() -> &'static str {
 pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<ReadinessView>) {
     let does_answer = answers(&gateway).await;
     let refusal = refusal(&gateway).await;
-    let postgres = does_answer && refusal.is_none();
+    // Connections that are there serve everybody while new logins are refused.
+    let postgres = does_answer && !refusal.is_some_and(|denial| denial.is_of_statements());
     let fault = (!does_answer).then_some("Postgres does not answer");
     let migrated = postgres && is_migrated(&gateway).await;
     let board = gateway.supervisor.board();

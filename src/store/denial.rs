@@ -14,6 +14,13 @@ pub struct Denial {
     pub remedy: &'static str,
 }
 
+impl Denial {
+    /// Whether statements are refused over every connection, not only new logins.
+    pub fn is_of_statements(&self) -> bool {
+        *self == RIGHTS
+    }
+}
+
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.cause)
@@ -43,7 +50,8 @@ pub const DATABASE: Denial = denial(
 /// 42501
 pub const RIGHTS: Denial = denial(
     "this user lacks a right in the database",
-    "grant the user CONNECT on the database, and CREATE on the schema that holds the tables, or let it own them",
+    "grant the user CONNECT and CREATE on the database, or make the schema for the user (create schema lastword \
+     authorization USER); a schema that is there must be the user's own, with all that is in it",
 );
 /// A URL that is none.
 pub const URL: Denial = denial(

@@ -172,13 +172,21 @@ async fn a_password_that_is_rotated_with_its_file_is_noticed_by_nobody() {
 async fn connections_that_are_there_serve_all_while_logins_are_refused() {
     let world = World::start().await;
     world.server.sql(&["alter role app password 'two'"]).await;
-    let posts = (0..12).map(|_| world.post("/echo hi", json!({}), 30));
-    for answer in futures_util::future::join_all(posts).await {
-        let status = answer.status();
-        let is_told =
-            status == StatusCode::SERVICE_UNAVAILABLE && answer.headers().contains_key(header::RETRY_AFTER);
-        assert!(status.is_success() && names_its_turn(&answer) || is_told, "{answer:?}");
-    }
+    // More at once than there are connections that rest, until one was asked for and refused.
+    let told = async || {
+        let posts = (0..12).map(|_| world.post("/echo hi", json!({}), 30));
+        for answer in futures_util::future::join_all(posts).await {
+            let status = answer.status();
+            let is_told = status == StatusCode::SERVICE_UNAVAILABLE
+                && answer.headers().contains_key(header::RETRY_AFTER);
+            assert!(status.is_success() && names_its_turn(&answer) || is_told, "{answer:?}");
+        }
+        // A balancer goes on sending requests here; people are told.
+        let (status, view) = world.readiness().await?;
+        assert_eq!(status, StatusCode::OK, "{view}");
+        view["postgres_fault"].as_str().filter(|why| why.contains("refuses this user's password")).map(drop)
+    };
+    eventually("the reason", told).await;
     let log = world.replica.log();
     assert!(!log.contains("a request failed for a reason of our own"), "{log}");
 }
