@@ -46,7 +46,7 @@ FEATURES = {
                               "streams_max": 100, "connections_max": 200,
                               "connections_per_address_max": 50, "waits_max": 200, "unread_max": "16MiB",
                               "token_share": 50, "token_rows_per_minute_max": 6000, "body_max": "512KiB", "bodies_max": "8MiB", "doorbell": "off", "retain": "7d",
-                              "keep_alive": "5s", "connection_idle_max": "2m", "stream_stall_max": "5m", "cors_origins": "https://a.example,http://localhost:3000", "postgres_away_max": "1m", "log": "lastword=debug,info",
+                              "keep_alive": "5s", "connection_idle_max": "2m", "database_schema": "chat", "stream_stall_max": "5m", "cors_origins": "https://a.example,http://localhost:3000", "postgres_away_max": "1m", "log": "lastword=debug,info",
                               "log_format": "text", "otlp_endpoint": "http://collector.monitoring:4318"}},
     "settings left to the program": {"settings": {"retain": None, "turns_max": None}},
     "ipv6": {"listenHost": "[::]", "port": 9090, "settings": {"otlp_endpoint": "https://[2001:db8::1]/v1/traces"}},

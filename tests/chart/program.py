@@ -14,7 +14,7 @@ import semantics
 from engine import ROOT, pod_specs
 
 # Keys that the chart gives by other values, and those that it does not offer.
-BY_OTHER_VALUES = {"database_url", "listener_database_url", "listen", "url", "data_dir", "client_tokens", "operator_tokens",
+BY_OTHER_VALUES = {"database_url", "listener_database_url", "database_url_file", "listener_database_url_file", "listen", "url", "data_dir", "client_tokens", "operator_tokens",
                    "drain", "kubernetes", "kubernetes_namespace", "kubernetes_fleet", "kubernetes_owner",
                    "kubernetes_gateway_url"}
 # `ablate` makes a replica slower, for a measurement; workers' tokens come by `extraEnv`. Without capabilities nobody
