@@ -3,9 +3,7 @@
 //! Reads within bounds, newest first: a conversation may be years long and an answer megabytes. Refuses to guess: a row that
 //! does not read is an error, never a turn without words.
 
-use uuid::Uuid;
-
-use super::{Store, StoreError, partitions::ends};
+use super::{Store, StoreError};
 use crate::{
     agent::History,
     event::Kind,
@@ -15,11 +13,11 @@ use crate::{
 
 /// Texts that are longer count as this many times `history.bytes`, so that what is before them is read as well.
 const READ_TIMES: i64 = 4;
-/// Events of turns that are looked at for questions, at most; those of a turn that was cut off come before.
+/// Events of turns that are looked at for questions, at most.
 const EVENTS_MAX: i64 = 20_000;
 /// The last word's `seq` in a turn that asked and was answered, at least: behind `accepted` and `started`.
 const ANSWERED_SEQ_MIN: i32 = 4;
-/// Events that are read, at most.
+/// A turn that was cut off is told by its pieces where the turns after it have this many events together, at most.
 const SAID_MAX: i64 = 100_000;
 
 /// A turn of the past.
@@ -58,21 +56,35 @@ impl Store {
             .run("past", |c| {
                 sqlx::query!(
                     r#"
-                    select p.id as "id!", p.ordinal as "ordinal!", p.status as "status!", p.last_seq as "last_seq!",
-                           p.input as "input!", p.last_word as "last_word?"
+                    select p.id as "id!", p.ordinal as "ordinal!", p.status as "status!", p.input as "input!",
+                           p.last_word as "last_word?", s.kinds as "kinds?", s.data as "said?"
                       from (
-                        select t.id, t.ordinal, t.status, coalesce(t.last_seq, 0) as last_seq, t.input, e.data as last_word,
+                        select t.id, t.ordinal, t.status, t.last_seq, t.input, e.data as last_word,
+                               t.status <> 'completed' as is_cut_off,
+                               sum(t.last_seq) over (order by t.ordinal desc) as events,
                                -- What is before the row. A long text counts in part: it will be shortened.
                                sum(least(octet_length(t.input) + coalesce(octet_length(e.data), 0), $4::bigint))
                                  over (order by t.ordinal desc)
                                - least(octet_length(t.input) + coalesce(octet_length(e.data), 0), $4::bigint) as bytes_before
                           from (
-                            select id, ordinal, status, last_seq, input
+                            select id, ordinal, status, coalesce(last_seq, 0) as last_seq, input
                               from lastword.turns
                              where conversation_id = $1 and ordinal < $2
                              order by ordinal desc
                              limit $3) t
                           left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq) p
+                     cross join lateral (
+                       select array_agg(e.kind order by e.seq) as kinds, array_agg(e.data order by e.seq) as data
+                         from (
+                           select seq, kind, data,
+                                  sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before,
+                                  sum(octet_length(data)) over (order by seq desc) - octet_length(data) as bytes_after
+                             from lastword.turn_events
+                            where turn_id = p.id
+                              and case when p.is_cut_off then p.events - p.last_seq <= $6
+                                  else p.last_seq >= $7 and p.events <= $8 end
+                              and (kind in ('ask', 'answer') or (p.is_cut_off and kind in ('delta', 'content')))) e
+                        where e.bytes_before < $4 or e.bytes_after < $4) s
                      where p.bytes_before < $5::bigint
                      order by p.ordinal desc
                     "#,
@@ -80,82 +92,30 @@ impl Store {
                     ordinal,
                     i64::from(limits.turns),
                     bytes,
-                    bytes * READ_TIMES
+                    bytes * READ_TIMES,
+                    SAID_MAX,
+                    ANSWERED_SEQ_MIN,
+                    EVENTS_MAX
                 )
                 .fetch_all(c)
             })
             .await?;
-        let mut turns = Vec::with_capacity(rows.len());
-        let (mut looked_at, mut events) = (Vec::new(), 0);
-        for (place, row) in rows.into_iter().enumerate() {
-            let status =
-                row.status.parse().map_err(|_| StoreError::unreadable("past", "a status is unknown"))?;
-            let is_cut_off = status != Status::Completed;
-            events += i64::from(row.last_seq);
-            if is_cut_off || (row.last_seq >= ANSWERED_SEQ_MIN && events <= EVENTS_MAX) {
-                looked_at.push((place, row.id, is_cut_off));
-            }
-            turns.push(PastTurn {
-                id: TurnId(row.id),
-                ordinal: row.ordinal,
-                status,
-                input: row.input,
-                last_word: row.last_word,
-                said: Vec::new(),
-            });
-        }
-        for (place, kind, data) in self.said(&looked_at, bytes).await? {
-            turns[place].said.push((kind, data));
-        }
-        Ok(turns)
-    }
-
-    /// What was said in turns, each with its place and whether it was cut off.
-    async fn said(
-        &self,
-        turns: &[(usize, Uuid, bool)],
-        bytes: i64,
-    ) -> Result<Vec<(usize, Kind, String)>, StoreError> {
-        if turns.is_empty() {
-            return Ok(Vec::new());
-        }
-        let ids: Vec<Uuid> = turns.iter().map(|(_, id, _)| *id).collect();
-        let cut_off: Vec<bool> = turns.iter().map(|(.., is_cut_off)| *is_cut_off).collect();
-        let (first, last) = ends(&ids);
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("said", |c| {
-                sqlx::query!(
-                    r#"
-                    select w.place as "place!", e.kind as "kind!", e.data as "data!"
-                      from unnest($1::uuid[], $2::boolean[]) with ordinality w (turn_id, is_cut_off, place)
-                     cross join lateral (
-                       select seq, kind, data,
-                              sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before,
-                              sum(octet_length(data)) over (order by seq desc) - octet_length(data) as bytes_after
-                         from lastword.turn_events
-                        where turn_id = w.turn_id and turn_id between $4 and $5
-                          and (kind in ('ask', 'answer') or (w.is_cut_off and kind in ('delta', 'content')))) e
-                     where e.bytes_before < $3 or e.bytes_after < $3
-                     order by w.place, e.seq
-                     limit $6
-                    "#,
-                    &ids,
-                    &cut_off,
-                    bytes,
-                    first,
-                    last,
-                    SAID_MAX
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let unreadable = |what: &str| StoreError::unreadable("past", what);
         rows.into_iter()
             .map(|row| {
-                let kind = Kind::of_stored(&row.kind).map_err(|why| StoreError::unreadable("said", why))?;
-                let turn = usize::try_from(row.place).ok().and_then(|place| turns.get(place - 1));
-                let (place, ..) = turn.ok_or_else(|| StoreError::unreadable("said", "a row of no turn"))?;
-                Ok((*place, kind, row.data))
+                let kinds = row.kinds.unwrap_or_default().into_iter();
+                let said = kinds.zip(row.said.unwrap_or_default()).map(|(kind, data)| {
+                    let kind = Kind::of_stored(&kind).map_err(|why| StoreError::unreadable("past", why))?;
+                    Ok((kind, data))
+                });
+                Ok(PastTurn {
+                    id: TurnId(row.id),
+                    ordinal: row.ordinal,
+                    status: row.status.parse().map_err(|_| unreadable("a status is unknown"))?,
+                    input: row.input,
+                    last_word: row.last_word,
+                    said: said.collect::<Result<_, StoreError>>()?,
+                })
             })
             .collect()
     }
