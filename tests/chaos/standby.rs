@@ -31,10 +31,11 @@ use crate::proxy::{Proxy, Weather};
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// What every server of a pair is started with.
-const SETTINGS: [(&str, &str); 13] = [
+const SETTINGS: [(&str, &str); 14] = [
     ("listen_addresses", "127.0.0.1"),
     ("unix_socket_directories", "."),
     ("max_connections", "200"),
+    ("search_path", "lastword, public"),
     ("fsync", "off"),
     ("full_page_writes", "off"),
     ("synchronous_commit", "on"),
