@@ -5,6 +5,9 @@
 //! itself; one that slept through a restart or a verdict must not fail the first to come; those from before a
 //! break are not asked: a cut network answers no question, and each would cost the next caller the time for one.
 //!
+//! A login takes a hundred times as long as a statement, and seconds on a busy machine. Nobody waits for one while a
+//! connection is given back: the login goes on by itself, and its connection serves those who come later.
+//!
 //! Not sqlx's pool, which asks each connection that is given back whether it still lives: a round trip and a
 //! task for every statement (`docs/PERFORMANCE.md`).
 
@@ -22,6 +25,7 @@ use std::{
 use sqlx::Connection as _;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
     time::{Instant, timeout},
 };
 
@@ -41,19 +45,24 @@ const BREAK_MAX: Duration = Duration::from_secs(1);
 /// How long a connection may rest before it is asked whether it still lives, and how long that may take.
 const REST_MAX: Duration = Duration::from_secs(1);
 const PING_MAX: Duration = Duration::from_secs(1);
-/// How long a caller waits for a free connection.
+/// How long a caller waits for a free connection, and how long a login may take.
 const LEND_MAX: Duration = Duration::from_secs(3);
 /// How long an exit waits for statements under way.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// A connection that has rested for so long, or is so old, is let go.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const AGE_MAX: Duration = Duration::from_secs(1800);
+/// What is told of that which began before a break.
+const BEFORE_BREAK: &str = "no answer before Postgres was away";
 
 /// The connections of one replica, but for those with a purpose of their own.
 #[derive(Debug)]
 pub(super) struct Connections {
     sessions: Arc<Sessions>,
+    /// For those that hold a connection, or wait for one.
     places: Arc<Semaphore>,
+    /// For connections, those that are being made included.
+    rooms: Arc<Semaphore>,
     places_max: u32,
     /// Lent last is last.
     resting: Mutex<VecDeque<Resting>>,
@@ -63,9 +72,16 @@ pub(super) struct Connections {
 
 #[derive(Debug)]
 struct Resting {
+    own: Own,
+    since: Instant,
+}
+
+/// A connection of this pool.
+#[derive(Debug)]
+struct Own {
     conn: Conn,
     made: Instant,
-    since: Instant,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Connections {
@@ -74,6 +90,7 @@ impl Connections {
         Connections {
             sessions,
             places: Arc::new(Semaphore::new(places_max as usize)),
+            rooms: Arc::new(Semaphore::new(places_max as usize)),
             places_max,
             resting: Mutex::default(),
             given_back: Notify::new(),
@@ -115,51 +132,77 @@ impl Connections {
     async fn take_or_make(self: &Arc<Self>) -> Result<Lease, StoreError> {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|_| away("acquire", "this process lets go of Postgres".to_owned()))?;
-        let lease = |conn, made| Lease {
-            conn: Some(conn),
-            made,
-            is_clean: AtomicBool::new(true),
-            home: self.clone(),
-            _place: place,
-        };
-        loop {
-            if let Some((conn, made)) = self.take_resting().await {
-                return Ok(lease(conn, made));
-            }
+        let mut making: Option<JoinHandle<Result<(), StoreError>>> = None;
+        let own = loop {
             let given_back = self.given_back.notified();
-            match self.make().await {
-                Ok(conn) => return Ok(lease(conn, Instant::now())),
+            if let Some(own) = self.take_resting().await {
+                break own;
+            }
+            let Some(login) = &mut making else {
+                tokio::select! {
+                    biased;
+                    room = self.rooms.clone().acquire_owned() => making = room.ok().map(|room| self.make(room)),
+                    () = given_back => {}
+                }
+                continue;
+            };
+            let made = tokio::select! {
+                made = login => made.unwrap_or_else(|why| Err(away("acquire", why.to_string()))),
+                () = given_back => continue,
+            };
+            making = None;
+            match made {
+                Ok(()) => {}
                 // It starts, has no room right now, or lets nobody in: those that are there serve all.
                 Err(why) if why.is_away() => {
                     let pause = Duration::from_millis(rand::random_range(50..150));
-                    let _ = timeout(pause, given_back).await;
+                    let _ = timeout(pause, self.given_back.notified()).await;
                 }
                 Err(why) => return Err(why),
             }
-        }
+        };
+        Ok(Lease { own: Some(own), is_clean: AtomicBool::new(true), home: self.clone(), _place: place })
     }
 
     /// One that rests, and answers as far as that can be known.
-    async fn take_resting(&self) -> Option<(Conn, Instant)> {
+    async fn take_resting(&self) -> Option<Own> {
         loop {
-            let Resting { mut conn, made, since } = self.resting().pop_back()?;
-            if self.contact.was_lost_within(made.elapsed()) || made.elapsed() > AGE_MAX {
+            let Resting { mut own, since } = self.resting().pop_back()?;
+            if self.contact.was_lost_within(own.made.elapsed()) || own.made.elapsed() > AGE_MAX {
                 continue;
             }
-            if since.elapsed() < REST_MAX || matches!(timeout(PING_MAX, conn.bare.ping()).await, Ok(Ok(()))) {
-                return Some((conn, made));
+            let is_warm = since.elapsed() < REST_MAX;
+            if is_warm || matches!(timeout(PING_MAX, own.conn.bare.ping()).await, Ok(Ok(()))) {
+                return Some(own);
             }
             self.contact.broke();
         }
     }
 
-    async fn make(&self) -> Result<Conn, StoreError> {
-        self.sessions.open("acquire", Purpose::Pool(STATEMENT_MAX)).await
+    /// Makes one that rests then.
+    fn make(self: &Arc<Self>, room: OwnedSemaphorePermit) -> JoinHandle<Result<(), StoreError>> {
+        let home = self.clone();
+        // It ends with its time, and nobody has to wait for it: no task of the replica.
+        #[allow(clippy::disallowed_methods, reason = "a login that outlives who wanted it, and ends by itself")]
+        tokio::spawn(async move {
+            let login = home.sessions.open("acquire", Purpose::Pool(STATEMENT_MAX));
+            let conn = tokio::select! {
+                biased;
+                conn = timeout(LEND_MAX, login) => conn,
+                () = home.contact.regained() => return Err(away("acquire", BEFORE_BREAK.to_owned())),
+            };
+            let conn = conn.map_err(|_| away("acquire", format!("no connection within {LEND_MAX:?}")))??;
+            home.give_back(Own { conn, made: Instant::now(), _room: room });
+            Ok(())
+        })
     }
 
-    fn give_back(&self, conn: Conn, made: Instant) {
+    fn give_back(&self, own: Own) {
+        if self.places.is_closed() {
+            return;
+        }
         let mut resting = self.resting();
-        resting.push_back(Resting { conn, made, since: Instant::now() });
+        resting.push_back(Resting { own, since: Instant::now() });
         while resting.front().is_some_and(|oldest| oldest.since.elapsed() > IDLE_MAX) {
             resting.pop_front();
         }
@@ -184,8 +227,8 @@ impl Connections {
             let all_back = self.places.acquire_many(self.places_max).await;
             self.places.close();
             let resting = std::mem::take(&mut *self.resting());
-            for Resting { conn, .. } in resting {
-                let _ = conn.bare.close().await;
+            for Resting { own, .. } in resting {
+                let _ = own.conn.bare.close().await;
             }
             drop(all_back);
         })
@@ -205,8 +248,7 @@ fn away(op: &'static str, why: String) -> StoreError {
 /// A connection that is thrown away when a statement on it did not come back in time: what is still under
 /// way on it would make the next user wait.
 pub(super) struct Lease {
-    conn: Option<Conn>,
-    made: Instant,
+    own: Option<Own>,
     is_clean: AtomicBool,
     home: Arc<Connections>,
     /// Free again once the connection is back.
@@ -223,7 +265,7 @@ impl Lease {
     where
         F: Future<Output = Result<T, sqlx::Error>> + 'c,
     {
-        let Some(conn) = self.conn.as_mut() else {
+        let Some(Own { conn, .. }) = self.own.as_mut() else {
             return Err(away(op, "the connection was given up".to_owned()));
         };
         let contact = &self.home.contact;
@@ -235,7 +277,7 @@ impl Lease {
             answer = answer.as_mut() => answer,
             () = contact.regained() => match began.elapsed() < BREAK_MAX {
                 true => answer.await,
-                false => return Err(away(op, "no answer before Postgres was away".to_owned())),
+                false => return Err(away(op, BEFORE_BREAK.to_owned())),
             },
         };
         match answer {
@@ -266,10 +308,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.is_clean.load(Ordering::Relaxed)
-            && !self.home.places.is_closed()
-            && let Some(conn) = self.conn.take()
+            && let Some(own) = self.own.take()
         {
-            self.home.give_back(conn, self.made);
+            self.home.give_back(own);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Connections: never more than allowed, the same one again and again, and none that was ended.
 
 use futures_util::future::join_all;
+use sqlx::Connection as _;
 
 use crate::{
     cases,
@@ -17,6 +18,24 @@ async fn what_is_lent() {
         a_store_that_is_closed_lends_no_more,
     ])
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_takes_long_holds_nobody_up_while_connections_are_given_back() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    let store = ground.open();
+    store.probe().await.unwrap();
+    ground.run("alter system set pre_auth_delay = '60s'").await.unwrap();
+    ground.run("select pg_reload_conf()").await.unwrap();
+    crate::ground::until("logins hang", async || {
+        let login = sqlx::PgConnection::connect(&ground.url);
+        tokio::time::timeout(std::time::Duration::from_millis(200), login).await.err()
+    })
+    .await;
+    for asked in join_all((0..200).map(|_| store.probe())).await {
+        asked.unwrap();
+    }
 }
 
 /// The backends of a store's statements.
@@ -37,10 +56,13 @@ async fn many_statements_share_a_few_connections(server: &Server) {
     }
     let all = backends(&ground, store.application_name()).await;
     assert!((1..=8).contains(&all.split(' ').count()), "{all}");
+    let store = ground.open();
+    store.probe().await.unwrap();
+    let one = backends(&ground, store.application_name()).await;
     for _ in 0..50 {
         store.probe().await.unwrap();
     }
-    assert_eq!(backends(&ground, store.application_name()).await, all, "one was made though others rested");
+    assert_eq!(backends(&ground, store.application_name()).await, one, "one was made though another rested");
 }
 
 async fn one_that_was_ended_fails_one_statement_at_most(server: &Server) {
