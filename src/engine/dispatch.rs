@@ -30,7 +30,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
         let is_due = tokio::select! {
             () = until.cancelled() => return,
             () = wake.queue() => false,
-            () = sleep_until(search.again_at.unwrap_or_else(Instant::now)), if search.again_at.is_some() => true,
+            () = sleep_until(search.due_at().unwrap_or_else(Instant::now)), if search.due_at().is_some() => true,
             () = wake.look_due(looked_at) => true,
         };
         let call = wake.queue_call();
@@ -41,6 +41,9 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
         }
         search.go_on(wake.queue_news(), Instant::now());
         if let Err(why) = claim(&engine, &mut search, &until).await {
+            if why.is_held() {
+                search.look_again(Instant::now());
+            }
             warn_of!(why, "nothing claimed");
         }
         let reach = if is_due || call.is_for_queue { Reach::All } else { Reach::Kept(call.kept) };
@@ -50,6 +53,8 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             Ok(true) => search.look_again(Instant::now()),
             Err(why) => warn_of!(why, "nothing claimed for remote workers"),
         }
+        let locked = engine.store.first_passed_over();
+        search.locked = locked.map(|(first, at)| (first, at.max(Instant::now() + HEAD_START)));
     }
 }
 
@@ -63,6 +68,8 @@ struct Search {
     /// When to look again, and from where on for those.
     again_at: Option<Instant>,
     again: Option<TurnId>,
+    /// The first turn that claims pass over, since somebody else has locked it, and when to look at it.
+    locked: Option<(TurnId, Instant)>,
 }
 
 impl Search {
@@ -74,6 +81,9 @@ impl Search {
     fn go_on(&mut self, news: Option<TurnId>, now: Instant) {
         if self.again_at.take_if(|at| *at <= now).is_some() {
             self.from = first(self.from, self.again.take());
+        }
+        if let Some((turn, _)) = self.locked.take_if(|(_, at)| *at <= now) {
+            self.from = first(self.from, Some(turn));
         }
         self.from = first(self.from, news);
         self.met = first(self.met, news);
@@ -90,6 +100,11 @@ impl Search {
 
     fn look_again(&mut self, now: Instant) {
         self.again_at.get_or_insert(now + HEAD_START);
+    }
+
+    /// When to look though nothing rings.
+    fn due_at(&self) -> Option<Instant> {
+        first(self.again_at, self.locked.map(|(_, at)| at))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Moves of turns: what a worker that calls has, held by the replica that it calls from then on.
 //!
 //! Keeps I5 where a turn changes its holder without changing its epoch: the move is decided and committed behind
-//! the in-flight row's lock (`lw_remote_adopt_v2`), and what the new holder goes on from is read behind it. A
+//! the in-flight row's lock (`lw_remote_adopt_v3`), and what the new holder goes on from is read behind it. A
 //! replica's death moves all that a host has, so many turns are one statement.
 
 use chrono::{DateTime, Utc};
@@ -62,8 +62,19 @@ pub struct Adopted {
 
 impl Store {
     /// Moves the holds of these turns here, in one commit; what became of each, in their order. No turn may be among
-    /// them twice. Repeating it is harmless.
+    /// them twice. Repeating it is harmless. Of several turns, the one whose row somebody else has locked is an error.
     pub async fn adopt(&self, moves: &[Move]) -> Result<Vec<Result<Adoption, StoreError>>, StoreError> {
+        match self.move_here(moves, false).await {
+            Err(why) if why.is_held() && moves.len() > 1 => self.move_here(moves, true).await,
+            moved => moved,
+        }
+    }
+
+    async fn move_here(
+        &self,
+        moves: &[Move],
+        passes_over_locked: bool,
+    ) -> Result<Vec<Result<Adoption, StoreError>>, StoreError> {
         let turns: Vec<Uuid> = moves.iter().map(|it| it.turn.0).collect();
         let epochs: Vec<i32> = moves.iter().map(|it| it.epoch).collect();
         let mut workers: Vec<Option<Uuid>> = Vec::with_capacity(moves.len());
@@ -88,7 +99,7 @@ impl Store {
                            a.o_started_at as started_at, a.o_cancelled_by as cancelled_by, t.agent as "agent?",
                            t.agent_revision as "agent_revision?", t.ordinal as "ordinal?", t.input as "input?",
                            t.traceparent as "traceparent?"
-                      from lastword.lw_remote_adopt_v2($1, $2, $3, $4, $5) a
+                      from lastword.lw_remote_adopt_v3($1, $2, $3, $4, $5, $6) a
                       left join lateral (
                         select * from lastword.turns t
                          where t.id = ($1::uuid[])[a.o_place] and a.o_verdict = 'adopted' limit 1) t on true
@@ -99,6 +110,7 @@ impl Store {
                     self.replica().0,
                     &workers as &[Option<Uuid>],
                     &hashes as &[Option<Vec<u8>>],
+                    passes_over_locked,
                 )
                 .fetch_all(c)
             })
@@ -146,6 +158,7 @@ impl Row {
             "ended" => Ok(Adoption::Ended),
             "stale" => Ok(Adoption::Stale),
             "elsewhere" => Ok(Adoption::Elsewhere),
+            "locked" => Err(StoreError::Held { op: "adopt", why: format!("the row of {}", asked.turn) }),
             "adopted" => {
                 let adopted = self.adopted(asked);
                 let adopted =

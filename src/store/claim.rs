@@ -104,6 +104,7 @@ impl Store {
     /// Takes up to `limit` heads of lines for this replica, 512 at most: as `running` those that a ready worker can have
     /// at once, which the caller must hand over or give back; as `starting` all others. `from`: where in the queue the
     /// look begins. While a transaction is open elsewhere, it meets all that was claimed behind that since it began.
+    /// Turns that somebody else has locked are passed over ([`super::locked`]).
     pub async fn claim(
         &self,
         runtimes: &[Runtime],
@@ -113,6 +114,7 @@ impl Store {
     ) -> Result<Vec<Claim>, StoreError> {
         let runtimes: Vec<String> = runtimes.iter().map(|r| r.as_str().to_owned()).collect();
         let Columns { warm, seats } = Columns::of(ready);
+        let passed_over = self.passed_over().await;
         let mut lease = self.lease().await?;
         let rows = lease
             .run("claim", |c| {
@@ -137,6 +139,7 @@ impl Store {
                            -- Whose a turn is stands in the last bytes of its id.
                            and ($15::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($15))
                            and (i.agent || '@' || i.agent_revision) <> all ($16)
+                           and i.conversation_id <> all ($17)
                            and exists (select from me)
                            and (select count(*) from (
                              select from lastword.inflight j
@@ -247,10 +250,13 @@ impl Store {
                     started_by(WorkerId(Uuid::nil())),
                     &marks(&ready.barred),
                     &self.unserved(),
+                    &passed_over,
                 )
                 .fetch_all(c)
             })
-            .await?;
+            .await;
+        drop(lease);
+        let rows = self.unless_locked(rows, from).await?;
         let claims: Vec<Claim> = rows
             .into_iter()
             .map(|row| Claim {

@@ -183,7 +183,10 @@ impl Connections {
     fn make(self: &Arc<Self>, room: OwnedSemaphorePermit) -> JoinHandle<Result<(), StoreError>> {
         let home = self.clone();
         // It ends with its time, and nobody has to wait for it: no task of the replica.
-        #[allow(clippy::disallowed_methods, reason = "a login that outlives who wanted it, and ends by itself")]
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a login that outlives who wanted it, and ends by itself"
+        )]
         tokio::spawn(async move {
             let login = home.sessions.open("acquire", Purpose::Pool(STATEMENT_MAX));
             let conn = tokio::select! {

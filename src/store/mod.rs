@@ -37,6 +37,7 @@ pub mod intake;
 pub mod limits;
 pub mod listener;
 pub mod lists;
+mod locked;
 mod login;
 pub mod lookout;
 pub mod mass;
@@ -89,6 +90,7 @@ pub use error::StoreError;
 pub(crate) use error::warn_of;
 use gate::Gate;
 use intake::Intake;
+use locked::Locked;
 use login::Login;
 use reader::Reads;
 use schema::Choice;
@@ -126,6 +128,7 @@ pub struct Parts {
     intake: Intake,
     desk: Arc<Desk>,
     remembered: Remembered,
+    locked: Locked,
     breaks: AtomicU64,
     contact: Arc<Contact>,
     replica: RwLock<ReplicaId>,
@@ -176,6 +179,7 @@ impl Store {
             intake: Intake::default(),
             desk: Arc::default(),
             remembered: Remembered::default(),
+            locked: Locked::default(),
             breaks: AtomicU64::default(),
             contact,
             replica: RwLock::new(replica),

@@ -11,6 +11,7 @@ use super::{
     Store, StoreError,
     assignment::Assignment,
     claim::{Claim, Phase, marks},
+    queue::FRONT,
 };
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
@@ -71,6 +72,7 @@ impl Store {
         barred: &[Principal],
     ) -> Result<Vec<Head>, StoreError> {
         let runtimes = RUNTIMES.map(str::to_owned);
+        let passed_over = self.passed_over().await;
         let conversations: Vec<Uuid> = conversations.iter().map(|conversation| conversation.0).collect();
         let mut lease = self.lease().await?;
         let rows = lease
@@ -85,6 +87,7 @@ impl Store {
                         and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                         and (i.agent || '@' || i.agent_revision) <> all ($6)
                         and i.conversation_id <> all ($3)
+                        and i.conversation_id <> all ($7)
                         and not exists (
                           select from lastword.inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
                       order by i.turn_id
@@ -99,11 +102,12 @@ impl Store {
                       cross join lateral (
                         select * from lastword.inflight i where i.conversation_id = w.id order by i.ordinal limit 1) i
                        join lastword.conversations v on v.id = i.conversation_id
-                      where (i.phase = 'queued' and i.runtime = any ($1)
+                      where i.conversation_id <> all ($7) and (
+                        (i.phase = 'queued' and i.runtime = any ($1)
                           and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                           and (i.agent || '@' || i.agent_revision) <> all ($6))
                          or (i.phase = 'starting' and i.runtime <> 'process' and not exists (
-                           select from lastword.remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch)))
+                           select from lastword.remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch))))
                     "#,
                     &runtimes,
                     agents,
@@ -111,6 +115,7 @@ impl Store {
                     from.0,
                     &marks(barred),
                     &self.unserved(),
+                    &passed_over,
                 )
                 .fetch_all(c)
             })
@@ -150,7 +155,10 @@ impl Store {
                 )
                 .fetch_all(c)
             })
-            .await?;
+            .await;
+        drop(lease);
+        let first = bids.iter().map(|bid| bid.turn).min();
+        let rows = self.unless_locked(rows, first.unwrap_or(FRONT)).await?;
         let claims = rows.into_iter().map(|row| {
             let assignment = Assignment {
                 agent: row.agent,

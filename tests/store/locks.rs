@@ -1,4 +1,4 @@
-//! One order of locks: rows of one kind by their ids; keys, then in-flight rows, then conversations.
+//! One order of locks: rows of one kind by their ids; keys, then in-flight rows, then conversations, then turns.
 
 use std::{fs, path::Path};
 
@@ -85,7 +85,7 @@ async fn every_statement_locks_in_one_order(server: &Server) {
     let regex = |text: &str| Regex::new(text).unwrap();
     let lock = regex(r" for (no key update|update|key share|share)\b");
     let (kind, ordered) =
-        (regex(r"from (inflight|conversations|idempotency|worker_tokens|workers)\b"), regex(ORDERED));
+        (regex(r"from (inflight|conversations|turns|idempotency|worker_tokens|workers)\b"), regex(ORDERED));
     let write = regex(r"(update|delete from) (inflight|conversations|idempotency)\b");
     let of_one = regex(r"^[^;]*? where (\w\.)?id = (\$\d+|p_\w+)( |$)");
     let mut locks = 0;

@@ -20,6 +20,7 @@ mod ground;
 mod judging;
 mod lending;
 mod lists;
+mod locked;
 mod locks;
 mod masses;
 mod moving;
