@@ -15,7 +15,7 @@ RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test) $(FEATURES)
 RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc $(FEATURES),true)
 
 # What is checked has everything in it, as the images have; a plain build runs no pods.
-FEATURES := --features kubernetes
+FEATURES := --workspace --features lastword/kubernetes
 
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
@@ -37,7 +37,7 @@ demo: setup ## thirty seconds: kill a replica, see the last word that the other 
 
 test: ## all tests, then those over several replicas once more without NOTIFY
 	@.ci/pgbouncer >/dev/null
-	cargo build $(FEATURES) --bin lastword
+	cargo build $(FEATURES) --bins
 	$(RUN_TESTS)
 	$(RUN_DOCTESTS)
 	$(if $(CLUSTER_SUITES),LASTWORD_DOORBELL=off $(RUN_TESTS) $(addprefix --test ,$(CLUSTER_SUITES)),@echo 'no suite over several replicas')
@@ -46,10 +46,12 @@ figures: ## how long a last word takes after a crash or a kill; for a quiet mach
 	cargo bench --profile dev --bench last_word
 
 bench: setup ## how fast it is, beside this machine's limits, in half an hour; ARGS='--short' or '--list'
-	cargo run --profile measured -- bench $(ARGS)
+	cargo build --profile measured --bin lastword
+	cargo run --profile measured -p lastword-bench -- $(ARGS)
 
 bench-counts: setup ## what one turn costs the database, against benches/counts.json
-	cargo run $(FEATURES) -- bench --counts $(ARGS)
+	cargo build $(FEATURES) --bins
+	target/debug/lastword-bench --counts $(ARGS)
 
 chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
 	@.ci/pgbouncer >/dev/null
@@ -105,10 +107,10 @@ kind-test: setup ## the same against a cluster of kind's; needs kind, kubectl, h
 check: fmt-check lint doc sqlx-check chart-check test bench-counts chaos-short e2e-local ## everything that must hold before a change lands
 
 fmt: ## format the code
-	cargo fmt
+	cargo fmt --all
 
 fmt-check:
-	cargo fmt --check
+	cargo fmt --all --check
 
 lint: ## clippy over everything; a warning is an error
 	cargo clippy --locked --all-targets $(FEATURES) -- -D warnings

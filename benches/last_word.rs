@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use lastword::cli::postgres::Binaries;
+use lastword_devkit::postgres::Binaries;
 use serde_json::json;
 use support::{
     Cluster,

@@ -41,6 +41,9 @@
 //! | 1 | [`config`] · [`descriptors`] · [`telemetry`] · [`task`] |
 //! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
 //!
+//! Beside this crate: `crates/devkit`, a private Postgres and child processes for development and tests, and
+//! `crates/bench`, which measures (`docs/decisions/0035`).
+//!
 //! # What must always hold
 //!
 //! `docs/INVARIANTS.md` names each invariant, its keeper and the test that shows it. In short: the

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastword::cli::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
 use sqlx::{Connection, PgConnection};
 
 type Outcome = anyhow::Result<()>;

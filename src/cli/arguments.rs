@@ -14,7 +14,10 @@ const ADDRESSES: [(&str, &str); 2] = [
 ];
 
 /// Refuses flags that show a secret.
-pub(super) fn refuse_secrets(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
+///
+/// # Errors
+/// What to do instead.
+pub fn refuse_secrets(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
     // What comes after `--` is a worker's.
     let mut arguments = arguments.take_while(|argument| argument != "--").peekable();
     let text = |argument: &OsString| argument.to_string_lossy().into_owned();

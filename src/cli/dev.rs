@@ -7,7 +7,6 @@ mod cluster;
 pub mod demo;
 mod home;
 mod replica;
-pub mod signals;
 
 use std::{
     path::{Path, PathBuf},
@@ -15,10 +14,9 @@ use std::{
     time::Duration,
 };
 
-use self::{
-    cluster::{Cluster, Plan},
-    signals::Signals,
-};
+use lastword_devkit::signals::Signals;
+
+use self::cluster::{Cluster, Plan};
 
 /// How often the processes are looked at. One that dies is back within a second.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

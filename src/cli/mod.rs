@@ -4,19 +4,18 @@
 //! 2, which clap does by itself; an error that a command has no exit code for leaves with 1.
 
 #[macro_use]
-mod say;
+pub mod say;
 
 mod arguments;
 mod bench;
-pub mod child;
 mod client;
 mod config_print;
 mod database;
-mod demo_agent;
+pub mod demo_agent;
+#[cfg(feature = "dev")]
 mod dev;
 mod doctor;
 mod migrate;
-pub mod postgres;
 mod serve;
 mod verify;
 mod work;
@@ -26,6 +25,7 @@ use std::{io, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use nix::sys::prctl;
 
+pub use self::{arguments::refuse_secrets, client::TokenArgs};
 use crate::{config::kept, worker::strays};
 
 /// A gateway for chat agents in which every accepted turn gets exactly one last word.
@@ -40,8 +40,10 @@ struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Run replicas, a private Postgres and a demo agent on this machine.
+    #[cfg(feature = "dev")]
     Dev(dev::Args),
     /// Kill a replica and see the last word that the other wrote, in half a minute.
+    #[cfg(feature = "dev")]
     Demo(dev::demo::Args),
     /// Run one replica.
     Serve(serve::Args),
@@ -75,7 +77,7 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Measure how fast this is, beside what this machine can do at best.
+    /// Measure how fast this is, beside what this machine can do at best; needs `lastword-bench`.
     Bench(bench::Args),
     /// A worker that does on request what workers do by accident.
     DemoAgent(demo_agent::Args),
@@ -121,7 +123,9 @@ pub fn seclude(command: &Command) -> io::Result<()> {
 /// Runs one command to its exit code.
 pub async fn run(command: Command) -> ExitCode {
     let done = match command {
+        #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
+        #[cfg(feature = "dev")]
         Command::Demo(args) => dev::demo::run(args).await,
         Command::Serve(args) => serve::run(args).await,
         Command::Work(args) => work::run(args).await,
@@ -137,7 +141,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Config { command: ConfigCommand::Print(args) } => config_print::run(args).await,
-        Command::Bench(args) => bench::run(args).await,
+        Command::Bench(args) => bench::run(args),
         Command::DemoAgent(args) => demo_agent::run(args).await,
     };
     done.unwrap_or_else(|why| {

@@ -10,22 +10,24 @@ use std::io::{self, Write};
 use crate::{secret, text};
 
 /// Says a line on stdout, as `println!` does.
+#[macro_export]
 macro_rules! say {
     () => { $crate::cli::say::line_out("") };
     ($($what:tt)+) => { $crate::cli::say::line_out(&format!($($what)+)) };
 }
 
 /// Says a line on stderr, as `eprintln!` does.
+#[macro_export]
 macro_rules! note {
     ($($what:tt)+) => { $crate::cli::say::line_err(&format!($($what)+)) };
 }
 
 /// A line on stdout. One that nobody reads any more is no fault.
-pub(super) fn line_out(line: &str) {
+pub fn line_out(line: &str) {
     let _ = writeln!(io::stdout().lock(), "{}", text::visible(line));
 }
 
 /// A line on stderr, without what looks like a secret: errors quote what they met.
-pub(super) fn line_err(line: &str) {
+pub fn line_err(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", text::visible(&secret::hidden(line)));
 }

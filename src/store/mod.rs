@@ -30,16 +30,20 @@ pub mod doctor;
 pub mod error;
 pub mod events;
 mod gate;
+#[cfg(feature = "dev")]
 pub mod gauges;
+#[cfg(feature = "dev")]
 pub mod history;
 pub mod inflight;
 pub mod intake;
+#[cfg(feature = "dev")]
 pub mod limits;
 pub mod listener;
 pub mod lists;
 mod locked;
 mod login;
 pub mod lookout;
+#[cfg(feature = "dev")]
 pub mod mass;
 pub mod migrate;
 mod outage;

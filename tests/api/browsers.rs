@@ -1,6 +1,7 @@
 //! What browsers need: cursors and tickets in the query, other origins, and no refusal that they take for the end.
 
-use lastword::{cli::postgres::Mode, config::Config, event::Kind};
+use lastword::{config::Config, event::Kind};
+use lastword_devkit::postgres::Mode;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 

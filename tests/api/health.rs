@@ -1,6 +1,7 @@
 //! Probes, and what becomes of requests and streams while Postgres is away.
 
-use lastword::{cli::postgres::Mode, event::Kind};
+use lastword::event::Kind;
+use lastword_devkit::postgres::Mode;
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -3,11 +3,11 @@
 
 use lastword::{
     agent::AgentSpec,
-    cli::postgres::Mode,
     id::{TurnId, WorkerId},
     store::{desk::Line, worker_tokens::Grant},
     token::{self, Purpose},
 };
+use lastword_devkit::postgres::Mode;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 

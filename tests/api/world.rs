@@ -9,7 +9,6 @@ use std::{
 use lastword::{
     agent::Runtime,
     api::{self, Gateway},
-    cli::postgres::Postgres,
     config::Config,
     event::{Kind, NewEvent},
     id::TurnId,
@@ -27,6 +26,7 @@ use lastword::{
     task::{self, Supervisor},
     turn::LastWord,
 };
+use lastword_devkit::postgres::Postgres;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use lastword::cli::postgres::{Mode, Postgres};
+use lastword_devkit::postgres::{Mode, Postgres};
 use nix::sys::signal::Signal;
 use rand::{Rng, rngs::StdRng};
 use serde_json::{Value, json};

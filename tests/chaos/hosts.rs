@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use lastword::cli::child;
+use lastword_devkit::child;
 use nix::sys::signal::Signal;
 
 use crate::{

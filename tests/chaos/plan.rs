@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use lastword::cli::postgres::Postgres;
+use lastword_devkit::postgres::Postgres;
 
 /// What to start.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path, process::Command, time::Duration};
 
-use lastword::cli::postgres::Binaries;
+use lastword_devkit::postgres::Binaries;
 
 use crate::{
     checker::Findings,

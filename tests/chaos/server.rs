@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use lastword::cli::{child, postgres::Binaries};
+use lastword_devkit::{child, postgres::Binaries};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, Uid, User},

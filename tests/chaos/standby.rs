@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use lastword::cli::postgres::{Mode as Stop, Postgres};
+use lastword_devkit::postgres::{Mode as Stop, Postgres};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use self::server::{Programs, Server};

@@ -1,6 +1,6 @@
 //! A commit whose answer is lost: it happened once, and its client is told of a broken connection.
 
-use lastword::cli::postgres::Postgres;
+use lastword_devkit::postgres::Postgres;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 

@@ -1,6 +1,6 @@
 //! The pooler: transactions of one client go to several backends, and prepared statements with them.
 
-use lastword::cli::postgres::Postgres;
+use lastword_devkit::postgres::Postgres;
 use sqlx::{Connection as _, PgConnection};
 
 use crate::pooler::{Pooler, version_in};

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastword::cli::{
+use lastword_devkit::{
     child,
     postgres::{Binaries, Mode, Options, Postgres},
 };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use lastword::cli::postgres::Mode;
+use lastword_devkit::postgres::Mode;
 use nix::sys::signal::Signal;
 use reqwest::StatusCode;
 use serde_json::json;

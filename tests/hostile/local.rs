@@ -11,7 +11,7 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use lastword::cli::postgres::{Binaries, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Options, Postgres};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -192,8 +192,8 @@ fn refused_start_in(dir: &Path, user: &str) -> String {
         .env("LASTWORD_WORKER_USER", user)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped());
-    let mut child = lastword::cli::child::spawn(serve, Signal::SIGKILL).unwrap();
-    let is_over = lastword::cli::child::wait(PATIENCE.min(Duration::from_secs(20)), || {
+    let mut child = lastword_devkit::child::spawn(serve, Signal::SIGKILL).unwrap();
+    let is_over = lastword_devkit::child::wait(PATIENCE.min(Duration::from_secs(20)), || {
         child.try_wait().unwrap().is_some()
     });
     if !is_over {

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use lastword::cli::child;
+use lastword_devkit::child;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

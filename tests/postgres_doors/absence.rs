@@ -1,6 +1,6 @@
 //! What a replica's log says while Postgres is away: little.
 
-use lastword::cli::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::json;
 use tokio::task::block_in_place;

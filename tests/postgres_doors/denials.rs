@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastword::cli::child;
+use lastword_devkit::child;
 use nix::sys::signal::Signal;
 
 use crate::{

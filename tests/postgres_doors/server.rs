@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastword::cli::postgres::{Binaries, Postgres};
+use lastword_devkit::postgres::{Binaries, Postgres};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::{

@@ -1,6 +1,6 @@
 //! Every `sslmode` against every kind of server, beside what `psql` does with the same URL.
 
-use lastword::cli::postgres::Mode;
+use lastword_devkit::postgres::Mode;
 use serde_json::{Value, json};
 
 use crate::{

@@ -8,7 +8,6 @@ use std::{
 
 use lastword::{
     agent::{AgentSpec, Retry, Runtime},
-    cli::postgres::Postgres,
     config::Config,
     event::{Kind, NewEvent},
     id::{ConversationId, ReplicaId, TurnId, WorkerId},
@@ -25,6 +24,7 @@ use lastword::{
     turn::LastWord,
     units::Span,
 };
+use lastword_devkit::postgres::Postgres;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;

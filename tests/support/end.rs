@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use lastword::cli::{child, postgres::Mode};
+use lastword_devkit::{child, postgres::Mode};
 
 use super::{Cluster, lock};
 

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use lastword::cli::postgres::Postgres;
+use lastword_devkit::postgres::Postgres;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 

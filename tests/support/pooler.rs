@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use lastword::cli::child;
+use lastword_devkit::child;
 use nix::{
     sys::signal::Signal,
     unistd::{Uid, User},

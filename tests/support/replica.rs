@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
-use lastword::cli::child;
+use lastword_devkit::child;
 use nix::sys::signal::Signal;
 
 /// Below the ports that systems take for outgoing connections, and beside those that private

@@ -17,9 +17,9 @@ use tokio::time::sleep;
 use super::{
     home::{Home, PostgresState, State},
     replica::Replica,
-    signals::Signals,
 };
-use crate::cli::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::signals::Signals;
 
 /// How long running turns get after the first signal: a person waits for their prompt.
 const DRAIN: Duration = Duration::from_secs(3);

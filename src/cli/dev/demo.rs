@@ -18,10 +18,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use super::{
-    cluster::{Cluster, Plan},
-    signals::Signals,
-};
+use lastword_devkit::signals::Signals;
+
+use super::cluster::{Cluster, Plan};
 
 /// How long one step of the story may take.
 const STEP_MAX: Duration = Duration::from_secs(30);

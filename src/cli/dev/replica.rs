@@ -18,7 +18,7 @@ use nix::{
 };
 
 use super::home::{ReplicaState, private};
-use crate::cli::child;
+use lastword_devkit::child;
 
 /// One that dies younger than this may well die again.
 const YOUNG: Duration = Duration::from_secs(5);

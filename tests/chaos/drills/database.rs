@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use lastword::cli::postgres::Mode;
+use lastword_devkit::postgres::Mode;
 use nix::sys::signal::Signal;
 use rand::{Rng, seq::SliceRandom};
 use tokio::time::{Instant, sleep};

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lastword::cli::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
 use rand::Rng;
 use tokio::time::{Instant, sleep};
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use lastword::cli::child;
+use lastword_devkit::child;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 

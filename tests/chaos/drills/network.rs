@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::future::join_all;
-use lastword::cli::postgres::Postgres;
+use lastword_devkit::postgres::Postgres;
 use rand::Rng;
 use tokio::time::{Instant, sleep};
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use lastword::cli::postgres::Mode;
+use lastword_devkit::postgres::Mode;
 use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,

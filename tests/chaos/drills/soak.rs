@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lastword::cli::postgres::Mode;
+use lastword_devkit::postgres::Mode;
 use nix::sys::signal::Signal;
 use rand::{Rng, rngs::StdRng};
 use sqlx::Connection;

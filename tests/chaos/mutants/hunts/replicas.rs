@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use lastword::cli::postgres::Mode;
+use lastword_devkit::postgres::Mode;
 use serde_json::json;
 use tokio::task::block_in_place;
 
