@@ -54,7 +54,7 @@ impl std::str::FromStr for Seq {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().ok().filter(|seq| *seq >= -1).map(Seq).ok_or("A cursor is a `seq`: 0 or more.")
+        text.parse().ok().filter(|seq| *seq >= -1).map(Seq).ok_or("A cursor is a `seq`, or -1 for the start.")
     }
 }
 

@@ -266,6 +266,13 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(1)
     }
 
+    /// Postgres is there, and another session has locked what the request needs.
+    pub fn postgres_locked() -> Problem {
+        let detail =
+            "Another session in the database has locked what this needs. Nothing that was accepted is lost.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(5)
+    }
+
     /// Whether it is [`Problem::log_rewound`].
     pub fn is_log_rewound(&self) -> bool {
         self.0.code == "log_rewound"
@@ -318,9 +325,13 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(why: StoreError) -> Self {
         match &why {
-            StoreError::Away { .. } | StoreError::Held { .. } | StoreError::Denied { .. } => {
+            StoreError::Away { .. } | StoreError::Denied { .. } => {
                 tracing::debug!(%why, "a request was refused");
                 Problem::postgres_unavailable()
+            }
+            StoreError::Held { .. } => {
+                tracing::debug!(%why, "a request was refused");
+                Problem::postgres_locked()
             }
             StoreError::Refused { code, detail, .. } => {
                 Problem::refused(code, detail.as_deref()).unwrap_or_else(|| Problem::internal(&why))

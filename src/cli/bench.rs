@@ -27,5 +27,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let own = std::env::current_exe().context("cannot find this program's own file")?;
     let bench = own.with_file_name("lastword-bench");
     let why = Command::new(&bench).args(args.words).exec();
-    Err(why).with_context(|| format!("{} (cargo build -p lastword-bench)", bench.display()))
+    Err(why).with_context(|| {
+        format!(
+            "bench needs lastword-bench beside this program: {} (built by `cargo build -p lastword-bench`)",
+            bench.display()
+        )
+    })
 }

@@ -45,8 +45,10 @@ const BREAK_MAX: Duration = Duration::from_secs(1);
 /// How long a connection may rest before it is asked whether it still lives, and how long that may take.
 const REST_MAX: Duration = Duration::from_secs(1);
 const PING_MAX: Duration = Duration::from_secs(1);
-/// How long a caller waits for a free connection, and how long a login may take.
+/// How long a caller waits for a free connection.
 const LEND_MAX: Duration = Duration::from_secs(3);
+/// How long a login may take, though its caller may have gone by then.
+const LOGIN_MAX: Duration = Duration::from_secs(5);
 /// How long an exit waits for statements under way.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// A connection that has rested for so long, or is so old, is let go.
@@ -191,10 +193,10 @@ impl Connections {
             let login = home.sessions.open("acquire", Purpose::Pool(STATEMENT_MAX));
             let conn = tokio::select! {
                 biased;
-                conn = timeout(LEND_MAX, login) => conn,
+                conn = timeout(LOGIN_MAX, login) => conn,
                 () = home.contact.regained() => return Err(away("acquire", BEFORE_BREAK.to_owned())),
             };
-            let conn = conn.map_err(|_| away("acquire", format!("no connection within {LEND_MAX:?}")))??;
+            let conn = conn.map_err(|_| away("acquire", format!("no login within {LOGIN_MAX:?}")))??;
             home.give_back(Own { conn, made: Instant::now(), _room: room });
             Ok(())
         })

@@ -20,9 +20,10 @@ const KNOCK_EVERY: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// So long a login that was let in counts for others.
 const GOOD_FOR: Duration = Duration::from_secs(5);
-/// How long the beat, and anybody else, waits for the one who knocks.
-const HURRY: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long the beat, and anybody else, waits for the one who knocks. Short beside what a login may take: where logins are
+/// slow, all must still come in within their time.
+const HURRY: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What all logins of a replica share.
 #[derive(Debug, Default)]

@@ -19,7 +19,7 @@ use crate::telemetry::metrics;
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How long a probe may take before the connection is given up.
 const PROBE_MAX: Duration = Duration::from_secs(4);
-const CONNECT_MAX: Duration = Duration::from_secs(2);
+const CONNECT_MAX: Duration = Duration::from_secs(4);
 const RECONNECT_GAP: Duration = Duration::from_millis(200);
 
 /// Hears until cancelled; a session that is lost is followed by another.

@@ -39,7 +39,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A Postgres that speaks no TLS is asked again after so long, where TLS is only preferred.
 const NO_TLS_FOR: Duration = Duration::from_secs(60);
 /// How long the pool around a listener's connection waits; its pause between two tries grows to a fifth of this.
-const LISTENER_MAX: Duration = Duration::from_secs(2);
+const LISTENER_MAX: Duration = Duration::from_secs(4);
 
 /// Where Postgres is, and how this replica comes in.
 #[derive(Debug)]

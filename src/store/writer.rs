@@ -7,6 +7,8 @@
 //! does not fail its neighbours: a batch that Postgres refuses is written turn by turn. A row that somebody else has
 //! locked holds up its own turn alone: writes of such turns leave the batch, and are repeated beside it.
 
+mod aside;
+
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -16,6 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::aside::Aside;
 use super::{
     Store, StoreError,
     events::{Append, Finish, Finished, Landed, Lease},
@@ -140,16 +143,17 @@ impl Writer {
 /// Works off the inbox until cancelled.
 pub async fn write_on(store: Store, inbox: Inbox, until: CancellationToken) {
     let (held, patient) = mpsc::channel(QUEUE_MAX);
-    let work = async { tokio::join!(flush_on(&store, inbox, held), write_held(&store, patient)) };
+    let aside = Aside::new(held);
+    let work = async { tokio::join!(flush_on(&store, inbox, aside), write_held(&store, patient)) };
     until.run_until_cancelled(work).await;
 }
 
-async fn flush_on(store: &Store, mut inbox: Inbox, held: mpsc::Sender<Asked>) {
+async fn flush_on(store: &Store, mut inbox: Inbox, aside: Aside) {
     let batch_max = if store.uses(Lever::GroupCommit) { BATCH_MAX } else { 1 };
     let mut batch = Vec::with_capacity(batch_max);
     while inbox.0.recv_many(&mut batch, batch_max).await > 0 {
         metrics::append_batch(batch.len());
-        flush(store, std::mem::take(&mut batch), Locked::Leaves(&held)).await;
+        flush(store, std::mem::take(&mut batch), Locked::Leaves(&aside)).await;
     }
 }
 
@@ -170,7 +174,7 @@ async fn write_held(store: &Store, mut patient: mpsc::Receiver<Asked>) {
 #[derive(Clone, Copy)]
 enum Locked<'a> {
     /// It leaves its batch, for the task that waits for such.
-    Leaves(&'a mpsc::Sender<Asked>),
+    Leaves(&'a Aside),
     /// It is tried again, in one of few places.
     Waits(&'a Semaphore),
 }
@@ -311,6 +315,11 @@ async fn repeat<W: Leased>(
     replies: &mut Replies,
     locked: Locked<'_>,
 ) -> Result<W::Done, StoreError> {
+    if let Locked::Leaves(aside) = locked
+        && aside.are_about()
+    {
+        set_aside(store, writes, replies, aside).await;
+    }
     loop {
         let tried = {
             let _place = match locked {
@@ -322,10 +331,10 @@ async fn repeat<W: Leased>(
         match tried {
             Err(why) if why.is_away() => {
                 tracing::debug!(%why, "writing again soon");
-                if let Locked::Leaves(held) = locked
+                if let Locked::Leaves(aside) = locked
                     && why.is_held()
                 {
-                    set_aside(store, writes, replies, held).await;
+                    set_aside(store, writes, replies, aside).await;
                 }
                 pause().await;
             }
@@ -335,21 +344,16 @@ async fn repeat<W: Leased>(
 }
 
 /// Takes the writes out of a batch whose turns somebody else has locked. Where a whole table is locked none is.
-async fn set_aside<W: Leased>(
-    store: &Store,
-    writes: &mut Vec<W>,
-    replies: &mut Replies,
-    held: &mpsc::Sender<Asked>,
-) {
+async fn set_aside<W: Leased>(store: &Store, writes: &mut Vec<W>, replies: &mut Replies, aside: &Aside) {
     let turns: Vec<TurnId> = writes.iter().map(|write| write.lease().0).collect();
     // Where nobody can tell, all of them are tried again together.
     let Ok(locked) = store.locked(&turns).await else { return };
     for write in writes.extract_if(.., |write| locked.contains(&write.lease().0)) {
         let lease = write.lease();
+        aside.note();
         tracing::warn!(turn_id = %lease.0, "somebody else has locked a row of this turn; other turns go on");
         if let Some(reply) = replies.remove(&lease) {
-            // The task that takes them lasts as long as this one.
-            let _ = held.send((write.into(), reply)).await;
+            aside.take((write.into(), reply)).await;
         }
     }
 }

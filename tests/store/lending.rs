@@ -1,6 +1,7 @@
 //! Connections: never more than allowed, the same one again and again, and none that was ended.
 
 use futures_util::future::join_all;
+use lastword::store::beat::BeatSession;
 use sqlx::Connection as _;
 
 use crate::{
@@ -36,6 +37,26 @@ async fn a_login_that_takes_long_holds_nobody_up_while_connections_are_given_bac
     for asked in join_all((0..200).map(|_| store.probe())).await {
         asked.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_come_in_where_each_login_takes_two_seconds() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    let store = ground.open();
+    ground.run("alter system set pre_auth_delay = '2s'").await.unwrap();
+    ground.run("select pg_reload_conf()").await.unwrap();
+    crate::ground::until("logins take long", async || {
+        let login = sqlx::PgConnection::connect(&ground.url);
+        tokio::time::timeout(std::time::Duration::from_millis(200), login).await.err()
+    })
+    .await;
+    // The first ones find out that there is no TLS, which takes a connection more.
+    let statements = join_all((0..20).map(|_| async {
+        crate::ground::until("a statement", async || store.probe().await.ok()).await;
+    }));
+    let beat = crate::ground::until("the beat", async || BeatSession::open(&store).await.ok());
+    tokio::join!(statements, beat);
 }
 
 /// The backends of a store's statements.

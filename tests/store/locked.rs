@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use lastword::{
     agent::Runtime,
+    event::Kind,
     id::{ConversationId, TurnId, WorkerId},
     store::{
         adoption::{Adoption, Move},
         claim::{Claim, Ready},
         queue::FRONT,
         remote_turns::{Bid, Proof},
+        writer::Written,
     },
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -30,6 +33,7 @@ async fn what_is_locked_by_others() {
         a_claim_passes_over_a_locked_turn_until_it_is_free,
         a_remote_claim_passes_over_a_locked_conversation,
         a_locked_turn_is_not_moved_and_the_others_are,
+        many_locked_turns_hold_up_the_writes_of_others_once,
     ];
     all(cases).await;
 }
@@ -169,5 +173,36 @@ async fn a_locked_turn_is_not_moved_and_the_others_are(server: &Server) {
         adopted.iter().all(|it| matches!(it, Ok(Adoption::Adopted(_)))).then_some(())
     })
     .await;
+    ground.assert_whole().await;
+}
+
+async fn many_locked_turns_hold_up_the_writes_of_others_once(server: &Server) {
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let (free, mut seq) = replica.running().await;
+    let (mut locked, mut held) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        locked.push(replica.running().await);
+    }
+    for (claim, _) in &locked {
+        held.push(lock(&ground, "inflight", claim.turn.0).await);
+    }
+    let began_at = Instant::now();
+    let mut waiting = FuturesUnordered::new();
+    for (claim, base) in &locked {
+        waiting.push(replica.append(claim, *base, Kind::Delta));
+        // The locked turn's write is under way before the free one's.
+        assert!(futures_util::poll!(waiting.next()).is_pending());
+        assert_eq!(replica.append(&free, seq, Kind::Delta).await, Written::Done(seq + 1));
+        seq += 1;
+    }
+    // One statement that waits in vain takes 2.5 s.
+    assert!(began_at.elapsed() < Duration::from_secs(5), "the free turn took {:?}", began_at.elapsed());
+    for held in held {
+        held.close().await.unwrap();
+    }
+    for _ in 0..locked.len() {
+        assert!(matches!(waiting.next().await, Some(Written::Done(_))));
+    }
     ground.assert_whole().await;
 }

@@ -106,7 +106,7 @@ while read -r line; do case "$line" in *'"type":"turn"'*) echo "$line" >> receiv
         uuid(&turn.id)
     );
     assert_eq!(holder.run(&row).await, 1);
-    looker.blocked("update inflight", 1).await;
+    looker.blocked("update lastword.inflight", 1).await;
     let until = Instant::now() + HELD;
     let lines = || fs::read_to_string(&received).unwrap_or_default().lines().count();
     within(PATIENCE, "a line, or the time", async || (lines() > 0 || Instant::now() > until).then_some(()))
