@@ -51,7 +51,7 @@ bench: setup ## how fast it is, beside this machine's limits, in half an hour; A
 
 bench-counts: setup ## what one turn costs the database, against benches/counts.json
 	cargo build $(FEATURES) --bins
-	target/debug/lastword-bench --counts $(ARGS)
+	cargo run --features lastword/kubernetes -p lastword-bench -- --counts $(ARGS)
 
 chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
 	@.ci/pgbouncer >/dev/null

@@ -256,7 +256,7 @@ impl Store {
             })
             .await;
         drop(lease);
-        let rows = self.unless_locked(rows, from).await?;
+        let rows = self.note_if_locked(rows, from).await?;
         let claims: Vec<Claim> = rows
             .into_iter()
             .map(|row| Claim {

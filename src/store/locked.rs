@@ -24,7 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What claims pass over, and when that was seen.
 #[derive(Debug, Default)]
-pub(super) struct Locked(Mutex<Option<Seen>>);
+pub(super) struct PassedOver(Mutex<Option<Seen>>);
 
 #[derive(Debug)]
 struct Seen {
@@ -33,7 +33,7 @@ struct Seen {
     at: Instant,
 }
 
-impl Locked {
+impl PassedOver {
     fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -42,7 +42,7 @@ impl Locked {
 impl Store {
     /// The first turn that claims pass over, and when to look at it again.
     pub fn first_passed_over(&self) -> Option<(TurnId, Instant)> {
-        self.locked.seen().as_ref().map(|seen| (seen.first, seen.at + LOOK_EVERY))
+        self.passed.seen().as_ref().map(|seen| (seen.first, seen.at + LOOK_EVERY))
     }
 
     /// The conversations whose turns no claim takes now.
@@ -51,11 +51,12 @@ impl Store {
         if let Some((from, _)) = due {
             self.look_for_locked(from).await;
         }
-        self.locked.seen().as_ref().map(|seen| seen.conversations.clone()).unwrap_or_default()
+        self.passed.seen().as_ref().map(|seen| seen.conversations.clone()).unwrap_or_default()
     }
 
-    /// What a claim from this turn on brought. Where it waited in vain, the next one passes over what is locked.
-    pub(super) async fn unless_locked<T>(
+    /// Gives back what a claim from this turn on brought. Where the claim waited in vain, the next one passes over what is
+    /// locked.
+    pub(super) async fn note_if_locked<T>(
         &self,
         claimed: Result<T, StoreError>,
         from: TurnId,
@@ -78,7 +79,7 @@ impl Store {
             conversations: heads.iter().map(|(_, conversation)| *conversation).collect(),
             at: Instant::now(),
         });
-        let mut before = self.locked.seen();
+        let mut before = self.passed.seen();
         if before.is_none() && seen.is_some() {
             tracing::warn!(
                 turns = heads.len(),

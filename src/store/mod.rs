@@ -94,7 +94,7 @@ pub use error::StoreError;
 pub(crate) use error::warn_of;
 use gate::Gate;
 use intake::Intake;
-use locked::Locked;
+use locked::PassedOver;
 use login::Login;
 use reader::Reads;
 use schema::Choice;
@@ -132,7 +132,7 @@ pub struct Parts {
     intake: Intake,
     desk: Arc<Desk>,
     remembered: Remembered,
-    locked: Locked,
+    passed: PassedOver,
     breaks: AtomicU64,
     contact: Arc<Contact>,
     replica: RwLock<ReplicaId>,
@@ -183,7 +183,7 @@ impl Store {
             intake: Intake::default(),
             desk: Arc::default(),
             remembered: Remembered::default(),
-            locked: Locked::default(),
+            passed: PassedOver::default(),
             breaks: AtomicU64::default(),
             contact,
             replica: RwLock::new(replica),

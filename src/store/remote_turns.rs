@@ -158,7 +158,7 @@ impl Store {
             .await;
         drop(lease);
         let first = bids.iter().map(|bid| bid.turn).min();
-        let rows = self.unless_locked(rows, first.unwrap_or(FRONT)).await?;
+        let rows = self.note_if_locked(rows, first.unwrap_or(FRONT)).await?;
         let claims = rows.into_iter().map(|row| {
             let assignment = Assignment {
                 agent: row.agent,

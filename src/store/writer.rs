@@ -316,7 +316,7 @@ async fn repeat<W: Leased>(
     locked: Locked<'_>,
 ) -> Result<W::Done, StoreError> {
     if let Locked::Leaves(aside) = locked
-        && aside.are_about()
+        && aside.locks_are_about()
     {
         set_aside(store, writes, replies, aside).await;
     }

@@ -29,7 +29,7 @@ impl Aside {
     }
 
     /// Whether a locked turn was met lately.
-    pub(super) fn are_about(&self) -> bool {
+    pub(super) fn locks_are_about(&self) -> bool {
         let met_at = *self.met_at.lock().unwrap_or_else(PoisonError::into_inner);
         met_at.is_some_and(|at| at.elapsed() < LOCKS_LAST)
     }
