@@ -12,7 +12,9 @@
 //!                        ▼                     queued
 //!   engine::dispatch ─ store::claim            heads of lines, SKIP LOCKED, epoch + 1
 //!                        ▼
-//!   worker::host ──► life ──► run ── a process  what it says becomes events
+//!   worker::route ─► host ──── a process        finds its worker, and hears it
+//!                        ▼
+//!   worker::turn::run ── transcript             what a worker says becomes events
 //!                        ▼
 //!   store::writer ── append, finish            group commit of many turns, fenced by epoch
 //!                        │ after the commit: shown to local readers, the others rung
@@ -38,7 +40,7 @@
 //! | 4 | [`engine`]: the passes |
 //! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
 //! | 2 | [`store`]: all SQL, the doorbell |
-//! | 1 | [`config`] · [`descriptors`] · [`telemetry`] · [`task`] |
+//! | 1 | [`config`] · [`descriptors`] · [`host`]: worker processes · [`telemetry`] · [`task`] |
 //! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
 //!
 //! Beside this crate: `crates/devkit`, a private Postgres and child processes for development and tests, and
@@ -63,6 +65,7 @@ pub mod event;
 pub mod failure;
 pub mod frame;
 pub mod halves;
+pub mod host;
 pub mod id;
 pub mod json;
 pub mod principal;

@@ -1,16 +1,16 @@
-//! The binary: a worker's shim, or the command line on a runtime.
+//! The binary: a worker's guard, or the command line on a runtime.
 //!
-//! Owns the order of the two: the shim runs before clap and before any runtime has a thread, since
+//! Owns the order of the two: the guard runs before clap and before any runtime has a thread, since
 //! what it does to its own process must not be shared with other threads. Nor has any a thread when a command
 //! takes its secrets out of its environment.
 
 use std::process::ExitCode;
 
-use lastword::{cli, worker};
+use lastword::{cli, host};
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == "__shim") {
-        return ExitCode::from(u8::try_from(worker::shim::run()).unwrap_or(1));
+    if std::env::args_os().nth(1).is_some_and(|word| word == "__guard") {
+        return ExitCode::from(u8::try_from(host::process::guard::run()).unwrap_or(1));
     }
     let command = cli::parse();
     // One for all of this process: with two linked and none chosen, whoever asks for the default panics.

@@ -31,7 +31,7 @@ const FLOORS: [&[&str]; 7] = [
         "turn",
         "units",
     ],
-    &["config", "descriptors", "task", "telemetry"],
+    &["config", "descriptors", "host", "task", "telemetry"],
     &["store"],
     &["stream", "worker"],
     &["engine"],

@@ -10,10 +10,10 @@ use eventsource_stream::Eventsource;
 use futures_util::{FutureExt, StreamExt, stream};
 use lastword::{
     event::{Event, Kind, is_too_deep},
+    host::protocol::messages::ToWorker,
     id::{ConversationId, TurnId},
     json::Raw,
     stream::{Position, render},
-    worker::wire::ToWorker,
 };
 use serde_json::{Map, Value, value::RawValue};
 use uuid::Uuid;

@@ -12,12 +12,12 @@ use bytes::BytesMut;
 use lastword::{
     event::NESTING_MAX,
     frame, halves,
-    json::{self, Raw},
-    worker::{
+    host::protocol::{
         codec::{Fault, LINE_BYTES_MAX, Lines, ProtocolError},
-        transcript::{Meaning, Transcript},
-        wire::{FromWorker, Message},
+        messages::{FromWorker, Message},
     },
+    json::{self, Raw},
+    worker::turn::transcript::{Meaning, Transcript},
 };
 use serde_json::Value;
 use tokio_util::codec::Decoder;

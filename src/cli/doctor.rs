@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use super::database::DatabaseArgs;
 use crate::{
     config::Config,
+    host::process::{namespace, user::User},
     store::doctor::{Exam, Verdict},
     text,
-    worker::{namespace, user::User},
 };
 
 /// Looks for what would make the gateway slow or wrong, with a remedy for each.

@@ -26,7 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use nix::sys::prctl;
 
 pub use self::{arguments::refuse_secrets, client::TokenArgs};
-use crate::{config::kept, worker::strays};
+use crate::{config::kept, host::process::strays};
 
 /// A gateway for chat agents in which every accepted turn gets exactly one last word.
 #[derive(Parser)]

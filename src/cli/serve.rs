@@ -19,10 +19,11 @@ use crate::{
     config::{Config, ConfigError, Overrides},
     descriptors,
     engine::{Engine, drain},
+    host::process::{user::User, workspace},
     store::Store,
     task::{Kind, Supervisor},
     telemetry,
-    worker::{kubernetes, user::User, workspace},
+    worker::kubernetes,
 };
 
 /// How long the last tasks get to end once everything is said.

@@ -4,21 +4,19 @@
 //! ```text
 //! beat ──► which replica is called; orders, and what is over ─┐
 //! claims ─► offers ─► turn ─► outbox ──► messages             ├─► the gateway
-//!                      └─► crew: a process a conversation, or one for all
+//!                      └─► crate::host: a process a conversation, or one for all
 //! ```
 //! Owns the order of its end: SIGTERM takes on nothing more, lets turns end until the drain is over, says
 //! `interrupted` of the rest, says goodbye. The second signal means now. However it ends, its processes do.
 
 mod beat;
 mod claims;
-mod crew;
-mod life;
 mod link;
 mod outbox;
-mod shared;
+mod owner;
+mod state;
 mod turn;
 mod turns;
-mod waits;
 mod words;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -31,25 +29,27 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    crew::{Crew, Program},
     link::{Identity, Link},
-    outbox::Outbox,
-    turn::Job,
-    turns::Turns,
-    words::{Offer, Registered},
+    owner::Programs,
+    state::HostState,
 };
 use crate::{
     config::{Config, pass, workers_for},
     descriptors,
+    host::{
+        WorkerHost,
+        process::{user::User, workspace},
+    },
     id::{ConversationId, WorkerId},
     task::{Kind, Supervisor},
     telemetry,
     units::Span,
-    worker::{user::User, workspace},
 };
 
 /// How long the last words of interrupted turns, and the ends of processes, may take.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// How often the guards of processes get a proof of life.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
 
 /// Hosts a worker program for a gateway that is called over HTTP.
 #[derive(Debug, clap::Args)]
@@ -104,24 +104,6 @@ pub struct Args {
     command: Vec<String>,
 }
 
-/// What the parts of a host share. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Shop {
-    link: Arc<Link>,
-    turns: Arc<Turns>,
-    crew: Arc<Crew>,
-    concurrency: usize,
-    idle_max: Option<Duration>,
-    /// When it is old enough to leave once it has nothing to do.
-    retire_at: Option<Instant>,
-    /// It takes on nothing more.
-    leaving: CancellationToken,
-    /// What still runs is interrupted.
-    now: CancellationToken,
-    /// It says goodbye.
-    left: CancellationToken,
-}
-
 /// Works until told to stop, or until there was nothing to do for too long.
 ///
 /// # Errors
@@ -141,7 +123,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         token: token.trim().to_owned(),
     };
     let supervisor = Supervisor::new();
-    let (leaving, left) = (CancellationToken::new(), CancellationToken::new());
     let workers_max = args.workers_max.unwrap_or_else(|| workers_for(args.concurrency));
     anyhow::ensure!(workers_max >= args.concurrency, "--workers-max is below --concurrency");
     let data_dir = absolute(&args.data_dir)?;
@@ -155,33 +136,31 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => passed_on(),
     };
-    let program = Program { command: args.command.clone(), env, data_dir, user, concurrency };
-    let shop = Shop {
+    let command = args.command.clone();
+    let programs = Programs { supervisor: supervisor.clone(), command, env, data_dir, user, concurrency };
+    let host = HostState {
         link: Arc::new(Link::new(&args.urls, identity)?),
         turns: Arc::default(),
-        crew: Crew::new(program, supervisor.clone(), leaving.clone(), workers_max),
+        workers: WorkerHost::new(programs, workers_max),
         concurrency,
         idle_max: args.exit_when_idle.map(|span| span.0),
         retire_at: args.retire_after.map(|span| Instant::now() + span.0),
-        leaving,
         now: CancellationToken::new(),
-        left,
+        left: CancellationToken::new(),
     };
-    stop_signals(&supervisor, &shop)?;
-    let renewing = shop.crew.clone().renew_on(supervisor.hard().clone());
-    supervisor.spawn(Kind::Client, "renewals", renewing);
+    stop_signals(&supervisor, &host)?;
+    supervisor.spawn(Kind::Client, "renewals", renew_on(host.workers.clone(), supervisor.hard().clone()));
     let done = tokio::select! {
-        done = beat::keep(&shop) => done,
-        () = work(&shop, args.drain.0) => Ok(()),
+        done = beat::keep(&host) => done,
+        () = work(&host, args.drain.0) => Ok(()),
     };
     // Refused, or gone: whatever still runs has nobody to answer to.
-    shop.leave();
-    shop.now.cancel();
-    shop.turns.end_all();
-    supervisor.soft().cancel();
+    host.leave();
+    host.now.cancel();
+    host.turns.end_all();
     let _ = timeout(CLOSE_MAX, async {
-        shop.turns.none_left().await;
-        shop.crew.none_left().await;
+        host.turns.none_left().await;
+        host.workers.none_left().await;
     })
     .await;
     supervisor.hard().cancel();
@@ -190,64 +169,31 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Takes on turns, then lets them end. Returns long after the beat has said goodbye, which ends the wait.
-async fn work(shop: &Shop, drain: Duration) {
-    claims::take_on(shop).await;
-    shop.leaving.cancelled().await;
+async fn work(host: &HostState, drain: Duration) {
+    claims::take_on(host).await;
+    host.leaving().await;
     tokio::select! {
-        _ = timeout(drain, shop.turns.none_left()) => {}
-        () = shop.now.cancelled() => {}
+        _ = timeout(drain, host.turns.none_left()) => {}
+        () = host.now.cancelled() => {}
     }
-    shop.now.cancel();
-    let _ = timeout(CLOSE_MAX, shop.turns.none_left()).await;
-    shop.left.cancel();
+    host.now.cancel();
+    let _ = timeout(CLOSE_MAX, host.turns.none_left()).await;
+    host.left.cancel();
     sleep(CLOSE_MAX).await;
 }
 
-impl Shop {
-    /// Takes on an offered turn, once.
-    fn accept(&self, offer: Offer, registered: &Arc<Registered>) {
-        let (turn, epoch) = (offer.turn_id, offer.epoch);
-        let Some(place) = self.turns.admit(turn, epoch) else { return };
-        tracing::info!(turn_id = %turn, epoch, conversation_id = %offer.conversation_id, "offered");
-        let outbox = Outbox::new(self.link.clone(), (turn, epoch), offer.token.clone(), place.over.clone());
-        let (registered, interrupted) = (registered.clone(), self.now.clone());
-        self.crew.place(Job { offer, place, outbox, registered, interrupted });
-    }
-
-    fn leave(&self) {
-        self.leaving.cancel();
-    }
-
-    fn is_leaving(&self) -> bool {
-        self.leaving.is_cancelled()
-    }
-
-    async fn leaving(&self) {
-        self.leaving.cancelled().await;
-    }
-
-    fn has_left(&self) -> bool {
-        self.left.is_cancelled()
-    }
-
-    /// When this host leaves unless a turn comes; `None` where it has turns, or waits for ever.
-    fn idle_until(&self) -> Option<Instant> {
-        let since = self.turns.idle_since()?;
-        let idle = self.idle_max.map(|max| since + max);
-        let old = self.retire_at.map(|at| at.max(since));
-        idle.into_iter().chain(old).min()
-    }
-
-    fn is_idle_for_too_long(&self) -> bool {
-        self.idle_until().is_some_and(|until| until <= Instant::now())
+/// Proves this host's life to the guards of its processes, until cancelled.
+async fn renew_on(workers: WorkerHost<Programs>, until: CancellationToken) {
+    while until.run_until_cancelled(sleep(RENEW_EVERY)).await.is_some() {
+        workers.renew();
     }
 }
 
 /// The first SIGTERM or SIGINT drains; the second means now.
-fn stop_signals(supervisor: &Supervisor, shop: &Shop) -> anyhow::Result<()> {
+fn stop_signals(supervisor: &Supervisor, host: &HostState) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
-    let (leaving, now, hard) = (shop.leaving.clone(), shop.now.clone(), supervisor.hard().clone());
+    let (leaving, hard) = (host.clone(), supervisor.hard().clone());
     supervisor.spawn(Kind::Client, "signals", async move {
         loop {
             tokio::select! {
@@ -255,10 +201,10 @@ fn stop_signals(supervisor: &Supervisor, shop: &Shop) -> anyhow::Result<()> {
                 _ = int.recv() => {}
                 () = hard.cancelled() => return,
             }
-            if leaving.is_cancelled() {
-                now.cancel();
+            if leaving.is_leaving() {
+                leaving.now.cancel();
             }
-            leaving.cancel();
+            leaving.leave();
         }
     });
     Ok(())

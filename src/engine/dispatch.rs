@@ -1,4 +1,4 @@
-//! Dispatch: claims queued turns for free places, and brings orders to the turns that run here.
+//! Dispatch: claims queued turns for free slots, and brings orders to the turns that run here.
 //!
 //! Both passes look when the doorbell rings, and now and then all the same (I13, `Wake::look_due`).
 
@@ -89,7 +89,7 @@ impl Search {
         self.met = first(self.met, news);
     }
 
-    /// A look found as many as there were places for, up to `last`; `None`: fewer.
+    /// A look found as many as there were slots for, up to `last`; `None`: fewer.
     fn looked(&mut self, last: Option<TurnId>, now: Instant) {
         self.from = last;
         if self.again.is_none() && self.met.is_some() {
@@ -108,18 +108,18 @@ impl Search {
     }
 }
 
-/// One look at the queue: claims what there are places for.
+/// One look at the queue: claims what there are slots for.
 async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) -> Result<(), StoreError> {
     let Some(from) = search.from else { return Ok(()) };
     if until.is_cancelled() || !engine.can_start() {
         return Ok(());
     }
-    let Some(mut room) = engine.host.room(CLAIMS_MAX) else { return Ok(()) };
-    let places = room.places();
-    let limit = i64::try_from(places).unwrap_or(0);
-    let claims = engine.store.claim(engine.host.runtimes(), room.ready(), from, limit).await?;
+    let Some(mut capacity) = engine.host.capacity(CLAIMS_MAX) else { return Ok(()) };
+    let slots = capacity.slots();
+    let limit = i64::try_from(slots).unwrap_or(0);
+    let claims = engine.store.claim(engine.host.runtimes(), capacity.ready(), from, limit).await?;
     let last = claims.iter().map(|claim| claim.turn).max();
-    search.looked(last.filter(|_| claims.len() >= places), Instant::now());
+    search.looked(last.filter(|_| claims.len() >= slots), Instant::now());
     if search.from.is_some() {
         // Behind them, after what is new before them.
         engine.store.wake().look_at_queue();
@@ -127,7 +127,7 @@ async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) 
     for claim in claims {
         let (turn, epoch) = (claim.turn, claim.epoch);
         // A drain may have begun while the answer was on its way.
-        if until.is_cancelled() || !engine.host.take(claim, &mut room) {
+        if until.is_cancelled() || !engine.host.take(claim, &mut capacity) {
             engine.give_back(turn, epoch).await;
         }
     }

@@ -1,7 +1,7 @@
 //! Intake: accepts the turns that were handed in, and takes those at once that this replica has room for.
 //!
 //! A turn that is taken here is claimed in the commit that accepts it: one statement fewer, and its worker
-//! has it sooner. Refuses to reserve what it does not use: a place that was offered for a turn that is
+//! has it sooner. Refuses to reserve what it does not use: a slot that was offered for a turn that is
 //! refused, or is another's, is free again. What cannot be committed in company goes by itself.
 
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use crate::{
         accept::{NewTurn, Offer},
         intake::Wanted,
     },
-    worker::berth::Berth,
+    worker::reserve::Reservation,
 };
 
 /// Turns in one commit.
@@ -34,36 +34,37 @@ pub async fn accept_on(engine: Engine, until: CancellationToken) {
 }
 
 async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
-    let berths: Vec<Option<Berth>> = wanted.iter().map(|wanted| berth(engine, &wanted.new)).collect();
+    let reserved: Vec<Option<Reservation>> =
+        wanted.iter().map(|wanted| reserve(engine, &wanted.new)).collect();
     let asked: Vec<(&NewTurn, Option<Offer>)> = wanted
         .iter()
-        .zip(&berths)
-        .map(|(wanted, berth)| (&wanted.new, berth.as_ref().map(Berth::offer)))
+        .zip(&reserved)
+        .map(|(wanted, room)| (&wanted.new, room.as_ref().map(Reservation::offer)))
         .collect();
     match engine.store.accept_all(&asked).await {
         Ok(verdicts) => {
-            for ((wanted, berth), verdict) in wanted.into_iter().zip(berths).zip(verdicts) {
+            for ((wanted, room), verdict) in wanted.into_iter().zip(reserved).zip(verdicts) {
                 if let Ok(accepted) = &verdict {
-                    engine.host.take_in(accepted, wanted.new.agent.clone(), berth);
+                    engine.host.take_in(accepted, wanted.new.agent.clone(), room);
                 }
                 wanted.answer(verdict);
             }
         }
         // One of them may be what Postgres does not take.
         Err(why) if !why.is_away() && wanted.len() > 1 => {
-            drop(berths);
+            drop(reserved);
             for one in wanted {
                 Box::pin(accept(engine, vec![one])).await;
             }
         }
         Err(why) if why.is_held() && wanted.len() > 1 => {
-            drop(berths);
+            drop(reserved);
             if let Some(wanted) = without_locked(engine, wanted, &why).await {
                 Box::pin(accept(engine, wanted)).await;
             }
         }
         Err(why) => {
-            drop(berths);
+            drop(reserved);
             for one in wanted {
                 one.answer(Err(StoreError::clone(&why)));
             }
@@ -85,8 +86,8 @@ async fn without_locked(engine: &Engine, wanted: Vec<Wanted>, why: &StoreError) 
     (!free.is_empty()).then_some(free)
 }
 
-/// A place for the turn, where this replica may host it.
-fn berth(engine: &Engine, new: &NewTurn) -> Option<Berth> {
+/// A slot for the turn, where this replica may host it.
+fn reserve(engine: &Engine, new: &NewTurn) -> Option<Reservation> {
     let is_taking = engine.can_start() && !engine.supervisor.soft().is_cancelled();
     let is_taking = is_taking && engine.store.uses(Lever::ClaimedWithAccept);
     let is_hosted = new.agent.unread.is_none() && engine.host.runtimes().contains(&new.agent.spec.runtime);

@@ -78,21 +78,21 @@ pub(super) async fn claim(engine: &Engine, reach: &Reach) -> Result<bool, StoreE
     if matches.is_empty() {
         return Ok(is_left);
     }
-    let Some(mut places) = engine.host.remote_places(matches.len().min(CLAIMS_MAX)) else {
+    let Some(mut capacity) = engine.host.remote_capacity(matches.len().min(CLAIMS_MAX)) else {
         return Ok(is_left);
     };
-    let are_more = places.count() < matches.len();
+    let are_more = capacity.count() < matches.len();
     let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
     let mut bids = Vec::new();
-    for (turn, caller) in matches.into_iter().take(places.count()) {
+    for (turn, caller) in matches.into_iter().take(capacity.count()) {
         // Passed over before they were matched, mostly: these are more of one token than it may have at once.
         let is_claimed = heads.iter().any(|head| head.turn == turn && head.is_reserved);
-        let part = if is_claimed { engine.host.part_of_held(turn) } else { engine.host.part(turn) };
-        let Some(part) = part else { continue };
+        let share = if is_claimed { engine.host.share_of_held(turn) } else { engine.host.share(turn) };
+        let Some(share) = share else { continue };
         let (token, token_hash) = Host::mint_turn_token();
         let worker = caller.worker().id;
         bids.push(Bid { turn, worker, token_hash });
-        calls.insert((turn, worker), (caller.promise(), token, part));
+        calls.insert((turn, worker), (caller.promise(), token, share));
     }
     let claims = engine.store.claim_remote(&bids).await?;
     // Where none could be claimed, the next look would find the same.
@@ -100,11 +100,11 @@ pub(super) async fn claim(engine: &Engine, reach: &Reach) -> Result<bool, StoreE
         engine.store.wake().look_at_queue();
     }
     for (claim, worker) in claims {
-        let Some((promise, token, part)) = calls.remove(&(claim.turn, worker)) else { continue };
+        let Some((promise, token, share)) = calls.remove(&(claim.turn, worker)) else { continue };
         let (turn, epoch) = (claim.turn, claim.epoch);
         // A drain may have begun while the answer was on its way.
         let is_taken = !engine.supervisor.soft().is_cancelled()
-            && engine.host.take_remote(Call { claim, promise, token, part }, &mut places);
+            && engine.host.take_remote(Call { claim, promise, token, share }, &mut capacity);
         if !is_taken {
             engine.give_back(turn, epoch).await;
         }

@@ -62,7 +62,9 @@ async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result
     let gone: HashSet<_> = held.iter().filter(|(turn, _)| !is_here(turn)).map(|(&t, &e)| (t, e)).collect();
     for &(turn, epoch) in gone.intersection(missing) {
         // Where the answer to its claim was lost no worker has had it, whatever its phase.
-        if engine.host.forgo_unless_had(turn, epoch) && engine.store.release(turn, epoch, true).await? {
+        if engine.host.release_unless_delivered(turn, epoch)
+            && engine.store.release(turn, epoch, true).await?
+        {
             tracing::warn!(turn_id = %turn, epoch, "a claim of ours has reached no worker; it is given back");
             continue;
         }

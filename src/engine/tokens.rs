@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use crate::{
     failure::Code,
-    store::{StoreError, remote_workers::Obituary, worker_tokens::ENDED},
+    store::{StoreError, remote_workers::ExitReport, worker_tokens::ENDED},
     token::TokenHash,
 };
 
@@ -52,7 +52,7 @@ async fn look(engine: &Engine, since: DateTime<Utc>) -> Result<DateTime<Utc>, St
         caller.refuse();
         desk.dismiss(caller);
         for line in desk.lines().iter().filter(|line| line.worker() == worker) {
-            line.bury(Obituary { code: Code::WorkerLost, message: ENDED.to_owned(), detail: None });
+            line.bury(ExitReport { code: Code::WorkerLost, message: ENDED.to_owned(), detail: None });
         }
     }
     Ok(now)

@@ -92,21 +92,6 @@ impl Store {
             .collect())
     }
 
-    /// Marks an order as carried out.
-    pub async fn take_command(&self, id: i64) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("take_command", |c| {
-                sqlx::query!(
-                    "update lastword.commands set taken_at = clock_timestamp() where id = $1 and taken_at is null",
-                    id
-                )
-                .execute(c)
-            })
-            .await?;
-        Ok(())
-    }
-
     /// Asks a worker's host to stop it; false where no such worker runs.
     pub async fn ask_stop(&self, worker: WorkerId) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;

@@ -3,6 +3,7 @@
 //! A worker belongs to the token that made it: nobody else's may call as that one.
 
 use super::{Store, StoreError, sweep::BATCH_REST};
+pub use crate::host::process::ExitReport;
 use crate::{
     failure::Code,
     id::{ConversationId, WorkerId},
@@ -33,17 +34,6 @@ pub enum Registration {
     Gone,
     /// Another token made it.
     AnothersToken,
-}
-
-/// Why a worker ended, as somebody found out who watched it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Obituary {
-    /// What its turn's last word says.
-    pub code: Code,
-    /// For a person.
-    pub message: String,
-    /// For operators.
-    pub detail: Option<String>,
 }
 
 impl Store {
@@ -123,7 +113,7 @@ impl Store {
         &self,
         id: Option<WorkerId>,
         conversation: Option<ConversationId>,
-        why: &Obituary,
+        why: &ExitReport,
     ) -> Result<u64, StoreError> {
         let (conversation, code) = (conversation.map(|conversation| conversation.0), why.code.as_str());
         let mut lease = self.lease().await?;
@@ -163,7 +153,7 @@ impl Store {
     }
 
     /// Of these workers, those of which somebody said why they ended.
-    pub async fn obituaries(&self, workers: &[WorkerId]) -> Result<Vec<(WorkerId, Obituary)>, StoreError> {
+    pub async fn obituaries(&self, workers: &[WorkerId]) -> Result<Vec<(WorkerId, ExitReport)>, StoreError> {
         let ids: Vec<uuid::Uuid> = workers.iter().map(|worker| worker.0).collect();
         let mut lease = self.lease().await?;
         let rows = lease
@@ -181,7 +171,7 @@ impl Store {
         let told = rows.into_iter().map(|row| {
             let code = Code::ALL.into_iter().find(|code| code.as_str() == row.code);
             let code = code.unwrap_or(Code::WorkerExited);
-            (WorkerId(row.id), Obituary { code, message: row.message, detail: row.end_detail })
+            (WorkerId(row.id), ExitReport { code, message: row.message, detail: row.end_detail })
         });
         Ok(told.collect())
     }

@@ -1,6 +1,6 @@
 //! Metrics: every one that this program has, with its unit and what it tells.
 //!
-//! Owns the names, which stand nowhere else, and the recorder that `/metrics` renders. Labels take
+//! Owns the names (that of late output is the host's), and the recorder that `/metrics` renders. Labels take
 //! only what is bounded: agents, codes, routes, reasons; never ids.
 
 use std::{sync::OnceLock, time::Duration};
@@ -8,7 +8,7 @@ use std::{sync::OnceLock, time::Duration};
 use metrics::{Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::event::Kind;
+use crate::{event::Kind, host::LATE_OUTPUT};
 
 use Shape::{Counter, Gauge, Histogram};
 
@@ -32,7 +32,6 @@ const REWOUND_TURNS: &str = "lastword_rewound_turns_total";
 const REWOUND_EVENTS: &str = "lastword_rewound_events_total";
 const UNRECONCILED: &str = "lastword_unreconciled_replicas_total";
 const REQUEUED: &str = "lastword_requeued_total";
-const LATE_OUTPUT: &str = "lastword_late_output_total";
 const QUEUE_WAIT: &str = "lastword_queue_wait_seconds";
 const TIME_TO_FIRST_EVENT: &str = "lastword_time_to_first_event_seconds";
 const EVENTS_APPENDED: &str = "lastword_events_appended_total";
@@ -205,11 +204,6 @@ pub fn requeued(reason: &'static str) {
     counter!(REQUEUED, "reason" => reason).increment(1);
 }
 
-/// A worker's message came after its turn's last word.
-pub fn late_output() {
-    counter!(LATE_OUTPUT).increment(1);
-}
-
 /// A turn was claimed, so long after it was accepted.
 pub fn queue_wait(waited: Duration) {
     histogram!(QUEUE_WAIT).record(waited);
@@ -315,7 +309,7 @@ mod tests {
         rewound("closed", 3);
         unreconciled();
         requeued("replica_lost");
-        late_output();
+        counter!(LATE_OUTPUT).increment(1);
         queue_wait(took);
         time_to_first_event(took);
         events_appended(5);

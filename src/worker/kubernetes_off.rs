@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use super::{host::Host, job::Job};
+use super::{deps::Deps, turn::Job};
 use crate::{config::Config, store::Store, task::Supervisor};
 
 /// The pods of a fleet: none.
@@ -24,6 +24,6 @@ impl Pods {
     }
 }
 
-pub(super) async fn serve(_host: &Host, pods: &Pods, _job: Job) {
+pub(super) async fn serve(_deps: &Deps, pods: &Pods, _job: Job) {
     match pods.0 {}
 }

@@ -37,7 +37,7 @@ pub async fn a_worker_with_a_minted_token_serves_its_conversation_and_leaves_whe
     remote_agent(cluster, "pod", json!({})).await;
     let (turn, other) = (cluster.post(0, "pod", "hi").await, cluster.post(0, "pod", "hi").await);
     grant(cluster, "pod-token", "pod", &turn.conversation).await;
-    let flags = ["--conversation", &turn.conversation, "--exit-when-idle", "2s"];
+    let flags = ["--conversation", &turn.conversation, "--exit-when-idle", "4s"];
     let plan = Plan { token: "pod-token", flags: &flags, ..Plan::demo("pod", &[1]) };
     let mut host = Host::start(cluster, plan);
     assert_eq!(completed(&cluster.watch_all(&turn).await), "Hello! You said: hi");

@@ -36,13 +36,13 @@ pub enum Step {
     Vanish(usize),
     /// `engine::dispatch`, `claim`.
     Claim(usize, u8, bool),
-    /// `worker::hand_over`, `start`.
+    /// `worker::turn::handover`, `start`.
     Start(usize, usize),
-    /// `worker::hand_over`, `send`: the first byte.
+    /// `worker::turn::handover`, `deliver`: the first byte.
     Feed(usize, usize),
-    /// The worker says something (`worker::pen`).
+    /// The worker says something (`worker::turn::write_buffer`).
     Say(usize, usize),
-    /// The holder's last word (`worker::ending`), whatever the cause: the worker's end, a clock, a drain.
+    /// The holder's last word (`worker::turn::terminal`), whatever the cause: the worker's end, a clock, a drain.
     End(usize, usize),
     /// `release`: a drain before the worker had it, or a worker that died before it said anything.
     GiveBack(usize, usize),

@@ -222,7 +222,7 @@ pub struct Process {
     /// A claim was sent and not answered: dispatch sends one at a time.
     pub is_claiming: bool,
     pub runs: Vec<Run>,
-    /// Claims that ran here and do not any more, with their epochs (`worker::fates`): a worker may have had
+    /// Claims that ran here and do not any more, with their epochs (`worker::registry`): a worker may have had
     /// them. Only those that are still held.
     pub had: Vec<(u8, u8)>,
 }

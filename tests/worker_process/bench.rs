@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use lastword::{
+    host::{
+        process::{Exit, Heard, Launch, Process, StartError},
+        protocol::messages::Message,
+    },
     id::TurnId,
     task::Supervisor,
-    worker::{
-        process::{Exit, Heard, Launch, Process, StartError},
-        wire::Message,
-    },
 };
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -45,7 +45,7 @@ impl Bench {
         let mark = ("MARK".to_owned(), self.dir.path().display().to_string());
         Launch {
             env: BTreeMap::from([mark]),
-            shim: env!("CARGO_BIN_EXE_lastword").into(),
+            guard: env!("CARGO_BIN_EXE_lastword").into(),
             silence_max: PATIENCE * 2,
             namespace: self.namespace,
             ..Launch::new(command, self.dir.path().join("workspace"))

@@ -7,11 +7,11 @@ use std::{
 };
 
 use lastword::{
-    units::Size,
-    worker::{
+    host::{
         process::{Heard, Launch, Process},
-        wire::{Message, ToWorker},
+        protocol::messages::{Message, ToWorker},
     },
+    units::Size,
 };
 use nix::{
     sys::signal::{Signal, kill},

@@ -2,10 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use lastword::worker::{
-    codec::Fault,
+use lastword::host::{
     process::{Heard, Launch, SendError, StartErrorKind},
-    wire::{Message, ToWorker},
+    protocol::{
+        codec::Fault,
+        messages::{Message, ToWorker},
+    },
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -93,11 +95,11 @@ async fn a_workspace_that_cannot_be_made_is_refused() {
 #[tokio::test]
 async fn a_missing_guard_is_refused() {
     let bench = Bench::new();
-    for shim in ["/no/such/guard", "/bin/true", "/bin/cat"] {
-        let launch = Launch { shim: shim.into(), ..bench.launch(&["true"]) };
+    for guard in ["/no/such/guard", "/bin/true", "/bin/cat"] {
+        let launch = Launch { guard: guard.into(), ..bench.launch(&["true"]) };
         let refused = bench.try_start(launch).await.unwrap_err();
         assert_eq!(refused.kind, StartErrorKind::Other);
-        assert_eq!(refused.detail.contains("the guard said: "), shim == "/bin/cat", "{}", refused.detail);
+        assert_eq!(refused.detail.contains("the guard said: "), guard == "/bin/cat", "{}", refused.detail);
     }
 }
 

@@ -14,8 +14,8 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Shop,
     link::{NoRoute, Route},
+    state::HostState,
     words::Beat,
 };
 use crate::agent::Scope;
@@ -38,22 +38,22 @@ enum Heard {
 }
 
 /// Beats until this host has left, or may not call.
-pub async fn keep(shop: &Shop) -> anyhow::Result<()> {
-    let mut at = Beating { shop, next: 0, route: None, heard_at: Instant::now() };
+pub async fn keep(host: &HostState) -> anyhow::Result<()> {
+    let mut at = Beating { host, next: 0, route: None, heard_at: Instant::now() };
     loop {
         let Some(route) = at.route.clone() else {
-            if shop.has_left() {
+            if host.has_left() {
                 return Ok(());
             }
             at.find().await?;
             continue;
         };
-        let (is_leaving, is_last) = (shop.is_leaving(), shop.has_left());
+        let (is_leaving, is_last) = (host.is_leaving(), host.has_left());
         let heard = tokio::select! {
             heard = at.beat(&route, is_leaving) => heard,
             // That is to be said at once.
-            () = shop.leaving(), if !is_leaving => continue,
-            () = shop.left.cancelled(), if !is_last => continue,
+            () = host.leaving(), if !is_leaving => continue,
+            () = host.left.cancelled(), if !is_last => continue,
         };
         match heard {
             _ if is_last => return Ok(()),
@@ -68,7 +68,7 @@ pub async fn keep(shop: &Shop) -> anyhow::Result<()> {
 }
 
 struct Beating<'a> {
-    shop: &'a Shop,
+    host: &'a HostState,
     /// Which URL is tried next.
     next: usize,
     route: Option<Route>,
@@ -79,7 +79,7 @@ struct Beating<'a> {
 impl Beating<'_> {
     /// Finds a replica that lets this host in; each URL once, then a pause.
     async fn find(&mut self) -> anyhow::Result<()> {
-        let link = &self.shop.link;
+        let link = &self.host.link;
         for _ in 0..link.urls() {
             match link.register(self.next).await {
                 Ok(route) => {
@@ -94,7 +94,7 @@ impl Beating<'_> {
             }
         }
         if self.heard_at.elapsed() > AWAY_MAX {
-            self.shop.turns.end_all();
+            self.host.turns.end_all();
         }
         sleep(Duration::from_millis(rand::random_range(50..250))).await;
         Ok(())
@@ -104,7 +104,7 @@ impl Beating<'_> {
         tracing::info!(gateway = route.base, worker_id = %route.registered.worker_id, "calling");
         self.next = route.found_by;
         self.heard_at = Instant::now();
-        self.shop.link.set_route(Some(route.clone()));
+        self.host.link.set_route(Some(route.clone()));
         self.route = Some(route);
     }
 
@@ -112,21 +112,21 @@ impl Beating<'_> {
         // Where the address was the replica's own word, the one that was given is tried first.
         self.next = next;
         self.route = None;
-        self.shop.link.note_misleading_unless_given(&route.base);
-        self.shop.link.set_route(None);
+        self.host.link.note_misleading_unless_given(&route.base);
+        self.host.link.set_route(None);
     }
 
     async fn beat(&mut self, route: &Route, is_leaving: bool) -> Heard {
         let mut body = json!({
-            "worker_id": route.registered.worker_id, "turns": self.shop.turns.named(),
+            "worker_id": route.registered.worker_id, "turns": self.host.turns.named(),
             "wait_ms": WAIT.as_millis(), "is_leaving": is_leaving,
         });
         // A process of one conversation waits for no other; and a release before this one takes no such word.
         if route.registered.hears_waits && route.registered.scope == Scope::Shared {
-            let waited = self.shop.crew.waits().total();
+            let waited = self.host.workers.waited();
             body["waited_ms"] = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX).into();
         }
-        let asked = self.shop.link.call(route, "beat", &body, WAIT + SLACK);
+        let asked = self.host.link.call(route, "beat", &body, WAIT + SLACK);
         match asked.await {
             Ok(answer) if answer.status().is_success() => match answer.json().await {
                 Ok(beat) => {
@@ -142,13 +142,13 @@ impl Beating<'_> {
     }
 
     async fn heed(&mut self, route: &Route, beat: Beat) {
-        beat.orders.iter().for_each(|order| self.shop.turns.order(order));
+        beat.orders.iter().for_each(|order| self.host.turns.order(order));
         for over in beat.over {
             tracing::info!(turn_id = %over.turn_id, over.code, "a turn is over");
-            self.shop.turns.end(over.turn_id, over.epoch);
+            self.host.turns.end(over.turn_id, over.epoch);
         }
         if beat.should_stop {
-            self.shop.leave();
+            self.host.leave();
         }
         if beat.should_move {
             self.move_on(route).await;
@@ -157,8 +157,8 @@ impl Beating<'_> {
 
     /// Turns to another replica, if one lets this host in; this one goes on until then.
     async fn move_on(&mut self, route: &Route) {
-        for n in 1..=self.shop.link.urls() {
-            if let Ok(other) = self.shop.link.register(route.found_by + n).await {
+        for n in 1..=self.host.link.urls() {
+            if let Ok(other) = self.host.link.register(route.found_by + n).await {
                 return self.take(other);
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Shop, link::Route, words::Offers};
+use super::{link::Route, state::HostState, words::Offers};
 use crate::descriptors;
 
 /// How long one poll waits, in seconds.
@@ -19,30 +19,30 @@ const SLACK: Duration = Duration::from_secs(5);
 const LACK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes on turns until this host leaves.
-pub async fn take_on(shop: &Shop) {
-    let mut routes = shop.link.routes();
+pub async fn take_on(host: &HostState) {
+    let mut routes = host.link.routes();
     loop {
-        if shop.is_leaving() {
+        if host.is_leaving() {
             return;
         }
-        if shop.is_idle_for_too_long() {
+        if host.is_idle_for_too_long() {
             tracing::info!("nothing to do for too long; leaving");
-            return shop.leave();
+            return host.leave();
         }
         descriptors::look().await;
         if descriptors::shortage().is_some() || descriptors::starts() == 0 {
             // Another host may have them.
             tokio::select! {
                 () = tokio::time::sleep(LACK_PAUSE) => {}
-                () = shop.leaving() => {}
+                () = host.leaving() => {}
             }
             continue;
         }
-        let room = shop.concurrency.saturating_sub(shop.turns.count()).min(descriptors::starts());
+        let room = host.concurrency.saturating_sub(host.turns.count()).min(descriptors::starts());
         if room == 0 {
             tokio::select! {
-                () = shop.turns.one_ended() => {}
-                () = shop.leaving() => {}
+                () = host.turns.one_ended() => {}
+                () = host.leaving() => {}
             }
             continue;
         }
@@ -50,7 +50,7 @@ pub async fn take_on(shop: &Shop) {
         let Some(route) = route else { continue };
         let is_answered = tokio::select! {
             // Also to its end: what it brings is wanted, and whoever leaves says so with the next beat.
-            is_answered = poll(shop, &route, room) => is_answered,
+            is_answered = poll(host, &route, room) => is_answered,
             // What is offered there meanwhile goes to somebody else.
             _ = routes.changed() => continue,
         };
@@ -58,26 +58,26 @@ pub async fn take_on(shop: &Shop) {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))) => {}
                 _ = routes.changed() => {}
-                () = shop.leaving() => {}
+                () = host.leaving() => {}
             }
         }
     }
 }
 
 /// One poll; whether it was answered.
-async fn poll(shop: &Shop, route: &Route, room: usize) -> bool {
-    let wait_s = match shop.idle_until() {
+async fn poll(host: &HostState, route: &Route, room: usize) -> bool {
+    let wait_s = match host.idle_until() {
         Some(until) => until.saturating_duration_since(Instant::now()).as_secs().clamp(1, WAIT_S),
         None => WAIT_S,
     };
     let body = json!({ "worker_id": route.registered.worker_id, "room": room, "wait_s": wait_s });
-    let asked = shop.link.call(route, "claims", &body, Duration::from_secs(wait_s) + SLACK);
+    let asked = host.link.call(route, "claims", &body, Duration::from_secs(wait_s) + SLACK);
     match asked.await {
         Ok(answer) if answer.status().as_u16() == 204 => true,
         Ok(answer) if answer.status().is_success() => match answer.json::<Offers>().await {
             Ok(offers) => {
                 for offer in offers.turns {
-                    shop.accept(offer, &route.registered);
+                    host.accept(offer, &route.registered);
                 }
                 true
             }

@@ -4,7 +4,7 @@
 //! whichever replica is called by then; its number makes a repetition harmless. Refuses to grow: a full
 //! outbox holds the worker back.
 
-use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +45,13 @@ pub struct Outbox {
     first: u64,
     /// The call that is under way, and how many messages it has.
     posting: Option<(Posting, usize)>,
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outbox { turn, epoch, first, bytes, .. } = self;
+        write!(f, "Outbox({turn}, epoch {epoch}: {bytes} B from message {first} on)")
+    }
 }
 
 impl Outbox {

@@ -5,231 +5,257 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     outbox::{Outbox, Posted},
-    turns::Place,
+    turns::Admitted,
     words::{Offer, Registered},
 };
 use crate::{
+    agent::Scope,
     failure::Code,
-    id::TurnId,
-    worker::{
-        codec::Fault,
-        process::{Heard, Inlet, Process, SendError},
-        relay::{self, gone},
-        wire::FromWorker,
+    host::{
+        Broken, Fate, Halt, Obstacle, Outlet, ProcessLink, Step, Turn,
+        process::{SendError, UNREAD},
+        protocol::{
+            encode::{self, gone},
+            messages::FromWorker,
+        },
+        until_end,
     },
+    id::{ConversationId, TurnId},
 };
 
-/// How long a process may live on after it closed its output.
-const CLOSED_GRACE: Duration = Duration::from_secs(1);
-
 /// A turn to be run here.
+#[derive(Debug)]
 pub struct Job {
     pub offer: Offer,
-    pub place: Place,
+    pub admitted: Admitted,
     pub outbox: Outbox,
     pub registered: Arc<Registered>,
+    pub span: tracing::Span,
     /// This host stops now.
-    pub interrupted: CancellationToken,
+    interrupted: CancellationToken,
+    /// When its worker must be ready.
+    ready_until: Instant,
 }
 
-/// The turn's way to its process.
-pub enum Hand<'a> {
-    /// It serves this turn alone.
-    Own(&'a mut Process),
-    /// It serves others too.
-    Shared(Inlet, mpsc::Receiver<Heard>),
-}
-
-/// What becomes of a process after a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    Keep,
-    End,
-}
-
-/// Why a turn is not begun, or not gone on with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CalledOff {
-    /// Somebody cancelled it.
-    Cancelled,
-    /// It is not this host's any more.
+/// The turn's end here.
+pub enum End {
+    /// With this line to the gateway; then this becomes of the process.
+    Line(Vec<u8>, Fate),
+    /// The turn is not this host's any more.
     Over,
-    /// This host stops now.
-    Interrupted,
 }
 
 impl Job {
-    /// Until the turn need not be begun with. Cancel-safe.
-    pub async fn called_off(&mut self) -> CalledOff {
+    /// A turn whose startup clock runs from now on.
+    pub fn new(
+        offer: Offer,
+        admitted: Admitted,
+        outbox: Outbox,
+        registered: Arc<Registered>,
+        interrupted: CancellationToken,
+    ) -> Job {
+        let ready_until = Instant::now() + Duration::from_millis(registered.startup_ms);
+        let span = tracing::info_span!(
+            "turn", turn_id = %offer.turn_id, conversation_id = %offer.conversation_id,
+            epoch = offer.epoch, worker_id = tracing::field::Empty,
+        );
+        Job { offer, admitted, outbox, registered, span, interrupted, ready_until }
+    }
+
+    /// Runs a turn that was taken.
+    pub async fn run(&mut self, link: &mut impl ProcessLink) -> Fate {
+        let end = match self.deliver(link) {
+            Ok(()) => until_end(link, self).await,
+            Err(why) => {
+                let (code, message) = why.of_a_turn();
+                End::Line(gone(code, message, Some(&why.to_string())), Fate::End)
+            }
+        };
+        let fate = match end {
+            End::Line(line, fate) => {
+                link.hang_up(fate == Fate::Keep);
+                self.outbox.push(line);
+                // Where the gateway had another last word, the process has ended the turn all the same.
+                self.post_all().await;
+                fate
+            }
+            End::Over => {
+                link.hang_up(false);
+                Fate::End
+            }
+        };
+        if fate == Fate::End {
+            link.kill();
+        }
+        fate
+    }
+
+    /// Sends the turn. A process that served the turn before knows the history.
+    fn deliver(&self, link: &mut impl ProcessLink) -> Result<(), SendError> {
+        match self.offer.line(link.last_turn().is_some()) {
+            Ok(line) => link.send_line(line),
+            Err(why) => {
+                tracing::error!(%why, "a turn could not be read");
+                Err(SendError::Unwritable)
+            }
+        }
+    }
+
+    /// Tells the gateway of a turn whose process did not come to serve it. `tail`: the end of the process's log.
+    pub async fn not_started(&mut self, why: Obstacle, tail: Option<String>) {
+        let line = match why {
+            Obstacle::Halted(Halt::Lost | Halt::Moved) => return,
+            Obstacle::Halted(Halt::Interrupted) => gone(Code::Interrupted, Code::Interrupted.message(), None),
+            // Nothing was begun, so there is nothing to be stopped.
+            Obstacle::Cancelled(_) => b"{\"type\":\"cancelled\"}\n".to_vec(),
+            Obstacle::Failed { message, detail } => failed(&message, detail.or(tail)),
+            Obstacle::Lacks { detail, .. } => failed(Code::WorkerStartupFailed.message(), Some(detail)),
+            Obstacle::Lapsed => failed(Code::WorkerStartupFailed.message(), tail),
+        };
+        self.outbox.push(line);
+        self.post_all().await;
+    }
+
+    /// Posts what is left, unless the turn is over.
+    async fn post_all(&mut self) {
+        while !self.outbox.is_empty() {
+            if self.outbox.posted().await == Posted::Over {
+                return;
+            }
+        }
+    }
+}
+
+fn failed(message: &str, detail: Option<String>) -> Vec<u8> {
+    tracing::warn!(message, detail, "the worker did not start");
+    gone(Code::WorkerStartupFailed, message, detail.as_deref())
+}
+
+impl Turn for Job {
+    /// The place in the conversation of the turn that a process served last.
+    type Fit = i64;
+
+    fn id(&self) -> TurnId {
+        self.offer.turn_id
+    }
+
+    fn conversation(&self) -> ConversationId {
+        self.offer.conversation_id
+    }
+
+    fn agent(&self) -> (&str, i32) {
+        // A host runs one program, whatever the revision.
+        (&self.registered.agent, 0)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.registered.scope == Scope::Shared
+    }
+
+    fn span(&self) -> tracing::Span {
+        self.span.clone()
+    }
+
+    fn idle_ttl(&self) -> Duration {
+        Duration::from_millis(self.registered.idle_ttl_ms)
+    }
+
+    fn fit(&self) -> i64 {
+        self.offer.ordinal
+    }
+
+    /// A warm process serves the turn after the one that it served, and no other: where another process served a turn
+    /// between, it does not know what was said.
+    fn fits(&self, served: &i64) -> bool {
+        self.offer.ordinal == served + 1
+    }
+
+    fn must_start_here(&self) -> bool {
+        // What this host lacks is nobody's failure: the startup clock decides.
+        true
+    }
+
+    async fn called_off(&mut self) -> Obstacle {
         tokio::select! {
-            () = self.place.over.cancelled() => CalledOff::Over,
-            () = self.interrupted.cancelled() => CalledOff::Interrupted,
-            // It has asked nothing yet: it can only be a cancel.
-            Some(_) = self.place.orders.recv() => CalledOff::Cancelled,
+            () = self.admitted.over.cancelled() => Obstacle::Halted(Halt::Lost),
+            () = self.interrupted.cancelled() => Obstacle::Halted(Halt::Interrupted),
+            // It has asked nothing yet: the order can only be a cancel.
+            Some(_) = self.admitted.orders.recv() => Obstacle::Cancelled(String::new()),
+            () = sleep_until(self.ready_until) => Obstacle::Lapsed,
         }
     }
 }
 
-impl Hand<'_> {
-    async fn recv(&mut self) -> Heard {
-        match self {
-            Hand::Own(process) => process.recv().await,
-            // The last thing on it is how the process ended.
-            Hand::Shared(_, line) => line.recv().await.unwrap_or(Heard::Closed),
-        }
+impl<L: ProcessLink> Outlet<L> for Job {
+    /// A line for the worker.
+    type Order = Vec<u8>;
+    type End = End;
+
+    fn turn(&self) -> TurnId {
+        self.offer.turn_id
     }
 
-    fn send(&self, line: Vec<u8>) -> Result<(), SendError> {
-        match self {
-            Hand::Own(process) => process.inlet().send_line(line),
-            Hand::Shared(inlet, _) => inlet.send_line(line),
-        }
+    fn is_full(&self) -> bool {
+        self.outbox.is_full()
     }
 
-    /// For operators. A shared process may have spoken of other conversations.
-    fn stderr_tail(&self) -> Option<String> {
-        match self {
-            Hand::Own(process) => Some(process.stderr_tail()),
-            Hand::Shared(..) => None,
-        }
-    }
-}
+    /// The outbox posts by itself.
+    fn flush(&mut self) {}
 
-/// A turn whose process did not come to serve it.
-pub async fn not_started(job: &mut Job, message: &str, detail: Option<&str>) {
-    tracing::warn!(turn_id = %job.offer.turn_id, message, detail, "the worker did not start");
-    job.outbox.push(gone(Code::WorkerStartupFailed, message, detail));
-    flush(job).await;
-}
-
-/// A turn that was not begun with.
-pub async fn call_off(job: &mut Job, why: CalledOff) {
-    match why {
-        CalledOff::Over => return,
-        CalledOff::Cancelled => job.outbox.push(b"{\"type\":\"cancelled\"}\n".to_vec()),
-        CalledOff::Interrupted => {
-            job.outbox.push(gone(Code::Interrupted, Code::Interrupted.message(), None));
-        }
-    }
-    flush(job).await;
-}
-
-/// Posts what is left; whether it was taken.
-async fn flush(job: &mut Job) -> bool {
-    while !job.outbox.is_empty() {
-        if job.outbox.posted().await == Posted::Over {
-            return false;
-        }
-    }
-    true
-}
-
-/// Runs a turn that was taken. `has_history`: the process served the turn before.
-pub async fn run(hand: &mut Hand<'_>, mut job: Job, has_history: bool) -> Fate {
-    let sent = match job.offer.line(has_history) {
-        Ok(line) => hand.send(line),
-        Err(why) => {
-            tracing::error!(%why, "a turn could not be read");
-            Err(SendError::Unwritable)
-        }
-    };
-    if let Err(why) = sent {
-        let (code, message) = match why {
-            SendError::TooLong => (Code::InputTooLong, Code::InputTooLong.message()),
-            _ => (Code::WorkerExited, "The worker handling your request could not be reached."),
-        };
-        job.outbox.push(gone(code, message, Some(&why.to_string())));
-        flush(&mut job).await;
-        return Fate::End;
-    }
-    let mut run = Run { hand, turn: job.offer.turn_id, closed_until: None };
-    loop {
-        let listens = !job.outbox.is_full();
-        let closed_until = run.closed_until;
-        let ended = tokio::select! {
+    async fn step(&mut self) -> Step<Vec<u8>, End> {
+        tokio::select! {
             biased;
-            () = job.place.over.cancelled() => return Fate::End,
-            () = job.interrupted.cancelled() => Some((interrupted(), Fate::End)),
-            Some(order) = job.place.orders.recv() => run.pass_on(order),
-            posted = job.outbox.posted() => match posted {
-                Posted::Done => None,
-                Posted::Over => return Fate::End,
+            () = self.admitted.over.cancelled() => Step::End(End::Over),
+            () = self.interrupted.cancelled() => {
+                let line = gone(Code::Interrupted, Code::Interrupted.message(), None);
+                Step::End(End::Line(line, Fate::End))
+            }
+            Some(order) = self.admitted.orders.recv() => Step::Order(order),
+            posted = self.outbox.posted() => match posted {
+                Posted::Done => Step::Written,
+                Posted::Over => Step::End(End::Over),
             },
-            heard = run.hand.recv(), if listens => run.heed(heard, &mut job.outbox),
-            () = sleep_until(closed_until.unwrap_or_else(Instant::now)), if closed_until.is_some() => {
-                let message = "The worker handling your request closed its output in the middle of the turn.";
-                Some((gone(Code::WorkerExited, message, None), Fate::End))
-            }
-        };
-        if let Some((line, fate)) = ended {
-            job.outbox.push(line);
-            // Where the gateway had another last word, the process has ended the turn all the same.
-            flush(&mut job).await;
-            return fate;
         }
     }
-}
 
-fn interrupted() -> Vec<u8> {
-    gone(Code::Interrupted, Code::Interrupted.message(), None)
-}
+    fn written(&mut self, _link: &mut L) {}
 
-struct Run<'a, 'b> {
-    hand: &'a mut Hand<'b>,
-    turn: TurnId,
-    closed_until: Option<Instant>,
-}
-
-/// The turn's last line, and what becomes of the process.
-type End = (Vec<u8>, Fate);
-
-impl Run<'_, '_> {
-    fn heed(&mut self, heard: Heard, outbox: &mut Outbox) -> Option<End> {
-        match heard {
-            Heard::Message(from) => self.say(from, outbox),
-            Heard::Protocol(error) => {
-                Some((gone(Code::WorkerProtocol, &error.to_string(), Some(&error.excerpt)), Fate::End))
-            }
-            Heard::Closed | Heard::Gone(_) => {
-                self.closed_until.get_or_insert_with(|| Instant::now() + CLOSED_GRACE);
-                None
-            }
-            Heard::Exited(exit) => {
-                let message = format!("The worker handling your request stopped unexpectedly ({exit}).");
-                let tail = self.hand.stderr_tail();
-                Some((gone(Code::WorkerExited, &message, tail.as_deref()), Fate::End))
+    async fn obey(&mut self, order: Vec<u8>, link: &mut L) -> Option<End> {
+        match link.send_line(order) {
+            // A process that is gone is about to be heard as such.
+            Ok(()) | Err(SendError::Closed) => None,
+            Err(why) => {
+                let line = gone(Code::WorkerUnresponsive, UNREAD, Some(&why.to_string()));
+                Some(End::Line(line, Fate::End))
             }
         }
     }
 
-    fn say(&mut self, from: FromWorker, outbox: &mut Outbox) -> Option<End> {
-        if from.turn_id.is_some_and(|turn| turn != self.turn) {
-            return Some((gone(Code::WorkerProtocol, &Fault::OtherTurn.to_string(), None), Fate::End));
+    fn heed(&mut self, from: FromWorker, _link: &mut L) -> Option<End> {
+        let line = encode::relay(&from.message)?;
+        if encode::is_end(&from.message) {
+            return Some(End::Line(line, Fate::Keep));
         }
-        let line = relay::relay(&from.message)?;
-        if relay::is_end(&from.message) {
-            return Some((line, Fate::Keep));
-        }
-        outbox.push(line);
+        self.outbox.push(line);
         None
     }
 
-    fn pass_on(&mut self, order: Vec<u8>) -> Option<End> {
-        match self.hand.send(order) {
-            // One that is gone is about to be heard as such.
-            Ok(()) | Err(SendError::Closed) => None,
-            Err(why) => {
-                let message = "The worker handling your request does not read its input.";
-                Some((gone(Code::WorkerUnresponsive, message, Some(&why.to_string())), Fate::End))
-            }
-        }
+    fn broken(&mut self, broken: Broken) -> End {
+        let Broken { code, message, detail, .. } = broken;
+        End::Line(gone(code, &message, detail.as_deref()), Fate::End)
+    }
+
+    /// The gateway keeps the turn's clocks.
+    fn due(&mut self, _is_listening: bool) -> Option<Instant> {
+        None
+    }
+
+    fn lapsed(&mut self, _link: &mut L) -> Option<End> {
+        None
     }
 }

@@ -41,9 +41,9 @@ struct Reach {
     over: CancellationToken,
 }
 
-/// A turn's place on this host, and its ends of what reaches it. Its drop ends both.
+/// A turn that this host has taken on, and its ends of what reaches it. Its drop takes it off the list.
 #[derive(Debug)]
-pub struct Place {
+pub struct Admitted {
     turns: Arc<Turns>,
     turn: TurnId,
     epoch: i32,
@@ -61,8 +61,8 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// A place for a turn; `None` where it has one. An earlier attempt of it is over.
-    pub fn admit(self: &Arc<Self>, turn: TurnId, epoch: i32) -> Option<Place> {
+    /// Takes a turn on; `None` where it is on the list. An earlier attempt of it is over.
+    pub fn admit(self: &Arc<Self>, turn: TurnId, epoch: i32) -> Option<Admitted> {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         let over = CancellationToken::new();
         let mut list = self.list();
@@ -73,7 +73,7 @@ impl Turns {
         if let Some(earlier) = list.turns.insert(turn, reach) {
             earlier.over.cancel();
         }
-        Some(Place { turns: self.clone(), turn, epoch, orders, over })
+        Some(Admitted { turns: self.clone(), turn, epoch, orders, over })
     }
 
     /// How many there are.
@@ -144,7 +144,7 @@ impl Turns {
     }
 }
 
-impl Drop for Place {
+impl Drop for Admitted {
     fn drop(&mut self) {
         let mut list = self.turns.list();
         if list.turns.get(&self.turn).is_some_and(|reach| reach.epoch == self.epoch) {
@@ -168,7 +168,7 @@ mod tests {
     async fn an_order_is_passed_on_once_and_an_earlier_attempt_ends() {
         let (turns, turn) = (Arc::new(Turns::default()), TurnId(Uuid::nil()));
         let mut first = turns.admit(turn, 1).unwrap();
-        assert!(turns.admit(turn, 1).is_none(), "it has its place");
+        assert!(turns.admit(turn, 1).is_none(), "it is on the list");
         let order = || Order {
             key: "cancel".to_owned(),
             turn_id: turn,

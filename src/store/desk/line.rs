@@ -17,7 +17,7 @@ use tokio::{
 use super::pulse::Pulse;
 use crate::{
     id::{TurnId, WorkerId},
-    store::{remote_turns::Proof, remote_workers::Obituary},
+    store::{remote_turns::Proof, remote_workers::ExitReport},
 };
 
 /// Batches that may wait for a turn's run.
@@ -41,7 +41,7 @@ pub struct Line {
     orders: Mutex<Vec<OrderToTell>>,
     /// What the worker last said that it was told.
     told: Mutex<Vec<String>>,
-    obituary: watch::Sender<Option<Obituary>>,
+    obituary: watch::Sender<Option<ExitReport>>,
     waits: Mutex<Waits>,
 }
 
@@ -246,12 +246,12 @@ impl Line {
     }
 
     /// Somebody knows why the worker ended.
-    pub fn bury(&self, why: Obituary) {
+    pub fn bury(&self, why: ExitReport) {
         self.obituary.send_replace(Some(why));
     }
 
     /// Until somebody knows why the worker ended. Cancel-safe.
-    pub async fn buried(&self) -> Obituary {
+    pub async fn buried(&self) -> ExitReport {
         let mut obituary = self.obituary.subscribe();
         match obituary.wait_for(Option::is_some).await.map(|why| why.clone()) {
             Ok(Some(why)) => why,

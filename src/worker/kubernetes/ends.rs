@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     failure::Code,
-    store::{Store, StoreError, remote_workers::Obituary, warn_of},
+    store::{Store, StoreError, remote_workers::ExitReport, warn_of},
     telemetry::metrics,
 };
 
@@ -55,10 +55,10 @@ async fn tell(store: &Store, ended: &Ended) -> Result<(), StoreError> {
 }
 
 /// As the last word tells it, where the worker had a turn.
-fn obituary(ending: &Ending) -> Obituary {
+fn obituary(ending: &Ending) -> ExitReport {
     let code = if ending.cause == Cause::NodeLost { Code::WorkerLost } else { Code::WorkerExited };
     let message = format!("The worker handling your request stopped unexpectedly ({}).", ending.cause);
-    Obituary { code, message, detail: Some(ending.detail.clone()).filter(|detail| !detail.is_empty()) }
+    ExitReport { code, message, detail: Some(ending.detail.clone()).filter(|detail| !detail.is_empty()) }
 }
 
 #[cfg(test)]

@@ -32,13 +32,10 @@ use super::{
 };
 use crate::{
     agent::PodTemplate,
+    host::{Halt, Obstacle, unless_called_off},
     id::WorkerId,
     store::worker_tokens::Grant,
-    worker::{
-        host::Host,
-        job::{Halt, Job},
-        start::{self, Obstacle, unless_interrupted},
-    },
+    worker::{deps::Deps, owner::not_started, turn::Job},
 };
 
 /// How often it is looked whether somebody has the turn, and the replica that its worker calls is told of it.
@@ -47,30 +44,30 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PODS_MAX: usize = 3;
 
 /// Brings about a worker for this turn, and holds the turn meanwhile.
-pub(in crate::worker) async fn serve(host: &Host, pods: &Pods, mut job: Job) {
-    // A turn that waits for its pod takes no place from those that run.
-    let _start = pods.start_place().inspect(|_| job.reach.free_place());
-    let start = Start::new(host, pods, &job);
-    let Err(obstacle) = unless_interrupted(&mut job, start.bring_about()).await;
+pub(in crate::worker) async fn serve(deps: &Deps, pods: &Pods, mut job: Job) {
+    // A turn that waits for its pod takes no slot from those that run.
+    let _start = pods.start_place().inspect(|_| job.reach.free_slot());
+    let start = Start::new(deps, pods, &job);
+    let Err(obstacle) = unless_called_off(&mut job, start.bring_about()).await;
     match obstacle {
         // Its worker has it.
         Obstacle::Halted(halt) if halt != Halt::Interrupted => {}
         Obstacle::Failed { .. } => {
             start.give_up();
-            start::tell(host, &job, obstacle, None).await;
+            not_started(deps, &job, obstacle, None).await;
         }
         Obstacle::Lapsed => {
             start.give_up();
             let obstacle = start.waited_for().unwrap_or(Obstacle::Lapsed);
-            start::tell(host, &job, obstacle, None).await;
+            not_started(deps, &job, obstacle, None).await;
         }
-        obstacle => start::tell(host, &job, obstacle, None).await,
+        obstacle => not_started(deps, &job, obstacle, None).await,
     }
 }
 
 /// What a turn's start knows.
 struct Start<'a> {
-    host: &'a Host,
+    deps: &'a Deps,
     pods: &'a Pods,
     order: Order,
     template: Option<PodTemplate>,
@@ -90,18 +87,18 @@ enum Followed {
 }
 
 impl<'a> Start<'a> {
-    fn new(host: &'a Host, pods: &'a Pods, job: &Job) -> Self {
+    fn new(deps: &'a Deps, pods: &'a Pods, job: &Job) -> Self {
         let order = Order {
-            worker: WorkerId(host.store().clock().mint()),
+            worker: WorkerId(deps.store().clock().mint()),
             agent: job.agent.clone(),
             conversation: job.claim.conversation,
-            replica: host.store().replica(),
+            replica: deps.store().replica(),
             // Minted when there is to be a pod.
             token: Token(String::new()),
         };
         let template = job.agent.spec.pod.clone();
         let turn = (job.claim.turn, job.claim.epoch);
-        Start { host, pods, order, template, turn, waits_for: Mutex::default(), made: Mutex::default() }
+        Start { deps, pods, order, template, turn, waits_for: Mutex::default(), made: Mutex::default() }
     }
 
     /// Goes on until something comes between: at best, that the worker takes the turn.
@@ -161,7 +158,7 @@ impl<'a> Start<'a> {
         let grant = Grant { agent, conversation, expires_at: None };
         let mut pause = Pause::default();
         loop {
-            match self.host.store().mint_worker_token(&grant).await {
+            match self.deps.store().mint_worker_token(&grant).await {
                 Ok(token) => return Ok(Token(token)),
                 Err(why) if why.is_away() => pause.take(None).await,
                 Err(why) => return Err(could_not("its worker could not be let in", why.to_string())),
@@ -215,7 +212,7 @@ impl<'a> Start<'a> {
     async fn until_taken(&self) {
         loop {
             sleep(LOOK_EVERY).await;
-            match self.host.store().is_over(self.turn.0, self.turn.1).await {
+            match self.deps.store().is_over(self.turn.0, self.turn.1).await {
                 Ok(true) => return,
                 Ok(false) => self.show(),
                 Err(_) => {}
@@ -225,7 +222,7 @@ impl<'a> Start<'a> {
 
     /// Has the replica look that the worker calls, whichever that is.
     fn show(&self) {
-        self.host.store().wake().turn_is_kept(self.turn.0, self.order.conversation);
+        self.deps.store().wake().turn_is_kept(self.turn.0, self.order.conversation);
     }
 
     fn wait_for(&self, what: &str, detail: String) {

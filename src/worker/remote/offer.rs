@@ -3,73 +3,70 @@
 //! Keeps I10: a worker begins when its taking of the turn is answered, which is after `running` is
 //! committed. Until it has taken the turn nobody has; an offer that is not taken goes back untouched.
 
+use std::time::Duration;
+
 use tokio::time::timeout;
 
-use super::line::TAKE_MAX;
+use super::link::RemoteLink;
 use crate::{
     failure::Code,
+    host::{process::SendError, unless_called_off},
     store::warn_of,
     telemetry::metrics,
     worker::{
-        begin::give_back,
-        ending::{Account, speak},
-        hand_over::{history, send, start, undelivered},
-        host::Host,
-        job::Job,
-        line::Line,
-        process::SendError,
-        start::{self, unless_interrupted},
+        deps::Deps,
+        owner::not_started,
+        turn::{Account, Job, deliver, give_back, history, speak, start, undelivered},
     },
 };
 
-/// Offers the turn, unless its worker knows of it, and waits until it is taken; the `seq` of `started`. `None`:
+/// How long an offer waits until its worker takes the turn.
+const TAKE_MAX: Duration = Duration::from_secs(5);
+
+/// Offers the turn and waits until it is taken; the `seq` of `started`. `None`:
 /// the turn has ended, was given back, or is not ours any more, and no worker has begun with it.
-pub(in crate::worker) async fn hand_over(host: &Host, line: &mut Line<'_>, job: &mut Job) -> Option<i32> {
-    let history = history(host, line, job).await?;
-    match send(host, line, job, history) {
+pub(super) async fn hand_over(deps: &Deps, link: &mut RemoteLink, job: &mut Job) -> Option<i32> {
+    let history = history(deps, link, job).await?;
+    match deliver(deps, link, job, history) {
         Ok(()) => {}
         Err(SendError::Closed) => {
-            give_back(host, &job.claim, "drain").await;
+            give_back(deps, &job.claim, "drain").await;
             return None;
         }
         Err(why) => {
-            let (code, message) = undelivered(why);
-            let account = Account::unstarted(&job.claim, Some(job));
-            let word = account.failure(code, message, Some(why.to_string()));
-            speak(host, &job.claim, job.claim.last_seq, word).await;
+            undelivered(deps, job, job.claim.last_seq, why).await;
             return None;
         }
     }
-    let Line::Remote(remote) = line else { return None };
-    let at_desk = remote.line().clone();
-    let taking = async { Ok(timeout(TAKE_MAX, at_desk.taken()).await.is_ok()) };
-    match unless_interrupted(job, taking).await {
+    let line = link.line().clone();
+    let taking = async { Ok(timeout(TAKE_MAX, line.taken()).await.is_ok()) };
+    match unless_called_off(job, taking).await {
         Ok(true) => {}
         Ok(false) => {
-            not_taken(host, job).await;
+            not_taken(deps, job).await;
             return None;
         }
         Err(obstacle) => {
-            start::tell(host, job, obstacle, None).await;
+            not_started(deps, job, obstacle, None).await;
             return None;
         }
     }
-    let base = start(host, at_desk.worker(), job).await?;
-    at_desk.begin();
+    let base = start(deps, line.worker(), job).await?;
+    line.begin();
     Some(base)
 }
 
 /// Gives the turn back, or, after three attempts, up.
-async fn not_taken(host: &Host, job: &Job) {
+async fn not_taken(deps: &Deps, job: &Job) {
     let claim = &job.claim;
     tracing::warn!(waited = ?TAKE_MAX, "the worker did not take the turn that it was offered");
-    host.run_list().forgo(claim);
-    match host.store().release(claim.turn, claim.epoch, true).await {
+    deps.running().release(claim);
+    match deps.store().release(claim.turn, claim.epoch, true).await {
         Ok(true) => metrics::requeued("not_taken"),
         Ok(false) => {
             let account = Account::unstarted(claim, Some(job));
             let word = account.failure(Code::WorkerLost, "No worker took your request.", None);
-            speak(host, claim, claim.last_seq, word).await;
+            speak(deps, claim, claim.last_seq, word).await;
         }
         // The next comparison of what is held with what runs gives it back.
         Err(why) => warn_of!(why, "not given back yet"),

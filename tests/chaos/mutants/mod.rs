@@ -66,7 +66,7 @@ const NEXT_RELEASE: Mutant = Mutant {
             replace: "Code::EmptyReply => \"said_nothing\",",
         },
         Edit {
-            file: "src/worker/transcript.rs",
+            file: "src/worker/turn/transcript.rs",
             find: "json!({ \"state\": state });",
             replace: "json!({ \"state\": state, \"detail\": { \"of_the_next_release\": 1 } });",
         },

@@ -281,10 +281,10 @@ const BEAT_IS_PROGRESS: Mutant = Mutant {
     name: "beat_is_progress",
     rule: "a worker's beat is no progress (I6)",
     edits: &[Edit {
-        file: "src/worker/run.rs",
+        file: "src/worker/turn/run.rs",
         find: "            Meaning::Alive => None,\n",
         replace: "            Meaning::Alive => {
-                self.expect(Duration::ZERO);
+                self.expect(Duration::ZERO, link);
                 None
             }\n",
     }],
@@ -295,12 +295,12 @@ const BYTE_BEFORE_RUNNING: Mutant = Mutant {
     name: "byte_before_running",
     rule: "`running` is committed before a worker receives a byte (I10)",
     edits: &[Edit {
-        file: "src/worker/hand_over.rs",
-        find: "    let base = if is_starting { start(host, line.worker(), job).await? } else { job.claim.last_seq };
-    let why = match send(host, line, job, history) {
+        file: "src/worker/turn/handover.rs",
+        find: "    let base = if is_starting { start(deps, link.worker(), job).await? } else { job.claim.last_seq };
+    let why = match deliver(deps, link, job, history) {
 ",
-        replace: "    let sent = send(host, line, job, history);
-    let base = if is_starting { start(host, line.worker(), job).await? } else { job.claim.last_seq };
+        replace: "    let sent = deliver(deps, link, job, history);
+    let base = if is_starting { start(deps, link.worker(), job).await? } else { job.claim.last_seq };
     let why = match sent {
 ",
     }],

@@ -1,0 +1,89 @@
+//! What the parts of this host share.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::{
+    link::Link,
+    outbox::{Outbox, Posted},
+    owner::Programs,
+    turn::Job,
+    turns::Turns,
+    words::{Offer, Registered},
+};
+use crate::{
+    host::{Owner as _, WorkerHost},
+    task::{Kind, Supervisor},
+};
+
+/// What the parts of this host share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HostState {
+    pub link: Arc<Link>,
+    pub turns: Arc<Turns>,
+    pub workers: WorkerHost<Programs>,
+    pub concurrency: usize,
+    pub idle_max: Option<Duration>,
+    /// When it is old enough to leave once it has nothing to do.
+    pub retire_at: Option<Instant>,
+    /// What still runs is interrupted.
+    pub now: CancellationToken,
+    /// It says goodbye.
+    pub left: CancellationToken,
+}
+
+impl HostState {
+    /// Takes on an offered turn, once.
+    pub fn accept(&self, offer: Offer, registered: &Arc<Registered>) {
+        let (turn, epoch) = (offer.turn_id, offer.epoch);
+        let Some(admitted) = self.turns.admit(turn, epoch) else { return };
+        tracing::info!(turn_id = %turn, epoch, conversation_id = %offer.conversation_id, "offered");
+        let outbox =
+            Outbox::new(self.link.clone(), (turn, epoch), offer.token.clone(), admitted.over.clone());
+        let mut job = Job::new(offer, admitted, outbox, registered.clone(), self.now.clone());
+        let (workers, span) = (self.workers.clone(), job.span.clone());
+        let serving = async move {
+            if job.outbox.take().await == Posted::Done {
+                workers.serve(job).await;
+            }
+        };
+        self.supervisor().spawn(Kind::Turn, "turn", serving.instrument(span));
+    }
+
+    /// Takes on nothing more.
+    pub fn leave(&self) {
+        self.supervisor().soft().cancel();
+        self.workers.retire_all();
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.supervisor().soft().is_cancelled()
+    }
+
+    pub async fn leaving(&self) {
+        self.supervisor().soft().cancelled().await;
+    }
+
+    pub fn has_left(&self) -> bool {
+        self.left.is_cancelled()
+    }
+
+    /// When this host leaves unless a turn comes; `None` where it has turns, or waits for ever.
+    pub fn idle_until(&self) -> Option<Instant> {
+        let since = self.turns.idle_since()?;
+        let idle = self.idle_max.map(|max| since + max);
+        let old = self.retire_at.map(|at| at.max(since));
+        idle.into_iter().chain(old).min()
+    }
+
+    pub fn is_idle_for_too_long(&self) -> bool {
+        self.idle_until().is_some_and(|until| until <= Instant::now())
+    }
+
+    fn supervisor(&self) -> &Supervisor {
+        self.workers.owner().supervisor()
+    }
+}

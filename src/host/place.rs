@@ -1,0 +1,71 @@
+//! Which worker has a turn: its conversation's own, a shared one with room, or a fresh one.
+
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    conversation,
+    owner::{Owner, Turn},
+    shared::{self, Lane},
+    workers::{OwnWorker, WorkerHost},
+};
+use crate::task::Kind;
+
+impl<O: Owner> WorkerHost<O> {
+    /// Finds the turn its worker, and runs the turn there. Returns once the turn has ended, or a worker of its own has it.
+    pub async fn serve(&self, turn: O::Turn) {
+        if turn.is_shared() { shared::serve(self, turn).await } else { self.place(turn) }
+    }
+
+    /// Runs a turn on the shared worker at the other end of `lane`, which is ready.
+    pub async fn serve_on(&self, lane: Lane, turn: O::Turn) {
+        shared::serve_on(self, lane, turn).await;
+    }
+
+    /// Hands a turn to its conversation's worker, or starts a fresh one for it. A turn that is bound to a worker which has
+    /// ended is forsaken.
+    pub fn place(&self, turn: O::Turn) {
+        let mut owned = self.owned();
+        let conversation = turn.conversation();
+        let mut turn = turn;
+        if let Some(own) = owned.get_mut(&conversation) {
+            let is_match = turn.fits(&own.fit)
+                && turn.bound_to().is_none_or(|worker| worker == own.worker)
+                && own.is_wanted();
+            if is_match {
+                let fit = turn.fit();
+                match own.turns.try_send(turn) {
+                    Ok(()) => {
+                        (own.fit, own.is_idle) = (fit, false);
+                        // Its guard looks more often from now on.
+                        own.renewer.as_ref().inspect(|renewer| renewer.renew(true));
+                        return;
+                    }
+                    Err(TrySendError::Full(back) | TrySendError::Closed(back)) => turn = back,
+                }
+            }
+            own.stop.cancel();
+        }
+        let supervisor = self.owner().supervisor();
+        if turn.bound_to().is_some() {
+            drop(owned);
+            let host = self.clone();
+            return supervisor.spawn(Kind::Turn, "turn", async move { host.owner().forsaken(turn).await });
+        }
+        let worker = self.owner().mint();
+        let (turns, inbox) = mpsc::channel(1);
+        let stop = CancellationToken::new();
+        let (fit, idle_since) = (turn.fit(), Instant::now());
+        let own =
+            OwnWorker { worker, fit, is_idle: false, turns, stop: stop.clone(), renewer: None, idle_since };
+        owned.insert(conversation, own);
+        drop(owned);
+        let host = self.clone();
+        supervisor.spawn(Kind::Worker, format!("worker {worker}"), async move {
+            conversation::live(host, worker, turn, inbox, stop).await;
+        });
+    }
+}

@@ -1,0 +1,75 @@
+//! A worker's start: from a slot to a program that said `ready`.
+//!
+//! Keeps I10's first half: while this goes on no worker has received the turn.
+
+use std::time::Duration;
+
+use super::{
+    owner::{Obstacle, Owner, Program, Turn, unless_called_off},
+    process::{Launch, Process, StartError, until_ready},
+    slots::Slot,
+    workers::WorkerHost,
+};
+use crate::descriptors;
+
+/// The pause between two tries of a start that nobody else can make.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// Starts a program once there is a slot for it. Dropping the future leaves nothing behind.
+pub(super) fn launch<O: Owner>(
+    host: &WorkerHost<O>,
+    program: &Program,
+) -> impl Future<Output = Result<(Slot, Process), Obstacle>> + Send + use<O> {
+    let (host, launch) = (host.clone(), program.launch.clone());
+    // A worker may be told two things of each turn in one moment.
+    let launch = Launch { unread_max: launch.unread_max + 2 * program.turns, ..launch };
+    async move {
+        let slot = host.slot().await;
+        let process = Process::start(host.owner().supervisor(), launch).await.map_err(refused)?;
+        descriptors::started();
+        tracing::info!(pid = process.pid(), "worker started");
+        Ok((slot, process))
+    }
+}
+
+/// Starts a program for a turn; again and again where nobody else could.
+pub(super) async fn launch_for<O: Owner>(
+    host: &WorkerHost<O>,
+    turn: &mut O::Turn,
+) -> Result<(Slot, Process), Obstacle> {
+    let program = host.owner().program(turn);
+    loop {
+        match unless_called_off(turn, launch(host, &program)).await {
+            Err(Obstacle::Lacks { lack, detail }) if turn.must_start_here() => {
+                tracing::warn!(lack = lack.as_str(), detail, "no worker can be started yet; tried again");
+                unless_called_off(turn, pause()).await?;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Waits for the worker's `ready`. Has no deadline of its own.
+pub(super) async fn ready(process: &mut Process) -> Result<(), Obstacle> {
+    Ok(until_ready(process).await?)
+}
+
+/// Lets a moment pass in which something may come free.
+///
+/// # Errors
+/// None: the form of a step.
+pub async fn pause() -> Result<(), Obstacle> {
+    tokio::time::sleep(TRY_AGAIN).await;
+    Ok(())
+}
+
+fn refused(why: StartError) -> Obstacle {
+    match why.lack {
+        Some(lack) => {
+            // Noted before the turn is in the queue again, so that this host does not claim it.
+            descriptors::lacked(lack);
+            Obstacle::Lacks { lack, detail: why.detail }
+        }
+        None => Obstacle::Failed { message: why.message.to_owned(), detail: Some(why.detail) },
+    }
+}

@@ -1,0 +1,251 @@
+//! A turn's link to a remote worker: the run's end of the line.
+//!
+//! Owns what the worker has sent and the run has not heard yet. Keeps the numbers true: every message is one
+//! event of the turn, or its end, so that the log tells how many were heard; what would be neither (`ready`
+//! and `beat`, which have no place here) is kept as `custom`.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
+
+use crate::{
+    failure::Code,
+    host::{
+        Link,
+        process::{ExitReport, Heard, SendError},
+        protocol::{
+            codec::{LINE_BYTES_MAX, read_with},
+            messages::{BadField, FromWorker, Message, Object, ToWorker},
+        },
+    },
+    id::WorkerId,
+    store::{
+        Store,
+        adoption::Adopted,
+        claim::Claim,
+        desk::{self, Batch, Desk, End, Offer, OrderToTell, Promise, TICK},
+    },
+    token,
+    worker::turn::Replay,
+};
+
+/// A turn's link to the worker that calls.
+pub(super) struct RemoteLink {
+    desk: Arc<Desk>,
+    line: Arc<desk::Line>,
+    batches: mpsc::Receiver<Batch>,
+    unheard: VecDeque<Bytes>,
+    tick: Interval,
+    /// Until the turn is offered: to whom, with what token, and what else an offer says.
+    unoffered: Option<(Promise, String, Claim)>,
+    end: End,
+}
+
+/// What one line of a batch says.
+enum LineSaid {
+    Message(FromWorker),
+    Gone(ExitReport),
+}
+
+impl RemoteLink {
+    /// To a worker that is to be offered the turn.
+    pub(super) fn offering(store: &Store, claim: &Claim, promise: Promise, token: String) -> Self {
+        let worker = promise.caller().worker().id;
+        let lease = (claim.turn, claim.epoch);
+        let (line, batches) = desk::Line::new(lease, worker, token::hash(&token), 0);
+        let unoffered = Some((promise, token, claim.clone()));
+        RemoteLink::laid(store, line, batches, unoffered)
+    }
+
+    /// To a worker that has the turn, and has said so much of it.
+    pub(super) fn resuming(store: &Store, adopted: &Adopted, past: &Replay) -> Self {
+        let lease = (adopted.claim.turn, adopted.claim.epoch);
+        let (line, batches) = desk::Line::new(lease, adopted.worker, adopted.token_hash, past.heard);
+        if adopted.is_running {
+            line.begin();
+        }
+        let mut remote = RemoteLink::laid(store, line, batches, None);
+        // Whether it was told is not known; it passes each on once.
+        for (ask_id, answer) in &past.answers {
+            let (turn_id, ask_id, answer) = (adopted.claim.turn, ask_id.clone(), answer.clone());
+            // One that was sent before is not too long now.
+            let _ = remote.send(&ToWorker::Answer { turn_id, ask_id, answer });
+        }
+        remote
+    }
+
+    fn laid(
+        store: &Store,
+        line: desk::Line,
+        batches: mpsc::Receiver<Batch>,
+        unoffered: Option<(Promise, String, Claim)>,
+    ) -> Self {
+        let mut tick = interval_at(Instant::now() + TICK, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let desk = store.desk().clone();
+        let line = desk.lay(line);
+        RemoteLink { desk, line, batches, unheard: VecDeque::new(), tick, unoffered, end: End::LetGo }
+    }
+
+    pub(super) fn line(&self) -> &Arc<desk::Line> {
+        &self.line
+    }
+
+    /// Counts a tick; whether the worker is not heard any more.
+    fn is_lost(&self) -> bool {
+        let caller = self.desk.caller(self.line.worker());
+        self.line.pulse().tick(caller.is_some_and(|caller| caller.pulse().is_cut_off()))
+    }
+
+    fn offer(&mut self, message: String) -> Result<(), SendError> {
+        let Some((promise, token, claim)) = self.unoffered.take() else { return Ok(()) };
+        let caller = promise.caller().clone();
+        if caller.is_leaving() {
+            return Err(SendError::Closed);
+        }
+        caller.offer(Offer {
+            turn: claim.turn,
+            conversation: claim.conversation,
+            epoch: claim.epoch,
+            ordinal: claim.assignment.ordinal,
+            token,
+            message,
+            promise,
+        });
+        Ok(())
+    }
+}
+
+impl Link for RemoteLink {
+    fn worker(&self) -> WorkerId {
+        self.line.worker()
+    }
+
+    async fn recv(&mut self) -> Heard {
+        loop {
+            if let Some(line) = self.unheard.pop_front() {
+                return heard(&line);
+            }
+            tokio::select! {
+                biased;
+                Some(batch) = self.batches.recv() => self.unheard.extend(batch),
+                why = self.line.buried() => return Heard::Gone(why),
+                _ = self.tick.tick() => if self.is_lost() {
+                    let (code, detail) = (Code::WorkerLost, None);
+                    return Heard::Gone(ExitReport { code, message: code.message().to_owned(), detail });
+                }
+            }
+        }
+    }
+
+    /// Leaves a message where the worker's next call finds it. Never blocks.
+    fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
+        let mut line = message.to_line().map_err(|_| SendError::Unwritable)?;
+        line.pop();
+        // The worker's host writes it on a line of the native protocol.
+        if line.len() > LINE_BYTES_MAX {
+            return Err(SendError::TooLong);
+        }
+        let text = String::from_utf8(line).map_err(|_| SendError::Unwritable)?;
+        let key = match message {
+            ToWorker::Turn { .. } => return self.offer(text),
+            ToWorker::Cancel { .. } => "cancel".to_owned(),
+            ToWorker::Answer { ask_id, .. } => format!("answer:{ask_id}"),
+            ToWorker::Shutdown => return Ok(()),
+        };
+        self.line.add_order(OrderToTell { key, message: text });
+        self.desk.ring(&self.line);
+        Ok(())
+    }
+
+    fn waited(&self) -> Duration {
+        self.line.waited()
+    }
+
+    fn may_have_waited(&self) -> Duration {
+        self.line.may_have_waited()
+    }
+
+    fn acknowledge(&self, messages: u64) {
+        self.line.acknowledge(messages);
+    }
+
+    fn note_end(&mut self, messages: Option<u64>) {
+        messages.into_iter().for_each(|messages| self.line.acknowledge(messages));
+        self.end = End::Ended;
+    }
+}
+
+impl Drop for RemoteLink {
+    fn drop(&mut self) {
+        if let Some(caller) = self.desk.caller(self.line.worker()) {
+            caller.withdraw(self.line.turn(), self.line.epoch());
+        }
+        self.desk.take_up(&self.line, self.end);
+    }
+}
+
+fn heard(line: &[u8]) -> Heard {
+    match read_with(line, said) {
+        Ok(LineSaid::Message(from)) => Heard::Message(from.cut_as(line)),
+        Ok(LineSaid::Gone(why)) => Heard::Gone(why),
+        Err(error) => Heard::Protocol(error),
+    }
+}
+
+fn said(object: &Object<'_>) -> Result<LineSaid, BadField> {
+    let text = |field: &'static str| object.text_if_any(field).ok().flatten();
+    match text("type").as_deref() {
+        Some("gone") => {
+            let wanted = "one of the reasons of this message";
+            let code = text("code").as_deref().and_then(reason).ok_or(BadField { field: "code", wanted })?;
+            let message = text("message").unwrap_or_else(|| code.message().to_owned());
+            let detail = text("detail");
+            Ok(LineSaid::Gone(ExitReport { code, message, detail }))
+        }
+        Some(name @ ("ready" | "beat")) => {
+            let name = name.to_owned();
+            let message = Message::Custom { name, data: object.whole() };
+            Ok(LineSaid::Message(FromWorker { turn_id: None, message }))
+        }
+        _ => FromWorker::from_object(object).map(LineSaid::Message),
+    }
+}
+
+/// What a worker's host may say of its worker's end.
+fn reason(code: &str) -> Option<Code> {
+    let known = [
+        Code::WorkerExited,
+        Code::WorkerStartupFailed,
+        Code::WorkerProtocol,
+        Code::WorkerUnresponsive,
+        Code::Interrupted,
+        Code::InputTooLong,
+    ];
+    known.into_iter().find(|known| known.as_str() == code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_an_event_or_an_end() {
+        let Heard::Message(from) = heard(br#"{"type":"beat","x":1}"#) else { panic!("not heard") };
+        assert!(matches!(from.message, Message::Custom { name, .. } if name == "beat"));
+        let Heard::Gone(why) = heard(br#"{"type":"gone","code":"worker_exited","message":"m"}"#) else {
+            panic!("not heard")
+        };
+        assert_eq!((why.code, why.message.as_str(), why.detail), (Code::WorkerExited, "m", None));
+        for line in [&br#"{"type":"gone","code":"internal"}"#[..], b"x", b"[]", br#"{"type":"delta"}"#] {
+            assert!(matches!(heard(line), Heard::Protocol(_)), "{}", String::from_utf8_lossy(line));
+        }
+        let forged =
+            heard(br#"{"type":"custom","name":"gone","data":{"type":"gone","code":"worker_exited"}}"#);
+        assert!(matches!(forged, Heard::Message(_)), "a worker does not speak for its host");
+    }
+}

@@ -1,0 +1,81 @@
+//! The end of a run: what was said and the last word go together, or the turn goes back.
+
+use super::{
+    run::{End, Run},
+    terminal::speak_after,
+};
+use crate::{
+    host::{Fate, Link},
+    telemetry::metrics,
+};
+
+impl Run<'_> {
+    /// Writes what was said, and the end with it. What a worker said before it died is heard first.
+    pub(super) async fn finish(mut self, end: End, link: &mut impl Link) -> Fate {
+        link.hang_up(matches!(end, End::Word(_, Fate::Keep)));
+        // What cannot be written is no part of an answer: it takes the end's place.
+        let end = match end {
+            End::Lost | End::Moved => end,
+            end => self.settle(matches!(end, End::Rerun(_)), link).await.unwrap_or(end),
+        };
+        let (word, fate) = match end {
+            End::Lost => {
+                metrics::leases_lost();
+                tracing::warn!("lease lost: the worker is ended, or told to stop where it has other turns");
+                return kill(link);
+            }
+            End::Moved => {
+                tracing::debug!("the turn goes on elsewhere");
+                return kill(link);
+            }
+            End::Rerun(_) if self.give_back().await => return Fate::End,
+            End::Rerun(word) => (word, Fate::End),
+            End::Word(word, fate) => (word, fate),
+        };
+        let mut said = self.buffer.take_gathered();
+        said.extend(self.transcript.take_half());
+        let is_told = speak_after(self.deps, &self.job.claim, self.buffer.base, said, word).await;
+        if is_told {
+            link.note_end((fate == Fate::Keep).then_some(self.heard));
+        }
+        if !is_told || fate == Fate::End {
+            // Authority ends with the turn (I11).
+            return kill(link);
+        }
+        fate
+    }
+
+    /// Waits for the write that is under way; what is gathered goes with the last word, or, where there may
+    /// be none, is written too. The end to take where that is not possible.
+    async fn settle(&mut self, is_all: bool, link: &mut impl Link) -> Option<End> {
+        loop {
+            if is_all {
+                self.write();
+            }
+            if !self.buffer.is_writing() {
+                return None;
+            }
+            let written = self.buffer.written().await;
+            if let Some(end) = self.failed_write(written) {
+                self.buffer.take_gathered();
+                return Some(end);
+            }
+            self.note_written(link);
+        }
+    }
+
+    async fn give_back(&mut self) -> bool {
+        let claim = &self.job.claim;
+        let is_released = self.deps.store().release(claim.turn, claim.epoch, false).await.unwrap_or(false);
+        if is_released {
+            metrics::requeued("worker_exited");
+            tracing::info!("the worker died before it had said anything; the turn is run again");
+        }
+        is_released
+    }
+}
+
+fn kill(link: &mut impl Link) -> Fate {
+    link.kill();
+    Fate::End
+}

@@ -1,0 +1,204 @@
+//! Input guards: a turn's input is checked before anything is started for it.
+//!
+//! Owns what is compiled of them, once a revision, and the threads that they may take: a quick lane for what is
+//! checked in a moment, and a thorough one, of a single thread, for the rest. So texts that are costly to check
+//! wait for each other alone, and no task of this replica waits for any of them. Fails closed: what cannot be
+//! checked, or not within its budget, is stopped, and the client and the log are told why.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+
+use crate::{
+    agent::{Finding, Guards},
+    store::turns::Agent,
+    telemetry::metrics,
+};
+
+/// InputGuards at once in each lane, and the processor time that each of them may take.
+const QUICK: (usize, Duration) = (2, Duration::from_millis(10));
+const THOROUGH: (usize, Duration) = (1, Duration::from_millis(500));
+/// Memory of what is kept compiled; more, and what was used longest ago is forgotten.
+const KEPT_MAX: usize = 64 << 20;
+
+const TOO_COSTLY: &str =
+    "Your message takes too long to check against this agent's rules. A shorter one may pass.";
+const UNUSABLE: &str =
+    "Your message was not accepted: a rule of this agent cannot be checked. Its operator has to mend it.";
+
+/// The guards of this replica's agents.
+#[derive(Debug)]
+pub(in crate::worker) struct InputGuards {
+    kept: Mutex<Kept>,
+    quick: Arc<Semaphore>,
+    thorough: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    most: usize,
+    revisions: HashMap<(String, i32), (Arc<Guards>, u64)>,
+    bytes: usize,
+    uses: u64,
+}
+
+impl Default for InputGuards {
+    fn default() -> Self {
+        let lane = |(places, _)| Arc::new(Semaphore::new(places));
+        let kept = Kept { most: KEPT_MAX, revisions: HashMap::new(), bytes: 0, uses: 0 };
+        InputGuards { kept: Mutex::new(kept), quick: lane(QUICK), thorough: lane(THOROUGH) }
+    }
+}
+
+/// The notice of what stops this input; `None` lets it through.
+pub(in crate::worker) async fn stopped_by(
+    guards: &Arc<InputGuards>,
+    agent: &Agent,
+    input: &str,
+) -> Option<String> {
+    if agent.spec.guards.is_empty() {
+        return None;
+    }
+    guards.clone().stop(agent, input.into()).await
+}
+
+impl InputGuards {
+    /// Tells how much of what is bounded here is in use.
+    pub(in crate::worker) fn tell_bounds(&self) {
+        let used = THOROUGH.0 - self.thorough.available_permits();
+        metrics::bound("thorough_guard_checks", used as u64, THOROUGH.0 as u64);
+    }
+
+    async fn stop(self: Arc<Self>, agent: &Agent, input: Arc<str>) -> Option<String> {
+        for (lane, (_, budget)) in [(&self.quick, QUICK), (&self.thorough, THOROUGH)] {
+            // It is never closed.
+            let Ok(permit) = lane.clone().acquire_owned().await else { break };
+            let (checks, agent, input) = (self.clone(), agent.clone(), input.clone());
+            let checking = tokio::task::spawn_blocking(move || {
+                // Whoever waits for the answer may be gone before there is one.
+                let _permit = permit;
+                let text = text_of(&input).ok()?;
+                Some(checks.compiled(&agent).check(&text, budget))
+            });
+            match checking.await {
+                Ok(Some(Finding::Passed)) => return None,
+                Ok(Some(Finding::Stopped(notice))) => return Some(notice),
+                Ok(Some(Finding::Unfinished)) => {}
+                Ok(Some(Finding::Unusable(fault))) => {
+                    tracing::error!(%fault, "a guard cannot be used: its agent's turns are stopped");
+                    return Some(UNUSABLE.to_owned());
+                }
+                Ok(None) => {
+                    tracing::error!("an input has no text; it is stopped");
+                    return Some(UNUSABLE.to_owned());
+                }
+                // Of this turn alone: no text may end a replica.
+                Err(why) => {
+                    tracing::error!(%why, "a check of an input panicked; it is stopped");
+                    return Some(UNUSABLE.to_owned());
+                }
+            }
+        }
+        tracing::warn!(budget = ?THOROUGH.1, bytes = input.len(), "an input takes too long to check; it is stopped");
+        Some(TOO_COSTLY.to_owned())
+    }
+
+    /// A revision's guards. Two that need them first may both compile them.
+    fn compiled(&self, agent: &Agent) -> Arc<Guards> {
+        let revision = (agent.name.clone(), agent.revision);
+        if let Some(guards) = self.kept().find(&revision) {
+            return guards;
+        }
+        let guards = Arc::new(Guards::compile(&agent.spec.guards));
+        self.kept().keep(revision, guards.clone());
+        guards
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn find(&mut self, revision: &(String, i32)) -> Option<Arc<Guards>> {
+        self.uses += 1;
+        let (guards, used) = self.revisions.get_mut(revision)?;
+        *used = self.uses;
+        Some(guards.clone())
+    }
+
+    fn keep(&mut self, revision: (String, i32), guards: Arc<Guards>) {
+        self.bytes += guards.bytes();
+        if let Some((former, _)) = self.revisions.insert(revision, (guards, self.uses)) {
+            self.bytes -= former.bytes();
+        }
+        while self.bytes > self.most
+            && let Some(oldest) = self.revisions.iter().min_by_key(|(_, (_, used))| *used)
+        {
+            let oldest = oldest.0.clone();
+            if let Some((former, _)) = self.revisions.remove(&oldest) {
+                self.bytes -= former.bytes();
+            }
+        }
+    }
+}
+
+/// An input's text; the rest of it is not built.
+fn text_of(input: &str) -> Result<Cow<'_, str>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Input<'a> {
+        #[serde(borrow)]
+        text: Cow<'a, str>,
+    }
+    serde_json::from_str(input).map(|Input { text }| text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::{AgentSpec, Guard};
+
+    fn agent(revision: i32, patterns: &[&str]) -> Agent {
+        let deny = |pattern: &&str| Guard::DenyRegex { pattern: (*pattern).to_owned(), notice: None };
+        let guards = patterns.iter().map(deny).collect();
+        let spec = AgentSpec { guards, ..AgentSpec::process(vec!["true".to_owned()]) };
+        Agent::new("guarded", revision, spec)
+    }
+
+    #[test]
+    fn guards_are_compiled_once_a_revision() {
+        let checks = InputGuards::default();
+        let first = checks.compiled(&agent(1, &["a"]));
+        assert!(Arc::ptr_eq(&first, &checks.compiled(&agent(1, &["a"]))));
+        assert!(!Arc::ptr_eq(&first, &checks.compiled(&agent(2, &["a"]))));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_what_is_used_stays() {
+        let checks = InputGuards::default();
+        let first = checks.compiled(&agent(0, &["a"]));
+        checks.kept().most = 3 * first.bytes();
+        for revision in 1..6 {
+            checks.compiled(&agent(revision, &["a"]));
+            assert!(Arc::ptr_eq(&first, &checks.compiled(&agent(0, &["a"]))), "{revision}");
+        }
+        let kept = checks.kept();
+        assert_eq!((kept.bytes, kept.revisions.len()), (kept.most, 3));
+    }
+
+    #[tokio::test]
+    async fn an_input_without_a_text_is_stopped() {
+        let checks = Arc::new(InputGuards::default());
+        assert_eq!(checks.clone().stop(&agent(1, &["x"]), r#"{"text":"a\u0062"}"#.into()).await, None);
+        assert!(checks.clone().stop(&agent(2, &["ab"]), r#"{"text":"a\u0062"}"#.into()).await.is_some());
+        for input in ["{}", r#"{"text":7}"#, "x"] {
+            assert_eq!(checks.clone().stop(&agent(1, &["x"]), input.into()).await.as_deref(), Some(UNUSABLE));
+        }
+    }
+}
