@@ -5,19 +5,21 @@
 //! key, goes on from there. Keeps I12: once begun, an accept runs to its end, whether or not the
 //! client that asked for it is still there.
 
+mod disconnect;
 mod input;
 mod interrupt;
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use self::input::canonical_input;
-pub use self::input::{Fields, Input};
-use super::{Gateway, bodies::Held, problem::Problem, shares::Who};
+use self::{disconnect::cancel_for_disconnect, input::canonical_input};
+pub use self::{
+    disconnect::{CancelOnDrop, OnDisconnect},
+    input::{Fields, Input},
+};
+use super::{away::insist, bodies::Held, gateway::Gateway, problem::Problem, who::Who};
 use crate::{
     frame,
     id::{ConversationId, TurnId},
@@ -31,17 +33,13 @@ use crate::{
     task::Kind,
     telemetry::metrics,
     token,
-    turn::{CancelledBy, Status, Turn},
+    turn::{Status, Turn},
 };
 
 /// What an accept with an agent that has a newer revision is refused with.
 const NEWER_AGENT: &str = "LW412";
-/// How long a commit that is not known is asked for again.
-const UNKNOWN_COMMIT_MAX: Duration = Duration::from_secs(2);
 /// A `traceparent` of the first version.
 const TRACEPARENT_CHARS: usize = 55;
-/// How long a cancel for a client that has left is tried.
-const CANCEL_WITHIN: Duration = Duration::from_secs(30);
 
 /// A new turn as a client asks for it.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -68,17 +66,6 @@ pub struct TurnRequest {
     /// What becomes of the turn when the client that waits for its answer goes away.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
-}
-
-/// What becomes of a turn when the client that waits for its answer goes away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OnDisconnect {
-    /// It goes on; the client comes back with its cursor.
-    #[default]
-    Continue,
-    /// It is cancelled.
-    Cancel,
 }
 
 /// A turn to be accepted, before its agent is looked up.
@@ -266,76 +253,6 @@ fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
         depth_max: gateway.config.conversation_depth_max,
         queue_max: gateway.config.queue_max,
     }
-}
-
-/// Repeats an identical statement while Postgres is away: for two seconds, but at least once, since a
-/// statement that was given up after longer may have been committed.
-pub async fn insist<T, F>(mut statement: impl FnMut() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let until = Instant::now() + UNKNOWN_COMMIT_MAX;
-    let mut is_first = true;
-    loop {
-        match statement().await {
-            Err(why) if why.is_away() && (is_first || Instant::now() < until) => {
-                is_first = false;
-                tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Cancels a turn when it is dropped before its answer was whole: its client went away. Not so when
-/// this replica lets its clients go; they come back elsewhere.
-#[derive(Debug)]
-pub struct CancelOnDrop(Option<Box<(Gateway, TurnId)>>);
-
-impl CancelOnDrop {
-    /// A guard of the turn, where its client asked for one.
-    pub fn new(gateway: &Gateway, turn: TurnId, on_disconnect: OnDisconnect) -> CancelOnDrop {
-        CancelOnDrop((on_disconnect == OnDisconnect::Cancel).then(|| Box::new((gateway.clone(), turn))))
-    }
-
-    /// A guard of nothing.
-    pub fn none() -> CancelOnDrop {
-        CancelOnDrop(None)
-    }
-
-    /// The answer was whole, or will be asked for again.
-    pub fn disarm(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if let Some((gateway, turn)) = self.0.take().map(|left| *left)
-            && !gateway.supervisor.soft().is_cancelled()
-        {
-            let supervisor = gateway.supervisor.clone();
-            supervisor.spawn(Kind::Client, "disconnects", async move {
-                cancel_for_disconnect(&gateway, turn).await;
-            });
-        }
-    }
-}
-
-async fn cancel_for_disconnect(gateway: &Gateway, turn: TurnId) {
-    let until = Instant::now() + CANCEL_WITHIN;
-    let cancel = async {
-        loop {
-            match gateway.store.cancel(&[turn], CancelledBy::Disconnect).await {
-                Err(why) if why.is_away() && Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
-                }
-                Err(why) => return tracing::error!(%turn, %why, "a turn whose client left goes on"),
-                Ok(_) => return tracing::info!(%turn, "cancelled: its client left"),
-            }
-        }
-    };
-    gateway.supervisor.hard().run_until_cancelled(cancel).await;
 }
 
 /// The trace context of a request: our own span's where it is traced, else the client's, else new.

@@ -14,10 +14,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
-    accept::insist,
     answer::Json,
     auth::Role,
+    away::insist,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{JsonText, Name, NoParams, Page, Params, agent_name, parse},
 };

@@ -5,8 +5,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     answer::Json,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{Id, NoParams, Strict},
     turns::found,

@@ -12,15 +12,15 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     accept::CancelOnDrop,
     answer::Json,
-    listen::Connection,
+    gateway::Gateway,
+    peer::Connection,
     problem::{Problem, ProblemDocument},
     request::{Id, LAST_EVENT_ID, Params, last_event_id, wants_events},
-    shares::Who,
     sse::{self, Seat},
     turns::found,
+    who::Who,
 };
 use crate::{
     event::{LastWords, SharedEvent},
@@ -184,7 +184,7 @@ async fn turn_page(
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     loop {
-        let place = gateway.page(who).await?;
+        let place = gateway.shares().rendering(who).await?;
         let events = tail.look(wanted.limit).await?;
         let left = time_left(gateway, until);
         if !events.is_empty() || left.is_zero() {
@@ -277,7 +277,7 @@ async fn thread_page(
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     let (mut events, mut bytes) = (Vec::new(), 0);
-    let mut place = gateway.page(who).await?;
+    let mut place = gateway.shares().rendering(who).await?;
     loop {
         let room = if bytes < PAGE_BYTES { wanted.limit - events.len() as i64 } else { 0 };
         let more = if room > 0 { thread.look(room).await? } else { Vec::new() };
@@ -298,7 +298,7 @@ async fn thread_page(
                 () = thread.wait(left) => {}
                 () = gateway.supervisor.soft().cancelled() => {}
             }
-            place = gateway.page(who).await?;
+            place = gateway.shares().rendering(who).await?;
         }
     }
 }

@@ -30,7 +30,7 @@ use tower::ServiceExt as _;
 use super::{
     connected::{Mark, UnderWay},
     linger::{LeftUnread, may_be_small},
-    listen::Peer,
+    peer::Peer,
 };
 use crate::task::{Kind, Supervisor};
 

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{connected::Refused, cors::Origins, request::LAST_EVENT_ID, speak::PREFACE};
+use super::{connected::Refused, cors::Origins, request::LAST_EVENT_ID, wire::PREFACE};
 use crate::{
     stream::render::{self, MEDIA_TYPE},
     telemetry::metrics,

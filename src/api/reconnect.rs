@@ -18,7 +18,7 @@ use futures_util::stream;
 
 use super::{
     auth::ByTicket,
-    listen::Peer,
+    peer::Peer,
     problem::Refusal,
     request::{is_resumed, wants_events},
     sse,

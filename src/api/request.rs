@@ -13,7 +13,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 pub use super::params::{NoParams, OfNewTurn, Params};
-use super::{Gateway, bodies::Held, problem::Problem};
+use super::{bodies::Held, gateway::Gateway, problem::Problem};
 use crate::{
     event::{NESTING_MAX, is_too_deep},
     halves,

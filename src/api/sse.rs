@@ -13,11 +13,12 @@ use axum::{
 use futures_util::stream;
 
 use super::{
-    Gateway,
     accept::CancelOnDrop,
-    listen::{Connection, Peer},
+    gateway::Gateway,
+    peer::{Connection, Peer},
     problem::Problem,
-    shares::{Taken, Who},
+    shares::Taken,
+    who::Who,
 };
 use crate::{
     event::{Kind, SharedEvent},

@@ -12,18 +12,20 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
-    accept::{CancelOnDrop, Made, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
+    accept::{CancelOnDrop, Made, OnDisconnect, Order, TurnRequest, accept, hash_of, traceparent},
     answer::Json,
+    away::insist,
     bodies::Held,
-    listen::Connection,
+    gateway::Gateway,
+    peer::Connection,
     problem::{Problem, ProblemDocument},
     request::{
         Id, Kept, Maybe, NoParams, Nothing, OfNewTurn, Page, Params, idempotency_key, preferred_wait,
         wants_events,
     },
-    shares::{Taken, Who},
+    shares::Taken,
     sse::{self, Seat},
+    who::Who,
 };
 use crate::{
     event::LastWords,

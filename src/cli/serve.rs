@@ -97,7 +97,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let asked = stop_signals(&supervisor, now.clone())?;
     let closing = CancellationToken::new();
     let gateway = Gateway::new(store.clone(), Arc::new(config.clone()), supervisor.clone());
-    let doors = api::listen::serve(listener, gateway, closing.clone());
+    let doors = api::serve(listener, gateway, closing.clone());
     supervisor.spawn(Kind::Replica, "doors", doors);
     let is_migrated = tokio::select! {
         migrated = migrate(&store) => migrated.map(|()| true),

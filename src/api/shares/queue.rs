@@ -9,9 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Who;
 use crate::{
-    api::{accept::insist, problem::Problem},
+    api::{away::insist, problem::Problem, who::Who},
     config::Config,
     store::{Store, StoreError, accept::Accepted},
 };

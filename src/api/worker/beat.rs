@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 use super::{caller, still_let_in};
 use crate::{
     api::{
-        Gateway,
         answer::Json,
         auth::Admission,
-        listen::Connection,
+        gateway::Gateway,
+        peer::Connection,
         problem::{Problem, ProblemDocument},
         request::Strict,
     },
