@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Engine,
     remote::{self, Reach},
+    shared::Engine,
 };
 use crate::{
     id::TurnId,
@@ -17,6 +17,8 @@ use crate::{
     turn::CancelledBy,
 };
 
+/// The line of the claims on the board.
+pub(super) const LINE: &str = "dispatch";
 /// A little more than the head start that a warm worker's replica has.
 const HEAD_START: Duration = Duration::from_millis(60);
 /// Claims in one statement.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     descriptors::{self, Lack},
     telemetry::metrics,

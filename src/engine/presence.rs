@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Engine, reconcile,
+    reconcile,
+    shared::Engine,
     suspicion::{Suspect, Watch},
 };
 use crate::{

@@ -12,7 +12,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
     store::{

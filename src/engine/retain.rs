@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     store::{
         StoreError,
