@@ -7,13 +7,13 @@ use regex_automata::{
     util::primitives::StateID,
 };
 
-use super::Watch;
+use super::budget::Budget;
 
 /// Whether `text` matches; `None` where that is not known in time.
-pub(super) fn matches(program: &NFA, text: &str, stride: usize, watch: &Watch) -> Option<bool> {
+pub(super) fn matches(program: &NFA, text: &str, stride: usize, budget: &Budget) -> Option<bool> {
     let (mut now, mut next) = (Reached::of(program), Reached::of(program));
     for at in 0..=text.len() {
-        if at % stride == 0 && watch.left().is_zero() {
+        if at % stride == 0 && budget.left().is_zero() {
             return None;
         }
         // A match may begin anywhere, but not within a character.
