@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::Reading;
+use super::reading::Reading;
 use crate::{
     client::{Ask, Seen},
     plan::{AGENT, OWN_AGENT},

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, ensure};
 use tokio::time::{Instant, sleep};
 
-use super::Reading;
+use super::reading::Reading;
 use crate::{
     client::{Ask, Client, Seen},
     crew,

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{NO_STATEMENTS, Reading};
+use super::reading::{NO_STATEMENTS, Reading};
 use crate::{
     client::{Ask, Client},
     crew,

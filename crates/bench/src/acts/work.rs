@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{NO_STATEMENTS, Reading};
+use super::reading::{NO_STATEMENTS, Reading};
 use crate::{client::Seen, crew, site::Site};
 use anyhow::ensure;
 use lastword::id::TurnId;
