@@ -17,8 +17,8 @@ use nix::unistd::Uid;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Options,
     binaries::Binaries,
+    options::Options,
     owner::{self, Owner},
     password,
 };
