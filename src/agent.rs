@@ -19,7 +19,7 @@ pub use self::{
     guards::{Finding, Guards},
     invalid::InvalidSpec,
     pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value},
-    stored::{Kept, StoredSpec, Unread},
+    stored::{KeptFields, StoredSpec, Unread},
 };
 use crate::units::{Size, Span};
 

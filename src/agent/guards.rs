@@ -46,13 +46,13 @@ pub enum Finding {
     /// They were not through with it in time.
     Unfinished,
     /// One of them cannot be used.
-    Unusable(Fault),
+    Unusable(GuardFault),
 }
 
 /// A guard that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("guard {place}, `{pattern}`, {why}")]
-pub struct Fault {
+pub struct GuardFault {
     /// Which one, from 1.
     place: usize,
     pattern: String,
@@ -63,7 +63,7 @@ pub struct Fault {
 enum Compiled {
     MaxChars { limit: usize, notice: String },
     Deny { deny: Box<Deny>, notice: String },
-    Unusable(Fault),
+    Unusable(GuardFault),
 }
 
 /// A pattern that must not match.
@@ -94,7 +94,7 @@ impl Guards {
     }
 
     /// Guards that cannot be used.
-    pub fn faults(&self) -> impl Iterator<Item = &Fault> {
+    pub fn faults(&self) -> impl Iterator<Item = &GuardFault> {
         self.0.iter().filter_map(|guard| match guard {
             Compiled::Unusable(fault) => Some(fault),
             Compiled::MaxChars { .. } | Compiled::Deny { .. } => None,
@@ -150,7 +150,7 @@ impl Compiled {
             Guard::MaxChars { limit, .. } => Compiled::MaxChars { limit: *limit as usize, notice },
             Guard::DenyRegex { pattern, .. } => match Deny::of(pattern) {
                 Ok(deny) => Compiled::Deny { deny: Box::new(deny), notice },
-                Err(why) => Compiled::Unusable(Fault { place, pattern: pattern.clone(), why }),
+                Err(why) => Compiled::Unusable(GuardFault { place, pattern: pattern.clone(), why }),
             },
         }
     }

@@ -17,9 +17,9 @@ use utoipa::ToSchema;
 use self::{disconnect::cancel_for_disconnect, input::canonical_input};
 pub use self::{
     disconnect::{CancelOnDrop, OnDisconnect},
-    input::{Fields, Input},
+    input::{Input, JsonObject},
 };
-use super::{away::insist, bodies::Held, gateway::Gateway, problem::Problem, who::Who};
+use super::{away::insist, bodies::BodyRoom, gateway::Gateway, problem::Problem, who::Who};
 use crate::{
     frame,
     id::{ConversationId, TurnId},
@@ -56,7 +56,7 @@ pub struct TurnRequest {
     /// The client's own; comes back with the turn.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    pub metadata: Option<Fields>,
+    pub metadata: Option<JsonObject>,
     /// Answer with the turn's event stream.
     #[serde(default)]
     pub stream: Option<bool>,
@@ -70,7 +70,7 @@ pub struct TurnRequest {
 
 /// A turn to be accepted, before its agent is looked up.
 #[derive(Debug)]
-pub struct Order {
+pub struct TurnOrder {
     /// The agent's name.
     pub agent: String,
     /// JSON text of an [`Input`].
@@ -103,21 +103,21 @@ impl TurnRequest {
         key: Option<String>,
         is_followed: bool,
         traceparent: String,
-    ) -> Result<Order, Problem> {
+    ) -> Result<TurnOrder, Problem> {
         let agent = super::request::agent_name("agent", self.agent)?;
         if self.input.text.trim().is_empty() {
             return Err(Problem::invalid("input", "The text is empty."));
         }
         let internal = |why: serde_json::Error| Problem::internal(&why);
         let input = serde_json::to_string(&self.input).map_err(internal)?;
-        let metadata = self.metadata.map(|Fields(object)| object.text().to_owned());
+        let metadata = self.metadata.map(|JsonObject(object)| object.text().to_owned());
         let said = canonical_input(&input).map_err(internal)?;
         let more = metadata.as_deref().map(json::read).transpose().map_err(internal)?;
         let more = more.map(|value| value.to_string());
         // How the answer is delivered is no part of what is asked for: `stream` may differ.
         let asked = (&agent, &said, self.conversation_id, &more, self.if_busy, self.on_disconnect, "turn");
         let hash = hash_of(&asked)?;
-        Ok(Order {
+        Ok(TurnOrder {
             agent,
             input,
             conversation: self.conversation_id,
@@ -141,7 +141,7 @@ pub fn hash_of(asked: &impl Serialize) -> Result<String, Problem> {
 
 /// A turn that is durable.
 #[derive(Debug)]
-pub struct Made {
+pub struct AcceptedTurn {
     /// Which.
     pub id: TurnId,
     /// How it looked when it was accepted; `None` where it had been accepted before.
@@ -150,8 +150,8 @@ pub struct Made {
     pub tail: Option<Tail>,
 }
 
-impl Made {
-    fn of(new: &NewTurn, accepted: &Accepted, tail: Option<Tail>) -> Made {
+impl AcceptedTurn {
+    fn of(new: &NewTurn, accepted: &Accepted, tail: Option<Tail>) -> AcceptedTurn {
         let id = accepted.id;
         let running_since = accepted.is_running().then_some(accepted.at);
         let turn = Turn {
@@ -171,13 +171,13 @@ impl Made {
             retry_of: new.retry_of.map(|turn| turn.to_string()),
             events_url: format!("/v1/turns/{id}/events"),
         };
-        Made { id, turn: (!accepted.is_repeat).then_some(turn), tail: tail.filter(|_| id == new.id) }
+        AcceptedTurn { id, turn: (!accepted.is_repeat).then_some(turn), tail: tail.filter(|_| id == new.id) }
     }
 }
 
 /// Accepts a turn. The work is a task of its own, so that a client that leaves cuts nothing off. The room of its
 /// body is `held` until then.
-pub async fn accept(gateway: &Gateway, order: Order, held: Held) -> Result<Made, Problem> {
+pub async fn accept(gateway: &Gateway, order: TurnOrder, held: BodyRoom) -> Result<AcceptedTurn, Problem> {
     let (reply, accepted) = oneshot::channel();
     let task = {
         let gateway = gateway.clone();
@@ -196,7 +196,7 @@ pub async fn accept(gateway: &Gateway, order: Order, held: Held) -> Result<Made,
     accepted.await.unwrap_or_else(|_| Err(Problem::internal(&"an accept did not come to its end")))
 }
 
-async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
+async fn accept_here(gateway: &Gateway, order: TurnOrder) -> Result<AcceptedTurn, Problem> {
     let store = &gateway.store;
     let (is_followed, who) = (order.is_followed, order.who);
     if !frame::is_deliverable(&order.input) {
@@ -229,7 +229,7 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
         // A repeat may stand for a first try that did not come this far.
         interrupt::interrupt_for(gateway, accepted.id, new.conversation).await;
     }
-    Ok(Made::of(&new, &accepted, tail))
+    Ok(AcceptedTurn::of(&new, &accepted, tail))
 }
 
 async fn agent(gateway: &Gateway, name: &str) -> Result<Agent, Problem> {
@@ -237,7 +237,7 @@ async fn agent(gateway: &Gateway, name: &str) -> Result<Agent, Problem> {
     found.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))
 }
 
-fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
+fn new_turn(gateway: &Gateway, order: TurnOrder, agent: Agent) -> NewTurn {
     let clock = gateway.store.clock();
     NewTurn {
         id: TurnId(order.who.0.mark(clock.mint())),

@@ -22,7 +22,7 @@ use super::{
     request::{JsonText, Name, NoParams, Page, Params, agent_name, parse},
 };
 use crate::{
-    agent::{AgentSpec, Kept, Runtime},
+    agent::{AgentSpec, KeptFields, Runtime},
     store::agents::AgentRow,
 };
 
@@ -127,7 +127,7 @@ async fn understood(
     gateway: &Gateway,
     name: &str,
     body: &[u8],
-) -> Result<(AgentSpec, Option<Kept>), Problem> {
+) -> Result<(AgentSpec, Option<KeptFields>), Problem> {
     let problem = match parse(body) {
         Ok(spec) => return Ok((spec, None)),
         Err(problem) => problem,

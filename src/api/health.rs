@@ -11,7 +11,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{answer::Json, gateway::Gateway};
+use super::{answer::Json, gateway::Gateway, readiness};
 use crate::{
     descriptors::{self, Lack},
     telemetry::metrics,
@@ -60,13 +60,13 @@ pub async fn livez() -> &'static str {
 #[utoipa::path(get, path = "/readyz", tag = "health",
     responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)))]
 pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<ReadinessView>) {
-    let (store, readiness) = (&gateway.store, gateway.readiness());
-    let does_answer = readiness.answers(store).await;
-    let refusal = readiness.refusal(store).await;
+    let (store, known) = (&gateway.store, gateway.readiness());
+    let does_answer = known.answers(store).await;
+    let refusal = readiness::refusal(store).await;
     // Connections that are there serve everybody while new logins are refused.
     let postgres = does_answer && !refusal.is_some_and(|denial| denial.is_of_statements());
     let fault = (!does_answer).then_some("Postgres does not answer");
-    let migrated = postgres && readiness.is_migrated(store).await;
+    let migrated = postgres && known.is_migrated(store).await;
     let board = gateway.supervisor.board();
     let presence = board.state(PRESENCE).unwrap_or("ready").to_owned();
     let draining = gateway.supervisor.soft().is_cancelled();

@@ -13,13 +13,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    connected::{Admission, Connected},
+    connected::{Connected, ConnectionSlot},
     exchange::Streams,
     full::refuse,
     gateway::Gateway,
     peer::Peer,
     speak::speak,
-    stall::{UNACKNOWLEDGED_MAX, Watch, set_unacknowledged_max},
+    stall::{StallWatch, UNACKNOWLEDGED_MAX, set_unacknowledged_max},
     wire::{UNSENT_MAX, Wire},
 };
 use crate::task::Kind;
@@ -50,7 +50,7 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, service: Router, clo
             match connected.admit(number, address) {
                 Ok(admission) => {
                     let peer = Peer::new(address, number);
-                    let watch = Watch::new(stall_max);
+                    let watch = StallWatch::new(stall_max);
                     let stops = (closing.clone(), hard.clone());
                     let streams = Streams::new(&supervisor, stall_max);
                     let service = (service.clone(), streams);
@@ -99,8 +99,8 @@ async fn accept(listener: &TcpListener, connected: &Connected) -> (TcpStream, So
 
 /// One connection, to its end. Once `closing` is cancelled it ends with the answer that is under way.
 async fn carry(
-    (stream, watch): (TcpStream, Watch),
-    admission: Admission,
+    (stream, watch): (TcpStream, StallWatch),
+    admission: ConnectionSlot,
     peer: Peer,
     (service, streams): (Router, Streams),
     (closing, hard): (CancellationToken, CancellationToken),

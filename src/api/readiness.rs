@@ -35,15 +35,6 @@ impl Readiness {
         answered_at.is_some()
     }
 
-    /// Why logins are refused, where they are. Asks again as often as that may be done: connections that are there may
-    /// serve for half an hour, and nobody else would knock.
-    pub async fn refusal(&self, store: &Store) -> Option<Denial> {
-        if store.refusal().is_some() {
-            let _ = tokio::time::timeout(PROBE_MAX, store.knock()).await;
-        }
-        store.refusal()
-    }
-
     /// Whether the schema is this release's. Once it was, it stays so.
     pub async fn is_migrated(&self, store: &Store) -> bool {
         let known = &self.is_migrated;
@@ -53,4 +44,13 @@ impl Readiness {
         }
         known.load(Ordering::Relaxed)
     }
+}
+
+/// Why logins are refused, where they are. Asks again as often as that may be done: connections that are there may
+/// serve for half an hour, and nobody else would knock.
+pub async fn refusal(store: &Store) -> Option<Denial> {
+    if store.refusal().is_some() {
+        let _ = tokio::time::timeout(PROBE_MAX, store.knock()).await;
+    }
+    store.refusal()
 }

@@ -25,7 +25,7 @@ use crate::{
     telemetry::metrics,
 };
 
-use queue::Room;
+use queue::QueueRoom;
 
 /// A token that made nothing for so long may make as many rows at once as in this time.
 const ROWS_AHEAD: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ pub struct Shares {
     /// Pages that are being rendered.
     rendering: Arc<Semaphore>,
     rows: Rows,
-    queue: queue::Queue,
+    queue: queue::QueueShares,
 }
 
 impl Shares {
@@ -59,14 +59,14 @@ impl Shares {
             unread: bound("unread_bytes", config.unread_max.0),
             rendering: Arc::new(Semaphore::new(RENDERED_AT_ONCE)),
             rows: Rows::new(config.token_rows_per_minute_max, config.client_tokens.len()),
-            queue: queue::Queue::of(config),
+            queue: queue::QueueShares::of(config),
         }
     }
 
     /// Room in the queue for a turn that is about to be accepted.
-    pub async fn queue(&self, store: &Store, who: Who, new: &mut NewTurn) -> Result<Room, Problem> {
+    pub async fn queue(&self, store: &Store, who: Who, new: &mut NewTurn) -> Result<QueueRoom, Problem> {
         let room = self.queue.room(store, who).await?;
-        if matches!(room, Room::None) {
+        if matches!(room, QueueRoom::None) {
             if new.idempotency.is_none() {
                 return Err(queue::full());
             }

@@ -52,19 +52,19 @@ pub async fn counted(
     if let Some(peer) = peer {
         gateway.supervisor.spawn(Kind::Client, "pages", watch(gateway.clone(), peer, size, read));
     }
-    let page = Unread { bytes, _taken: taken, _unread: unread };
+    let page = UnreadPage { bytes, _taken: taken, _unread: unread };
     Ok(Response::from_parts(parts, Body::from(Bytes::from_owner(page))))
 }
 
 /// A page whose client has not read all of it.
-struct Unread {
+struct UnreadPage {
     bytes: Bytes,
     _taken: Taken,
     /// Its drop tells whoever watches.
     _unread: oneshot::Sender<()>,
 }
 
-impl AsRef<[u8]> for Unread {
+impl AsRef<[u8]> for UnreadPage {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

@@ -20,7 +20,7 @@ use super::{
     connected::Mark,
     linger::{LeftUnread, Linger},
     peer::Peer,
-    stall::Watch,
+    stall::StallWatch,
 };
 
 /// What a client of HTTP/2 begins with.
@@ -35,7 +35,7 @@ pub struct Wire {
     stream: TcpStream,
     peer: Peer,
     mark: Mark,
-    watch: Watch,
+    watch: StallWatch,
     left_unread: LeftUnread,
     /// What was read to know what is spoken, and is to be read again.
     ahead: Vec<u8>,
@@ -46,7 +46,7 @@ pub struct Wire {
 
 impl Wire {
     /// The bytes of an accepted connection.
-    pub fn new(stream: TcpStream, peer: Peer, mark: Mark, watch: Watch) -> Wire {
+    pub fn new(stream: TcpStream, peer: Peer, mark: Mark, watch: StallWatch) -> Wire {
         let (left_unread, ahead, is_http2, linger) = Default::default();
         Wire { stream, peer, mark, watch, left_unread, ahead, is_http2, linger }
     }

@@ -1,6 +1,6 @@
 //! The keys of the file, and their variables.
 
-use super::shape::Shape;
+use super::shape::ValueShape;
 
 /// What the variables of ours begin with.
 pub(super) const PREFIX: &str = "LASTWORD_";
@@ -24,7 +24,7 @@ pub(super) struct Key {
     /// Its name in the file.
     pub(super) name: &'static str,
     /// What form its value has.
-    pub(super) shape: Shape,
+    pub(super) shape: ValueShape,
     /// Where it is not `LASTWORD_` and the name.
     variable: Option<&'static str>,
     /// A customary variable of other programs; ours wins.
@@ -33,64 +33,64 @@ pub(super) struct Key {
     pub(super) has_file: bool,
 }
 
-const fn key(name: &'static str, shape: Shape) -> Key {
+const fn key(name: &'static str, shape: ValueShape) -> Key {
     Key { name, shape, variable: None, foreign: None, has_file: false }
 }
 
-const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>) -> Key {
+const fn secret(name: &'static str, shape: ValueShape, foreign: Option<&'static str>) -> Key {
     Key { name, shape, variable: None, foreign, has_file: true }
 }
 
 /// Every key; a test holds them against the fields of [`super::Config`].
 pub(super) const KEYS: &[Key] = &[
-    secret("database_url", Shape::Text, Some("DATABASE_URL")),
-    secret("listener_database_url", Shape::Text, None),
-    key("database_url_file", Shape::Text),
-    key("listener_database_url_file", Shape::Text),
-    key("database_schema", Shape::Text),
-    key("listen", Shape::Text),
-    Key { variable: Some("LASTWORD_ADVERTISED_URL"), ..key("url", Shape::Text) },
-    key("data_dir", Shape::Text),
-    secret("client_tokens", Shape::List, None),
-    secret("operator_tokens", Shape::List, None),
-    secret("worker_tokens", Shape::List, None),
-    key("insecure", Shape::Flag),
-    key("dev", Shape::Flag),
-    key("body_max", Shape::Text),
-    key("bodies_max", Shape::Text),
-    key("queue_max", Shape::Number),
-    key("conversation_depth_max", Shape::Number),
-    key("turns_max", Shape::Number),
-    key("workers_max", Shape::Number),
-    key("worker_user", Shape::Text),
-    key("worker_env_pass", Shape::List),
-    key("worker_namespaces", Shape::Flag),
-    key("worker_file_max", Shape::Text),
-    key("pool_max", Shape::Number),
-    key("streams_max", Shape::Number),
-    key("connections_max", Shape::Number),
-    key("connections_per_address_max", Shape::Number),
-    key("waits_max", Shape::Number),
-    key("unread_max", Shape::Text),
-    key("token_share", Shape::Number),
-    key("token_rows_per_minute_max", Shape::Number),
-    key("doorbell", Shape::Text),
-    key("drain", Shape::Text),
-    key("retain", Shape::Text),
-    key("keep_alive", Shape::Text),
-    key("connection_idle_max", Shape::Text),
-    key("stream_stall_max", Shape::Text),
-    key("cors_origins", Shape::List),
-    key("log", Shape::Text),
-    key("log_format", Shape::Text),
-    Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", Shape::Text) },
-    key("postgres_away_max", Shape::Text),
-    key("kubernetes", Shape::Flag),
-    key("kubernetes_namespace", Shape::Text),
-    key("kubernetes_fleet", Shape::Text),
-    key("kubernetes_owner", Shape::Text),
-    key("kubernetes_gateway_url", Shape::Text),
-    key("ablate", Shape::List),
+    secret("database_url", ValueShape::Text, Some("DATABASE_URL")),
+    secret("listener_database_url", ValueShape::Text, None),
+    key("database_url_file", ValueShape::Text),
+    key("listener_database_url_file", ValueShape::Text),
+    key("database_schema", ValueShape::Text),
+    key("listen", ValueShape::Text),
+    Key { variable: Some("LASTWORD_ADVERTISED_URL"), ..key("url", ValueShape::Text) },
+    key("data_dir", ValueShape::Text),
+    secret("client_tokens", ValueShape::List, None),
+    secret("operator_tokens", ValueShape::List, None),
+    secret("worker_tokens", ValueShape::List, None),
+    key("insecure", ValueShape::Flag),
+    key("dev", ValueShape::Flag),
+    key("body_max", ValueShape::Text),
+    key("bodies_max", ValueShape::Text),
+    key("queue_max", ValueShape::Number),
+    key("conversation_depth_max", ValueShape::Number),
+    key("turns_max", ValueShape::Number),
+    key("workers_max", ValueShape::Number),
+    key("worker_user", ValueShape::Text),
+    key("worker_env_pass", ValueShape::List),
+    key("worker_namespaces", ValueShape::Flag),
+    key("worker_file_max", ValueShape::Text),
+    key("pool_max", ValueShape::Number),
+    key("streams_max", ValueShape::Number),
+    key("connections_max", ValueShape::Number),
+    key("connections_per_address_max", ValueShape::Number),
+    key("waits_max", ValueShape::Number),
+    key("unread_max", ValueShape::Text),
+    key("token_share", ValueShape::Number),
+    key("token_rows_per_minute_max", ValueShape::Number),
+    key("doorbell", ValueShape::Text),
+    key("drain", ValueShape::Text),
+    key("retain", ValueShape::Text),
+    key("keep_alive", ValueShape::Text),
+    key("connection_idle_max", ValueShape::Text),
+    key("stream_stall_max", ValueShape::Text),
+    key("cors_origins", ValueShape::List),
+    key("log", ValueShape::Text),
+    key("log_format", ValueShape::Text),
+    Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", ValueShape::Text) },
+    key("postgres_away_max", ValueShape::Text),
+    key("kubernetes", ValueShape::Flag),
+    key("kubernetes_namespace", ValueShape::Text),
+    key("kubernetes_fleet", ValueShape::Text),
+    key("kubernetes_owner", ValueShape::Text),
+    key("kubernetes_gateway_url", ValueShape::Text),
+    key("ablate", ValueShape::List),
 ];
 
 impl Key {

@@ -16,7 +16,7 @@ use super::{
     keys::{KEYS, Key, OTHERS, PREFIX},
     services::is_of_service,
     settings::Config,
-    shape::{Shape, shape},
+    shape::{ValueShape, shape},
     surroundings::Surroundings,
 };
 
@@ -178,7 +178,7 @@ fn check(key: &Key, value: &Value, source_name: String) -> Result<(), ConfigErro
     let why = match alone.try_into::<Config>() {
         Ok(_) => return Ok(()),
         // The parser would quote the value.
-        Err(_) if key.has_file && key.shape == Shape::List => "must be a list of texts".to_owned(),
+        Err(_) if key.has_file && key.shape == ValueShape::List => "must be a list of texts".to_owned(),
         Err(_) if key.has_file => "must be a text".to_owned(),
         Err(why) => why.message().to_owned(),
     };

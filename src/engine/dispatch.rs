@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    remote::{self, Reach},
+    remote::{self, WorkersSought},
     shared::Engine,
 };
 use crate::{
@@ -48,7 +48,8 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             }
             warn_of!(why, "nothing claimed");
         }
-        let reach = if is_due || call.is_for_queue { Reach::All } else { Reach::Kept(call.kept) };
+        let reach =
+            if is_due || call.is_for_queue { WorkersSought::All } else { WorkersSought::Kept(call.kept) };
         match remote::claim(&engine, &reach).await {
             Ok(false) => {}
             // Somebody else's conversation: it may come to it.

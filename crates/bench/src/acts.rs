@@ -19,7 +19,7 @@ pub enum Act {
     /// [`accept::accepted`]
     Accepted,
     /// [`accept::accept`]
-    Accept(accept::Way),
+    Accept(accept::AcceptWay),
     /// [`accept::first_event`]
     FirstEvent,
     /// [`load::turns`]
@@ -27,7 +27,7 @@ pub enum Act {
     /// [`load::drain`]
     Drain,
     /// [`stream::events`]
-    Events(stream::Way),
+    Events(stream::StreamWay),
     /// [`load::durable`]
     Durable {
         /// As many streams as the sizes say; else eight.

@@ -11,7 +11,7 @@ use super::budget::Budget;
 
 /// Whether `text` matches; `None` where that is not known in time.
 pub(super) fn matches(program: &NFA, text: &str, stride: usize, budget: &Budget) -> Option<bool> {
-    let (mut now, mut next) = (Reached::of(program), Reached::of(program));
+    let (mut now, mut next) = (ReachedStates::of(program), ReachedStates::of(program));
     for at in 0..=text.len() {
         if at % stride == 0 && budget.left().is_zero() {
             return None;
@@ -38,7 +38,7 @@ pub(super) fn matches(program: &NFA, text: &str, stride: usize, budget: &Budget)
 }
 
 /// States that are reached at one place of the text.
-struct Reached {
+struct ReachedStates {
     list: Vec<StateID>,
     /// Those that were seen on the way too, by their numbers.
     is_seen: Vec<bool>,
@@ -46,10 +46,10 @@ struct Reached {
     way: Vec<StateID>,
 }
 
-impl Reached {
-    fn of(program: &NFA) -> Reached {
+impl ReachedStates {
+    fn of(program: &NFA) -> ReachedStates {
         let is_seen = vec![false; program.states().len()];
-        Reached { list: Vec::new(), is_seen, seen: Vec::new(), way: Vec::new() }
+        ReachedStates { list: Vec::new(), is_seen, seen: Vec::new(), way: Vec::new() }
     }
 
     fn clear(&mut self) {

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 
-use crate::times::Times;
+use crate::times::Durations;
 
 /// Why statements are not counted.
 pub const NO_STATEMENTS: &str = "this Postgres has no pg_stat_statements";
@@ -30,7 +30,7 @@ impl Reading {
     }
 
     /// With the middle, the tail and the longest of many.
-    pub fn with_times(self, times: &Times) -> Self {
+    pub fn with_times(self, times: &Durations) -> Self {
         let none = "nothing came";
         self.with_any("p50", times.quantile_ms(0.5), none)
             .with_any("p99", times.quantile_ms(0.99), none)
@@ -38,7 +38,7 @@ impl Reading {
     }
 
     /// With the times of turns whose worker was where it should be, and how many were elsewhere.
-    pub fn without_strays(times: &Times, strays: usize, of: usize) -> anyhow::Result<Reading> {
+    pub fn without_strays(times: &Durations, strays: usize, of: usize) -> anyhow::Result<Reading> {
         ensure!(strays * 2 < of, "{strays} of {of} turns were taken by another replica than the worker's");
         let reading = Reading::default().with_times(times);
         let note = format!("{strays} of {of} turns went to another replica and are left out");
