@@ -5,6 +5,7 @@
 
 mod guard;
 mod guards;
+mod invalid;
 mod pod;
 mod stored;
 
@@ -16,8 +17,9 @@ use utoipa::ToSchema;
 pub use self::{
     guard::Guard,
     guards::{Finding, Guards},
+    invalid::InvalidSpec,
     pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value},
-    stored::{Kept, StoredSpec, Unread},
+    stored::{KeptFields, StoredSpec, Unread},
 };
 use crate::units::{Size, Span};
 
@@ -190,16 +192,6 @@ impl Default for Limits {
     }
 }
 
-/// A spec whose fields parse but do not make sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {why}")]
-pub struct InvalidSpec {
-    /// The field, dotted.
-    pub field: &'static str,
-    /// What is wrong with it.
-    pub why: String,
-}
-
 fn default_idle_ttl() -> Span {
     Span::seconds(600)
 }
@@ -308,7 +300,7 @@ impl AgentSpec {
         {
             return refuse("limits", "needs at least 1 process, 1MiB of memory and 1 byte of output");
         }
-        guard::validate(&self.guards)
+        guards::validate(&self.guards)
     }
 }
 

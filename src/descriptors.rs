@@ -110,8 +110,8 @@ fn limit() -> u64 {
 }
 
 /// What was counted last, and the limit; both 0 where nothing was.
-pub fn seen() -> Seen {
-    Seen { used: GAUGE.used.load(Relaxed), max: GAUGE.max.load(Relaxed) }
+pub fn seen() -> LimitUse {
+    LimitUse { used: GAUGE.used.load(Relaxed), max: GAUGE.max.load(Relaxed) }
 }
 
 /// How many connections may be taken at most: as many as wanted, as long as Postgres and so many workers have
@@ -147,7 +147,7 @@ pub fn shortage() -> Option<Lack> {
 
 /// Used and allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct LimitUse {
     /// Open descriptors.
     pub used: u64,
     /// The soft limit.
@@ -196,11 +196,11 @@ struct Gauge {
     /// Workers whose start came after the last count.
     promised: AtomicU64,
     is_low: AtomicBool,
-    pause: Mutex<Pause>,
+    pause: Mutex<StartsPause>,
 }
 
 #[derive(Debug)]
-struct Pause {
+struct StartsPause {
     /// The last lack, and until when nothing is claimed for it.
     last: Option<(Lack, Instant)>,
     next: Duration,
@@ -214,7 +214,7 @@ impl Gauge {
             reserve: AtomicU64::new(KEPT),
             promised: AtomicU64::new(0),
             is_low: AtomicBool::new(false),
-            pause: Mutex::new(Pause { last: None, next: PAUSE }),
+            pause: Mutex::new(StartsPause { last: None, next: PAUSE }),
         }
     }
 
@@ -272,7 +272,7 @@ impl Gauge {
         failed.or_else(|| self.is_low.load(Relaxed).then_some(Lack::Descriptors))
     }
 
-    fn pause(&self) -> MutexGuard<'_, Pause> {
+    fn pause(&self) -> MutexGuard<'_, StartsPause> {
         self.pause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -285,7 +285,7 @@ mod tests {
     fn what_is_open_is_counted() {
         let files: Vec<_> = (0..100).map(|_| fs::File::open("/dev/null").unwrap()).collect();
         measure();
-        let Seen { used, max } = seen();
+        let LimitUse { used, max } = seen();
         assert!((100..max).contains(&used), "{used} of {max}");
         drop(files);
     }

@@ -31,7 +31,7 @@
 //!
 //! # Floors
 //!
-//! A file imports from lower floors only; `tests/layers.rs` holds the house to it.
+//! A file imports from lower floors only, and no circle ties files to each other; `tests/layers` holds the house to it.
 //!
 //! | floor | modules |
 //! |---|---|

@@ -30,10 +30,10 @@ pub use self::aside::aside;
 
 /// Starts tasks, stops them, and knows what they are doing. Clones are the same supervisor.
 #[derive(Clone, Debug)]
-pub struct Supervisor(Arc<Inner>);
+pub struct Supervisor(Arc<SupervisorParts>);
 
 #[derive(Debug)]
-struct Inner {
+struct SupervisorParts {
     tracker: TaskTracker,
     soft: CancellationToken,
     hard: CancellationToken,
@@ -52,7 +52,7 @@ impl Supervisor {
     /// A supervisor of nothing yet.
     pub fn new() -> Self {
         let hard = CancellationToken::new();
-        Supervisor(Arc::new(Inner {
+        Supervisor(Arc::new(SupervisorParts {
             tracker: TaskTracker::new(),
             // A child: who must end now must not take on anything new either.
             soft: hard.child_token(),
@@ -72,7 +72,7 @@ impl Supervisor {
         name: impl Into<Cow<'static, str>>,
         future: impl Future<Output = ()> + Send + 'static,
     ) {
-        let line = Line::write(self, kind, name.into());
+        let line = BoardShare::write(self, kind, name.into());
         let task = async move {
             let outcome = AssertUnwindSafe(future).catch_unwind().await;
             line.settle(outcome);
@@ -147,7 +147,7 @@ pub enum Kind {
 
 /// What the end of a task means while no stop was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum TaskEnd {
     /// Its work is done.
     Done,
     /// The replica is not whole any more: a soft stop.
@@ -166,10 +166,10 @@ impl Kind {
     }
 
     /// What an end before a stop means. A panic always drains, whatever the kind.
-    pub const fn ending(self) -> Ending {
+    pub const fn ending(self) -> TaskEnd {
         match self {
-            Kind::Replica => Ending::Drains,
-            Kind::Turn | Kind::Client | Kind::Worker => Ending::Done,
+            Kind::Replica => TaskEnd::Drains,
+            Kind::Turn | Kind::Client | Kind::Worker => TaskEnd::Done,
         }
     }
 
@@ -187,12 +187,12 @@ impl Kind {
 /// What every living task is doing, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Board {
-    lines: BTreeMap<Cow<'static, str>, Entry>,
+    lines: BTreeMap<Cow<'static, str>, BoardEntry>,
 }
 
 /// One line of the board.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct BoardEntry {
     /// What the tasks of this name are for.
     pub kind: Kind,
     /// What the last report said; `running` before the first.
@@ -203,7 +203,7 @@ pub struct Entry {
     pub tasks: usize,
 }
 
-impl Entry {
+impl BoardEntry {
     /// How long it has said so.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
@@ -212,7 +212,7 @@ impl Entry {
 
 impl Board {
     /// The line of `name`, while a task of that name lives.
-    pub fn get(&self, name: &str) -> Option<&Entry> {
+    pub fn get(&self, name: &str) -> Option<&BoardEntry> {
         self.lines.get(name)
     }
 
@@ -222,7 +222,7 @@ impl Board {
     }
 
     /// Every line, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &BoardEntry)> {
         self.lines.iter().map(|(name, entry)| (name.as_ref(), entry))
     }
 
@@ -233,24 +233,24 @@ impl Board {
 }
 
 /// One task's share of its line. Dropping it wipes the share, also where the runtime drops the task.
-struct Line {
+struct BoardShare {
     supervisor: Supervisor,
     kind: Kind,
     name: Cow<'static, str>,
 }
 
-impl Line {
+impl BoardShare {
     fn write(supervisor: &Supervisor, kind: Kind, name: Cow<'static, str>) -> Self {
         supervisor.0.board.send_modify(|board| {
-            let fresh = || Entry { kind, state: "running".to_owned(), since: Instant::now(), tasks: 0 };
+            let fresh = || BoardEntry { kind, state: "running".to_owned(), since: Instant::now(), tasks: 0 };
             board.lines.entry(name.clone()).or_insert_with(fresh).tasks += 1;
         });
-        Line { supervisor: supervisor.clone(), kind, name }
+        BoardShare { supervisor: supervisor.clone(), kind, name }
     }
 
     /// Draws the conclusions from the task's end, before its line vanishes.
     fn settle(self, outcome: Result<(), Box<dyn Any + Send>>) {
-        let Inner { soft, panicked, ended_early, .. } = &*self.supervisor.0;
+        let SupervisorParts { soft, panicked, ended_early, .. } = &*self.supervisor.0;
         let (kind, name) = (self.kind.as_str(), self.name.as_ref());
         match outcome {
             Err(payload) => {
@@ -266,7 +266,7 @@ impl Line {
                 let _ = panicked.set(format!("{name}: {message}"));
                 soft.cancel();
             }
-            Ok(()) if self.kind.ending() == Ending::Drains && !soft.is_cancelled() => {
+            Ok(()) if self.kind.ending() == TaskEnd::Drains && !soft.is_cancelled() => {
                 tracing::error!(kind, task = name, "a task ended before a stop: this replica drains");
                 let _ = ended_early.set(name.to_owned());
                 soft.cancel();
@@ -276,7 +276,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for BoardShare {
     fn drop(&mut self) {
         self.supervisor.0.board.send_modify(|board| {
             if let Some(entry) = board.lines.get_mut(&self.name) {

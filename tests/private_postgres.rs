@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Options, Postgres, StopMode};
 use sqlx::{Connection, PgConnection};
 
 type Outcome = anyhow::Result<()>;
@@ -34,7 +34,7 @@ async fn a_durable_server_keeps_its_rows_through_a_crash_and_its_address_through
     let url = postgres.url();
     run(&postgres, "create table kept as select 'kept'::text as word").await?;
 
-    postgres.restart(Mode::Immediate)?;
+    postgres.restart(StopMode::Immediate)?;
 
     assert_eq!(postgres.url(), url);
     assert_eq!(ask(&postgres, "select word from kept").await?, "kept");
@@ -44,7 +44,7 @@ async fn a_durable_server_keeps_its_rows_through_a_crash_and_its_address_through
     let uninvited = format!("postgres://postgres@127.0.0.1:{}/postgres", postgres.port());
     assert!(PgConnection::connect(&uninvited).await.is_err(), "a stranger on this machine came in");
 
-    postgres.stop(Mode::Fast)?;
+    postgres.stop(StopMode::Fast)?;
     assert_eq!(postgres.pid(), None);
     drop(postgres);
 

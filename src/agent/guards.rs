@@ -5,6 +5,8 @@
 //! clock in between. Fails closed: a guard that does not compile, and one that is not through in time, stop
 //! the input.
 
+mod budget;
+mod cost;
 mod states;
 
 use std::{
@@ -13,13 +15,14 @@ use std::{
     time::Duration,
 };
 
-use nix::time::{ClockId, clock_gettime};
 use regex_automata::{
     Input,
     hybrid::dfa::{Cache, DFA},
     nfa::thompson::{self, WhichCaptures},
 };
 
+use self::budget::Budget;
+pub use self::cost::validate;
 use super::guard::Guard;
 
 /// Memory to compile one pattern: what a byte of text may cost at worst grows with it, to a few milliseconds.
@@ -43,13 +46,13 @@ pub enum Finding {
     /// They were not through with it in time.
     Unfinished,
     /// One of them cannot be used.
-    Unusable(Fault),
+    Unusable(GuardFault),
 }
 
 /// A guard that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("guard {place}, `{pattern}`, {why}")]
-pub struct Fault {
+pub struct GuardFault {
     /// Which one, from 1.
     place: usize,
     pattern: String,
@@ -60,7 +63,7 @@ pub struct Fault {
 enum Compiled {
     MaxChars { limit: usize, notice: String },
     Deny { deny: Box<Deny>, notice: String },
-    Unusable(Fault),
+    Unusable(GuardFault),
 }
 
 /// A pattern that must not match.
@@ -78,12 +81,12 @@ impl Guards {
     }
 
     /// The same; `None` where that takes longer.
-    pub(super) fn compile_within(guards: &[Guard], budget: Duration) -> Option<Guards> {
-        let watch = Watch::start(budget);
+    pub(super) fn compile_within(guards: &[Guard], within: Duration) -> Option<Guards> {
+        let budget = Budget::start(within);
         let mut compiled = Vec::with_capacity(guards.len());
         for (place, guard) in (1..).zip(guards) {
             compiled.push(Compiled::of(place, guard));
-            if watch.left().is_zero() {
+            if budget.left().is_zero() {
                 return None;
             }
         }
@@ -91,7 +94,7 @@ impl Guards {
     }
 
     /// Guards that cannot be used.
-    pub fn faults(&self) -> impl Iterator<Item = &Fault> {
+    pub fn faults(&self) -> impl Iterator<Item = &GuardFault> {
         self.0.iter().filter_map(|guard| match guard {
             Compiled::Unusable(fault) => Some(fault),
             Compiled::MaxChars { .. } | Compiled::Deny { .. } => None,
@@ -118,14 +121,14 @@ impl Guards {
 
     /// Checks `text` within a budget of processor time: not for a task among others. The first guard that does
     /// not let it through is told.
-    pub fn check(&self, text: &str, budget: Duration) -> Finding {
-        let watch = Watch::start(budget);
+    pub fn check(&self, text: &str, within: Duration) -> Finding {
+        let budget = Budget::start(within);
         for guard in &self.0 {
             let found = match guard {
                 Compiled::MaxChars { limit, notice } => {
                     text.chars().nth(*limit).map(|_| Finding::Stopped(notice.clone()))
                 }
-                Compiled::Deny { deny, notice } => match deny.matches(text, &watch) {
+                Compiled::Deny { deny, notice } => match deny.matches(text, &budget) {
                     Some(false) => None,
                     Some(true) => Some(Finding::Stopped(notice.clone())),
                     None => Some(Finding::Unfinished),
@@ -147,7 +150,7 @@ impl Compiled {
             Guard::MaxChars { limit, .. } => Compiled::MaxChars { limit: *limit as usize, notice },
             Guard::DenyRegex { pattern, .. } => match Deny::of(pattern) {
                 Ok(deny) => Compiled::Deny { deny: Box::new(deny), notice },
-                Err(why) => Compiled::Unusable(Fault { place, pattern: pattern.clone(), why }),
+                Err(why) => Compiled::Unusable(GuardFault { place, pattern: pattern.clone(), why }),
             },
         }
     }
@@ -176,15 +179,15 @@ impl Deny {
     }
 
     /// Whether `text` matches; `None` where that is not known in time.
-    fn matches(&self, text: &str, watch: &Watch) -> Option<bool> {
+    fn matches(&self, text: &str, budget: &Budget) -> Option<bool> {
         let kept = self.cache.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut cache = kept.unwrap_or_else(|| self.automaton.create_cache());
-        let walked = self.walk(text, &mut cache, watch);
+        let walked = self.walk(text, &mut cache, budget);
         *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache);
         match walked {
             Walked::Through { is_match } => Some(is_match),
             // A Unicode word boundary beside letters beyond ASCII.
-            Walked::NoWay => states::matches(self.automaton.get_nfa(), text, self.stride(), watch),
+            Walked::NoWay => states::matches(self.automaton.get_nfa(), text, self.stride(), budget),
             Walked::Late => None,
         }
     }
@@ -194,7 +197,7 @@ impl Deny {
         (STRIDE / self.automaton.get_nfa().states().len().max(1)).clamp(16, 4096)
     }
 
-    fn walk(&self, text: &str, cache: &mut Cache, watch: &Watch) -> Walked {
+    fn walk(&self, text: &str, cache: &mut Cache, budget: &Budget) -> Walked {
         let automaton = &self.automaton;
         let Ok(mut at) = automaton.start_state_forward(cache, &Input::new(text)) else {
             return Walked::NoWay;
@@ -212,7 +215,7 @@ impl Deny {
                     }
                 }
             }
-            if watch.left().is_zero() {
+            if budget.left().is_zero() {
                 return Walked::Late;
             }
         }
@@ -237,28 +240,6 @@ enum Walked {
     /// The automaton cannot tell.
     NoWay,
     Late,
-}
-
-/// This thread's processor time, against a budget of it. A busy machine takes none of that.
-struct Watch {
-    from: Option<Duration>,
-    budget: Duration,
-}
-
-impl Watch {
-    fn start(budget: Duration) -> Watch {
-        Watch { from: spent(), budget }
-    }
-
-    /// Nothing where there is no such clock: fails closed.
-    fn left(&self) -> Duration {
-        let used = self.from.zip(spent()).map(|(from, now)| now.saturating_sub(from));
-        self.budget.saturating_sub(used.unwrap_or(Duration::MAX))
-    }
-}
-
-fn spent() -> Option<Duration> {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok().map(Duration::from)
 }
 
 /// The innermost cause: the others say which step of the compiler it was.

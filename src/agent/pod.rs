@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::InvalidSpec;
+use super::invalid::InvalidSpec;
 use crate::units::Span;
 
 /// What each conversation's pod is made from.

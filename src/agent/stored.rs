@@ -31,12 +31,12 @@ pub struct Unread {
     pub runtime: String,
     /// The whole spec as it is stored.
     pub whole: Value,
-    paths: Vec<Vec<Step>>,
+    paths: Vec<Vec<ValueStep>>,
 }
 
 /// One step from a value to one inside.
 #[derive(Debug, Clone, PartialEq)]
-enum Step {
+enum ValueStep {
     Field(String),
     Place(usize),
 }
@@ -66,7 +66,9 @@ impl StoredSpec {
         };
         // A word in an item is found first, and then the item that has no word left.
         let all = paths.clone();
-        paths.retain(|path: &Vec<Step>| !all.iter().any(|other| other != path && path.starts_with(other)));
+        paths.retain(|path: &Vec<ValueStep>| {
+            !all.iter().any(|other| other != path && path.starts_with(other))
+        });
         let fields = match &spec {
             Some(_) => paths.iter().map(|path| dotted(path)).collect(),
             None => vec![EVERYTHING.to_owned()],
@@ -79,10 +81,12 @@ impl StoredSpec {
 }
 
 impl Unread {
-    /// Takes those fields out of a new spec that it has unchanged from this one, for [`Kept::put_back`].
-    pub fn take_unchanged(&self, new: &mut Value) -> Kept {
+    /// Takes those fields out of a new spec that it has unchanged from this one, for [`KeptFields::put_back`].
+    pub fn take_unchanged(&self, new: &mut Value) -> KeptFields {
         let mut kept = Vec::new();
-        for path in self.paths.iter().filter(|path| path.iter().all(|step| matches!(step, Step::Field(_)))) {
+        for path in
+            self.paths.iter().filter(|path| path.iter().all(|step| matches!(step, ValueStep::Field(_))))
+        {
             let (Some(stored), Some(given)) = (at(&self.whole, path), at(new, path)) else { continue };
             if stored == given {
                 kept.push((path.clone(), stored.clone()));
@@ -91,19 +95,19 @@ impl Unread {
         for (path, _) in &kept {
             leave_out(new, path);
         }
-        Kept(kept)
+        KeptFields(kept)
     }
 }
 
 /// Fields of a newer release that go back to where they stood.
 #[derive(Debug)]
-pub struct Kept(Vec<(Vec<Step>, Value)>);
+pub struct KeptFields(Vec<(Vec<ValueStep>, Value)>);
 
-impl Kept {
+impl KeptFields {
     /// Puts them into a spec.
     pub fn put_back(self, spec: &mut Value) {
         for (path, value) in self.0 {
-            let Some((Step::Field(name), parents)) = path.split_last() else { continue };
+            let Some((ValueStep::Field(name), parents)) = path.split_last() else { continue };
             if let Some(fields) = at_mut(spec, parents).and_then(Value::as_object_mut) {
                 fields.insert(name.clone(), value);
             }
@@ -111,53 +115,53 @@ impl Kept {
     }
 }
 
-fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+fn steps(path: &serde_path_to_error::Path) -> Vec<ValueStep> {
     use serde_path_to_error::Segment;
     let step = |segment: &Segment| match segment {
-        Segment::Map { key } => Some(Step::Field(key.clone())),
-        Segment::Seq { index } => Some(Step::Place(*index)),
+        Segment::Map { key } => Some(ValueStep::Field(key.clone())),
+        Segment::Seq { index } => Some(ValueStep::Place(*index)),
         Segment::Enum { .. } | Segment::Unknown => None,
     };
     path.iter().map_while(step).collect()
 }
 
-fn dotted(path: &[Step]) -> String {
+fn dotted(path: &[ValueStep]) -> String {
     let mut text = String::new();
     for step in path {
         match step {
-            Step::Field(name) if text.is_empty() => text.push_str(name),
-            Step::Field(name) => text.extend([".", name]),
-            Step::Place(index) => text.push_str(&format!("[{index}]")),
+            ValueStep::Field(name) if text.is_empty() => text.push_str(name),
+            ValueStep::Field(name) => text.extend([".", name]),
+            ValueStep::Place(index) => text.push_str(&format!("[{index}]")),
         }
     }
     text
 }
 
-fn at<'a>(value: &'a Value, path: &[Step]) -> Option<&'a Value> {
+fn at<'a>(value: &'a Value, path: &[ValueStep]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, step| match step {
-        Step::Field(name) => value.get(name),
-        Step::Place(index) => value.get(index),
+        ValueStep::Field(name) => value.get(name),
+        ValueStep::Place(index) => value.get(index),
     })
 }
 
-fn at_mut<'a>(value: &'a mut Value, path: &[Step]) -> Option<&'a mut Value> {
+fn at_mut<'a>(value: &'a mut Value, path: &[ValueStep]) -> Option<&'a mut Value> {
     path.iter().try_fold(value, |value, step| match step {
-        Step::Field(name) => value.get_mut(name),
-        Step::Place(index) => value.get_mut(index),
+        ValueStep::Field(name) => value.get_mut(name),
+        ValueStep::Place(index) => value.get_mut(index),
     })
 }
 
 /// Leaves out the value at the path; false where there is none. Every spec has a runtime, so that one gets another.
-fn leave_out(value: &mut Value, path: &[Step]) -> bool {
+fn leave_out(value: &mut Value, path: &[ValueStep]) -> bool {
     let Some((last, parents)) = path.split_last() else { return false };
     let Some(parent) = at_mut(value, parents) else { return false };
     match (last, parent) {
-        (Step::Field(name), Value::Object(fields)) if parents.is_empty() && name == "runtime" => {
+        (ValueStep::Field(name), Value::Object(fields)) if parents.is_empty() && name == "runtime" => {
             let another = Value::from("remote");
             fields.insert(name.clone(), another.clone()).is_some_and(|before| before != another)
         }
-        (Step::Field(name), Value::Object(fields)) => fields.remove(name).is_some(),
-        (Step::Place(index), Value::Array(items)) if *index < items.len() => {
+        (ValueStep::Field(name), Value::Object(fields)) => fields.remove(name).is_some(),
+        (ValueStep::Place(index), Value::Array(items)) if *index < items.len() => {
             items.remove(*index);
             true
         }

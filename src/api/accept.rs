@@ -5,19 +5,21 @@
 //! key, goes on from there. Keeps I12: once begun, an accept runs to its end, whether or not the
 //! client that asked for it is still there.
 
+mod disconnect;
 mod input;
 mod interrupt;
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use self::input::canonical_input;
-pub use self::input::{Fields, Input};
-use super::{Gateway, bodies::Held, problem::Problem, shares::Who};
+use self::{disconnect::cancel_for_disconnect, input::canonical_input};
+pub use self::{
+    disconnect::{CancelOnDrop, OnDisconnect},
+    input::{Input, JsonObject},
+};
+use super::{away::insist, bodies::BodyRoom, gateway::Gateway, problem::Problem, who::Who};
 use crate::{
     frame,
     id::{ConversationId, TurnId},
@@ -31,17 +33,13 @@ use crate::{
     task::Kind,
     telemetry::metrics,
     token,
-    turn::{CancelledBy, Status, Turn},
+    turn::{Status, Turn},
 };
 
 /// What an accept with an agent that has a newer revision is refused with.
 const NEWER_AGENT: &str = "LW412";
-/// How long a commit that is not known is asked for again.
-const UNKNOWN_COMMIT_MAX: Duration = Duration::from_secs(2);
 /// A `traceparent` of the first version.
 const TRACEPARENT_CHARS: usize = 55;
-/// How long a cancel for a client that has left is tried.
-const CANCEL_WITHIN: Duration = Duration::from_secs(30);
 
 /// A new turn as a client asks for it.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -58,7 +56,7 @@ pub struct TurnRequest {
     /// The client's own; comes back with the turn.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    pub metadata: Option<Fields>,
+    pub metadata: Option<JsonObject>,
     /// Answer with the turn's event stream.
     #[serde(default)]
     pub stream: Option<bool>,
@@ -70,20 +68,9 @@ pub struct TurnRequest {
     pub on_disconnect: OnDisconnect,
 }
 
-/// What becomes of a turn when the client that waits for its answer goes away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OnDisconnect {
-    /// It goes on; the client comes back with its cursor.
-    #[default]
-    Continue,
-    /// It is cancelled.
-    Cancel,
-}
-
 /// A turn to be accepted, before its agent is looked up.
 #[derive(Debug)]
-pub struct Order {
+pub struct TurnOrder {
     /// The agent's name.
     pub agent: String,
     /// JSON text of an [`Input`].
@@ -116,21 +103,21 @@ impl TurnRequest {
         key: Option<String>,
         is_followed: bool,
         traceparent: String,
-    ) -> Result<Order, Problem> {
+    ) -> Result<TurnOrder, Problem> {
         let agent = super::request::agent_name("agent", self.agent)?;
         if self.input.text.trim().is_empty() {
             return Err(Problem::invalid("input", "The text is empty."));
         }
         let internal = |why: serde_json::Error| Problem::internal(&why);
         let input = serde_json::to_string(&self.input).map_err(internal)?;
-        let metadata = self.metadata.map(|Fields(object)| object.text().to_owned());
+        let metadata = self.metadata.map(|JsonObject(object)| object.text().to_owned());
         let said = canonical_input(&input).map_err(internal)?;
         let more = metadata.as_deref().map(json::read).transpose().map_err(internal)?;
         let more = more.map(|value| value.to_string());
         // How the answer is delivered is no part of what is asked for: `stream` may differ.
         let asked = (&agent, &said, self.conversation_id, &more, self.if_busy, self.on_disconnect, "turn");
         let hash = hash_of(&asked)?;
-        Ok(Order {
+        Ok(TurnOrder {
             agent,
             input,
             conversation: self.conversation_id,
@@ -154,7 +141,7 @@ pub fn hash_of(asked: &impl Serialize) -> Result<String, Problem> {
 
 /// A turn that is durable.
 #[derive(Debug)]
-pub struct Made {
+pub struct AcceptedTurn {
     /// Which.
     pub id: TurnId,
     /// How it looked when it was accepted; `None` where it had been accepted before.
@@ -163,8 +150,8 @@ pub struct Made {
     pub tail: Option<Tail>,
 }
 
-impl Made {
-    fn of(new: &NewTurn, accepted: &Accepted, tail: Option<Tail>) -> Made {
+impl AcceptedTurn {
+    fn of(new: &NewTurn, accepted: &Accepted, tail: Option<Tail>) -> AcceptedTurn {
         let id = accepted.id;
         let running_since = accepted.is_running().then_some(accepted.at);
         let turn = Turn {
@@ -184,13 +171,13 @@ impl Made {
             retry_of: new.retry_of.map(|turn| turn.to_string()),
             events_url: format!("/v1/turns/{id}/events"),
         };
-        Made { id, turn: (!accepted.is_repeat).then_some(turn), tail: tail.filter(|_| id == new.id) }
+        AcceptedTurn { id, turn: (!accepted.is_repeat).then_some(turn), tail: tail.filter(|_| id == new.id) }
     }
 }
 
 /// Accepts a turn. The work is a task of its own, so that a client that leaves cuts nothing off. The room of its
 /// body is `held` until then.
-pub async fn accept(gateway: &Gateway, order: Order, held: Held) -> Result<Made, Problem> {
+pub async fn accept(gateway: &Gateway, order: TurnOrder, held: BodyRoom) -> Result<AcceptedTurn, Problem> {
     let (reply, accepted) = oneshot::channel();
     let task = {
         let gateway = gateway.clone();
@@ -209,7 +196,7 @@ pub async fn accept(gateway: &Gateway, order: Order, held: Held) -> Result<Made,
     accepted.await.unwrap_or_else(|_| Err(Problem::internal(&"an accept did not come to its end")))
 }
 
-async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
+async fn accept_here(gateway: &Gateway, order: TurnOrder) -> Result<AcceptedTurn, Problem> {
     let store = &gateway.store;
     let (is_followed, who) = (order.is_followed, order.who);
     if !frame::is_deliverable(&order.input) {
@@ -242,7 +229,7 @@ async fn accept_here(gateway: &Gateway, order: Order) -> Result<Made, Problem> {
         // A repeat may stand for a first try that did not come this far.
         interrupt::interrupt_for(gateway, accepted.id, new.conversation).await;
     }
-    Ok(Made::of(&new, &accepted, tail))
+    Ok(AcceptedTurn::of(&new, &accepted, tail))
 }
 
 async fn agent(gateway: &Gateway, name: &str) -> Result<Agent, Problem> {
@@ -250,7 +237,7 @@ async fn agent(gateway: &Gateway, name: &str) -> Result<Agent, Problem> {
     found.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))
 }
 
-fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
+fn new_turn(gateway: &Gateway, order: TurnOrder, agent: Agent) -> NewTurn {
     let clock = gateway.store.clock();
     NewTurn {
         id: TurnId(order.who.0.mark(clock.mint())),
@@ -266,76 +253,6 @@ fn new_turn(gateway: &Gateway, order: Order, agent: Agent) -> NewTurn {
         depth_max: gateway.config.conversation_depth_max,
         queue_max: gateway.config.queue_max,
     }
-}
-
-/// Repeats an identical statement while Postgres is away: for two seconds, but at least once, since a
-/// statement that was given up after longer may have been committed.
-pub async fn insist<T, F>(mut statement: impl FnMut() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let until = Instant::now() + UNKNOWN_COMMIT_MAX;
-    let mut is_first = true;
-    loop {
-        match statement().await {
-            Err(why) if why.is_away() && (is_first || Instant::now() < until) => {
-                is_first = false;
-                tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Cancels a turn when it is dropped before its answer was whole: its client went away. Not so when
-/// this replica lets its clients go; they come back elsewhere.
-#[derive(Debug)]
-pub struct CancelOnDrop(Option<Box<(Gateway, TurnId)>>);
-
-impl CancelOnDrop {
-    /// A guard of the turn, where its client asked for one.
-    pub fn new(gateway: &Gateway, turn: TurnId, on_disconnect: OnDisconnect) -> CancelOnDrop {
-        CancelOnDrop((on_disconnect == OnDisconnect::Cancel).then(|| Box::new((gateway.clone(), turn))))
-    }
-
-    /// A guard of nothing.
-    pub fn none() -> CancelOnDrop {
-        CancelOnDrop(None)
-    }
-
-    /// The answer was whole, or will be asked for again.
-    pub fn disarm(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if let Some((gateway, turn)) = self.0.take().map(|left| *left)
-            && !gateway.supervisor.soft().is_cancelled()
-        {
-            let supervisor = gateway.supervisor.clone();
-            supervisor.spawn(Kind::Client, "disconnects", async move {
-                cancel_for_disconnect(&gateway, turn).await;
-            });
-        }
-    }
-}
-
-async fn cancel_for_disconnect(gateway: &Gateway, turn: TurnId) {
-    let until = Instant::now() + CANCEL_WITHIN;
-    let cancel = async {
-        loop {
-            match gateway.store.cancel(&[turn], CancelledBy::Disconnect).await {
-                Err(why) if why.is_away() && Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
-                }
-                Err(why) => return tracing::error!(%turn, %why, "a turn whose client left goes on"),
-                Ok(_) => return tracing::info!(%turn, "cancelled: its client left"),
-            }
-        }
-    };
-    gateway.supervisor.hard().run_until_cancelled(cancel).await;
 }
 
 /// The trace context of a request: our own span's where it is traced, else the client's, else new.

@@ -14,15 +14,15 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
-    accept::insist,
     answer::Json,
     auth::Role,
+    away::insist,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{JsonText, Name, NoParams, Page, Params, agent_name, parse},
 };
 use crate::{
-    agent::{AgentSpec, Kept, Runtime},
+    agent::{AgentSpec, KeptFields, Runtime},
     store::agents::AgentRow,
 };
 
@@ -127,7 +127,7 @@ async fn understood(
     gateway: &Gateway,
     name: &str,
     body: &[u8],
-) -> Result<(AgentSpec, Option<Kept>), Problem> {
+) -> Result<(AgentSpec, Option<KeptFields>), Problem> {
     let problem = match parse(body) {
         Ok(spec) => return Ok((spec, None)),
         Err(problem) => problem,

@@ -5,8 +5,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     answer::Json,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{Id, NoParams, Strict},
     turns::found,
@@ -48,14 +48,14 @@ pub async fn answer(
     }
     let turn = found(&gateway, id).await?;
     let asked = asked(&gateway, id, &request.ask_id).await?;
-    if asked == Asked::Answered {
+    if asked == AskState::Answered {
         return Err(Problem::turn_state("ask_answered", "This question has its answer already.", id));
     }
     if turn.is_ended() {
         return Err(Problem::turn_state("turn_ended", "This turn has ended.", id));
     }
     // Postgres' text cannot hold NUL.
-    if asked == Asked::Never || request.ask_id.contains('\0') {
+    if asked == AskState::Never || request.ask_id.contains('\0') {
         return Err(Problem::not_found("ask"));
     }
     if !gateway.store.leave_answer(id, &request.ask_id, answer).await? {
@@ -65,7 +65,7 @@ pub async fn answer(
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum AskState {
     Never,
     Open,
     Answered,
@@ -73,24 +73,24 @@ enum Asked {
 
 /// The question that an event is about.
 #[derive(Default, Deserialize)]
-struct Named {
+struct AskName {
     ask_id: String,
 }
 
 /// What the log says about a question.
-async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<Asked, Problem> {
-    let (mut asked, mut cursor) = (Asked::Never, -1);
+async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<AskState, Problem> {
+    let (mut asked, mut cursor) = (AskState::Never, -1);
     loop {
         let events = gateway.store.read_after(turn, cursor, PAGE_ROWS).await?;
         let Some(last) = events.last() else { return Ok(asked) };
         cursor = last.seq;
         for event in &events {
             let outcome = match event.kind {
-                Kind::Ask => Asked::Open,
-                Kind::Answer => Asked::Answered,
+                Kind::Ask => AskState::Open,
+                Kind::Answer => AskState::Answered,
                 _ => continue,
             };
-            let named: Named = serde_json::from_str(&event.data).unwrap_or_default();
+            let named: AskName = serde_json::from_str(&event.data).unwrap_or_default();
             if named.ask_id == ask_id {
                 asked = outcome;
             }

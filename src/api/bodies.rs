@@ -42,7 +42,7 @@ pub struct Bodies {
 /// The room that a body takes, until this is dropped.
 #[derive(Debug, Default)]
 #[must_use = "a body's room is free when this is dropped"]
-pub struct Held(Option<OwnedSemaphorePermit>);
+pub struct BodyRoom(Option<OwnedSemaphorePermit>);
 
 impl Bodies {
     /// Room for so many bytes.
@@ -63,7 +63,7 @@ impl Bodies {
     ///
     /// # Errors
     /// The problem: too large, too slow, broken off, or no room.
-    pub async fn read(&self, request: Request, limit: u64) -> Result<(Bytes, Held), Problem> {
+    pub async fn read(&self, request: Request, limit: u64) -> Result<(Bytes, BodyRoom), Problem> {
         let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let announced = announced.and_then(|length| length.parse::<u64>().ok()).unwrap_or_default();
         if announced > limit {
@@ -74,10 +74,10 @@ impl Bodies {
             .unwrap_or_else(|_| Err(Problem::body_timeout()))
     }
 
-    async fn collect(&self, body: Body, limit: u64, announced: u64) -> Result<(Bytes, Held), Problem> {
+    async fn collect(&self, body: Body, limit: u64, announced: u64) -> Result<(Bytes, BodyRoom), Problem> {
         let announced = usize::try_from(announced).unwrap_or(usize::MAX);
         let mut chunks = body.into_data_stream();
-        let (mut whole, mut held) = (Vec::new(), Held::default());
+        let (mut whole, mut held) = (Vec::new(), BodyRoom::default());
         loop {
             let Ok(chunk) = timeout(SILENT_MAX, chunks.next()).await else {
                 return Err(Problem::body_timeout());
@@ -96,7 +96,7 @@ impl Bodies {
     }
 
     /// Has room for so many bytes.
-    async fn make_room(&self, held: &mut Held, bytes: usize) -> Result<(), Problem> {
+    async fn make_room(&self, held: &mut BodyRoom, bytes: usize) -> Result<(), Problem> {
         let wanted = bytes.saturating_sub(FREE_BYTES).div_ceil(UNIT_BYTES);
         let had = held.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let more = u32::try_from(wanted.saturating_sub(had)).unwrap_or(u32::MAX);
@@ -121,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    async fn read(bodies: &Bodies, bytes: usize) -> Result<(Bytes, Held), Problem> {
+    async fn read(bodies: &Bodies, bytes: usize) -> Result<(Bytes, BodyRoom), Problem> {
         bodies.read(Request::new(Body::from(vec![b'x'; bytes])), 1 << 20).await
     }
 

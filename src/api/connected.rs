@@ -33,10 +33,10 @@ const LEAVING_MAX: usize = 8;
 const HEAD_MAX: Duration = Duration::from_secs(30);
 /// The connections of one replica. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct Connected(Arc<Inner>);
+pub struct Connected(Arc<ConnectionTable>);
 
 #[derive(Debug)]
-struct Inner {
+struct ConnectionTable {
     max: usize,
     per_address: PerAddress,
     idle_max: Duration,
@@ -56,7 +56,7 @@ pub struct PerAddress {
 
 #[derive(Debug, Default)]
 struct Crowd {
-    places: HashMap<u64, Arc<Place>>,
+    places: HashMap<u64, Arc<OpenConnection>>,
     /// Those that were asked to leave do not count.
     by_origin: HashMap<Origin, usize>,
     leaving: usize,
@@ -78,18 +78,18 @@ impl Origin {
 
 /// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum ConnectionRefused {
     /// There are as many as there may be, and all are in use.
     Full,
     /// The same of its address.
     Address,
 }
 
-impl Refused {
+impl ConnectionRefused {
     pub const fn as_str(self) -> &'static str {
         match self {
-            Refused::Full => "full",
-            Refused::Address => "address",
+            ConnectionRefused::Full => "full",
+            ConnectionRefused::Address => "address",
         }
     }
 }
@@ -98,7 +98,7 @@ impl Connected {
     /// Nobody yet.
     pub fn new(max: usize, per_address: PerAddress, idle_max: Duration) -> Connected {
         let (head_max, began, crowd) = (HEAD_MAX, Instant::now(), Mutex::default());
-        Connected(Arc::new(Inner { max, per_address, idle_max, head_max, began, crowd }))
+        Connected(Arc::new(ConnectionTable { max, per_address, idle_max, head_max, began, crowd }))
     }
 
     /// How many there are, but for those that were asked to leave, and how many there may be.
@@ -108,19 +108,19 @@ impl Connected {
     }
 
     /// A place for a new connection, which another one may have to leave.
-    pub fn admit(&self, number: u64, address: SocketAddr) -> Result<Admission, Refused> {
+    pub fn admit(&self, number: u64, address: SocketAddr) -> Result<ConnectionSlot, ConnectionRefused> {
         let origin = Origin::of(address.ip());
         let PerAddress { max, binds_loopback } = self.0.per_address;
         let is_bound = binds_loopback || !address.ip().to_canonical().is_loopback();
         let mut crowd = self.crowd();
         let of_origin = crowd.by_origin.get(&origin).copied().unwrap_or(0);
         if is_bound && of_origin >= max && !self.make_room(&mut crowd, Some(origin)) {
-            return Err(Refused::Address);
+            return Err(ConnectionRefused::Address);
         }
         if crowd.places.len() - crowd.leaving >= self.0.max && !self.make_room(&mut crowd, None) {
-            return Err(Refused::Full);
+            return Err(ConnectionRefused::Full);
         }
-        let place = Arc::new(Place {
+        let place = Arc::new(OpenConnection {
             origin,
             under_way: AtomicUsize::new(0),
             idle_since: AtomicU64::new(self.now()),
@@ -132,7 +132,7 @@ impl Connected {
         });
         crowd.places.insert(number, place.clone());
         *crowd.by_origin.entry(origin).or_default() += 1;
-        Ok(Admission { connected: self.clone(), number, place })
+        Ok(ConnectionSlot { connected: self.clone(), number, place })
     }
 
     /// Has some idle connections leave, of this origin where one is named. Called where there are no descriptors
@@ -201,7 +201,7 @@ fn millis(span: Duration) -> u64 {
 
 /// One connection, as others see it.
 #[derive(Debug)]
-struct Place {
+struct OpenConnection {
     origin: Origin,
     /// Requests, of which HTTP/2 has many at a time.
     under_way: AtomicUsize,
@@ -217,7 +217,7 @@ struct Place {
     leave: Notify,
 }
 
-impl Place {
+impl OpenConnection {
     fn idle_since(&self) -> Option<u64> {
         self.silent_since().filter(|_| !self.is_blocked.load(Relaxed))
     }
@@ -231,13 +231,13 @@ impl Place {
 
 /// The place of one connection, until it is dropped.
 #[derive(Debug)]
-pub struct Admission {
+pub struct ConnectionSlot {
     connected: Connected,
     number: u64,
-    place: Arc<Place>,
+    place: Arc<OpenConnection>,
 }
 
-impl Admission {
+impl ConnectionSlot {
     /// For whoever carries the bytes, and the requests.
     pub fn mark(&self) -> Mark {
         Mark { connected: self.connected.clone(), place: self.place.clone() }
@@ -287,7 +287,7 @@ impl Admission {
     }
 }
 
-impl Drop for Admission {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut crowd = self.connected.crowd();
         crowd.places.remove(&self.number);
@@ -303,7 +303,7 @@ impl Drop for Admission {
 #[derive(Debug, Clone)]
 pub struct Mark {
     connected: Connected,
-    place: Arc<Place>,
+    place: Arc<OpenConnection>,
 }
 
 impl Mark {

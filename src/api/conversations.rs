@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
-    accept::insist,
     answer::Json,
+    away::insist,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{Id, NoParams, Page, Params, Strict, agent_name},
-    shares::Who,
     turns::page_of_turns,
+    who::Who,
 };
 use crate::{
     id::ConversationId,

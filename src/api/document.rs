@@ -22,7 +22,7 @@ const PROBLEM_TYPE: &str = "application/problem+json";
         title = "lastword",
         description = "A gateway for chat agents: every accepted turn gets exactly one last word."
     ),
-    modifiers(&Token),
+    modifiers(&TokenScheme),
     security(("token" = [])),
     tags(
         (name = "turns"), (name = "events"), (name = "conversations"), (name = "agents"),
@@ -33,9 +33,9 @@ const PROBLEM_TYPE: &str = "application/problem+json";
 )]
 pub(super) struct Document;
 
-struct Token;
+struct TokenScheme;
 
-impl Modify for Token {
+impl Modify for TokenScheme {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));

@@ -12,21 +12,21 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     accept::CancelOnDrop,
     answer::Json,
-    listen::Connection,
+    gateway::Gateway,
+    peer::Connection,
     problem::{Problem, ProblemDocument},
     request::{Id, LAST_EVENT_ID, Params, last_event_id, wants_events},
-    shares::Who,
-    sse::{self, Seat},
+    sse::{self, StreamSlot},
     turns::found,
+    who::Who,
 };
 use crate::{
     event::{LastWords, SharedEvent},
     id::{ConversationId, TurnId},
     store::conversations::Conversation,
-    stream::{Position, Reader, Tail, Telling, Thread},
+    stream::{ConversationTail, EventReader, Position, Tail, Telling},
 };
 
 const LIMIT_DEFAULT: i64 = 200;
@@ -59,7 +59,7 @@ impl std::str::FromStr for Seq {
 }
 
 /// What a reader of events asks for.
-struct Wanted<C> {
+struct EventQuery<C> {
     after: Option<C>,
     /// Which header or parameter the cursor came by.
     field: &'static str,
@@ -69,7 +69,7 @@ struct Wanted<C> {
     last_words: LastWords,
 }
 
-impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
+impl<C: std::str::FromStr<Err: std::fmt::Display>> EventQuery<C> {
     fn read(mut params: Params, headers: &HeaderMap) -> Result<Self, Problem> {
         let asks_for_page = params.has("wait") || params.has("limit");
         let (wait, limit) = (params.wait()?, params.number("limit", 1..=LIMIT_MAX)?);
@@ -93,11 +93,11 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> Wanted<C> {
         if !is_stream {
             params.end()?;
         }
-        Ok(Wanted { after, field, wait, limit: limit.unwrap_or(LIMIT_DEFAULT), is_stream, last_words })
+        Ok(EventQuery { after, field, wait, limit: limit.unwrap_or(LIMIT_DEFAULT), is_stream, last_words })
     }
 }
 
-impl<C> Wanted<C> {
+impl<C> EventQuery<C> {
     /// What was found at the cursor. A stream whose log was rewound behind it is told so and begins again, as one is
     /// that was open meanwhile: a browser would take a refusal for the end.
     fn unless_rewound<T: Default>(
@@ -143,7 +143,7 @@ pub async fn of_turn(
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, Problem> {
-    let wanted = Wanted::<Seq>::read(params, &headers)?;
+    let wanted = EventQuery::<Seq>::read(params, &headers)?;
     let after = wanted.after.map_or(-1, |Seq(seq)| seq);
     found(&gateway, id).await?;
     let is_at_end = is_at_last_word(&gateway, id, after, wanted.field).await;
@@ -153,9 +153,9 @@ pub async fn of_turn(
     }
     let tail = Tail::new(&gateway.store, id, if reset.is_some() { -1 } else { after });
     if wanted.is_stream {
-        let seat = Seat::take(&gateway, who, connection)?;
-        let stream = (Reader::Turn(Box::new(tail)), Telling { last_words: wanted.last_words, reset });
-        return Ok(sse::response(&gateway, stream, seat, CancelOnDrop::none(), false));
+        let slot = StreamSlot::take(&gateway, who, connection)?;
+        let stream = (EventReader::Turn(Box::new(tail)), Telling { last_words: wanted.last_words, reset });
+        return Ok(sse::response(&gateway, stream, slot, CancelOnDrop::none(), false));
     }
     let _waiting = gateway.shares().wait(who, wanted.wait)?;
     turn_page(&gateway, who, tail, wanted).await
@@ -180,11 +180,11 @@ async fn turn_page(
     gateway: &Gateway,
     who: Who,
     mut tail: Tail,
-    wanted: Wanted<Seq>,
+    wanted: EventQuery<Seq>,
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     loop {
-        let place = gateway.page(who).await?;
+        let place = gateway.shares().rendering(who).await?;
         let events = tail.look(wanted.limit).await?;
         let left = time_left(gateway, until);
         if !events.is_empty() || left.is_zero() {
@@ -228,16 +228,17 @@ pub async fn of_conversation(
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, Problem> {
-    let wanted = Wanted::<Position>::read(params, &headers)?;
+    let wanted = EventQuery::<Position>::read(params, &headers)?;
     let at = wanted.after.unwrap_or(Position::START);
     let there = gateway.store.conversation(id).await?.ok_or_else(|| Problem::not_found("conversation"))?;
     let rewound = check_position(&gateway, &there, at, &wanted).await?;
-    let thread = Thread::new(&gateway.store, id, if rewound.is_some() { Position::START } else { at });
+    let thread =
+        ConversationTail::new(&gateway.store, id, if rewound.is_some() { Position::START } else { at });
     if wanted.is_stream {
-        let seat = Seat::take(&gateway, who, connection)?;
+        let slot = StreamSlot::take(&gateway, who, connection)?;
         let telling = Telling { last_words: wanted.last_words, reset: rewound };
-        let stream = (Reader::Thread(Box::new(thread)), telling);
-        return Ok(sse::response(&gateway, stream, seat, CancelOnDrop::none(), false));
+        let stream = (EventReader::Thread(Box::new(thread)), telling);
+        return Ok(sse::response(&gateway, stream, slot, CancelOnDrop::none(), false));
     }
     let _waiting = gateway.shares().wait(who, wanted.wait)?;
     thread_page(&gateway, who, thread, at, wanted).await
@@ -248,7 +249,7 @@ async fn check_position(
     gateway: &Gateway,
     there: &Conversation,
     at: Position,
-    wanted: &Wanted<Position>,
+    wanted: &EventQuery<Position>,
 ) -> Result<Option<TurnId>, Problem> {
     if at.seq < 0 && at.ordinal == 1 {
         return Ok(None);
@@ -271,13 +272,13 @@ async fn check_position(
 async fn thread_page(
     gateway: &Gateway,
     who: Who,
-    mut thread: Thread,
+    mut thread: ConversationTail,
     mut at: Position,
-    wanted: Wanted<Position>,
+    wanted: EventQuery<Position>,
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     let (mut events, mut bytes) = (Vec::new(), 0);
-    let mut place = gateway.page(who).await?;
+    let mut place = gateway.shares().rendering(who).await?;
     loop {
         let room = if bytes < PAGE_BYTES { wanted.limit - events.len() as i64 } else { 0 };
         let more = if room > 0 { thread.look(room).await? } else { Vec::new() };
@@ -298,7 +299,7 @@ async fn thread_page(
                 () = thread.wait(left) => {}
                 () = gateway.supervisor.soft().cancelled() => {}
             }
-            place = gateway.page(who).await?;
+            place = gateway.shares().rendering(who).await?;
         }
     }
 }

@@ -30,7 +30,7 @@ use tower::ServiceExt as _;
 use super::{
     connected::{Mark, UnderWay},
     linger::{LeftUnread, may_be_small},
-    listen::Peer,
+    peer::Peer,
 };
 use crate::task::{Kind, Supervisor};
 
@@ -41,7 +41,7 @@ pub fn answer(
     (service, peer): (&Router, &Peer),
     mark: &Mark,
     left_unread: &LeftUnread,
-) -> impl Future<Output = Result<Response<Answer>, Infallible>> + use<> {
+) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> + use<> {
     let under_way = mark.request();
     let is_to_be_told = !may_be_small(request.headers());
     let mut request = request.map(|body| Body::new(left_unread.watch(body)));
@@ -52,18 +52,18 @@ pub fn answer(
         if is_to_be_told && left_unread.is_so() {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(answer.map(|body| Answer { body, pace: Pace::default(), _under_way: under_way }))
+        Ok(answer.map(|body| AnswerBody { body, pace: PieceWait::default(), _under_way: under_way }))
     }
 }
 
 /// An answer's body: its request is under way until it has ended.
-pub struct Answer {
+pub struct AnswerBody {
     body: Body,
-    pace: Pace,
+    pace: PieceWait,
     _under_way: UnderWay,
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -88,15 +88,15 @@ impl http_body::Body for Answer {
 
 /// Since when a piece of an answer waits for its client. Clones are the same.
 #[derive(Debug, Clone)]
-struct Pace(Arc<(Instant, AtomicU64)>);
+struct PieceWait(Arc<(Instant, AtomicU64)>);
 
-impl Default for Pace {
+impl Default for PieceWait {
     fn default() -> Self {
-        Pace(Arc::new((Instant::now(), AtomicU64::new(0))))
+        PieceWait(Arc::new((Instant::now(), AtomicU64::new(0))))
     }
 }
 
-impl Pace {
+impl PieceWait {
     /// The client has room for more.
     fn asked(&self) {
         self.0.1.store(0, Ordering::Relaxed);
@@ -118,7 +118,7 @@ impl Pace {
 /// One stream of HTTP/2, as its task sees it.
 struct Stream {
     peer: Peer,
-    pace: Pace,
+    pace: PieceWait,
 }
 
 /// Runs the streams of one connection of HTTP/2. Clones are the same.
@@ -142,8 +142,8 @@ impl Streams {
         request: Request<Incoming>,
         (service, peer): (&Router, &Peer),
         mark: &Mark,
-    ) -> impl Future<Output = Result<Response<Answer>, Infallible>> + use<> {
-        let (under_way, pace, peer) = (mark.request(), Pace::default(), peer.of_stream());
+    ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> + use<> {
+        let (under_way, pace, peer) = (mark.request(), PieceWait::default(), peer.of_stream());
         let mut request = request.map(Body::new);
         // The name that was called by stands in the URI, and is looked for in the header.
         let authority = request.uri().authority().and_then(|name| HeaderValue::from_str(name.as_str()).ok());
@@ -153,7 +153,9 @@ impl Streams {
         request.extensions_mut().insert(ConnectInfo(peer.clone()));
         *self.next() = Some(Stream { peer, pace: pace.clone() });
         let answer = service.clone().oneshot(request);
-        async move { answer.await.map(|answer| answer.map(|body| Answer { body, pace, _under_way: under_way })) }
+        async move {
+            answer.await.map(|answer| answer.map(|body| AnswerBody { body, pace, _under_way: under_way }))
+        }
     }
 
     fn next(&self) -> std::sync::MutexGuard<'_, Option<Stream>> {
@@ -179,7 +181,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
 }
 
 /// Until a piece has waited for its client for so long.
-async fn stalled(pace: &Pace, stall_max: Duration) {
+async fn stalled(pace: &PieceWait, stall_max: Duration) {
     loop {
         let left = stall_max.saturating_sub(pace.waits_for().unwrap_or_default());
         if left.is_zero() {

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{connected::Refused, cors::Origins, request::LAST_EVENT_ID, speak::PREFACE};
+use super::{connected::ConnectionRefused, cors::Origins, request::LAST_EVENT_ID, wire::PREFACE};
 use crate::{
     stream::render::{self, MEDIA_TYPE},
     telemetry::metrics,
@@ -36,7 +36,7 @@ const ALIVE: &str = "HTTP/1.1 200 OK\r\n\
 const GOAWAY: [u8; 26] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Tells a client that there is no place for it. Whoever asks whether this process lives is told that it does.
-pub async fn refuse(mut stream: TcpStream, why: Refused, origins: &Origins) {
+pub async fn refuse(mut stream: TcpStream, why: ConnectionRefused, origins: &Origins) {
     metrics::connections_cut(why.as_str());
     let _ = timeout(WITHIN, async {
         let mut head = [0; HEAD_BYTES];

@@ -3,40 +3,22 @@
 //! `/livez` says that this process answers, and asks nobody: a database that is away is no reason to
 //! restart it. `/readyz` says whether new requests should come here.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
-
 use axum::{
     extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
 };
 use serde::Serialize;
-use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::{Gateway, answer::Json};
+use super::{answer::Json, gateway::Gateway, readiness};
 use crate::{
     descriptors::{self, Lack},
-    store::denial::Denial,
     telemetry::metrics,
 };
 
-/// An answer of Postgres counts for so long.
-const ANSWER_COUNTS_FOR: Duration = Duration::from_secs(2);
-/// A probe waits for so long.
-const PROBE_MAX: Duration = Duration::from_secs(1);
 /// The supervisor's line that says whether this replica is registered.
 const PRESENCE: &str = "presence";
-
-/// What was found out before.
-#[derive(Debug, Default)]
-pub struct Readiness {
-    answered_at: Mutex<Option<Instant>>,
-    is_migrated: AtomicBool,
-}
 
 /// Whether this replica takes new requests, and why not.
 #[derive(Debug, Serialize, ToSchema)]
@@ -78,18 +60,19 @@ pub async fn livez() -> &'static str {
 #[utoipa::path(get, path = "/readyz", tag = "health",
     responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)))]
 pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<ReadinessView>) {
-    let does_answer = answers(&gateway).await;
-    let refusal = refusal(&gateway).await;
+    let (store, known) = (&gateway.store, gateway.readiness());
+    let does_answer = known.answers(store).await;
+    let refusal = readiness::refusal(store).await;
     // Connections that are there serve everybody while new logins are refused.
     let postgres = does_answer && !refusal.is_some_and(|denial| denial.is_of_statements());
     let fault = (!does_answer).then_some("Postgres does not answer");
-    let migrated = postgres && is_migrated(&gateway).await;
+    let migrated = postgres && known.is_migrated(store).await;
     let board = gateway.supervisor.board();
     let presence = board.state(PRESENCE).unwrap_or("ready").to_owned();
     let draining = gateway.supervisor.soft().is_cancelled();
     let lacks = descriptors::shortage().map(Lack::as_str);
     let is_ready = !draining && postgres && migrated && presence == "ready" && lacks.is_none();
-    let wake = gateway.store.wake();
+    let wake = store.wake();
     let round_trip_ms = wake.round_trip().map(|took| took.as_secs_f64() * 1000.0);
     let view = ReadinessView {
         status: if is_ready { "ready" } else { "unready" },
@@ -109,33 +92,4 @@ pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<Readine
 pub async fn metrics(State(gateway): State<Gateway>) -> impl IntoResponse {
     gateway.note_bounds();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render())
-}
-
-/// Whether Postgres answered of late. Probes come one at a time: many that ask share one.
-async fn answers(gateway: &Gateway) -> bool {
-    let mut answered_at = gateway.readiness().answered_at.lock().await;
-    if answered_at.is_some_and(|at| at.elapsed() < ANSWER_COUNTS_FOR) {
-        return true;
-    }
-    let answer = tokio::time::timeout(PROBE_MAX, gateway.store.probe()).await;
-    *answered_at = matches!(answer, Ok(Ok(()))).then(Instant::now);
-    answered_at.is_some()
-}
-
-/// Why logins are refused, where they are. Asks again as often as that may be done: connections that are there may
-/// serve for half an hour, and nobody else would knock.
-async fn refusal(gateway: &Gateway) -> Option<Denial> {
-    if gateway.store.refusal().is_some() {
-        let _ = tokio::time::timeout(PROBE_MAX, gateway.store.knock()).await;
-    }
-    gateway.store.refusal()
-}
-
-async fn is_migrated(gateway: &Gateway) -> bool {
-    let known = &gateway.readiness().is_migrated;
-    if !known.load(Ordering::Relaxed) {
-        let answer = tokio::time::timeout(PROBE_MAX, gateway.store.is_migrated()).await;
-        known.store(matches!(answer, Ok(Ok(true))), Ordering::Relaxed);
-    }
-    known.load(Ordering::Relaxed)
 }

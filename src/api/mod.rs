@@ -9,6 +9,7 @@ mod agents;
 mod answer;
 mod answers;
 mod auth;
+mod away;
 mod bodies;
 mod connected;
 mod conversations;
@@ -17,12 +18,15 @@ mod document;
 mod events;
 mod exchange;
 mod full;
+mod gateway;
 mod health;
 mod linger;
-pub mod listen;
+mod listen;
 mod observe;
 mod params;
+mod peer;
 mod problem;
+mod readiness;
 mod reconnect;
 mod replicas;
 mod request;
@@ -33,116 +37,28 @@ mod stall;
 mod ticket;
 mod turns;
 mod unread;
+mod who;
+mod wire;
 mod worker;
 mod worker_tokens;
 mod workers;
 
-use std::sync::Arc;
-
 use axum::{Router, middleware, routing::get};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::{
-    answer::Json,
-    auth::{Guesses, Keys, Strangers},
-    bodies::Bodies,
-    connected::{Connected, PerAddress},
-    cors::Origins,
-    document::Document,
-    health::Readiness,
-    problem::Problem,
-    shares::Shares,
-};
-use crate::{
-    config::Config,
-    console, descriptors,
-    id::TurnId,
-    store::{Store, remote_turns::Proof, worker_tokens::Grant},
-    task::Supervisor,
-    telemetry::metrics,
-    token::TokenHash,
-};
+pub use self::gateway::Gateway;
+use self::{answer::Json, document::Document, problem::Problem};
+use crate::console;
 
-pub use listen::serve;
-
-/// What the doors stand on. Clones are the same gateway.
-#[derive(Debug, Clone)]
-pub struct Gateway {
-    /// Postgres.
-    pub store: Store,
-    /// What this replica was told.
-    pub config: Arc<Config>,
-    /// Home of tasks; its soft stop lets streams go, its hard one ends them.
-    pub supervisor: Supervisor,
-    doors: Arc<Doors>,
-}
-
-#[derive(Debug)]
-struct Doors {
-    keys: Keys,
-    guesses: Guesses,
-    bodies: Bodies,
-    newcomers: Strangers<TokenHash, Grant>,
-    speakers: Strangers<(TurnId, i32, Proof), ()>,
-    connected: Connected,
-    origins: Origins,
-    shares: Shares,
-    rendering: unread::Rendering,
-    readiness: Readiness,
-}
-
-impl Gateway {
-    /// A gateway over this store.
-    pub fn new(store: Store, config: Arc<Config>, supervisor: Supervisor) -> Gateway {
-        let connections_max = descriptors::connections(config.connections_max, config.workers_max());
-        let per_address = PerAddress {
-            max: config.connections_per_address_max.map_or(connections_max.div_ceil(2), |max| max as usize),
-            binds_loopback: config.connections_per_address_max.is_some(),
-        };
-        let doors = Arc::new(Doors {
-            keys: Keys::of(&config),
-            guesses: Guesses::default(),
-            bodies: Bodies::new(config.bodies_max),
-            newcomers: Strangers::default(),
-            speakers: Strangers::default(),
-            connected: Connected::new(connections_max, per_address, config.connection_idle_max.0),
-            origins: Origins::of(&config),
-            shares: Shares::of(&config),
-            rendering: unread::Rendering::default(),
-            readiness: Readiness::default(),
-        });
-        Gateway { store, config, supervisor, doors }
-    }
-
-    fn keys(&self) -> &Keys {
-        &self.doors.keys
-    }
-
-    fn bodies(&self) -> &Bodies {
-        &self.doors.bodies
-    }
-
-    fn shares(&self) -> &Shares {
-        &self.doors.shares
-    }
-
-    fn connected(&self) -> &Connected {
-        &self.doors.connected
-    }
-
-    fn readiness(&self) -> &Readiness {
-        &self.doors.readiness
-    }
-
-    /// Tells operators how near the bounds of the doors are; the shares tell of themselves.
-    fn note_bounds(&self) {
-        let (connections, most) = self.connected().count();
-        metrics::bound("connections", connections as u64, most as u64);
-        let (bytes, most) = self.bodies().count();
-        metrics::bound("body_bytes", bytes, most);
-    }
+/// Answers requests by every route until the hard stop. Once `closing` is cancelled it takes no more connections,
+/// ends idle ones, and returns when the last has ended. During a drain that comes before, requests are still answered.
+pub async fn serve(listener: TcpListener, gateway: Gateway, closing: CancellationToken) {
+    let service = router(gateway.clone());
+    listen::serve(listener, gateway, service, closing).await;
 }
 
 /// Every route. [`serve`] adds what it needs to reset a connection; without it, as under another
@@ -173,7 +89,7 @@ pub fn router(gateway: Gateway) -> Router {
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .layer(middleware::from_fn_with_state(gateway.clone(), auth::page))
         .layer(CatchPanicLayer::custom(panicked));
-    let api = match gateway.doors.origins.layer() {
+    let api = match gateway.origins().layer() {
         Some(cors) => api.layer(cors),
         None => api,
     };

@@ -20,10 +20,10 @@ use crate::{
 
 /// A refusal, or a fault of ours.
 #[derive(Debug, Clone)]
-pub struct Problem(Box<Inner>);
+pub struct Problem(Box<ProblemParts>);
 
 #[derive(Debug, Clone)]
-struct Inner {
+struct ProblemParts {
     status: StatusCode,
     code: &'static str,
     detail: String,
@@ -60,7 +60,7 @@ pub struct ProblemDocument {
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
-        Problem(Box::new(Inner { status, code, detail: detail.into(), fields: Map::new() }))
+        Problem(Box::new(ProblemParts { status, code, detail: detail.into(), fields: Map::new() }))
     }
 
     /// The same with one more field.
@@ -355,7 +355,7 @@ impl From<TailError> for Problem {
 
 /// What an answer that refuses bears along for the layers that it passes.
 #[derive(Debug, Clone, Copy)]
-pub struct Refusal {
+pub struct RefusalNote {
     /// Its code.
     pub code: &'static str,
     /// Come back after so many seconds.
@@ -364,7 +364,7 @@ pub struct Refusal {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Inner { status, code, detail, fields } = *self.0;
+        let ProblemParts { status, code, detail, fields } = *self.0;
         let retry_after = fields.get("retry_after_s").and_then(Value::as_u64);
         let mut document = json!({
             "type": format!("urn:lastword:problem:{code}"),
@@ -377,7 +377,7 @@ impl IntoResponse for Problem {
             document.extend(fields);
         }
         let mut response = (status, text::one_line(&document.to_string()).into_owned()).into_response();
-        response.extensions_mut().insert(Refusal { code, retry_after_s: retry_after });
+        response.extensions_mut().insert(RefusalNote { code, retry_after_s: retry_after });
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -18,8 +18,8 @@ use futures_util::stream;
 
 use super::{
     auth::ByTicket,
-    listen::Peer,
-    problem::Refusal,
+    peer::Peer,
+    problem::RefusalNote,
     request::{is_resumed, wants_events},
     sse,
 };
@@ -35,7 +35,7 @@ pub async fn put_off(request: Request, next: Next) -> Result<Response, Infallibl
     let comes_back = is_stream && (is_browsers || is_resumed(&request));
     let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
     let response = next.run(request).await;
-    let refusal = response.extensions().get::<Refusal>().copied();
+    let refusal = response.extensions().get::<RefusalNote>().copied();
     let passes = matches!(
         response.status(),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE
@@ -46,7 +46,7 @@ pub async fn put_off(request: Request, next: Next) -> Result<Response, Infallibl
     })
 }
 
-fn later(Refusal { code, retry_after_s }: Refusal, peer: Option<Peer>) -> Response {
+fn later(RefusalNote { code, retry_after_s }: RefusalNote, peer: Option<Peer>) -> Response {
     let after = Duration::from_secs(retry_after_s.unwrap_or_default());
     let told = Bytes::from(render::put_off(code, after));
     let frames = stream::unfold((Some(told), peer), |(told, peer)| async {

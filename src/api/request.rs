@@ -13,7 +13,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 pub use super::params::{NoParams, OfNewTurn, Params};
-use super::{Gateway, bodies::Held, problem::Problem};
+use super::{bodies::BodyRoom, gateway::Gateway, problem::Problem};
 use crate::{
     event::{NESTING_MAX, is_too_deep},
     halves,
@@ -36,7 +36,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Strict<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
-        Kept::from_request(request, gateway).await.map(|Kept(value, ..)| Strict(value))
+        KeptBody::from_request(request, gateway).await.map(|KeptBody(value, ..)| Strict(value))
     }
 }
 
@@ -55,15 +55,15 @@ impl FromRequest<Gateway> for JsonText {
 /// The same as [`Strict`] with the room that it took, for a value that is kept longer than it takes to read it, and
 /// how many bytes it was.
 #[derive(Debug)]
-pub struct Kept<T>(pub T, pub Held, pub usize);
+pub struct KeptBody<T>(pub T, pub BodyRoom, pub usize);
 
-impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Kept<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for KeptBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, Problem> {
         let (bytes, held) = json_text(request, gateway).await?;
         let weight = bytes.len();
-        aside(weight, move || parse(&bytes)).await.map(|value| Kept(value, held, weight))
+        aside(weight, move || parse(&bytes)).await.map(|value| KeptBody(value, held, weight))
     }
 }
 
@@ -98,13 +98,13 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-async fn json_text(request: Request, gateway: &Gateway) -> Result<(Bytes, Held), Problem> {
+async fn json_text(request: Request, gateway: &Gateway) -> Result<(Bytes, BodyRoom), Problem> {
     let is_json = is_json(request.headers());
     let (bytes, held) = whole_body(request, gateway).await?;
     if is_json { Ok((bytes, held)) } else { Err(Problem::not_json()) }
 }
 
-async fn whole_body(request: Request, gateway: &Gateway) -> Result<(Bytes, Held), Problem> {
+async fn whole_body(request: Request, gateway: &Gateway) -> Result<(Bytes, BodyRoom), Problem> {
     gateway.bodies().read(request, gateway.config.body_max.0).await
 }
 

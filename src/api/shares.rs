@@ -8,7 +8,6 @@
 mod queue;
 
 use std::{
-    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{extract::FromRequestParts, http::request::Parts};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::problem::Problem;
+use super::{problem::Problem, who::Who};
 use crate::{
     config::Config,
     principal::Principal,
@@ -26,24 +25,14 @@ use crate::{
     telemetry::metrics,
 };
 
-use queue::Room;
+use queue::QueueRoom;
 
 /// A token that made nothing for so long may make as many rows at once as in this time.
 const ROWS_AHEAD: Duration = Duration::from_secs(10);
 /// And at least so many.
 const ROWS_AHEAD_MIN: u32 = 10;
-
-/// Who sends a request, as the middleware of the client routes has found it.
-#[derive(Debug, Clone, Copy)]
-pub struct Who(pub Principal);
-
-impl<S: Send + Sync> FromRequestParts<S> for Who {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get().copied().unwrap_or(Who(Principal::ANONYMOUS)))
-    }
-}
+/// Pages of events that are read and rendered at a time.
+const RENDERED_AT_ONCE: usize = 8;
 
 /// The shares of one replica.
 #[derive(Debug)]
@@ -54,8 +43,10 @@ pub struct Shares {
     pub waits: Arc<Bound>,
     /// Bytes of answers that their clients have not read.
     unread: Arc<Bound>,
+    /// Pages that are being rendered.
+    rendering: Arc<Semaphore>,
     rows: Rows,
-    queue: queue::Queue,
+    queue: queue::QueueShares,
 }
 
 impl Shares {
@@ -66,15 +57,16 @@ impl Shares {
             streams: bound("streams", u64::from(config.streams_max)),
             waits: bound("waits", u64::from(config.waits_max)),
             unread: bound("unread_bytes", config.unread_max.0),
+            rendering: Arc::new(Semaphore::new(RENDERED_AT_ONCE)),
             rows: Rows::new(config.token_rows_per_minute_max, config.client_tokens.len()),
-            queue: queue::Queue::of(config),
+            queue: queue::QueueShares::of(config),
         }
     }
 
     /// Room in the queue for a turn that is about to be accepted.
-    pub async fn queue(&self, store: &Store, who: Who, new: &mut NewTurn) -> Result<Room, Problem> {
+    pub async fn queue(&self, store: &Store, who: Who, new: &mut NewTurn) -> Result<QueueRoom, Problem> {
         let room = self.queue.room(store, who).await?;
-        if matches!(room, Room::None) {
+        if matches!(room, QueueRoom::None) {
             if new.idempotency.is_none() {
                 return Err(queue::full());
             }
@@ -97,9 +89,11 @@ impl Shares {
         self.waits.take(who, 1).map(Some).map_err(|full| full.problem(Problem::too_many_waits))
     }
 
-    /// Whether this token may have one more page rendered.
-    pub fn may_read(&self, who: Who) -> Result<(), Problem> {
-        self.unread.has_room(who).map_err(|full| full.problem(Problem::too_much_unread))
+    /// A place for a page that is gathered and rendered, where its token may have one more. Never hold it while
+    /// waiting for somebody.
+    pub async fn rendering(&self, who: Who) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        self.unread.has_room(who).map_err(|full| full.problem(Problem::too_much_unread))?;
+        Ok(self.rendering.clone().acquire_owned().await.ok())
     }
 
     /// A page that was rendered, until it is read. One that is larger than a share is served alone.

@@ -16,11 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connected::Mark,
     exchange::{Streams, answer},
-    listen::{Peer, UNSENT_MAX, Wire},
+    peer::Peer,
+    wire::{UNSENT_MAX, Wire},
 };
 
-/// What a client of HTTP/2 begins with.
-pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Streams of one connection at a time. More wait at the client.
 const STREAMS_MAX: u32 = 100;
 /// Bytes of one request's headers.

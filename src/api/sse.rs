@@ -13,39 +13,40 @@ use axum::{
 use futures_util::stream;
 
 use super::{
-    Gateway,
     accept::CancelOnDrop,
-    listen::{Connection, Peer},
+    gateway::Gateway,
+    peer::{Connection, Peer},
     problem::Problem,
-    shares::{Taken, Who},
+    shares::Taken,
+    who::Who,
 };
 use crate::{
     event::{Kind, SharedEvent},
-    stream::{Feed, Reader, Step, Telling, render},
+    stream::{EventReader, Feed, StreamStep, Telling, render},
     telemetry::metrics,
 };
 
 /// One of the streams that this replica may serve, and the connection that carries it.
 #[derive(Debug)]
-pub struct Seat {
+pub struct StreamSlot {
     /// Given back when the stream ends.
     _taken: Taken,
     peer: Option<Peer>,
 }
 
-impl Seat {
-    /// Takes a seat; 503 where all are taken, 429 where the caller has its share of them. Take it before anything is
+impl StreamSlot {
+    /// Takes a slot; 503 where all are taken, 429 where the caller has its share of them. Take it before anything is
     /// accepted.
-    pub fn take(gateway: &Gateway, who: Who, connection: Connection) -> Result<Seat, Problem> {
-        Ok(Seat { _taken: gateway.shares().stream(who)?, peer: connection.0 })
+    pub fn take(gateway: &Gateway, who: Who, connection: Connection) -> Result<StreamSlot, Problem> {
+        Ok(StreamSlot { _taken: gateway.shares().stream(who)?, peer: connection.0 })
     }
 }
 
 struct Serving {
     feed: Feed,
-    /// Before the seat: once the seat is free, what the client's leaving means is under way.
+    /// Before the slot: once the slot is free, what the client's leaving means is under way.
     guard: CancelOnDrop,
-    seat: Seat,
+    slot: StreamSlot,
     accepted_at: Option<chrono::DateTime<chrono::Utc>>,
     is_measured: bool,
     /// Counts it as open until it is dropped.
@@ -56,15 +57,15 @@ struct Serving {
 /// with `is_first` the client waits for this turn's first event, which is measured.
 pub fn response(
     gateway: &Gateway,
-    stream: (Reader, Telling),
-    seat: Seat,
+    stream: (EventReader, Telling),
+    slot: StreamSlot,
     guard: CancelOnDrop,
     is_first: bool,
 ) -> Response {
     // In a box: the body has room for it three times over.
     let serving = Box::new(Serving {
         feed: Feed::new(&gateway.store, stream, gateway.config.keep_alive.0, &gateway.supervisor),
-        seat,
+        slot,
         guard,
         accepted_at: None,
         is_measured: !is_first,
@@ -99,19 +100,19 @@ pub fn answer(body: Body) -> Response {
 impl Serving {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         match self.feed.next().await {
-            Step::Bytes(text, events) => {
+            StreamStep::Bytes(text, events) => {
                 self.measure(&events);
                 if events.last().is_some_and(|event| event.kind.is_terminal()) {
                     self.guard.disarm();
                 }
                 Some(Ok(text.into()))
             }
-            Step::Ended => None,
-            Step::LetGo => {
+            StreamStep::Ended => None,
+            StreamStep::LetGo => {
                 self.guard.disarm();
                 Some(Err(self.abort("this replica lets its streams go")))
             }
-            Step::Broken(why) => {
+            StreamStep::Broken(why) => {
                 tracing::error!(error = %why, "a stream was aborted");
                 self.guard.disarm();
                 Some(Err(self.abort("the log cannot be read on")))
@@ -120,7 +121,7 @@ impl Serving {
     }
 
     fn abort(&self, why: &'static str) -> io::Error {
-        if let Some(peer) = &self.seat.peer {
+        if let Some(peer) = &self.slot.peer {
             peer.reset();
         }
         io::Error::new(io::ErrorKind::ConnectionAborted, why)

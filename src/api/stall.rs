@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 
 /// How a connection stands, as far as its system tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Standing {
+struct SocketState {
     /// Bytes or segments that the client has not taken.
     waiting: u32,
     /// Bytes that it has taken.
@@ -39,7 +39,7 @@ struct Standing {
 
 /// Watches one connection while something waits for its client.
 #[derive(Debug)]
-pub struct Watch {
+pub struct StallWatch {
     stall_max: Duration,
     look: Option<Pin<Box<Sleep>>>,
     /// Since when the client has taken nothing, and how much it had taken.
@@ -48,10 +48,10 @@ pub struct Watch {
     is_moved: bool,
 }
 
-impl Watch {
+impl StallWatch {
     /// A client may read nothing for so long.
-    pub fn new(stall_max: Duration) -> Watch {
-        Watch { stall_max, look: None, still: None, is_moved: false }
+    pub fn new(stall_max: Duration) -> StallWatch {
+        StallWatch { stall_max, look: None, still: None, is_moved: false }
     }
 
     /// Something was written: whether it is taken is looked at from now on.
@@ -70,15 +70,15 @@ impl Watch {
             self.look = None;
             let now = Instant::now();
             match standing(stream).map(|standing| self.judge(standing, now)) {
-                Some(Verdict::Stalled) => {
+                Some(StallVerdict::Stalled) => {
                     let why = "the client has read nothing for as long as it may";
                     return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why));
                 }
-                Some(Verdict::Waiting(limit)) => {
+                Some(StallVerdict::Waiting(limit)) => {
                     self.limit(stream, limit);
                     self.wrote();
                 }
-                Some(Verdict::Clear) | None => self.limit(stream, Some(UNACKNOWLEDGED_MAX)),
+                Some(StallVerdict::Clear) | None => self.limit(stream, Some(UNACKNOWLEDGED_MAX)),
             }
         }
         Poll::Pending
@@ -88,10 +88,14 @@ impl Watch {
         LOOK_EVERY.min(self.stall_max / 4)
     }
 
-    fn judge(&mut self, Standing { waiting, taken, silent_for }: Standing, now: Instant) -> Verdict {
+    fn judge(
+        &mut self,
+        SocketState { waiting, taken, silent_for }: SocketState,
+        now: Instant,
+    ) -> StallVerdict {
         if waiting == 0 {
             self.still = None;
-            return Verdict::Clear;
+            return StallVerdict::Clear;
         }
         let since = match self.still {
             Some((since, before)) if before == taken => since,
@@ -100,11 +104,11 @@ impl Watch {
         self.still = Some((since, taken));
         let still_for = now - since;
         if still_for >= self.stall_max {
-            return Verdict::Stalled;
+            return StallVerdict::Stalled;
         }
         // The look before this one may have been the last before it stood still.
         let ahead = still_for + self.look_every() + HEARD_WITHIN;
-        Verdict::Waiting((silent_for < HEARD_WITHIN).then_some(ahead.max(UNACKNOWLEDGED_MAX)))
+        StallVerdict::Waiting((silent_for < HEARD_WITHIN).then_some(ahead.max(UNACKNOWLEDGED_MAX)))
     }
 
     /// Sets the system's limit, where one is given and it is not that already.
@@ -119,7 +123,7 @@ impl Watch {
 
 /// What a look has found.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum StallVerdict {
     /// Nothing waits.
     Clear,
     /// Something does; the system's limit is this from now on, or stays as it is.
@@ -140,7 +144,7 @@ pub fn set_unacknowledged_max(stream: &TcpStream, limit: Duration) -> io::Result
 
 /// `None` where the system does not tell.
 #[cfg(target_os = "linux")]
-fn standing(stream: &TcpStream) -> Option<Standing> {
+fn standing(stream: &TcpStream) -> Option<SocketState> {
     use std::os::fd::AsRawFd as _;
 
     use nix::libc;
@@ -169,11 +173,11 @@ fn standing(stream: &TcpStream) -> Option<Standing> {
     let word = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
     let taken = u64::from_ne_bytes(info.get(BYTES_ACKED..BYTES_ACKED + 8)?.try_into().ok()?);
     let waiting = word(UNACKED)?.saturating_add(word(NOTSENT_BYTES)?);
-    Some(Standing { waiting, taken, silent_for: Duration::from_millis(word(LAST_ACK_RECV)?.into()) })
+    Some(SocketState { waiting, taken, silent_for: Duration::from_millis(word(LAST_ACK_RECV)?.into()) })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn standing(_: &TcpStream) -> Option<Standing> {
+fn standing(_: &TcpStream) -> Option<SocketState> {
     None
 }
 
@@ -183,23 +187,23 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn standing(waiting: u32, taken: u64, silent_s: u32) -> Standing {
-        Standing { waiting, taken, silent_for: silent_s * SECOND }
+    fn standing(waiting: u32, taken: u64, silent_s: u32) -> SocketState {
+        SocketState { waiting, taken, silent_for: silent_s * SECOND }
     }
 
     #[test]
     fn whoever_answers_has_time_and_whoever_is_silent_has_no_more() {
-        let (mut watch, began) = (Watch::new(600 * SECOND), Instant::now());
+        let (mut watch, began) = (StallWatch::new(600 * SECOND), Instant::now());
         for (at, standing, verdict) in [
-            (0, standing(5, 100, 0), Verdict::Waiting(Some(30 * SECOND))),
-            (60, standing(5, 100, 10), Verdict::Waiting(Some(78 * SECOND))),
-            (63, standing(5, 100, 16), Verdict::Waiting(None)),
-            (599, standing(5, 100, 1), Verdict::Waiting(Some(617 * SECOND))),
-            (600, standing(5, 100, 1), Verdict::Stalled),
-            (601, standing(5, 101, 1), Verdict::Waiting(Some(30 * SECOND))),
-            (1200, standing(5, 101, 1), Verdict::Waiting(Some(617 * SECOND))),
-            (1200, standing(0, 106, 1), Verdict::Clear),
-            (1900, standing(5, 106, 1), Verdict::Waiting(Some(30 * SECOND))),
+            (0, standing(5, 100, 0), StallVerdict::Waiting(Some(30 * SECOND))),
+            (60, standing(5, 100, 10), StallVerdict::Waiting(Some(78 * SECOND))),
+            (63, standing(5, 100, 16), StallVerdict::Waiting(None)),
+            (599, standing(5, 100, 1), StallVerdict::Waiting(Some(617 * SECOND))),
+            (600, standing(5, 100, 1), StallVerdict::Stalled),
+            (601, standing(5, 101, 1), StallVerdict::Waiting(Some(30 * SECOND))),
+            (1200, standing(5, 101, 1), StallVerdict::Waiting(Some(617 * SECOND))),
+            (1200, standing(0, 106, 1), StallVerdict::Clear),
+            (1900, standing(5, 106, 1), StallVerdict::Waiting(Some(30 * SECOND))),
         ] {
             assert_eq!(watch.judge(standing, began + at * SECOND), verdict, "after {at} s");
         }

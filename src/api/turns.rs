@@ -12,31 +12,35 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
-    accept::{CancelOnDrop, Made, OnDisconnect, Order, TurnRequest, accept, hash_of, insist, traceparent},
+    accept::{
+        AcceptedTurn, CancelOnDrop, OnDisconnect, TurnOrder, TurnRequest, accept, hash_of, traceparent,
+    },
     answer::Json,
-    bodies::Held,
-    listen::Connection,
+    away::insist,
+    bodies::BodyRoom,
+    gateway::Gateway,
+    peer::Connection,
     problem::{Problem, ProblemDocument},
     request::{
-        Id, Kept, Maybe, NoParams, Nothing, OfNewTurn, Page, Params, idempotency_key, preferred_wait,
+        Id, KeptBody, Maybe, NoParams, Nothing, OfNewTurn, Page, Params, idempotency_key, preferred_wait,
         wants_events,
     },
-    shares::{Taken, Who},
-    sse::{self, Seat},
+    shares::Taken,
+    sse::{self, StreamSlot},
+    who::Who,
 };
 use crate::{
     event::LastWords,
     id::{ConversationId, TurnId},
     store::turns::TurnFilter,
-    stream::{Reader, Tail, Telling},
+    stream::{EventReader, Tail, Telling},
     task::aside,
     turn::{CancelledBy, Status, Turn},
 };
 
 /// How a client takes the answer to a new turn.
-struct Delivery {
-    seat: Option<Seat>,
+struct AnswerForm {
+    slot: Option<StreamSlot>,
     wait: Option<Duration>,
     /// The caller's place among those that wait.
     _waiting: Option<Taken>,
@@ -44,7 +48,7 @@ struct Delivery {
     last_words: LastWords,
 }
 
-impl Delivery {
+impl AnswerForm {
     /// Decided before anything is accepted: a turn whose stream cannot be served is not begun, nor one for which the
     /// caller cannot wait, or whose row is one too many.
     fn of(
@@ -53,15 +57,15 @@ impl Delivery {
         headers: &HeaderMap,
         connection: Connection,
         (stream, last_words): (Option<bool>, LastWords),
-    ) -> Result<Delivery, Problem> {
+    ) -> Result<AnswerForm, Problem> {
         let is_stream = stream.unwrap_or_else(|| wants_events(headers) == Some(true));
-        let seat = if is_stream { Some(Seat::take(gateway, who, connection)?) } else { None };
+        let slot = if is_stream { Some(StreamSlot::take(gateway, who, connection)?) } else { None };
         let wait = preferred_wait(headers)?;
         // Whoever has the stream waits for nothing else.
         let waits_for = wait.filter(|_| !is_stream).unwrap_or_default();
         let waiting = gateway.shares().wait(who, waits_for)?;
         let on_disconnect = OnDisconnect::Continue;
-        Ok(Delivery { seat, wait, _waiting: waiting, on_disconnect, last_words })
+        Ok(AnswerForm { slot, wait, _waiting: waiting, on_disconnect, last_words })
     }
 }
 
@@ -92,12 +96,12 @@ pub async fn create(
     connection: Connection,
     headers: HeaderMap,
     OfNewTurn(last_words): OfNewTurn,
-    Kept(request, held, weight): Kept<TurnRequest>,
+    KeptBody(request, held, weight): KeptBody<TurnRequest>,
 ) -> Result<Response, Problem> {
     let form = (request.stream, last_words);
-    let mut delivery = Delivery::of(&gateway, who, &headers, connection, form)?;
+    let mut delivery = AnswerForm::of(&gateway, who, &headers, connection, form)?;
     delivery.on_disconnect = request.on_disconnect;
-    let is_followed = delivery.seat.is_some();
+    let is_followed = delivery.slot.is_some();
     let (key, traceparent) = (idempotency_key(&headers)?, traceparent(&headers));
     let order = aside(weight, move || request.into_order(who, key, is_followed, traceparent)).await?;
     gateway.shares().rows(who, 1 + u32::from(order.conversation.is_none()))?;
@@ -139,7 +143,7 @@ pub async fn retry(
     Maybe(request): Maybe<RetryRequest>,
 ) -> Result<Response, Problem> {
     let form = (request.stream, last_words);
-    let delivery = Delivery::of(&gateway, who, &headers, connection, form)?;
+    let delivery = AnswerForm::of(&gateway, who, &headers, connection, form)?;
     let old = found(&gateway, id).await?;
     if !old.is_ended() {
         return Err(Problem::turn_state("turn_open", "This turn has not ended yet.", id));
@@ -148,7 +152,7 @@ pub async fn retry(
     let (conversation, agent, input, metadata) = input.ok_or_else(|| Problem::not_found("turn"))?;
     let hash = hash_of(&("retry", id))?;
     gateway.shares().rows(who, 1)?;
-    let order = Order {
+    let order = TurnOrder {
         agent,
         input,
         conversation: Some(conversation),
@@ -158,22 +162,22 @@ pub async fn retry(
         if_busy: Default::default(),
         on_disconnect: OnDisconnect::Continue,
         who,
-        is_followed: delivery.seat.is_some(),
+        is_followed: delivery.slot.is_some(),
         traceparent: traceparent(&headers),
     };
-    let made = accept(&gateway, order, Held::default()).await?;
+    let made = accept(&gateway, order, BodyRoom::default()).await?;
     deliver(&gateway, made, delivery).await
 }
 
-async fn deliver(gateway: &Gateway, made: Made, delivery: Delivery) -> Result<Response, Problem> {
+async fn deliver(gateway: &Gateway, made: AcceptedTurn, delivery: AnswerForm) -> Result<Response, Problem> {
     let id = made.id;
     tracing::Span::current().record("turn_id", tracing::field::display(id));
     let mut guard = CancelOnDrop::new(gateway, id, delivery.on_disconnect);
-    let mut response = if let Some(seat) = delivery.seat {
+    let mut response = if let Some(slot) = delivery.slot {
         let tail = made.tail.unwrap_or_else(|| Tail::new(&gateway.store, id, -1));
-        let reader = Reader::Turn(Box::new(tail));
+        let reader = EventReader::Turn(Box::new(tail));
         let telling = Telling { last_words: delivery.last_words, reset: None };
-        sse::response(gateway, (reader, telling), seat, guard, true)
+        sse::response(gateway, (reader, telling), slot, guard, true)
     } else {
         let told = match made.turn {
             Some(turn) if delivery.wait.is_none() => Ok(turn),

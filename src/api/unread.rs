@@ -2,9 +2,9 @@
 //!
 //! Owns how many bytes of them there may be, in all and for one token, and how long one may take to be read: a page of
 //! somebody who does not read on ends with its connection. Refuses to read the log for a token whose pages fill its
-//! share already. Event streams have their own measure ([`super::listen`]): they are never whole.
+//! share already. Event streams have their own measure ([`super::wire`]): they are never whole.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     body::{Body, Bytes, HttpBody as _, to_bytes},
@@ -13,13 +13,14 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
-    Gateway,
-    listen::{Connection, Peer},
+    gateway::Gateway,
+    peer::{Connection, Peer},
     problem::Problem,
-    shares::{Taken, Who},
+    shares::Taken,
+    who::Who,
 };
 use crate::task::Kind;
 
@@ -28,27 +29,6 @@ const SMALL: u64 = 64 * 1024;
 /// How long reading a page may take at least, and the slowest that a client may read, in bytes a second.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 const SLOWEST: u64 = 32 * 1024;
-/// Pages of events that are read and rendered at a time.
-const RENDERED_AT_ONCE: usize = 8;
-
-/// Places for pages that are being rendered.
-#[derive(Debug)]
-pub struct Rendering(Arc<Semaphore>);
-
-impl Default for Rendering {
-    fn default() -> Self {
-        Rendering(Arc::new(Semaphore::new(RENDERED_AT_ONCE)))
-    }
-}
-
-impl Gateway {
-    /// A place for a page that is gathered and rendered, where its token may have one more. Never hold it while
-    /// waiting for somebody.
-    pub(super) async fn page(&self, who: Who) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-        self.shares().may_read(who)?;
-        Ok(self.doors.rendering.0.clone().acquire_owned().await.ok())
-    }
-}
 
 /// Counts what is answered until it is read.
 pub async fn counted(
@@ -72,19 +52,19 @@ pub async fn counted(
     if let Some(peer) = peer {
         gateway.supervisor.spawn(Kind::Client, "pages", watch(gateway.clone(), peer, size, read));
     }
-    let page = Unread { bytes, _taken: taken, _unread: unread };
+    let page = UnreadPage { bytes, _taken: taken, _unread: unread };
     Ok(Response::from_parts(parts, Body::from(Bytes::from_owner(page))))
 }
 
 /// A page whose client has not read all of it.
-struct Unread {
+struct UnreadPage {
     bytes: Bytes,
     _taken: Taken,
     /// Its drop tells whoever watches.
     _unread: oneshot::Sender<()>,
 }
 
-impl AsRef<[u8]> for Unread {
+impl AsRef<[u8]> for UnreadPage {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     answer::Json,
     auth::Admission,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{Strict, agent_name},
 };

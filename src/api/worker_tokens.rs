@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     answer::Json,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{Id, NoParams, Page, Params, Strict, agent_name},
 };

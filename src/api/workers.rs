@@ -6,8 +6,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     answer::Json,
+    gateway::Gateway,
     problem::{Problem, ProblemDocument},
     request::{Id, Maybe, NoParams, Nothing, Page, Params},
 };

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 /// What `lastword-bench` is given.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
-pub struct Args {
+pub struct BenchArgs {
     /// Words for `lastword-bench`; `--help` shows them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
@@ -23,7 +23,7 @@ pub struct Args {
 ///
 /// # Errors
 /// There is none beside this program.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let own = std::env::current_exe().context("cannot find this program's own file")?;
     let bench = own.with_file_name("lastword-bench");
     let why = Command::new(&bench).args(args.words).exec();

@@ -6,7 +6,7 @@ use crate::config::{Config, Overrides, Surroundings};
 
 /// Prints the configuration that `serve` would run with here, secrets hidden.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct ConfigPrintArgs {
     /// The configuration file [default: lastword.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -16,7 +16,7 @@ pub struct Args {
 ///
 /// # Errors
 /// A source that cannot be read or means nothing, or a stdout that is closed.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ConfigPrintArgs) -> anyhow::Result<ExitCode> {
     let flags = Overrides { config: args.config, ..Overrides::default() };
     let config = Config::read(flags, &Surroundings::of_this_process()?)?;
     std::io::stdout().write_all(config.redacted().as_bytes())?;

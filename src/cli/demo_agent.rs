@@ -16,7 +16,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use stage::{Cue, Memory, Order, Orders, Stage, Stop, Turn};
+use stage::{AgentMemory, Cue, StageOrder, StageOrders, StageTurn, Stop, TurnStage};
 
 /// Orders that may wait for one turn.
 const CUES_MAX: usize = 16;
@@ -24,18 +24,18 @@ const CUES_MAX: usize = 16;
 /// Flags of `lastword demo-agent`; what it does is said in the messages that it gets.
 #[derive(clap::Args)]
 #[command(after_help = acts::HELP)]
-pub struct Args {
+pub struct DemoAgentArgs {
     #[arg(long, help = pace::HELP)]
     pace: bool,
 }
 
 /// Serves turns until `shutdown` or the end of stdin.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: DemoAgentArgs) -> anyhow::Result<ExitCode> {
     if args.pace {
         pace::run()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut orders = Orders::open();
+    let mut orders = StageOrders::open();
     match Startup::from_env()? {
         Startup::At(delay) => tokio::time::sleep(delay).await,
         Startup::Exit(code) => {
@@ -43,7 +43,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(code));
         }
         Startup::Never => {
-            while !matches!(orders.next().await, Order::Shutdown) {}
+            while !matches!(orders.next().await, StageOrder::Shutdown) {}
             return Ok(ExitCode::SUCCESS);
         }
     }
@@ -55,23 +55,23 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs every turn that comes, side by side, until it should leave.
-async fn serve(orders: &mut Orders, receipts: &mut Receipts) -> anyhow::Result<()> {
-    let memory = Memory::default();
+async fn serve(orders: &mut StageOrders, receipts: &mut Receipts) -> anyhow::Result<()> {
+    let memory = AgentMemory::default();
     let mut cues: BTreeMap<String, mpsc::Sender<Cue>> = BTreeMap::new();
     let mut turns = FuturesUnordered::new();
     loop {
         tokio::select! {
             order = orders.next() => match order {
-                Order::Turn(turn) => {
+                StageOrder::Turn(turn) => {
                     receipts.note(&turn.turn_id).context("DEMO_RECEIPTS")?;
                     let (sender, heard) = mpsc::channel(CUES_MAX);
                     cues.insert(turn.turn_id.clone(), sender);
                     turns.push(play(&memory, turn, heard));
                 }
-                Order::Answer { turn_id, answer } => cue(&cues, &turn_id, Cue::Answer(answer)),
-                Order::Cancel { turn_id } => cue(&cues, &turn_id, Cue::Cancel),
-                Order::Shutdown => break,
-                Order::Unknown => {}
+                StageOrder::Answer { turn_id, answer } => cue(&cues, &turn_id, Cue::Answer(answer)),
+                StageOrder::Cancel { turn_id } => cue(&cues, &turn_id, Cue::Cancel),
+                StageOrder::Shutdown => break,
+                StageOrder::Unknown => {}
             },
             Some((turn_id, played)) = turns.next() => {
                 cues.remove(&turn_id);
@@ -95,8 +95,12 @@ fn cue(cues: &BTreeMap<String, mpsc::Sender<Cue>>, turn_id: &str, cue: Cue) {
 }
 
 /// Runs one turn to its end; its id, and whether the process may go on.
-async fn play(memory: &Memory, turn: Turn, cues: mpsc::Receiver<Cue>) -> (String, Result<(), Stop>) {
-    let mut stage = Stage::new(memory, &turn, cues);
+async fn play(
+    memory: &AgentMemory,
+    turn: StageTurn,
+    cues: mpsc::Receiver<Cue>,
+) -> (String, Result<(), Stop>) {
+    let mut stage = TurnStage::new(memory, &turn, cues);
     let played = match acts::perform(&mut stage, &turn).await {
         Err(Stop::Cancelled) => stage::say(&json!({"type": "cancelled", "turn_id": turn.turn_id})),
         played => played,

@@ -16,14 +16,14 @@ use std::{
 
 use lastword_devkit::signals::Signals;
 
-use self::cluster::{Cluster, Plan};
+use self::cluster::{DevCluster, DevPlan};
 
 /// How often the processes are looked at. One that dies is back within a second.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Flags of `lastword dev`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DevArgs {
     /// The first replica's port on 127.0.0.1; the others follow it
     #[arg(long, default_value_t = 8080)]
     port: u16,
@@ -44,8 +44,8 @@ pub struct Args {
 /// # Errors
 /// No Postgres was found or it does not start, a port is taken, another `dev` works in the same
 /// directory, or the replicas do not become ready.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let plan = Plan {
+pub async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
+    let plan = DevPlan {
         dir: args.data,
         port: args.port,
         replicas: args.replicas,
@@ -53,7 +53,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         is_durable: true,
     };
     note!("Starting Postgres and {} …", plural(plan.replicas, "replica"));
-    let mut cluster = Cluster::start(&plan).await?;
+    let mut cluster = DevCluster::start(&plan).await?;
     let mut signals = Signals::listen()?;
     let lived = tokio::select! {
         lived = live(&mut cluster) => lived,
@@ -65,7 +65,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Returns only when something fails for good.
-async fn live(cluster: &mut Cluster) -> anyhow::Result<()> {
+async fn live(cluster: &mut DevCluster) -> anyhow::Result<()> {
     cluster.settle().await?;
     cluster.install_demo_agent().await?;
     welcome(cluster);
@@ -76,7 +76,7 @@ async fn live(cluster: &mut Cluster) -> anyhow::Result<()> {
     }
 }
 
-fn welcome(cluster: &Cluster) {
+fn welcome(cluster: &DevCluster) {
     let state = cluster.state();
     say!("\nlastword is up, on this machine only. Ctrl-C stops all of it.\n");
     for replica in &state.replicas {

@@ -12,7 +12,7 @@ use crate::{
 
 /// Looks for what would make the gateway slow or wrong, with a remedy for each.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DoctorArgs {
     #[command(flatten)]
     database: DatabaseArgs,
     /// `text` or `json`
@@ -24,7 +24,7 @@ pub struct Args {
 ///
 /// # Errors
 /// No database is named, or its URL cannot be read. A Postgres that is away is a finding.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let config = args.database.config()?;
     let mut exams = args.database.store()?.examine(&config).await;
     exams.extend(workers(&config));

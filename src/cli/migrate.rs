@@ -6,7 +6,7 @@ use super::database::{DatabaseArgs, explained};
 
 /// Brings the database's tables up to this release.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct MigrateArgs {
     #[command(flatten)]
     database: DatabaseArgs,
 }
@@ -15,7 +15,7 @@ pub struct Args {
 ///
 /// # Errors
 /// Postgres cannot be reached, or refuses a migration.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
     let store = args.database.store()?;
     store.knock().await.map_err(explained)?;
     store.migrate().await.map_err(explained)?;

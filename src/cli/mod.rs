@@ -33,44 +33,44 @@ use crate::{config::kept, host::process::strays};
 #[command(name = "lastword", version, about, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 /// One command and its arguments.
 #[derive(Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     /// Run replicas, a private Postgres and a demo agent on this machine.
     #[cfg(feature = "dev")]
-    Dev(dev::Args),
+    Dev(dev::DevArgs),
     /// Kill a replica and see the last word that the other wrote, in half a minute.
     #[cfg(feature = "dev")]
-    Demo(dev::demo::Args),
+    Demo(dev::demo::DemoArgs),
     /// Run one replica.
-    Serve(serve::Args),
+    Serve(serve::ServeArgs),
     /// Host a worker program for a gateway that is called over HTTP.
     Work(work::Args),
     /// Bring the database's tables up to date.
-    Migrate(migrate::Args),
+    Migrate(migrate::MigrateArgs),
     /// Create or change agents from a TOML file.
-    Apply(client::apply::Args),
+    Apply(client::apply::ApplyArgs),
     /// Talk to an agent.
-    Chat(client::chat::Args),
+    Chat(client::chat::ChatArgs),
     /// List, show, tail and cancel turns.
-    Turns(client::turns::Args),
+    Turns(client::turns::TurnsArgs),
     /// List, show and delete conversations.
-    Conversations(client::conversations::Args),
+    Conversations(client::conversations::ConversationsArgs),
     /// List, show and delete agents.
-    Agents(client::agents::Args),
+    Agents(client::agents::AgentsArgs),
     /// List and stop workers.
-    Workers(client::workers::Args),
+    Workers(client::workers::WorkersArgs),
     /// Mint, list and revoke the tokens that let workers in.
-    WorkerTokens(client::worker_tokens::Args),
+    WorkerTokens(client::worker_tokens::WorkerTokensArgs),
     /// List replicas.
-    Replicas(client::replicas::Args),
+    Replicas(client::replicas::ReplicasArgs),
     /// Look for what would make the gateway slow or wrong, with a remedy for each.
-    Doctor(doctor::Args),
+    Doctor(doctor::DoctorArgs),
     /// Check the invariants over the whole database.
-    Verify(verify::Args),
+    Verify(verify::VerifyArgs),
     /// Show the configuration.
     Config {
         /// What to do with it.
@@ -78,20 +78,20 @@ pub enum Command {
         command: ConfigCommand,
     },
     /// Measure how fast this is, beside what this machine can do at best; needs `lastword-bench`.
-    Bench(bench::Args),
+    Bench(bench::BenchArgs),
     /// A worker that does on request what workers do by accident.
-    DemoAgent(demo_agent::Args),
+    DemoAgent(demo_agent::DemoAgentArgs),
 }
 
 /// The commands about configuration.
 #[derive(Subcommand)]
 pub enum ConfigCommand {
     /// Print the configuration in effect, secrets redacted.
-    Print(config_print::Args),
+    Print(config_print::ConfigPrintArgs),
 }
 
 /// Reads the command line; leaves with 2 where it makes no sense, or shows a secret.
-pub fn parse() -> Command {
+pub fn parse() -> CliCommand {
     let command = Cli::parse().command;
     if let Err(why) = arguments::refuse_secrets(std::env::args_os().skip(1)) {
         Cli::command().error(ErrorKind::ValueValidation, why).exit();
@@ -104,13 +104,13 @@ pub fn parse() -> Command {
 ///
 /// # Errors
 /// What the operating system says.
-pub fn seclude(command: &Command) -> io::Result<()> {
-    if !matches!(command, Command::Serve(_) | Command::Work(_)) {
+pub fn seclude(command: &CliCommand) -> io::Result<()> {
+    if !matches!(command, CliCommand::Serve(_) | CliCommand::Work(_)) {
         return Ok(());
     }
     prctl::set_dumpable(false)?;
     strays::take_in()?;
-    if matches!(command, Command::Serve(_)) {
+    if matches!(command, CliCommand::Serve(_)) {
         #[allow(unsafe_code, reason = "an environment has no safe form of forgetting")]
         // SAFETY: the caller promises that no other thread runs.
         unsafe {
@@ -121,28 +121,28 @@ pub fn seclude(command: &Command) -> io::Result<()> {
 }
 
 /// Runs one command to its exit code.
-pub async fn run(command: Command) -> ExitCode {
+pub async fn run(command: CliCommand) -> ExitCode {
     let done = match command {
         #[cfg(feature = "dev")]
-        Command::Dev(args) => dev::run(args).await,
+        CliCommand::Dev(args) => dev::run(args).await,
         #[cfg(feature = "dev")]
-        Command::Demo(args) => dev::demo::run(args).await,
-        Command::Serve(args) => serve::run(args).await,
-        Command::Work(args) => work::run(args).await,
-        Command::Migrate(args) => migrate::run(args).await,
-        Command::Apply(args) => client::apply::run(args).await,
-        Command::Chat(args) => client::chat::run(args).await,
-        Command::Turns(args) => client::turns::run(args).await,
-        Command::Conversations(args) => client::conversations::run(args).await,
-        Command::Agents(args) => client::agents::run(args).await,
-        Command::Workers(args) => client::workers::run(args).await,
-        Command::WorkerTokens(args) => client::worker_tokens::run(args).await,
-        Command::Replicas(args) => client::replicas::run(args).await,
-        Command::Doctor(args) => doctor::run(args).await,
-        Command::Verify(args) => verify::run(args).await,
-        Command::Config { command: ConfigCommand::Print(args) } => config_print::run(args).await,
-        Command::Bench(args) => bench::run(args),
-        Command::DemoAgent(args) => demo_agent::run(args).await,
+        CliCommand::Demo(args) => dev::demo::run(args).await,
+        CliCommand::Serve(args) => serve::run(args).await,
+        CliCommand::Work(args) => work::run(args).await,
+        CliCommand::Migrate(args) => migrate::run(args).await,
+        CliCommand::Apply(args) => client::apply::run(args).await,
+        CliCommand::Chat(args) => client::chat::run(args).await,
+        CliCommand::Turns(args) => client::turns::run(args).await,
+        CliCommand::Conversations(args) => client::conversations::run(args).await,
+        CliCommand::Agents(args) => client::agents::run(args).await,
+        CliCommand::Workers(args) => client::workers::run(args).await,
+        CliCommand::WorkerTokens(args) => client::worker_tokens::run(args).await,
+        CliCommand::Replicas(args) => client::replicas::run(args).await,
+        CliCommand::Doctor(args) => doctor::run(args).await,
+        CliCommand::Verify(args) => verify::run(args).await,
+        CliCommand::Config { command: ConfigCommand::Print(args) } => config_print::run(args).await,
+        CliCommand::Bench(args) => bench::run(args),
+        CliCommand::DemoAgent(args) => demo_agent::run(args).await,
     };
     done.unwrap_or_else(|why| {
         note!("error: {why:#}");

@@ -39,7 +39,7 @@ const RESERVED_CONNECTIONS: u32 = 3;
 /// Whoever has a client token reads, answers and cancels every conversation and turn: all client tokens are one client.
 /// Hand them to programs of yours, never to users (docs/SECURITY.md).
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct ServeArgs {
     /// The configuration file [default: lastword.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,7 +64,7 @@ pub struct Args {
 ///
 /// # Errors
 /// A configuration that makes no sense, an address that is taken, a schema that cannot be migrated.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let mut config = Config::load(Overrides {
         config: args.config,
         listen: args.listen,
@@ -98,7 +98,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let asked = stop_signals(&supervisor, now.clone())?;
     let closing = CancellationToken::new();
     let gateway = Gateway::new(store.clone(), Arc::new(config.clone()), supervisor.clone());
-    let doors = api::listen::serve(listener, gateway, closing.clone());
+    let doors = api::serve(listener, gateway, closing.clone());
     supervisor.spawn(Kind::Replica, "doors", doors);
     let is_migrated = tokio::select! {
         migrated = migrate(&store) => migrated.map(|()| true),

@@ -7,7 +7,7 @@ use crate::text;
 
 /// Checks the invariants over the whole database; `newer` are rules about words, where a newer release has written.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct VerifyArgs {
     #[command(flatten)]
     database: DatabaseArgs,
     /// `text` or `json`
@@ -19,7 +19,7 @@ pub struct Args {
 ///
 /// # Errors
 /// Postgres cannot be reached.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let findings = args.database.store()?.verify().await.map_err(explained)?;
     let is_clean = findings.iter().all(|finding| finding.broken.is_empty());
     if args.output == "json" {

@@ -1,6 +1,6 @@
 //! Who may come in, and from where: what of a configuration is refused for it.
 
-use super::{Config, ConfigError, redact};
+use super::{error::ConfigError, redact, settings::Config};
 
 /// Of a token that lets in who comes from beyond loopback.
 const TOKEN_CHARS_MIN: usize = 16;

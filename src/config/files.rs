@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{ConfigError, Surroundings};
+use super::{error::ConfigError, surroundings::Surroundings};
 
 /// Keys whose value is read again while a replica runs, and the keys that name their files.
 pub(super) const FILES: [(&str, &str); 2] =

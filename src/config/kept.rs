@@ -6,7 +6,7 @@
 
 use std::{ffi::OsString, sync::OnceLock};
 
-use super::source;
+use super::keys;
 use crate::telemetry::wishes;
 
 static KEPT: OnceLock<Vec<(OsString, OsString)>> = OnceLock::new();
@@ -21,7 +21,7 @@ pub unsafe fn keep() {
         return;
     }
     let keys = wishes::SECRET_VARIABLES.map(str::to_owned);
-    for name in source::secret_variables().into_iter().chain(keys) {
+    for name in keys::secret_variables().into_iter().chain(keys) {
         // SAFETY: this is the only thread, as the caller promises.
         unsafe {
             overwrite(&name);

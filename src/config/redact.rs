@@ -9,11 +9,18 @@ use std::fmt;
 use reqwest::Url;
 use toml::{Table, Value};
 
-use super::{Config, source};
+use super::{keys, settings::Config};
 use crate::{
     secret::{self, HIDDEN},
     text,
 };
+
+impl Config {
+    /// The configuration as TOML, tokens and passwords hidden. It reads back as the same otherwise.
+    pub fn redacted(&self) -> String {
+        to_toml(self)
+    }
+}
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -23,7 +30,7 @@ impl fmt::Debug for Config {
 }
 
 /// The configuration as TOML, secrets hidden, and nothing in it that a terminal obeys.
-pub(super) fn to_toml(config: &Config) -> String {
+fn to_toml(config: &Config) -> String {
     let mut shown = config.clone();
     shown.database_url = hide_in_url(&config.database_url);
     for url in [
@@ -46,7 +53,7 @@ pub(super) fn to_toml(config: &Config) -> String {
 fn written(shown: &Config) -> Result<String, toml::ser::Error> {
     let mut fields = Table::try_from(shown)?;
     let mut written = String::new();
-    for name in source::key_names() {
+    for name in keys::key_names() {
         let Some(mut value) = fields.remove(name) else { continue };
         hide_everywhere(&mut value);
         written.push_str(&toml::to_string(&Table::from_iter([(name.to_owned(), value)]))?);

@@ -4,7 +4,7 @@ use toml::Value;
 
 /// How a variable's text becomes a value.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Shape {
+pub(super) enum ValueShape {
     Text,
     Number,
     Flag,
@@ -12,19 +12,19 @@ pub(super) enum Shape {
 }
 
 /// The value that a text stands for; else what is wrong with the text.
-pub(super) fn shape(shape: Shape, text: &str) -> Result<Value, String> {
+pub(super) fn shape(shape: ValueShape, text: &str) -> Result<Value, String> {
     match shape {
-        Shape::Text => Ok(Value::String(text.to_owned())),
-        Shape::Number => {
+        ValueShape::Text => Ok(Value::String(text.to_owned())),
+        ValueShape::Number => {
             let number = text.trim().parse().map(Value::Integer);
             number.map_err(|_| format!("`{text}` is not a whole number"))
         }
-        Shape::Flag => match text.trim().to_ascii_lowercase().as_str() {
+        ValueShape::Flag => match text.trim().to_ascii_lowercase().as_str() {
             "1" | "true" | "yes" | "on" => Ok(Value::Boolean(true)),
             "0" | "false" | "no" | "off" => Ok(Value::Boolean(false)),
             _ => Err(format!("`{text}` is neither true nor false")),
         },
-        Shape::List => {
+        ValueShape::List => {
             let parts = text.split([',', '\n']).map(str::trim).filter(|part| !part.is_empty());
             Ok(Value::Array(parts.map(|part| Value::String(part.to_owned())).collect()))
         }

@@ -1,10 +1,9 @@
 //! Where a configuration comes from: a file, then the environment, then flags; the later one wins.
 //!
-//! Owns the keys, their variables and the errors. Every value is tried alone before all are merged,
+//! Owns the order. The keys and their variables are in [`super::keys`]. Every value is tried alone before all are merged,
 //! so that an error can name the file and key, or the variable, that it came from.
 
 use std::{
-    ffi::OsString,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -12,13 +11,14 @@ use std::{
 use toml::{Table, Value};
 
 use super::{
-    Config,
+    error::ConfigError,
     files::{FILES, held_in},
-    kept,
+    keys::{KEYS, Key, OTHERS, PREFIX},
     services::is_of_service,
-    shape::{Shape, shape},
+    settings::Config,
+    shape::{ValueShape, shape},
+    surroundings::Surroundings,
 };
-use crate::secret;
 
 /// The flags of `serve`; what is given wins over every other source.
 #[derive(Debug, Clone, Default)]
@@ -37,211 +37,28 @@ pub struct Overrides {
     pub insecure: Option<bool>,
 }
 
-/// What a process finds around itself: passed in, so that tests need not change their own.
-#[derive(Debug, Clone, Default)]
-pub struct Surroundings {
-    variables: Vec<(String, String)>,
-    pub(super) directory: PathBuf,
-}
-
-impl Surroundings {
-    /// Those of this process.
+impl Config {
+    /// The configuration of this process, complete and valid.
     ///
     /// # Errors
-    /// A variable of ours that is not text.
-    pub fn of_this_process() -> Result<Self, ConfigError> {
-        Self::new(kept::variables(), PathBuf::new())
+    /// What cannot be read or means nothing, naming its source, and what [`Config::validate`] refuses.
+    pub fn load(flags: Overrides) -> Result<Self, ConfigError> {
+        let config = Config::read(flags, &Surroundings::of_this_process()?)?;
+        config.validate()?;
+        Ok(config)
     }
 
-    /// These variables, and `lastword.toml` and relative paths in this directory.
+    /// The configuration that these surroundings and flags give, perhaps incomplete.
     ///
     /// # Errors
-    /// A variable of ours that is not text.
-    pub fn new(
-        variables: impl IntoIterator<Item = (OsString, OsString)>,
-        directory: impl Into<PathBuf>,
-    ) -> Result<Self, ConfigError> {
-        let mut ours = Vec::new();
-        for (name, value) in variables {
-            // A name that is not text cannot be ours.
-            let Ok(name) = name.into_string() else { continue };
-            if !name.starts_with(PREFIX) && !KEYS.iter().any(|key| key.foreign == Some(name.as_str())) {
-                continue;
-            }
-            let value = value.into_string().map_err(|_| ConfigError::NotText { variable: name.clone() })?;
-            ours.push((name, value));
-        }
-        Ok(Surroundings { variables: ours, directory: directory.into() })
+    /// What cannot be read or means nothing, naming its source.
+    pub fn read(flags: Overrides, around: &Surroundings) -> Result<Self, ConfigError> {
+        read(flags, around)
     }
-
-    /// A variable's value; an empty one counts as not set.
-    fn get(&self, name: &str) -> Option<&str> {
-        let found = self.variables.iter().find(|(n, _)| n == name)?;
-        Some(found.1.as_str()).filter(|value| !value.is_empty())
-    }
-}
-
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A file that is named cannot be read.
-    #[error("{source_name}: cannot read {}: {why}", secret::suspected(&path.display().to_string()))]
-    Unreadable {
-        /// Who named the file.
-        source_name: String,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        why: std::io::Error,
-    },
-    /// The file is not TOML.
-    #[error("{}: line {line}: {why}", path.display())]
-    NotToml {
-        /// The file.
-        path: PathBuf,
-        /// Where, from 1.
-        line: usize,
-        /// What; the line itself is not shown, since a password may stand in it.
-        why: String,
-    },
-    /// A key or variable that does not exist.
-    #[error("{source_name}: unknown{}", nearest.as_ref().map(|n| format!(", did you mean {n}?")).unwrap_or_default())]
-    Unknown {
-        /// `file: key`, or the variable.
-        source_name: String,
-        /// The nearest one that does.
-        nearest: Option<String>,
-    },
-    /// A value that means nothing.
-    #[error("{source_name}: {}", secret::suspected(why))]
-    Invalid {
-        /// `file: key`, or the variable.
-        source_name: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// A variable of ours that is not text.
-    #[error("{variable}: is not UTF-8")]
-    NotText {
-        /// The variable.
-        variable: String,
-    },
-    /// Values that parse, and that no replica should run with.
-    #[error("{key} {why}")]
-    Refused {
-        /// The key.
-        key: &'static str,
-        /// Why, and what to do.
-        why: String,
-    },
-}
-
-const PREFIX: &str = "LASTWORD_";
-/// Variables of ours that are not configuration of a replica.
-const OTHERS: [&str; 11] = [
-    "LASTWORD_AGENT",
-    "LASTWORD_CONFIG",
-    "LASTWORD_CONVERSATION_ID",
-    "LASTWORD_DATA",
-    "LASTWORD_POSTGRES_BIN",
-    "LASTWORD_TOKEN",
-    "LASTWORD_TOKEN_FILE",
-    "LASTWORD_URL",
-    "LASTWORD_WORKER_ID",
-    "LASTWORD_WORKER_NAME",
-    "LASTWORD_WORKER_TOKEN_FILE",
-];
-
-/// One key of the file and its variables.
-struct Key {
-    name: &'static str,
-    shape: Shape,
-    /// Where it is not `LASTWORD_` and the name.
-    variable: Option<&'static str>,
-    /// A customary variable of other programs; ours wins.
-    foreign: Option<&'static str>,
-    /// Whether `…_FILE` may name a file that holds it.
-    has_file: bool,
-}
-
-const fn key(name: &'static str, shape: Shape) -> Key {
-    Key { name, shape, variable: None, foreign: None, has_file: false }
-}
-
-const fn secret(name: &'static str, shape: Shape, foreign: Option<&'static str>) -> Key {
-    Key { name, shape, variable: None, foreign, has_file: true }
-}
-
-/// Every key; a test holds them against the fields of [`Config`].
-const KEYS: &[Key] = &[
-    secret("database_url", Shape::Text, Some("DATABASE_URL")),
-    secret("listener_database_url", Shape::Text, None),
-    key("database_url_file", Shape::Text),
-    key("listener_database_url_file", Shape::Text),
-    key("database_schema", Shape::Text),
-    key("listen", Shape::Text),
-    Key { variable: Some("LASTWORD_ADVERTISED_URL"), ..key("url", Shape::Text) },
-    key("data_dir", Shape::Text),
-    secret("client_tokens", Shape::List, None),
-    secret("operator_tokens", Shape::List, None),
-    secret("worker_tokens", Shape::List, None),
-    key("insecure", Shape::Flag),
-    key("dev", Shape::Flag),
-    key("body_max", Shape::Text),
-    key("bodies_max", Shape::Text),
-    key("queue_max", Shape::Number),
-    key("conversation_depth_max", Shape::Number),
-    key("turns_max", Shape::Number),
-    key("workers_max", Shape::Number),
-    key("worker_user", Shape::Text),
-    key("worker_env_pass", Shape::List),
-    key("worker_namespaces", Shape::Flag),
-    key("worker_file_max", Shape::Text),
-    key("pool_max", Shape::Number),
-    key("streams_max", Shape::Number),
-    key("connections_max", Shape::Number),
-    key("connections_per_address_max", Shape::Number),
-    key("waits_max", Shape::Number),
-    key("unread_max", Shape::Text),
-    key("token_share", Shape::Number),
-    key("token_rows_per_minute_max", Shape::Number),
-    key("doorbell", Shape::Text),
-    key("drain", Shape::Text),
-    key("retain", Shape::Text),
-    key("keep_alive", Shape::Text),
-    key("connection_idle_max", Shape::Text),
-    key("stream_stall_max", Shape::Text),
-    key("cors_origins", Shape::List),
-    key("log", Shape::Text),
-    key("log_format", Shape::Text),
-    Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..key("otlp_endpoint", Shape::Text) },
-    key("postgres_away_max", Shape::Text),
-    key("kubernetes", Shape::Flag),
-    key("kubernetes_namespace", Shape::Text),
-    key("kubernetes_fleet", Shape::Text),
-    key("kubernetes_owner", Shape::Text),
-    key("kubernetes_gateway_url", Shape::Text),
-    key("ablate", Shape::List),
-];
-
-impl Key {
-    fn variable(&self) -> String {
-        self.variable.map_or_else(|| format!("{PREFIX}{}", self.name.to_uppercase()), str::to_owned)
-    }
-
-    fn file_variable(&self) -> Option<String> {
-        self.has_file.then(|| self.variable() + "_FILE")
-    }
-}
-
-/// The variables that hold secrets themselves.
-pub(super) fn secret_variables() -> Vec<String> {
-    let secrets = KEYS.iter().filter(|key| key.has_file);
-    secrets.flat_map(|key| [Some(key.variable()), key.foreign.map(str::to_owned)]).flatten().collect()
 }
 
 /// Reads the three sources and merges them.
-pub(super) fn read(flags: Overrides, around: &Surroundings) -> Result<Config, ConfigError> {
+fn read(flags: Overrides, around: &Surroundings) -> Result<Config, ConfigError> {
     let mut merged = from_file(flags.config.as_deref(), around)?;
     let by_environment = from_environment(around)?;
     for (url, file) in FILES {
@@ -361,7 +178,7 @@ fn check(key: &Key, value: &Value, source_name: String) -> Result<(), ConfigErro
     let why = match alone.try_into::<Config>() {
         Ok(_) => return Ok(()),
         // The parser would quote the value.
-        Err(_) if key.has_file && key.shape == Shape::List => "must be a list of texts".to_owned(),
+        Err(_) if key.has_file && key.shape == ValueShape::List => "must be a list of texts".to_owned(),
         Err(_) if key.has_file => "must be a text".to_owned(),
         Err(why) => why.message().to_owned(),
     };
@@ -371,9 +188,4 @@ fn check(key: &Key, value: &Value, source_name: String) -> Result<(), ConfigErro
 fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
     let scored = known.map(|k| (strsim::jaro_winkler(name, &k), k));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
-}
-
-/// The names of all keys, in the order in which they are declared.
-pub(super) fn key_names() -> impl Iterator<Item = &'static str> {
-    KEYS.iter().map(|key| key.name)
 }

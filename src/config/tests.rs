@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, ffi::OsString};
 
 use super::*;
+use crate::units::{Size, Span};
 
 fn around(variables: &[(&str, &str)], file: Option<&str>) -> (tempfile::TempDir, Surroundings) {
     let dir = tempfile::tempdir().unwrap();
@@ -270,7 +271,7 @@ fn a_secret_is_hidden_wherever_it_was_put() {
 fn every_field_has_a_key_and_every_key_a_field() {
     let shown: toml::Table = full().redacted().parse().unwrap();
     let fields: BTreeSet<&str> = shown.keys().map(String::as_str).collect();
-    assert_eq!(fields, source::key_names().collect());
+    assert_eq!(fields, keys::key_names().collect());
 }
 
 #[test]

@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Engine,
-    remote::{self, Reach},
+    remote::{self, WorkersSought},
+    shared::Engine,
 };
 use crate::{
     id::TurnId,
@@ -17,6 +17,8 @@ use crate::{
     turn::CancelledBy,
 };
 
+/// The line of the claims on the board.
+pub(super) const LINE: &str = "dispatch";
 /// A little more than the head start that a warm worker's replica has.
 const HEAD_START: Duration = Duration::from_millis(60);
 /// Claims in one statement.
@@ -46,7 +48,8 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             }
             warn_of!(why, "nothing claimed");
         }
-        let reach = if is_due || call.is_for_queue { Reach::All } else { Reach::Kept(call.kept) };
+        let reach =
+            if is_due || call.is_for_queue { WorkersSought::All } else { WorkersSought::Kept(call.kept) };
         match remote::claim(&engine, &reach).await {
             Ok(false) => {}
             // Somebody else's conversation: it may come to it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, reconcile, settle};
+use super::{dispatch, reconcile, settle, shared::Engine};
 use crate::{store::warn_of, worker::host::Halt};
 
 /// How long the last words of interrupted turns, and the ends of workers, may take.
@@ -27,7 +27,7 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     tracing::info!(turns = engine.host.runs().len(), "draining");
     engine.host.retire_workers();
     // A claim may still be on its way: only when dispatch has ended does an empty host mean the end.
-    let is_claiming = || engine.supervisor.board().state(super::DISPATCH).is_some();
+    let is_claiming = || engine.supervisor.board().state(dispatch::LINE).is_some();
     let nothing_runs = || !is_claiming() && engine.host.runs().is_empty();
     tokio::select! {
         _ = timeout_at(until, settled(nothing_runs)) => {}

@@ -6,7 +6,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     config::Lever,
     store::{

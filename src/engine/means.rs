@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     descriptors::{self, Lack},
     telemetry::metrics,
@@ -42,7 +42,7 @@ pub async fn look_on(engine: Engine, until: CancellationToken) {
 
 /// Tells operators.
 fn note(before: Option<Lack>, now: Option<Lack>) {
-    let descriptors::Seen { used, max } = descriptors::seen();
+    let descriptors::LimitUse { used, max } = descriptors::seen();
     metrics::bound("descriptors", used, max);
     metrics::claims_paused(now.is_some());
     match (before, now) {

@@ -27,51 +27,22 @@ pub mod reconcile;
 mod remote;
 pub mod retain;
 mod settle;
+mod shared;
 pub mod suspicion;
 mod tokens;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
 
+pub use self::shared::Engine;
 use crate::{
     config::Config,
-    descriptors,
-    id::TurnId,
     store::{
-        Store, listener, lookout, reader, ringer, warn_of,
+        Store, listener, lookout, reader, ringer,
         writer::{Inbox, Writer, write_on},
     },
     task::{Kind, Supervisor},
     worker::{host::Host, kubernetes::Pods},
 };
-
-/// The dispatch task's line on the board.
-const DISPATCH: &str = "dispatch";
-
-/// What the passes share. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Engine {
-    store: Store,
-    host: Host,
-    supervisor: Supervisor,
-    url: Arc<str>,
-    postgres_away_max: Duration,
-    retain: Duration,
-    queue_max: u32,
-    /// Set by presence, taken by reap: somebody was lost within the last minute.
-    recent_loss: Arc<AtomicBool>,
-    /// Set by presence: registered, and the last beat came back.
-    is_present: Arc<AtomicBool>,
-    /// Whether a comparison is under way.
-    is_reconciling: Arc<AtomicBool>,
-    /// How often the beat's connection had broken when the last comparison began that came to its end.
-    compared_breaks: Arc<AtomicU64>,
-}
 
 impl Engine {
     /// Makes an engine and starts its passes. `url` is where this replica can be reached.
@@ -92,7 +63,7 @@ impl Engine {
             store,
             host,
             supervisor,
-            url: url.into(),
+            url: Arc::from(url),
             postgres_away_max: config.postgres_away_max.0,
             retain: config.retain.0,
             queue_max: config.queue_max,
@@ -103,47 +74,6 @@ impl Engine {
         };
         engine.spawn_all(inbox);
         engine
-    }
-
-    /// What this replica runs.
-    pub fn host(&self) -> &Host {
-        &self.host
-    }
-
-    /// Whether this replica may claim: it has registered, and beats.
-    fn is_present(&self) -> bool {
-        self.is_present.load(Ordering::Relaxed)
-    }
-
-    /// Whether this replica may claim what it may have to start a worker for: it lacks nothing besides. What it
-    /// claimed without it would fail here, and another replica may have it.
-    fn can_start(&self) -> bool {
-        self.is_present() && descriptors::shortage().is_none()
-    }
-
-    fn set_present(&self, is_present: bool) {
-        let was_present = self.is_present.swap(is_present, Ordering::Relaxed);
-        self.open_or_shut();
-        if is_present && !was_present {
-            self.store.wake().look_at_queue();
-        }
-    }
-
-    /// Tells remote workers whether this replica takes on turns.
-    fn open_or_shut(&self) {
-        self.store.desk().set_open(self.is_present() && !self.supervisor.soft().is_cancelled());
-    }
-
-    /// Gives back a turn that was claimed without a place for it. Where that fails, it is settled later.
-    async fn give_back(&self, turn: TurnId, epoch: i32) {
-        match self.store.release(turn, epoch, true).await {
-            Ok(is_released) => {
-                tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
-            }
-            Err(why) => {
-                warn_of!(why, turn_id = %turn, "claimed without a place for it; not given back")
-            }
-        }
     }
 
     fn spawn_all(&self, inbox: Inbox) {
@@ -159,7 +89,7 @@ impl Engine {
         }
         spawn("ringer", Box::pin(ringer::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
-        spawn(DISPATCH, Box::pin(dispatch::claim_on(self.clone(), soft)));
+        spawn(dispatch::LINE, Box::pin(dispatch::claim_on(self.clone(), soft)));
         spawn("settle", Box::pin(settle::settle_on(self.clone(), hard.clone())));
         spawn("orders", Box::pin(dispatch::order_on(self.clone(), hard.clone())));
         spawn("adopt", Box::pin(remote::adopt_on(self.clone(), hard.clone())));

@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Engine, reconcile,
-    suspicion::{Suspect, Watch},
+    reconcile,
+    shared::Engine,
+    suspicion::{FailureDetector, Suspect},
 };
 use crate::{
     store::{
@@ -44,7 +45,7 @@ pub async fn beat_on(engine: Engine, until: CancellationToken) {
     let mut presence = Presence {
         last_beat: Instant::now(),
         is_abandoned: false,
-        watch: Watch::default(),
+        detector: FailureDetector::default(),
         session: None,
         is_registered: false,
         engine,
@@ -54,7 +55,7 @@ pub async fn beat_on(engine: Engine, until: CancellationToken) {
 
 /// What a step came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum BeatOutcome {
     /// A beat.
     Beat,
     /// The listener has no lock yet.
@@ -63,7 +64,7 @@ enum Step {
 
 struct Presence {
     engine: Engine,
-    watch: Watch,
+    detector: FailureDetector,
     session: Option<BeatSession>,
     is_registered: bool,
     /// When this replica last knew that its claims were its own.
@@ -81,14 +82,18 @@ impl Presence {
                     self.engine
                         .supervisor
                         .report(LINE, if self.is_registered { "ready" } else { "registering" });
-                    sleep_until(if step == Step::Beat { next } else { Instant::now() + LOCK_LOOK_EVERY })
-                        .await;
+                    sleep_until(if step == BeatOutcome::Beat {
+                        next
+                    } else {
+                        Instant::now() + LOCK_LOOK_EVERY
+                    })
+                    .await;
                 }
                 Err(why) => {
                     warn_of!(why, "no beat");
                     self.session = None;
                     self.engine.store.note_break();
-                    self.watch.forget();
+                    self.detector.forget();
                     self.engine.set_present(false);
                     self.engine
                         .supervisor
@@ -101,7 +106,7 @@ impl Presence {
         }
     }
 
-    async fn step(&mut self) -> Result<Step, StoreError> {
+    async fn step(&mut self) -> Result<BeatOutcome, StoreError> {
         let engine = self.engine.clone();
         if self.session.is_none() {
             // First of all: until this has come about, nobody else here knocks at Postgres.
@@ -110,7 +115,7 @@ impl Presence {
         if !self.is_registered {
             // First the lock, then the row: a peer that sees the row must find the lock held.
             if engine.store.wake().lock_key() == 0 {
-                return Ok(Step::WaitForLock);
+                return Ok(BeatOutcome::WaitForLock);
             }
             // Under another id than before: first what is remembered of that life.
             let timeline = engine.store.timeline().await?;
@@ -119,11 +124,11 @@ impl Presence {
             self.is_registered = true;
             tracing::info!(replica_id = %engine.store.replica(), "registered");
         }
-        let Some(session) = &mut self.session else { return Ok(Step::Beat) };
+        let Some(session) = &mut self.session else { return Ok(BeatOutcome::Beat) };
         let seen = session.beat(&engine.store).await?;
         if !seen.is_alive {
             self.start_over();
-            return Ok(Step::Beat);
+            return Ok(BeatOutcome::Beat);
         }
         self.last_beat = Instant::now();
         self.is_abandoned = false;
@@ -133,7 +138,7 @@ impl Presence {
         if seen.has_recent_loss {
             engine.recent_loss.store(true, Ordering::Relaxed);
         }
-        Ok(Step::Beat)
+        Ok(BeatOutcome::Beat)
     }
 
     /// Another timeline, or a connection that broke, may mean lost commits.
@@ -155,7 +160,7 @@ impl Presence {
         tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
         self.is_registered = false;
         self.engine.set_present(false);
-        self.watch.forget();
+        self.detector.forget();
         self.engine.store.wake().look_everywhere();
     }
 
@@ -170,7 +175,7 @@ impl Presence {
     /// Verdicts go over the beat's own connection, so that a busy pool cannot hold up our beat; what
     /// follows from one does not wait here.
     async fn judge(&mut self, seen: &Seen) -> Result<(), StoreError> {
-        for Suspect { id, beat_n, evidence } in self.watch.observe(&seen.peers) {
+        for Suspect { id, beat_n, evidence } in self.detector.observe(&seen.peers) {
             let Some(session) = &mut self.session else { return Ok(()) };
             let engine = self.engine.clone();
             let Some(judged) = session.judge(id, beat_n, evidence.is_refuted_by_backends()).await? else {

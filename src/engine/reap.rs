@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     event::Kind,
     id::TurnId,

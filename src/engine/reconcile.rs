@@ -12,7 +12,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     event::Kind,
     store::{StoreError, warn_of},

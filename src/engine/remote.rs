@@ -12,7 +12,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
     store::{
@@ -39,18 +39,20 @@ type Match = (TurnId, Arc<Caller>);
 
 /// For whom turns are looked for.
 #[derive(Debug)]
-pub(super) enum Reach {
+pub(super) enum WorkersSought {
     /// For every worker that waits.
     All,
     /// For the workers of these conversations, whose turns are kept for them.
     Kept(HashSet<ConversationId>),
 }
 
-impl Reach {
+impl WorkersSought {
     fn is_for(&self, caller: &Caller) -> bool {
         match self {
-            Reach::All => true,
-            Reach::Kept(kept) => caller.worker().conversation.is_some_and(|bound| kept.contains(&bound)),
+            WorkersSought::All => true,
+            WorkersSought::Kept(kept) => {
+                caller.worker().conversation.is_some_and(|bound| kept.contains(&bound))
+            }
         }
     }
 }
@@ -58,7 +60,7 @@ impl Reach {
 /// Claims turns for workers that wait for some; whether one was left to whoever served its conversation last.
 /// From the queue's front on: the workers that wait are of other agents each time. For those that are bound to a
 /// conversation it is not looked at.
-pub(super) async fn claim(engine: &Engine, reach: &Reach) -> Result<bool, StoreError> {
+pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool, StoreError> {
     let desk = engine.store.desk();
     let is_waiting = |caller: &Arc<Caller>| reach.is_for(caller) && caller.room() > 0;
     let waiting: Vec<Arc<Caller>> = desk.callers().into_iter().filter(is_waiting).collect();

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     store::{
         StoreError,
@@ -32,7 +32,7 @@ const REST: u32 = 1;
 const FROM_THE_FRONT_EVERY: Duration = Duration::from_secs(600);
 
 /// How far the sweeps have come.
-struct Places {
+struct SweepPositions {
     turns: Uuid,
     conversations: Uuid,
     from_the_front: Instant,
@@ -41,7 +41,7 @@ struct Places {
 /// Keeps house until cancelled.
 pub async fn retain_on(engine: Engine, until: CancellationToken) {
     let mut places =
-        Places { turns: Uuid::nil(), conversations: Uuid::nil(), from_the_front: Instant::now() };
+        SweepPositions { turns: Uuid::nil(), conversations: Uuid::nil(), from_the_front: Instant::now() };
     let every = (engine.retain / PASSES_WITHIN).clamp(PASS_EVERY_MIN, PASS_EVERY);
     loop {
         let began = Instant::now();
@@ -62,7 +62,7 @@ pub async fn retain_on(engine: Engine, until: CancellationToken) {
     }
 }
 
-async fn pass(engine: &Engine, places: &mut Places) -> Result<(), StoreError> {
+async fn pass(engine: &Engine, places: &mut SweepPositions) -> Result<(), StoreError> {
     let store = &engine.store;
     store.probe().await?;
     let made = store.make_partitions().await?;
@@ -90,7 +90,7 @@ async fn pass(engine: &Engine, places: &mut Places) -> Result<(), StoreError> {
 }
 
 /// Sweeps turns, and conversations that none is left of, until nothing older is there.
-async fn sweep_turns(engine: &Engine, places: &mut Places) -> Result<(i64, i64), StoreError> {
+async fn sweep_turns(engine: &Engine, places: &mut SweepPositions) -> Result<(i64, i64), StoreError> {
     let kept = || keep_from(engine.store.clock().now(), engine.retain);
     if places.from_the_front.elapsed() > FROM_THE_FRONT_EVERY.min(engine.retain) {
         (places.turns, places.from_the_front) = (Uuid::nil(), Instant::now());

@@ -8,7 +8,7 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     id::TurnId,
     store::{StoreError, inflight::Held, warn_of},

@@ -30,12 +30,12 @@ const BEATS_SILENT: u32 = 20;
 
 /// What this replica's beats have seen of the others.
 #[derive(Debug, Default)]
-pub struct Watch {
-    peers: HashMap<ReplicaId, Seen>,
+pub struct FailureDetector {
+    peers: HashMap<ReplicaId, PeerState>,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct PeerState {
     beat_n: i64,
     /// Our completed beats since its count last changed.
     unchanged: u32,
@@ -83,7 +83,7 @@ impl Evidence {
     }
 }
 
-impl Watch {
+impl FailureDetector {
     /// Takes in what one completed beat saw; who looks dead by now.
     pub fn observe(&mut self, peers: &[PeerSeen]) -> Vec<Suspect> {
         self.peers.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
@@ -92,7 +92,7 @@ impl Watch {
             let seen = match self.peers.entry(peer.id) {
                 // The first sight counts no beat: it could be the very one it last beat at.
                 Entry::Vacant(first) => {
-                    first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, bare: 0, was_held: false })
+                    first.insert(PeerState { beat_n: peer.beat_n, unchanged: 0, bare: 0, was_held: false })
                 }
                 Entry::Occupied(seen) => {
                     let seen = seen.into_mut();
@@ -134,13 +134,13 @@ mod tests {
     }
 
     /// Our beats until the peer is suspected, with its count standing still.
-    fn beats_until_suspected(watch: &mut Watch, trace: Trace) -> u32 {
+    fn beats_until_suspected(watch: &mut FailureDetector, trace: Trace) -> u32 {
         (1..100).find(|_| !watch.observe(&seen(7, trace)).is_empty()).unwrap()
     }
 
     #[test]
     fn a_lock_that_was_let_go_needs_two_beats() {
-        let mut watch = Watch::default();
+        let mut watch = FailureDetector::default();
         assert!(watch.observe(&seen(7, Trace::Lock)).is_empty());
         assert_eq!(beats_until_suspected(&mut watch, Trace::Nothing), 2);
     }
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_lock_never_seen_held_needs_eight() {
         for first in [Trace::Nothing, Trace::Backends] {
-            let mut watch = Watch::default();
+            let mut watch = FailureDetector::default();
             assert!(watch.observe(&seen(7, first)).is_empty());
             assert_eq!(beats_until_suspected(&mut watch, Trace::Nothing), 8);
         }
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn a_lock_or_a_backend_that_is_there_needs_twenty() {
         for trace in [Trace::Lock, Trace::Backends] {
-            let mut watch = Watch::default();
+            let mut watch = FailureDetector::default();
             assert!(watch.observe(&seen(7, Trace::Lock)).is_empty());
             assert_eq!(beats_until_suspected(&mut watch, trace), 20);
         }
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn who_is_late_when_its_connections_end_has_two_beats_like_anybody() {
         for trace in [Trace::Lock, Trace::Backends] {
-            let mut watch = Watch::default();
+            let mut watch = FailureDetector::default();
             watch.observe(&seen(7, Trace::Lock));
             for _ in 0..5 {
                 assert!(watch.observe(&seen(7, trace)).is_empty());
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn silence_ends_in_a_verdict_that_no_backend_refutes_whatever_is_left() {
         for trace in [Trace::Lock, Trace::Backends, Trace::Nothing] {
-            let mut watch = Watch::default();
+            let mut watch = FailureDetector::default();
             watch.observe(&seen(7, Trace::Lock));
             let last = (0..20).map(|_| watch.observe(&seen(7, trace))).last().unwrap();
             assert!(!last[0].evidence.is_refuted_by_backends(), "{last:?}");
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_beat_is_a_sign_of_life_whichever_way_it_moved() {
-        let mut watch = Watch::default();
+        let mut watch = FailureDetector::default();
         for n in [7, 8, 3, 4, 100].into_iter().cycle().take(100) {
             assert!(watch.observe(&seen(n, Trace::Nothing)).is_empty());
         }
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_new_session_starts_from_nothing() {
-        let mut watch = Watch::default();
+        let mut watch = FailureDetector::default();
         watch.observe(&seen(7, Trace::Lock));
         watch.observe(&seen(7, Trace::Nothing));
         watch.forget();

@@ -8,7 +8,7 @@ use std::{collections::HashSet, time::Duration};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::shared::Engine;
 use crate::{
     failure::Code,
     store::{StoreError, remote_workers::ExitReport, worker_tokens::ENDED},

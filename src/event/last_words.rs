@@ -35,33 +35,33 @@ impl LastWords {
 }
 
 /// An object's fields in their order, each value as it was written.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
+struct OrderedFields<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Fields<'de> {
+impl<'de> Deserialize<'de> for OrderedFields<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = OrderedFields<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OrderedFields<'de>, A::Error> {
                 let mut fields = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
                     fields.push((name, value));
                 }
-                Ok(Fields(fields))
+                Ok(OrderedFields(fields))
             }
         }
-        from.deserialize_map(Object)
+        from.deserialize_map(FieldsVisitor)
     }
 }
 
 /// The same object without its text; `None` where it has none.
 fn without_text(data: &str) -> Option<String> {
-    let Fields(fields) = serde_json::from_str(data).ok()?;
+    let OrderedFields(fields) = serde_json::from_str(data).ok()?;
     let text = fields.iter().find(|(name, _)| name == "text")?.1;
     let length = serde_json::from_str::<Cow<'_, str>>(text.get()).ok()?.len();
     let mut out = Vec::new();

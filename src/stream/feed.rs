@@ -20,9 +20,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    conversation_tail::ConversationTail,
     render,
     tail::{Tail, TailError},
-    thread::Thread,
 };
 use crate::{
     event::{LastWords, SharedEvent},
@@ -40,16 +40,16 @@ const FLUSH: Duration = Duration::from_millis(100);
 
 /// What is read.
 #[derive(Debug)]
-pub enum Reader {
+pub enum EventReader {
     /// One turn, to its terminal event.
     Turn(Box<Tail>),
     /// A conversation, for ever.
-    Thread(Box<Thread>),
+    Thread(Box<ConversationTail>),
 }
 
 /// What comes next on a stream.
 #[derive(Debug)]
-pub enum Step {
+pub enum StreamStep {
     /// Bytes to be sent, with the events in them.
     Bytes(String, Vec<SharedEvent>),
     /// The terminal event was sent: end cleanly.
@@ -69,9 +69,9 @@ pub struct Telling {
     pub reset: Option<TurnId>,
 }
 
-type Reading = Pin<Box<dyn Future<Output = (Reader, Result<Page, TailError>)> + Send>>;
+type PendingRead = Pin<Box<dyn Future<Output = (EventReader, Result<FeedPage, TailError>)> + Send>>;
 
-struct Page {
+struct FeedPage {
     text: String,
     events: Vec<SharedEvent>,
     is_end: bool,
@@ -81,8 +81,8 @@ struct Page {
 pub struct Feed {
     store: Store,
     telling: Telling,
-    reading: Reading,
-    state: State,
+    reading: PendingRead,
+    state: FeedState,
     keep_alive: Duration,
     quiet_until: Instant,
     let_go_at: Option<Instant>,
@@ -91,7 +91,7 @@ pub struct Feed {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum FeedState {
     Opening,
     Following,
     Ended,
@@ -102,7 +102,7 @@ impl Feed {
     /// A stream of what `reader` reads, let go when the supervisor stops.
     pub fn new(
         store: &Store,
-        (reader, telling): (Reader, Telling),
+        (reader, telling): (EventReader, Telling),
         keep_alive: Duration,
         supervisor: &Supervisor,
     ) -> Feed {
@@ -113,7 +113,7 @@ impl Feed {
             store: store.clone(),
             telling,
             reading: read(reader, telling.last_words),
-            state: State::Opening,
+            state: FeedState::Opening,
             keep_alive,
             quiet_until: Instant::now() + keep_alive,
             let_go_at: late,
@@ -127,40 +127,40 @@ impl Feed {
         &self.store
     }
 
-    /// The next step. After anything but [`Step::Bytes`] there is none.
-    pub async fn next(&mut self) -> Step {
+    /// The next step. After anything but [`StreamStep::Bytes`] there is none.
+    pub async fn next(&mut self) -> StreamStep {
         match self.state {
-            State::Opening => {
-                self.state = State::Following;
+            FeedState::Opening => {
+                self.state = FeedState::Following;
                 let reset = self.telling.reset.map(render::reset).unwrap_or_default();
-                Step::Bytes(render::retry() + &reset, Vec::new())
+                StreamStep::Bytes(render::retry() + &reset, Vec::new())
             }
-            State::Following => {
+            FeedState::Following => {
                 let step = self.follow().await;
-                if matches!(step, Step::Broken(_)) {
+                if matches!(step, StreamStep::Broken(_)) {
                     // What was said before, a reset perhaps, must not be overtaken by the abort.
                     tokio::time::sleep(FLUSH).await;
                 }
                 step
             }
-            State::Ended => Step::Ended,
-            State::LettingGo => {
+            FeedState::Ended => StreamStep::Ended,
+            FeedState::LettingGo => {
                 tokio::time::sleep(FLUSH).await;
-                Step::LetGo
+                StreamStep::LetGo
             }
         }
     }
 
-    async fn follow(&mut self) -> Step {
+    async fn follow(&mut self) -> StreamStep {
         loop {
             let let_go_at = self.let_go_at;
             let step = tokio::select! {
                 biased;
                 (reader, page) = &mut self.reading => self.take(reader, page),
-                () = self.hard.cancelled() => Step::LetGo,
+                () = self.hard.cancelled() => StreamStep::LetGo,
                 () = sleep_until(let_go_at.unwrap_or(self.quiet_until)), if let_go_at.is_some() => {
-                    self.state = State::LettingGo;
-                    Step::Bytes(render::RECONNECT.to_owned(), Vec::new())
+                    self.state = FeedState::LettingGo;
+                    StreamStep::Bytes(render::RECONNECT.to_owned(), Vec::new())
                 }
                 () = self.soft.cancelled(), if let_go_at.is_none() => {
                     self.let_go_at = Some(Instant::now() + let_go_jitter());
@@ -171,7 +171,7 @@ impl Feed {
                         self.quiet_until = Instant::now() + HEARD_WITHIN;
                         continue;
                     }
-                    Step::Bytes(render::KEEP_ALIVE.to_owned(), Vec::new())
+                    StreamStep::Bytes(render::KEEP_ALIVE.to_owned(), Vec::new())
                 }
             };
             self.quiet_until = Instant::now() + self.keep_alive;
@@ -179,32 +179,32 @@ impl Feed {
         }
     }
 
-    fn take(&mut self, reader: Reader, page: Result<Page, TailError>) -> Step {
+    fn take(&mut self, reader: EventReader, page: Result<FeedPage, TailError>) -> StreamStep {
         match page {
             Ok(page) => {
                 self.reading = read(reader, self.telling.last_words);
                 if page.is_end {
-                    self.state = State::Ended;
+                    self.state = FeedState::Ended;
                 }
-                Step::Bytes(page.text, page.events)
+                StreamStep::Bytes(page.text, page.events)
             }
             Err(why) => {
-                self.state = State::LettingGo;
-                Step::Broken(why)
+                self.state = FeedState::LettingGo;
+                StreamStep::Broken(why)
             }
         }
     }
 }
 
 /// Reads the next page. It begins only when it is first polled.
-fn read(mut reader: Reader, last_words: LastWords) -> Reading {
+fn read(mut reader: EventReader, last_words: LastWords) -> PendingRead {
     Box::pin(async move {
         let page = match &mut reader {
-            Reader::Turn(tail) => {
+            EventReader::Turn(tail) => {
                 let told = |events: Vec<_>| events.into_iter().map(|event| last_words.told(event)).collect();
                 tail.page().await.map(|events| turn_page(told(events), tail.is_ended()))
             }
-            Reader::Thread(thread) => {
+            EventReader::Thread(thread) => {
                 let told = |(at, event)| (at, last_words.told(event));
                 thread.page().await.map(|placed| thread_page(placed.into_iter().map(told).collect()))
             }
@@ -213,10 +213,10 @@ fn read(mut reader: Reader, last_words: LastWords) -> Reading {
             Err(TailError::Rewound { turn }) => {
                 tracing::warn!(turn_id = %turn, "a reader starts again: its log was rewound");
                 match &mut reader {
-                    Reader::Turn(tail) => tail.restart(),
-                    Reader::Thread(thread) => thread.restart(),
+                    EventReader::Turn(tail) => tail.restart(),
+                    EventReader::Thread(thread) => thread.restart(),
                 }
-                Ok(Page { text: render::reset(turn), events: Vec::new(), is_end: false })
+                Ok(FeedPage { text: render::reset(turn), events: Vec::new(), is_end: false })
             }
             page => page,
         };
@@ -224,20 +224,20 @@ fn read(mut reader: Reader, last_words: LastWords) -> Reading {
     })
 }
 
-fn turn_page(events: Vec<SharedEvent>, is_end: bool) -> Page {
+fn turn_page(events: Vec<SharedEvent>, is_end: bool) -> FeedPage {
     let mut text = String::new();
     for event in &events {
         render::frame(&mut text, event.seq, event);
     }
-    Page { text, events, is_end }
+    FeedPage { text, events, is_end }
 }
 
-fn thread_page(placed: Vec<(super::Position, SharedEvent)>) -> Page {
+fn thread_page(placed: Vec<(super::Position, SharedEvent)>) -> FeedPage {
     let mut text = String::new();
     for (at, event) in &placed {
         render::frame(&mut text, at, event);
     }
-    Page { text, events: placed.into_iter().map(|(_, event)| event).collect(), is_end: false }
+    FeedPage { text, events: placed.into_iter().map(|(_, event)| event).collect(), is_end: false }
 }
 
 fn let_go_jitter() -> Duration {

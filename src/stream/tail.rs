@@ -146,9 +146,9 @@ impl Tail {
     }
 
     /// What was handed on last; `None` before the first event.
-    pub(super) fn told(&self) -> Option<Told> {
+    pub(super) fn told(&self) -> Option<LastTold> {
         let anchor = self.anchor.filter(|_| self.cursor >= 0)?;
-        Some(Told { turn: self.turn, place: Place { seq: self.cursor, anchor } })
+        Some(LastTold { turn: self.turn, place: Place { seq: self.cursor, anchor } })
     }
 
     /// Whether the event at the cursor is a last word, by the newest look: nothing comes after it.
@@ -216,12 +216,12 @@ async fn is_dropped(store: &Store, turn: TurnId) -> Result<bool, TailError> {
 
 /// What is kept of an ended turn's reader: what it handed on last.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Told {
+pub(super) struct LastTold {
     pub(super) turn: TurnId,
     pub(super) place: Place,
 }
 
-impl Told {
+impl LastTold {
     /// Whether that still stands there. Only of an ended turn it needs the question: every look at an open one asks it.
     pub(super) async fn is_still_so(&self, store: &Store) -> Result<bool, TailError> {
         let anchor = store.read_on(self.turn, self.place.seq, 0).await?.anchor;

@@ -46,7 +46,7 @@ pub fn provider(
     // Without the detector of variables, which takes them undecoded.
     let resource = Resource::builder_empty().with_detector(Box::new(TelemetryResourceDetector));
     let resource = resource.with_attributes(own).with_attributes(given).build();
-    let told = Told {
+    let told = ToldExporter {
         exporter: exporter(export)?,
         timeout: export.timeout,
         runtime: Handle::try_current().ok(),
@@ -85,7 +85,7 @@ fn exporter(export: &Export) -> Result<SpanExporter, ExporterBuildError> {
 
 /// Exports, and tells of what fails.
 #[derive(Debug)]
-struct Told {
+struct ToldExporter {
     exporter: SpanExporter,
     timeout: Duration,
     /// What gRPC runs on: the thread that exports has no clock of its own.
@@ -101,7 +101,7 @@ struct Absence {
     spans: usize,
 }
 
-impl Exporter for Told {
+impl Exporter for ToldExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         let exported = self.exporter.export(batch);
@@ -130,7 +130,7 @@ impl Exporter for Told {
     }
 }
 
-impl Told {
+impl ToldExporter {
     fn tell(&self, spans: usize, failed: Option<OTelSdkError>) {
         let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
         match (&mut *absence, failed) {

@@ -10,16 +10,16 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use crate::{event::Kind, host::LATE_OUTPUT};
 
-use Shape::{Counter, Gauge, Histogram};
+use MetricShape::{Counter, Gauge, Histogram};
 
-enum Shape {
+enum MetricShape {
     Counter,
     Gauge,
     Histogram,
 }
 
 /// Name, shape, unit, what it tells.
-type Metric = (&'static str, Shape, Unit, &'static str);
+type Metric = (&'static str, MetricShape, Unit, &'static str);
 
 const TURNS_ACCEPTED: &str = "lastword_turns_accepted_total";
 const LAST_WORDS: &str = "lastword_last_words_total";

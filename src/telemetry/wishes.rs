@@ -61,7 +61,7 @@ impl Protocol {
 }
 
 /// The variables, and what is to be said about them.
-struct Reading<'a> {
+struct WishReading<'a> {
     get: &'a dyn Fn(&str) -> Option<String>,
     warnings: Vec<String>,
 }
@@ -69,7 +69,7 @@ struct Reading<'a> {
 impl Wishes {
     /// Those of the variables that `get` finds, and of the configuration's `otlp_endpoint`.
     pub fn read(otlp_endpoint: Option<&str>, get: &dyn Fn(&str) -> Option<String>) -> Wishes {
-        let mut reading = Reading { get, warnings: Vec::new() };
+        let mut reading = WishReading { get, warnings: Vec::new() };
         let export = reading.export(otlp_endpoint);
         // What nobody exports needs no name.
         let attributes = export.as_ref().map(|_| reading.attributes()).unwrap_or_default();
@@ -77,7 +77,7 @@ impl Wishes {
     }
 }
 
-impl Reading<'_> {
+impl WishReading<'_> {
     fn get(&self, name: &str) -> Option<String> {
         (self.get)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }

@@ -1,7 +1,7 @@
 //! What browsers need: cursors and tickets in the query, other origins, and no refusal that they take for the end.
 
 use lastword::{config::Config, event::Kind};
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
@@ -241,7 +241,7 @@ async fn who_comes_back_to_a_stream_is_put_off_within_one_and_never_told_a_statu
     let unknown = world.request(Method::GET, &of_turn).bearer_auth("x").header("last-event-id", "0");
     assert_eq!(unknown.send().await.unwrap().status(), 401);
     drop(seat);
-    world.server.lock().unwrap().stop(Mode::Fast).unwrap();
+    world.server.lock().unwrap().stop(StopMode::Fast).unwrap();
     put_off(ask(&of_turn, &resumed).await, "postgres_unavailable").await;
     assert_eq!(ask(&of_turn, &[]).await.status(), 503);
 }

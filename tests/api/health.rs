@@ -1,7 +1,7 @@
 //! Probes, and what becomes of requests and streams while Postgres is away.
 
 use lastword::event::Kind;
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -48,7 +48,7 @@ async fn while_postgres_is_away_requests_are_told_and_streams_live_on() {
     let mut frames = Frames::of(world.stream(&id, -1).await);
     frames.until("before").await;
 
-    world.server.lock().unwrap().stop(Mode::Fast).unwrap();
+    world.server.lock().unwrap().stop(StopMode::Fast).unwrap();
     let body = json!({"agent": "demo", "input": "x"});
     let ask = world.request(Method::POST, "/v1/turns").header("idempotency-key", "away-1").json(&body);
     let refused = ask.send().await.unwrap();
@@ -61,7 +61,7 @@ async fn while_postgres_is_away_requests_are_told_and_streams_live_on() {
     frames.until(": keep-alive").await;
     assert!(frames.text.len() > before);
 
-    world.server.lock().unwrap().restart(Mode::Fast).unwrap();
+    world.server.lock().unwrap().restart(StopMode::Fast).unwrap();
     until("ready", || async { world.get("/readyz").await.status() == 200 }).await;
     let cancelled = world.post(&format!("/v1/turns/{turn_id}/cancel"), &json!({})).await;
     assert_eq!(cancelled.status(), 202);

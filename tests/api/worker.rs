@@ -7,7 +7,7 @@ use lastword::{
     store::{desk::Line, worker_tokens::Grant},
     token::{self, Purpose},
 };
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -135,7 +135,7 @@ async fn what_a_worker_says_wrong_is_refused_by_name() {
 async fn what_cannot_be_a_token_is_refused_without_a_look_at_the_database() {
     let world = World::alone(|config| config.worker_tokens = vec![WORKERS.to_owned()]).await;
     world.store.desk().set_open(true);
-    world.server.lock().unwrap().stop(Mode::Immediate).unwrap();
+    world.server.lock().unwrap().stop(StopMode::Immediate).unwrap();
     let nobody = WorkerId(uuid::Uuid::nil());
     let messages = format!("turns/{}/messages?epoch=1&n=1", TurnId(nobody.0));
     let cut_off = |token: String| token[..52].to_owned();

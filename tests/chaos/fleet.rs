@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use lastword_devkit::postgres::{Mode, Postgres};
+use lastword_devkit::postgres::{Postgres, StopMode};
 use nix::sys::signal::Signal;
 use rand::{Rng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -331,7 +331,7 @@ impl Fleet {
             }
         }
         if let Ground::Own(postgres) = &mut *lock(&self.ground) {
-            postgres.stop(Mode::Immediate).unwrap();
+            postgres.stop(StopMode::Immediate).unwrap();
         }
         support::leftovers_of(self.home.path())
     }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use lastword_devkit::postgres::{Mode as Stop, Postgres};
+use lastword_devkit::postgres::{Postgres, StopMode as Stop};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use self::server::{Programs, Server};

@@ -75,7 +75,7 @@ async fn a_postgres_that_restarts_costs_no_remote_turn() {
     let cluster = pair().await;
     let (_host, turn) = under_way(&cluster, "/slow 120").await;
     let mut stream = cluster.stream(1, &turn.id, -1).await;
-    cluster.postgres().restart(lastword_devkit::postgres::Mode::Fast).unwrap();
+    cluster.postgres().restart(lastword_devkit::postgres::StopMode::Fast).unwrap();
     stream.until_terminal(PATIENCE).await;
     assert_eq!(completed(&cluster.watch_all(&turn).await), words(120));
 }

@@ -10,7 +10,7 @@ use std::{
 
 use lastword_devkit::{
     child,
-    postgres::{Binaries, Mode, Options, Postgres},
+    postgres::{Binaries, Options, Postgres, StopMode},
 };
 use nix::sys::signal::Signal;
 use reqwest::StatusCode;
@@ -64,7 +64,7 @@ async fn commits_that_a_standby_lacks_are_told_and_nothing_runs_twice() {
     read_until(&mut thread, "event: delta\nid: 2.2\n").await;
     let heard = streams[0].cursor();
     eventually("the command line has heard as much", async || (tail.newest() >= heard).then_some(())).await;
-    let promoted_at = standby.take_over(&cluster, Mode::Immediate).await;
+    let promoted_at = standby.take_over(&cluster, StopMode::Immediate).await;
 
     for stream in &mut streams {
         let (before, after) = told_anew(stream).await;
@@ -145,7 +145,7 @@ async fn a_standby_that_has_everything_kills_nobody() {
     }
     let queued = cluster.post_in(0, &turns[1].conversation, "demo", "hello").await;
     // A primary that shuts down waits for its standbys.
-    standby.take_over(&cluster, Mode::Fast).await;
+    standby.take_over(&cluster, StopMode::Fast).await;
 
     let words: String = (1..=150).map(|n| format!("word{n} ")).collect();
     for (mut stream, mut seen) in streams {
@@ -196,7 +196,7 @@ async fn a_reader_knows_what_a_dead_holder_cannot_tell() {
     }
     // Its claim dies with it and with the primary.
     cluster.kill(0);
-    standby.take_over(&cluster, Mode::Immediate).await;
+    standby.take_over(&cluster, StopMode::Immediate).await;
 
     let (_, after) = told_anew(&mut run).await;
     assert_eq!(kinds(&after), ["accepted", "failed"], "it ran again");
@@ -379,14 +379,14 @@ impl Standby {
     }
 
     /// Stops the primary and takes its place, at its address; when it became one.
-    async fn take_over(&mut self, cluster: &Cluster, mode: Mode) -> Instant {
+    async fn take_over(&mut self, cluster: &Cluster, mode: StopMode) -> Instant {
         let (port, url) = {
             let primary = cluster.postgres();
             (primary.port(), primary.url())
         };
         block_in_place(|| {
             cluster.postgres().stop(mode).unwrap();
-            self.server.as_mut().unwrap().stop(Mode::Fast).unwrap();
+            self.server.as_mut().unwrap().stop(StopMode::Fast).unwrap();
             let options = Options { port: Some(port), ..self.options.clone() };
             self.server = Some(Postgres::start(options).unwrap());
         });
@@ -405,7 +405,7 @@ impl Standby {
 impl Drop for Standby {
     fn drop(&mut self) {
         if let Some(server) = &mut self.server {
-            let _ = server.stop(Mode::Immediate);
+            let _ = server.stop(StopMode::Immediate);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use nix::sys::signal::Signal;
 use reqwest::StatusCode;
 use serde_json::json;
@@ -28,14 +28,14 @@ async fn nothing_dies_of_a_postgres_that_restarts() {
     let mut conn = PgConnection::connect(&url).await.unwrap();
     sqlx::query("alter role postgres set synchronous_commit = on").execute(&mut conn).await.unwrap();
     conn.close().await.unwrap();
-    for way in [Some(Mode::Fast), Some(Mode::Immediate), None] {
+    for way in [Some(StopMode::Fast), Some(StopMode::Immediate), None] {
         turns_and_streams_live_through(&cluster, async |cluster| {
             block_in_place(|| {
                 let mut postgres = cluster.postgres();
                 if way.is_none() {
                     signal(i32::try_from(postgres.pid().unwrap()).unwrap(), Signal::SIGKILL);
                 }
-                postgres.restart(way.unwrap_or(Mode::Immediate)).unwrap();
+                postgres.restart(way.unwrap_or(StopMode::Immediate)).unwrap();
             });
         })
         .await;
@@ -207,7 +207,7 @@ async fn the_doorbell_is_heard_at_once(cluster: &Cluster) {
 async fn a_turn_that_cannot_be_stored_is_refused(cluster: &Cluster) {
     let count = async || cluster.get(0, "/v1/turns?limit=200").await["items"].as_array().unwrap().len();
     let before = count().await;
-    block_in_place(|| cluster.postgres().stop(Mode::Fast)).unwrap();
+    block_in_place(|| cluster.postgres().stop(StopMode::Fast)).unwrap();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = async |i: usize| {
         let url = format!("{}/v1/turns", cluster.url(i));
@@ -220,7 +220,7 @@ async fn a_turn_that_cannot_be_stored_is_refused(cluster: &Cluster) {
         assert!(answer.headers().contains_key("retry-after"), "{:?}", answer.headers());
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
     }
-    block_in_place(|| cluster.postgres().restart(Mode::Fast)).unwrap();
+    block_in_place(|| cluster.postgres().restart(StopMode::Fast)).unwrap();
     ready(cluster, 0).await;
     assert_eq!(post(0).await.status(), StatusCode::ACCEPTED);
     assert_eq!(count().await, before + 1, "a refused turn was stored");

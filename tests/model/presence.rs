@@ -5,7 +5,7 @@
 //! is said in [`may_look`], and nothing else is.
 
 use lastword::{
-    engine::suspicion::Watch,
+    engine::suspicion::FailureDetector,
     id::ReplicaId,
     store::beat::{PeerSeen, Trace},
 };
@@ -44,7 +44,7 @@ enum Gap {
 #[derive(Debug, Clone, Copy)]
 struct PresenceModel(Gap);
 
-/// What the observer's `Watch` knows of the peer.
+/// What the observer's `FailureDetector` knows of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Known {
     unchanged: u8,
@@ -134,10 +134,10 @@ fn trace_of(sight: &Sight) -> Trace {
 }
 
 impl PresenceModel {
-    /// One look of the real `Watch`, brought to where it stood.
+    /// One look of the real `FailureDetector`, brought to where it stood.
     fn look(self, sight: &mut Sight) {
         let seen = |beat_n, trace| [PeerSeen { id: PEER, beat_n, trace }];
-        let mut watch = Watch::default();
+        let mut watch = FailureDetector::default();
         let trace = match trace_of(sight) {
             Trace::Backends if self.0 == Gap::BackendsUnasked => Trace::Nothing,
             trace => trace,
@@ -314,11 +314,11 @@ impl Model for PresenceModel {
 }
 
 proptest::proptest! {
-    /// The model brings a new `Watch` to where it stood at each look. One that has watched all along
+    /// The model brings a new `FailureDetector` to where it stood at each look. One that has watched all along
     /// suspects the same.
     #[test]
     fn a_watch_is_brought_to_where_it_stood(looks in proptest::collection::vec((proptest::bool::weighted(0.1), proptest::bool::weighted(0.3), proptest::bool::weighted(0.3)), 1..60)) {
-        let mut watch = Watch::default();
+        let mut watch = FailureDetector::default();
         let mut sight = PresenceModel(Gap::Nothing).init_states().remove(0);
         let mut beat_n = 0;
         for (is_fresh, is_lock_held, is_connected) in looks {

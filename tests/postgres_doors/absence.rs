@@ -1,6 +1,6 @@
 //! What a replica's log says while Postgres is away: little.
 
-use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Options, Postgres, StopMode};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::json;
 use tokio::task::block_in_place;
@@ -21,7 +21,7 @@ async fn an_absence_is_one_line_and_one_at_its_end_over_all_parts_of_a_replica()
     let turn = cluster.post(0, "demo", "/slow 100").await;
     cluster.stream(0, &turn.id, -1).await.until("delta", PATIENCE).await;
     let before = cluster.log(0);
-    block_in_place(|| cluster.postgres().stop(Mode::Fast)).unwrap();
+    block_in_place(|| cluster.postgres().stop(StopMode::Fast)).unwrap();
     // Callers come all the time, and a turn writes; each post waits for as long as one waits for Postgres.
     for _ in 0..4 {
         let body = json!({"agent": "demo", "input": "/echo hi"});
@@ -30,7 +30,7 @@ async fn an_absence_is_one_line_and_one_at_its_end_over_all_parts_of_a_replica()
     }
     let away = cluster.log(0)[before.len()..].to_owned();
     assert!(matches!(warnings(&away)[..], [one] if one.contains("Postgres is away")), "{away}");
-    block_in_place(|| cluster.postgres().restart(Mode::Immediate)).unwrap();
+    block_in_place(|| cluster.postgres().restart(StopMode::Immediate)).unwrap();
     eventually("it is back", async || cluster.log(0).contains("Postgres is back after ").then_some(())).await;
     let all = cluster.log(0)[before.len()..].to_owned();
     // Deadlines that lapsed meanwhile are no part of it.

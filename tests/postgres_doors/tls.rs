@@ -1,6 +1,6 @@
 //! Every `sslmode` against every kind of server, beside what `psql` does with the same URL.
 
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use serde_json::{Value, json};
 
 use crate::{
@@ -236,7 +236,7 @@ async fn a_replica_behind_tls_works_and_comes_back() {
     let ours = "select count(*)::text from pg_stat_ssl join pg_stat_activity using (pid) where usename = 'app' and ssl";
     assert_eq!(server.ask(plain).await, "0");
     assert!(server.ask(ours).await.parse::<u32>().unwrap() >= 3);
-    tokio::task::block_in_place(|| server.postgres.restart(Mode::Fast)).unwrap();
+    tokio::task::block_in_place(|| server.postgres.restart(StopMode::Fast)).unwrap();
     eventually("it is back", async || replica.log().contains("Postgres is back after ").then_some(())).await;
     eventually("ready", ready).await;
     // More than a TLS record holds, both ways.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lastword::{
     event::Kind,
     store::{beat::BeatSession, listener::listen_on, lookout::look_on, ringer::ring_on},
-    stream::{Position, Thread, tail::TailError},
+    stream::{ConversationTail, Position, tail::TailError},
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -15,13 +15,13 @@ use crate::ground::{Ground, Replica, Server, next_in};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A conversation with a turn that has ended, and a reader elsewhere that has seen all of it and has begun to wait.
-async fn told(ground: &Ground) -> (Replica, Thread, CancellationToken, lastword::store::Store) {
+async fn told(ground: &Ground) -> (Replica, ConversationTail, CancellationToken, lastword::store::Store) {
     let writer = ground.replica().await;
     let (claim, seq) = writer.running().await;
     writer.finish(&claim, seq).await;
     let (store, until) = (ground.open(), CancellationToken::new());
     tokio::spawn(look_on(store.clone(), until.clone()));
-    let mut thread = Thread::new(&store, claim.conversation, Position::START);
+    let mut thread = ConversationTail::new(&store, claim.conversation, Position::START);
     let events = thread.page().await.unwrap();
     assert_eq!(events.last().map(|(_, event)| event.kind), Some(Kind::Completed));
     (writer, thread, until, store)
@@ -72,7 +72,7 @@ async fn a_reader_that_begins_at_a_last_word_waits_for_the_next_turn() {
     let (claim, seq) = writer.running().await;
     writer.finish(&claim, seq).await;
     let at = Position { ordinal: 1, seq: seq + 1 };
-    let mut thread = Thread::new(&writer.store, claim.conversation, at);
+    let mut thread = ConversationTail::new(&writer.store, claim.conversation, at);
     assert_eq!(thread.look(10).await.unwrap(), []);
     writer.store.accept(&next_in(&writer.store, claim.conversation)).await.unwrap();
     let seen = thread.page().await.unwrap();
@@ -91,7 +91,7 @@ async fn a_replica_that_follows_a_conversation_is_rung_for_where_nobody_looks() 
     }
     let (claim, seq) = writer.running().await;
     writer.finish(&claim, seq).await;
-    let mut thread = Thread::new(&store, claim.conversation, Position { ordinal: 1, seq: seq + 1 });
+    let mut thread = ConversationTail::new(&store, claim.conversation, Position { ordinal: 1, seq: seq + 1 });
     assert_eq!(thread.look(10).await.unwrap(), []);
     let wait = tokio::spawn(async move { thread.wait(Duration::MAX).await });
     // The other one may not have heard yet that anybody follows conversations: a later turn is rung for.

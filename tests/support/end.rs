@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use lastword_devkit::{child, postgres::Mode};
+use lastword_devkit::{child, postgres::StopMode};
 
 use super::{Cluster, lock};
 
@@ -22,7 +22,7 @@ impl Drop for Cluster {
             self.verify();
         }
         lock(&self.replicas).clear();
-        let stopped = lock(&self.postgres).stop(Mode::Immediate);
+        let stopped = lock(&self.postgres).stop(StopMode::Immediate);
         let left = leftovers_of(self.home.path());
         if !has_failed {
             assert!(wrong.is_empty(), "{}", wrong.join("\n"));

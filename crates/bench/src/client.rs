@@ -39,7 +39,7 @@ pub struct Ask {
 
 /// What was seen of one turn, moments on the steady clock.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct TurnMoments {
     /// `turn_…`
     pub turn: String,
     /// `conv_…`
@@ -81,11 +81,16 @@ impl Client {
     }
 
     /// Runs a turn to its end and tells of every event as it comes, with its moment.
-    pub async fn run(&self, url: &str, ask: &Ask, see: impl FnMut(&Frame<'_>, u64)) -> anyhow::Result<Seen> {
+    pub async fn run(
+        &self,
+        url: &str,
+        ask: &Ask,
+        see: impl FnMut(&Frame<'_>, u64),
+    ) -> anyhow::Result<TurnMoments> {
         let sent = steady_ns();
         let request = self.request(Method::POST, url, "/v1/turns").json(&ask.body());
         let response = answered(request.header(header::ACCEPT, "text/event-stream")).await?;
-        watch(response, Seen { sent, answered: steady_ns(), ..Seen::default() }, see).await
+        watch(response, TurnMoments { sent, answered: steady_ns(), ..TurnMoments::default() }, see).await
     }
 
     /// Posts a turn, and does not wait for it.
@@ -101,11 +106,11 @@ impl Client {
         url: &str,
         turn: &str,
         see: impl FnMut(&Frame<'_>, u64),
-    ) -> anyhow::Result<Seen> {
+    ) -> anyhow::Result<TurnMoments> {
         let sent = steady_ns();
         let request = self.request(Method::GET, url, &format!("/v1/turns/{turn}/events"));
         let response = answered(request.header(header::ACCEPT, "text/event-stream")).await?;
-        watch(response, Seen { sent, answered: steady_ns(), ..Seen::default() }, see).await
+        watch(response, TurnMoments { sent, answered: steady_ns(), ..TurnMoments::default() }, see).await
     }
 
     /// Reads JSON.
@@ -164,9 +169,9 @@ async fn answered(request: RequestBuilder) -> anyhow::Result<Response> {
 /// Reads a stream to its last word.
 async fn watch(
     response: Response,
-    mut seen: Seen,
+    mut seen: TurnMoments,
     mut see: impl FnMut(&Frame<'_>, u64),
-) -> anyhow::Result<Seen> {
+) -> anyhow::Result<TurnMoments> {
     let (mut bytes, mut frames) = (response.bytes_stream(), Frames::default());
     let mut end = None;
     while let Some(chunk) = timeout(SILENCE_MAX, bytes.next()).await.context("the stream fell silent")? {
@@ -184,7 +189,7 @@ async fn watch(
     Ok(seen)
 }
 
-impl Seen {
+impl TurnMoments {
     fn note(&mut self, frame: &Frame<'_>, now: u64) {
         let text = |field| frame.text(field).unwrap_or_default().to_owned();
         match frame.kind {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     client::Ask,
     figures::number,
-    plan::{AGENT, Plan},
+    plan::{AGENT, RigPlan},
     rig::{Counted, Rig},
     table::layout,
 };
@@ -94,7 +94,7 @@ pub fn judge(count: Option<f64>, expected: Option<Expected>) -> Outcome {
 }
 
 /// Counts, on an installation of its own, beside the baseline.
-pub async fn run(mut plan: Plan) -> anyhow::Result<Counts> {
+pub async fn run(mut plan: RigPlan) -> anyhow::Result<Counts> {
     plan.is_durable = false;
     for (name, value) in [
         ("fsync", "off"),

@@ -13,9 +13,9 @@ use lastword::note;
 
 use super::{
     acts::{Reading, load},
-    figures::{Limit, Values, Verdict, number},
+    figures::{Limit, TargetVerdict, Values, number},
     measures::{Measure, Needs},
-    plan::Scope,
+    plan::AgentScope,
     site::Site,
 };
 
@@ -26,7 +26,7 @@ const WARM_UP: Duration = Duration::from_secs(3);
 
 /// What became of one measure at one site.
 #[derive(Debug)]
-pub struct Finding {
+pub struct MeasureOutcome {
     /// Which.
     pub measure: &'static Measure,
     /// One for each of its figures, in their order.
@@ -39,16 +39,16 @@ pub struct Finding {
     pub skipped: Option<String>,
 }
 
-impl Finding {
-    fn new(measure: &'static Measure) -> Finding {
+impl MeasureOutcome {
+    fn new(measure: &'static Measure) -> MeasureOutcome {
         let values = measure.figures.iter().map(|_| Values::default()).collect();
-        Finding { measure, values, notes: Vec::new(), failures: Vec::new(), skipped: None }
+        MeasureOutcome { measure, values, notes: Vec::new(), failures: Vec::new(), skipped: None }
     }
 
     /// What became of a figure's target.
-    pub fn verdict(&self, figure: usize, is_short: bool) -> Verdict {
+    pub fn verdict(&self, figure: usize, is_short: bool) -> TargetVerdict {
         if !self.failures.is_empty() {
-            return Verdict::Failed;
+            return TargetVerdict::Failed;
         }
         self.values[figure].verdict(&self.measure.figures[figure], is_short)
     }
@@ -83,14 +83,14 @@ pub struct Compared {
     /// Whether the change should make none to the figures.
     pub should_be_alike: bool,
     /// One for each measure, in the order of the first site's.
-    pub results: Vec<Finding>,
+    pub results: Vec<MeasureOutcome>,
 }
 
 /// Everything that was found.
 #[derive(Debug)]
 pub struct Findings {
     /// One for each measure, in their order, at the first site.
-    pub results: Vec<Finding>,
+    pub results: Vec<MeasureOutcome>,
     /// What each other site found.
     pub compared: Vec<Compared>,
     /// Samples of each limit, at the first site.
@@ -101,8 +101,8 @@ pub struct Findings {
 
 /// Takes all measures at all sites, so many times. The sites after the first are compared with it.
 pub async fn run(sites: &mut [Site], measures: &[&'static Measure], runs: u32) -> Findings {
-    let mut results: Vec<Vec<Finding>> =
-        sites.iter().map(|_| measures.iter().map(|measure| Finding::new(measure)).collect()).collect();
+    let mut results: Vec<Vec<MeasureOutcome>> =
+        sites.iter().map(|_| measures.iter().map(|measure| MeasureOutcome::new(measure)).collect()).collect();
     let mut limits: BTreeMap<Limit, Values> = BTreeMap::new();
     let mut faults = Vec::new();
     for site in sites.iter_mut() {
@@ -151,7 +151,7 @@ fn obstacle(measure: &Measure, site: &Site, is_compared: bool) -> Option<String>
     match (measure.needs, site.own_rig()) {
         (Needs::Gateway, _) => None,
         (_, None) => Some("needs an installation of its own".to_owned()),
-        (Needs::Shared, Some(rig)) if rig.plan.scope != Scope::Shared => {
+        (Needs::Shared, Some(rig)) if rig.plan.scope != AgentScope::Shared => {
             Some("needs --scope shared: a process each would be what is measured".to_owned())
         }
         _ => None,
@@ -162,7 +162,7 @@ fn obstacle(measure: &Measure, site: &Site, is_compared: bool) -> Option<String>
 async fn attempt(
     site: &mut Site,
     measure: &Measure,
-    result: &mut Finding,
+    result: &mut MeasureOutcome,
     run: usize,
 ) -> (BTreeMap<Limit, f64>, String) {
     match take(site, measure).await {
@@ -237,31 +237,31 @@ mod tests {
 
     #[test]
     fn a_reading_without_one_of_its_figures_is_a_failure() {
-        let mut result = Finding::new(named("wal").unwrap());
+        let mut result = MeasureOutcome::new(named("wal").unwrap());
         result.take(Reading::default().with("WAL", 3.0).with("rows", f64::NAN), &BTreeMap::new());
         assert_eq!(result.values[0].values, [3.0]);
         assert_eq!(result.failures.len(), 2, "{:?}", result.failures);
-        assert_eq!(result.verdict(0, false), Verdict::Failed);
+        assert_eq!(result.verdict(0, false), TargetVerdict::Failed);
     }
 
     #[test]
     fn a_limit_stands_beside_the_value_of_its_run() {
-        let mut result = Finding::new(named("accept-same").unwrap());
+        let mut result = MeasureOutcome::new(named("accept-same").unwrap());
         let reading = || Reading::default().with("p50", 2.0).with("p99", 3.0).with("max", 4.0);
         result.take(reading(), &BTreeMap::from([(Limit::CommitRested, 1.0), (Limit::Http, 9.0)]));
         assert_eq!((&result.values[0].limits[..], &result.values[1].limits[..]), (&[1.0][..], &[][..]));
         assert_eq!(result.values[0].ratio(), Some(2.0));
-        assert_eq!(result.verdict(0, false), Verdict::Missed);
+        assert_eq!(result.verdict(0, false), TargetVerdict::Missed);
     }
 
     #[test]
     fn what_could_not_be_had_is_not_measured_and_never_zero() {
-        let mut result = Finding::new(named("idle").unwrap());
+        let mut result = MeasureOutcome::new(named("idle").unwrap());
         let reading =
             Reading::default().with_any("statements a second", None, "why").with("heap-only", 100.0);
         result.take(reading, &BTreeMap::new());
-        assert_eq!(result.verdict(0, false), Verdict::NotMeasured);
+        assert_eq!(result.verdict(0, false), TargetVerdict::NotMeasured);
         assert_eq!(result.values[0].absent.as_deref(), Some("why"));
-        assert_eq!(result.verdict(1, false), Verdict::Met);
+        assert_eq!(result.verdict(1, false), TargetVerdict::Met);
     }
 }

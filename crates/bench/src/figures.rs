@@ -115,26 +115,26 @@ impl Limit {
 
 /// What a value should be.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Bound {
+pub enum TargetBound {
     /// Not more.
     AtMost(f64),
     /// Not less.
     AtLeast(f64),
 }
 
-impl Bound {
+impl TargetBound {
     fn holds(self, value: f64) -> bool {
         match self {
-            Bound::AtMost(most) => value <= most,
-            Bound::AtLeast(least) => value >= least,
+            TargetBound::AtMost(most) => value <= most,
+            TargetBound::AtLeast(least) => value >= least,
         }
     }
 
     /// As `≤ 1.5` or `≥ 3000`.
     pub fn shown(self) -> String {
         match self {
-            Bound::AtMost(most) => format!("≤ {}", number(most)),
-            Bound::AtLeast(least) => format!("≥ {}", number(least)),
+            TargetBound::AtMost(most) => format!("≤ {}", number(most)),
+            TargetBound::AtLeast(least) => format!("≥ {}", number(least)),
         }
     }
 }
@@ -147,9 +147,9 @@ pub struct Figure {
     /// What it counts.
     pub unit: Unit,
     /// What it should be.
-    pub bound: Option<Bound>,
+    pub bound: Option<TargetBound>,
     /// What it should be as a multiple of a limit.
-    pub against: Option<(Limit, Bound)>,
+    pub against: Option<(Limit, TargetBound)>,
 }
 
 impl Figure {
@@ -165,7 +165,7 @@ impl Figure {
 /// What became of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum TargetVerdict {
     /// Reached.
     Met,
     /// Not reached.
@@ -180,16 +180,16 @@ pub enum Verdict {
     Failed,
 }
 
-impl Verdict {
+impl TargetVerdict {
     /// For the table.
     pub const fn shown(self) -> &'static str {
         match self {
-            Verdict::Met => "met",
-            Verdict::Missed => "MISSED",
-            Verdict::NoTarget => "",
-            Verdict::NotJudged => "not judged",
-            Verdict::NotMeasured => "not measured",
-            Verdict::Failed => "FAILED",
+            TargetVerdict::Met => "met",
+            TargetVerdict::Missed => "MISSED",
+            TargetVerdict::NoTarget => "",
+            TargetVerdict::NotJudged => "not judged",
+            TargetVerdict::NotMeasured => "not measured",
+            TargetVerdict::Failed => "FAILED",
         }
     }
 }
@@ -223,17 +223,17 @@ impl Values {
     }
 
     /// What became of the figure's target.
-    pub fn verdict(&self, figure: &Figure, is_short: bool) -> Verdict {
-        let Some(median) = self.median() else { return Verdict::NotMeasured };
+    pub fn verdict(&self, figure: &Figure, is_short: bool) -> TargetVerdict {
+        let Some(median) = self.median() else { return TargetVerdict::NotMeasured };
         let by_bound = figure.bound.map(|bound| bound.holds(median));
         let by_limit = figure.against.map(|(_, bound)| self.ratio().map(|ratio| bound.holds(ratio)));
         match (by_bound, by_limit) {
-            (None, None) => Verdict::NoTarget,
-            _ if is_short && figure.unit.needs_length() => Verdict::NotJudged,
-            (Some(false), _) | (_, Some(Some(false))) => Verdict::Missed,
+            (None, None) => TargetVerdict::NoTarget,
+            _ if is_short && figure.unit.needs_length() => TargetVerdict::NotJudged,
+            (Some(false), _) | (_, Some(Some(false))) => TargetVerdict::Missed,
             // The limit could not be measured here: nobody can say.
-            (_, Some(None)) => Verdict::NotJudged,
-            (_, _) => Verdict::Met,
+            (_, Some(None)) => TargetVerdict::NotJudged,
+            (_, _) => TargetVerdict::Met,
         }
     }
 }
@@ -284,8 +284,8 @@ mod tests {
     const FIGURE: Figure = Figure {
         name: "p50",
         unit: Unit::Ms,
-        bound: Some(Bound::AtMost(1.5)),
-        against: Some((Limit::Commit, Bound::AtMost(2.0))),
+        bound: Some(TargetBound::AtMost(1.5)),
+        against: Some((Limit::Commit, TargetBound::AtMost(2.0))),
     };
 
     fn values(values: &[f64], limits: &[f64]) -> Values {
@@ -313,24 +313,28 @@ mod tests {
     #[test]
     fn a_target_is_met_only_by_all_that_is_wanted() {
         let verdict = |value: f64, limit: f64| values(&[value], &[limit]).verdict(&FIGURE, false);
-        assert_eq!(verdict(1.5, 1.0), Verdict::Met);
-        assert_eq!(verdict(1.6, 1.0), Verdict::Missed, "above its bound");
-        assert_eq!(verdict(1.4, 0.5), Verdict::Missed, "above its limit's multiple");
-        assert_eq!(values(&[1.0], &[]).verdict(&FIGURE, false), Verdict::NotJudged);
-        assert_eq!(values(&[], &[]).verdict(&FIGURE, false), Verdict::NotMeasured);
-        let more =
-            Figure { bound: Some(Bound::AtLeast(3000.0)), against: None, unit: Unit::PerSecond, ..FIGURE };
-        assert_eq!(values(&[3000.0], &[]).verdict(&more, false), Verdict::Met);
-        assert_eq!(values(&[2999.0], &[]).verdict(&more, false), Verdict::Missed);
+        assert_eq!(verdict(1.5, 1.0), TargetVerdict::Met);
+        assert_eq!(verdict(1.6, 1.0), TargetVerdict::Missed, "above its bound");
+        assert_eq!(verdict(1.4, 0.5), TargetVerdict::Missed, "above its limit's multiple");
+        assert_eq!(values(&[1.0], &[]).verdict(&FIGURE, false), TargetVerdict::NotJudged);
+        assert_eq!(values(&[], &[]).verdict(&FIGURE, false), TargetVerdict::NotMeasured);
+        let more = Figure {
+            bound: Some(TargetBound::AtLeast(3000.0)),
+            against: None,
+            unit: Unit::PerSecond,
+            ..FIGURE
+        };
+        assert_eq!(values(&[3000.0], &[]).verdict(&more, false), TargetVerdict::Met);
+        assert_eq!(values(&[2999.0], &[]).verdict(&more, false), TargetVerdict::Missed);
     }
 
     #[test]
     fn a_short_run_judges_counts_and_no_speed() {
-        assert_eq!(values(&[9.0], &[1.0]).verdict(&FIGURE, true), Verdict::NotJudged);
+        assert_eq!(values(&[9.0], &[1.0]).verdict(&FIGURE, true), TargetVerdict::NotJudged);
         let count = Figure { unit: Unit::Count, against: None, ..FIGURE };
-        assert_eq!(values(&[9.0], &[]).verdict(&count, true), Verdict::Missed);
+        assert_eq!(values(&[9.0], &[]).verdict(&count, true), TargetVerdict::Missed);
         let free = Figure { bound: None, against: None, ..FIGURE };
-        assert_eq!(values(&[9.0], &[]).verdict(&free, true), Verdict::NoTarget);
+        assert_eq!(values(&[9.0], &[]).verdict(&free, true), TargetVerdict::NoTarget);
     }
 
     #[test]

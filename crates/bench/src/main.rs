@@ -41,13 +41,13 @@ use clap::{CommandFactory as _, Parser, error::ErrorKind};
 
 use self::{
     course::Findings,
-    figures::Verdict,
+    figures::TargetVerdict,
     machine::{Machine, file_system, raise_file_limit},
     measures::{MEASURES, Measure, Needs},
-    plan::{History, Plan, Scope},
+    plan::{AgentScope, PastTurns, RigPlan},
     report::Setting,
     rig::Rig,
-    site::{Remote, Site},
+    site::{RemoteSite, Site},
     sizes::Sizes,
 };
 use lastword::{
@@ -68,7 +68,7 @@ const HISTORY_EVENTS: i32 = 10;
 /// Measures how fast `lastword` is, beside what this machine can do at best.
 #[derive(Debug, Parser)]
 #[command(name = "lastword-bench", version)]
-struct Args {
+struct MeasureArgs {
     /// How often each measure is taken
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
@@ -115,7 +115,7 @@ struct Args {
     load_for: Option<Span>,
     /// How workers and conversations of the agent belong together
     #[arg(long, value_enum, default_value_t = SCOPE)]
-    scope: Scope,
+    scope: AgentScope,
     /// The program that the replicas run, the `lastword` beside this one if absent; a second one is compared with the first
     #[arg(long = "program", value_name = "FILE", value_delimiter = ',')]
     programs: Vec<PathBuf>,
@@ -133,7 +133,7 @@ struct Args {
 }
 
 /// The scope that is measured unless another one is asked for.
-const SCOPE: Scope = Scope::Shared;
+const SCOPE: AgentScope = AgentScope::Shared;
 
 /// Flags that measure an installation which is there already.
 #[derive(Debug, clap::Args)]
@@ -162,9 +162,9 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = MeasureArgs::parse();
     if let Err(why) = refuse_secrets(std::env::args_os().skip(1)) {
-        Args::command().error(ErrorKind::ValueValidation, why).exit();
+        MeasureArgs::command().error(ErrorKind::ValueValidation, why).exit();
     }
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         note!("error: another part of this process has chosen a crypto provider");
@@ -181,7 +181,7 @@ fn main() -> ExitCode {
 ///
 /// # Errors
 /// What is needed does not start. A measure that fails is told in the table, and in the exit code.
-async fn run(args: Args) -> anyhow::Result<ExitCode> {
+async fn run(args: MeasureArgs) -> anyhow::Result<ExitCode> {
     if args.list {
         return say(&list()).map(|()| ExitCode::SUCCESS);
     }
@@ -193,7 +193,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn measured(args: Args) -> anyhow::Result<ExitCode> {
+async fn measured(args: MeasureArgs) -> anyhow::Result<ExitCode> {
     let files = raise_file_limit();
     let machine = Machine::look();
     if args.counts {
@@ -233,13 +233,13 @@ fn exit_code(findings: &Findings, is_short: bool, is_strict: bool) -> ExitCode {
     let has_suffered = findings.compared.iter().any(|change| {
         change.should_be_alike && !is_short && table::has_suffered(&findings.results, &change.results)
     });
-    let is_missed = is_strict && (has_suffered || verdicts.any(|verdict| verdict == Verdict::Missed));
+    let is_missed = is_strict && (has_suffered || verdicts.any(|verdict| verdict == TargetVerdict::Missed));
     if has_failed || is_missed || !findings.faults.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// The plain installation, then one for each change that it is compared with: all of them at once, so
 /// that their runs can take turns.
-async fn sites(args: &Args, supervisor: &Supervisor) -> anyhow::Result<Vec<Site>> {
+async fn sites(args: &MeasureArgs, supervisor: &Supervisor) -> anyhow::Result<Vec<Site>> {
     let sizes = if args.short { Sizes::SHORT } else { Sizes::FULL };
     if !args.remote.urls.is_empty() {
         let remote = remote(&args.remote)?;
@@ -248,18 +248,22 @@ async fn sites(args: &Args, supervisor: &Supervisor) -> anyhow::Result<Vec<Site>
     let plain = plan(args)?;
     let mut plans = vec![(String::new(), plain.clone())];
     if let Some(history) = args.history {
-        let past = History { turns: history, events_each: HISTORY_EVENTS, span: None };
-        plans.push((format!("a history of {history} turns"), Plan { history: Some(past), ..plain.clone() }));
+        let past = PastTurns { turns: history, events_each: HISTORY_EVENTS, span: None };
+        plans.push((
+            format!("a history of {history} turns"),
+            RigPlan { history: Some(past), ..plain.clone() },
+        ));
     }
     if args.held {
-        plans.push(("a transaction held open".to_owned(), Plan { is_held: true, ..plain.clone() }));
+        plans.push(("a transaction held open".to_owned(), RigPlan { is_held: true, ..plain.clone() }));
     }
     for program in args.programs.iter().skip(1) {
         let name = format!("replicas of {}", program.display());
-        plans.push((name, Plan { program: Some(found(program)?), ..plain.clone() }));
+        plans.push((name, RigPlan { program: Some(found(program)?), ..plain.clone() }));
     }
     for &lever in &args.ablate {
-        plans.push((format!("ablated: {}", lever.as_str()), Plan { ablate: vec![lever], ..plain.clone() }));
+        plans
+            .push((format!("ablated: {}", lever.as_str()), RigPlan { ablate: vec![lever], ..plain.clone() }));
     }
     let mut sites = Vec::with_capacity(plans.len());
     for (name, plan) in plans {
@@ -270,8 +274,8 @@ async fn sites(args: &Args, supervisor: &Supervisor) -> anyhow::Result<Vec<Site>
     Ok(sites)
 }
 
-fn plan(args: &Args) -> anyhow::Result<Plan> {
-    Ok(Plan {
+fn plan(args: &MeasureArgs) -> anyhow::Result<RigPlan> {
+    Ok(RigPlan {
         dir: args.dir.clone().unwrap_or_else(std::env::temp_dir),
         program: args.programs.first().map(|file| found(file)).transpose()?,
         postgres_bin: args.postgres_bin.clone(),
@@ -290,7 +294,7 @@ fn found(program: &Path) -> anyhow::Result<PathBuf> {
     fs::canonicalize(program).with_context(|| format!("{}: no program", program.display()))
 }
 
-fn remote(args: &RemoteArgs) -> anyhow::Result<Remote> {
+fn remote(args: &RemoteArgs) -> anyhow::Result<RemoteSite> {
     let mut urls = Vec::with_capacity(args.urls.len());
     for text in &args.urls {
         let url = reqwest::Url::parse(text.trim()).with_context(|| format!("`{text}`"))?;
@@ -301,7 +305,7 @@ fn remote(args: &RemoteArgs) -> anyhow::Result<Remote> {
         urls.push(url.as_str().trim_end_matches('/').to_owned());
     }
     let agent = args.agent.clone().context("--url needs --agent")?;
-    Ok(Remote { urls, token: args.token.read()?, agent, input: args.input.clone() })
+    Ok(RemoteSite { urls, token: args.token.read()?, agent, input: args.input.clone() })
 }
 
 /// What the figures hold for.
@@ -320,7 +324,7 @@ async fn facts(site: &mut Site) -> anyhow::Result<Vec<(String, String)>> {
     Ok(facts)
 }
 
-async fn counted(args: &Args) -> anyhow::Result<ExitCode> {
+async fn counted(args: &MeasureArgs) -> anyhow::Result<ExitCode> {
     let counts = counts::run(plan(args)?).await?;
     let baseline = counts::read(&args.baseline)?;
     if args.write_baseline {

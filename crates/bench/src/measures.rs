@@ -5,8 +5,9 @@
 use super::{
     acts::{self, Act},
     figures::{
-        Bound::{self, AtLeast, AtMost},
-        Figure, Limit, Unit,
+        Figure, Limit,
+        TargetBound::{self, AtLeast, AtMost},
+        Unit,
     },
 };
 
@@ -43,11 +44,17 @@ const fn figure(name: &'static str, unit: Unit) -> Figure {
     Figure { name, unit, bound: None, against: None }
 }
 
-const fn wanted(name: &'static str, unit: Unit, bound: Bound) -> Figure {
+const fn wanted(name: &'static str, unit: Unit, bound: TargetBound) -> Figure {
     Figure { name, unit, bound: Some(bound), against: None }
 }
 
-const fn against(name: &'static str, unit: Unit, bound: Bound, limit: Limit, times: Bound) -> Figure {
+const fn against(
+    name: &'static str,
+    unit: Unit,
+    bound: TargetBound,
+    limit: Limit,
+    times: TargetBound,
+) -> Figure {
     Figure { name, unit, bound: Some(bound), against: Some((limit, times)) }
 }
 
@@ -79,7 +86,7 @@ pub const MEASURES: &[Measure] = &[
             ms("p99", 6.0),
             MAX,
         ],
-        act: Act::Accept(acts::accept::Way { host: 0, is_own_process: false }),
+        act: Act::Accept(acts::accept::AcceptWay { host: 0, is_own_process: false }),
     },
     Measure {
         name: "accept-own",
@@ -87,7 +94,7 @@ pub const MEASURES: &[Measure] = &[
         needs: Needs::Own,
         is_compared: false,
         figures: &[P50, P99, MAX],
-        act: Act::Accept(acts::accept::Way { host: 0, is_own_process: true }),
+        act: Act::Accept(acts::accept::AcceptWay { host: 0, is_own_process: true }),
     },
     Measure {
         name: "accept-other",
@@ -104,7 +111,7 @@ pub const MEASURES: &[Measure] = &[
             ms("p99", 12.0),
             MAX,
         ],
-        act: Act::Accept(acts::accept::Way { host: 1, is_own_process: true }),
+        act: Act::Accept(acts::accept::AcceptWay { host: 1, is_own_process: true }),
     },
     Measure {
         name: "first-event",
@@ -136,7 +143,7 @@ pub const MEASURES: &[Measure] = &[
         needs: Needs::Own,
         is_compared: true,
         figures: &[ms("p50", 1.2), ms("p99", 4.0), MAX],
-        act: Act::Events(acts::stream::Way { is_other: false, is_busy: false }),
+        act: Act::Events(acts::stream::StreamWay { is_other: false, is_busy: false }),
     },
     Measure {
         name: "event-other",
@@ -144,7 +151,7 @@ pub const MEASURES: &[Measure] = &[
         needs: Needs::Own,
         is_compared: true,
         figures: &[ms("p50", 2.0), ms("p99", 5.0), MAX],
-        act: Act::Events(acts::stream::Way { is_other: true, is_busy: false }),
+        act: Act::Events(acts::stream::StreamWay { is_other: true, is_busy: false }),
     },
     Measure {
         name: "event-busy",
@@ -152,7 +159,7 @@ pub const MEASURES: &[Measure] = &[
         needs: Needs::Own,
         is_compared: true,
         figures: &[ms("p50", 3.0), ms("p99", 20.0), MAX],
-        act: Act::Events(acts::stream::Way { is_other: true, is_busy: true }),
+        act: Act::Events(acts::stream::StreamWay { is_other: true, is_busy: true }),
     },
     Measure {
         name: "durable-few",

@@ -22,26 +22,26 @@ pub const OWN_AGENT: &str = "bench-own";
 
 /// How workers and conversations of the agent belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Scope {
+pub enum AgentScope {
     /// A process for each conversation.
     Conversation,
     /// One process for many turns at once.
     Shared,
 }
 
-impl Scope {
+impl AgentScope {
     /// As the agent's spec has it.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Scope::Conversation => "conversation",
-            Scope::Shared => "shared",
+            AgentScope::Conversation => "conversation",
+            AgentScope::Shared => "shared",
         }
     }
 }
 
 /// What to start.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct RigPlan {
     /// Where; a directory of its own is made in it.
     pub dir: PathBuf,
     /// The program that replicas run; this one if absent.
@@ -57,16 +57,16 @@ pub struct Plan {
     /// More for their environment.
     pub env: Vec<(String, String)>,
     /// How workers and conversations belong together.
-    pub scope: Scope,
+    pub scope: AgentScope,
     /// Ended turns that are there before it starts.
-    pub history: Option<History>,
+    pub history: Option<PastTurns>,
     /// Whether a transaction is open elsewhere all the time.
     pub is_held: bool,
 }
 
 /// Ended turns that a measurement begins with.
 #[derive(Debug, Clone, Copy)]
-pub struct History {
+pub struct PastTurns {
     /// How many.
     pub turns: i64,
     /// Events of each.
@@ -75,7 +75,7 @@ pub struct History {
     pub span: Option<Duration>,
 }
 
-impl Plan {
+impl RigPlan {
     /// Starts Postgres in `place`, with statements counted where this one can.
     pub fn postgres(&self, place: &Path) -> anyhow::Result<Postgres> {
         let binaries = Binaries::find(self.postgres_bin.as_deref())?;
@@ -125,7 +125,7 @@ impl Plan {
     /// The agents and their specs. Their worker is the gateway beside this program, whoever runs the replicas.
     pub fn agents(&self) -> anyhow::Result<[(&'static str, Value); 2]> {
         let worker = gateway()?;
-        Ok([(AGENT, spec(&worker, self.scope)), (OWN_AGENT, spec(&worker, Scope::Conversation))])
+        Ok([(AGENT, spec(&worker, self.scope)), (OWN_AGENT, spec(&worker, AgentScope::Conversation))])
     }
 
     /// A command of the program that replicas run, over this database.
@@ -143,7 +143,7 @@ impl Plan {
 }
 
 /// With clocks that no measure runs into.
-fn spec(worker: &Path, scope: Scope) -> Value {
+fn spec(worker: &Path, scope: AgentScope) -> Value {
     let mut spec = json!({
         "runtime": "process",
         "command": [worker, "demo-agent", "--pace"],
@@ -152,7 +152,7 @@ fn spec(worker: &Path, scope: Scope) -> Value {
         "timeouts": {"queue": "1h", "progress": "1h", "cap": "2h"},
         "limits": {"output_bytes": "1GiB"},
     });
-    if scope == Scope::Shared {
+    if scope == AgentScope::Shared {
         spec["max_concurrent_turns"] = 8192.into();
     }
     spec
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn the_agents_specs_are_ones_that_the_gateway_takes() {
         let spec: lastword::agent::AgentSpec =
-            serde_json::from_value(spec(Path::new("/bin/lastword"), Scope::Conversation)).unwrap();
+            serde_json::from_value(spec(Path::new("/bin/lastword"), AgentScope::Conversation)).unwrap();
         assert_eq!(spec.validate(), Ok(()));
     }
 }

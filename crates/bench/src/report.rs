@@ -5,8 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    course::{Finding, Findings},
-    figures::{Bound, Figure, Values, ratio_of},
+    course::{Findings, MeasureOutcome},
+    figures::{Figure, TargetBound, Values, ratio_of},
     machine::Machine,
 };
 
@@ -81,7 +81,7 @@ pub fn json(setting: &Setting, findings: &Findings) -> Value {
     })
 }
 
-fn measure(result: &Finding, is_short: bool) -> Value {
+fn measure(result: &MeasureOutcome, is_short: bool) -> Value {
     let figures: Vec<Value> = result
         .measure
         .figures
@@ -107,7 +107,7 @@ fn measure(result: &Finding, is_short: bool) -> Value {
     })
 }
 
-fn comparison(plain: &[Finding], changed: &[Finding]) -> Value {
+fn comparison(plain: &[MeasureOutcome], changed: &[MeasureOutcome]) -> Value {
     let measures = plain.iter().zip(changed).filter(|(_, after)| after.skipped.is_none());
     let measures: Map<String, Value> = measures
         .map(|(before, after)| {
@@ -146,9 +146,9 @@ fn numbers(values: &Values) -> Map<String, Value> {
 }
 
 fn target(figure: &Figure) -> Value {
-    let bound = |bound: Bound| match bound {
-        Bound::AtMost(most) => json!({"at_most": most}),
-        Bound::AtLeast(least) => json!({"at_least": least}),
+    let bound = |bound: TargetBound| match bound {
+        TargetBound::AtMost(most) => json!({"at_most": most}),
+        TargetBound::AtLeast(least) => json!({"at_least": least}),
     };
     let against =
         figure.against.map(|(limit, times)| json!({"limit": limit.as_str(), "times": bound(times)}));

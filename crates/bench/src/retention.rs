@@ -11,7 +11,7 @@ use anyhow::ensure;
 use super::{
     acts::load::closed_loop,
     figures::number,
-    plan::{History, Plan},
+    plan::{PastTurns, RigPlan},
     rig::Rig,
     site::Site,
     sizes::Sizes,
@@ -35,13 +35,13 @@ const EVENTS_EACH: i32 = 4;
 /// # Errors
 /// Something does not start, a turn fails, an invariant is broken, or the tables go on growing.
 pub async fn run(
-    mut plan: Plan,
+    mut plan: RigPlan,
     retain: Span,
     past: Option<i64>,
     load_for: Option<Span>,
 ) -> anyhow::Result<String> {
     plan.env.push(("LASTWORD_RETAIN".to_owned(), retain.to_string()));
-    plan.history = past.map(|turns| History { turns, events_each: EVENTS_EACH, span: Some(retain.0) });
+    plan.history = past.map(|turns| PastTurns { turns, events_each: EVENTS_EACH, span: Some(retain.0) });
     let quarter = load_for.map_or(retain.0, |span| span.0 / QUARTERS);
     let supervisor = Supervisor::new();
     let rig = Rig::start(plan, |said| note!("{said}")).await?;

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     client::{Ask, Client},
     figures::number,
-    plan::{AGENT, History, Plan},
+    plan::{AGENT, PastTurns, RigPlan},
     replica::Replica,
 };
 use lastword::{
@@ -72,16 +72,16 @@ pub struct Rig {
     /// Who asks the replicas.
     pub client: Client,
     /// What was started.
-    pub plan: Plan,
+    pub plan: RigPlan,
     token: String,
     postgres: Postgres,
-    place: Place,
+    place: RigDirectory,
 }
 
 impl Rig {
     /// Starts it all with two replicas. `tell` hears what takes long.
-    pub async fn start(plan: Plan, tell: impl Fn(&str)) -> anyhow::Result<Rig> {
-        let place = Place::new(&plan.dir)?;
+    pub async fn start(plan: RigPlan, tell: impl Fn(&str)) -> anyhow::Result<Rig> {
+        let place = RigDirectory::new(&plan.dir)?;
         let postgres = plan.postgres(&place.0)?;
         let store = Store::open(&Config { database_url: postgres.url(), ..Config::default() })?;
         plan.migrate(&postgres)?;
@@ -253,7 +253,7 @@ impl Rig {
     }
 }
 
-async fn make_history(store: &Store, history: History, tell: &impl Fn(&str)) -> anyhow::Result<()> {
+async fn make_history(store: &Store, history: PastTurns, tell: &impl Fn(&str)) -> anyhow::Result<()> {
     let mut told = Instant::now();
     store
         .make_history(history.turns, history.events_each, history.span, |made| {
@@ -276,18 +276,18 @@ fn sum_of(page: &str, name: &str) -> f64 {
 }
 
 /// A directory of this one measurement, removed when it is over.
-struct Place(PathBuf);
+struct RigDirectory(PathBuf);
 
-impl Place {
-    fn new(dir: &Path) -> anyhow::Result<Place> {
+impl RigDirectory {
+    fn new(dir: &Path) -> anyhow::Result<RigDirectory> {
         let name = format!("lastword-bench-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let place = std::path::absolute(dir)?.join(name);
         fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
-        Ok(Place(place))
+        Ok(RigDirectory(place))
     }
 }
 
-impl Drop for Place {
+impl Drop for RigDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }

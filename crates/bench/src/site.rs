@@ -24,7 +24,7 @@ const ROWS: i64 = 100;
 
 /// Somebody else's installation.
 #[derive(Debug, Clone)]
-pub struct Remote {
+pub struct RemoteSite {
     /// Its replicas, or what stands before them.
     pub urls: Vec<String>,
     /// A bearer token.
@@ -35,9 +35,9 @@ pub struct Remote {
     pub input: String,
 }
 
-enum Place {
+enum SitePlace {
     Own(Box<Rig>),
-    Remote(Remote),
+    Remote(RemoteSite),
 }
 
 /// Where a measure is taken.
@@ -52,7 +52,7 @@ pub struct Site {
     pub client: Client,
     /// Home of many clients' tasks.
     pub supervisor: Supervisor,
-    place: Place,
+    place: SitePlace,
 }
 
 impl Site {
@@ -60,38 +60,38 @@ impl Site {
     pub fn own(name: &str, rig: Rig, sizes: Sizes, supervisor: Supervisor) -> Site {
         let client = rig.client.clone();
         let should_be_alike = rig.plan.history.is_some() || rig.plan.is_held;
-        let (name, place) = (name.to_owned(), Place::Own(Box::new(rig)));
+        let (name, place) = (name.to_owned(), SitePlace::Own(Box::new(rig)));
         Site { name, should_be_alike, sizes, client, supervisor, place }
     }
 
     /// Somebody else's.
-    pub fn remote(remote: Remote, sizes: Sizes, supervisor: Supervisor) -> anyhow::Result<Site> {
+    pub fn remote(remote: RemoteSite, sizes: Sizes, supervisor: Supervisor) -> anyhow::Result<Site> {
         let client = Client::new(&remote.urls, remote.token.clone())?;
-        let (name, place) = (String::new(), Place::Remote(remote));
+        let (name, place) = (String::new(), SitePlace::Remote(remote));
         Ok(Site { name, should_be_alike: true, sizes, client, supervisor, place })
     }
 
     /// The installation, where it is our own.
     pub fn rig(&mut self) -> anyhow::Result<&mut Rig> {
         match &mut self.place {
-            Place::Own(rig) => Ok(rig),
-            Place::Remote(_) => anyhow::bail!("this needs an installation of its own"),
+            SitePlace::Own(rig) => Ok(rig),
+            SitePlace::Remote(_) => anyhow::bail!("this needs an installation of its own"),
         }
     }
 
     /// The same, to look at.
     pub fn own_rig(&self) -> Option<&Rig> {
         match &self.place {
-            Place::Own(rig) => Some(rig),
-            Place::Remote(_) => None,
+            SitePlace::Own(rig) => Some(rig),
+            SitePlace::Remote(_) => None,
         }
     }
 
     /// Where its replicas are.
     pub fn urls(&self) -> Vec<String> {
         match &self.place {
-            Place::Own(rig) => rig.urls(),
-            Place::Remote(remote) => remote.urls.clone(),
+            SitePlace::Own(rig) => rig.urls(),
+            SitePlace::Remote(remote) => remote.urls.clone(),
         }
     }
 
@@ -104,8 +104,8 @@ impl Site {
     /// What to ask of the agent: this script, where the worker is ours.
     pub fn ask(&self, script: &str) -> Ask {
         let (agent, text) = match &self.place {
-            Place::Own(_) => (AGENT, script),
-            Place::Remote(remote) => (remote.agent.as_str(), remote.input.as_str()),
+            SitePlace::Own(_) => (AGENT, script),
+            SitePlace::Remote(remote) => (remote.agent.as_str(), remote.input.as_str()),
         };
         Ask { agent: agent.to_owned(), text: text.to_owned(), conversation: None }
     }
@@ -113,11 +113,11 @@ impl Site {
     /// Waits until nothing is under way that an earlier measure has left.
     pub async fn quiet(&mut self) -> anyhow::Result<()> {
         match &mut self.place {
-            Place::Own(rig) => {
+            SitePlace::Own(rig) => {
                 rig.resize(2).await?;
                 rig.quiet().await
             }
-            Place::Remote(_) => Ok(()),
+            SitePlace::Remote(_) => Ok(()),
         }
     }
 
@@ -139,17 +139,17 @@ impl Site {
                         client.text(&url, "/livez").await?;
                         began.elapsed()
                     }
-                    (_, Place::Remote(_)) => break,
-                    (Limit::RoundTrip, Place::Own(rig)) => rig.limits.round_trip().await?,
-                    (Limit::Commit | Limit::CommitRested, Place::Own(rig)) => rig.limits.commit().await?,
-                    (Limit::WakeUp, Place::Own(rig)) => rig.limits.wake_up().await?,
-                    (Limit::Rows, Place::Own(rig)) => rig.limits.insert_rows(ROWS).await?,
+                    (_, SitePlace::Remote(_)) => break,
+                    (Limit::RoundTrip, SitePlace::Own(rig)) => rig.limits.round_trip().await?,
+                    (Limit::Commit | Limit::CommitRested, SitePlace::Own(rig)) => rig.limits.commit().await?,
+                    (Limit::WakeUp, SitePlace::Own(rig)) => rig.limits.wake_up().await?,
+                    (Limit::Rows, SitePlace::Own(rig)) => rig.limits.insert_rows(ROWS).await?,
                 };
                 series.push(value(limit, took));
             }
             found.extend(median(&series).map(|value| (limit, value)));
         }
-        if let Place::Own(rig) = &mut self.place {
+        if let SitePlace::Own(rig) = &mut self.place {
             rig.limits.clear().await?;
         }
         Ok(found)

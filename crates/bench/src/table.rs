@@ -1,8 +1,8 @@
 //! The findings as people read them.
 
 use super::{
-    course::{Finding, Findings},
-    figures::{Figure, Limit, Values, Verdict, number, ratio_of},
+    course::{Findings, MeasureOutcome},
+    figures::{Figure, Limit, TargetVerdict, Values, number, ratio_of},
 };
 
 /// A change that is compared counts as none up to this.
@@ -35,7 +35,7 @@ fn limits(findings: &Findings) -> String {
     layout(&rows)
 }
 
-fn measures(results: &[Finding], is_short: bool) -> String {
+fn measures(results: &[MeasureOutcome], is_short: bool) -> String {
     let mut rows = vec![row(["measure", "figure", "target", "median", "spread", "ratio", "verdict"])];
     let mut notes = String::new();
     for result in results {
@@ -54,7 +54,7 @@ fn measures(results: &[Finding], is_short: bool) -> String {
     if notes.is_empty() { table } else { format!("{table}\n{notes}") }
 }
 
-fn measured(result: &Finding, n: usize, figure: &Figure, name: &str, is_short: bool) -> Vec<String> {
+fn measured(result: &MeasureOutcome, n: usize, figure: &Figure, name: &str, is_short: bool) -> Vec<String> {
     let (values, verdict) = (&result.values[n], result.verdict(n, is_short));
     let median = values.median().map_or_else(String::new, |value| with_unit(value, figure.unit.as_str()));
     let ratio = figure.against.and_then(|(limit, _)| Some((limit, values.ratio()?)));
@@ -64,12 +64,12 @@ fn measured(result: &Finding, n: usize, figure: &Figure, name: &str, is_short: b
 }
 
 /// Why there is no value.
-fn reason(result: &Finding) -> Option<&str> {
+fn reason(result: &MeasureOutcome) -> Option<&str> {
     let absent = result.values.iter().find_map(|values| values.absent.as_deref());
     result.skipped.as_deref().or(absent)
 }
 
-fn compared(plain: &[Finding], changed: &[Finding]) -> String {
+fn compared(plain: &[MeasureOutcome], changed: &[MeasureOutcome]) -> String {
     let mut rows = vec![row(["measure", "figure", "plain", "changed", "ratio", "verdict"])];
     for (before, after) in plain.iter().zip(changed).filter(|(_, after)| after.skipped.is_none()) {
         for (n, figure) in before.measure.figures.iter().enumerate() {
@@ -79,8 +79,8 @@ fn compared(plain: &[Finding], changed: &[Finding]) -> String {
             };
             let ratio = ratio_of(&after.values[n].values, &before.values[n].values);
             let verdict = match (after.failures.is_empty() && before.failures.is_empty(), ratio) {
-                (false, _) => Verdict::Failed.shown(),
-                (true, None) => Verdict::NotMeasured.shown(),
+                (false, _) => TargetVerdict::Failed.shown(),
+                (true, None) => TargetVerdict::NotMeasured.shown(),
                 (true, Some(ratio)) => change(figure, ratio),
             };
             let ratio = ratio.map_or_else(String::new, number);
@@ -102,7 +102,7 @@ fn compared(plain: &[Finding], changed: &[Finding]) -> String {
 }
 
 /// Whether a figure with a target got worse by more than a tenth.
-pub fn has_suffered(plain: &[Finding], changed: &[Finding]) -> bool {
+pub fn has_suffered(plain: &[MeasureOutcome], changed: &[MeasureOutcome]) -> bool {
     plain.iter().zip(changed).any(|(before, after)| {
         before.measure.figures.iter().enumerate().any(|(n, figure)| {
             let has_target = figure.bound.is_some() || figure.against.is_some();
@@ -114,7 +114,7 @@ pub fn has_suffered(plain: &[Finding], changed: &[Finding]) -> bool {
 
 /// Whether a figure got worse by more than a tenth, or better.
 fn change(figure: &Figure, ratio: f64) -> &'static str {
-    use super::figures::{Bound::AtLeast, Unit::PerSecond};
+    use super::figures::{TargetBound::AtLeast, Unit::PerSecond};
     let is_more_better =
         matches!(figure.bound, Some(AtLeast(_))) || (figure.bound.is_none() && figure.unit == PerSecond);
     let worse = if is_more_better { 1.0 / ratio } else { ratio };
@@ -160,10 +160,10 @@ pub fn layout(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::{Bound, Unit};
+    use crate::figures::{TargetBound, Unit};
 
     const FIGURE: Figure =
-        Figure { name: "f", unit: Unit::Ms, bound: Some(Bound::AtMost(1.0)), against: None };
+        Figure { name: "f", unit: Unit::Ms, bound: Some(TargetBound::AtMost(1.0)), against: None };
 
     #[test]
     fn a_change_is_worse_or_better_by_what_the_figure_means() {
@@ -171,7 +171,7 @@ mod tests {
             (change(&FIGURE, 1.2), change(&FIGURE, 1.05), change(&FIGURE, 0.5)),
             ("worse", "within 10 %", "better")
         );
-        let rate = Figure { unit: Unit::PerSecond, bound: Some(Bound::AtLeast(1.0)), ..FIGURE };
+        let rate = Figure { unit: Unit::PerSecond, bound: Some(TargetBound::AtLeast(1.0)), ..FIGURE };
         assert_eq!(
             (change(&rate, 1.2), change(&rate, 0.95), change(&rate, 0.5)),
             ("better", "within 10 %", "worse")

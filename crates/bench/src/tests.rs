@@ -2,12 +2,12 @@
 
 use super::*;
 
-fn parse(words: &str) -> Result<Args, String> {
+fn parse(words: &str) -> Result<MeasureArgs, String> {
     let words = std::iter::once("lastword-bench").chain(words.split_whitespace());
-    Args::try_parse_from(words).map_err(|why| why.to_string())
+    MeasureArgs::try_parse_from(words).map_err(|why| why.to_string())
 }
 
-fn names(args: &Args) -> Vec<&str> {
+fn names(args: &MeasureArgs) -> Vec<&str> {
     args.only.iter().map(|measure| measure.name).collect()
 }
 
@@ -87,14 +87,14 @@ fn a_missed_target_fails_only_where_that_was_asked_for_and_a_failure_always() {
 }
 
 /// A measure whose targets are met by 1 and missed by 9.
-fn finding(value: f64, failures: &[&str]) -> course::Finding {
+fn finding(value: f64, failures: &[&str]) -> course::MeasureOutcome {
     let values = figures::Values { values: vec![value], limits: vec![1.0], absent: None };
     let measure = measures::named("accept-same").unwrap();
     let failures = failures.iter().map(|why| (*why).to_owned()).collect();
-    course::Finding { measure, values: vec![values; 3], notes: vec![], failures, skipped: None }
+    course::MeasureOutcome { measure, values: vec![values; 3], notes: vec![], failures, skipped: None }
 }
 
-fn plain(finding: course::Finding) -> Findings {
+fn plain(finding: course::MeasureOutcome) -> Findings {
     Findings { results: vec![finding], compared: vec![], limits: Default::default(), faults: vec![] }
 }
 

@@ -17,12 +17,12 @@ const DIGITS: u8 = 3;
 
 /// Lengths of time.
 #[derive(Debug, Clone)]
-pub struct Times(Histogram<u64>);
+pub struct Durations(Histogram<u64>);
 
-impl Times {
+impl Durations {
     /// None yet.
-    pub fn new() -> anyhow::Result<Times> {
-        Ok(Times(Histogram::new_with_bounds(1, LONGEST_US, DIGITS)?))
+    pub fn new() -> anyhow::Result<Durations> {
+        Ok(Durations(Histogram::new_with_bounds(1, LONGEST_US, DIGITS)?))
     }
 
     /// Notes one, in nanoseconds; what is longer than ten minutes counts as ten.
@@ -31,7 +31,7 @@ impl Times {
     }
 
     /// Takes in another's.
-    pub fn add(&mut self, other: &Times) -> anyhow::Result<()> {
+    pub fn add(&mut self, other: &Durations) -> anyhow::Result<()> {
         Ok(self.0.add(&other.0)?)
     }
 
@@ -99,8 +99,8 @@ mod tests {
 
     /// A server that takes 1 ms, but once, at the hundredth of a thousand requests, a whole second.
     /// One client, 5 ms from request to request. Timed with the correction, and without.
-    fn stalled() -> (Times, Times) {
-        let (mut corrected, mut naive) = (Times::new().unwrap(), Times::new().unwrap());
+    fn stalled() -> (Durations, Durations) {
+        let (mut corrected, mut naive) = (Durations::new().unwrap(), Durations::new().unwrap());
         let mut done = 0;
         for n in 0..1000_u64 {
             let due = n * 5 * MS;
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_what_was_recorded() {
-        let mut times = Times::new().unwrap();
+        let mut times = Durations::new().unwrap();
         assert_eq!((times.quantile_ms(0.5), times.max_ms()), (None, None), "nothing is not zero");
         for ms in 1..=100 {
             times.record_ns(ms * MS);

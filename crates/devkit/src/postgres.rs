@@ -11,6 +11,7 @@ mod binaries;
 mod cluster;
 #[cfg(feature = "download-postgres")]
 mod download;
+mod options;
 mod owner;
 mod password;
 mod stray;
@@ -30,8 +31,8 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use rand::Rng as _;
 
-pub use self::binaries::Binaries;
-use self::owner::Owner;
+use self::owner::ServerUser;
+pub use self::{binaries::Binaries, options::Options};
 use crate::child;
 
 /// How long a start may take; a crash recovery of a large database is the slow case.
@@ -47,7 +48,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// A running private Postgres. Dropping it stops the server.
 pub struct Postgres {
     options: Options,
-    owner: Option<Owner>,
+    owner: Option<ServerUser>,
     data: PathBuf,
     password: Option<String>,
     log: PathBuf,
@@ -56,45 +57,20 @@ pub struct Postgres {
     is_scratch: bool,
 }
 
-/// What a private Postgres is started with.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The data directory; initialised when empty.
-    pub data: PathBuf,
-    /// A fixed port of 127.0.0.1; `None` takes a free one.
-    pub port: Option<u16>,
-    /// Server settings that override ours, such as `("wal_level", "logical")`.
-    pub settings: Vec<(String, String)>,
-    /// Whether a commit survives a power cut. Only throw-away databases say no. All of them ask for the
-    /// random password that they got when they were initialised.
-    pub durable: bool,
-    /// The programs to run.
-    pub binaries: Binaries,
-    /// Where the server's log goes; `None` means `server.log` in the data directory.
-    pub log: Option<PathBuf>,
-}
-
-impl Options {
-    /// A durable server over `data` on a free port.
-    pub fn new(data: PathBuf, binaries: Binaries) -> Self {
-        Options { data, port: None, settings: Vec::new(), durable: true, binaries, log: None }
-    }
-}
-
 /// How to stop the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum StopMode {
     /// Ends the sessions, writes a checkpoint, leaves.
     Fast,
     /// Leaves at once, as in a crash; the next start recovers.
     Immediate,
 }
 
-impl Mode {
+impl StopMode {
     fn signal(self) -> Signal {
         match self {
-            Mode::Fast => Signal::SIGINT,
-            Mode::Immediate => Signal::SIGQUIT,
+            StopMode::Fast => Signal::SIGINT,
+            StopMode::Immediate => Signal::SIGQUIT,
         }
     }
 }
@@ -107,7 +83,7 @@ impl Postgres {
     /// The directory cannot be used, `initdb` fails, or the server does not come up; the message
     /// carries the end of its log.
     pub fn start(options: Options) -> anyhow::Result<Postgres> {
-        let owner = Owner::of_a_server(&options.data)?;
+        let owner = ServerUser::of_a_server(&options.data)?;
         let data = cluster::prepare(&options, owner.as_ref())?;
         stray::stop(&data)?;
         let log = options.log.clone().unwrap_or_else(|| data.join("server.log"));
@@ -184,7 +160,7 @@ impl Postgres {
     ///
     /// # Errors
     /// The process could not be signalled or waited for.
-    pub fn stop(&mut self, mode: Mode) -> anyhow::Result<()> {
+    pub fn stop(&mut self, mode: StopMode) -> anyhow::Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         for signal in [mode.signal(), Signal::SIGQUIT, Signal::SIGKILL] {
             child::send(&child, signal).context("cannot signal the private Postgres")?;
@@ -196,7 +172,7 @@ impl Postgres {
     }
 
     /// Tells the server to stop and does not wait; [`Postgres::is_running`] says when it is gone.
-    pub fn begin_stop(&self, mode: Mode) {
+    pub fn begin_stop(&self, mode: StopMode) {
         if let Some(child) = &self.child {
             let _ = child::send(child, mode.signal());
         }
@@ -206,7 +182,7 @@ impl Postgres {
     ///
     /// # Errors
     /// As [`Postgres::stop`] and [`Postgres::start`].
-    pub fn restart(&mut self, mode: Mode) -> anyhow::Result<()> {
+    pub fn restart(&mut self, mode: StopMode) -> anyhow::Result<()> {
         self.stop(mode)?;
         self.launch()
     }
@@ -259,7 +235,7 @@ impl Postgres {
             is_ready || !self.is_running()
         });
         if !is_decided {
-            self.stop(Mode::Immediate)?;
+            self.stop(StopMode::Immediate)?;
         }
         Ok(is_ready)
     }
@@ -276,7 +252,7 @@ impl fmt::Debug for Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        let mode = if self.is_scratch { Mode::Immediate } else { Mode::Fast };
+        let mode = if self.is_scratch { StopMode::Immediate } else { StopMode::Fast };
         if let Err(why) = self.stop(mode) {
             tracing::error!(%why, "a private Postgres may still run");
         }

@@ -7,13 +7,13 @@ use regex_automata::{
     util::primitives::StateID,
 };
 
-use super::Watch;
+use super::budget::Budget;
 
 /// Whether `text` matches; `None` where that is not known in time.
-pub(super) fn matches(program: &NFA, text: &str, stride: usize, watch: &Watch) -> Option<bool> {
-    let (mut now, mut next) = (Reached::of(program), Reached::of(program));
+pub(super) fn matches(program: &NFA, text: &str, stride: usize, budget: &Budget) -> Option<bool> {
+    let (mut now, mut next) = (ReachedStates::of(program), ReachedStates::of(program));
     for at in 0..=text.len() {
-        if at % stride == 0 && watch.left().is_zero() {
+        if at % stride == 0 && budget.left().is_zero() {
             return None;
         }
         // A match may begin anywhere, but not within a character.
@@ -38,7 +38,7 @@ pub(super) fn matches(program: &NFA, text: &str, stride: usize, watch: &Watch) -
 }
 
 /// States that are reached at one place of the text.
-struct Reached {
+struct ReachedStates {
     list: Vec<StateID>,
     /// Those that were seen on the way too, by their numbers.
     is_seen: Vec<bool>,
@@ -46,10 +46,10 @@ struct Reached {
     way: Vec<StateID>,
 }
 
-impl Reached {
-    fn of(program: &NFA) -> Reached {
+impl ReachedStates {
+    fn of(program: &NFA) -> ReachedStates {
         let is_seen = vec![false; program.states().len()];
-        Reached { list: Vec::new(), is_seen, seen: Vec::new(), way: Vec::new() }
+        ReachedStates { list: Vec::new(), is_seen, seen: Vec::new(), way: Vec::new() }
     }
 
     fn clear(&mut self) {

@@ -22,7 +22,7 @@ impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct Parts {
+        struct InputParts {
             text: String,
             #[serde(default)]
             attachments: Option<Vec<Raw>>,
@@ -40,8 +40,8 @@ impl<'de> Deserialize<'de> for Input {
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Input, A::Error> {
-                let Parts { text, attachments } =
-                    Parts::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let InputParts { text, attachments } =
+                    InputParts::deserialize(de::value::MapAccessDeserializer::new(map))?;
                 Ok(Input { text, attachments })
             }
         }
@@ -51,13 +51,13 @@ impl<'de> Deserialize<'de> for Input {
 
 /// A JSON object, as it came.
 #[derive(Debug)]
-pub struct Fields(pub(super) Raw);
+pub struct JsonObject(pub(super) Raw);
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for JsonObject {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let raw = Raw::deserialize(from)?;
         if raw.text().starts_with('{') {
-            return Ok(Fields(raw));
+            return Ok(JsonObject(raw));
         }
         Err(de::Error::custom("invalid type: it must be an object"))
     }

@@ -4,9 +4,9 @@
 
 use tokio::time::Instant;
 
-use super::{CANCEL_WITHIN, insist};
+use super::disconnect::CANCEL_WITHIN;
 use crate::{
-    api::Gateway,
+    api::{away::insist, gateway::Gateway},
     id::{ConversationId, TurnId},
     store::StoreError,
     task::Kind,

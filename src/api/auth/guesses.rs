@@ -34,10 +34,10 @@ const ADDRESSES_MAX: usize = 1024;
 
 /// What is remembered of refusals.
 #[derive(Debug, Default)]
-pub struct Guesses(Arc<Mutex<State>>);
+pub struct Guesses(Arc<Mutex<GuessTable>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct GuessTable {
     addresses: HashMap<IpAddr, Guesser>,
     delayed: usize,
     /// Refusals since the last line in the log; `None`: none, and nobody is about to write one.
@@ -57,7 +57,7 @@ struct Guesser {
 
 /// What a refusal is to be.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum RefusalForm {
     After(Duration),
     /// As many as may be are under way.
     TooMany,
@@ -80,9 +80,9 @@ impl Guesses {
             state.note(from, Instant::now())
         };
         match refusal {
-            Refusal::TooMany => return Problem::too_many_failures(DELAY_MAX.as_secs()),
-            Refusal::After(Duration::ZERO) => {}
-            Refusal::After(delay) => {
+            RefusalForm::TooMany => return Problem::too_many_failures(DELAY_MAX.as_secs()),
+            RefusalForm::After(Duration::ZERO) => {}
+            RefusalForm::After(delay) => {
                 let _delayed = Delayed { state: self.0.clone(), from };
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
@@ -93,13 +93,13 @@ impl Guesses {
         Problem::unauthorized()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, GuessTable> {
         lock(&self.0)
     }
 }
 
-impl State {
-    fn note(&mut self, from: IpAddr, now: Instant) -> Refusal {
+impl GuessTable {
+    fn note(&mut self, from: IpAddr, now: Instant) -> RefusalForm {
         if !self.addresses.contains_key(&from) {
             self.make_room(now);
         }
@@ -111,14 +111,14 @@ impl State {
         guesser.failures = guesser.failures.saturating_add(1);
         guesser.untold += 1;
         let Some(beyond) = guesser.failures.checked_sub(AT_ONCE_MAX + 1) else {
-            return Refusal::After(Duration::ZERO);
+            return RefusalForm::After(Duration::ZERO);
         };
         if guesser.delayed >= DELAYED_PER_ADDRESS_MAX || self.delayed >= DELAYED_MAX {
-            return Refusal::TooMany;
+            return RefusalForm::TooMany;
         }
         guesser.delayed += 1;
         self.delayed += 1;
-        Refusal::After((DELAY_FIRST * 2_u32.pow(beyond.min(10))).min(DELAY_MAX))
+        RefusalForm::After((DELAY_FIRST * 2_u32.pow(beyond.min(10))).min(DELAY_MAX))
     }
 
     /// Forgets who has stopped, else whoever has failed least: those who guess most stay.
@@ -138,7 +138,7 @@ impl State {
 
 /// A refusal that is under way.
 struct Delayed {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<GuessTable>>,
     from: IpAddr,
 }
 
@@ -153,7 +153,7 @@ impl Drop for Delayed {
 }
 
 /// Writes one line a minute, until there is nothing to tell.
-async fn tell(state: Arc<Mutex<State>>, supervisor: Supervisor) {
+async fn tell(state: Arc<Mutex<GuessTable>>, supervisor: Supervisor) {
     tokio::select! {
         () = tokio::time::sleep(WINDOW) => {}
         () = supervisor.soft().cancelled() => {}
@@ -180,7 +180,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<GuessTable>) -> MutexGuard<'_, GuessTable> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -194,14 +194,14 @@ mod tests {
 
     #[test]
     fn who_fails_often_is_refused_later_each_time() {
-        let (mut state, now) = (State::default(), Instant::now());
+        let (mut state, now) = (GuessTable::default(), Instant::now());
         let mut note = |at| match state.note(address(1), at) {
-            Refusal::After(delay) => {
+            RefusalForm::After(delay) => {
                 state.delayed = 0;
                 state.addresses.get_mut(&address(1)).unwrap().delayed = 0;
                 delay.as_millis()
             }
-            Refusal::TooMany => panic!("nobody else is refused"),
+            RefusalForm::TooMany => panic!("nobody else is refused"),
         };
         for _ in 0..AT_ONCE_MAX {
             assert_eq!(note(now), 0);
@@ -212,16 +212,18 @@ mod tests {
         }
         assert_eq!(note(now), DELAY_MAX.as_millis());
         assert_eq!(note(now + WINDOW), 0, "a minute later");
-        assert_eq!(state.note(address(2), now), Refusal::After(Duration::ZERO), "another address");
+        assert_eq!(state.note(address(2), now), RefusalForm::After(Duration::ZERO), "another address");
     }
 
     #[test]
     fn refusals_under_way_are_bounded_for_each_address_and_in_all() {
-        let (mut state, now) = (State::default(), Instant::now());
+        let (mut state, now) = (GuessTable::default(), Instant::now());
         let mut delayed = |from| {
             let all = (0..100).map(|_| state.note(address(from), now));
-            all.filter(|refusal| !matches!(refusal, Refusal::After(Duration::ZERO) | Refusal::TooMany))
-                .count()
+            all.filter(|refusal| {
+                !matches!(refusal, RefusalForm::After(Duration::ZERO) | RefusalForm::TooMany)
+            })
+            .count()
         };
         assert_eq!(delayed(0), DELAYED_PER_ADDRESS_MAX as usize);
         let others: usize = (1..100).map(delayed).sum();
@@ -230,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_keeps_those_who_guess_most() {
-        let (mut state, now) = (State::default(), Instant::now());
+        let (mut state, now) = (GuessTable::default(), Instant::now());
         for _ in 0..5 {
             state.note(address(0), now);
         }

@@ -6,14 +6,14 @@ use axum::{
     response::Response,
 };
 
-use super::{Caller, Openness, Role, client};
+use super::{
+    Caller, client,
+    keys::Role,
+    pages::Openness,
+    ticket::{self, Ticket},
+};
 use crate::{
-    api::{
-        Gateway,
-        problem::Problem,
-        shares::Who,
-        ticket::{self, Ticket},
-    },
+    api::{gateway::Gateway, problem::Problem, who::Who},
     principal::Principal,
 };
 

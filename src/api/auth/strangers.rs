@@ -32,11 +32,11 @@ pub type Found<V> = Option<Result<Option<V>, StoreError>>;
 /// Strangers that wait for one look.
 #[derive(Debug)]
 pub struct Strangers<K, V> {
-    state: Arc<Mutex<State<K, V>>>,
+    state: Arc<Mutex<StrangerQueue<K, V>>>,
 }
 
 #[derive(Debug)]
-struct State<K, V> {
+struct StrangerQueue<K, V> {
     waiting: Vec<Stranger<K, V>>,
     /// Whether somebody looks, or pauses before the next look.
     is_looked_after: bool,
@@ -51,7 +51,9 @@ struct Stranger<K, V> {
 
 impl<K, V> Default for Strangers<K, V> {
     fn default() -> Self {
-        Strangers { state: Arc::new(Mutex::new(State { waiting: Vec::new(), is_looked_after: false })) }
+        Strangers {
+            state: Arc::new(Mutex::new(StrangerQueue { waiting: Vec::new(), is_looked_after: false })),
+        }
     }
 }
 
@@ -87,7 +89,7 @@ where
 }
 
 /// Looks as long as somebody waits.
-async fn look_after<K, V, F>(state: Arc<Mutex<State<K, V>>>, look: impl Fn(Vec<K>) -> F + Send)
+async fn look_after<K, V, F>(state: Arc<Mutex<StrangerQueue<K, V>>>, look: impl Fn(Vec<K>) -> F + Send)
 where
     K: Clone + Eq + Hash,
     V: Clone,
@@ -117,7 +119,7 @@ where
     }
 }
 
-fn lock<K, V>(state: &Mutex<State<K, V>>) -> MutexGuard<'_, State<K, V>> {
+fn lock<K, V>(state: &Mutex<StrangerQueue<K, V>>) -> MutexGuard<'_, StrangerQueue<K, V>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -19,11 +19,11 @@ fn from(address: &str) -> SocketAddr {
 }
 
 /// Idle since this moment, in milliseconds from the beginning.
-fn idle_since(admission: &Admission, since: u64) {
+fn idle_since(admission: &ConnectionSlot, since: u64) {
     admission.place.idle_since.store(since, Relaxed);
 }
 
-fn is_leaving(admission: &Admission) -> bool {
+fn is_leaving(admission: &ConnectionSlot) -> bool {
     admission.place.is_leaving.load(Relaxed)
 }
 
@@ -32,7 +32,7 @@ fn the_one_that_is_idle_for_longest_makes_room_and_none_in_use() {
     let connected = connected(3, ANYBODY);
     let admit = |number| connected.admit(number, from("10.0.0.1"));
     let (first, second, third) = (admit(1).unwrap(), admit(2).unwrap(), admit(3).unwrap());
-    assert_eq!(admit(4).unwrap_err(), Refused::Full, "their first requests may be on their way");
+    assert_eq!(admit(4).unwrap_err(), ConnectionRefused::Full, "their first requests may be on their way");
     idle_since(&first, 20);
     idle_since(&second, 10);
     let request = third.mark().request();
@@ -42,11 +42,11 @@ fn the_one_that_is_idle_for_longest_makes_room_and_none_in_use() {
     drop(second);
     assert_eq!(connected.count(), (3, 3));
     let requests = [first.mark().request(), fourth.mark().request()];
-    assert_eq!(admit(5).unwrap_err(), Refused::Full);
+    assert_eq!(admit(5).unwrap_err(), ConnectionRefused::Full);
     drop((requests, request));
     idle_since(&first, 20);
     first.mark().blocked(true);
-    assert_eq!(admit(5).unwrap_err(), Refused::Full, "its answer is not read yet");
+    assert_eq!(admit(5).unwrap_err(), ConnectionRefused::Full, "its answer is not read yet");
     drop((first, third, fourth));
     assert_eq!(connected.count(), (0, 3));
     assert!(connected.crowd().by_origin.is_empty());
@@ -76,7 +76,7 @@ fn no_more_are_asked_to_leave_than_may_be_there_beyond_the_ceiling() {
     for n in 1000..1000 + LEAVING_MAX as u64 {
         all.push(connected.admit(n, from("10.0.0.1")).unwrap());
     }
-    assert_eq!(connected.admit(2000, from("10.0.0.1")).unwrap_err(), Refused::Full);
+    assert_eq!(connected.admit(2000, from("10.0.0.1")).unwrap_err(), ConnectionRefused::Full);
     all.retain(|admission| !is_leaving(admission));
     connected.admit(2000, from("10.0.0.1")).unwrap();
 }
@@ -89,7 +89,7 @@ fn one_address_has_its_share_and_an_idle_one_of_its_own_makes_room_for_it() {
     let (first, _second) = (admit(1, "10.0.0.1").unwrap(), admit(2, "10.0.0.1").unwrap());
     let other = admit(3, "10.0.0.2").unwrap();
     idle_since(&other, 5);
-    assert_eq!(admit(4, "10.0.0.1").unwrap_err(), Refused::Address);
+    assert_eq!(admit(4, "10.0.0.1").unwrap_err(), ConnectionRefused::Address);
     idle_since(&first, 10);
     let _fourth = admit(4, "10.0.0.1").unwrap();
     assert!(is_leaving(&first) && !is_leaving(&other));
@@ -97,14 +97,14 @@ fn one_address_has_its_share_and_an_idle_one_of_its_own_makes_room_for_it() {
     assert_eq!(admit(6, "10.0.0.2").map(|_| ()), Ok(()), "the idle one of its own");
     assert!(is_leaving(&other));
     let _network = [admit(7, "[2001:db8::1]").unwrap(), admit(8, "[2001:db8::2]").unwrap()];
-    assert_eq!(admit(9, "[2001:db8::3]").unwrap_err(), Refused::Address, "a network is one");
+    assert_eq!(admit(9, "[2001:db8::3]").unwrap_err(), ConnectionRefused::Address, "a network is one");
     let _next = admit(9, "[2001:db8:0:1::1]").unwrap();
     let _tunnels: Vec<_> =
         (10..20).map(|n| admit(n, if n % 2 == 0 { "127.0.0.1" } else { "[::1]" }).unwrap()).collect();
 }
 
 /// How long a connection stays without a request, and how long for a head, in milliseconds.
-fn patient(idle_ms: u64, head_ms: u64) -> (Connected, Admission) {
+fn patient(idle_ms: u64, head_ms: u64) -> (Connected, ConnectionSlot) {
     let mut connected = connected(9, ANYBODY);
     let inner = Arc::get_mut(&mut connected.0).unwrap();
     (inner.idle_max, inner.head_max) = (Duration::from_millis(idle_ms), Duration::from_millis(head_ms));
@@ -114,7 +114,7 @@ fn patient(idle_ms: u64, head_ms: u64) -> (Connected, Admission) {
 
 const HOUR_MS: u64 = 3_600_000;
 
-async fn ends(admission: &Admission) {
+async fn ends(admission: &ConnectionSlot) {
     timeout(Duration::from_secs(30), admission.silent()).await.expect("it ends");
 }
 

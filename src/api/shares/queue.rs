@@ -9,9 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Who;
 use crate::{
-    api::{accept::insist, problem::Problem},
+    api::{away::insist, problem::Problem, who::Who},
     config::Config,
     store::{Store, StoreError, accept::Accepted},
 };
@@ -24,23 +23,23 @@ const QUEUE_FULL: &str = "LW429";
 
 /// The shares of the queue.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct QueueShares {
     /// How many turns of one token may wait; `None`: as many as of all together.
     share: Option<u64>,
     /// Of everybody without a token, and of each client token.
-    lines: Box<[Arc<Line>]>,
+    lines: Box<[Arc<TokenQueue>]>,
 }
 
 /// The turns of one token that wait.
 #[derive(Debug, Default)]
-struct Line {
-    tally: Mutex<Tally>,
+struct TokenQueue {
+    tally: Mutex<QueueTally>,
     /// Held while they are counted: who comes meanwhile wants to know the same.
     counting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct QueueTally {
     /// How many there were, and when.
     counted: Option<(u64, Instant)>,
     /// Those that this replica has queued since.
@@ -51,9 +50,9 @@ struct Tally {
 
 /// Room in the queue for a turn that is being accepted.
 #[derive(Debug)]
-pub struct Waiting(Arc<Line>);
+pub struct QueueSlot(Arc<TokenQueue>);
 
-impl Drop for Waiting {
+impl Drop for QueueSlot {
     fn drop(&mut self) {
         self.0.tally().pending -= 1;
     }
@@ -61,19 +60,19 @@ impl Drop for Waiting {
 
 /// Whether a turn may wait.
 #[derive(Debug)]
-pub enum Room {
+pub enum QueueRoom {
     /// No share bounds it.
     Any,
     /// There is room, which is kept for it.
-    Some(Waiting),
+    Some(QueueSlot),
     /// Its token has its share.
     None,
 }
 
-impl Room {
+impl QueueRoom {
     /// It was accepted: it may wait.
     pub fn accepted(self, accepted: &Accepted) {
-        if let Room::Some(Waiting(line)) = &self
+        if let QueueRoom::Some(QueueSlot(line)) = &self
             && !accepted.is_repeat
             && accepted.claim.is_none()
         {
@@ -84,7 +83,7 @@ impl Room {
     /// It was not.
     pub fn refusal(&self, why: StoreError) -> Problem {
         match (self, &why) {
-            (Room::None, StoreError::Refused { code, detail, .. })
+            (QueueRoom::None, StoreError::Refused { code, detail, .. })
                 if code == QUEUE_FULL && detail.as_deref() == Some("queue") =>
             {
                 full()
@@ -99,19 +98,19 @@ pub(super) fn full() -> Problem {
     Problem::share_exceeded("queue", 5)
 }
 
-impl Queue {
-    pub(super) fn of(config: &Config) -> Queue {
+impl QueueShares {
+    pub(super) fn of(config: &Config) -> QueueShares {
         let queue_max = u64::from(config.queue_max);
         let share = (queue_max * u64::from(config.token_share)).div_ceil(100);
         let lines = (0..config.client_tokens.len() + 1).map(|_| Arc::default()).collect();
-        Queue { share: (share < queue_max).then_some(share), lines }
+        QueueShares { share: (share < queue_max).then_some(share), lines }
     }
 
     /// Room for one more turn of this token's.
-    pub(super) async fn room(&self, store: &Store, Who(whose): Who) -> Result<Room, StoreError> {
+    pub(super) async fn room(&self, store: &Store, Who(whose): Who) -> Result<QueueRoom, StoreError> {
         // Operators have no line.
         let line = self.lines.get(usize::from(whose.number()));
-        let (Some(share), Some(line)) = (self.share, line) else { return Ok(Room::Any) };
+        let (Some(share), Some(line)) = (self.share, line) else { return Ok(QueueRoom::Any) };
         let replicas = store.wake().replicas() as u64;
         if let Some(room) = line.room(share, replicas, false) {
             return Ok(room);
@@ -128,26 +127,26 @@ impl Queue {
             tally.since -= before;
             tally.counted = Some((counted, Instant::now()));
         }
-        Ok(line.room(share, replicas, true).unwrap_or(Room::None))
+        Ok(line.room(share, replicas, true).unwrap_or(QueueRoom::None))
     }
 }
 
-impl Line {
+impl TokenQueue {
     /// Room, where there is some or none for certain; `None` where they have to be counted first, unless that `is_new`.
-    fn room(self: &Arc<Self>, share: u64, replicas: u64, is_new: bool) -> Option<Room> {
+    fn room(self: &Arc<Self>, share: u64, replicas: u64, is_new: bool) -> Option<QueueRoom> {
         let mut tally = self.tally();
         let (counted, at) = tally.counted?;
         let here = tally.since + tally.pending;
         let is_free = counted.saturating_add((here + 1).saturating_mul(replicas)) <= share;
         if is_free || is_new && counted + here < share {
             tally.pending += 1;
-            return Some(Room::Some(Waiting(self.clone())));
+            return Some(QueueRoom::Some(QueueSlot(self.clone())));
         }
         let is_full = is_new || at.elapsed() < BELIEVED_FOR && counted + here >= share;
-        is_full.then_some(Room::None)
+        is_full.then_some(QueueRoom::None)
     }
 
-    fn tally(&self) -> MutexGuard<'_, Tally> {
+    fn tally(&self) -> MutexGuard<'_, QueueTally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -156,20 +155,20 @@ impl Line {
 mod tests {
     use super::*;
 
-    fn counted(line: &Line, count: u64) {
+    fn counted(line: &TokenQueue, count: u64) {
         line.tally().counted = Some((count, Instant::now()));
     }
 
-    fn taken(line: &Arc<Line>, replicas: u64) -> Option<Waiting> {
+    fn taken(line: &Arc<TokenQueue>, replicas: u64) -> Option<QueueSlot> {
         match line.room(10, replicas, false)? {
-            Room::Some(waiting) => Some(waiting),
+            QueueRoom::Some(waiting) => Some(waiting),
             _ => None,
         }
     }
 
     #[test]
     fn what_may_have_come_since_is_reckoned_with() {
-        let line = Arc::new(Line::default());
+        let line = Arc::new(TokenQueue::default());
         assert!(line.room(10, 1, false).is_none(), "how many there are is unknown");
         counted(&line, 6);
         // Four are free, and two replicas take two each before they count again.
@@ -179,9 +178,9 @@ mod tests {
         assert!(line.room(10, 2, false).is_none());
         drop(waiting);
         drop(taken(&line, 2).unwrap());
-        assert!(matches!(line.room(10, 2, true), Some(Room::Some(_))), "it was counted just now");
+        assert!(matches!(line.room(10, 2, true), Some(QueueRoom::Some(_))), "it was counted just now");
         counted(&line, 9);
-        assert!(matches!(line.room(10, 2, false), Some(Room::None)), "counted just now, and full");
+        assert!(matches!(line.room(10, 2, false), Some(QueueRoom::None)), "counted just now, and full");
         counted(&line, 3);
         let mut all = Vec::new();
         all.extend(std::iter::from_fn(|| taken(&line, 1)));
@@ -190,7 +189,7 @@ mod tests {
 
     #[test]
     fn operators_and_small_queues_have_no_share() {
-        let queue = |queue_max| Queue::of(&Config { queue_max, ..Config::default() });
+        let queue = |queue_max| QueueShares::of(&Config { queue_max, ..Config::default() });
         assert_eq!([queue(10_000).share, queue(4).share, queue(5).share], [Some(8000), None, Some(4)]);
         assert_eq!(queue(10).lines.len(), 1, "everybody without a token");
     }

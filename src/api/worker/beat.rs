@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 use super::{caller, still_let_in};
 use crate::{
     api::{
-        Gateway,
         answer::Json,
         auth::Admission,
-        listen::Connection,
+        gateway::Gateway,
+        peer::Connection,
         problem::{Problem, ProblemDocument},
         request::Strict,
     },
@@ -124,7 +124,7 @@ pub struct Over {
 }
 
 /// A line that the beat keeps open.
-struct Heard {
+struct HeardLine {
     line: Arc<Line>,
     open: Open,
 }
@@ -177,7 +177,7 @@ pub async fn beat(
 /// The lines of the turns that a worker names, and those that are over for it. Those that are held elsewhere are moved
 /// here, many at a time. Of a turn that can be had neither here nor now, nor in time, nothing is said: the worker names
 /// it again.
-async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<Heard>, Vec<Over>) {
+async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<HeardLine>, Vec<Over>) {
     let desk = gateway.store.desk();
     let (mut heard, mut over) = (Vec::new(), Vec::new());
     let judged = stream::iter(turns).map(|named| async move {
@@ -190,7 +190,7 @@ async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<He
             Judgement::Held(line) if line.worker() == worker => {
                 let open = line.pulse().beat();
                 line.note_told(told);
-                heard.push(Heard { line, open });
+                heard.push(HeardLine { line, open });
                 continue;
             }
             Judgement::Held(_) | Judgement::Unknown | Judgement::Stale => "epoch_stale",
@@ -206,7 +206,7 @@ async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<He
 async fn listen(
     gateway: &Gateway,
     caller: &Arc<Caller>,
-    heard: &[Heard],
+    heard: &[HeardLine],
     over: Vec<Over>,
     until: Instant,
 ) -> Result<Beat, Problem> {

@@ -15,9 +15,9 @@ use utoipa::ToSchema;
 use super::{caller, still_let_in};
 use crate::{
     api::{
-        Gateway,
         answer::Json,
         auth::Admission,
+        gateway::Gateway,
         problem::{Problem, ProblemDocument},
         request::{Strict, WAIT_MAX_S},
     },

@@ -16,9 +16,9 @@ use utoipa::ToSchema;
 use super::beat::OrderView;
 use crate::{
     api::{
-        Gateway,
         answer::Json,
         auth::{Speaker, may_speak},
+        gateway::Gateway,
         problem::{Problem, ProblemDocument},
         request::{Id, Params},
     },

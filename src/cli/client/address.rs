@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use super::gateway::{CallError, Gateway};
+use super::gateway::{CallError, GatewayClient};
 
 /// Where `lastword dev` keeps its tokens unless told otherwise.
 const DEFAULT_DATA: &str = ".lastword";
@@ -52,9 +52,9 @@ impl TokenArgs {
 
 impl Address {
     /// The gateway meant by these flags. Flags go before the folder, the folder before defaults.
-    pub fn gateway(&self) -> Result<Gateway, CallError> {
+    pub fn gateway(&self) -> Result<GatewayClient, CallError> {
         let (urls, token) = self.resolve().map_err(|why| CallError::Setup(format!("{why:#}")))?;
-        Gateway::new(&urls, token)
+        GatewayClient::new(&urls, token)
     }
 
     fn resolve(&self) -> anyhow::Result<(Vec<String>, Option<String>)> {

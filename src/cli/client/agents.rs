@@ -8,7 +8,7 @@ use reqwest::Method;
 use super::{
     address::Address,
     gateway::segment,
-    table::{self, Column, Output, Page},
+    table::{self, Column, Output, PageArgs},
 };
 
 const COLUMNS: &[Column] = &[
@@ -20,19 +20,19 @@ const COLUMNS: &[Column] = &[
 
 /// Flags of `lastword agents`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct AgentsArgs {
     #[command(flatten)]
     address: Address,
     #[command(subcommand)]
-    command: Command,
+    command: AgentsCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum AgentsCommand {
     /// All agents
     List {
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
         /// In which form
         #[arg(long, value_enum, default_value_t)]
         output: Output,
@@ -53,16 +53,16 @@ enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: AgentsArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {
-        Command::List { page, output } => {
+        AgentsCommand::List { page, output } => {
             table::list(output, COLUMNS, &gateway.get(&page.path("/v1/agents", &[])).await?)?;
         }
-        Command::Show { name, output } => {
+        AgentsCommand::Show { name, output } => {
             table::one(output, &gateway.get(&format!("/v1/agents/{}", segment(&name))).await?)?;
         }
-        Command::Delete { name } => {
+        AgentsCommand::Delete { name } => {
             gateway.call(Method::DELETE, &format!("/v1/agents/{}", segment(&name)), None).await?;
             note!("Deleted {name}");
         }

@@ -19,7 +19,7 @@ use crate::agent::{AgentSpec, Runtime, is_agent_name};
 
 /// Flags of `lastword apply`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ApplyArgs {
     #[command(flatten)]
     address: Address,
     /// A TOML file of `[agents.NAME]` tables
@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 /// Puts every agent of the file.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let agents = match read(&args.file) {
         Ok(agents) => agents,
         Err(why) => {
@@ -68,7 +68,7 @@ struct Checked {
 
 /// The same file as it was written.
 #[derive(Deserialize)]
-struct Written {
+struct WrittenFile {
     agents: BTreeMap<String, Value>,
 }
 
@@ -87,7 +87,7 @@ fn parse(text: &str) -> anyhow::Result<BTreeMap<String, Value>> {
         }
         spec.validate().map_err(|why| anyhow::anyhow!("agents.{name}.{}: {}", why.field, why.why))?;
     }
-    let written: Written = toml::from_str(text)?;
+    let written: WrittenFile = toml::from_str(text)?;
     Ok(written.agents)
 }
 

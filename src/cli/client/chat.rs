@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::{
     CANCELLED, COMPLETED, UNREACHABLE,
     address::Address,
-    follow::Start,
-    gateway::{Gateway, segment},
-    transcript::Transcript,
-    watch::{Ended, Interrupt, Keyboard, Watch},
+    follow::FollowFrom,
+    gateway::{GatewayClient, segment},
+    transcript::TranscriptView,
+    watch::{Interrupt, Keyboard, WatchEnd, WatchOptions},
 };
 use crate::units::Span;
 
@@ -22,7 +22,7 @@ const DEFAULT_AGENT: &str = "demo";
 #[command(after_help = "\
 What the agent says goes to stdout, everything else to stderr.
 Exit codes: 0 completed, 1 failed, 2 usage, 3 gateway unreachable or stream not resumable, 130 cancelled.")]
-pub struct Args {
+pub struct ChatArgs {
     #[command(flatten)]
     address: Address,
     /// Which agent [default: the conversation's, else demo]
@@ -39,7 +39,7 @@ pub struct Args {
 }
 
 /// Talks.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     let agent = match (args.agent, &args.conversation) {
         (Some(agent), _) => agent,
@@ -48,7 +48,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let mut chat = Chat {
         gateway: &gateway,
-        transcript: Transcript::stdio(false),
+        transcript: TranscriptView::stdio(false),
         keyboard: Keyboard::open()?,
         conversation: args.conversation,
         agent,
@@ -62,14 +62,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The agent that a conversation is with.
-async fn agent_of(gateway: &Gateway, conversation_id: &str) -> anyhow::Result<String> {
+async fn agent_of(gateway: &GatewayClient, conversation_id: &str) -> anyhow::Result<String> {
     let conversation = gateway.get(&format!("/v1/conversations/{}", segment(conversation_id))).await?;
     Ok(conversation.get("agent").and_then(Value::as_str).unwrap_or(DEFAULT_AGENT).to_owned())
 }
 
 struct Chat<'g> {
-    gateway: &'g Gateway,
-    transcript: Transcript,
+    gateway: &'g GatewayClient,
+    transcript: TranscriptView,
     keyboard: Keyboard,
     conversation: Option<String>,
     agent: String,
@@ -102,7 +102,7 @@ impl Chat<'_> {
 
     /// One turn to its end.
     async fn say(&mut self, message: &str) -> anyhow::Result<u8> {
-        let watch = Watch {
+        let watch = WatchOptions {
             gateway: self.gateway,
             transcript: &mut self.transcript,
             keyboard: &mut self.keyboard,
@@ -114,7 +114,7 @@ impl Chat<'_> {
             body["conversation_id"] = Value::from(id.as_str());
         }
         let key = format!("chat-{:032x}", rand::random::<u128>());
-        let Ended { code, conversation_id } = watch.run(Start::NewTurn { body, key }).await?;
+        let WatchEnd { code, conversation_id } = watch.run(FollowFrom::NewTurn { body, key }).await?;
         self.conversation = conversation_id.or(self.conversation.take());
         Ok(code)
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{
     address::Address,
     gateway::segment,
-    table::{self, Column, Output, Page},
+    table::{self, Column, Output, PageArgs},
     turns,
 };
 
@@ -17,22 +17,22 @@ const COLUMNS: &[Column] = &[("ID", "id"), ("AGENT", "agent"), ("CREATED", "crea
 
 /// Flags of `lastword conversations`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ConversationsArgs {
     #[command(flatten)]
     address: Address,
     #[command(subcommand)]
-    command: Command,
+    command: ConversationsCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum ConversationsCommand {
     /// The newest conversations
     List {
         /// Only with this agent
         #[arg(long)]
         agent: Option<String>,
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
         /// In which form
         #[arg(long, value_enum, default_value_t)]
         output: Output,
@@ -42,7 +42,7 @@ enum Command {
         /// conv_…
         id: String,
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
         /// In which form
         #[arg(long, value_enum, default_value_t)]
         output: Output,
@@ -55,14 +55,14 @@ enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ConversationsArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {
-        Command::List { agent, page, output } => {
+        ConversationsCommand::List { agent, page, output } => {
             let path = page.path("/v1/conversations", &[("agent", agent.as_deref())]);
             table::list(output, COLUMNS, &gateway.get(&path).await?)?;
         }
-        Command::Show { id, page, output } => {
+        ConversationsCommand::Show { id, page, output } => {
             let path = format!("/v1/conversations/{}", segment(&id));
             let conversation = gateway.get(&path).await?;
             let turns = gateway.get(&page.path(&format!("{path}/turns"), &[])).await?;
@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 }
             }
         }
-        Command::Delete { id } => {
+        ConversationsCommand::Delete { id } => {
             let path = format!("/v1/conversations/{}", segment(&id));
             gateway.call(Method::DELETE, &path, None).await?;
             note!("Deleted {id}");

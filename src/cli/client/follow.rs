@@ -8,7 +8,7 @@
 //!        └──────────── broken: next URL ────────┘  └── broken: next URL ──┘
 //! ```
 //! A log that was rewound (the database lost commits) is heard again from its start, after a
-//! [`Heard::Reset`].
+//! [`FollowStep::Reset`].
 //!
 //! Keeps: no event is heard twice, none is skipped, and only events refill the idle budget (a
 //! keep-alive proves a connection, not a turn).
@@ -24,7 +24,7 @@ use reqwest::{Method, Response, StatusCode, header};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::gateway::{CallError, Gateway, Problem, cause, problem, segment};
+use super::gateway::{CallError, GatewayClient, Problem, cause, problem, segment};
 use crate::{event::Kind, json};
 
 /// A replica that has not begun to answer by then is left for the next.
@@ -38,10 +38,10 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Announced budgets and `Retry-After` are taken at their word up to this.
 const TRUST_MAX: Duration = Duration::from_secs(24 * 3600);
 
-type Frames = Pin<Box<dyn Stream<Item = Result<eventsource_stream::Event, String>> + Send>>;
+type FrameStream = Pin<Box<dyn Stream<Item = Result<eventsource_stream::Event, String>> + Send>>;
 
 /// What to follow.
-pub enum Start {
+pub enum FollowFrom {
     /// A new turn: the body of `POST /v1/turns`, and the key that makes repeating it safe.
     NewTurn {
         /// The request.
@@ -60,7 +60,7 @@ pub enum Start {
 
 /// One event of the turn.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub struct FollowedEvent {
     /// `turn_…`
     pub turn_id: String,
     /// Its kind's name; kinds of newer gateways come through.
@@ -69,7 +69,7 @@ pub struct Event {
     pub body: Value,
 }
 
-impl Event {
+impl FollowedEvent {
     /// One of the kind's own texts; empty where it has none.
     pub fn text(&self, field: &str) -> &str {
         self.body.get(field).and_then(Value::as_str).unwrap_or_default()
@@ -82,9 +82,9 @@ impl Event {
 }
 
 /// What a frame means.
-enum Taken {
+enum FrameMeaning {
     /// The next event.
-    Event(Event),
+    Event(FollowedEvent),
     /// One that was heard before.
     Known,
     /// Forget what was heard.
@@ -92,9 +92,9 @@ enum Taken {
 }
 
 /// What [`Follow::next`] brings.
-pub enum Heard {
+pub enum FollowStep {
     /// The next event.
-    Event(Event),
+    Event(FollowedEvent),
     /// The connection broke, for this reason; the next call tries to go on.
     Outage(String),
     /// What was heard does not stand any more: the log is told again from its start.
@@ -124,11 +124,11 @@ pub enum Lost {
 
 /// A reader of one turn's log.
 pub struct Follow<'g> {
-    gateway: &'g Gateway,
-    start: Start,
+    gateway: &'g GatewayClient,
+    start: FollowFrom,
     turn_id: Option<String>,
     seq: Option<i64>,
-    frames: Option<Frames>,
+    frames: Option<FrameStream>,
     /// Which URL is tried next, counted round and round.
     replica: usize,
     /// Tries since the last event.
@@ -154,10 +154,10 @@ pub struct Follow<'g> {
 impl<'g> Follow<'g> {
     /// Follows `start`, and gives up `idle` after the last event. With `answers_here` a question of
     /// the turn stops that clock, since the person who thinks about it sits here.
-    pub fn new(gateway: &'g Gateway, start: Start, idle: Duration, answers_here: bool) -> Self {
+    pub fn new(gateway: &'g GatewayClient, start: FollowFrom, idle: Duration, answers_here: bool) -> Self {
         let (turn_id, seq) = match &start {
-            Start::NewTurn { .. } => (None, None),
-            Start::Log { turn_id, after } => (Some(turn_id.clone()), *after),
+            FollowFrom::NewTurn { .. } => (None, None),
+            FollowFrom::Log { turn_id, after } => (Some(turn_id.clone()), *after),
         };
         Follow {
             gateway,
@@ -180,10 +180,10 @@ impl<'g> Follow<'g> {
         }
     }
 
-    /// What comes next. After an `Err` or [`Heard::End`] nothing does.
-    pub async fn next(&mut self) -> Result<Heard, Lost> {
+    /// What comes next. After an `Err` or [`FollowStep::End`] nothing does.
+    pub async fn next(&mut self) -> Result<FollowStep, Lost> {
         if self.has_ended {
-            return Ok(Heard::End);
+            return Ok(FollowStep::End);
         }
         let left = self.budget().saturating_sub(self.heard_at.elapsed());
         match timeout(left, self.hear()).await {
@@ -200,7 +200,7 @@ impl<'g> Follow<'g> {
         }
     }
 
-    async fn hear(&mut self) -> Result<Heard, Lost> {
+    async fn hear(&mut self) -> Result<FollowStep, Lost> {
         loop {
             let Some(frames) = &mut self.frames else {
                 sleep(self.pause()).await;
@@ -215,19 +215,19 @@ impl<'g> Follow<'g> {
                 None => Err("the stream ended before the last word".to_owned()),
             };
             match taken {
-                Ok(Taken::Event(event)) => return Ok(Heard::Event(event)),
-                Ok(Taken::Reset) => return Ok(self.reset()),
-                Ok(Taken::Known) => {}
+                Ok(FrameMeaning::Event(event)) => return Ok(FollowStep::Event(event)),
+                Ok(FrameMeaning::Reset) => return Ok(self.reset()),
+                Ok(FrameMeaning::Known) => {}
                 Err(why) => return Ok(self.outage(why)),
             }
         }
     }
 
     /// One frame, or the reason to go elsewhere.
-    fn take(&mut self, frame: &eventsource_stream::Event) -> Result<Taken, String> {
+    fn take(&mut self, frame: &eventsource_stream::Event) -> Result<FrameMeaning, String> {
         match frame.event.as_str() {
             "reconnect" => return Err("the replica lets its streams go".to_owned()),
-            "reset" => return Ok(Taken::Reset),
+            "reset" => return Ok(FrameMeaning::Reset),
             _ => {}
         }
         let body = json::read(&frame.data).map_err(|why| format!("not an event: {why}"))?;
@@ -238,13 +238,13 @@ impl<'g> Follow<'g> {
         }
         let wanted = self.seq.map_or(0, |seq| seq + 1);
         if seq < wanted {
-            return Ok(Taken::Known);
+            return Ok(FrameMeaning::Known);
         }
         if seq > wanted {
             return Err(format!("event {seq} came where {wanted} was due"));
         }
         let turn_id = turn_id.to_owned();
-        let event = Event { turn_id: turn_id.clone(), kind: frame.event.clone(), body };
+        let event = FollowedEvent { turn_id: turn_id.clone(), kind: frame.event.clone(), body };
         self.turn_id = Some(turn_id);
         self.seq = Some(seq);
         self.tries = 0;
@@ -252,18 +252,18 @@ impl<'g> Follow<'g> {
         self.announced = announced(&event);
         self.is_asking = event.kind == Kind::Ask.as_str();
         self.has_ended = event.is_terminal();
-        Ok(Taken::Event(event))
+        Ok(FrameMeaning::Event(event))
     }
 
     /// Forgets what was heard; what comes next is the start of the log.
-    fn reset(&mut self) -> Heard {
+    fn reset(&mut self) -> FollowStep {
         self.seq = None;
         self.is_asking = false;
         self.heard_at = Instant::now();
-        Heard::Reset
+        FollowStep::Reset
     }
 
-    fn outage(&mut self, why: String) -> Heard {
+    fn outage(&mut self, why: String) -> FollowStep {
         if self.is_asking && self.answers_here {
             // The clock stood still while the question was open; now it runs from here.
             self.heard_at = Instant::now();
@@ -271,7 +271,7 @@ impl<'g> Follow<'g> {
         self.frames = None;
         self.tries += 1;
         self.why.clone_from(&why);
-        Heard::Outage(why)
+        FollowStep::Outage(why)
     }
 
     /// How long before the next try. Grows with each round over all URLs, since the next URL is
@@ -287,9 +287,9 @@ impl<'g> Follow<'g> {
     }
 
     /// One try at one replica; `None` means try again.
-    async fn connect(&mut self) -> Result<Option<Heard>, Lost> {
+    async fn connect(&mut self) -> Result<Option<FollowStep>, Lost> {
         let request = match (&self.turn_id, &self.start) {
-            (Some(turn_id), _) | (None, Start::Log { turn_id, .. }) => {
+            (Some(turn_id), _) | (None, FollowFrom::Log { turn_id, .. }) => {
                 let path = format!("/v1/turns/{}/events", segment(turn_id));
                 let request = self.gateway.request(self.replica, Method::GET, &path);
                 match self.seq {
@@ -297,7 +297,7 @@ impl<'g> Follow<'g> {
                     None => request,
                 }
             }
-            (None, Start::NewTurn { body, key }) => self
+            (None, FollowFrom::NewTurn { body, key }) => self
                 .gateway
                 .request(self.replica, Method::POST, "/v1/turns")
                 .header("idempotency-key", key)
@@ -314,14 +314,14 @@ impl<'g> Follow<'g> {
     }
 
     /// A response: the stream, its end, or a refusal.
-    async fn open(&mut self, response: Response) -> Result<Option<Heard>, Lost> {
+    async fn open(&mut self, response: Response) -> Result<Option<FollowStep>, Lost> {
         self.may_be_accepted = true;
         let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
         match response.status() {
             StatusCode::NO_CONTENT => {
                 self.has_ended = true;
-                Ok(Some(Heard::End))
+                Ok(Some(FollowStep::End))
             }
             status if status.is_success() && is_stream => {
                 if let Some(problem) = Problem::put_off(response.headers()) {
@@ -330,7 +330,7 @@ impl<'g> Follow<'g> {
                 let frames = response.bytes_stream().eventsource();
                 self.frames = Some(Box::pin(frames.map(|frame| frame.map_err(|why| broken(&why)))));
                 self.has_connected = true;
-                Ok(Some(Heard::Connected))
+                Ok(Some(FollowStep::Connected))
             }
             status if status.is_success() => {
                 self.missed("it answered with something that is no event stream".to_owned(), true)
@@ -346,17 +346,17 @@ impl<'g> Follow<'g> {
     }
 
     /// "Not now": said once, then tried again. A wait is heeded where it speaks for all replicas.
-    fn put_off(&mut self, problem: &Problem) -> Option<Heard> {
+    fn put_off(&mut self, problem: &Problem) -> Option<FollowStep> {
         if problem.status == 429 || self.gateway.urls().len() == 1 {
             self.not_before = problem.retry_after.map(|after| Instant::now() + after.min(TRUST_MAX));
         }
         let why = problem.to_string();
         let is_news = why != self.why;
         self.why.clone_from(&why);
-        is_news.then_some(Heard::Outage(why))
+        is_news.then_some(FollowStep::Outage(why))
     }
 
-    fn missed(&mut self, why: String, may_be_accepted: bool) -> Result<Option<Heard>, Lost> {
+    fn missed(&mut self, why: String, may_be_accepted: bool) -> Result<Option<FollowStep>, Lost> {
         self.why = why;
         self.may_be_accepted |= may_be_accepted;
         let was_round = self.tries as usize >= self.gateway.urls().len();
@@ -380,7 +380,7 @@ impl<'g> Follow<'g> {
 }
 
 /// A turn that waits for a tool says for how long it may be quiet.
-fn announced(event: &Event) -> Duration {
+fn announced(event: &FollowedEvent) -> Duration {
     let seconds = event.body.get("budget_s").and_then(Value::as_f64).unwrap_or(0.0);
     Duration::try_from_secs_f64(seconds).unwrap_or_default().min(TRUST_MAX)
 }

@@ -19,7 +19,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const READ_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// Replicas that are as good as each other.
-pub struct Gateway {
+pub struct GatewayClient {
     http: reqwest::Client,
     urls: Vec<String>,
     token: Option<String>,
@@ -119,7 +119,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text.parse().ok().map(Duration::from_secs)
 }
 
-impl Gateway {
+impl GatewayClient {
     /// A gateway at these base URLs; refuses what is no HTTP URL.
     pub fn new(urls: &[String], token: Option<String>) -> Result<Self, CallError> {
         let mut bases = Vec::with_capacity(urls.len());
@@ -141,7 +141,7 @@ impl Gateway {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|why| CallError::Setup(cause(&why)))?;
-        Ok(Gateway { http, urls: bases, token })
+        Ok(GatewayClient { http, urls: bases, token })
     }
 
     /// The base URLs, without a slash at the end.
@@ -252,7 +252,10 @@ mod tests {
     #[test]
     fn what_is_no_http_url_is_refused() {
         for text in ["localhost:8080", "ftp://x", ""] {
-            assert!(matches!(Gateway::new(&[text.to_owned()], None), Err(CallError::Setup(_))), "{text}");
+            assert!(
+                matches!(GatewayClient::new(&[text.to_owned()], None), Err(CallError::Setup(_))),
+                "{text}"
+            );
         }
     }
 }

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::{
     address::Address,
-    table::{self, Column, Output, Page},
+    table::{self, Column, Output, PageArgs},
 };
 
 const COLUMNS: &[Column] = &[
@@ -23,19 +23,19 @@ const COLUMNS: &[Column] = &[
 
 /// Flags of `lastword replicas`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ReplicasArgs {
     #[command(flatten)]
     address: Address,
     #[command(subcommand)]
-    command: Command,
+    command: ReplicasCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum ReplicasCommand {
     /// All replicas
     List {
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
         /// In which form
         #[arg(long, value_enum, default_value_t)]
         output: Output,
@@ -43,8 +43,8 @@ enum Command {
 }
 
 /// Runs it.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Command::List { page, output } = args.command;
+pub async fn run(args: ReplicasArgs) -> anyhow::Result<ExitCode> {
+    let ReplicasCommand::List { page, output } = args.command;
     let gateway = args.address.gateway()?;
     table::list(output, COLUMNS, &gateway.get(&page.path("/v1/replicas", &[])).await?)?;
     Ok(ExitCode::SUCCESS)

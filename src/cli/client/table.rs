@@ -22,7 +22,7 @@ pub enum Output {
 
 /// The flags of a list.
 #[derive(clap::Args)]
-pub struct Page {
+pub struct PageArgs {
     /// At most this many
     #[arg(long, default_value_t = 50)]
     limit: u32,
@@ -31,7 +31,7 @@ pub struct Page {
     cursor: Option<String>,
 }
 
-impl Page {
+impl PageArgs {
     /// The path with this page and the filters that are set.
     pub fn path(&self, path: &str, filters: &[(&str, Option<&str>)]) -> String {
         let mut path = format!("{path}?limit={}", self.limit);
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_page_keeps_its_filters() {
-        let page = Page { limit: 2, cursor: Some("a b".to_owned()) };
+        let page = PageArgs { limit: 2, cursor: Some("a b".to_owned()) };
         let path = page.path("/v1/turns", &[("agent", Some("demo")), ("status", None)]);
         assert_eq!(path, "/v1/turns?limit=2&agent=demo&cursor=a%20b");
     }

@@ -13,11 +13,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::follow::Event;
+use super::follow::FollowedEvent;
 use crate::text;
 
 /// Two outputs and what stands on them.
-pub struct Transcript {
+pub struct TranscriptView {
     out: Box<dyn Write>,
     err: Box<dyn Write>,
     out_is_terminal: bool,
@@ -32,13 +32,13 @@ pub struct Transcript {
     is_whole: bool,
 }
 
-impl Transcript {
+impl TranscriptView {
     /// On this process' stdout and stderr; with `is_json` every event as one line of JSON.
     pub fn stdio(is_json: bool) -> Self {
         let (out, err) = (io::stdout(), io::stderr());
         let out_is_terminal = out.is_terminal();
         let is_coloured = err.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-        Transcript {
+        TranscriptView {
             out: Box::new(out),
             err: Box::new(err),
             out_is_terminal,
@@ -52,7 +52,7 @@ impl Transcript {
     }
 
     /// Prints one event.
-    pub fn event(&mut self, event: &Event) -> io::Result<()> {
+    pub fn event(&mut self, event: &FollowedEvent) -> io::Result<()> {
         if self.is_json {
             writeln!(self.out, "{}", text::json_line(&event.body)?)?;
             return self.out.flush();
@@ -165,7 +165,7 @@ impl Transcript {
 }
 
 /// The line for an event that is not part of the answer; `None` where there is nothing to say.
-fn aside(event: &Event) -> Option<String> {
+fn aside(event: &FollowedEvent) -> Option<String> {
     let text = |field| event.text(field);
     match event.kind.as_str() {
         "started" => {
@@ -190,7 +190,7 @@ fn aside(event: &Event) -> Option<String> {
 }
 
 /// The line for a question: the prompt, and what may be answered where that is limited.
-fn question(event: &Event) -> String {
+fn question(event: &FollowedEvent) -> String {
     let options = event.body.get("options").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let options = options.iter().map(|one| one.as_str().map_or_else(|| one.to_string(), str::to_owned));
     match options.collect::<Vec<_>>().as_slice() {

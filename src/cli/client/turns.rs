@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::{
     address::Address,
-    follow::Start,
-    gateway::{Gateway, segment},
-    table::{self, Column, Output, Page},
-    transcript::Transcript,
-    watch::{Interrupt, Keyboard, Watch},
+    follow::FollowFrom,
+    gateway::{GatewayClient, segment},
+    table::{self, Column, Output, PageArgs},
+    transcript::TranscriptView,
+    watch::{Interrupt, Keyboard, WatchOptions},
 };
 use crate::{turn::Status, units::Span};
 
@@ -29,17 +29,17 @@ pub const COLUMNS: &[Column] = &[
 
 /// Flags of `lastword turns`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct TurnsArgs {
     #[command(flatten)]
     address: Address,
     #[command(subcommand)]
-    command: Command,
+    command: TurnsCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum TurnsCommand {
     /// The newest turns
-    List(List),
+    List(ListArgs),
     /// One turn
     Show {
         /// turn_…
@@ -49,7 +49,7 @@ enum Command {
         output: Output,
     },
     /// Follow one turn to its last word
-    Tail(Tail),
+    Tail(TailArgs),
     /// Cancel one turn
     Cancel {
         /// turn_…
@@ -58,7 +58,7 @@ enum Command {
 }
 
 #[derive(clap::Args)]
-struct List {
+struct ListArgs {
     /// Only this agent's
     #[arg(long)]
     agent: Option<String>,
@@ -72,14 +72,14 @@ struct List {
     #[arg(long)]
     overdue: bool,
     #[command(flatten)]
-    page: Page,
+    page: PageArgs,
     /// In which form
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
 #[derive(clap::Args)]
-struct Tail {
+struct TailArgs {
     /// turn_…
     id: String,
     /// Only what comes after this event
@@ -94,10 +94,10 @@ struct Tail {
 }
 
 /// Runs one of them.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: TurnsArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {
-        Command::List(list) => {
+        TurnsCommand::List(list) => {
             let path = list.page.path(
                 "/v1/turns",
                 &[
@@ -109,11 +109,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             );
             table::list(list.output, COLUMNS, &gateway.get(&path).await?)?;
         }
-        Command::Show { id, output } => {
+        TurnsCommand::Show { id, output } => {
             table::one(output, &gateway.get(&format!("/v1/turns/{}", segment(&id))).await?)?;
         }
-        Command::Tail(wanted) => return tail(&gateway, wanted).await,
-        Command::Cancel { id } => {
+        TurnsCommand::Tail(wanted) => return tail(&gateway, wanted).await,
+        TurnsCommand::Cancel { id } => {
             let path = format!("/v1/turns/{}/cancel", segment(&id));
             let turn = gateway.call(Method::POST, &path, Some(&json!({}))).await?;
             let status = turn.get("status").and_then(|status| status.as_str()).unwrap_or("unknown");
@@ -127,14 +127,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Ends as `chat` ends, but Ctrl-C only stops looking.
-async fn tail(gateway: &Gateway, wanted: Tail) -> anyhow::Result<ExitCode> {
-    let watch = Watch {
+async fn tail(gateway: &GatewayClient, wanted: TailArgs) -> anyhow::Result<ExitCode> {
+    let watch = WatchOptions {
         gateway,
-        transcript: &mut Transcript::stdio(wanted.output == Output::Json),
+        transcript: &mut TranscriptView::stdio(wanted.output == Output::Json),
         keyboard: &mut Keyboard::open()?,
         idle: wanted.idle.0,
         interrupt: Interrupt::Leaves,
     };
-    let ended = watch.run(Start::Log { turn_id: wanted.id, after: wanted.after }).await?;
+    let ended = watch.run(FollowFrom::Log { turn_id: wanted.id, after: wanted.after }).await?;
     Ok(ExitCode::from(ended.code))
 }

@@ -18,9 +18,9 @@ use tokio::{
 
 use super::{
     CANCELLED, COMPLETED, FAILED, UNREACHABLE, USAGE,
-    follow::{Event, Follow, Heard, Lost, Start},
-    gateway::{CallError, Gateway, segment},
-    transcript::Transcript,
+    follow::{Follow, FollowFrom, FollowStep, FollowedEvent, Lost},
+    gateway::{CallError, GatewayClient, segment},
+    transcript::TranscriptView,
 };
 
 /// The person: typed lines and Ctrl-C.
@@ -28,12 +28,12 @@ pub struct Keyboard {
     /// Whether somebody may be typing.
     pub is_terminal: bool,
     /// Open from the first wait for a line on: who types nothing here may need stdin elsewhere.
-    lines: Option<Receiver<Line>>,
+    lines: Option<Receiver<StdinLine>>,
     interrupts: Signal,
 }
 
 /// A line of stdin.
-type Line = std::io::Result<String>;
+type StdinLine = std::io::Result<String>;
 
 impl Keyboard {
     /// This process' stdin and SIGINT, which from now on no longer ends the process by itself.
@@ -43,7 +43,7 @@ impl Keyboard {
     }
 
     /// The next line, `None` at the end of stdin; or Ctrl-C as `Err`.
-    pub async fn line_or_interrupt(&mut self) -> Result<Option<Line>, ()> {
+    pub async fn line_or_interrupt(&mut self) -> Result<Option<StdinLine>, ()> {
         tokio::select! {
             line = next_line(&mut self.lines) => Ok(line),
             _ = self.interrupts.recv() => Err(()),
@@ -52,7 +52,7 @@ impl Keyboard {
 }
 
 /// The next line; dropped half-way, it loses none.
-async fn next_line(lines: &mut Option<Receiver<Line>>) -> Option<Line> {
+async fn next_line(lines: &mut Option<Receiver<StdinLine>>) -> Option<StdinLine> {
     let lines = lines.get_or_insert_with(|| {
         let (sender, lines) = channel(1);
         // A thread of its own: a read of stdin cannot be given up, and must not hold the runtime.
@@ -62,7 +62,7 @@ async fn next_line(lines: &mut Option<Receiver<Line>>) -> Option<Line> {
     lines.recv().await
 }
 
-fn read_lines(sender: &Sender<Line>) {
+fn read_lines(sender: &Sender<StdinLine>) {
     for line in std::io::stdin().lock().lines() {
         let is_broken = line.is_err();
         if sender.blocking_send(line).is_err() || is_broken {
@@ -81,11 +81,11 @@ pub enum Interrupt {
 }
 
 /// How to watch.
-pub struct Watch<'a> {
+pub struct WatchOptions<'a> {
     /// Whose turn.
-    pub gateway: &'a Gateway,
+    pub gateway: &'a GatewayClient,
     /// Where it is printed.
-    pub transcript: &'a mut Transcript,
+    pub transcript: &'a mut TranscriptView,
     /// Who is asked.
     pub keyboard: &'a mut Keyboard,
     /// How long without an event.
@@ -95,7 +95,7 @@ pub struct Watch<'a> {
 }
 
 /// How it ended.
-pub struct Ended {
+pub struct WatchEnd {
     /// The exit code.
     pub code: u8,
     /// The turn's conversation, where it was said.
@@ -104,8 +104,8 @@ pub struct Ended {
 
 /// Something that the person did, or the stream brought.
 enum News {
-    Heard(Result<Heard, Lost>),
-    Line(Option<Line>),
+    Heard(Result<FollowStep, Lost>),
+    Line(Option<StdinLine>),
     Interrupt,
 }
 
@@ -119,11 +119,11 @@ struct Known {
     is_stdin_over: bool,
 }
 
-impl Watch<'_> {
+impl WatchOptions<'_> {
     /// Watches `start` to its last word, or until the person or the connection gives up.
-    pub async fn run(mut self, start: Start) -> anyhow::Result<Ended> {
+    pub async fn run(mut self, start: FollowFrom) -> anyhow::Result<WatchEnd> {
         let mut known = Known::default();
-        if let Start::Log { turn_id, .. } = &start {
+        if let FollowFrom::Log { turn_id, .. } = &start {
             known.turn_id = Some(turn_id.clone());
         }
         let mut follow = Follow::new(self.gateway, start, self.idle, self.keyboard.is_terminal);
@@ -149,13 +149,17 @@ impl Watch<'_> {
                 break code;
             }
         };
-        Ok(Ended { code, conversation_id: known.conversation_id })
+        Ok(WatchEnd { code, conversation_id: known.conversation_id })
     }
 
     /// What the stream brought; the exit code where that is the end.
-    async fn heard(&mut self, known: &mut Known, heard: Result<Heard, Lost>) -> anyhow::Result<Option<u8>> {
+    async fn heard(
+        &mut self,
+        known: &mut Known,
+        heard: Result<FollowStep, Lost>,
+    ) -> anyhow::Result<Option<u8>> {
         match heard {
-            Ok(Heard::Event(event)) => {
+            Ok(FollowStep::Event(event)) => {
                 self.transcript.event(&event).context("cannot print the answer")?;
                 let is_first = known.turn_id.replace(event.turn_id.clone()).is_none();
                 known.note(&event);
@@ -167,17 +171,17 @@ impl Watch<'_> {
                 }
                 Ok(None)
             }
-            Ok(Heard::Connected) => Ok(None),
-            Ok(Heard::Reset) => {
+            Ok(FollowStep::Connected) => Ok(None),
+            Ok(FollowStep::Reset) => {
                 known.ask_id = None;
                 self.transcript.note("[the gateway lost a part of this turn; from the start:]")?;
                 Ok(None)
             }
-            Ok(Heard::Outage(why)) => {
+            Ok(FollowStep::Outage(why)) => {
                 self.transcript.note(&format!("[{why}; going on]"))?;
                 Ok(None)
             }
-            Ok(Heard::End) => Ok(Some(self.ended_before(known).await?)),
+            Ok(FollowStep::End) => Ok(Some(self.ended_before(known).await?)),
             Err(why) => {
                 self.transcript.line(&format!("error: {why}"))?;
                 Ok(Some(if matches!(why, Lost::Refused(_)) { USAGE } else { UNREACHABLE }))
@@ -243,7 +247,7 @@ impl Watch<'_> {
 }
 
 impl Known {
-    fn note(&mut self, event: &Event) {
+    fn note(&mut self, event: &FollowedEvent) {
         match event.kind.as_str() {
             "accepted" => self.conversation_id = Some(event.text("conversation_id").to_owned()),
             "ask" => self.ask_id = Some(event.text("ask_id").to_owned()),

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{
     address::Address,
     gateway::segment,
-    table::{self, Column, Output, Page},
+    table::{self, Column, Output, PageArgs},
 };
 use crate::units::Span;
 
@@ -23,15 +23,15 @@ const COLUMNS: &[Column] = &[
 
 /// Flags of `lastword worker-tokens`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct WorkerTokensArgs {
     #[command(flatten)]
     address: Address,
     #[command(subcommand)]
-    command: Command,
+    command: WorkerTokensCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum WorkerTokensCommand {
     /// Mint a token that lets an agent's workers in; it is shown once
     Create {
         /// Whose turns its workers may run
@@ -50,7 +50,7 @@ enum Command {
     /// The tokens that let workers in, without their secrets
     List {
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
         /// In which form
         #[arg(long, value_enum, default_value_t)]
         output: Output,
@@ -63,10 +63,10 @@ enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: WorkerTokensArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {
-        Command::Create { agent, conversation, expires, output } => {
+        WorkerTokensCommand::Create { agent, conversation, expires, output } => {
             let expires = expires.map(|span| span.to_string());
             let body = json!({ "agent": agent, "conversation_id": conversation, "expires": expires });
             let minted = gateway.call(Method::POST, "/v1/worker-tokens", Some(&body)).await?;
@@ -83,10 +83,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 _ => table::one(Output::Json, &minted)?,
             }
         }
-        Command::List { page, output } => {
+        WorkerTokensCommand::List { page, output } => {
             table::list(output, COLUMNS, &gateway.get(&page.path("/v1/worker-tokens", &[])).await?)?;
         }
-        Command::Revoke { id } => {
+        WorkerTokensCommand::Revoke { id } => {
             gateway.call(Method::DELETE, &format!("/v1/worker-tokens/{}", segment(&id)), None).await?;
             note!("Revoked {id}");
         }

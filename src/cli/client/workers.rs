@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{
     address::Address,
     gateway::segment,
-    table::{self, Column, Output, Page},
+    table::{self, Column, Output, PageArgs},
 };
 
 const COLUMNS: &[Column] = &[
@@ -28,19 +28,19 @@ const COLUMNS: &[Column] = &[
 
 /// Flags of `lastword workers`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct WorkersArgs {
     #[command(flatten)]
     address: Address,
     #[command(subcommand)]
-    command: Command,
+    command: WorkersCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum WorkersCommand {
     /// All workers
     List {
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
         /// In which form
         #[arg(long, value_enum, default_value_t)]
         output: Output,
@@ -53,13 +53,13 @@ enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: WorkersArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {
-        Command::List { page, output } => {
+        WorkersCommand::List { page, output } => {
             table::list(output, COLUMNS, &gateway.get(&page.path("/v1/workers", &[])).await?)?;
         }
-        Command::Stop { id } => {
+        WorkersCommand::Stop { id } => {
             let path = format!("/v1/workers/{}/stop", segment(&id));
             gateway.call(Method::POST, &path, Some(&json!({}))).await?;
             note!("Stopping {id}");

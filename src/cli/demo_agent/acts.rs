@@ -8,7 +8,7 @@ use nix::{sys::signal, unistd::Pid};
 use serde_json::{Value, json};
 use tokio::signal::unix::SignalKind;
 
-use super::stage::{Stage, Stop, Turn, say, write};
+use super::stage::{StageTurn, Stop, TurnStage, say, write};
 
 /// The commands, for people.
 pub const HELP: &str = "\
@@ -43,7 +43,7 @@ const BEAT_PAUSE: Duration = Duration::from_millis(200);
 const LONG_LINE_BYTES: usize = 2 * 1024 * 1024;
 
 /// Runs one turn to its end, or until something stops it.
-pub async fn perform(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
+pub async fn perform(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     let text = turn.input.text.trim();
     let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let rest = rest.trim();
@@ -80,7 +80,7 @@ pub async fn perform(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
 }
 
 /// A friendly answer, word by word.
-async fn greet(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
+async fn greet(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     let mut answer = match turn.input.text.trim() {
         "" => "Hello! You said nothing at all.".to_owned(),
         text => format!("Hello! You said: {text}"),
@@ -95,7 +95,7 @@ async fn greet(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn slow(stage: &mut Stage<'_>, turn: &Turn, words: u64) -> Result<(), Stop> {
+async fn slow(stage: &mut TurnStage<'_>, turn: &StageTurn, words: u64) -> Result<(), Stop> {
     for n in 1..=words {
         stage.wait(Duration::from_millis(100)).await?;
         stage.delta(turn, &format!("word{n} "))?;
@@ -103,7 +103,7 @@ async fn slow(stage: &mut Stage<'_>, turn: &Turn, words: u64) -> Result<(), Stop
     Ok(())
 }
 
-fn recall(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
+fn recall(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     let known = stage.recall(turn);
     let lines: Vec<String> = known
         .iter()
@@ -116,7 +116,7 @@ fn recall(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
     }
 }
 
-async fn ask(stage: &mut Stage<'_>, turn: &Turn, question: &str) -> Result<(), Stop> {
+async fn ask(stage: &mut TurnStage<'_>, turn: &StageTurn, question: &str) -> Result<(), Stop> {
     let prompt = or(question, "Shall I go on?");
     let ask_id = format!("ask_{:032x}", rand::random::<u128>());
     say(&json!({"type": "ask", "turn_id": turn.turn_id, "ask_id": ask_id, "prompt": prompt}))?;
@@ -127,7 +127,7 @@ async fn ask(stage: &mut Stage<'_>, turn: &Turn, question: &str) -> Result<(), S
     stage.delta(turn, &format!("You answered: {answer}"))
 }
 
-async fn flood(stage: &mut Stage<'_>, turn: &Turn, pieces: u64) -> Result<(), Stop> {
+async fn flood(stage: &mut TurnStage<'_>, turn: &StageTurn, pieces: u64) -> Result<(), Stop> {
     for n in 1..=pieces {
         stage.delta(turn, &format!("{n} "))?;
         if n % 64 == 0 {
@@ -138,7 +138,7 @@ async fn flood(stage: &mut Stage<'_>, turn: &Turn, pieces: u64) -> Result<(), St
 }
 
 /// One character of several code points is cut in two pieces.
-fn emoji(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
+fn emoji(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     for piece in ["Grüße, 世界! ", "🦀🎉 ", "\u{1F469}\u{200D}", "\u{1F680}", " \u{2028}é\u{301}"] {
         stage.delta(turn, piece)?;
     }
@@ -146,14 +146,14 @@ fn emoji(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
 }
 
 /// The process left behind keeps this one's stdout open, as they do in real life.
-fn orphan(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
+fn orphan(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     let child = std::process::Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
     stage.delta(turn, &child.id().to_string())
 }
 
 /// The ways to end a turn without an end.
 #[allow(clippy::disallowed_methods, reason = "to exit in the middle of everything is what was asked for")]
-async fn die(stage: &mut Stage<'_>, turn: &Turn, way: &str, rest: &str) -> Result<(), Stop> {
+async fn die(stage: &mut TurnStage<'_>, turn: &StageTurn, way: &str, rest: &str) -> Result<(), Stop> {
     match way {
         "/crash" => {
             stage.delta(turn, "About to crash.")?;
@@ -196,7 +196,7 @@ fn is_mangled(command: &str) -> bool {
 }
 
 /// Bends the protocol in one place; the caller completes the turn.
-fn mangle(stage: &mut Stage<'_>, turn: &Turn, command: &str) -> Result<(), Stop> {
+fn mangle(stage: &mut TurnStage<'_>, turn: &StageTurn, command: &str) -> Result<(), Stop> {
     let id = &turn.turn_id;
     let raw = |text: &[u8]| {
         let head = format!(r#"{{"type":"delta","turn_id":"{id}","text":""#);
@@ -223,7 +223,7 @@ fn mangle(stage: &mut Stage<'_>, turn: &Turn, command: &str) -> Result<(), Stop>
     }
 }
 
-fn after_end(stage: &mut Stage<'_>, turn: &Turn) -> Result<(), Stop> {
+fn after_end(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     stage.delta(turn, "I go on after my end.")?;
     stage.complete(turn)?;
     stage.delta(turn, "Still here.")

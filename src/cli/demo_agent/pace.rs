@@ -81,11 +81,11 @@ impl Script {
 /// What the host wants, as far as it matters here.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Order {
+enum PaceOrder {
     Turn {
         turn_id: String,
         #[serde(default)]
-        input: Input,
+        input: PaceInput,
     },
     Cancel {
         turn_id: String,
@@ -96,20 +96,20 @@ enum Order {
 }
 
 #[derive(Deserialize, Default)]
-struct Input {
+struct PaceInput {
     #[serde(default)]
     text: String,
 }
 
 /// A turn under way.
-struct Job {
+struct PacedTurn {
     turn_id: String,
     script: Script,
     began: u64,
     said: u64,
 }
 
-impl Job {
+impl PacedTurn {
     /// When it has something to say next; `now` or before: at once.
     fn due(&self) -> u64 {
         match self.script.count {
@@ -185,7 +185,7 @@ fn is_readable(stdin: &io::Stdin, at: Option<u64>) -> io::Result<bool> {
 /// Every turn under way, what was read of the next order, and what is to be written.
 #[derive(Default)]
 struct Pacer {
-    jobs: Vec<Job>,
+    jobs: Vec<PacedTurn>,
     unread: Vec<u8>,
     out: Vec<u8>,
     held_until: u64,
@@ -194,7 +194,7 @@ struct Pacer {
 impl Pacer {
     /// When somebody has something to say; `None`: nobody has, until an order comes.
     fn wait(&self) -> Option<u64> {
-        self.jobs.iter().map(Job::due).min()
+        self.jobs.iter().map(PacedTurn::due).min()
     }
 
     /// Says what is due, of each turn in its turn.
@@ -221,15 +221,20 @@ impl Pacer {
             let (line, after) = rest.split_at(end);
             rest = &after[1..];
             match serde_json::from_slice(line) {
-                Ok(Order::Turn { turn_id, input }) => {
-                    self.jobs.push(Job { turn_id, script: Script::read(&input.text), began: now, said: 0 });
+                Ok(PaceOrder::Turn { turn_id, input }) => {
+                    self.jobs.push(PacedTurn {
+                        turn_id,
+                        script: Script::read(&input.text),
+                        began: now,
+                        said: 0,
+                    });
                 }
-                Ok(Order::Cancel { turn_id }) => {
+                Ok(PaceOrder::Cancel { turn_id }) => {
                     self.jobs.retain(|job| job.turn_id != turn_id);
                     writeln!(self.out, r#"{{"type":"cancelled","turn_id":"{turn_id}"}}"#)?;
                 }
-                Ok(Order::Shutdown) => return Ok(false),
-                Ok(Order::Other) => {}
+                Ok(PaceOrder::Shutdown) => return Ok(false),
+                Ok(PaceOrder::Other) => {}
                 Err(why) => eprintln!("demo agent: not an order: {why}"),
             }
         }
@@ -244,7 +249,7 @@ mod tests {
 
     /// What a turn of this message says at `now`, one line a piece.
     fn said(text: &str, began: u64, now: u64, held_until: u64) -> (Vec<String>, bool) {
-        let mut job = Job { turn_id: "turn_1".to_owned(), script: Script::read(text), began, said: 0 };
+        let mut job = PacedTurn { turn_id: "turn_1".to_owned(), script: Script::read(text), began, said: 0 };
         let mut out = Vec::new();
         let has_ended = job.speak(now, held_until, &mut out).unwrap();
         (String::from_utf8(out).unwrap().lines().map(str::to_owned).collect(), has_ended)
@@ -272,7 +277,8 @@ mod tests {
 
     #[test]
     fn a_turn_that_is_held_says_one_piece_and_ends_when_its_time_is_over() {
-        let mut job = Job { turn_id: "t".to_owned(), script: Script::read("/hold 2"), began: 0, said: 0 };
+        let mut job =
+            PacedTurn { turn_id: "t".to_owned(), script: Script::read("/hold 2"), began: 0, said: 0 };
         let mut out = Vec::new();
         assert!(!job.speak(1, 0, &mut out).unwrap());
         assert_eq!((job.said, job.due()), (1, 2_000_000_000));

@@ -23,9 +23,9 @@ const ORDERS_MAX: usize = 64;
 /// What the host wants.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Order {
+pub enum StageOrder {
     /// Run a turn.
-    Turn(Turn),
+    Turn(StageTurn),
     /// The user's answer to a question.
     Answer {
         /// The turn that asked.
@@ -47,7 +47,7 @@ pub enum Order {
 
 /// A turn to run.
 #[derive(Deserialize)]
-pub struct Turn {
+pub struct StageTurn {
     /// `turn_…`
     pub turn_id: String,
     /// `conv_…`
@@ -55,15 +55,15 @@ pub struct Turn {
     pub conversation_id: String,
     /// What the user said.
     #[serde(default)]
-    pub input: Input,
+    pub input: TurnInput,
     /// What was said before, where the host does not rely on this process to know it; oldest first.
     #[serde(default)]
-    pub history: Vec<Said>,
+    pub history: Vec<SaidText>,
 }
 
 /// What the user said.
 #[derive(Deserialize, Default)]
-pub struct Input {
+pub struct TurnInput {
     /// The message.
     #[serde(default)]
     pub text: String,
@@ -74,7 +74,7 @@ pub struct Input {
 
 /// One text of a conversation.
 #[derive(Deserialize, Clone)]
-pub struct Said {
+pub struct SaidText {
     /// `user` or `assistant`.
     pub role: String,
     /// What they said.
@@ -106,24 +106,24 @@ impl From<io::Error> for Stop {
 }
 
 /// The host's orders, one after another.
-pub struct Orders(mpsc::Receiver<Order>);
+pub struct StageOrders(mpsc::Receiver<StageOrder>);
 
-impl Orders {
+impl StageOrders {
     /// Starts reading stdin.
     pub fn open() -> Self {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         std::thread::spawn(move || read_orders(&sender));
-        Orders(orders)
+        StageOrders(orders)
     }
 
     /// The next order; the end of stdin is a shutdown. Cancel-safe.
-    pub async fn next(&mut self) -> Order {
-        self.0.recv().await.unwrap_or(Order::Shutdown)
+    pub async fn next(&mut self) -> StageOrder {
+        self.0.recv().await.unwrap_or(StageOrder::Shutdown)
     }
 }
 
 /// Reads orders until stdin ends; the closed queue then tells the other thread.
-fn read_orders(orders: &mpsc::Sender<Order>) {
+fn read_orders(orders: &mpsc::Sender<StageOrder>) {
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { return };
         match serde_json::from_str(&line) {
@@ -152,12 +152,12 @@ pub fn write(line: &[u8]) -> Result<(), Stop> {
 
 /// What the agent knows of its conversations, and whether it was frozen.
 #[derive(Default)]
-pub struct Memory {
-    conversations: RefCell<BTreeMap<String, Vec<Said>>>,
+pub struct AgentMemory {
+    conversations: RefCell<BTreeMap<String, Vec<SaidText>>>,
     is_frozen: Cell<bool>,
 }
 
-impl Memory {
+impl AgentMemory {
     /// From now on the process leaves for nobody.
     pub fn freeze(&self) {
         self.is_frozen.set(true);
@@ -170,16 +170,16 @@ impl Memory {
 }
 
 /// The stage of one turn.
-pub struct Stage<'a> {
-    memory: &'a Memory,
+pub struct TurnStage<'a> {
+    memory: &'a AgentMemory,
     cues: mpsc::Receiver<Cue>,
     /// What the turn has said so far.
     saying: String,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> TurnStage<'a> {
     /// A stage for `turn`, with what its `history` says remembered: the host's word counts.
-    pub fn new(memory: &'a Memory, turn: &Turn, cues: mpsc::Receiver<Cue>) -> Self {
+    pub fn new(memory: &'a AgentMemory, turn: &StageTurn, cues: mpsc::Receiver<Cue>) -> Self {
         let mut conversations = memory.conversations.borrow_mut();
         let known = conversations.entry(turn.conversation_id.clone()).or_default();
         if !turn.history.is_empty() {
@@ -190,17 +190,17 @@ impl<'a> Stage<'a> {
             conversations.pop_first();
         }
         drop(conversations);
-        Stage { memory, cues, saying: String::new() }
+        TurnStage { memory, cues, saying: String::new() }
     }
 
     /// Says a piece of the turn's answer.
-    pub fn delta(&mut self, turn: &Turn, text: &str) -> Result<(), Stop> {
+    pub fn delta(&mut self, turn: &StageTurn, text: &str) -> Result<(), Stop> {
         self.saying.push_str(text);
         say(&json!({"type": "delta", "turn_id": turn.turn_id, "text": text}))
     }
 
     /// Says a message of the turn whose only field beside the usual ones is `text`.
-    pub fn text(&mut self, turn: &Turn, kind: &str, text: &str) -> Result<(), Stop> {
+    pub fn text(&mut self, turn: &StageTurn, kind: &str, text: &str) -> Result<(), Stop> {
         if kind == "content" {
             self.saying.push_str(text);
         }
@@ -208,7 +208,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Says that the turn is done.
-    pub fn complete(&mut self, turn: &Turn) -> Result<(), Stop> {
+    pub fn complete(&mut self, turn: &StageTurn) -> Result<(), Stop> {
         say(&json!({"type": "complete", "turn_id": turn.turn_id}))
     }
 
@@ -247,19 +247,19 @@ impl<'a> Stage<'a> {
     }
 
     /// Keeps what a turn said, for the next one of its conversation.
-    pub fn remember(self, turn: &Turn) {
+    pub fn remember(self, turn: &StageTurn) {
         let mut conversations = self.memory.conversations.borrow_mut();
         let known = conversations.entry(turn.conversation_id.clone()).or_default();
-        known.push(Said { role: "user".into(), text: turn.input.text.clone() });
+        known.push(SaidText { role: "user".into(), text: turn.input.text.clone() });
         if !self.saying.is_empty() {
-            known.push(Said { role: "assistant".into(), text: self.saying });
+            known.push(SaidText { role: "assistant".into(), text: self.saying });
         }
         let surplus = known.len().saturating_sub(MEMORY_TEXTS_MAX);
         known.drain(..surplus);
     }
 
     /// What this agent knows of the turn's conversation, oldest first.
-    pub fn recall(&self, turn: &Turn) -> Vec<Said> {
+    pub fn recall(&self, turn: &StageTurn) -> Vec<SaidText> {
         self.memory.conversations.borrow().get(&turn.conversation_id).cloned().unwrap_or_default()
     }
 }

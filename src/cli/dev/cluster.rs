@@ -15,10 +15,10 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
-    home::{Home, PostgresState, State},
-    replica::Replica,
+    home::{DevHome, DevState, PostgresState},
+    replica::DevReplica,
 };
-use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Options, Postgres, StopMode};
 use lastword_devkit::signals::Signals;
 
 /// How long running turns get after the first signal: a person waits for their prompt.
@@ -35,7 +35,7 @@ const REQUEST_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What is to run, and where.
-pub(super) struct Plan {
+pub(super) struct DevPlan {
     pub(super) dir: PathBuf,
     /// The first replica's port; the others follow.
     pub(super) port: u16,
@@ -45,20 +45,20 @@ pub(super) struct Plan {
 }
 
 /// Everything that runs. The fields go in the order in which they must end.
-pub(super) struct Cluster {
-    replicas: Vec<Replica>,
+pub(super) struct DevCluster {
+    replicas: Vec<DevReplica>,
     postgres: Postgres,
-    home: Home,
+    home: DevHome,
     program: PathBuf,
     token: String,
     client_token: String,
     http: reqwest::Client,
 }
 
-impl Cluster {
+impl DevCluster {
     /// Starts Postgres, brings its tables up to date and starts the replicas.
-    pub(super) async fn start(plan: &Plan) -> anyhow::Result<Cluster> {
-        let home = Home::open(&plan.dir)?;
+    pub(super) async fn start(plan: &DevPlan) -> anyhow::Result<DevCluster> {
+        let home = DevHome::open(&plan.dir)?;
         let replicas = replicas(plan, &home)?;
         let (token, client_token) = (home.operator_token()?, home.client_token()?);
         home.write_console(&replicas[0].url(), &token)?;
@@ -70,7 +70,7 @@ impl Cluster {
         let postgres = Postgres::start(options)?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let http = reqwest::Client::builder().timeout(REQUEST_MAX).no_proxy().build()?;
-        let mut cluster = Cluster { replicas, postgres, home, program, token, client_token, http };
+        let mut cluster = DevCluster { replicas, postgres, home, program, token, client_token, http };
         cluster.migrate().await?;
         for n in 0..cluster.replicas.len() {
             let serve = cluster.command("serve");
@@ -101,7 +101,7 @@ impl Cluster {
         let mut has_changed = false;
         if !self.postgres.is_running() {
             note!("Postgres died; starting it again (its log: {})", self.postgres.log().display());
-            self.postgres.restart(Mode::Immediate)?;
+            self.postgres.restart(StopMode::Immediate)?;
             note!("Postgres is back as process {}", self.postgres.pid().unwrap_or_default());
             has_changed = true;
         }
@@ -144,10 +144,10 @@ impl Cluster {
         let gently = wait(are_gone, DRAIN + DRAIN_MARGIN, signals).await;
         // Whoever is still here is killed as it is dropped.
         self.replicas.clear();
-        self.postgres.begin_stop(if gently { Mode::Fast } else { Mode::Immediate });
+        self.postgres.begin_stop(if gently { StopMode::Fast } else { StopMode::Immediate });
         let postgres = &mut self.postgres;
         wait(|| !postgres.is_running(), POSTGRES_STOP_MAX, signals).await;
-        if let Err(why) = self.postgres.stop(Mode::Immediate) {
+        if let Err(why) = self.postgres.stop(StopMode::Immediate) {
             note!("warning: {why:#}");
         }
         self.home.retract();
@@ -175,18 +175,18 @@ impl Cluster {
         command
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> DevState {
         let postgres = PostgresState {
             pid: self.postgres.pid(),
             data: self.postgres.data().to_owned(),
             log: self.postgres.log().to_owned(),
         };
-        State {
+        DevState {
             pid: std::process::id(),
-            urls: self.replicas.iter().map(Replica::url).collect(),
+            urls: self.replicas.iter().map(DevReplica::url).collect(),
             database_url: self.postgres.url(),
             postgres,
-            replicas: self.replicas.iter().map(Replica::state).collect(),
+            replicas: self.replicas.iter().map(DevReplica::state).collect(),
         }
     }
 
@@ -222,7 +222,7 @@ impl Cluster {
     }
 }
 
-fn replicas(plan: &Plan, home: &Home) -> anyhow::Result<Vec<Replica>> {
+fn replicas(plan: &DevPlan, home: &DevHome) -> anyhow::Result<Vec<DevReplica>> {
     let before = home.last_state().map(|state| state.replicas).unwrap_or_default();
     (0..plan.replicas)
         .zip('A'..='Z')
@@ -230,12 +230,12 @@ fn replicas(plan: &Plan, home: &Home) -> anyhow::Result<Vec<Replica>> {
             let port = plan.port.checked_add(n).context("there is no port above 65535")?;
             let url = format!("http://127.0.0.1:{port}");
             let before = before.iter().find(|replica| replica.url == url);
-            Replica::on(port, name, home.dir(), before)
+            DevReplica::on(port, name, home.dir(), before)
         })
         .collect()
 }
 
-fn announce_death(replica: &Replica, status: ExitStatus) {
+fn announce_death(replica: &DevReplica, status: ExitStatus) {
     let pause = replica.pause();
     note!("replica {} died ({status}); it is started again in {pause:?}", replica.name);
     if pause > Duration::from_secs(1) {

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use lastword_devkit::signals::Signals;
 
-use super::cluster::{Cluster, Plan};
+use super::cluster::{DevCluster, DevPlan};
 
 /// How long one step of the story may take.
 const STEP_MAX: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ const MESSAGE: &str = "/slow 200";
 
 /// Flags of `lastword demo`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DemoArgs {
     /// The directory of the programs `postgres` and `initdb`; searched for if absent
     #[arg(long, value_name = "DIR")]
     postgres_bin: Option<PathBuf>,
@@ -41,9 +41,9 @@ pub struct Args {
 ///
 /// # Errors
 /// The cluster does not start, or the promise was not kept.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let place = Place::new()?;
-    let plan = Plan {
+pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let place = DemoDirectory::new()?;
+    let plan = DevPlan {
         dir: place.0.clone(),
         port: two_free_ports()?,
         replicas: 2,
@@ -51,7 +51,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         is_durable: false,
     };
     tell("Starting a private Postgres and two replicas …");
-    let mut cluster = Cluster::start(&plan).await?;
+    let mut cluster = DevCluster::start(&plan).await?;
     let mut signals = Signals::listen()?;
     let told = tokio::select! {
         told = story(&mut cluster) => told,
@@ -61,10 +61,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     told.map(|()| ExitCode::SUCCESS)
 }
 
-async fn story(cluster: &mut Cluster) -> anyhow::Result<()> {
+async fn story(cluster: &mut DevCluster) -> anyhow::Result<()> {
     cluster.settle().await?;
     cluster.install_demo_agent().await?;
-    let gateway = Gateway::of(cluster)?;
+    let gateway = DemoClient::of(cluster)?;
     for replica in &cluster.state().replicas {
         tell(&format!(
             "  replica {}  {}  process {}",
@@ -110,16 +110,16 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<()> {
 }
 
 /// The gateway as a client sees it.
-struct Gateway {
+struct DemoClient {
     http: reqwest::Client,
     urls: Vec<String>,
     token: String,
 }
 
-impl Gateway {
-    fn of(cluster: &Cluster) -> anyhow::Result<Gateway> {
+impl DemoClient {
+    fn of(cluster: &DevCluster) -> anyhow::Result<DemoClient> {
         let http = reqwest::Client::builder().no_proxy().connect_timeout(STEP_MAX).build()?;
-        Ok(Gateway { http, urls: cluster.state().urls, token: cluster.token().to_owned() })
+        Ok(DemoClient { http, urls: cluster.state().urls, token: cluster.token().to_owned() })
     }
 
     /// Posts the turn to the first replica.
@@ -131,7 +131,7 @@ impl Gateway {
     }
 
     /// Which of the two replicas runs the turn. The one that accepted it usually does, but it need not.
-    async fn holder(&self, turn: &str, cluster: &Cluster) -> anyhow::Result<usize> {
+    async fn holder(&self, turn: &str, cluster: &DevCluster) -> anyhow::Result<usize> {
         let until = Instant::now() + STEP_MAX;
         while Instant::now() < until {
             let workers = self.list("workers").await?;
@@ -219,7 +219,7 @@ fn judge(seen: &[Value]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn verify(cluster: &Cluster) -> anyhow::Result<()> {
+async fn verify(cluster: &DevCluster) -> anyhow::Result<()> {
     tell("$ lastword verify");
     let mut verify = tokio::process::Command::from(cluster.command("verify"));
     let done = timeout(STEP_MAX, verify.kill_on_drop(true).output()).await.context("verify hangs")??;
@@ -247,18 +247,18 @@ fn two_free_ports() -> anyhow::Result<u16> {
 }
 
 /// The directory of this one demo, removed when it is over.
-struct Place(PathBuf);
+struct DemoDirectory(PathBuf);
 
-impl Place {
-    fn new() -> anyhow::Result<Place> {
+impl DemoDirectory {
+    fn new() -> anyhow::Result<DemoDirectory> {
         let name = format!("lastword-demo-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let place = std::env::temp_dir().join(name);
         ensure!(!place.exists(), "{} is there already", place.display());
-        Ok(Place(place))
+        Ok(DemoDirectory(place))
     }
 }
 
-impl Drop for Place {
+impl Drop for DemoDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }

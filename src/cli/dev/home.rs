@@ -20,7 +20,7 @@ pub(super) const CONSOLE: &str = "console.html";
 
 /// What runs, as `dev.json` tells other commands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct DevState {
     /// The process of `dev` itself.
     pub(super) pid: u32,
     /// The replicas' base URLs.
@@ -49,14 +49,14 @@ pub(super) struct ReplicaState {
 }
 
 /// The directory, locked while this lives.
-pub(super) struct Home {
+pub(super) struct DevHome {
     dir: PathBuf,
     _lock: File,
 }
 
-impl Home {
+impl DevHome {
     /// Makes the directory if need be and locks it.
-    pub(super) fn open(dir: &Path) -> anyhow::Result<Home> {
+    pub(super) fn open(dir: &Path) -> anyhow::Result<DevHome> {
         // Root's Postgres runs as another user, who must pass through; each file is closed by itself.
         let mode = if Uid::effective().is_root() { 0o711 } else { 0o700 };
         let make = || DirBuilder::new().recursive(true).mode(mode).create(dir);
@@ -65,7 +65,7 @@ impl Home {
         let lock =
             private(&dir.join("lock")).with_context(|| format!("cannot write in {}", dir.display()))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Home { dir, _lock: lock }),
+            Ok(()) => Ok(DevHome { dir, _lock: lock }),
             Err(TryLockError::WouldBlock) => bail!("{}", already_running(&dir)),
             Err(TryLockError::Error(why)) => {
                 Err(why).with_context(|| format!("cannot lock {}", dir.display()))
@@ -113,12 +113,12 @@ impl Home {
     }
 
     /// Tells other commands what runs.
-    pub(super) fn publish(&self, state: &State) -> anyhow::Result<()> {
+    pub(super) fn publish(&self, state: &DevState) -> anyhow::Result<()> {
         write_whole(&self.dir.join("dev.json"), &serde_json::to_string_pretty(state)?)
     }
 
     /// What ran here last, if it did not stop in order.
-    pub(super) fn last_state(&self) -> Option<State> {
+    pub(super) fn last_state(&self) -> Option<DevState> {
         state_in(&self.dir)
     }
 
@@ -138,7 +138,7 @@ fn already_running(dir: &Path) -> String {
     )
 }
 
-fn state_in(dir: &Path) -> Option<State> {
+fn state_in(dir: &Path) -> Option<DevState> {
     serde_json::from_str(&fs::read_to_string(dir.join("dev.json")).ok()?).ok()
 }
 
@@ -166,8 +166,8 @@ mod tests {
 
     use super::*;
 
-    fn state() -> State {
-        State {
+    fn state() -> DevState {
+        DevState {
             pid: 1,
             urls: vec!["http://127.0.0.1:8080".to_owned()],
             database_url: "postgres://postgres@127.0.0.1:20000/postgres".to_owned(),
@@ -179,21 +179,21 @@ mod tests {
     #[test]
     fn a_second_dev_in_one_directory_is_refused_and_told_of_the_first() {
         let place = tempfile::tempdir().unwrap();
-        let first = Home::open(place.path()).unwrap();
+        let first = DevHome::open(place.path()).unwrap();
         first.publish(&state()).unwrap();
-        let why = Home::open(place.path()).err().unwrap().to_string();
+        let why = DevHome::open(place.path()).err().unwrap().to_string();
         assert!(why.contains("process 1, http://127.0.0.1:8080"), "{why}");
         drop(first);
-        assert!(Home::open(place.path()).is_ok());
+        assert!(DevHome::open(place.path()).is_ok());
     }
 
     #[test]
     fn the_token_is_kept_between_two_starts_and_private() {
         let place = tempfile::tempdir().unwrap();
-        let token = Home::open(place.path()).unwrap().operator_token().unwrap();
+        let token = DevHome::open(place.path()).unwrap().operator_token().unwrap();
         assert_eq!(token.len(), 64);
-        assert_eq!(Home::open(place.path()).unwrap().operator_token().unwrap(), token);
-        let home = Home::open(place.path()).unwrap();
+        assert_eq!(DevHome::open(place.path()).unwrap().operator_token().unwrap(), token);
+        let home = DevHome::open(place.path()).unwrap();
         let client = home.client_token().unwrap();
         assert_ne!(client, token);
         home.write_console("http://127.0.0.1:1", &token).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn what_runs_reads_back_and_can_be_retracted() {
         let place = tempfile::tempdir().unwrap();
-        let home = Home::open(place.path()).unwrap();
+        let home = DevHome::open(place.path()).unwrap();
         home.publish(&state()).unwrap();
         assert_eq!(home.last_state(), Some(state()));
         home.retract();

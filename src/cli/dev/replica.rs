@@ -33,7 +33,7 @@ const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const STRAY_MAX: Duration = Duration::from_secs(6);
 
 /// A replica, running or about to.
-pub(super) struct Replica {
+pub(super) struct DevReplica {
     pub(super) name: char,
     port: u16,
     log: PathBuf,
@@ -42,14 +42,14 @@ pub(super) struct Replica {
     pause: Duration,
 }
 
-impl Replica {
-    /// A replica that [`Replica::start`] will start. Refuses a port that somebody else has.
+impl DevReplica {
+    /// A replica that [`DevReplica::start`] will start. Refuses a port that somebody else has.
     pub(super) fn on(
         port: u16,
         name: char,
         dir: &Path,
         before: Option<&ReplicaState>,
-    ) -> anyhow::Result<Replica> {
+    ) -> anyhow::Result<DevReplica> {
         if let Some(stray) = before.and_then(|before| before.pid) {
             evict(stray, port)?;
         }
@@ -66,7 +66,7 @@ impl Replica {
         if fs::metadata(&log).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
             fs::remove_file(&log)?;
         }
-        Ok(Replica { name, port, log, child: None, born: Instant::now(), pause: PAUSE })
+        Ok(DevReplica { name, port, log, child: None, born: Instant::now(), pause: PAUSE })
     }
 
     /// Starts the process; `serve` runs `lastword serve` with everything but its address.
@@ -136,7 +136,7 @@ impl Replica {
     }
 }
 
-impl Drop for Replica {
+impl Drop for DevReplica {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.kill();

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use nix::sys::signal::Signal;
 use rand::{Rng, seq::SliceRandom};
 use tokio::time::{Instant, sleep};
@@ -38,10 +38,10 @@ pub async fn restart(stage: Stage) -> Row {
             if way == "sigkill" {
                 support::signal(i32::try_from(postgres.pid().unwrap()).unwrap(), Signal::SIGKILL);
             }
-            postgres.stop(if way == "fast" { Mode::Fast } else { Mode::Immediate }).unwrap();
+            postgres.stop(if way == "fast" { StopMode::Fast } else { StopMode::Immediate }).unwrap();
         });
         sleep(away).await;
-        scene.fleet.with_postgres(|postgres| postgres.restart(Mode::Fast).unwrap());
+        scene.fleet.with_postgres(|postgres| postgres.restart(StopMode::Fast).unwrap());
         let back = Instant::now();
         serves_again(&scene, back).await;
         scene.fleet.healed(id, "postgres");

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lastword_devkit::postgres::{Binaries, Mode, Options, Postgres};
+use lastword_devkit::postgres::{Binaries, Options, Postgres, StopMode};
 use rand::Rng;
 use tokio::time::{Instant, sleep};
 
@@ -121,7 +121,7 @@ pub async fn disk_full(stage: Stage) -> Row {
         // A server that could not write its log has ended itself.
         scene.fleet.with_postgres(|postgres| {
             if !postgres.is_running() {
-                postgres.restart(Mode::Immediate).unwrap();
+                postgres.restart(StopMode::Immediate).unwrap();
             }
         });
         serves_again(&scene, Instant::now()).await;

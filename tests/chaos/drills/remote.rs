@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
@@ -221,9 +221,9 @@ async fn weathered(scene: &Scene, net: &Proxy, foul: (&str, Weather), replica: u
 async fn restart(scene: &Scene, away: Duration) {
     let fleet = &scene.fleet;
     let id = fleet.broke("postgres_fast", None, None, Vec::new());
-    fleet.with_postgres(|postgres| postgres.stop(Mode::Fast).unwrap());
+    fleet.with_postgres(|postgres| postgres.stop(StopMode::Fast).unwrap());
     sleep(away).await;
-    fleet.with_postgres(|postgres| postgres.restart(Mode::Fast).unwrap());
+    fleet.with_postgres(|postgres| postgres.restart(StopMode::Fast).unwrap());
     fleet.healed(id, "postgres_fast");
     for slot in 0..fleet.size() {
         fleet.ready(slot, Duration::from_secs(30)).await;

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use nix::sys::signal::Signal;
 use rand::{Rng, rngs::StdRng};
 use sqlx::Connection;
@@ -205,10 +205,10 @@ async fn restart(scene: &Scene, way: &str, away: Duration) {
         if way == "sigkill" {
             support::signal(i32::try_from(postgres.pid().unwrap()).unwrap(), Signal::SIGKILL);
         }
-        postgres.stop(if way == "fast" { Mode::Fast } else { Mode::Immediate }).unwrap();
+        postgres.stop(if way == "fast" { StopMode::Fast } else { StopMode::Immediate }).unwrap();
     });
     sleep(away).await;
-    fleet.with_postgres(|postgres| postgres.restart(Mode::Fast).unwrap());
+    fleet.with_postgres(|postgres| postgres.restart(StopMode::Fast).unwrap());
     // Somebody takes a turn again before the next thing breaks.
     let until = Instant::now() + Duration::from_secs(30);
     let turn = scene.post(&Ask::demo("good day")).await;

@@ -88,8 +88,8 @@ const VERDICT_BY_THE_CLOCK: Mutant = Mutant {
         },
         Edit {
             file: "src/engine/suspicion.rs",
-            find: "first.insert(Seen { beat_n: peer.beat_n, unchanged: 0, bare: 0, was_held: false })",
-            replace: "first.insert(Seen {
+            find: "first.insert(PeerState { beat_n: peer.beat_n, unchanged: 0, bare: 0, was_held: false })",
+            replace: "first.insert(PeerState {
                         beat_n: peer.beat_n, unchanged_since: std::time::Instant::now(), bare: 0, was_held: false })",
         },
         Edit {

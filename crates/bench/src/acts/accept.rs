@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::Reading;
+use super::reading::Reading;
 use crate::{
-    client::{Ask, Seen},
+    client::{Ask, TurnMoments},
     plan::{AGENT, OWN_AGENT},
     site::Site,
-    times::{Times, Timetable},
+    times::{Durations, Timetable},
 };
 use lastword::clock::steady_ns;
 
@@ -23,7 +23,7 @@ const ONE_PIECE: &str = "/pace 1 0 20";
 
 /// Where the worker waits.
 #[derive(Debug, Clone, Copy)]
-pub struct Way {
+pub struct AcceptWay {
     /// The replica of the worker; turns are posted on the first.
     pub host: usize,
     /// Whether the worker serves this conversation alone.
@@ -31,15 +31,15 @@ pub struct Way {
 }
 
 /// To the worker that has read the turn.
-pub async fn accept(site: &mut Site, way: Way) -> anyhow::Result<Reading> {
+pub async fn accept(site: &mut Site, way: AcceptWay) -> anyhow::Result<Reading> {
     let agent = if way.is_own_process { OWN_AGENT } else { AGENT };
-    let took = |from: u64, seen: &Seen| Some(seen.stamp?.saturating_sub(from));
+    let took = |from: u64, seen: &TurnMoments| Some(seen.stamp?.saturating_sub(from));
     one_by_one(site, way.host, agent, took).await
 }
 
 /// To the worker's first event at the client.
 pub async fn first_event(site: &mut Site) -> anyhow::Result<Reading> {
-    let took = |from: u64, seen: &Seen| Some(seen.first?.saturating_sub(from));
+    let took = |from: u64, seen: &TurnMoments| Some(seen.first?.saturating_sub(from));
     if site.own_rig().is_some() {
         // Nobody but the replica of a conversation's own process takes its turns.
         return one_by_one(site, 1, OWN_AGENT, took).await;
@@ -52,7 +52,7 @@ pub async fn accepted(site: &mut Site) -> anyhow::Result<Reading> {
     if site.own_rig().is_none() {
         return in_line(site, |seen| Some(seen.answered.saturating_sub(seen.sent))).await;
     }
-    let (mut times, mut table) = (Times::new()?, Timetable::every(site.sizes.turn_every));
+    let (mut times, mut table) = (Durations::new()?, Timetable::every(site.sizes.turn_every));
     let (url, mut ask) = (site.url(0)?, site.ask(ONE_PIECE));
     // Warm: a conversation of its own each would start a process each. The turns run on meanwhile.
     ask.conversation = Some(site.client.run(&url, &ask, |_, _| {}).await?.conversation);
@@ -67,8 +67,8 @@ pub async fn accepted(site: &mut Site) -> anyhow::Result<Reading> {
 
 /// Somebody else's agent, which may take its time: one turn after the other, for a minute at most, each
 /// timed from when it was sent.
-async fn in_line(site: &Site, took: impl Fn(&Seen) -> Option<u64>) -> anyhow::Result<Reading> {
-    let (mut times, began) = (Times::new()?, Instant::now());
+async fn in_line(site: &Site, took: impl Fn(&TurnMoments) -> Option<u64>) -> anyhow::Result<Reading> {
+    let (mut times, began) = (Durations::new()?, Instant::now());
     let (url, mut ask) = (site.url(0)?, site.ask(ONE_PIECE));
     for _ in 0..site.sizes.turns_alone {
         let seen = site.client.run(&url, &ask, |_, _| {}).await?;
@@ -86,13 +86,13 @@ async fn one_by_one(
     site: &mut Site,
     host: usize,
     agent: &str,
-    took: impl Fn(u64, &Seen) -> Option<u64>,
+    took: impl Fn(u64, &TurnMoments) -> Option<u64>,
 ) -> anyhow::Result<Reading> {
     let (client, sizes, url) = (site.client.clone(), site.sizes, site.url(0)?);
     let rig = site.rig()?;
     let conversation = rig.conversation_on(host, agent).await?;
     let ask = Ask { agent: agent.to_owned(), text: ONE_PIECE.to_owned(), conversation: Some(conversation) };
-    let (mut times, mut strays) = (Times::new()?, 0);
+    let (mut times, mut strays) = (Durations::new()?, 0);
     let mut table = Timetable::every(sizes.turn_every);
     for _ in 0..sizes.turns_alone {
         let from = table.next().await;

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, ensure};
 use tokio::time::{Instant, sleep};
 
-use super::Reading;
+use super::reading::Reading;
 use crate::{
-    client::{Ask, Client, Seen},
+    client::{Ask, Client, TurnMoments},
     crew,
-    plan::Scope,
+    plan::AgentScope,
     site::Site,
-    times::Times,
+    times::Durations,
 };
 use lastword::{clock::steady_ns, telemetry::metrics};
 
@@ -28,7 +28,7 @@ const MANY_REPLICAS: usize = 10;
 /// Turns in a closed loop.
 pub async fn turns(site: &mut Site) -> anyhow::Result<Reading> {
     let all = closed_loop(site, site.sizes.clients, site.sizes.load).await?;
-    let mut times = Times::new()?;
+    let mut times = Durations::new()?;
     for seen in &all {
         times.record_ns(seen.ended - seen.sent);
     }
@@ -37,15 +37,15 @@ pub async fn turns(site: &mut Site) -> anyhow::Result<Reading> {
 }
 
 /// Things a second, from the first request to the last answer.
-fn rate(things: usize, all: &[Seen]) -> Option<f64> {
+fn rate(things: usize, all: &[TurnMoments]) -> Option<f64> {
     let (first, last) = (all.iter().map(|seen| seen.sent).min()?, all.iter().map(|seen| seen.ended).max()?);
     Some(things as f64 / (last.checked_sub(first)? as f64 / 1e9))
 }
 
 /// Clients that post, wait for the end, and post again, for so long. Where each conversation has a
 /// process of its own, a client keeps to one, or starts of processes would be all that is measured.
-pub async fn closed_loop(site: &Site, clients: usize, time: Duration) -> anyhow::Result<Vec<Seen>> {
-    let keeps = site.own_rig().is_none_or(|rig| rig.plan.scope == Scope::Conversation);
+pub async fn closed_loop(site: &Site, clients: usize, time: Duration) -> anyhow::Result<Vec<TurnMoments>> {
+    let keeps = site.own_rig().is_none_or(|rig| rig.plan.scope == AgentScope::Conversation);
     let began = Instant::now();
     let jobs = (0..clients).map(|n| {
         let (client, url, mut ask) = (site.client.clone(), site.url(n), site.ask("/pace 1 0 20"));
@@ -67,7 +67,7 @@ pub async fn closed_loop(site: &Site, clients: usize, time: Duration) -> anyhow:
 pub async fn drain(site: &mut Site) -> anyhow::Result<Reading> {
     let count = site.sizes.drained;
     let rig = site.rig()?;
-    let conversations = if rig.plan.scope == Scope::Shared { count } else { CONVERSATIONS.min(count) };
+    let conversations = if rig.plan.scope == AgentScope::Shared { count } else { CONVERSATIONS.min(count) };
     let turns = rig.park("/pace 1 0 20", conversations, count / conversations).await?;
     let began_at = rig.store.unpark().await?;
     let began = Instant::now();

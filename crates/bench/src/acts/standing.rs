@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{NO_STATEMENTS, Reading};
+use super::reading::{NO_STATEMENTS, Reading};
 use crate::{crew, figures::median, rig::Rig, site::Site};
 
 /// The replicas of an installation at rest.

@@ -18,14 +18,14 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{NO_STATEMENTS, Reading};
+use super::reading::{NO_STATEMENTS, Reading};
 use crate::{
     client::{Ask, Client},
     crew,
     frames::Frame,
     plan::AGENT,
     site::Site,
-    times::Times,
+    times::Durations,
 };
 use lastword::{clock::steady_ns, event::Kind};
 
@@ -45,7 +45,7 @@ const READS: (&str, &str) = ("%from%turn_events%", "%insert into turn_events%");
 
 /// Where the client is, and what else goes on.
 #[derive(Debug, Clone, Copy)]
-pub struct Way {
+pub struct StreamWay {
     /// Whether it reads on another replica than the worker's.
     pub is_other: bool,
     /// Whether there is a load.
@@ -53,7 +53,7 @@ pub struct Way {
 }
 
 /// From the worker to its client.
-pub async fn events(site: &mut Site, way: Way) -> anyhow::Result<Reading> {
+pub async fn events(site: &mut Site, way: StreamWay) -> anyhow::Result<Reading> {
     let sizes = site.sizes;
     let (streams, rate) = if way.is_busy { BUSY } else { (sizes.streams, CALM_RATE) };
     let (client, urls, supervisor) = (site.client.clone(), site.urls(), site.supervisor.clone());
@@ -67,7 +67,7 @@ pub async fn events(site: &mut Site, way: Way) -> anyhow::Result<Reading> {
         let ask = Ask { agent: AGENT.to_owned(), text: text.clone(), conversation };
         jobs.push(one_stream(client.clone(), urls[host].clone(), urls[reader].clone(), ask, host));
     }
-    let (mut times, mut strays) = (Times::new()?, 0);
+    let (mut times, mut strays) = (Durations::new()?, 0);
     for (part, worker, host) in crew::all(&supervisor, jobs).await? {
         if rig.host_of(&worker).await? == Some(host) {
             times.add(&part)?;
@@ -86,8 +86,8 @@ async fn one_stream(
     reader: String,
     ask: Ask,
     host: usize,
-) -> anyhow::Result<(Times, String, usize)> {
-    let (mut times, mut since) = (Times::new()?, None);
+) -> anyhow::Result<(Durations, String, usize)> {
+    let (mut times, mut since) = (Durations::new()?, None);
     let turn = client.post(&url, &ask).await?;
     let seen = client
         .follow(&reader, &turn, |frame, now| time(&mut times, frame, now, *since.get_or_insert(now)))
@@ -96,7 +96,7 @@ async fn one_stream(
 }
 
 /// Times a piece that was said after `since`.
-fn time(times: &mut Times, frame: &Frame<'_>, now: u64, since: u64) {
+fn time(times: &mut Durations, frame: &Frame<'_>, now: u64, since: u64) {
     if let Some(stamp) = (frame.kind == Kind::Delta).then(|| frame.stamp()).flatten()
         && stamp >= since
     {
@@ -122,7 +122,7 @@ pub async fn lag(site: &mut Site) -> anyhow::Result<Reading> {
     let events = all.iter().map(Vec::len).min().unwrap_or(0);
     // What was in the log when the last of them came was read by each in its own time.
     let opened = all.iter().filter_map(|moments| moments.first()).max().copied().unwrap_or(0);
-    let mut times = Times::new()?;
+    let mut times = Durations::new()?;
     for n in 0..events {
         let moments = || all.iter().map(|moments| moments[n]);
         let first = moments().min().filter(|first| *first > opened);
@@ -167,7 +167,7 @@ pub async fn fan_out(site: &mut Site) -> anyhow::Result<Reading> {
         Ok((since, until, after.zip(before).map(|(after, before)| after - before)))
     };
     let (all, counted) = tokio::join!(crew::all(&supervisor, jobs), counted);
-    let ((all, (since, until, reads)), mut times) = ((all?, counted?), Times::new()?);
+    let ((all, (since, until, reads)), mut times) = ((all?, counted?), Durations::new()?);
     let mut heard: BTreeMap<u64, usize> = BTreeMap::new();
     for (stamp, at) in all.into_iter().flatten() {
         if (since..until).contains(&stamp) {

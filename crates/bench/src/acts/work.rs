@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{NO_STATEMENTS, Reading};
-use crate::{client::Seen, crew, site::Site};
+use super::reading::{NO_STATEMENTS, Reading};
+use crate::{client::TurnMoments, crew, site::Site};
 use anyhow::ensure;
 use lastword::id::TurnId;
 
@@ -19,7 +19,7 @@ const CLIENTS: usize = 4;
 struct Work {
     statements: Option<f64>,
     wal_bytes: f64,
-    turns: Vec<Seen>,
+    turns: Vec<TurnMoments>,
 }
 
 /// The same turns on one, two and four replicas, with as many clients each: whoever adds replicas has more to do, and how

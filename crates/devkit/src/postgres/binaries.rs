@@ -75,7 +75,7 @@ impl Binaries {
     }
 
     /// Takes the programs from `dir`.
-    pub(super) fn open(dir: &Path) -> anyhow::Result<Binaries> {
+    fn open(dir: &Path) -> anyhow::Result<Binaries> {
         for program in ["postgres", "initdb"] {
             if !dir.join(program).is_file() {
                 bail!("{} has no `{program}`", dir.display());
@@ -113,7 +113,7 @@ fn major(version: &str) -> Option<u32> {
 
 #[cfg(feature = "download-postgres")]
 fn download() -> anyhow::Result<Binaries> {
-    super::download::fetch()
+    Binaries::open(&super::download::fetch()?)
 }
 
 #[cfg(not(feature = "download-postgres"))]

@@ -17,9 +17,9 @@ use nix::unistd::Uid;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Options,
     binaries::Binaries,
-    owner::{self, Owner},
+    options::Options,
+    owner::{self, ServerUser},
     password,
 };
 
@@ -28,7 +28,7 @@ const PASSWORD: &str = "lastword.password";
 
 /// Makes the wanted directory a data directory that `owner` can use, and returns where it really is:
 /// under `/var/lib` when `owner` cannot reach the wanted place (a directory below `/root`, usually).
-pub(super) fn prepare(options: &Options, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
+pub(super) fn prepare(options: &Options, owner: Option<&ServerUser>) -> anyhow::Result<PathBuf> {
     let wanted = std::path::absolute(&options.data)?;
     let data = match owner {
         Some(owner) if !owner.reaches(&wanted) => stand_in(&wanted),
@@ -68,7 +68,7 @@ pub(super) fn password(data: &Path) -> anyhow::Result<Option<String>> {
 fn initdb_with_password(
     data: &Path,
     binaries: &Binaries,
-    owner: Option<&Owner>,
+    owner: Option<&ServerUser>,
     more: &[&str],
 ) -> anyhow::Result<()> {
     let password = password::random();
@@ -83,14 +83,14 @@ fn initdb_with_password(
     private_file_of(owner, &data.join(PASSWORD), &password)
 }
 
-fn private_file_of(owner: Option<&Owner>, path: &Path, text: &str) -> anyhow::Result<()> {
+fn private_file_of(owner: Option<&ServerUser>, path: &Path, text: &str) -> anyhow::Result<()> {
     private_file(path)?.write_all(text.as_bytes())?;
     owner.map_or(Ok(()), |owner| owner.take(path))
 }
 
 /// A data directory of a test's own: a copy of the cached one, in the system's temporary directory.
 pub(super) fn scratch(binaries: &Binaries) -> anyhow::Result<PathBuf> {
-    let owner = Owner::of_a_server(Path::new(""))?;
+    let owner = ServerUser::of_a_server(Path::new(""))?;
     let owner = owner.as_ref();
     let template = template(binaries, owner)?;
     let name = format!("lastword-test-{}-{:08x}", std::process::id(), rand::random::<u32>());
@@ -104,7 +104,7 @@ pub(super) fn scratch(binaries: &Binaries) -> anyhow::Result<PathBuf> {
 
 /// The cached directory for this version and user, made now if it is not there. One process makes
 /// it while the others wait.
-fn template(binaries: &Binaries, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
+fn template(binaries: &Binaries, owner: Option<&ServerUser>) -> anyhow::Result<PathBuf> {
     let uid = owner.map_or_else(|| Uid::effective().as_raw(), |owner| owner.uid);
     let cache = cache_dir()?;
     // Named for what is in it: older releases keep directories without a password there.
@@ -142,7 +142,7 @@ fn cache_dir() -> anyhow::Result<PathBuf> {
         .context("no directory for a cache: neither the user's own nor the temporary one can be written")
 }
 
-fn initdb(data: &Path, binaries: &Binaries, owner: Option<&Owner>, more: &[&str]) -> anyhow::Result<()> {
+fn initdb(data: &Path, binaries: &Binaries, owner: Option<&ServerUser>, more: &[&str]) -> anyhow::Result<()> {
     fs::set_permissions(data, fs::Permissions::from_mode(0o700))?;
     if let Some(owner) = owner {
         owner.take(data)?;
@@ -158,7 +158,7 @@ fn initdb(data: &Path, binaries: &Binaries, owner: Option<&Owner>, more: &[&str]
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path, owner: Option<&Owner>) -> anyhow::Result<()> {
+fn copy(from: &Path, to: &Path, owner: Option<&ServerUser>) -> anyhow::Result<()> {
     DirBuilder::new().mode(0o700).create(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

@@ -14,16 +14,14 @@ use anyhow::Context as _;
 use nix::unistd::Uid;
 use postgresql_embedded::{PostgreSQL, Settings, V18};
 
-use super::binaries::Binaries;
-
-/// Fetches the programs, or finds those fetched before.
-pub(super) fn fetch() -> anyhow::Result<Binaries> {
+/// Fetches the programs, or finds those fetched before; the directory that they are in.
+pub(super) fn fetch() -> anyhow::Result<PathBuf> {
     let home = downloads()?;
     eprintln!("lastword: no PostgreSQL on this machine; fetching one into {}", home.display());
     // A thread of its own, since the caller may be inside a runtime, which must not start another.
     let fetched = thread::Builder::new().name("download".to_owned()).spawn(move || install(&home))?;
     let dir = fetched.join().map_err(|_| anyhow::anyhow!("the download panicked"))??;
-    Binaries::open(&dir.join("bin"))
+    Ok(dir.join("bin"))
 }
 
 fn install(home: &Path) -> anyhow::Result<PathBuf> {

@@ -17,14 +17,14 @@ use nix::unistd::{Uid, User};
 
 /// An unprivileged user who stands in for root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Owner {
+pub(super) struct ServerUser {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
-impl Owner {
+impl ServerUser {
     /// Whom a server over `data` must run as; `None` means as ourselves.
-    pub(super) fn of_a_server(data: &Path) -> anyhow::Result<Option<Owner>> {
+    pub(super) fn of_a_server(data: &Path) -> anyhow::Result<Option<ServerUser>> {
         if !Uid::effective().is_root() {
             return Ok(None);
         }
@@ -32,11 +32,11 @@ impl Owner {
         if let Ok(made) = fs::metadata(data.join("PG_VERSION"))
             && made.uid() != 0
         {
-            return Ok(Some(Owner { uid: made.uid(), gid: made.gid() }));
+            return Ok(Some(ServerUser { uid: made.uid(), gid: made.gid() }));
         }
         for name in ["postgres", "nobody"] {
             if let Some(user) = User::from_name(name)? {
-                return Ok(Some(Owner { uid: user.uid.as_raw(), gid: user.gid.as_raw() }));
+                return Ok(Some(ServerUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() }));
             }
         }
         anyhow::bail!("Postgres does not run as root, and there is neither a user `postgres` nor `nobody`")
@@ -62,7 +62,7 @@ impl Owner {
 }
 
 /// A command that runs as `owner`, without any of our environment that could steer a Postgres.
-pub(super) fn command(program: &Path, owner: Option<&Owner>) -> Command {
+pub(super) fn command(program: &Path, owner: Option<&ServerUser>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C");
     for kept in ["PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ"].map(OsStr::new) {

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use lastword_devkit::postgres::Mode;
+use lastword_devkit::postgres::StopMode;
 use serde_json::json;
 use tokio::task::block_in_place;
 
@@ -58,11 +58,11 @@ pub async fn away_for_a_moment(cluster: &Cluster) -> bool {
     // They know each other.
     looker.until(&format!("({}) > 3 and ({}) > 3", beats_of(judge), beats_of(other))).await;
     drop(looker);
-    block_in_place(|| cluster.postgres().stop(Mode::Fast)).unwrap();
+    block_in_place(|| cluster.postgres().stop(StopMode::Fast)).unwrap();
     cluster.freeze(other);
     // The absence itself; nothing is waited for.
     tokio::time::sleep(AWAY).await;
-    block_in_place(|| cluster.postgres().restart(Mode::Fast)).unwrap();
+    block_in_place(|| cluster.postgres().restart(StopMode::Fast)).unwrap();
     let mut looker = Session::open(cluster).await;
     let before: i64 = looker.ask(&beats_of(judge)).await.parse().unwrap();
     let lost = "select exists (select from replicas where state = 'lost')";

@@ -8,7 +8,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::tail::{PAGE_ROWS, Tail, TailError, Told, pause};
+use super::tail::{LastTold, PAGE_ROWS, Tail, TailError, pause};
 use crate::{
     event::SharedEvent,
     id::ConversationId,
@@ -56,7 +56,7 @@ impl FromStr for Position {
 
 /// A reader of one conversation.
 #[derive(Debug)]
-pub struct Thread {
+pub struct ConversationTail {
     store: Store,
     conversation: ConversationId,
     at: Position,
@@ -64,19 +64,28 @@ pub struct Thread {
     current: Option<Box<Tail>>,
     interest: ThreadInterest,
     /// Of the turn that was told last, which has ended.
-    told: Option<Told>,
+    told: Option<LastTold>,
     /// Whether it has waited since that was told: it may have been woken since that stands there no more.
     has_waited: bool,
     /// How often the connection to Postgres had broken when that was last looked at.
     breaks: u64,
 }
 
-impl Thread {
+impl ConversationTail {
     /// A reader of what comes after `at`.
-    pub fn new(store: &Store, conversation: ConversationId, at: Position) -> Thread {
+    pub fn new(store: &Store, conversation: ConversationId, at: Position) -> ConversationTail {
         let (interest, breaks) = (store.wake().thread(conversation), store.breaks());
         let store = store.clone();
-        Thread { store, conversation, at, current: None, interest, told: None, has_waited: false, breaks }
+        ConversationTail {
+            store,
+            conversation,
+            at,
+            current: None,
+            interest,
+            told: None,
+            has_waited: false,
+            breaks,
+        }
     }
 
     /// Forgets everything: the next look begins at the start.

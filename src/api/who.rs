@@ -1,0 +1,19 @@
+//! Who sends a request: whose share of what there is it takes from.
+
+use std::convert::Infallible;
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+
+use crate::principal::Principal;
+
+/// Who sends a request, as the middleware of the client routes has found it.
+#[derive(Debug, Clone, Copy)]
+pub struct Who(pub Principal);
+
+impl<S: Send + Sync> FromRequestParts<S> for Who {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().copied().unwrap_or(Who(Principal::ANONYMOUS)))
+    }
+}
