@@ -160,11 +160,6 @@ impl Page {
         }
     }
 
-    /// The same, with events that are shared with nobody.
-    pub(super) fn unshared(self) -> Page {
-        Page { events: self.events.iter().map(SharedEvent::unshared).collect(), ..self }
-    }
-
     /// Whether more would have come, had there been more.
     fn has_room(&self, room: Room) -> bool {
         let bytes: usize = self.events.iter().map(|event| event.data.len()).sum();

@@ -14,7 +14,6 @@ use super::{
     pages::{Anchor, Page},
     wake::Interest,
 };
-use crate::config::Lever;
 
 /// Data that is kept for readers that are not waiting for it, in bytes; and events. The JSON of those that some
 /// reader has had comes on top.
@@ -152,10 +151,7 @@ impl Store {
     ) -> Result<Page, StoreError> {
         let (turn, recent, is_alone) = (interest.turn(), interest.recent(), interest.is_alone());
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
-        let known = || {
-            let page = recent.answer(interest.due(), cursor, most, is_alone)?;
-            Some(if is_alone || self.uses(Lever::EventsShared) { page } else { page.unshared() })
-        };
+        let known = || recent.answer(interest.due(), cursor, most, is_alone);
         if let Some(page) = known() {
             return Ok(page);
         }
