@@ -4,7 +4,7 @@
 //! not let this process in, and no wait heals that: away for those that run, the end for one that starts)
 //! and "broken" (it answered, and repeating gives the same). Judged by SQLSTATE, never by text.
 
-use super::{
+use super::pool::{
     denial::{self, Denial},
     outage::Reach,
 };

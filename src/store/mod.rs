@@ -11,67 +11,33 @@
 //! Every statement has a deadline. One that fails or is given up on may or may not have been
 //! committed; callers that repeat do so with the identical statement, which is harmless.
 
-pub mod accept;
-pub mod adoption;
-pub mod agents;
-pub mod assignment;
-pub mod beat;
-mod bounds;
-pub mod claim;
-pub mod closing;
-pub mod commands;
-mod conn;
-mod connections;
-mod contact;
-pub mod conversations;
-pub mod denial;
 pub mod desk;
-pub mod doctor;
+#[cfg(feature = "dev")]
+mod dev;
 pub mod error;
-pub mod events;
-mod gate;
-#[cfg(feature = "dev")]
-pub mod gauges;
-#[cfg(feature = "dev")]
-pub mod history;
-pub mod inflight;
-pub mod intake;
-#[cfg(feature = "dev")]
-pub mod limits;
-pub mod listener;
-pub mod lists;
-mod locked;
-mod login;
-pub mod lookout;
-#[cfg(feature = "dev")]
-pub mod mass;
-pub mod migrate;
-mod outage;
-pub mod pages;
-pub mod partitions;
-pub mod past;
-pub mod queue;
-pub mod reader;
-mod recent;
-pub mod remote_turns;
-pub mod remote_workers;
-pub mod replicas;
-pub mod rewound;
-pub mod ring;
-pub mod ringer;
-pub mod schema;
-mod session;
-pub mod sweep;
-pub mod threads;
-mod tls;
-pub mod turns;
-pub mod verify;
-pub mod wake;
-pub mod witness;
-pub mod worker_tokens;
-pub mod workers;
-pub mod writer;
+mod live;
+mod pool;
+mod records;
+mod tables;
+mod upkeep;
 
+#[cfg(feature = "dev")]
+pub use self::dev::{fixtures as mass, gauges, history, limits};
+pub use self::{
+    error::StoreError,
+    live::{
+        accept_batch as intake, conversation_subscriptions as threads, group_commit as writer,
+        notify_listener as listener, notify_sender as ringer, poller as lookout, queue_hints as queue,
+        read_batch as reader, ring, seen_commits as witness, subscriptions as wake,
+    },
+    pool::{denial, schema},
+    records::assignment,
+    tables::{
+        accept, adoption, agents, beat, claim, closing, commands, conversations, events, inflight, lists,
+        pages, past, remote_turns, remote_workers, replicas, rewound, turns, worker_tokens, workers,
+    },
+    upkeep::{doctor, migrate, partitions, sweep, verify},
+};
 use std::{
     path::PathBuf,
     str::FromStr,
@@ -84,24 +50,22 @@ use std::{
 
 use sqlx::postgres::PgConnectOptions;
 
-use agents::Remembered;
-use conn::Conn;
-use connections::{Connections, Lease};
-use contact::Contact;
-use denial::Denial;
-use desk::Desk;
-pub use error::StoreError;
-pub(crate) use error::warn_of;
-use gate::Gate;
-use intake::Intake;
-use locked::PassedOver;
-use login::Login;
-use reader::Reads;
-use schema::Choice;
-use session::{Purpose, Sessions};
-use wake::Wake;
-use witness::Witness;
-
+pub(crate) use self::error::warn_of;
+use self::{
+    desk::Desk,
+    live::{accept_batch::Intake, read_batch::Reads, seen_commits::Witness, subscriptions::Wake},
+    pool::{
+        conn::Conn,
+        connections::{Connections, Lease},
+        denial::Denial,
+        gate::Gate,
+        login::Login,
+        reachability::Contact,
+        schema::Choice,
+        session::{Purpose, Sessions},
+    },
+    tables::{agents::Remembered, locked::PassedOver},
+};
 use crate::{
     clock::Clock,
     config::{Config, Lever},

@@ -1,0 +1,3 @@
+//! Plain data that statements take and give. No SQL and no connection.
+
+pub mod assignment;
