@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! POST /v1/turns
-//!   api::accept ──► store::intake              those of one moment go together
+//!   api::accept ──► store::accept_batch        those of one moment go together
 //!                        ▼
 //!   engine::intake ── store::accept            turn + in-flight row + event 0, one commit; claimed in it
 //!                        │ ring                where there is room here: the rest is
@@ -14,7 +14,7 @@
 //!                        ▼
 //!   worker::host ──► life ──► run ── a process  what it says becomes events
 //!                        ▼
-//!   store::writer ── append, finish            group commit of many turns, fenced by epoch
+//!   store::group_commit ── append, finish      group commit of many turns, fenced by epoch
 //!                        │ after the commit: shown to local readers, the others rung
 //!                        ▼
 //!   stream::tail ──► stream::render ──► api::sse ──► the client

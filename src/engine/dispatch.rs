@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     id::TurnId,
-    store::{StoreError, queue::first, warn_of},
+    store::{StoreError, queue_hints::first, warn_of},
     turn::CancelledBy,
 };
 

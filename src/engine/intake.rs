@@ -12,7 +12,7 @@ use crate::{
     store::{
         StoreError,
         accept::{NewTurn, Offer},
-        intake::Wanted,
+        accept_batch::Wanted,
     },
     worker::berth::Berth,
 };

@@ -43,8 +43,9 @@ use crate::{
     descriptors,
     id::TurnId,
     store::{
-        Store, listener, lookout, reader, ringer, warn_of,
-        writer::{Inbox, Writer, write_on},
+        Store,
+        group_commit::{Inbox, Writer, write_on},
+        notify_listener, notify_sender, poller, read_batch, warn_of,
     },
     task::{Kind, Supervisor},
     worker::{host::Host, kubernetes::Pods},
@@ -152,12 +153,12 @@ impl Engine {
         // All but the claims go on through a drain: turns still run, and this replica still counts.
         spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
         spawn("intake", Box::pin(intake::accept_on(self.clone(), hard.clone())));
-        spawn("listener", Box::pin(listener::listen_on(self.store.clone(), hard.clone())));
-        spawn("lookout", Box::pin(lookout::look_on(self.store.clone(), hard.clone())));
+        spawn("listener", Box::pin(notify_listener::listen_on(self.store.clone(), hard.clone())));
+        spawn("lookout", Box::pin(poller::look_on(self.store.clone(), hard.clone())));
         for name in ["reader 1", "reader 2"] {
-            spawn(name, Box::pin(reader::read_on(self.store.clone(), hard.clone())));
+            spawn(name, Box::pin(read_batch::read_on(self.store.clone(), hard.clone())));
         }
-        spawn("ringer", Box::pin(ringer::ring_on(self.store.clone(), hard.clone())));
+        spawn("ringer", Box::pin(notify_sender::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
         spawn(DISPATCH, Box::pin(dispatch::claim_on(self.clone(), soft)));
         spawn("settle", Box::pin(settle::settle_on(self.clone(), hard.clone())));

@@ -18,7 +18,7 @@ use crate::{
     store::{
         StoreError,
         desk::{Caller, TICK, Wish},
-        queue::END,
+        queue_hints::END,
         remote_turns::{Bid, Head},
         warn_of,
     },

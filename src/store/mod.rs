@@ -22,13 +22,12 @@ mod tables;
 mod upkeep;
 
 #[cfg(feature = "dev")]
-pub use self::dev::{fixtures as mass, gauges, history, limits};
+pub use self::dev::{fixtures, gauges, history, limits};
 pub use self::{
     error::StoreError,
     live::{
-        accept_batch as intake, conversation_subscriptions as threads, group_commit as writer,
-        notify_listener as listener, notify_sender as ringer, poller as lookout, queue_hints as queue,
-        read_batch as reader, ring, seen_commits as witness, subscriptions as wake,
+        accept_batch, conversation_subscriptions, group_commit, notify_listener, notify_sender, poller,
+        queue_hints, read_batch, ring, seen_commits, subscriptions,
     },
     pool::{denial, schema},
     records::assignment,

@@ -19,8 +19,8 @@ use crate::{
     store::{
         Store, StoreError,
         pages::{Anchor, Page},
-        wake::{Interest, Place},
-        witness::KEPT_FOR,
+        seen_commits::KEPT_FOR,
+        subscriptions::{Interest, Place},
     },
 };
 

@@ -14,7 +14,7 @@ use crate::{
     id::ConversationId,
     store::{
         Store,
-        threads::{Stand, ThreadInterest},
+        conversation_subscriptions::{Stand, ThreadInterest},
     },
 };
 

@@ -27,9 +27,9 @@ use crate::{
         assignment::Assignment,
         claim::{Claim, Phase},
         events::{Append, TurnClock},
+        group_commit::Written,
         turns::Agent,
         warn_of,
-        writer::Written,
     },
     telemetry,
 };

@@ -39,7 +39,7 @@ use crate::{
         Store,
         claim::{Phase, Warm},
         commands::Command,
-        writer::Writer,
+        group_commit::Writer,
     },
     task::{Kind, Supervisor},
     telemetry::metrics,

@@ -39,7 +39,7 @@ use crate::{
     store::{
         commands::{Command, Order},
         events::TurnClock,
-        writer::Written,
+        group_commit::Written,
     },
     telemetry::metrics,
     turn::LastWord,

@@ -4,7 +4,7 @@ use lastword::{
     failure::Code,
     id::{ConversationId, WorkerId},
     store::{
-        queue::{END, FRONT},
+        queue_hints::{END, FRONT},
         remote_workers::{Obituary, Registration, RemoteWorker},
     },
 };

@@ -12,8 +12,8 @@ use lastword::{
     id::{ConversationId, TurnId},
     store::{
         claim::{Claim, Ready, Warm},
-        queue::FRONT,
-        writer::Written,
+        group_commit::Written,
+        queue_hints::FRONT,
     },
 };
 

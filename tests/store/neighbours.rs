@@ -5,7 +5,7 @@ use std::{borrow::Cow, path::Path};
 use lastword::{
     config::Config,
     event::Kind,
-    store::{Store, StoreError, doctor::Verdict, writer::Written},
+    store::{Store, StoreError, doctor::Verdict, group_commit::Written},
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgListener};
 
@@ -114,7 +114,7 @@ async fn two_installations_in_one_database_do_not_meet(server: &Server) {
         // Rings what is pending, and ends.
         let ended = tokio_util::sync::CancellationToken::new();
         ended.cancel();
-        lastword::store::ringer::ring_on(replica.store.clone(), ended).await;
+        lastword::store::notify_sender::ring_on(replica.store.clone(), ended).await;
         let ring = heard.recv().await.unwrap();
         assert_eq!(ring.channel(), own);
         ground.run(&format!("select pg_notify('{others}', 'the end')")).await.unwrap();

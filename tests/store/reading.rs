@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use lastword::{
     event::{Kind, SharedEvent},
     id::TurnId,
-    store::{claim::Claim, lookout, pages::Anchor, reader, writer::Written},
+    store::{claim::Claim, group_commit::Written, pages::Anchor, poller, read_batch},
     stream::Tail,
 };
 use tokio::time::timeout;
@@ -91,7 +91,7 @@ async fn readers_that_ask_at_once_are_answered_each_with_its_own(server: &Server
     let writer = ground.replica().await;
     let store = ground.open();
     let until = CancellationToken::new();
-    let serving = tokio::spawn(reader::read_on(store.clone(), until.clone()));
+    let serving = tokio::spawn(read_batch::read_on(store.clone(), until.clone()));
     let mut logs = Vec::new();
     for _ in 0..20 {
         let (claim, seq) = writer.running().await;
@@ -185,7 +185,7 @@ async fn the_lookout_finds_whoever_was_not_rung_for(server: &Server) {
     let (_, still, _) = growing(&ground).await;
     let store = ground.open();
     let until = CancellationToken::new();
-    let looking = tokio::spawn(lookout::look_on(store.clone(), until.clone()));
+    let looking = tokio::spawn(poller::look_on(store.clone(), until.clone()));
     let (mut goes_on, mut stands) = (Tail::new(&store, claim.turn, -1), Tail::new(&store, still.turn, -1));
     for tail in [&mut goes_on, &mut stands] {
         assert!(!tail.page().await.unwrap().is_empty());

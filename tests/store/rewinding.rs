@@ -2,7 +2,7 @@
 
 use lastword::{
     event::Kind,
-    store::{rewound::Rewound, witness::Seen, writer::Written},
+    store::{group_commit::Written, rewound::Rewound, seen_commits::Seen},
 };
 
 use crate::{
