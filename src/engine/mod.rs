@@ -43,9 +43,9 @@ use crate::{
     descriptors,
     id::TurnId,
     store::{
-        Store,
+        Store, batch_reader,
         group_commit::{Inbox, Writer, write_on},
-        notify_listener, notify_sender, poller, read_batch, warn_of,
+        notify_listener, notify_sender, poller, warn_of,
     },
     task::{Kind, Supervisor},
     worker::{host::Host, kubernetes::Pods},
@@ -126,7 +126,7 @@ impl Engine {
         let was_present = self.is_present.swap(is_present, Ordering::Relaxed);
         self.open_or_shut();
         if is_present && !was_present {
-            self.store.wake().look_at_queue();
+            self.store.wake().queue.look();
         }
     }
 
@@ -156,7 +156,7 @@ impl Engine {
         spawn("listener", Box::pin(notify_listener::listen_on(self.store.clone(), hard.clone())));
         spawn("lookout", Box::pin(poller::look_on(self.store.clone(), hard.clone())));
         for name in ["reader 1", "reader 2"] {
-            spawn(name, Box::pin(read_batch::read_on(self.store.clone(), hard.clone())));
+            spawn(name, Box::pin(batch_reader::read_on(self.store.clone(), hard.clone())));
         }
         spawn("ringer", Box::pin(notify_sender::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));

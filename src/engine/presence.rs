@@ -127,7 +127,7 @@ impl Presence {
         }
         self.last_beat = Instant::now();
         self.is_abandoned = false;
-        engine.store.wake().set_peers(seen.peers.len());
+        engine.store.wake().rings.set_peers(seen.peers.len());
         self.reconcile(&seen);
         self.judge(&seen).await?;
         if seen.has_recent_loss {

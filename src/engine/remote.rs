@@ -71,7 +71,7 @@ pub(super) async fn claim(engine: &Engine, reach: &Reach) -> Result<bool, StoreE
     let mut agents: Vec<String> = unbound.map(|caller| caller.worker().agent.clone()).collect();
     agents.sort();
     agents.dedup();
-    let from = if agents.is_empty() { END } else { engine.store.wake().queue_front() };
+    let from = if agents.is_empty() { END } else { engine.store.wake().queue.front() };
     let heads = engine.store.remote_heads(&agents, &bound, from, &engine.host.barred()).await?;
     let is_left = heads.iter().any(|head| !head.has_waited());
     let matches = matches(&heads, &waiting);
@@ -97,7 +97,7 @@ pub(super) async fn claim(engine: &Engine, reach: &Reach) -> Result<bool, StoreE
     let claims = engine.store.claim_remote(&bids).await?;
     // Where none could be claimed, the next look would find the same.
     if are_more && !claims.is_empty() {
-        engine.store.wake().look_at_queue();
+        engine.store.wake().queue.look();
     }
     for (claim, worker) in claims {
         let Some((promise, token, part)) = calls.remove(&(claim.turn, worker)) else { continue };

@@ -27,9 +27,9 @@ pub use self::{
     line::{Batch, Delivery, End, Line, OrderToTell},
     pulse::{Open, Pulse, TICK},
 };
-use super::{StoreError, remote_turns::Proof, remote_workers::RemoteWorker};
 use crate::{
     id::{TurnId, WorkerId},
+    store::{error::StoreError, remote_turns::Proof, remote_workers::RemoteWorker},
     token::TokenHash,
 };
 

@@ -105,7 +105,7 @@ impl Host {
         let startable = || if self.pool().has_room() { most } else { self.startable(most) };
         let Some(permits) = places.take(places.free().div_ceil(2).min(startable())) else {
             if places.want() && startable() > 0 {
-                self.store().wake().look_at_queue();
+                self.store().wake().queue.look();
             }
             return None;
         };
@@ -121,7 +121,7 @@ impl Host {
     /// Berths were given up: where a turn may have waited for a place meanwhile, the queue is looked at.
     pub fn look_if_wanted(&self) {
         if self.places().free() > 0 && self.places().is_wanted() {
-            self.store().wake().look_at_queue();
+            self.store().wake().queue.look();
         }
     }
 

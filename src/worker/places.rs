@@ -142,7 +142,7 @@ impl Drop for Part {
     fn drop(&mut self) {
         if self.host.places().take_back(self.whose) {
             // Its turns were passed over: whoever looks next begins before them.
-            self.host.store().wake().look_from_front();
+            self.host.store().wake().queue.look_from_front();
         }
     }
 }

@@ -70,7 +70,7 @@ impl Host {
         let places = self.places();
         let taken = places.take(places.free().min(most)).map(Places);
         if taken.is_none() && places.want() {
-            self.store().wake().look_at_queue();
+            self.store().wake().queue.look();
         }
         taken
     }

@@ -76,7 +76,7 @@ impl Place {
     pub(super) fn free(&mut self) {
         // First the place is free, then the next turn is looked for, where one may have waited for it.
         if self.permit.take().is_some() && self.host.places().is_wanted() {
-            self.host.store().wake().look_at_queue();
+            self.host.store().wake().queue.look();
         }
     }
 }

@@ -14,6 +14,7 @@ use lastword::{
     id::TurnId,
     store::{
         Store,
+        batch_reader::read_on,
         claim::Ready,
         events::{Append, Finish, TurnClock},
         group_commit::{Writer, Written, write_on},
@@ -21,7 +22,6 @@ use lastword::{
         notify_sender::ring_on,
         poller::look_on,
         queue_hints::FRONT,
-        read_batch::read_on,
     },
     task::{self, Supervisor},
     turn::LastWord,

@@ -33,7 +33,7 @@ async fn a_comparison_finds_nothing_where_nothing_was_lost(server: &Server) {
     let (ended, seq) = replica.running().await;
     assert_eq!(replica.finish(&ended, seq).await, Written::Done(seq + 1));
     replica.accept().await;
-    let seen = replica.store.witness().all();
+    let seen = replica.store.seen_commits().all();
     assert_eq!(seen.len(), 4, "{seen:?}");
     assert_eq!(replica.store.reconcile(&seen).await.unwrap(), []);
     assert_eq!(ground.ask("select count(*) from rewound").await, "0");

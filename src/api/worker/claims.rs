@@ -107,7 +107,7 @@ pub async fn wait(
     let desk = gateway.store.desk();
     let open = caller.pulse().request();
     let polling = caller.poll(request.room);
-    gateway.store.wake().look_at_queue();
+    gateway.store.wake().queue.look();
     let offers = polling.offers(Duration::from_secs(request.wait_s), || !desk.is_open()).await;
     drop(polling);
     open.answered();

@@ -11,8 +11,9 @@ use uuid::Uuid;
 use crate::{
     id::TurnId,
     store::{
-        Store, StoreError,
-        live::notify_sender::queue_payload,
+        error::StoreError,
+        handle::Store,
+        live::ring::queue_payload,
         pool::{conn::Conn, session::Purpose},
     },
 };
@@ -55,7 +56,7 @@ pub struct Held {
 impl Store {
     /// Makes turns that wait where no replica takes them. Returns them in the order of their ids.
     pub async fn park(&self, mass: Mass<'_>) -> Result<Vec<TurnId>, StoreError> {
-        let mut conn = self.session("mass", Purpose::Work).await?;
+        let mut conn = self.sessions().open("mass", Purpose::Work).await?;
         let (mut turns, mut conversations, mut ordinals) = (Vec::new(), Vec::new(), Vec::new());
         let fresh: Vec<Uuid> = (0..mass.conversations).map(|_| self.clock().mint()).collect();
         for ordinal in 1..=mass.turns_each {
@@ -90,7 +91,7 @@ impl Store {
         let now = lease
             .run("unpark", |c| sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(c))
             .await?;
-        let payload = queue_payload(self.wake().sender(), first);
+        let payload = queue_payload(self.wake().rings.sender(), first);
         lease
             .run("unpark", |c| {
                 let channel = c.schema.channel();
@@ -176,7 +177,7 @@ impl Store {
     /// Opens a transaction elsewhere, which holds back what vacuum may remove.
     #[allow(clippy::disallowed_methods, reason = "several commands at once")]
     pub async fn hold_transaction(&self) -> Result<Held, StoreError> {
-        let mut conn = self.session("mass", Purpose::Work).await?;
+        let mut conn = self.sessions().open("mass", Purpose::Work).await?;
         // The snapshot is taken by the first query.
         let begin =
             sqlx::raw_sql("begin isolation level repeatable read; select count(*) from lastword.replicas");

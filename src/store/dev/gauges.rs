@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 use sqlx::{Row, postgres::PgRow};
 
 use crate::store::{
-    Store, StoreError,
+    error::StoreError,
+    handle::Store,
     pool::{conn::Conn, session::Purpose},
 };
 
@@ -72,7 +73,7 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "views that the build's database lacks")]
 impl Gauges {
     async fn open(store: &Store) -> Result<Gauges, sqlx::Error> {
-        let mut conn = store.sessions.open("gauges", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        let mut conn = store.sessions().open("gauges", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
         let preloaded: String =
             sqlx::query_scalar("select /* lastword bench */ current_setting('shared_preload_libraries')")
                 .fetch_one(&mut conn)

@@ -9,7 +9,8 @@ use chrono::{DateTime, Days, Utc};
 
 use super::fixtures::mass_error;
 use crate::store::{
-    Store, StoreError,
+    error::StoreError,
+    handle::Store,
     pool::{conn::Conn, session::Purpose},
 };
 
@@ -52,7 +53,7 @@ impl Store {
         span: Option<Duration>,
         mut tell: impl FnMut(Made),
     ) -> Result<(), StoreError> {
-        let mut conn = self.session("mass", Purpose::Work).await?;
+        let mut conn = self.sessions().open("mass", Purpose::Work).await?;
         // Nobody relies on these rows before all of them are there.
         sqlx::raw_sql("set synchronous_commit = off").execute(&mut conn).await.map_err(mass_error)?;
         let now = self.clock().now();

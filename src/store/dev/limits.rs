@@ -10,7 +10,8 @@ use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
 use crate::store::{
-    Store, StoreError,
+    error::StoreError,
+    handle::Store,
     pool::{conn::Conn, session::Purpose},
 };
 
@@ -39,7 +40,7 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "tables of the measurement's own, which no migration makes")]
 impl Limits {
     async fn open(store: &Store) -> Result<Limits, sqlx::Error> {
-        let mut conn = store.sessions.open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        let mut conn = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
         sqlx::raw_sql(
             "
             drop schema if exists lastword_limits cascade;
@@ -51,10 +52,10 @@ impl Limits {
         )
         .execute(&mut conn)
         .await?;
-        let listener = store.listener_sessions.listener("limits", WAKE_MAX).await;
+        let listener = store.listener_sessions().listener("limits", WAKE_MAX).await;
         let mut listener = listener.map_err(StoreError::into_sqlx)?;
         listener.listen(CHANNEL).await?;
-        let ringer = store.sessions.open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        let ringer = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
         Ok(Limits { conn, ringer, listener, inserted: 0 })
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use crate::store::tables::accept::{NewTurn, Verdict};
+use crate::store::records::new_turn::{NewTurn, Verdict};
 
 /// Turns that wait; more of them go by themselves.
 const WAITING_MAX: usize = 4096;
@@ -33,7 +33,7 @@ impl Wanted {
 
 /// The inbox.
 #[derive(Debug)]
-pub struct Intake {
+pub struct AcceptBatch {
     queue: mpsc::Sender<Wanted>,
     inbox: Mutex<Inbox>,
     is_served: AtomicBool,
@@ -46,15 +46,15 @@ struct Inbox {
     left: Vec<Wanted>,
 }
 
-impl Default for Intake {
+impl Default for AcceptBatch {
     fn default() -> Self {
         let (sender, queue) = mpsc::channel(WAITING_MAX);
         let inbox = Mutex::new(Inbox { queue, left: Vec::new() });
-        Intake { queue: sender, inbox, is_served: AtomicBool::new(false) }
+        AcceptBatch { queue: sender, inbox, is_served: AtomicBool::new(false) }
     }
 }
 
-impl Intake {
+impl AcceptBatch {
     /// Hands a turn in; `None` where nobody takes it.
     pub(in crate::store) async fn ask(&self, new: &NewTurn) -> Option<Verdict> {
         if !self.is_served.load(Ordering::Acquire) {

@@ -15,10 +15,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
-use super::{
-    ring::Ring,
-    subscriptions::{Place, Wake},
-};
+use super::{ring::Ring, rings::Rings, subscriptions::Cursor};
 use crate::id::{ConversationId, TurnId};
 
 /// For so long it counts that another replica said that it follows conversations: it repeats it with each probe.
@@ -27,8 +24,9 @@ const SAID_FOR: Duration = Duration::from_secs(15);
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Who follows conversations.
-#[derive(Debug, Default)]
-pub struct Threads {
+#[derive(Debug)]
+pub struct ConversationSubscriptions {
+    rings: Arc<Rings>,
     here: Mutex<HashMap<ConversationId, Followed>>,
     /// By the mark of its rings, when each other replica said last that it follows some.
     elsewhere: Mutex<HashMap<Uuid, Instant>>,
@@ -39,24 +37,48 @@ pub struct Threads {
 #[derive(Debug)]
 struct Followed {
     /// Where each reader stands while it waits.
-    stands: Vec<Arc<Mutex<Option<Stand>>>>,
+    stands: Vec<Arc<Mutex<Option<ConversationCursor>>>>,
     news: watch::Sender<()>,
 }
 
 /// Where a reader of a conversation stands that waits for its next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stand {
+pub struct ConversationCursor {
     /// It has all turns up to this ordinal.
     pub after: i64,
     /// The turn that it was told last, and that turn's last event.
-    pub told: Option<(TurnId, Place)>,
+    pub told: Option<(TurnId, Cursor)>,
     /// How often the beat's connection had broken when that was last seen to stand there.
     pub breaks: u64,
 }
 
-impl Threads {
+impl ConversationSubscriptions {
+    pub(in crate::store) fn new(rings: Arc<Rings>) -> Self {
+        let (here, elsewhere, said) = (Mutex::default(), Mutex::default(), Mutex::default());
+        ConversationSubscriptions { rings, here, elsewhere, said }
+    }
+
+    /// Registers interest in a conversation's next turns.
+    pub fn subscribe(self: &Arc<Self>, conversation: ConversationId) -> ConversationSubscription {
+        let mut here = lock(&self.here);
+        let followed = here
+            .entry(conversation)
+            .or_insert_with(|| Followed { stands: Vec::with_capacity(1), news: watch::Sender::new(()) });
+        let stand = Arc::default();
+        followed.stands.push(Arc::clone(&stand));
+        ConversationSubscription { news: followed.news.subscribe(), stand, conversation, all: self.clone() }
+    }
+
+    /// Turns of these conversations were accepted: wakes who follows them here, and rings where others follow any.
+    pub(in crate::store) fn grew(&self, conversations: &[ConversationId]) {
+        self.rung(conversations.iter().copied());
+        if !conversations.is_empty() && self.are_followed_elsewhere() {
+            self.rings.add(|ring| ring.turns.extend(conversations.iter().map(|conversation| conversation.0)));
+        }
+    }
+
     /// Where readers stand that wait now; each stand once.
-    pub(in crate::store) fn waiting(&self) -> Vec<(ConversationId, Stand)> {
+    pub(in crate::store) fn waiting(&self) -> Vec<(ConversationId, ConversationCursor)> {
         let mut waiting = Vec::new();
         for (&conversation, followed) in lock(&self.here).iter() {
             let first = waiting.len();
@@ -70,7 +92,12 @@ impl Threads {
     }
 
     /// What those who wait there were told last was seen to stand there still, at so many breaks.
-    pub(in crate::store) fn compared(&self, conversation: ConversationId, compared: Stand, breaks: u64) {
+    pub(in crate::store) fn compared(
+        &self,
+        conversation: ConversationId,
+        compared: ConversationCursor,
+        breaks: u64,
+    ) {
         let here = lock(&self.here);
         for stand in here.get(&conversation).iter().flat_map(|followed| &followed.stands) {
             if let Some(stand) = lock(stand).as_mut().filter(|stand| **stand == compared) {
@@ -134,48 +161,27 @@ impl Threads {
     }
 }
 
-impl Wake {
-    /// Registers interest in a conversation's next turns.
-    pub fn thread(self: &Arc<Self>, conversation: ConversationId) -> ThreadInterest {
-        let mut here = lock(&self.threads.here);
-        let followed = here
-            .entry(conversation)
-            .or_insert_with(|| Followed { stands: Vec::with_capacity(1), news: watch::Sender::new(()) });
-        let stand = Arc::default();
-        followed.stands.push(Arc::clone(&stand));
-        ThreadInterest { news: followed.news.subscribe(), stand, conversation, wake: self.clone() }
-    }
-
-    /// Turns of these conversations were accepted: wakes who follows them here, and rings where others follow any.
-    pub(in crate::store) fn conversations_grew(&self, conversations: &[ConversationId]) {
-        self.threads.rung(conversations.iter().copied());
-        if !conversations.is_empty() && self.threads.are_followed_elsewhere() {
-            self.ring(|ring| ring.turns.extend(conversations.iter().map(|conversation| conversation.0)));
-        }
-    }
-}
-
 /// One reader's interest in one conversation; ends when dropped.
 #[derive(Debug)]
-pub struct ThreadInterest {
+pub struct ConversationSubscription {
     news: watch::Receiver<()>,
-    stand: Arc<Mutex<Option<Stand>>>,
+    stand: Arc<Mutex<Option<ConversationCursor>>>,
     conversation: ConversationId,
-    wake: Arc<Wake>,
+    all: Arc<ConversationSubscriptions>,
 }
 
-impl ThreadInterest {
+impl ConversationSubscription {
     /// Marks everything so far as seen. Call it before each look.
     pub fn look(&mut self) {
         self.news.borrow_and_update();
     }
 
-    /// Until something happened since the last [`ThreadInterest::look`], or `at_most` has passed. The lookout looks
+    /// Until something happened since the last [`ConversationSubscription::look`], or `at_most` has passed. The lookout looks
     /// meanwhile.
-    pub async fn news(&mut self, at_most: Duration, stand: Stand) {
+    pub async fn news(&mut self, at_most: Duration, stand: ConversationCursor) {
         *lock(&self.stand) = Some(stand);
-        if self.wake.threads.is_news() {
-            self.wake.ring(|ring| ring.follows = true);
+        if self.all.is_news() {
+            self.all.rings.add(|ring| ring.follows = true);
         }
         // The sender lives as long as this interest does.
         let _ = tokio::time::timeout(at_most, self.news.changed()).await;
@@ -183,9 +189,9 @@ impl ThreadInterest {
     }
 }
 
-impl Drop for ThreadInterest {
+impl Drop for ConversationSubscription {
     fn drop(&mut self) {
-        let mut here = lock(&self.wake.threads.here);
+        let mut here = lock(&self.all.here);
         if let Some(followed) = here.get_mut(&self.conversation) {
             followed.stands.retain(|stand| !Arc::ptr_eq(stand, &self.stand));
             if followed.stands.is_empty() {
@@ -206,47 +212,52 @@ mod tests {
 
     const CONVERSATION: ConversationId = ConversationId(Uuid::from_u128(7));
 
+    fn subscriptions(doorbell: Doorbell) -> Arc<ConversationSubscriptions> {
+        Arc::new(ConversationSubscriptions::new(Arc::new(Rings::new(doorbell, Uuid::from_u128(1)))))
+    }
+
     #[tokio::test]
     async fn a_turn_is_rung_for_only_while_somebody_elsewhere_follows_conversations() {
-        let (wake, other) = (Wake::new(Doorbell::On, Uuid::from_u128(1)), Uuid::from_u128(2));
+        let (all, other) = (subscriptions(Doorbell::On), Uuid::from_u128(2));
         let rings = || {
-            wake.conversations_grew(&[CONVERSATION]);
-            wake.take_pending().turns.contains(&CONVERSATION.0)
+            all.grew(&[CONVERSATION]);
+            all.rings.take().turns.contains(&CONVERSATION.0)
         };
         assert!(!rings(), "nobody said anything");
-        wake.threads.heard(other, true, false);
+        all.heard(other, true, false);
         assert!(rings());
-        wake.threads.heard(other, false, false);
+        all.heard(other, false, false);
         assert!(rings(), "a ring that says nothing of it changes nothing");
-        wake.threads.heard(other, false, true);
+        all.heard(other, false, true);
         assert!(!rings(), "its probe does not say so any more");
         let long_ago = Instant::now().checked_sub(SAID_FOR).unwrap();
-        lock(&wake.threads.elsewhere).insert(other, long_ago);
+        lock(&all.elsewhere).insert(other, long_ago);
         assert!(!rings(), "it was not heard of again");
     }
 
     #[tokio::test]
     async fn who_begins_to_wait_says_so_once_and_its_probes_repeat_it() {
-        let wake = Arc::new(Wake::new(Doorbell::On, Uuid::from_u128(1)));
-        assert!(!wake.threads.say());
-        let mut interest = wake.thread(CONVERSATION);
-        let stand = Stand { after: 3, told: None, breaks: 0 };
+        let all = subscriptions(Doorbell::On);
+        assert!(!all.say());
+        let mut interest = all.subscribe(CONVERSATION);
+        let stand = ConversationCursor { after: 3, told: None, breaks: 0 };
         for is_said in [true, false] {
             interest.news(Duration::from_millis(1), stand).await;
-            assert_eq!(wake.take_pending().follows, is_said);
+            assert_eq!(all.rings.take().follows, is_said);
         }
-        assert!(wake.threads.say());
+        assert!(all.say());
         drop(interest);
-        assert!(!wake.threads.say() && wake.threads.waiting().is_empty());
+        assert!(!all.say() && all.waiting().is_empty());
     }
 
     #[tokio::test]
     async fn what_happens_between_a_look_and_the_wait_ends_the_wait() {
-        let wake = Arc::new(Wake::new(Doorbell::Off, Uuid::from_u128(1)));
-        let mut interest = wake.thread(CONVERSATION);
+        let all = subscriptions(Doorbell::Off);
+        let mut interest = all.subscribe(CONVERSATION);
         interest.look();
-        wake.conversations_grew(&[CONVERSATION]);
-        let (hour, stand) = (Duration::from_secs(3600), Stand { after: 0, told: None, breaks: 0 });
+        all.grew(&[CONVERSATION]);
+        let (hour, stand) =
+            (Duration::from_secs(3600), ConversationCursor { after: 0, told: None, breaks: 0 });
         interest.news(hour, stand).await;
         interest.look();
         let seen = tokio::time::timeout(Duration::from_millis(20), interest.news(hour, stand)).await;

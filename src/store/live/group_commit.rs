@@ -24,7 +24,8 @@ use crate::{
     event::NewEvent,
     id::TurnId,
     store::{
-        Store, StoreError,
+        error::StoreError,
+        handle::Store,
         tables::events::{Append, Finish, Finished, Landed, Lease},
     },
     telemetry::metrics,
@@ -153,7 +154,7 @@ pub async fn write_on(store: Store, inbox: Inbox, until: CancellationToken) {
     until.run_until_cancelled(work).await;
 }
 
-async fn flush_on(store: &Store, mut inbox: Inbox, aside: Aside) {
+async fn flush_on(store: &Store, mut inbox: Inbox, aside: Aside<Asked>) {
     let batch_max = if store.uses(Lever::GroupCommit) { BATCH_MAX } else { 1 };
     let mut batch = Vec::with_capacity(batch_max);
     while inbox.0.recv_many(&mut batch, batch_max).await > 0 {
@@ -179,7 +180,7 @@ async fn write_held(store: &Store, mut patient: mpsc::Receiver<Asked>) {
 #[derive(Clone, Copy)]
 enum Locked<'a> {
     /// It leaves its batch, for the task that waits for such.
-    Leaves(&'a Aside),
+    Leaves(&'a Aside<Asked>),
     /// It is tried again, in one of few places.
     Waits(&'a Semaphore),
 }
@@ -239,11 +240,11 @@ async fn append_all(store: &Store, mut appends: Vec<Append>, replies: &mut Repli
         };
         metrics::events_appended(append.events.len());
         let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
-        store.witness().saw(append.turn, append.epoch, seq);
+        store.seen_commits().saw(append.turn, append.epoch, seq);
         show(store, began, write, (append.base, seq), append.events.into_iter());
         answer(replies, lease, Written::Done(seq));
     }
-    store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
+    store.wake().turns.events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
 }
 
 /// Shows local readers what a write brought, from `base` to `newest`, so that they need not read it.
@@ -255,7 +256,7 @@ fn show(
     events: impl Iterator<Item = NewEvent>,
 ) {
     let page = || write.page(base, newest, events).filter(|_| store.uses(Lever::ShownFromMemory));
-    store.wake().events_here(write.lease.0, began, base, page);
+    store.wake().turns.events_here(write.lease.0, began, base, page);
 }
 
 async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Replies, locked: Locked<'_>) {
@@ -271,7 +272,7 @@ async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Repl
         Ok(mut written) => match insist(|| store.finished(&finishes)).await {
             Ok(earlier) => {
                 written.words.extend(earlier);
-                store.wake().queue_moved();
+                store.wake().queue.moved();
                 written
             }
             Err(_) => written,
@@ -289,7 +290,7 @@ async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Repl
     };
     // Before the answers: who hears that a turn has ended finds the next one named.
     if let Some(next) = next {
-        store.wake().queue_grew(next);
+        store.wake().queue.grew(next);
     }
     let seqs: HashMap<Lease, i32> = words.into_iter().collect();
     let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
@@ -300,17 +301,17 @@ async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Repl
             continue;
         };
         metrics::events_appended(finish.said.len());
-        store.witness().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
+        store.seen_commits().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
         let word = NewEvent { kind: finish.word.kind, data: finish.word.data };
         match landed.get(&lease) {
             Some(write) => {
                 show(store, began, write, (finish.base, seq), finish.said.into_iter().chain([word]));
             }
-            None => store.wake().events_committed([finish.turn]),
+            None => store.wake().turns.events_committed([finish.turn]),
         }
         answer(replies, lease, Written::Done(seq));
     }
-    store.wake().events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
+    store.wake().turns.events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
 }
 
 /// Writes while Postgres is away, again and again. Writes of locked turns may have left the batch when this returns.
@@ -349,7 +350,12 @@ async fn repeat<W: Leased>(
 }
 
 /// Takes the writes out of a batch whose turns somebody else has locked. Where a whole table is locked none is.
-async fn set_aside<W: Leased>(store: &Store, writes: &mut Vec<W>, replies: &mut Replies, aside: &Aside) {
+async fn set_aside<W: Leased>(
+    store: &Store,
+    writes: &mut Vec<W>,
+    replies: &mut Replies,
+    aside: &Aside<Asked>,
+) {
     let turns: Vec<TurnId> = writes.iter().map(|write| write.lease().0).collect();
     // Where nobody can tell, all of them are tried again together.
     let Ok(locked) = store.locked(&turns).await else { return };

@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgListener;
 use tokio_util::sync::CancellationToken;
 
-use super::notify_sender::read;
+use super::ring::read;
 use crate::{
-    store::{Store, StoreError, pool::outage::Reach},
+    store::{
+        error::{Reach, StoreError},
+        handle::Store,
+    },
     telemetry::metrics,
 };
 
@@ -31,9 +34,9 @@ pub async fn listen_on(store: Store, until: CancellationToken) {
         .run_until_cancelled(async {
             loop {
                 if let Err(why) = session(&store).await {
-                    store.contact.failed(Reach::Connection, &why);
+                    store.reachability().failed(Reach::Connection, &why);
                 }
-                store.wake.set_round_trip(None);
+                store.wake().rings.set_round_trip(None);
                 tokio::time::sleep(RECONNECT_GAP).await;
             }
         })
@@ -45,10 +48,10 @@ async fn session(store: &Store) -> Result<(), StoreError> {
     let mut listener = tokio::time::timeout(CONNECT_MAX, connect(store))
         .await
         .map_err(|_| lost(format!("no connection within {CONNECT_MAX:?}")))??;
-    store.wake.look_everywhere();
+    store.wake().look_everywhere();
     let started = Instant::now();
     loop {
-        let result = if store.wake.is_on() {
+        let result = if store.wake().rings.is_on() {
             hear(store, &mut listener, started).await
         } else {
             knock(&mut listener).await
@@ -60,24 +63,24 @@ async fn session(store: &Store) -> Result<(), StoreError> {
 /// Connects, takes the session lock, listens, and only then publishes the lock's key. Waits for the beat to
 /// connect first, where that has lost Postgres.
 async fn connect(store: &Store) -> Result<PgListener, StoreError> {
-    store.contact.there().await;
-    let mut listener = store.listener_sessions.listener("listen", PROBE_MAX).await?;
+    store.reachability().there().await;
+    let mut listener = store.listener_sessions().listener("listen", PROBE_MAX).await?;
     // A silent reconnect would lose the lock and what was rung meanwhile.
     listener.eager_reconnect(false);
     let key = i64::from_be_bytes(rand::random::<[u8; 8]>()) | 1;
     let failed = |why| StoreError::from_sqlx("listen", why);
     sqlx::query!("select pg_advisory_lock($1)", key).execute(&mut listener).await.map_err(failed)?;
-    if store.wake.is_on() {
-        let schema = store.listener_sessions.schema(&mut listener).await.map_err(failed)?;
+    if store.wake().rings.is_on() {
+        let schema = store.listener_sessions().schema(&mut listener).await.map_err(failed)?;
         listener.listen(&schema.channel()).await.map_err(failed)?;
     }
-    store.wake.set_lock_key(key);
+    store.wake().set_lock_key(key);
     Ok(listener)
 }
 
 /// Hears rings until the next probe is due, then probes; an error when the probe is not heard.
 async fn hear(store: &Store, listener: &mut PgListener, started: Instant) -> Result<(), sqlx::Error> {
-    store.wake.ring_probe(started, Instant::now());
+    store.wake().ring_probe(started, Instant::now());
     let mut is_heard = false;
     let probed_at = tokio::time::Instant::now();
     loop {
@@ -92,12 +95,12 @@ async fn hear(store: &Store, listener: &mut PgListener, started: Instant) -> Res
             tracing::warn!("a notification on our channel is not ours");
             continue;
         };
-        if sender != store.wake.sender() {
-            store.wake.hear(sender, &ring);
+        if sender != store.wake().rings.sender() {
+            store.wake().hear(sender, &ring);
         } else if let Some(nonce) = ring.probe {
             let rung_at = started + Duration::from_micros(nonce.unsigned_abs());
             let took = rung_at.elapsed();
-            store.wake.set_round_trip(Some(took));
+            store.wake().rings.set_round_trip(Some(took));
             metrics::doorbell_round_trip(took);
             is_heard = true;
         }

@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{conversation_subscriptions::Stand, subscriptions::Place};
+use super::{conversation_subscriptions::ConversationCursor, subscriptions::Cursor};
 use crate::{
     id::{ConversationId, TurnId},
-    store::{Store, StoreError, upkeep::partitions::ends},
+    store::{error::StoreError, handle::Store, upkeep::partitions::ends},
 };
 
 /// Between two looks while the doorbell is heard, and while it is not: then nothing else wakes a reader.
@@ -40,7 +40,7 @@ pub async fn look_on(store: Store, until: CancellationToken) {
             if let Err(why) = look(&store).await {
                 tracing::debug!(%why, "nobody was looked for");
             }
-            pause = match store.wake.round_trip().is_some() {
+            pause = match store.wake().rings.round_trip().is_some() {
                 true => (began.elapsed() * REST).clamp(LOOK_EVERY, LOOK_EVERY_MAX),
                 false => LOOK_EVERY_UNHEARD,
             };
@@ -51,13 +51,13 @@ pub async fn look_on(store: Store, until: CancellationToken) {
 
 /// One look for everybody who waits.
 async fn look(store: &Store) -> Result<(), StoreError> {
-    let waiting = store.wake.waiting();
+    let waiting = store.wake().turns.waiting();
     for some in waiting.chunks(LOOK_MAX) {
-        store.with_news(some).await?.into_iter().for_each(|turn| store.wake.call(turn));
+        store.with_news(some).await?.into_iter().for_each(|turn| store.wake().turns.call(turn));
     }
-    let (breaks, waiting) = (store.breaks(), store.wake.threads.waiting());
+    let (breaks, waiting) = (store.breaks(), store.wake().conversations.waiting());
     for some in waiting.chunks(THREADS_MAX) {
-        store.that_grew(some).await?.into_iter().for_each(|grown| store.wake.threads.call(grown));
+        store.that_grew(some).await?.into_iter().for_each(|grown| store.wake().conversations.call(grown));
     }
     let doubtful: Vec<_> = waiting.into_iter().filter(|(_, stand)| stand.breaks != breaks).collect();
     for some in doubtful.chunks(LOOK_MAX) {
@@ -65,8 +65,8 @@ async fn look(store: &Store) -> Result<(), StoreError> {
         let changed: HashSet<TurnId> = store.with_news(&places).await?.into_iter().collect();
         for (conversation, stand) in some {
             match stand.told {
-                Some((turn, _)) if changed.contains(&turn) => store.wake.threads.call(*conversation),
-                _ => store.wake.threads.compared(*conversation, *stand, breaks),
+                Some((turn, _)) if changed.contains(&turn) => store.wake().conversations.call(*conversation),
+                _ => store.wake().conversations.compared(*conversation, *stand, breaks),
             }
         }
     }
@@ -77,7 +77,7 @@ impl Store {
     /// Those turns of which a reader at its place has not the newest event, or another than the log has.
     pub(in crate::store) async fn with_news(
         &self,
-        waiting: &[(TurnId, Place)],
+        waiting: &[(TurnId, Cursor)],
     ) -> Result<Vec<TurnId>, StoreError> {
         let turns: Vec<Uuid> = waiting.iter().map(|(turn, _)| turn.0).collect();
         let (first, last) = ends(&turns);
@@ -120,7 +120,7 @@ impl Store {
     /// Those conversations that have a turn after what a reader at its stand has, or that are gone.
     async fn that_grew(
         &self,
-        waiting: &[(ConversationId, Stand)],
+        waiting: &[(ConversationId, ConversationCursor)],
     ) -> Result<Vec<ConversationId>, StoreError> {
         let conversations: Vec<Uuid> = waiting.iter().map(|(conversation, _)| conversation.0).collect();
         let ordinals: Vec<i64> = waiting.iter().map(|(_, stand)| stand.after).collect();

@@ -7,18 +7,14 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::subscriptions::Wake;
-use crate::{
-    id::{ConversationId, TurnId},
-    principal::Principal,
-    store::{Store, StoreError},
-};
+use super::{ring::first, rings::Rings};
+use crate::id::{ConversationId, TurnId};
 
 /// Which part of what is free in the queue all replicas together may fill before they count again.
 const UNCOUNTED_PART: u64 = 8;
@@ -29,7 +25,8 @@ pub const END: TurnId = TurnId(Uuid::max());
 
 /// See the module.
 #[derive(Debug)]
-pub(in crate::store) struct Queue {
+pub struct QueueHints {
+    rings: Arc<Rings>,
     look: Notify,
     hints: Mutex<Hints>,
 }
@@ -57,9 +54,10 @@ pub struct Call {
     pub kept: HashSet<ConversationId>,
 }
 
-impl Default for Queue {
-    fn default() -> Self {
-        Queue {
+impl QueueHints {
+    pub(in crate::store) fn new(rings: Arc<Rings>) -> Self {
+        QueueHints {
+            rings,
             look: Notify::new(),
             hints: Mutex::new(Hints {
                 front: FRONT,
@@ -71,15 +69,13 @@ impl Default for Queue {
             }),
         }
     }
-}
 
-impl Queue {
     fn hints(&self) -> MutexGuard<'_, Hints> {
         self.hints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This turn can be claimed, or may be soon.
-    pub(in crate::store) fn grew(&self, turn: TurnId) {
+    pub(super) fn note_grown(&self, turn: TurnId) {
         {
             let mut hints = self.hints();
             hints.front = hints.front.min(turn);
@@ -90,8 +86,8 @@ impl Queue {
         self.look.notify_one();
     }
 
-    /// One that was in the queue already can be claimed now.
-    pub(in crate::store) fn moved(&self) {
+    /// One that was in the queue already can be claimed now, or what dispatch has passed over: it looks from the front on.
+    pub fn look_from_front(&self) {
         {
             let mut hints = self.hints();
             hints.named = first(hints.named, Some(hints.front));
@@ -101,7 +97,7 @@ impl Queue {
     }
 
     /// Turns of these conversations are kept for their own workers.
-    pub(in crate::store) fn kept(&self, conversations: impl IntoIterator<Item = Uuid>) {
+    pub(super) fn note_kept(&self, conversations: impl IntoIterator<Item = Uuid>) {
         let mut conversations = conversations.into_iter().map(ConversationId).peekable();
         if conversations.peek().is_some() {
             self.hints().call.kept.extend(conversations);
@@ -110,15 +106,84 @@ impl Queue {
     }
 
     /// What was named meanwhile is unknown.
-    pub(in crate::store) fn forget(&self) {
-        self.grew(FRONT);
+    pub(super) fn forget(&self) {
+        self.note_grown(FRONT);
+    }
+
+    /// A turn was queued: wakes the local dispatch and rings the others.
+    pub fn grew(&self, turn: TurnId) {
+        self.note_grown(turn);
+        self.rings.add(|ring| ring.first_queued = first(ring.first_queued, Some(turn.0)));
+    }
+
+    /// Some turn that was queued already may be claimable now: wakes the local dispatch and rings the others.
+    pub fn moved(&self) {
+        self.look_from_front();
+        self.rings.add(|ring| ring.queue = true);
+    }
+
+    /// Only the local dispatch, which knows where it has left off: a slot is free, or a worker waits.
+    pub fn look(&self) {
+        self.hints().call.is_for_queue = true;
+        self.look.notify_one();
+    }
+
+    /// This turn is held for the worker of its conversation, which calls one replica or another: has that one look for
+    /// it, and nobody at the queue.
+    pub fn kept(&self, turn: TurnId, conversation: ConversationId) {
+        self.note_kept([conversation.0]);
+        self.rings.add(|ring| ring.kept.extend([(turn.0, conversation.0)]));
+    }
+
+    /// Until there may be something to claim.
+    pub async fn called(&self) {
+        self.look.notified().await;
+    }
+
+    /// Why dispatch was called since this was asked last.
+    pub fn take_call(&self) -> Call {
+        std::mem::take(&mut self.hints().call)
+    }
+
+    /// From which turn on the queue may hold what it did not when this was asked last; `None`: nothing new.
+    pub fn take_named(&self) -> Option<TurnId> {
+        self.hints().named.take()
+    }
+
+    /// From which turn on the queue may hold anything. Who hears no ring has to look everywhere.
+    pub fn front(&self) -> TurnId {
+        if self.rings.round_trip().is_none() { FRONT } else { self.hints().front }
+    }
+
+    /// Begins a look at the whole queue, the only one just now. `now`: an id that was minted just now.
+    pub(in crate::store) fn survey(&self, now: TurnId) -> Survey<'_> {
+        self.hints().named_since_survey = None;
+        Survey { queue: self, now }
+    }
+
+    /// From where on turns are to be counted before `count` more are queued; `None`: there is room for them in a
+    /// queue of `most`, whatever the other replicas have done meanwhile, but for an eighth of what was free.
+    pub(in crate::store) fn count_from(&self, count: usize, most: u64) -> Option<TurnId> {
+        let hints = self.hints();
+        let replicas = self.rings.replicas() as u64;
+        let uncounted = (hints.queued_since + count as u64).saturating_mul(replicas * UNCOUNTED_PART);
+        (hints.counted.saturating_add(uncounted) > most).then_some(hints.front)
+    }
+
+    /// So many were `counted` in the queue, if they were, and `count` came to it.
+    pub(in crate::store) fn queued(&self, counted: Option<u64>, count: usize) {
+        let mut hints = self.hints();
+        if let Some(counted) = counted {
+            (hints.counted, hints.queued_since) = (counted, 0);
+        }
+        hints.queued_since += count as u64;
     }
 }
 
 /// A look at the whole queue that is under way.
 #[derive(Debug)]
 pub(in crate::store) struct Survey<'a> {
-    queue: &'a Queue,
+    queue: &'a QueueHints,
     /// Minted when it began.
     now: TurnId,
 }
@@ -132,115 +197,9 @@ impl Survey<'_> {
         hints.front = hints.named_since_survey.map_or(front, |named| named.min(front));
         drop(hints);
         if is_news {
-            self.queue.moved();
+            self.queue.look_from_front();
         }
     }
-}
-
-impl Wake {
-    /// A turn was queued: wakes the local dispatch and rings the others.
-    pub fn queue_grew(&self, turn: TurnId) {
-        self.queue.grew(turn);
-        self.ring(|ring| ring.first_queued = first(ring.first_queued, Some(turn.0)));
-    }
-
-    /// Some turn that was queued already may be claimable now: wakes the local dispatch and rings the others.
-    pub fn queue_moved(&self) {
-        self.queue.moved();
-        self.ring(|ring| ring.queue = true);
-    }
-
-    /// Only the local dispatch, from the front on: it may claim what it has passed over.
-    pub fn look_from_front(&self) {
-        self.queue.moved();
-    }
-
-    /// Only the local dispatch, which knows where it has left off: a slot is free, or a worker waits.
-    pub fn look_at_queue(&self) {
-        self.queue.hints().call.is_for_queue = true;
-        self.queue.look.notify_one();
-    }
-
-    /// This turn is held for the worker of its conversation, which calls one replica or another: has that one look for
-    /// it, and nobody at the queue.
-    pub fn turn_is_kept(&self, turn: TurnId, conversation: ConversationId) {
-        self.queue.kept([conversation.0]);
-        self.ring(|ring| ring.kept.extend([(turn.0, conversation.0)]));
-    }
-
-    /// Until there may be something to claim.
-    pub async fn queue(&self) {
-        self.queue.look.notified().await;
-    }
-
-    /// Why dispatch was called since this was asked last.
-    pub fn queue_call(&self) -> Call {
-        std::mem::take(&mut self.queue.hints().call)
-    }
-
-    /// From which turn on the queue may hold what it did not when this was asked last; `None`: nothing new.
-    pub fn queue_news(&self) -> Option<TurnId> {
-        self.queue.hints().named.take()
-    }
-
-    /// From which turn on the queue may hold anything. Who hears no ring has to look everywhere.
-    pub fn queue_front(&self) -> TurnId {
-        if self.round_trip().is_none() { FRONT } else { self.queue.hints().front }
-    }
-
-    /// Begins a look at the whole queue, the only one just now. `now`: an id that was minted just now.
-    pub(in crate::store) fn survey(&self, now: TurnId) -> Survey<'_> {
-        self.queue.hints().named_since_survey = None;
-        Survey { queue: &self.queue, now }
-    }
-
-    /// From where on turns are to be counted before `count` more are queued; `None`: there is room for them in a
-    /// queue of `most`, whatever the other replicas have done meanwhile, but for an eighth of what was free.
-    pub(in crate::store) fn count_from(&self, count: usize, most: u64) -> Option<TurnId> {
-        let hints = self.queue.hints();
-        let replicas = self.peers() as u64 + 1;
-        let uncounted = (hints.queued_since + count as u64).saturating_mul(replicas * UNCOUNTED_PART);
-        (hints.counted.saturating_add(uncounted) > most).then_some(hints.front)
-    }
-
-    /// So many were `counted` in the queue, if they were, and `count` came to it.
-    pub(in crate::store) fn queued(&self, counted: Option<u64>, count: usize) {
-        let mut hints = self.queue.hints();
-        if let Some(counted) = counted {
-            (hints.counted, hints.queued_since) = (counted, 0);
-        }
-        hints.queued_since += count as u64;
-    }
-}
-
-impl Store {
-    /// How many turns of this principal are queued, `most` at most.
-    pub async fn queued_of(&self, whose: Principal, most: u64) -> Result<u64, StoreError> {
-        let front = self.wake().queue_front();
-        let mut lease = self.lease().await?;
-        let counted = lease
-            .run("queued_of", |c| {
-                sqlx::query_scalar!(
-                    r#"
-                    select count(*) as "count!" from (
-                      select from lastword.inflight i
-                       where i.phase = 'queued' and i.turn_id >= $1 and substring(uuid_send(i.turn_id) from 15) = $2
-                       limit $3) q
-                    "#,
-                    front.0,
-                    &whose.number().to_be_bytes()[..],
-                    i64::try_from(most).unwrap_or(i64::MAX),
-                )
-                .fetch_one(c)
-            })
-            .await?;
-        Ok(counted.unsigned_abs())
-    }
-}
-
-/// The first of two, where there is one.
-pub fn first<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
-    one.into_iter().chain(other).min()
 }
 
 #[cfg(test)]
@@ -252,78 +211,78 @@ mod tests {
         TurnId(Uuid::from_u128(n))
     }
 
-    fn wake() -> Wake {
-        Wake::new(Doorbell::Off, Uuid::nil())
+    fn hints() -> QueueHints {
+        QueueHints::new(Arc::new(Rings::new(Doorbell::Off, Uuid::nil())))
     }
 
-    fn front(wake: &Wake) -> TurnId {
-        wake.queue.hints().front
+    fn front(queue: &QueueHints) -> TurnId {
+        queue.hints().front
     }
 
     #[test]
     fn what_is_named_is_told_once_from_the_first_on() {
-        let wake = wake();
-        assert_eq!(wake.queue_news(), None);
-        wake.queue_grew(turn(7));
-        wake.queue_grew(turn(5));
-        wake.queue_grew(turn(6));
-        assert_eq!([wake.queue_news(), wake.queue_news()], [Some(turn(5)), None]);
+        let queue = hints();
+        assert_eq!(queue.take_named(), None);
+        queue.grew(turn(7));
+        queue.grew(turn(5));
+        queue.grew(turn(6));
+        assert_eq!([queue.take_named(), queue.take_named()], [Some(turn(5)), None]);
     }
 
     #[test]
     fn a_turn_that_is_kept_for_its_worker_is_no_reason_to_look_at_the_queue() {
-        let (wake, conversation) = (wake(), ConversationId(Uuid::from_u128(1)));
-        wake.turn_is_kept(turn(7), conversation);
-        assert_eq!(wake.queue_call(), Call { is_for_queue: false, kept: [conversation].into() });
-        assert_eq!((wake.queue_news(), front(&wake), wake.queue_call()), (None, FRONT, Call::default()));
-        wake.look_at_queue();
-        assert!(wake.queue_call().is_for_queue);
-        wake.queue_moved();
-        assert!(wake.queue_call().is_for_queue);
+        let (queue, conversation) = (hints(), ConversationId(Uuid::from_u128(1)));
+        queue.kept(turn(7), conversation);
+        assert_eq!(queue.take_call(), Call { is_for_queue: false, kept: [conversation].into() });
+        assert_eq!((queue.take_named(), front(&queue), queue.take_call()), (None, FRONT, Call::default()));
+        queue.look();
+        assert!(queue.take_call().is_for_queue);
+        queue.moved();
+        assert!(queue.take_call().is_for_queue);
     }
 
     #[test]
     fn nothing_is_queued_before_the_first_that_was_found_or_named_since() {
-        let wake = wake();
-        wake.survey(turn(100)).found(Some(turn(40)));
-        assert_eq!(front(&wake), turn(40));
-        wake.queue_moved();
-        assert_eq!(wake.queue_news(), Some(turn(40)), "which one is unknown");
-        wake.survey(turn(110)).found(None);
-        assert_eq!(front(&wake), turn(110));
-        wake.queue_grew(turn(90));
-        assert_eq!(front(&wake), turn(90), "by a slow clock");
-        let survey = wake.survey(turn(120));
-        wake.queue_grew(turn(80));
+        let queue = hints();
+        queue.survey(turn(100)).found(Some(turn(40)));
+        assert_eq!(front(&queue), turn(40));
+        queue.moved();
+        assert_eq!(queue.take_named(), Some(turn(40)), "which one is unknown");
+        queue.survey(turn(110)).found(None);
+        assert_eq!(front(&queue), turn(110));
+        queue.grew(turn(90));
+        assert_eq!(front(&queue), turn(90), "by a slow clock");
+        let survey = queue.survey(turn(120));
+        queue.grew(turn(80));
         survey.found(None);
-        assert_eq!(front(&wake), turn(80), "it may have been too late for that look");
-        wake.look_everywhere();
-        assert_eq!(front(&wake), FRONT);
+        assert_eq!(front(&queue), turn(80), "it may have been too late for that look");
+        queue.forget();
+        assert_eq!(front(&queue), FRONT);
     }
 
     #[test]
     fn what_nobody_has_named_is_found_by_a_survey() {
-        let wake = wake();
-        wake.survey(turn(100)).found(None);
-        assert_eq!(wake.queue_news(), None);
-        wake.survey(turn(110)).found(Some(turn(99)));
-        assert_eq!(wake.queue_news(), Some(turn(99)));
-        wake.survey(turn(120)).found(Some(turn(99)));
-        assert_eq!(wake.queue_news(), None, "it waits, and that is known");
+        let queue = hints();
+        queue.survey(turn(100)).found(None);
+        assert_eq!(queue.take_named(), None);
+        queue.survey(turn(110)).found(Some(turn(99)));
+        assert_eq!(queue.take_named(), Some(turn(99)));
+        queue.survey(turn(120)).found(Some(turn(99)));
+        assert_eq!(queue.take_named(), None, "it waits, and that is known");
     }
 
     #[test]
     fn the_queue_is_counted_where_it_may_be_full() {
-        let wake = wake();
-        assert_eq!(wake.count_from(1, 1_000_000), Some(FRONT), "how many there are is unknown");
-        wake.queued(Some(200), 1);
+        let queue = hints();
+        assert_eq!(queue.count_from(1, 1_000_000), Some(FRONT), "how many there are is unknown");
+        queue.queued(Some(200), 1);
         // 800 were free, and two replicas take 50 each before they count again.
-        wake.set_peers(1);
-        assert_eq!(wake.count_from(49, 1000), None);
-        assert_eq!(wake.count_from(50, 1000), Some(FRONT));
-        wake.queued(None, 40);
-        assert_eq!(wake.count_from(10, 1000), Some(FRONT));
-        wake.queued(Some(0), 0);
-        assert_eq!(wake.count_from(1, 15), Some(FRONT), "a small queue is counted each time");
+        queue.rings.set_peers(1);
+        assert_eq!(queue.count_from(49, 1000), None);
+        assert_eq!(queue.count_from(50, 1000), Some(FRONT));
+        queue.queued(None, 40);
+        assert_eq!(queue.count_from(10, 1000), Some(FRONT));
+        queue.queued(Some(0), 0);
+        assert_eq!(queue.count_from(1, 15), Some(FRONT), "a small queue is counted each time");
     }
 }

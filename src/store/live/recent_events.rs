@@ -9,11 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::subscriptions::Interest;
-use crate::store::{
-    Store, StoreError,
-    tables::pages::{Anchor, Page},
-};
+use crate::store::records::page::{Anchor, Page};
 
 /// Data that is kept for readers that are not waiting for it, in bytes; and events. The JSON of those that some
 /// reader has had comes on top.
@@ -22,21 +18,21 @@ const GATHERED_MAX: usize = 1024;
 
 /// What is known of one turn's log.
 #[derive(Debug, Default)]
-pub struct Recent {
-    newest: Mutex<Option<Look>>,
+pub struct RecentEvents {
+    newest: Mutex<Option<Snapshot>>,
     /// Held while reading: who comes meanwhile wants the same.
-    reading: tokio::sync::Mutex<()>,
+    pub(in crate::store) reading: tokio::sync::Mutex<()>,
 }
 
 /// A look at the log.
 #[derive(Debug)]
-struct Look {
-    began: Instant,
-    cursor: i32,
-    page: Page,
+pub(in crate::store) struct Snapshot {
+    pub(in crate::store) began: Instant,
+    pub(in crate::store) cursor: i32,
+    pub(in crate::store) page: Page,
 }
 
-impl Look {
+impl Snapshot {
     /// What it says to one who asks from `cursor` on; `None` where it cannot tell.
     fn answer(&self, cursor: i32, limit: usize) -> Option<Page> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
@@ -64,7 +60,7 @@ impl Look {
     }
 
     /// The first events, up to so many.
-    fn hand_over(&mut self, limit: usize) -> Page {
+    pub(in crate::store) fn hand_over(&mut self, limit: usize) -> Page {
         let rest = self.page.events.split_off(limit.min(self.page.events.len()));
         let is_whole = self.page.is_whole && rest.is_empty();
         let first = Page { events: std::mem::replace(&mut self.page.events, rest), is_whole, ..self.page };
@@ -83,7 +79,7 @@ impl Look {
     }
 
     /// Goes on with a later look, where that begins at the end of this one; else gives it back.
-    fn go_on(&mut self, later: Look, is_awaited: bool) -> Result<(), Look> {
+    fn go_on(&mut self, later: Snapshot, is_awaited: bool) -> Result<(), Snapshot> {
         let (gathered, more) = (&self.page.events, &later.page.events);
         let bytes: usize = gathered.iter().chain(more).map(|event| event.data.len()).sum();
         let is_kept =
@@ -98,12 +94,12 @@ impl Look {
     }
 }
 
-impl Recent {
+impl RecentEvents {
     /// Takes what was committed here by a statement that `began` then: what follows `cursor`. `is_awaited`:
     /// somebody waits for it.
     pub(in crate::store) fn put(&self, began: Instant, cursor: i32, page: Page, is_awaited: bool) {
         let mut newest = self.lock();
-        let look = Look { began, cursor, page };
+        let look = Snapshot { began, cursor, page };
         let refused = match &mut *newest {
             Some(known) => known.go_on(look, is_awaited).err(),
             None => Some(look),
@@ -115,66 +111,33 @@ impl Recent {
     }
 
     /// What is known since `due` to one who asks from `cursor` on.
-    fn answer(&self, due: Instant, cursor: i32, limit: usize, is_alone: bool) -> Option<Page> {
+    pub(in crate::store) fn answer(
+        &self,
+        due: Instant,
+        cursor: i32,
+        limit: usize,
+        is_alone: bool,
+    ) -> Option<Page> {
         let mut newest = self.lock();
         let known = newest.as_mut().filter(|known| known.began >= due)?;
         if is_alone { known.take(cursor, limit) } else { known.answer(cursor, limit) }
     }
 
     /// Whether others have this reader's events behind them.
-    fn is_beyond(&self, cursor: i32) -> bool {
+    pub(in crate::store) fn is_beyond(&self, cursor: i32) -> bool {
         self.lock().as_ref().is_some_and(|known| known.cursor > cursor)
     }
 
     /// Keeps what was read, unless something newer is known.
-    fn keep(&self, look: Look) {
+    pub(in crate::store) fn keep(&self, look: Snapshot) {
         let mut newest = self.lock();
         if newest.as_ref().is_none_or(|known| known.began < look.began) {
             *newest = Some(look);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Look>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Snapshot>> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Store {
-    /// As [`Store::read_on`], shared with whoever else follows the turn in this process, and read together
-    /// with what others want. Who has much to catch up on reads by itself.
-    pub async fn read_shared(
-        &self,
-        interest: &Interest,
-        cursor: i32,
-        limit: i64,
-        is_behind: bool,
-    ) -> Result<Page, StoreError> {
-        let (turn, recent, is_alone) = (interest.turn(), interest.recent(), interest.is_alone());
-        let most = usize::try_from(limit).unwrap_or(usize::MAX);
-        let known = || recent.answer(interest.due(), cursor, most, is_alone);
-        if let Some(page) = known() {
-            return Ok(page);
-        }
-        let read = || async {
-            match is_behind {
-                true => self.read_on(turn, cursor, limit).await,
-                false => self.read_gathered(turn, cursor, limit).await,
-            }
-        };
-        // One who replays what others have behind them must not keep them waiting.
-        if !is_alone && recent.is_beyond(cursor) {
-            return read().await;
-        }
-        let _reading = recent.reading.lock().await;
-        if let Some(page) = known() {
-            return Ok(page);
-        }
-        let began = Instant::now();
-        let page = read().await?;
-        let mut look = Look { began, cursor, page };
-        let page = if is_alone { look.hand_over(usize::MAX) } else { look.page.clone() };
-        recent.keep(look);
-        Ok(page)
     }
 }
 
@@ -194,10 +157,10 @@ mod tests {
         Event { turn_id, seq, kind: Kind::Delta, attempt: 1, data: "{}".to_owned(), at }.into()
     }
 
-    fn look(cursor: i32, seqs: std::ops::Range<i32>, is_whole: bool) -> Look {
+    fn look(cursor: i32, seqs: std::ops::Range<i32>, is_whole: bool) -> Snapshot {
         let anchor = (cursor >= 0).then(|| Anchor::of(&event(cursor)));
         let page = Page { anchor, events: seqs.map(event).collect(), is_whole };
-        Look { began: Instant::now(), cursor, page }
+        Snapshot { began: Instant::now(), cursor, page }
     }
 
     fn seqs(answer: Option<Page>) -> Option<Vec<i32>> {
@@ -237,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_look_goes_on_where_a_commit_went_on_from_its_end() {
-        let recent = Recent::default();
+        let recent = RecentEvents::default();
         let (first, second) = (look(4, 5..8, true), look(7, 8..10, true));
         let (early, late) = (first.began, second.began);
         recent.put(early, 4, first.page, false);
@@ -257,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_commit_after_another_event_is_no_continuation() {
-        let recent = Recent::default();
+        let recent = RecentEvents::default();
         recent.put(Instant::now(), 4, look(4, 5..8, true).page, false);
         let mut other = look(7, 8..10, true);
         other.page.anchor = Some(Anchor { attempt: 2, ..Anchor::of(&event(7)) });
@@ -268,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_nobody_waits_for_is_gathered_within_bounds() {
-        let recent = Recent::default();
+        let recent = RecentEvents::default();
         let mut big = look(0, 1..3, true);
         let data = "x".repeat(GATHERED_BYTES_MAX);
         big.page.events[0] = Event { data, ..Event::clone(&event(1)) }.into();

@@ -34,7 +34,7 @@ pub struct Seen {
 
 /// What this process has seen committed.
 #[derive(Debug, Default)]
-pub struct Witness(Mutex<Memory>);
+pub struct SeenCommits(Mutex<Memory>);
 
 #[derive(Debug, Default)]
 struct Memory {
@@ -43,7 +43,7 @@ struct Memory {
     order: VecDeque<(TurnId, Instant)>,
 }
 
-impl Witness {
+impl SeenCommits {
     /// The event at `seq` is committed, written under `epoch`.
     pub fn saw(&self, turn: TurnId, epoch: i32, seq: i32) {
         self.note(Seen { turn, epoch, seq: Some(seq), end: None }, Instant::now());
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_seen_never_grows_less() {
-        let witness = Witness::default();
+        let witness = SeenCommits::default();
         witness.saw(TURN, 2, 7);
         witness.saw(TURN, 1, 3);
         witness.saw_end(TURN, 2, Some(9), Kind::Completed);
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_was_not_seen_for_long_is_forgotten() {
-        let (witness, start) = (Witness::default(), Instant::now());
+        let (witness, start) = (SeenCommits::default(), Instant::now());
         let other = TurnId(uuid::Uuid::from_u128(1));
         let seen = |turn, seq| Seen { turn, epoch: 1, seq: Some(seq), end: None };
         witness.note(seen(TURN, 1), start);

@@ -31,11 +31,10 @@ use tokio::{
 
 use super::{
     conn::Conn,
-    outage::Reach,
-    reachability::Contact,
+    reachability::Reachability,
     session::{Purpose, Sessions},
 };
-use crate::store::{StoreError, error};
+use crate::store::error::{self, Reach, StoreError};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
@@ -68,7 +67,7 @@ pub(in crate::store) struct Connections {
     /// Lent last is last.
     resting: Mutex<VecDeque<Resting>>,
     given_back: Notify,
-    contact: Arc<Contact>,
+    contact: Arc<Reachability>,
 }
 
 #[derive(Debug)]
@@ -90,7 +89,7 @@ impl Connections {
     pub(in crate::store) fn new(
         sessions: Arc<Sessions>,
         places_max: u32,
-        contact: Arc<Contact>,
+        contact: Arc<Reachability>,
     ) -> Connections {
         Connections {
             sessions,

@@ -27,12 +27,10 @@ use self::entry::{Entry, Way};
 use super::{
     denial::{self, Denial},
     gate::{self, Gate},
-    outage::Reach,
-    reachability::Contact,
-    session::refused_code,
+    reachability::Reachability,
     tls::{Fault, Mode},
 };
-use crate::store::StoreError;
+use crate::store::error::{Reach, StoreError};
 
 /// The file is looked at this often at most while logins are refused.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -41,13 +39,16 @@ const NO_TLS_FOR: Duration = Duration::from_secs(60);
 /// How long the pool around a listener's connection waits; its pause between two tries grows to a fifth of this.
 const LISTENER_MAX: Duration = Duration::from_secs(4);
 
+/// SQLSTATE of a start that is refused for one of its settings, by Postgres and by poolers.
+pub(super) const SETTING_REFUSED: [&str; 2] = ["08P01", "42704"];
+
 /// Where Postgres is, and how this replica comes in.
 #[derive(Debug)]
 pub(in crate::store) struct Login {
     file: Option<PathBuf>,
     application_name: String,
     gate: Arc<Gate>,
-    contact: Arc<Contact>,
+    contact: Arc<Reachability>,
     state: Mutex<State>,
     /// When the file was read last; those who come meanwhile wait for what it says.
     looked_at: tokio::sync::Mutex<Instant>,
@@ -89,7 +90,7 @@ impl Login {
         file: Option<&Path>,
         application_name: &str,
         gate: Arc<Gate>,
-        contact: Arc<Contact>,
+        contact: Arc<Reachability>,
     ) -> Result<Login, StoreError> {
         let entry =
             Entry::read(url, application_name).map_err(|(denial, why)| denied("connect", denial, why))?;
@@ -340,4 +341,10 @@ fn listener(options: PgConnectOptions) -> BoxFuture<'static, Result<PgListener, 
             .await?;
         PgListener::connect_with(&pool).await
     })
+}
+
+/// Whether a login was refused for a setting of its session: by a Postgres that is there.
+fn refused_code(why: &sqlx::Error) -> Option<String> {
+    let code = why.as_database_error()?.code()?;
+    SETTING_REFUSED.contains(&&*code).then(|| code.into_owned())
 }

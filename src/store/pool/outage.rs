@@ -18,7 +18,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::store::StoreError;
+use crate::store::error::{Reach, StoreError};
 
 /// From one line to the next while it is away.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
@@ -26,15 +26,6 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 const QUIET_MIN: Duration = Duration::from_secs(1);
 /// From one line to the next about statements that fail while it is there.
 const HICCUPS_EVERY: Duration = Duration::from_secs(10);
-
-/// How far a failure reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) enum Reach {
-    /// A connection broke, or none came about.
-    Connection,
-    /// One statement did not come to its end, or no connection was free for it.
-    Statement,
-}
 
 /// Tells of absences.
 #[derive(Debug, Default)]

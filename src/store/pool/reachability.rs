@@ -1,4 +1,4 @@
-//! Contact with Postgres: when it last answered this process, when the connection was last lost, and the
+//! Reachability with Postgres: when it last answered this process, when the connection was last lost, and the
 //! moment in which it is there again.
 //!
 //! Judged by the beat, which asks twice a second. While it cannot connect, nobody else here tries: a
@@ -19,15 +19,12 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    denial::Denial,
-    outage::{Outage, Reach},
-};
-use crate::store::StoreError;
+use super::{denial::Denial, outage::Outage};
+use crate::store::error::{Reach, StoreError};
 
 /// When Postgres was last heard, and last lost.
 #[derive(Debug)]
-pub(in crate::store) struct Contact {
+pub(in crate::store) struct Reachability {
     began: Instant,
     /// Milliseconds after `began`, and one; 0 for never.
     heard: AtomicU64,
@@ -43,9 +40,9 @@ pub(in crate::store) struct Contact {
     outage: Outage,
 }
 
-impl Default for Contact {
+impl Default for Reachability {
     fn default() -> Self {
-        Contact {
+        Reachability {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -59,7 +56,7 @@ impl Default for Contact {
     }
 }
 
-impl Contact {
+impl Reachability {
     /// It answered.
     pub(in crate::store) fn heard(&self) {
         self.heard.store(self.now(), Ordering::Relaxed);

@@ -17,10 +17,10 @@ use sqlx::postgres::{PgConnectOptions, PgListener};
 use super::{
     conn::Conn,
     denial::Denial,
-    login::Login,
+    login::{Login, SETTING_REFUSED},
     schema::{Choice, Schema},
 };
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
 /// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
@@ -38,9 +38,6 @@ const ISOLATION: (&str, &str) = ("default_transaction_isolation", "read committe
 /// Postgres ends a session whose client was cut off: what the client held is free soon.
 const CUT_OFF: [(&str, &str); 3] =
     [("client_connection_check_interval", "2s"), ("tcp_keepalives_idle", "10s"), ("tcp_user_timeout", "15s")];
-/// SQLSTATE of a start that is refused for one of its settings, by Postgres and by poolers.
-const REFUSED: [&str; 2] = ["08P01", "42704"];
-
 /// What a session is for. Statements with a deadline have the deadline in Postgres too, a little sooner than in this
 /// process: the connection is then as good as before, and nothing is under way that nobody waits for.
 #[derive(Debug, Clone, Copy)]
@@ -167,11 +164,5 @@ impl Sessions {
 }
 
 fn is_refused(why: &StoreError) -> bool {
-    matches!(why, StoreError::Broken { code: Some(code), .. } if REFUSED.contains(&code.as_str()))
-}
-
-/// Whether a login was refused for a setting of its session: by a Postgres that is there.
-pub(in crate::store) fn refused_code(why: &sqlx::Error) -> Option<String> {
-    let code = why.as_database_error()?.code()?;
-    REFUSED.contains(&&*code).then(|| code.into_owned())
+    matches!(why, StoreError::Broken { code: Some(code), .. } if SETTING_REFUSED.contains(&code.as_str()))
 }

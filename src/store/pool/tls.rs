@@ -8,12 +8,13 @@
 
 mod carried;
 mod der;
+mod fault;
 mod trust;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, Error as TlsError,
+    ClientConfig,
     client::ResolvesClientCert,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
@@ -25,9 +26,10 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-pub(in crate::store) use self::carried::Carried;
+use self::fault::fault;
 use self::trust::{Roots, Trust};
-use super::denial::{self, Denial};
+pub(in crate::store) use self::{carried::Carried, fault::Fault};
+use super::denial;
 
 /// What the driver is told to leave to us, and what of it is known here.
 const MODE: [&str; 2] = ["sslmode", "ssl-mode"];
@@ -79,15 +81,6 @@ impl std::fmt::Debug for Pem {
             Pem::Text(_) => f.write_str("…"),
         }
     }
-}
-
-/// Why there is no TLS.
-#[derive(Debug)]
-pub(in crate::store) enum Fault {
-    /// The network, or a Postgres that went away.
-    Io(io::Error),
-    /// What no wait heals.
-    Denied(Denial, String),
 }
 
 impl Wanted {
@@ -200,39 +193,6 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// What went wrong in a handshake, or after it.
-fn fault(why: io::Error) -> Fault {
-    match why.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
-        Some(error) => Fault::Denied(denial_of(error), error.to_string()),
-        None => Fault::Io(why),
-    }
-}
-
-fn denial_of(error: &TlsError) -> Denial {
-    use AlertDescription as Alert;
-    match error {
-        TlsError::InvalidCertificate(why) => match why {
-            CertificateError::UnknownIssuer => denial::ISSUER,
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => denial::EXPIRED,
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => denial::EXPIRED,
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                denial::HOST
-            }
-            _ => denial::CERTIFICATE,
-        },
-        TlsError::AlertReceived(
-            Alert::BadCertificate
-            | Alert::CertificateExpired
-            | Alert::CertificateRequired
-            | Alert::CertificateRevoked
-            | Alert::CertificateUnknown
-            | Alert::UnknownCA
-            | Alert::UnsupportedCertificate
-            | Alert::DecryptError,
-        ) => denial::CLIENT_CERTIFICATE,
-        _ => denial::HANDSHAKE,
-    }
-}
-
 fn pem(text: String) -> Pem {
     if text.trim_start().starts_with("-----BEGIN") { Pem::Text(text) } else { Pem::File(text.into()) }
 }

@@ -7,123 +7,22 @@ use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{
-    claim::{Claim, Phase, started_by},
-    pages::Page,
-    turns::Agent,
-};
+pub use crate::store::records::new_turn::{Accepted, IfBusy, NewTurn, Offer, Verdict};
 use crate::{
     agent::Retry,
     config::Lever,
     event::{Event, Kind, SharedEvent},
-    id::{ConversationId, TurnId, WorkerId},
-    store::{Store, StoreError, records::assignment::Assignment},
+    id::TurnId,
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::{
+            assignment::Assignment,
+            claim::{Claim, Phase, started_by},
+            page::Page,
+        },
+    },
 };
-
-/// What to do with a turn whose conversation is busy.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, utoipa::ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum IfBusy {
-    /// Wait in line.
-    #[default]
-    Queue,
-    /// Refuse it.
-    Reject,
-    /// Cancel what is before it.
-    Interrupt,
-}
-
-impl IfBusy {
-    /// What the acceptance itself must know; an interrupt comes after it.
-    const fn as_str(self) -> &'static str {
-        match self {
-            IfBusy::Reject => "reject",
-            IfBusy::Queue | IfBusy::Interrupt => "queue",
-        }
-    }
-}
-
-/// A turn to be accepted.
-#[derive(Debug, Clone)]
-pub struct NewTurn {
-    /// Its id, minted by the caller, so that a repeat after an unknown commit is harmless.
-    pub id: TurnId,
-    /// Its conversation.
-    pub conversation: ConversationId,
-    /// Whether the conversation is made with it.
-    pub is_new_conversation: bool,
-    /// Its agent and the revision it runs with.
-    pub agent: Agent,
-    /// JSON object `{text, attachments?}`.
-    pub input: String,
-    /// JSON, the client's own.
-    pub metadata: Option<String>,
-    /// W3C trace context.
-    pub traceparent: String,
-    /// The turn it repeats.
-    pub retry_of: Option<TurnId>,
-    /// The client's key and the hash of its request.
-    pub idempotency: Option<(String, String)>,
-    /// What to do when the conversation is busy.
-    pub if_busy: IfBusy,
-    /// Most turns in flight in one conversation.
-    pub depth_max: u32,
-    /// Most turns queued in all conversations.
-    pub queue_max: u32,
-}
-
-/// A place on this replica for a turn that is about to be accepted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offer {
-    /// The generation of its conversation's own warm worker here, where there is one.
-    pub generation: Option<i64>,
-    /// That worker or a shared one, where it is ready: the turn is `running` from the start, and the worker
-    /// receives it when the commit is known. `None`: one is to be found.
-    pub worker: Option<WorkerId>,
-}
-
-/// A turn that is durable.
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    /// The turn: the new one, or the one that the key made before.
-    pub id: TurnId,
-    /// Whether it had been accepted before.
-    pub is_repeat: bool,
-    /// Its place in its conversation, from 1.
-    pub ordinal: i64,
-    /// When it was accepted; of a repeat, when it was asked for again.
-    pub at: DateTime<Utc>,
-    /// The claim, where this replica holds the turn.
-    pub claim: Option<Claim>,
-}
-
-impl Accepted {
-    /// Whether a worker has it since the very commit.
-    pub fn is_running(&self) -> bool {
-        self.claim.as_ref().is_some_and(|claim| matches!(claim.phase, Phase::Running(_)))
-    }
-}
-
-impl Accepted {
-    /// The log of a new turn.
-    fn birth(&self, new: &NewTurn) -> Page {
-        let event = |seq, kind, attempt, data| {
-            Event { turn_id: new.id, seq, kind, attempt, data, at: self.at }.into()
-        };
-        let accepted = format!("{}{}}}", accepted_but_for_the_ordinal(new), self.ordinal);
-        let mut events: Vec<SharedEvent> = vec![event(0, Kind::Accepted, 0, accepted)];
-        if let Some(&Claim { epoch, phase: Phase::Running(worker), .. }) = self.claim.as_ref() {
-            events.push(event(1, Kind::Started, epoch, started_by(worker)));
-        }
-        Page { anchor: None, events, is_whole: true }
-    }
-}
-
-/// What became of one turn: accepted, or [`StoreError::Refused`] with `LW404`, `LW409`, `LW412` (the
-/// agent has a newer revision), `LW422` or `LW429`.
-pub type Verdict = Result<Accepted, StoreError>;
 
 impl Store {
     /// Accepts a turn, in one commit with others that are asked for in the same moment.
@@ -131,7 +30,7 @@ impl Store {
     /// # Errors
     /// See [`Verdict`]; and Postgres is away: it may have been accepted, and asking again is harmless.
     pub async fn accept(&self, new: &NewTurn) -> Verdict {
-        match self.intake.ask(new).await {
+        match self.accept_batch().ask(new).await {
             Some(verdict) => verdict,
             None => {
                 let mut verdicts = self.accept_all(&[(new, None)]).await?;
@@ -150,7 +49,7 @@ impl Store {
         wanted.iter().for_each(|(new, offer)| columns.push(new, *offer));
         let most = wanted.iter().map(|(new, _)| u64::from(new.queue_max)).min().unwrap_or(0);
         let mut lease = self.lease().await?;
-        let count_from = self.wake().count_from(wanted.len(), most);
+        let count_from = self.wake().queue.count_from(wanted.len(), most);
         let began = Instant::now();
         let rows = lease
             .run("accept", |c| {
@@ -208,14 +107,14 @@ impl Store {
         let born = news.filter_map(|((new, _), verdict)| Some((*new, verdict.as_ref().ok()?)));
         for (new, accepted) in born.filter(|(_, accepted)| !accepted.is_repeat) {
             let epoch = accepted.claim.as_ref().map_or(0, |claim| claim.epoch);
-            self.witness().saw(new.id, epoch, i32::from(accepted.is_running()));
+            self.seen_commits().saw(new.id, epoch, i32::from(accepted.is_running()));
             if self.uses(Lever::ShownFromMemory) {
-                self.wake().events_here(new.id, began, -1, || Some(accepted.birth(new)));
+                self.wake().turns.events_here(new.id, began, -1, || Some(birth(accepted, new)));
             }
         }
         self.ring_for(wanted, &verdicts, counted);
         let grown = wanted.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());
-        self.wake().conversations_grew(&grown.map(|((new, _), _)| new.conversation).collect::<Vec<_>>());
+        self.wake().conversations.grew(&grown.map(|((new, _), _)| new.conversation).collect::<Vec<_>>());
         Ok(verdicts)
     }
 
@@ -225,13 +124,13 @@ impl Store {
             wanted.iter().zip(verdicts).filter_map(|((new, _), it)| Some((new.id, it.as_ref().ok()?)));
         let held_by_nobody = accepted.filter(|(_, accepted)| accepted.claim.is_none());
         let (new, older): (Vec<_>, Vec<_>) = held_by_nobody.partition(|(id, accepted)| accepted.id == *id);
-        self.wake().queued(counted.map(|count| u64::from(count.unsigned_abs())), new.len());
+        self.wake().queue.queued(counted.map(|count| u64::from(count.unsigned_abs())), new.len());
         if let Some(first) = new.into_iter().map(|(id, _)| id).min() {
-            self.wake().queue_grew(first);
+            self.wake().queue.grew(first);
         }
         // Made by an earlier request of the same key, which may not have lived to ring.
         if !older.is_empty() {
-            self.wake().queue_moved();
+            self.wake().queue.moved();
         }
     }
 }
@@ -351,4 +250,17 @@ impl Columns {
 /// Event 0 up to the ordinal, which is known behind the conversation's lock. An agent's name needs no escapes.
 fn accepted_but_for_the_ordinal(new: &NewTurn) -> String {
     format!(r#"{{"conversation_id":"{}","agent":"{}","ordinal":"#, new.conversation, new.agent.name)
+}
+
+/// The log of a new turn.
+fn birth(accepted: &Accepted, new: &NewTurn) -> Page {
+    let event = |seq, kind, attempt, data| {
+        Event { turn_id: new.id, seq, kind, attempt, data, at: accepted.at }.into()
+    };
+    let first = format!("{}{}}}", accepted_but_for_the_ordinal(new), accepted.ordinal);
+    let mut events: Vec<SharedEvent> = vec![event(0, Kind::Accepted, 0, first)];
+    if let Some(&Claim { epoch, phase: Phase::Running(worker), .. }) = accepted.claim.as_ref() {
+        events.push(event(1, Kind::Started, epoch, started_by(worker)));
+    }
+    Page { anchor: None, events, is_whole: true }
 }

@@ -7,13 +7,17 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{
-    claim::{Claim, Phase},
-    remote_turns::Proof,
-};
+use super::remote_turns::Proof;
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
-    store::{Store, StoreError, records::assignment::Assignment},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::{
+            assignment::Assignment,
+            claim::{Claim, Phase},
+        },
+    },
 };
 
 /// A turn that is to be moved here.
@@ -121,7 +125,7 @@ impl Store {
         for adoption in adoptions.iter().flatten() {
             if let Adoption::Adopted(adopted) = adoption {
                 let Claim { turn, epoch, last_seq, .. } = adopted.claim;
-                self.witness().saw(turn, epoch, last_seq);
+                self.seen_commits().saw(turn, epoch, last_seq);
                 has_moved = true;
             }
         }

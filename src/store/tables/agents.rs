@@ -1,19 +1,14 @@
 //! Agents: put, read, list, delete; every revision kept.
 //!
-//! Owns what this process remembers of them. A revision never changes, so it is read once. The newest
-//! one may be old by the time it is used: an accept with it is refused then, and asks again.
+//! What this process remembers of them is in [`crate::store::live::agent_cache`].
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::turns::Agent;
 use crate::{
     agent::{AgentSpec, StoredSpec},
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store, records::agent::Agent},
 };
 
 /// An agent with the time of its newest revision.
@@ -25,84 +20,20 @@ pub struct AgentRow {
     pub created_at: DateTime<Utc>,
 }
 
-/// Revisions that are remembered; more, and all are forgotten.
-const REMEMBERED_MAX: usize = 1024;
-
-/// What this process remembers.
-#[derive(Debug, Default)]
-pub(in crate::store) struct Remembered {
-    revisions: Mutex<HashMap<(String, i32), Agent>>,
-    newest: Mutex<HashMap<String, i32>>,
-    /// Revisions that this release does not understand whole, as [`revision_key`] has them.
-    unserved: Mutex<BTreeSet<String>>,
-}
-
-impl Remembered {
-    fn revision(&self, name: &str, revision: i32) -> Option<Agent> {
-        lock(&self.revisions).get(&(name.to_owned(), revision)).cloned()
-    }
-
-    fn newest(&self, name: &str) -> Option<Agent> {
-        let revision = lock(&self.newest).get(name).copied()?;
-        self.revision(name, revision)
-    }
-
-    fn keep(&self, agent: &Agent) {
-        if let Some(unread) = &agent.unread {
-            self.note_unserved(agent, &unread.fields);
-        }
-        let mut revisions = lock(&self.revisions);
-        if revisions.len() >= REMEMBERED_MAX {
-            revisions.clear();
-        }
-        revisions.insert((agent.name.clone(), agent.revision), agent.clone());
-    }
-
-    fn note_unserved(&self, agent: &Agent, fields: &[String]) {
-        let mut unserved = lock(&self.unserved);
-        if unserved.len() >= REMEMBERED_MAX {
-            unserved.clear();
-        }
-        if unserved.insert(revision_key(&agent.name, agent.revision)) {
-            tracing::warn!(
-                agent = agent.name,
-                revision = agent.revision,
-                ?fields,
-                "an agent of a newer release: its turns are left to replicas that understand it"
-            );
-        }
-    }
-}
-
-/// A revision as the claims name it.
-fn revision_key(name: &str, revision: i32) -> String {
-    format!("{name}@{revision}")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Store {
     /// An agent to accept a turn for, as it is remembered, or read. `None` where there is none.
     pub async fn agent_to_use(&self, name: &str) -> Result<Option<Agent>, StoreError> {
-        if let Some(agent) = self.remembered.newest(name) {
+        if let Some(agent) = self.agent_cache().newest(name) {
             return Ok(Some(agent));
         }
         let Some(row) = self.agent(name).await? else { return Ok(None) };
-        self.remembered.keep(&row.agent);
-        lock(&self.remembered.newest).insert(name.to_owned(), row.agent.revision);
+        self.agent_cache().keep_newest(&row.agent);
         Ok(Some(row.agent))
-    }
-
-    /// Revisions that this process has met and does not understand whole: it claims none of their turns.
-    pub(in crate::store) fn unserved(&self) -> Vec<String> {
-        lock(&self.remembered.unserved).iter().cloned().collect()
     }
 
     /// There is a newer revision: the next use reads it.
     pub fn forget_newest(&self, name: &str) {
-        lock(&self.remembered.newest).remove(name);
+        self.agent_cache().forget_newest(name);
     }
 
     /// Puts a spec (`None`: deletes the agent). The same spec again makes no new revision. Returns
@@ -146,7 +77,7 @@ impl Store {
 
     /// One revision of an agent, whether or not it was deleted since: what a turn runs with.
     pub async fn agent_at(&self, name: &str, revision: i32) -> Result<Option<Agent>, StoreError> {
-        if let Some(agent) = self.remembered.revision(name, revision) {
+        if let Some(agent) = self.agent_cache().revision(name, revision) {
             return Ok(Some(agent));
         }
         let mut lease = self.lease().await?;
@@ -163,7 +94,7 @@ impl Store {
         let agent = row.and_then(|row| row.spec.map(|spec| read(name, revision, &spec, row.created_at)));
         let agent = agent.transpose()?.map(|row| row.agent);
         if let Some(agent) = &agent {
-            self.remembered.keep(agent);
+            self.agent_cache().keep(agent);
         }
         Ok(agent)
     }

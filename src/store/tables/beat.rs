@@ -9,8 +9,9 @@ use std::time::Duration;
 use crate::{
     id::ReplicaId,
     store::{
-        Store, StoreError,
-        pool::{conn::Conn, outage::Reach, session::Purpose},
+        error::{Reach, StoreError},
+        handle::Store,
+        pool::{conn::Conn, session::Purpose},
     },
     telemetry::metrics,
 };
@@ -79,11 +80,11 @@ pub struct BeatSession {
 impl BeatSession {
     /// Connects, within 4 s.
     pub async fn open(store: &Store) -> Result<BeatSession, StoreError> {
-        let connect = store.sessions.open_first("beat", Purpose::Task(BEAT_MAX));
+        let connect = store.sessions().open_first("beat", Purpose::Task(BEAT_MAX));
         match tokio::time::timeout(LOGIN_MAX, connect).await {
             Ok(conn) => {
                 let conn = conn?;
-                store.contact.made();
+                store.reachability().made();
                 Ok(BeatSession { conn, statement_max: BEAT_MAX })
             }
             Err(_) => Err(failed(store, "beat", format!("no connection within {LOGIN_MAX:?}"))),
@@ -130,7 +131,7 @@ impl BeatSession {
                 return Err(failed(store, "beat", format!("no answer within {BEAT_MAX:?}")));
             }
         };
-        store.contact.heard();
+        store.reachability().heard();
         let mut seen = Seen::default();
         for row in rows {
             if row.id == store.replica().0 {
@@ -194,12 +195,12 @@ impl BeatSession {
 /// Every failure of the beat is one of its connection.
 fn broken(store: &Store, op: &'static str, why: sqlx::Error) -> StoreError {
     let error = StoreError::from_sqlx(op, why);
-    store.contact.failed(Reach::Connection, &error);
+    store.reachability().failed(Reach::Connection, &error);
     error
 }
 
 fn failed(store: &Store, op: &'static str, why: String) -> StoreError {
     let error = StoreError::Away { op, why };
-    store.contact.failed(Reach::Connection, &error);
+    store.reachability().failed(Reach::Connection, &error);
     error
 }

@@ -8,51 +8,22 @@ use std::{collections::BTreeMap, iter::repeat_n};
 
 use uuid::Uuid;
 
+pub use crate::store::records::claim::{Claim, Phase};
 use crate::{
     agent::Runtime,
     id::{ConversationId, TurnId, WorkerId},
     principal::Principal,
-    store::{Store, StoreError, records::assignment::Assignment},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::{assignment::Assignment, claim::started_by},
+    },
 };
 
 /// As the statement has it.
 const HEADS_MAX: usize = 512;
 /// What stands for the revision of a worker that can have no turn at once.
 const BUSY: i32 = -1;
-
-/// A turn that this replica has taken, with what its host must know at once.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// Which turn.
-    pub turn: TurnId,
-    /// Its conversation.
-    pub conversation: ConversationId,
-    /// The fencing number, and the attempt's number.
-    pub epoch: i32,
-    /// The newest event's `seq`.
-    pub last_seq: i32,
-    /// A warm worker may serve only where this is its own.
-    pub generation: i64,
-    /// Milliseconds left until the turn's cap.
-    pub cap_left_ms: i64,
-    /// Milliseconds since the turn came to the head of its line.
-    pub waited_ms: i64,
-    /// How far it is.
-    pub phase: Phase,
-    /// What its worker is handed.
-    pub assignment: Assignment,
-}
-
-/// How far a turn was when it was claimed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// It needs a worker.
-    Starting,
-    /// It is `running`, for this worker, which has not received it.
-    Running(WorkerId),
-    /// It is `running`, for a worker that has not received it and never will.
-    Forsaken,
-}
 
 /// Workers that can have a turn, as their replica knows them.
 #[derive(Debug, Clone, Default)]
@@ -87,12 +58,6 @@ pub struct Warm {
     pub generation: i64,
     /// It, and the agent's revision that it serves, where it can have a turn at once.
     pub idle: Option<(WorkerId, i32)>,
-}
-
-/// The data of `started`; nobody starts a turn that a guard stops.
-pub(in crate::store) fn started_by(worker: impl Into<Option<WorkerId>>) -> String {
-    let worker: Option<WorkerId> = worker.into();
-    serde_json::json!({ "worker_id": worker }).to_string()
 }
 
 /// How the ids of these principals' turns end.
@@ -249,7 +214,7 @@ impl Store {
                     from.0,
                     started_by(WorkerId(Uuid::nil())),
                     &marks(&ready.barred),
-                    &self.unserved(),
+                    &self.agent_cache().unserved(),
                     &passed_over,
                 )
                 .fetch_all(c)
@@ -278,8 +243,8 @@ impl Store {
             })
             .collect();
         let running = claims.iter().filter(|claim| claim.phase != Phase::Starting);
-        running.clone().for_each(|claim| self.witness().saw(claim.turn, claim.epoch, claim.last_seq));
-        self.wake().events_committed(running.map(|claim| claim.turn));
+        running.clone().for_each(|claim| self.seen_commits().saw(claim.turn, claim.epoch, claim.last_seq));
+        self.wake().turns.events_committed(running.map(|claim| claim.turn));
         Ok(claims)
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     failure::Code,
     id::TurnId,
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
 };
 
 /// An in-flight row that is past its deadline though its holder lives.
@@ -55,7 +55,7 @@ impl Store {
     /// What is due, and when to look again. Surveys the queue as well ([`Wake::queue_front`](crate::store::live::subscriptions::Wake)): one at
     /// a time.
     pub async fn outlook(&self) -> Result<Outlook, StoreError> {
-        let survey = self.wake().survey(TurnId(self.clock().mint()));
+        let survey = self.wake().queue.survey(TurnId(self.clock().mint()));
         let mut lease = self.lease().await?;
         let rows = lease
             .run("outlook", |c| {
@@ -134,16 +134,16 @@ impl Store {
             .collect();
         for word in &closed {
             if let Ok(kind) = word.kind.parse() {
-                self.witness().saw_end(word.turn, 0, None, kind);
+                self.seen_commits().saw_end(word.turn, 0, None, kind);
             }
         }
         if !closed.is_empty() {
             let again = closed.iter().filter(|closed| closed.kind == "queued");
-            self.wake().events_committed(closed.iter().map(|closed| closed.turn));
+            self.wake().turns.events_committed(closed.iter().map(|closed| closed.turn));
             if let Some(first) = again.map(|closed| closed.turn).min() {
-                self.wake().queue_grew(first);
+                self.wake().queue.grew(first);
             }
-            self.wake().queue_moved();
+            self.wake().queue.moved();
         }
         Ok(closed)
     }
@@ -155,7 +155,7 @@ impl Store {
             |c| sqlx::query_scalar!(r#"select lastword.lw_promote_v1(null) as next"#).fetch_one(c);
         let next = lease.run("promote", statement).await?.map(TurnId);
         if let Some(next) = next {
-            self.wake().queue_grew(next);
+            self.wake().queue.grew(next);
         }
         Ok(next.is_some())
     }

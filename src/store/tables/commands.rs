@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     id::{TurnId, WorkerId},
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
 };
 
 /// An order that waits for a turn's holder.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     id::ConversationId,
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
 };
 
 /// Turns of deleted conversations that one statement erases.
@@ -162,7 +162,7 @@ impl Store {
             })
             .await?;
         // Who follows it hears that there is no more.
-        self.wake().conversations_grew(&[id]);
+        self.wake().conversations.grew(&[id]);
         Ok(done.rows_affected() == 1)
     }
 }

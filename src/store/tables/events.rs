@@ -7,11 +7,15 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::pages::{Anchor, Page};
 use crate::{
     event::{Event, Kind, NewEvent, SharedEvent},
     id::TurnId,
-    store::{Store, StoreError, upkeep::partitions::ends},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::page::{Anchor, Page},
+        upkeep::partitions::ends,
+    },
     turn::LastWord,
 };
 

@@ -18,10 +18,14 @@ use std::{
 
 use uuid::Uuid;
 
-use super::claim::{Claim, started_by};
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
-    store::{Store, StoreError},
+    principal::Principal,
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::claim::{Claim, started_by},
+    },
 };
 
 /// What the database says of what a replica has.
@@ -34,6 +38,29 @@ pub struct Held {
 }
 
 impl Store {
+    /// How many turns of this principal are queued, `most` at most.
+    pub async fn queued_of(&self, whose: Principal, most: u64) -> Result<u64, StoreError> {
+        let front = self.wake().queue.front();
+        let mut lease = self.lease().await?;
+        let counted = lease
+            .run("queued_of", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select count(*) as "count!" from (
+                      select from lastword.inflight i
+                       where i.phase = 'queued' and i.turn_id >= $1 and substring(uuid_send(i.turn_id) from 15) = $2
+                       limit $3) q
+                    "#,
+                    front.0,
+                    &whose.number().to_be_bytes()[..],
+                    i64::try_from(most).unwrap_or(i64::MAX),
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        Ok(counted.unsigned_abs())
+    }
+
     /// What this replica has by the database: its turns, and which of these conversations it has no more.
     pub async fn held(&self, warm: &[(ConversationId, i64)]) -> Result<Held, StoreError> {
         let (ids, generations): (Vec<Uuid>, Vec<i64>) = warm.iter().map(|(c, g)| (c.0, *g)).unzip();
@@ -237,8 +264,8 @@ impl Store {
             }
         };
         if let Some(seq) = seq {
-            self.witness().saw(claim.turn, claim.epoch, seq);
-            self.wake().events_committed([claim.turn]);
+            self.seen_commits().saw(claim.turn, claim.epoch, seq);
+            self.wake().turns.events_committed([claim.turn]);
         }
         Ok(seq)
     }
@@ -259,7 +286,7 @@ impl Store {
             })
             .await?;
         if is_declined {
-            self.wake().queue_grew(turn);
+            self.wake().queue.grew(turn);
         }
         Ok(is_declined)
     }
@@ -281,7 +308,7 @@ impl Store {
             })
             .await?;
         if is_released {
-            self.wake().queue_grew(turn);
+            self.wake().queue.grew(turn);
         }
         Ok(is_released)
     }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::turns::{TurnFilter, TurnRow};
 use crate::{
     id::{ConversationId, TurnId},
-    store::{Store, StoreError, upkeep::partitions::ends},
+    store::{error::StoreError, handle::Store, upkeep::partitions::ends},
     task::aside,
     turn::{Status, Turn},
 };

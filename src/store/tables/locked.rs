@@ -4,47 +4,23 @@
 //! rows are looked for after a claim has waited in vain, then once a second until none is locked: a claim without such a
 //! neighbour costs nothing more.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
     id::TurnId,
     store::{
-        Store, StoreError,
-        live::queue_hints::{FRONT, first},
+        error::StoreError,
+        handle::Store,
+        live::{queue_hints::FRONT, ring::first},
         warn_of,
     },
 };
 
-/// From one look to the next, while there is something to pass over.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// What claims pass over, and when that was seen.
-#[derive(Debug, Default)]
-pub(in crate::store) struct PassedOver(Mutex<Option<Seen>>);
-
-#[derive(Debug)]
-struct Seen {
-    first: TurnId,
-    conversations: Vec<Uuid>,
-    at: Instant,
-}
-
-impl PassedOver {
-    fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Store {
     /// The first turn that claims pass over, and when to look at it again.
     pub fn first_passed_over(&self) -> Option<(TurnId, Instant)> {
-        self.passed.seen().as_ref().map(|seen| (seen.first, seen.at + LOOK_EVERY))
+        self.locked_turns().first()
     }
 
     /// The conversations whose turns no claim takes now.
@@ -53,7 +29,7 @@ impl Store {
         if let Some((from, _)) = due {
             self.look_for_locked(from).await;
         }
-        self.passed.seen().as_ref().map(|seen| seen.conversations.clone()).unwrap_or_default()
+        self.locked_turns().conversations()
     }
 
     /// Gives back what a claim from this turn on brought. Where the claim waited in vain, the next one passes over what is
@@ -76,19 +52,12 @@ impl Store {
             warn_of!(why, "locked turns not looked for");
             Vec::new()
         });
-        let seen = heads.first().map(|(first, _)| Seen {
-            first: TurnId(*first),
-            conversations: heads.iter().map(|(_, conversation)| *conversation).collect(),
-            at: Instant::now(),
-        });
-        let mut before = self.passed.seen();
-        if before.is_none() && seen.is_some() {
+        if self.locked_turns().saw(&heads) {
             tracing::warn!(
                 turns = heads.len(),
                 "somebody else has locked rows of queued turns: these turns wait"
             );
         }
-        *before = seen;
     }
 
     /// Queued turns, and their conversations, of which somebody else has locked one or the other. Waits for none.

@@ -1,36 +1,24 @@
 //! The log, read: what stands after a cursor, a page at a time.
 //!
-//! Owns what one event is told from another by ([`Anchor`]). Refuses a page without what stands at its cursor:
+//! Refuses a page without what stands at its cursor:
 //! whoever goes on after an event must find that very event in its place.
 
-use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use crate::store::records::page::{Anchor, Page};
 use crate::{
+    config::Lever,
     event::{Event, Kind, SharedEvent},
     id::TurnId,
-    store::{Store, StoreError, upkeep::partitions::ends},
+    store::{
+        error::StoreError,
+        handle::Store,
+        live::{recent_events::Snapshot, subscriptions::Subscription},
+        records::page::{Room, Want},
+        upkeep::partitions::ends,
+    },
 };
-
-/// What tells one event from another that came to stand in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Anchor {
-    pub(in crate::store) at: DateTime<Utc>,
-    pub(in crate::store) attempt: i32,
-    pub(in crate::store) kind: Kind,
-}
-
-impl Anchor {
-    /// Of an event.
-    pub fn of(event: &Event) -> Anchor {
-        Anchor { at: event.at, attempt: event.attempt, kind: event.kind }
-    }
-
-    /// Whether it is a last word.
-    pub fn is_terminal(&self) -> bool {
-        self.kind.is_terminal()
-    }
-}
 
 /// The data in one page of a reader that reads by itself, in bytes.
 const PAGE_BYTES: i64 = 1024 * 1024;
@@ -55,6 +43,55 @@ impl Store {
         let room = Room { rows: limit, bytes: PAGE_BYTES };
         let mut pages = self.read_many(&[Want { turn, cursor }], room).await?;
         pages.pop().unwrap_or_else(|| Ok(Page::default()))
+    }
+
+    /// As [`Store::read_on`], shared with whoever else follows the turn in this process, and read together
+    /// with what others want. Who has much to catch up on reads by itself.
+    pub async fn read_shared(
+        &self,
+        interest: &Subscription,
+        cursor: i32,
+        limit: i64,
+        is_behind: bool,
+    ) -> Result<Page, StoreError> {
+        let (turn, recent, is_alone) = (interest.turn(), interest.recent(), interest.is_alone());
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        let known = || recent.answer(interest.due(), cursor, most, is_alone);
+        if let Some(page) = known() {
+            return Ok(page);
+        }
+        let read = || async {
+            match is_behind {
+                true => self.read_on(turn, cursor, limit).await,
+                false => self.read_gathered(turn, cursor, limit).await,
+            }
+        };
+        // One who replays what others have behind them must not keep them waiting.
+        if !is_alone && recent.is_beyond(cursor) {
+            return read().await;
+        }
+        let _reading = recent.reading.lock().await;
+        if let Some(page) = known() {
+            return Ok(page);
+        }
+        let began = Instant::now();
+        let page = read().await?;
+        let mut look = Snapshot { began, cursor, page };
+        let page = if is_alone { look.hand_over(usize::MAX) } else { look.page.clone() };
+        recent.keep(look);
+        Ok(page)
+    }
+
+    /// What stands at the cursor and the next events after it, at most `limit` of them, read together with what others
+    /// want.
+    async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Page, StoreError> {
+        if self.uses(Lever::ReadTogether)
+            && let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
+            && page.as_ref().map_or(true, |page| page.is_whole)
+        {
+            return page;
+        }
+        self.read_on(turn, cursor, limit).await
     }
 
     /// The first events of each of these logs, in their order: all of most, and little of those that are long.
@@ -122,47 +159,5 @@ impl Store {
             page.is_whole = page.has_room(room);
         }
         Ok(pages)
-    }
-}
-
-/// What a reader wants: a turn's events after a cursor (-1: from the start).
-#[derive(Debug, Clone, Copy)]
-pub(in crate::store) struct Want {
-    pub(in crate::store) turn: TurnId,
-    pub(in crate::store) cursor: i32,
-}
-
-/// What one page may hold.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::store) struct Room {
-    pub(in crate::store) rows: i64,
-    /// Of data; the event that goes beyond is left out, unless it is the first.
-    pub(in crate::store) bytes: i64,
-}
-
-/// What one look at a log brings.
-#[derive(Debug, Clone, Default)]
-pub struct Page {
-    /// What stands at the cursor.
-    pub anchor: Option<Anchor>,
-    /// What comes after it.
-    pub events: Vec<SharedEvent>,
-    /// Whether there was nothing more.
-    pub is_whole: bool,
-}
-
-impl Page {
-    fn put(&mut self, want: &Want, event: Event) {
-        if event.seq == want.cursor {
-            self.anchor = Some(Anchor::of(&event));
-        } else {
-            self.events.push(event.into());
-        }
-    }
-
-    /// Whether more would have come, had there been more.
-    fn has_room(&self, room: Room) -> bool {
-        let bytes: usize = self.events.iter().map(|event| event.data.len()).sum();
-        (self.events.len() as i64) < room.rows && (bytes as i64) < room.bytes
     }
 }

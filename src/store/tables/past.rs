@@ -7,7 +7,7 @@ use crate::{
     agent::History,
     event::Kind,
     id::{ConversationId, TurnId},
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
     turn::Status,
 };
 

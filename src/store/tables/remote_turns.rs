@@ -7,11 +7,19 @@ use std::collections::HashSet;
 
 use uuid::Uuid;
 
-use super::claim::{Claim, Phase, marks};
+use super::claim::marks;
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
     principal::Principal,
-    store::{Store, StoreError, live::queue_hints::FRONT, records::assignment::Assignment},
+    store::{
+        error::StoreError,
+        handle::Store,
+        live::queue_hints::FRONT,
+        records::{
+            assignment::Assignment,
+            claim::{Claim, Phase},
+        },
+    },
 };
 
 /// Runtimes whose turns remote workers run.
@@ -110,7 +118,7 @@ impl Store {
                     &conversations,
                     from.0,
                     &marks(barred),
-                    &self.unserved(),
+                    &self.agent_cache().unserved(),
                     &passed_over,
                 )
                 .fetch_all(c)

@@ -5,7 +5,7 @@
 use crate::{
     failure::Code,
     id::{ConversationId, WorkerId},
-    store::{Store, StoreError, upkeep::sweep::BATCH_REST},
+    store::{error::StoreError, handle::Store, upkeep::sweep::BATCH_REST},
     token::TokenHash,
 };
 
@@ -204,7 +204,7 @@ impl Store {
                          and not exists (select from lastword.inflight i where i.turn_id = o.turn_id)
                        order by o.claimed_at limit $2)
                     ",
-                    self.retain.as_secs_f64(),
+                    self.retain().as_secs_f64(),
                     i64::try_from(BATCH_REST).unwrap_or(i64::MAX)
                 )
                 .execute(c)

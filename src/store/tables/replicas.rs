@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use super::beat::Judged;
 use crate::{
     id::ReplicaId,
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
 };
 
 /// A replica as operators see it.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     event::Kind,
     id::TurnId,
-    store::{Store, StoreError, live::seen_commits::Seen},
+    store::{error::StoreError, handle::Store, live::seen_commits::Seen},
 };
 
 /// What a client is told whose turn is cut off by lost commits.
@@ -76,8 +76,8 @@ impl Store {
             .map(|row| Rewound { turn: TurnId(row.turn), how: row.how, events_lost: row.events_lost })
             .collect();
         if !rewound.is_empty() {
-            self.wake().events_committed(rewound.iter().map(|rewound| rewound.turn));
-            self.wake().queue_moved();
+            self.wake().turns.events_committed(rewound.iter().map(|rewound| rewound.turn));
+            self.wake().queue.moved();
         }
         Ok(rewound)
     }
@@ -97,7 +97,7 @@ impl Store {
             })
             .await?;
         // Others may have waited for this one.
-        self.wake().queue_moved();
+        self.wake().queue.moved();
         Ok(done.rows_affected() == 1)
     }
 

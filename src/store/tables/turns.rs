@@ -1,45 +1,20 @@
 //! Turns: read, cancel. How they come to be is in [`super::accept`], how they are listed in [`super::lists`].
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+pub use crate::store::records::agent::Agent;
 use crate::{
-    agent::{AgentSpec, Unread},
     id::{ConversationId, TurnId},
     json::Raw,
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
     task::aside,
     turn::{CancelledBy, Status, Turn},
 };
-
-/// An agent at one revision.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Agent {
-    /// Its name.
-    pub name: String,
-    /// Counts from 1.
-    pub revision: i32,
-    /// How its workers run, as far as this release understands the stored spec.
-    pub spec: Arc<AgentSpec>,
-    /// What this release does not understand of the stored spec; such an agent is not run here.
-    pub unread: Option<Arc<Unread>>,
-}
-
-impl Agent {
-    /// An agent that this release understands whole.
-    pub fn new(name: impl Into<String>, revision: i32, spec: AgentSpec) -> Agent {
-        Agent { name: name.into(), revision, spec: Arc::new(spec), unread: None }
-    }
-
-    /// The name of its runtime, which may be of a newer release.
-    pub fn runtime(&self) -> &str {
-        self.unread.as_ref().map_or_else(|| self.spec.runtime.as_str(), |unread| &unread.runtime)
-    }
-}
 
 /// Which turns to list.
 #[derive(Debug, Clone, Default)]
@@ -128,10 +103,10 @@ impl Store {
         if is("cancelled") {
             let ended = rows.iter().filter(|row| row.outcome == "cancelled").map(|row| TurnId(row.turn));
             for turn in ended.clone() {
-                self.witness().saw_end(turn, 0, None, crate::event::Kind::Cancelled);
+                self.seen_commits().saw_end(turn, 0, None, crate::event::Kind::Cancelled);
             }
-            self.wake().events_committed(ended);
-            self.wake().queue_moved();
+            self.wake().turns.events_committed(ended);
+            self.wake().queue.moved();
         }
         // A turn that ended here may be told twice: as it was found, and as it was left.
         let mut outcomes = BTreeMap::new();

@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
     id::{ConversationId, WorkerTokenId},
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
     token::{self, Purpose, TokenHash},
 };
 

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     id::{ConversationId, ReplicaId, TurnId, WorkerId},
-    store::{Store, StoreError},
+    store::{error::StoreError, handle::Store},
 };
 
 /// A worker that is being started.

@@ -1,14 +1,14 @@
 //! How near the store's bounds are, for operators.
 
-use crate::{store::Store, telemetry::metrics};
+use crate::{store::handle::Store, telemetry::metrics};
 
 impl Store {
     /// Tells it. Call it every few seconds.
     pub fn note_bounds(&self) {
         let note = |name, (used, max): (usize, usize)| metrics::bound(name, used as u64, max as u64);
-        note("database_pool", self.connections.lent());
-        note("intake", self.intake.waiting());
-        note("remote_workers", self.desk.crowd());
-        note("moves", self.desk.wishes());
+        note("database_pool", self.connections().lent());
+        note("intake", self.accept_batch().waiting());
+        note("remote_workers", self.desk().crowd());
+        note("moves", self.desk().wishes());
     }
 }

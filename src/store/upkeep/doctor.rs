@@ -1,60 +1,40 @@
-//! The doctor's exams: what of this Postgres would make the gateway slow or wrong.
+//! The doctor's checks: what of this Postgres would make the gateway slow or wrong.
 //!
-//! Owns the exams and their remedies. Reads only, and rings one NOTIFY on a channel of its own.
+//! Owns the checks and their remedies. Reads only, and rings one NOTIFY on a channel of its own.
 
+mod check;
 mod session;
 
 use std::time::{Duration, Instant};
 
+pub use self::check::{Check, Severity};
+use self::check::{check, fine};
 use crate::{
     config::Config,
     store::{
-        Store, StoreError,
+        error::StoreError,
+        handle::Store,
         pool::{conn::Conn, session::Purpose},
     },
 };
 
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Nothing to do.
-    Well,
-    /// It works, but not as well as it could.
-    Warning,
-    /// It does not work.
-    Fault,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone)]
-pub struct Exam {
-    /// What was looked at.
-    pub name: &'static str,
-    /// How bad it is.
-    pub verdict: Verdict,
-    /// What was found.
-    pub finding: String,
-    /// What to do about it.
-    pub remedy: Option<&'static str>,
-}
-
 /// Connections of a replica beside its pool: the beat's, the listener's, the ringer's.
 const CONNECTIONS_RESERVED: i64 = 3;
-/// How long an exam may take.
-const EXAM_MAX: Duration = Duration::from_secs(10);
+/// How long a check may take.
+const CHECK_MAX: Duration = Duration::from_secs(10);
 const NOTIFY_MAX: Duration = Duration::from_secs(2);
 const SKEW_MAX_S: f64 = 1.0;
 const TRANSACTION_MAX_S: f64 = 300.0;
 
 impl Store {
-    /// Every exam, as far as Postgres lets them be made.
-    pub async fn examine(&self, config: &Config) -> Vec<Exam> {
-        let mut conn = match self.sessions.open("connect", Purpose::Pool(EXAM_MAX)).await {
+    /// Every check, as far as Postgres lets them be made.
+    pub async fn examine(&self, config: &Config) -> Vec<Check> {
+        let mut conn = match self.sessions().open("connect", Purpose::Pool(CHECK_MAX)).await {
             Ok(conn) => conn,
             Err(why) => return vec![shut_out(&why)],
         };
-        let mut exams = vec![self.migrations().await, self.lost_commits().await];
-        let mut results = session::exams(&mut conn).await;
+        let mut checks = vec![self.migrations().await, self.lost_commits().await];
+        let mut results = session::checks(&mut conn).await;
         results.extend([
             version(&mut conn).await,
             connections(&mut conn, config).await,
@@ -65,50 +45,50 @@ impl Store {
             self.notify(&mut conn).await,
         ]);
         for result in results {
-            exams.push(result.unwrap_or_else(|why| {
-                exam("postgres", Verdict::Fault, why.to_string(), "look into Postgres' log")
+            checks.push(result.unwrap_or_else(|why| {
+                check("postgres", Severity::Fault, why.to_string(), "look into Postgres' log")
             }));
         }
-        exams
+        checks
     }
 
-    async fn migrations(&self) -> Exam {
+    async fn migrations(&self) -> Check {
         match self.is_migrated().await {
-            Ok(true) => well("migrations", "all applied"),
-            Ok(false) => exam("migrations", Verdict::Fault, "some are missing", "run `lastword migrate`"),
-            Err(why) => exam("migrations", Verdict::Fault, why.to_string(), "look into Postgres' log"),
+            Ok(true) => fine("migrations", "all applied"),
+            Ok(false) => check("migrations", Severity::Fault, "some are missing", "run `lastword migrate`"),
+            Err(why) => check("migrations", Severity::Fault, why.to_string(), "look into Postgres' log"),
         }
     }
 
     /// Whether a failover ever took the database back in time, and whether that would be seen.
-    async fn lost_commits(&self) -> Exam {
+    async fn lost_commits(&self) -> Check {
         let remedy = "a standby without the newest commits was promoted: use a synchronous one, or accept it";
         match (self.timeline().await, self.losses().await) {
             (Ok(timeline), Ok(losses)) if losses.turns == 0 && timeline > 0 => {
-                well("lost commits", format!("none noticed; timeline {timeline}"))
+                fine("lost commits", format!("none noticed; timeline {timeline}"))
             }
             (Ok(_), Ok(losses)) if losses.turns > 0 => {
                 let (turns, events, vanished) = (losses.turns, losses.events, losses.vanished);
                 let finding =
                     format!("{turns} turns lost commits: {events} events, {vanished} turns as a whole");
-                exam("lost commits", Verdict::Warning, finding, remedy)
+                check("lost commits", Severity::Warning, finding, remedy)
             }
             (Ok(_), Ok(_)) => {
                 let remedy = "let this role call pg_current_wal_lsn(): without it no failover is seen";
-                exam("lost commits", Verdict::Warning, "this Postgres does not tell its timeline", remedy)
+                check("lost commits", Severity::Warning, "this Postgres does not tell its timeline", remedy)
             }
             (Err(why), _) | (_, Err(why)) => {
-                exam("lost commits", Verdict::Fault, why.to_string(), "look into Postgres' log")
+                check("lost commits", Severity::Fault, why.to_string(), "look into Postgres' log")
             }
         }
     }
 
     /// Whether a NOTIFY arrives, and how fast: a transaction pooler takes LISTEN and delivers nothing.
-    async fn notify(&self, conn: &mut Conn) -> Result<Exam, sqlx::Error> {
+    async fn notify(&self, conn: &mut Conn) -> Result<Check, sqlx::Error> {
         const CHANNEL: &str = "lastword_doctor";
         let remedy =
             "point LASTWORD_LISTENER_DATABASE_URL past the pooler, or set LASTWORD_DOORBELL=off (slower)";
-        let mut listener = match self.listener_sessions.listener("notify", EXAM_MAX).await {
+        let mut listener = match self.listener_sessions().listener("notify", CHECK_MAX).await {
             Ok(listener) => listener,
             Err(why) => return Ok(shut_out(&why)),
         };
@@ -120,29 +100,29 @@ impl Store {
                 let ms = started.elapsed().as_secs_f64() * 1e3;
                 let finding = format!("arrives after {ms:.1} ms");
                 if ms < 100.0 {
-                    well("notify", finding)
+                    fine("notify", finding)
                 } else {
-                    exam("notify", Verdict::Warning, finding, remedy)
+                    check("notify", Severity::Warning, finding, remedy)
                 }
             }
-            _ => exam("notify", Verdict::Fault, "is not delivered", remedy),
+            _ => check("notify", Severity::Fault, "is not delivered", remedy),
         })
     }
 }
 
-async fn version(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
+async fn version(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     let number = sqlx::query_scalar!(r#"select current_setting('server_version_num')::int as "n!""#)
         .fetch_one(conn)
         .await?;
     let finding = format!("PostgreSQL {}", number / 10_000);
     Ok(if number >= 150_000 {
-        well("version", finding)
+        fine("version", finding)
     } else {
-        exam("version", Verdict::Fault, finding, "use PostgreSQL 15 or later")
+        check("version", Severity::Fault, finding, "use PostgreSQL 15 or later")
     })
 }
 
-async fn connections(conn: &mut Conn, config: &Config) -> Result<Exam, sqlx::Error> {
+async fn connections(conn: &mut Conn, config: &Config) -> Result<Check, sqlx::Error> {
     let row = sqlx::query!(
         r#"
         select current_setting('max_connections')::bigint
@@ -163,16 +143,16 @@ async fn connections(conn: &mut Conn, config: &Config) -> Result<Exam, sqlx::Err
     );
     let remedy = "raise max_connections, or lower LASTWORD_POOL_MAX";
     Ok(if wanted > row.free_for_us {
-        exam("connections", Verdict::Fault, finding, remedy)
+        check("connections", Severity::Fault, finding, remedy)
     } else if wanted * 2 > row.free_for_us {
         // A rolling update runs old and new replicas side by side.
-        exam("connections", Verdict::Warning, finding, remedy)
+        check("connections", Severity::Warning, finding, remedy)
     } else {
-        well("connections", finding)
+        fine("connections", finding)
     })
 }
 
-async fn oldest_transaction(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
+async fn oldest_transaction(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     let seconds = sqlx::query_scalar!(
         r#"
         select case when pg_has_role(current_user, 'pg_read_all_stats', 'usage')
@@ -184,18 +164,18 @@ async fn oldest_transaction(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
     .await?;
     let Some(seconds) = seconds else {
         // A forgotten session is mostly a person's, or a backup's.
-        return Ok(well("oldest transaction", "hidden from this role: pg_read_all_stats would show others'"));
+        return Ok(fine("oldest transaction", "hidden from this role: pg_read_all_stats would show others'"));
     };
     let finding = format!("{seconds:.0} s old");
     Ok(if seconds < TRANSACTION_MAX_S {
-        well("oldest transaction", finding)
+        fine("oldest transaction", finding)
     } else {
         let remedy = "end it (pg_stat_activity tells which): it keeps vacuum from the hot tables";
-        exam("oldest transaction", Verdict::Warning, finding, remedy)
+        check("oldest transaction", Severity::Warning, finding, remedy)
     })
 }
 
-async fn clock_skew(conn: &mut Conn, store: &Store) -> Result<Exam, sqlx::Error> {
+async fn clock_skew(conn: &mut Conn, store: &Store) -> Result<Check, sqlx::Error> {
     let started = Instant::now();
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(conn).await?;
     let took = started.elapsed();
@@ -203,14 +183,14 @@ async fn clock_skew(conn: &mut Conn, store: &Store) -> Result<Exam, sqlx::Error>
     let skew = store.clock().offset_seconds();
     let finding = format!("{skew:+.3} s (asked in {:.1} ms)", took.as_secs_f64() * 1e3);
     Ok(if skew.abs() <= SKEW_MAX_S {
-        well("clock skew", finding)
+        fine("clock skew", finding)
     } else {
         // Nothing is judged by this machine's clock, but logs are read beside each other.
-        exam("clock skew", Verdict::Warning, finding, "synchronise this machine's clock")
+        check("clock skew", Severity::Warning, finding, "synchronise this machine's clock")
     })
 }
 
-async fn partitions(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
+async fn partitions(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     let days = sqlx::query_scalar!(
         r#"
         select (coalesce(max(day), '-infinity'::date) - (clock_timestamp() at time zone 'UTC')::date) as days
@@ -222,13 +202,13 @@ async fn partitions(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
     .flatten();
     let finding = format!("made for {} days ahead", days.unwrap_or(-1));
     Ok(match days {
-        Some(1..) => well("partitions", finding),
+        Some(1..) => fine("partitions", finding),
         Some(0) => {
-            exam("partitions", Verdict::Warning, finding, "a running replica makes them; look into its log")
+            check("partitions", Severity::Warning, finding, "a running replica makes them; look into its log")
         }
-        _ => exam(
+        _ => check(
             "partitions",
-            Verdict::Fault,
+            Severity::Fault,
             finding,
             "start a replica: without them nothing can be accepted",
         ),
@@ -236,7 +216,7 @@ async fn partitions(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
 }
 
 /// A pooler that hands each transaction to another backend shows in the backend's id.
-async fn pooler(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
+async fn pooler(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     let mut backends = std::collections::HashSet::new();
     for _ in 0..5 {
         backends
@@ -246,23 +226,15 @@ async fn pooler(conn: &mut Conn) -> Result<Exam, sqlx::Error> {
     let path =
         sqlx::query_scalar!(r#"select current_setting('search_path') as "path!""#).fetch_one(conn).await?;
     Ok(if backends.len() == 1 && path == "pg_catalog" {
-        well("pooler", "none seen, or one in session mode")
+        fine("pooler", "none seen, or one in session mode")
     } else {
         let remedy = "set LASTWORD_LISTENER_DATABASE_URL to a URL past the pooler";
-        exam("pooler", Verdict::Warning, "there is one, in transaction mode by all signs", remedy)
+        check("pooler", Severity::Warning, "there is one, in transaction mode by all signs", remedy)
     })
 }
 
 /// Why there is no connection, and what to do.
-fn shut_out(why: &StoreError) -> Exam {
+fn shut_out(why: &StoreError) -> Check {
     let remedy = why.remedy().unwrap_or("check the database URL, and that Postgres runs and can be reached");
-    exam("postgres", Verdict::Fault, why.to_string(), remedy)
-}
-
-fn well(name: &'static str, finding: impl Into<String>) -> Exam {
-    Exam { name, verdict: Verdict::Well, finding: finding.into(), remedy: None }
-}
-
-fn exam(name: &'static str, verdict: Verdict, finding: impl Into<String>, remedy: &'static str) -> Exam {
-    Exam { name, verdict, finding: finding.into(), remedy: Some(remedy) }
+    check("postgres", Severity::Fault, why.to_string(), remedy)
 }

@@ -8,7 +8,8 @@ use sqlx::{
 };
 
 use crate::store::{
-    Store, StoreError,
+    error::StoreError,
+    handle::Store,
     pool::{conn::Conn, schema::Schema, session::Purpose},
 };
 
@@ -26,8 +27,8 @@ impl Store {
         let failed = |why| StoreError::from_sqlx("migrate", why);
         // Its own connection: a long migration must not meet the statement deadline. Past a pooler, as
         // the listener's: the lock is a session's, and is let go of on the backend that took it.
-        let mut conn = self.listener_sessions.open("migrate", Purpose::Work).await?;
-        self.contact.heard();
+        let mut conn = self.listener_sessions().open("migrate", Purpose::Work).await?;
+        self.reachability().heard();
         let encoding = encoding(&mut conn).await.map_err(failed)?;
         if encoding != "UTF8" {
             let why =

@@ -6,7 +6,7 @@
 use chrono::{Days, NaiveDate};
 use uuid::Uuid;
 
-use crate::store::{Store, StoreError, warn_of};
+use crate::store::{error::StoreError, handle::Store, warn_of};
 
 /// How many days ahead partitions are made.
 const DAYS_AHEAD: u64 = 2;

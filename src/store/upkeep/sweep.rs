@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::{
     id::TurnId,
     store::{
-        Store, StoreError,
+        error::StoreError,
+        handle::Store,
         pool::{conn::Conn, session::Purpose},
     },
 };
@@ -49,7 +50,7 @@ pub struct Swept {
 impl Store {
     /// Connects, to sweep.
     pub async fn sweeper(&self) -> Result<Sweeper, StoreError> {
-        let conn = self.session("sweep", Purpose::Task(BATCH_TAKES_MAX)).await?;
+        let conn = self.sessions().open("sweep", Purpose::Task(BATCH_TAKES_MAX)).await?;
         Ok(Sweeper { conn })
     }
 
@@ -59,14 +60,14 @@ impl Store {
     }
 
     fn kept_from(&self) -> DateTime<Utc> {
-        let retain = TimeDelta::from_std(self.retain).unwrap_or(TimeDelta::MAX);
+        let retain = TimeDelta::from_std(self.retain()).unwrap_or(TimeDelta::MAX);
         self.clock().now().checked_sub_signed(retain).unwrap_or(DateTime::UNIX_EPOCH)
     }
 
     /// Removes what nobody asks for any more: replicas gone for a day; workers that ended a day ago, keys and orders of two
     /// days ago, or of `retain` where that is shorter. At most [`BATCH_REST`] of each; returns how many.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
-        let retain_s = self.retain.as_secs_f64();
+        let retain_s = self.retain().as_secs_f64();
         let mut lease = self.lease().await?;
         let swept = lease
             .run("sweep", |c| {

@@ -215,7 +215,7 @@ pub(in crate::store) fn show_ahead(store: &Store, appends: &[super::events::Appe
                 }));
             }
         }
-        store.wake().events_committed([append.turn]);
+        store.wake().turns.events_committed([append.turn]);
     }
 }
 ",
@@ -239,7 +239,7 @@ const NOTIFY_ALONE: Mutant = Mutant {
             replace: "            sleep(pause * 3600).await;",
         },
         Edit {
-            file: "src/store/live/subscriptions.rs",
+            file: "src/store/live/rings.rs",
             find: "const LOOK_EVERY: Duration = Duration::from_secs(1);",
             replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
         },

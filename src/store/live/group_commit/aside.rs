@@ -10,21 +10,19 @@ use std::{
 
 use tokio::{sync::mpsc, time::Instant};
 
-use super::Asked;
-
 /// After a locked turn others are expected to be locked for so long.
 const LOCKS_LAST: Duration = Duration::from_secs(30);
 
 /// The way to the task that waits for locks.
-pub(super) struct Aside {
-    held: mpsc::Sender<Asked>,
+pub(super) struct Aside<T> {
+    held: mpsc::Sender<T>,
     /// When a locked turn was met last.
     met_at: Mutex<Option<Instant>>,
 }
 
-impl Aside {
+impl<T> Aside<T> {
     /// No locked turn was met yet.
-    pub(super) fn new(held: mpsc::Sender<Asked>) -> Aside {
+    pub(super) fn new(held: mpsc::Sender<T>) -> Aside<T> {
         Aside { held, met_at: Mutex::default() }
     }
 
@@ -40,7 +38,7 @@ impl Aside {
     }
 
     /// Hands a write over. The task that takes it lasts as long as the one that asks.
-    pub(super) async fn take(&self, asked: Asked) {
+    pub(super) async fn take(&self, asked: T) {
         let _ = self.held.send(asked).await;
     }
 }

@@ -1,12 +1,14 @@
 //! A database URL as it was read: what the driver is told, what TLS is, and the ways in.
 
+use std::str::FromStr as _;
+
 use reqwest::Url;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     secret,
     store::{
-        connect_options,
+        error::StoreError,
         pool::{
             denial::{self, Denial},
             tls::{Fault, Mode, Wanted},
@@ -27,6 +29,11 @@ pub(super) struct Entry {
 pub(super) enum Way {
     Plain,
     Tls,
+}
+
+fn connect_options(url: &str, application_name: &str) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(url).map_err(|why| StoreError::from_sqlx("connect", why))?;
+    Ok(options.application_name(application_name))
 }
 
 impl Entry {

@@ -19,7 +19,8 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::{Fault, denial::Denial, fault};
+use super::fault::{Fault, fault};
+use crate::store::pool::denial::Denial;
 
 /// How long the driver may take to call: it does so at once.
 const CALL_MAX: Duration = Duration::from_secs(5);

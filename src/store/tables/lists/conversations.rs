@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{Listed, Walk};
 use crate::{
     id::ConversationId,
-    store::{Store, StoreError, tables::conversations::Conversation},
+    store::{error::StoreError, handle::Store, tables::conversations::Conversation},
 };
 
 impl Store {
