@@ -36,7 +36,7 @@
 //! | 6 | [`cli`]: wiring, processes |
 //! | 5 | [`api`], [`console`]: the doors |
 //! | 4 | [`engine`]: the passes |
-//! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
+//! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) · [`rendezvous`]: remote workers and the engine |
 //! | 2 | [`store`]: all SQL, the doorbell |
 //! | 1 | [`config`] · [`descriptors`] · [`telemetry`] · [`task`] |
 //! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
@@ -66,6 +66,7 @@ pub mod halves;
 pub mod id;
 pub mod json;
 pub mod principal;
+pub mod rendezvous;
 pub mod secret;
 pub mod store;
 pub mod stream;

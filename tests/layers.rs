@@ -33,7 +33,7 @@ const FLOORS: [&[&str]; 7] = [
     ],
     &["config", "descriptors", "task", "telemetry"],
     &["store"],
-    &["stream", "worker"],
+    &["rendezvous", "stream", "worker"],
     &["engine"],
     &["api", "console"],
     &["cli", "lib", "main"],

@@ -59,6 +59,7 @@ use crate::{
     config::Config,
     console, descriptors,
     id::TurnId,
+    rendezvous::Rendezvous,
     store::{Store, remote_turns::Proof, worker_tokens::Grant},
     task::Supervisor,
     telemetry::metrics,
@@ -72,6 +73,8 @@ pub use listen::serve;
 pub struct Gateway {
     /// Postgres.
     pub store: Store,
+    /// Where remote workers meet the engine.
+    pub rendezvous: Arc<Rendezvous>,
     /// What this replica was told.
     pub config: Arc<Config>,
     /// Home of tasks; its soft stop lets streams go, its hard one ends them.
@@ -95,7 +98,12 @@ struct Doors {
 
 impl Gateway {
     /// A gateway over this store.
-    pub fn new(store: Store, config: Arc<Config>, supervisor: Supervisor) -> Gateway {
+    pub fn new(
+        store: Store,
+        rendezvous: Arc<Rendezvous>,
+        config: Arc<Config>,
+        supervisor: Supervisor,
+    ) -> Gateway {
         let connections_max = descriptors::connections(config.connections_max, config.workers_max());
         let per_address = PerAddress {
             max: config.connections_per_address_max.map_or(connections_max.div_ceil(2), |max| max as usize),
@@ -113,7 +121,7 @@ impl Gateway {
             rendering: unread::Rendering::default(),
             readiness: Readiness::default(),
         });
-        Gateway { store, config, supervisor, doors }
+        Gateway { store, rendezvous, config, supervisor, doors }
     }
 
     fn keys(&self) -> &Keys {

@@ -157,12 +157,12 @@ async fn bring_orders(engine: &Engine) -> Result<(), StoreError> {
             engine.host.order(command);
         }
     }
-    if engine.host.lives() > 0 || engine.store.desk().has_callers() {
+    if engine.host.lives() > 0 || engine.rendezvous.has_sessions() {
         for worker in engine.store.stops().await? {
             // A stop that finds a live turn goes through the same last word as everything else.
             let turns = engine.host.stop_worker(worker);
-            if let Some(caller) = engine.store.desk().caller(worker) {
-                caller.stop();
+            if let Some(session) = engine.rendezvous.session(worker) {
+                session.stop();
             }
             if !turns.is_empty() {
                 engine.store.cancel(&turns, CancelledBy::Operator).await?;

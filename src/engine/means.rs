@@ -25,6 +25,7 @@ pub async fn look_on(engine: Engine, until: CancellationToken) {
         descriptors::look().await;
         engine.host.note_bounds();
         engine.store.note_bounds();
+        engine.rendezvous.note_bounds();
         let shortage = descriptors::shortage();
         note(before, shortage);
         match shortage {

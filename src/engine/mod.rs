@@ -42,6 +42,7 @@ use crate::{
     config::Config,
     descriptors,
     id::TurnId,
+    rendezvous::Rendezvous,
     store::{
         Store, batch_reader,
         group_commit::{Inbox, Writer, write_on},
@@ -59,6 +60,7 @@ const DISPATCH: &str = "dispatch";
 pub struct Engine {
     store: Store,
     host: Host,
+    rendezvous: Arc<Rendezvous>,
     supervisor: Supervisor,
     url: Arc<str>,
     postgres_away_max: Duration,
@@ -78,6 +80,7 @@ impl Engine {
     /// Makes an engine and starts its passes. `url` is where this replica can be reached.
     pub fn start(
         store: Store,
+        rendezvous: Arc<Rendezvous>,
         supervisor: Supervisor,
         config: &Config,
         url: String,
@@ -86,12 +89,13 @@ impl Engine {
         if let Some(pods) = &pods {
             pods.start(&supervisor, &store);
         }
-        store.desk().set_url(&url);
+        rendezvous.set_url(&url);
         let (writer, inbox) = Writer::new();
-        let host = Host::new(store.clone(), writer, supervisor.clone(), config, pods);
+        let host = Host::new(store.clone(), rendezvous.clone(), writer, supervisor.clone(), config, pods);
         let engine = Engine {
             store,
             host,
+            rendezvous,
             supervisor,
             url: url.into(),
             postgres_away_max: config.postgres_away_max.0,
@@ -132,7 +136,7 @@ impl Engine {
 
     /// Tells remote workers whether this replica takes on turns.
     fn open_or_shut(&self) {
-        self.store.desk().set_open(self.is_present() && !self.supervisor.soft().is_cancelled());
+        self.rendezvous.set_takes_turns(self.is_present() && !self.supervisor.soft().is_cancelled());
     }
 
     /// Gives back a turn that was claimed without a place for it. Where that fails, it is settled later.

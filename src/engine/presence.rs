@@ -150,7 +150,7 @@ impl Presence {
         let judged = self.engine.store.replica();
         self.engine.host.halt_all(Halt::Lost);
         // Who calls here is recorded under another id.
-        self.engine.store.desk().dismiss_all();
+        self.engine.rendezvous.dismiss_all();
         let fresh = self.engine.store.rename_replica();
         tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
         self.is_registered = false;

@@ -44,7 +44,6 @@ pub(super) struct StoreParts {
     pub(super) seen_commits: SeenCommits,
     pub(super) read_batch: ReadBatch,
     pub(super) accept_batch: AcceptBatch,
-    pub(super) desk: Arc<super::desk::Desk>,
     pub(super) agent_cache: AgentCache,
     pub(super) locked_turns: LockedTurns,
     pub(super) breaks: AtomicU64,
@@ -74,11 +73,6 @@ impl Store {
     /// Where turns are handed in.
     pub fn accept_batch(&self) -> &AcceptBatch {
         &self.0.accept_batch
-    }
-
-    /// Where remote workers and the engine meet.
-    pub fn desk(&self) -> &Arc<super::desk::Desk> {
-        &self.0.desk
     }
 
     /// What this process has seen committed, of late.

@@ -11,7 +11,6 @@
 //! Every statement has a deadline. One that fails or is given up on may or may not have been
 //! committed; callers that repeat do so with the identical statement, which is harmless.
 
-pub mod desk;
 #[cfg(feature = "dev")]
 mod dev;
 pub mod error;

@@ -67,7 +67,6 @@ impl Store {
             seen_commits: SeenCommits::default(),
             read_batch: ReadBatch::default(),
             accept_batch: AcceptBatch::default(),
-            desk: Arc::default(),
             agent_cache: AgentCache::default(),
             locked_turns: LockedTurns::default(),
             breaks: AtomicU64::default(),

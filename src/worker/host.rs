@@ -35,6 +35,7 @@ use crate::{
     agent::Runtime,
     config::{Config, pass},
     id::{ConversationId, TurnId, WorkerId},
+    rendezvous::Rendezvous,
     store::{
         Store,
         claim::{Phase, Warm},
@@ -53,6 +54,7 @@ pub struct Host(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Store,
+    rendezvous: Arc<Rendezvous>,
     writer: Writer,
     supervisor: Supervisor,
     workspaces: PathBuf,
@@ -102,6 +104,7 @@ impl Host {
     /// A host of nothing yet.
     pub fn new(
         store: Store,
+        rendezvous: Arc<Rendezvous>,
         writer: Writer,
         supervisor: Supervisor,
         config: &Config,
@@ -109,6 +112,7 @@ impl Host {
     ) -> Self {
         Host(Arc::new(Inner {
             store,
+            rendezvous,
             writer,
             supervisor,
             workspaces: config.data_dir.join("workspaces"),
@@ -261,6 +265,11 @@ impl Host {
 
     pub(super) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// Where remote workers meet this replica.
+    pub(super) fn rendezvous(&self) -> &Arc<Rendezvous> {
+        &self.0.rendezvous
     }
 
     pub(super) fn writer(&self) -> &Writer {

@@ -3,7 +3,7 @@
 //! ```text
 //! run ─ Line::Own ───────────────────────────────► a conversation's process
 //! run ─ Line::Shared ─ Extension ─ Switchboard ──► a process of many turns
-//! run ─ Line::Remote ─ desk ◄── HTTP ────────────── a worker that calls
+//! run ─ Line::Remote ─ rendezvous ◄── HTTP ──────── a worker that calls
 //! ```
 //! A line brings what the worker says of its turn, in order, and how the worker ended after that (I7).
 
@@ -27,7 +27,7 @@ pub(super) enum Line<'a> {
     Own(&'a mut Worker),
     /// One of many that a shared worker has.
     Shared(&'a mut Extension),
-    /// What a remote worker leaves at the desk, and finds there.
+    /// What a remote worker leaves at the rendezvous, and finds there.
     Remote(&'a mut Remote),
 }
 

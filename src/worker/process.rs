@@ -32,7 +32,7 @@ pub use crate::worker::{
     launch::{Launch, StartError, StartErrorKind},
 };
 use crate::{
-    store::remote_workers::Obituary,
+    store::remote_workers::ExitReport,
     task::{Kind, Supervisor},
     worker::{
         codec::{Fault, LINE_BYTES_MAX, Lines, ProtocolError},
@@ -85,7 +85,7 @@ pub enum Heard {
     /// It is gone, with everything it started. From now on this is all there is to hear.
     Exited(Exit),
     /// A remote worker is gone, for this reason.
-    Gone(Obituary),
+    Gone(ExitReport),
 }
 
 /// Why a message could not be sent. Nothing of it was.

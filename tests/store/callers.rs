@@ -5,7 +5,7 @@ use lastword::{
     id::{ConversationId, WorkerId},
     store::{
         queue_hints::{END, FRONT},
-        remote_workers::{Obituary, Registration, RemoteWorker},
+        remote_workers::{ExitReport, Registration, RemoteWorker},
     },
 };
 
@@ -66,14 +66,14 @@ async fn who_tells_of_a_worker_that_is_gone_reads_no_others(server: &Server) {
     );
     assert_eq!(ground.run(&others).await.unwrap(), MANY as u64);
     let teller = ground.replica().await;
-    let why = Obituary { code: Code::WorkerExited, message: "It fell over.".to_owned(), detail: None };
+    let why = ExitReport { code: Code::WorkerExited, message: "It fell over.".to_owned(), detail: None };
     for _ in 0..2 {
         // Told twice it is told once.
         let told = teller.store.worker_gone(Some(workers[0].id), None, &why).await.unwrap();
         let of_conversation = teller.store.worker_gone(None, Some(conversations[1]), &why).await.unwrap();
         assert_eq!(told, of_conversation);
     }
-    let told = teller.store.obituaries(&workers.map(|worker| worker.id)).await.unwrap();
+    let told = teller.store.exit_reports(&workers.map(|worker| worker.id)).await.unwrap();
     assert_eq!(told.len(), 2);
     let read = read(&ground, teller, "workers").await;
     assert!(read < FEW, "{read} rows and entries of workers were read");

@@ -37,7 +37,7 @@ pub enum Registration {
 
 /// Why a worker ended, as somebody found out who watched it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Obituary {
+pub struct ExitReport {
     /// What its turn's last word says.
     pub code: Code,
     /// For a person.
@@ -123,7 +123,7 @@ impl Store {
         &self,
         id: Option<WorkerId>,
         conversation: Option<ConversationId>,
-        why: &Obituary,
+        why: &ExitReport,
     ) -> Result<u64, StoreError> {
         let (conversation, code) = (conversation.map(|conversation| conversation.0), why.code.as_str());
         let mut lease = self.lease().await?;
@@ -163,11 +163,14 @@ impl Store {
     }
 
     /// Of these workers, those of which somebody said why they ended.
-    pub async fn obituaries(&self, workers: &[WorkerId]) -> Result<Vec<(WorkerId, Obituary)>, StoreError> {
+    pub async fn exit_reports(
+        &self,
+        workers: &[WorkerId],
+    ) -> Result<Vec<(WorkerId, ExitReport)>, StoreError> {
         let ids: Vec<uuid::Uuid> = workers.iter().map(|worker| worker.0).collect();
         let mut lease = self.lease().await?;
         let rows = lease
-            .run("obituaries", |c| {
+            .run("exit_reports", |c| {
                 sqlx::query!(
                     r#"
                     select id, end_code as "code!", coalesce(exit, '') as "message!", end_detail
@@ -181,7 +184,7 @@ impl Store {
         let told = rows.into_iter().map(|row| {
             let code = Code::ALL.into_iter().find(|code| code.as_str() == row.code);
             let code = code.unwrap_or(Code::WorkerExited);
-            (WorkerId(row.id), Obituary { code, message: row.message, detail: row.end_detail })
+            (WorkerId(row.id), ExitReport { code, message: row.message, detail: row.end_detail })
         });
         Ok(told.collect())
     }

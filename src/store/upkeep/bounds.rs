@@ -8,7 +8,5 @@ impl Store {
         let note = |name, (used, max): (usize, usize)| metrics::bound(name, used as u64, max as u64);
         note("database_pool", self.connections().lent());
         note("intake", self.accept_batch().waiting());
-        note("remote_workers", self.desk().crowd());
-        note("moves", self.desk().wishes());
     }
 }

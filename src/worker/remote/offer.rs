@@ -41,8 +41,8 @@ pub(in crate::worker) async fn hand_over(host: &Host, line: &mut Line<'_>, job: 
         }
     }
     let Line::Remote(remote) = line else { return None };
-    let at_desk = remote.line().clone();
-    let taking = async { Ok(timeout(TAKE_MAX, at_desk.taken()).await.is_ok()) };
+    let line = remote.line().clone();
+    let taking = async { Ok(timeout(TAKE_MAX, line.taken()).await.is_ok()) };
     match unless_interrupted(job, taking).await {
         Ok(true) => {}
         Ok(false) => {
@@ -54,8 +54,8 @@ pub(in crate::worker) async fn hand_over(host: &Host, line: &mut Line<'_>, job: 
             return None;
         }
     }
-    let base = start(host, at_desk.worker(), job).await?;
-    at_desk.begin();
+    let base = start(host, line.worker(), job).await?;
+    line.begin();
     Some(base)
 }
 

@@ -1,7 +1,7 @@
-//! A pulse: whether somebody who calls over HTTP is heard.
+//! Whether somebody who calls over HTTP is heard.
 //!
 //! Counted in ticks of whoever listens, never by clocks: a listener that stood still accuses nobody. An open
-//! request is a sign of life. A beat that broke off says that the caller is gone, or its network is, until
+//! request is a sign of life. A beat that broke off says that the worker is gone, or its network is, until
 //! another beat comes: what else it sent may have been on its way already. So does the end of the connection
 //! that beats come by, between two of them.
 
@@ -10,16 +10,16 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Ticks without a word after which a caller whose request broke off is given up: 2.5 s.
+/// Ticks without a word after which a worker whose request broke off is given up: 2.5 s.
 const CUT_OFF_TICKS: u32 = 10;
 /// Ticks after which any other is: 10 s.
 const SILENT_TICKS: u32 = 40;
 /// Between two ticks.
 pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// The pulse of a caller, or of one of its turns.
+/// Whether a worker is heard, or is for one of its turns.
 #[derive(Debug, Default)]
-pub struct Pulse {
+pub struct Liveness {
     open: AtomicUsize,
     ticks: AtomicU32,
     is_cut_off: AtomicBool,
@@ -28,37 +28,36 @@ pub struct Pulse {
     came_by: AtomicU64,
 }
 
-impl Pulse {
+impl Liveness {
     /// A beat has come; its drop says that it broke off, unless it was answered.
-    pub fn beat(self: &Arc<Self>) -> Open {
+    pub fn beat(self: &Arc<Self>) -> OpenRequest {
         self.beats.fetch_add(1, Ordering::AcqRel);
         self.is_cut_off.store(false, Ordering::Release);
         self.open(false)
     }
 
-    /// The newest beat came by this connection. Where the one before did so too the caller keeps it open between
-    /// two beats: what is given back is to be called when it ends, and says the same as a beat that broke off, unless
-    /// another has come by then.
+    /// If two consecutive beats used one connection, returns a callback for its close: the worker then counts as
+    /// disconnected, unless a newer beat has arrived.
     pub fn came_by(self: &Arc<Self>, connection: u64) -> Option<impl FnOnce() + Send + use<>> {
         let is_kept_open = self.came_by.swap(connection, Ordering::AcqRel) == connection;
-        let (pulse, newest) = (self.clone(), self.beats.load(Ordering::Acquire));
+        let (liveness, newest) = (self.clone(), self.beats.load(Ordering::Acquire));
         is_kept_open.then_some(move || {
-            if pulse.beats.load(Ordering::Acquire) == newest {
-                pulse.ticks.store(0, Ordering::Release);
-                pulse.cut_off();
+            if liveness.beats.load(Ordering::Acquire) == newest {
+                liveness.ticks.store(0, Ordering::Release);
+                liveness.cut_off();
             }
         })
     }
 
     /// Any other request has come.
-    pub fn request(self: &Arc<Self>) -> Open {
+    pub fn request(self: &Arc<Self>) -> OpenRequest {
         self.open(true)
     }
 
-    fn open(self: &Arc<Self>, is_answered: bool) -> Open {
+    fn open(self: &Arc<Self>, is_answered: bool) -> OpenRequest {
         self.open.fetch_add(1, Ordering::AcqRel);
         self.ticks.store(0, Ordering::Release);
-        Open { pulse: self.clone(), is_answered }
+        OpenRequest { liveness: self.clone(), is_answered }
     }
 
     /// Its worker was given up.
@@ -71,7 +70,7 @@ impl Pulse {
         self.is_cut_off.load(Ordering::Acquire)
     }
 
-    /// Counts a tick; whether the caller is given up. A turn's pulse is cut off with its worker's: the beat
+    /// Counts a tick; whether the worker is given up. A turn's liveness is cut off with its worker's: the beat
     /// that broke off may have been older than the turn.
     pub fn tick(&self, is_worker_cut_off: bool) -> bool {
         if self.open.load(Ordering::Acquire) > 0 {
@@ -86,26 +85,26 @@ impl Pulse {
 
 /// A request that is under way.
 #[derive(Debug)]
-pub struct Open {
-    pulse: Arc<Pulse>,
+pub struct OpenRequest {
+    liveness: Arc<Liveness>,
     /// Whether its end says nothing.
     is_answered: bool,
 }
 
-impl Open {
+impl OpenRequest {
     /// The request has its answer.
     pub fn answered(mut self) {
         self.is_answered = true;
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.pulse.is_cut_off.store(true, Ordering::Release);
+            self.liveness.is_cut_off.store(true, Ordering::Release);
         }
-        self.pulse.ticks.store(0, Ordering::Release);
-        self.pulse.open.fetch_sub(1, Ordering::AcqRel);
+        self.liveness.ticks.store(0, Ordering::Release);
+        self.liveness.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -113,34 +112,34 @@ impl Drop for Open {
 mod tests {
     use super::*;
 
-    fn ticks_until_given_up(pulse: &Pulse) -> u32 {
-        (1..).find(|_| pulse.tick(false)).unwrap()
+    fn ticks_until_given_up(liveness: &Liveness) -> u32 {
+        (1..).find(|_| liveness.tick(false)).unwrap()
     }
 
     #[test]
     fn who_broke_off_is_given_up_sooner_than_who_fell_silent() {
-        let pulse = Arc::new(Pulse::default());
-        pulse.beat().answered();
-        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS);
-        drop(pulse.beat());
-        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+        let liveness = Arc::new(Liveness::default());
+        liveness.beat().answered();
+        assert_eq!(ticks_until_given_up(&liveness), SILENT_TICKS);
+        drop(liveness.beat());
+        assert_eq!(ticks_until_given_up(&liveness), CUT_OFF_TICKS);
         // What was on its way before says nothing.
-        pulse.request().answered();
-        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+        liveness.request().answered();
+        assert_eq!(ticks_until_given_up(&liveness), CUT_OFF_TICKS);
         // Another beat came through: what broke was a connection.
-        pulse.beat().answered();
-        drop(pulse.request());
-        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS);
-        pulse.request().answered();
-        assert_eq!((1..).find(|_| pulse.tick(true)), Some(CUT_OFF_TICKS), "a turn that no beat has named");
+        liveness.beat().answered();
+        drop(liveness.request());
+        assert_eq!(ticks_until_given_up(&liveness), SILENT_TICKS);
+        liveness.request().answered();
+        assert_eq!((1..).find(|_| liveness.tick(true)), Some(CUT_OFF_TICKS), "a turn that no beat has named");
     }
 
     #[test]
     fn who_falls_silent_with_its_connection_is_given_up_sooner() {
-        let pulse = Arc::new(Pulse::default());
+        let liveness = Arc::new(Liveness::default());
         let beat_by = |connection| {
-            let open = pulse.beat();
-            let at_end = pulse.came_by(connection);
+            let open = liveness.beat();
+            let at_end = liveness.came_by(connection);
             open.answered();
             at_end
         };
@@ -148,19 +147,19 @@ mod tests {
         let early = beat_by(1).unwrap();
         let late = beat_by(1).unwrap();
         early();
-        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS, "another beat has come since");
+        assert_eq!(ticks_until_given_up(&liveness), SILENT_TICKS, "another beat has come since");
         late();
-        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+        assert_eq!(ticks_until_given_up(&liveness), CUT_OFF_TICKS);
         assert!(beat_by(2).is_none(), "another connection");
-        assert_eq!(ticks_until_given_up(&pulse), SILENT_TICKS);
+        assert_eq!(ticks_until_given_up(&liveness), SILENT_TICKS);
     }
 
     #[test]
     fn nobody_is_given_up_whose_request_is_open() {
-        let pulse = Arc::new(Pulse::default());
-        let open = pulse.beat();
-        assert!((0..1000).all(|_| !pulse.tick(true)));
+        let liveness = Arc::new(Liveness::default());
+        let open = liveness.beat();
+        assert!((0..1000).all(|_| !liveness.tick(true)));
         drop(open);
-        assert_eq!(ticks_until_given_up(&pulse), CUT_OFF_TICKS);
+        assert_eq!(ticks_until_given_up(&liveness), CUT_OFF_TICKS);
     }
 }

@@ -1,4 +1,4 @@
-//! A remote worker that calls this replica: its poll, what it was promised, and its pulse.
+//! A remote worker that calls this replica: its poll, what it was promised, and whether it is heard.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::pulse::Pulse;
+use super::liveness::Liveness;
 use crate::{
     id::{ConversationId, TurnId},
     store::remote_workers::RemoteWorker,
@@ -22,11 +22,11 @@ use crate::{
 
 /// A worker that calls.
 #[derive(Debug)]
-pub struct Caller {
+pub struct WorkerSession {
     worker: RemoteWorker,
     token_hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
-    pulse: Arc<Pulse>,
+    liveness: Arc<Liveness>,
     /// Its newest poll, and for how many turns that waits; 0 where it does not.
     polled: Mutex<(u64, u32)>,
     /// Its newest beat that waits.
@@ -56,33 +56,33 @@ pub struct Offer {
     /// The native protocol's `turn`, as JSON text.
     pub message: String,
     /// Counts until the worker was told.
-    pub promise: Promise,
+    pub guard: OfferGuard,
 }
 
 /// A turn that is claimed for a worker, until the worker was told of it.
 #[derive(Debug)]
-pub struct Promise(Arc<Caller>);
+pub struct OfferGuard(Arc<WorkerSession>);
 
-impl Promise {
+impl OfferGuard {
     /// Whom it was given.
-    pub fn caller(&self) -> &Arc<Caller> {
+    pub fn session(&self) -> &Arc<WorkerSession> {
         &self.0
     }
 }
 
-impl Drop for Promise {
+impl Drop for OfferGuard {
     fn drop(&mut self) {
         self.0.promised.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Caller {
+impl WorkerSession {
     pub(super) fn new(worker: RemoteWorker, token_hash: [u8; 32], expires_at: Option<DateTime<Utc>>) -> Self {
-        Caller {
+        WorkerSession {
             worker,
             token_hash,
             expires_at,
-            pulse: Arc::default(),
+            liveness: Arc::default(),
             polled: Mutex::default(),
             listened: AtomicU64::new(0),
             promised: AtomicU32::new(0),
@@ -105,8 +105,8 @@ impl Caller {
     }
 
     /// Whether it is heard.
-    pub fn pulse(&self) -> &Arc<Pulse> {
-        &self.pulse
+    pub fn liveness(&self) -> &Arc<Liveness> {
+        &self.liveness
     }
 
     /// It takes no more turns; a poll of its that is open ends.
@@ -152,9 +152,9 @@ impl Caller {
     }
 
     /// Promises it a turn.
-    pub fn promise(self: &Arc<Self>) -> Promise {
+    pub fn offer_guard(self: &Arc<Self>) -> OfferGuard {
         self.promised.fetch_add(1, Ordering::AcqRel);
-        Promise(self.clone())
+        OfferGuard(self.clone())
     }
 
     /// Puts an offer where its next look finds it.
@@ -180,10 +180,10 @@ impl Caller {
             polled.0
         };
         self.wake();
-        Polling { caller: self.clone(), number }
+        Polling { session: self.clone(), number }
     }
 
-    /// Listens for what it is to be told. Whoever listened before is told nothing more, as with [`Caller::poll`].
+    /// Listens for what it is to be told. Whoever listened before is told nothing more, as with [`WorkerSession::poll`].
     pub fn listen(&self) -> u64 {
         let number = self.listened.fetch_add(1, Ordering::AcqRel) + 1;
         self.wake();
@@ -228,29 +228,29 @@ impl Caller {
 /// noticed after the next has come.
 #[derive(Debug)]
 pub struct Polling {
-    caller: Arc<Caller>,
+    session: Arc<WorkerSession>,
     number: u64,
 }
 
 impl Polling {
     /// Offers, at least one; none where the wait is over, or `is_over` says so.
     pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<Offer> {
-        let caller = &self.caller;
+        let session = &self.session;
         let look = || {
-            if caller.polled().0 != self.number {
+            if session.polled().0 != self.number {
                 // What there is is for the newer one.
                 return Some(Vec::new());
             }
-            let offers = std::mem::take(&mut *caller.offers());
-            (!offers.is_empty() || caller.is_leaving() || is_over()).then_some(offers)
+            let offers = std::mem::take(&mut *session.offers());
+            (!offers.is_empty() || session.is_leaving() || is_over()).then_some(offers)
         };
-        caller.look_until(Instant::now() + wait, look).await.unwrap_or_default()
+        session.look_until(Instant::now() + wait, look).await.unwrap_or_default()
     }
 }
 
 impl Drop for Polling {
     fn drop(&mut self) {
-        let mut polled = self.caller.polled();
+        let mut polled = self.session.polled();
         if polled.0 == self.number {
             polled.1 = 0;
         }
@@ -268,33 +268,33 @@ mod tests {
     fn a_poll_that_is_noticed_late_to_have_broken_off_does_not_end_the_next() {
         let (id, agent) = (WorkerId(Uuid::nil()), "a".to_owned());
         let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
-        let caller = Arc::new(Caller::new(worker, [0; 32], None));
-        let first = caller.poll(2);
-        let second = caller.poll(3);
+        let session = Arc::new(WorkerSession::new(worker, [0; 32], None));
+        let first = session.poll(2);
+        let second = session.poll(3);
         drop(first);
-        assert_eq!(caller.room(), 3);
-        let promise = caller.promise();
-        assert_eq!(caller.room(), 2);
-        drop(promise);
+        assert_eq!(session.room(), 3);
+        let guard = session.offer_guard();
+        assert_eq!(session.room(), 2);
+        drop(guard);
         drop(second);
-        assert_eq!(caller.room(), 0);
+        assert_eq!(session.room(), 0);
     }
 
     #[tokio::test]
     async fn a_worker_waits_once() {
         let (id, agent) = (WorkerId(Uuid::nil()), "a".to_owned());
         let worker = RemoteWorker { id, agent, agent_revision: 1, conversation: None, name: None };
-        let caller = Arc::new(Caller::new(worker, [0; 32], None));
-        let first = caller.poll(2);
+        let session = Arc::new(WorkerSession::new(worker, [0; 32], None));
+        let first = session.poll(2);
         let long = Duration::from_secs(600);
         let mut waiting = Box::pin(first.offers(long, || false));
         assert!(futures_util::poll!(waiting.as_mut()).is_pending());
-        let second = caller.poll(3);
+        let second = session.poll(3);
         assert!(waiting.await.is_empty(), "the newer one has its place");
         assert!(futures_util::poll!(Box::pin(second.offers(long, || false))).is_pending());
-        let listening = caller.listen();
-        assert!(!caller.is_heard_anew(listening));
-        caller.listen();
-        assert!(caller.is_heard_anew(listening));
+        let listening = session.listen();
+        assert!(!session.is_heard_anew(listening));
+        session.listen();
+        assert!(session.is_heard_anew(listening));
     }
 }

@@ -14,10 +14,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::pulse::Pulse;
+use super::liveness::Liveness;
 use crate::{
     id::{TurnId, WorkerId},
-    store::{remote_turns::Proof, remote_workers::Obituary},
+    store::{remote_turns::Proof, remote_workers::ExitReport},
 };
 
 /// Batches that may wait for a turn's run.
@@ -33,7 +33,7 @@ pub struct Line {
     epoch: i32,
     worker: WorkerId,
     token_hash: [u8; 32],
-    pulse: Arc<Pulse>,
+    liveness: Arc<Liveness>,
     /// The number of the last message that was taken in; held while a batch is handed over.
     received: tokio::sync::Mutex<u64>,
     inlet: mpsc::Sender<Batch>,
@@ -41,14 +41,14 @@ pub struct Line {
     orders: Mutex<Vec<OrderToTell>>,
     /// What the worker last said that it was told.
     told: Mutex<Vec<String>>,
-    obituary: watch::Sender<Option<Obituary>>,
+    exit_report: watch::Sender<Option<ExitReport>>,
     waits: Mutex<Waits>,
 }
 
 /// For how long the worker's pipe has waited, as its beats tell.
 #[derive(Debug)]
 struct Waits {
-    laid: Instant,
+    opened: Instant,
     told: Option<Told>,
 }
 
@@ -62,9 +62,9 @@ struct Told {
 
 impl Waits {
     fn note(&mut self, total: Duration, now: Instant) {
-        // Of what was before the line was laid nothing is this turn's.
-        let since_laid = now.saturating_duration_since(self.laid);
-        let before = self.told.map_or(total.saturating_sub(since_laid), |told| told.before);
+        // Of what was before the line was opened nothing is this turn's.
+        let since_opened = now.saturating_duration_since(self.opened);
+        let before = self.told.map_or(total.saturating_sub(since_opened), |told| told.before);
         self.told = Some(Told { before, total, at: now });
     }
 
@@ -137,14 +137,14 @@ impl Line {
             epoch,
             worker,
             token_hash,
-            pulse: Arc::default(),
+            liveness: Arc::default(),
             received: tokio::sync::Mutex::new(received),
             inlet,
             progress: watch::Sender::new(progress),
             orders: Mutex::default(),
             told: Mutex::default(),
-            obituary: watch::Sender::new(None),
-            waits: Mutex::new(Waits { laid: Instant::now(), told: None }),
+            exit_report: watch::Sender::new(None),
+            waits: Mutex::new(Waits { opened: Instant::now(), told: None }),
         };
         (line, batches)
     }
@@ -169,7 +169,7 @@ impl Line {
         &self.token_hash
     }
 
-    /// Whether somebody with this proof may speak on it. The token is for the caller to compare.
+    /// Whether somebody with this proof may speak on it. The token is for whoever asks to compare.
     pub fn is_for(&self, proof: Proof) -> bool {
         match proof {
             Proof::Worker(worker) => worker == self.worker,
@@ -178,8 +178,8 @@ impl Line {
     }
 
     /// Whether its worker is heard.
-    pub fn pulse(&self) -> &Arc<Pulse> {
-        &self.pulse
+    pub fn liveness(&self) -> &Arc<Liveness> {
+        &self.liveness
     }
 
     /// Hands over a batch whose first message has this number, and waits until it is committed. An empty one
@@ -246,14 +246,14 @@ impl Line {
     }
 
     /// Somebody knows why the worker ended.
-    pub fn bury(&self, why: Obituary) {
-        self.obituary.send_replace(Some(why));
+    pub fn report_exit(&self, why: ExitReport) {
+        self.exit_report.send_replace(Some(why));
     }
 
     /// Until somebody knows why the worker ended. Cancel-safe.
-    pub async fn buried(&self) -> Obituary {
-        let mut obituary = self.obituary.subscribe();
-        match obituary.wait_for(Option::is_some).await.map(|why| why.clone()) {
+    pub async fn exit_report(&self) -> ExitReport {
+        let mut exit_report = self.exit_report.subscribe();
+        match exit_report.wait_for(Option::is_some).await.map(|why| why.clone()) {
             Ok(Some(why)) => why,
             // The sender lives as long as this line does.
             Ok(None) | Err(_) => std::future::pending().await,
@@ -331,18 +331,18 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_counts_from_where_the_line_was_laid_and_up_to_the_last_word_at_least() {
-        let (second, laid) = (Duration::from_secs(1), Instant::now());
-        let mut waits = Waits { laid, told: None };
+    fn a_wait_counts_from_where_the_line_was_opened_and_up_to_the_last_word_at_least() {
+        let (second, opened) = (Duration::from_secs(1), Instant::now());
+        let mut waits = Waits { opened, told: None };
         assert_eq!(
-            (waits.told(), waits.at_most(laid + second)),
+            (waits.told(), waits.at_most(opened + second)),
             (Duration::ZERO, Duration::ZERO),
             "it says nothing"
         );
-        waits.note(100 * second, laid + second);
+        waits.note(100 * second, opened + second);
         assert_eq!(waits.told(), second, "it was not there before");
-        waits.note(103 * second, laid + 4 * second);
-        assert_eq!((waits.told(), waits.at_most(laid + 5 * second)), (4 * second, 5 * second));
+        waits.note(103 * second, opened + 4 * second);
+        assert_eq!((waits.told(), waits.at_most(opened + 5 * second)), (4 * second, 5 * second));
     }
 
     #[tokio::test]
