@@ -214,11 +214,6 @@ impl SharedEvent {
         let (event, json) = &*self.0;
         json.get_or_init(|| event.to_json().into())
     }
-
-    /// The same event, shared with nobody.
-    pub fn unshared(&self) -> SharedEvent {
-        Event::clone(self).into()
-    }
 }
 
 impl From<Event> for SharedEvent {
@@ -306,7 +301,8 @@ mod tests {
         let other = one.clone();
         assert_eq!(one.json(), event(r#"{"text":"a"}"#).to_json());
         assert!(std::ptr::eq(one.json(), other.json()));
-        assert!(one == one.unshared() && !std::ptr::eq(one.json(), one.unshared().json()));
+        let equal = SharedEvent::from(Event::clone(&one));
+        assert!(one == equal && !std::ptr::eq(one.json(), equal.json()));
     }
 
     #[test]

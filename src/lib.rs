@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! POST /v1/turns
-//!   api::accept ──► store::intake              those of one moment go together
+//!   api::accept ──► store::accept_batch        those of one moment go together
 //!                        ▼
 //!   engine::intake ── store::accept            turn + in-flight row + event 0, one commit; claimed in it
 //!                        │ ring                where there is room here: the rest is
@@ -16,7 +16,7 @@
 //!                        ▼
 //!   worker::turn::run ── transcript             what a worker says becomes events
 //!                        ▼
-//!   store::writer ── append, finish            group commit of many turns, fenced by epoch
+//!   store::group_commit ── append, finish      group commit of many turns, fenced by epoch
 //!                        │ after the commit: shown to local readers, the others rung
 //!                        ▼
 //!   stream::tail ──► stream::render ──► api::sse ──► the client
@@ -38,7 +38,7 @@
 //! | 6 | [`cli`]: wiring, processes |
 //! | 5 | [`api`], [`console`]: the doors |
 //! | 4 | [`engine`]: the passes |
-//! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) |
+//! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) · [`rendezvous`]: remote workers and the engine |
 //! | 2 | [`store`]: all SQL, the doorbell |
 //! | 1 | [`config`] · [`descriptors`] · [`host`]: worker processes · [`telemetry`] · [`task`] |
 //! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
@@ -69,6 +69,7 @@ pub mod host;
 pub mod id;
 pub mod json;
 pub mod principal;
+pub mod rendezvous;
 pub mod secret;
 pub mod store;
 pub mod stream;

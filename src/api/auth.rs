@@ -151,7 +151,7 @@ pub async fn worker(
 ) -> Result<Response, Problem> {
     let (caller, shown) = (Caller::of(&request), shown(&request, Purpose::Worker, &gateway));
     let Some(token_hash) = shown else { return Err(caller.refused(&gateway).await) };
-    let is_known = gateway.keys().is_workers(&token_hash) || gateway.store.desk().knows(&token_hash);
+    let is_known = gateway.keys().is_workers(&token_hash) || gateway.rendezvous.knows(&token_hash);
     let grant = match is_known {
         true => None,
         false => Some(granted(&gateway, token_hash, caller).await?),
@@ -176,14 +176,14 @@ pub async fn speaker(
 /// is moved here: neither is for anybody who comes along.
 pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch: i32) -> Result<(), Problem> {
     let Speaker { token_hash, caller } = speaker;
-    if let Some(line) = gateway.store.desk().line(turn, epoch) {
+    if let Some(line) = gateway.rendezvous.line(turn, epoch) {
         return match token::is_same(line.token_hash(), &token_hash) {
             true => Ok(()),
             false => Err(caller.refused(gateway).await),
         };
     }
     // Where nothing is moved to, nobody need be known.
-    if !gateway.store.desk().is_open() {
+    if !gateway.rendezvous.takes_turns() {
         return Err(Problem::elsewhere());
     }
     let key = (turn, epoch, Proof::Token(token_hash));

@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     descriptors,
     id::TurnId,
+    rendezvous::Rendezvous,
     store::{Store, remote_turns::Proof, worker_tokens::Grant},
     task::Supervisor,
     telemetry::metrics,
@@ -27,6 +28,8 @@ use crate::{
 pub struct Gateway {
     /// Postgres.
     pub store: Store,
+    /// Where remote workers meet the engine.
+    pub rendezvous: Arc<Rendezvous>,
     /// What this replica was told.
     pub config: Arc<Config>,
     /// Home of tasks; its soft stop lets streams go, its hard one ends them.
@@ -49,7 +52,12 @@ struct Doors {
 
 impl Gateway {
     /// A gateway over this store.
-    pub fn new(store: Store, config: Arc<Config>, supervisor: Supervisor) -> Gateway {
+    pub fn new(
+        store: Store,
+        rendezvous: Arc<Rendezvous>,
+        config: Arc<Config>,
+        supervisor: Supervisor,
+    ) -> Gateway {
         let connections_max = descriptors::connections(config.connections_max, config.workers_max());
         let per_address = PerAddress {
             max: config.connections_per_address_max.map_or(connections_max.div_ceil(2), |max| max as usize),
@@ -66,7 +74,7 @@ impl Gateway {
             shares: Shares::of(&config),
             readiness: Readiness::default(),
         });
-        Gateway { store, config, supervisor, doors }
+        Gateway { store, rendezvous, config, supervisor, doors }
     }
 
     /// The configured tokens.

@@ -73,7 +73,7 @@ pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<Readine
     let lacks = descriptors::shortage().map(Lack::as_str);
     let is_ready = !draining && postgres && migrated && presence == "ready" && lacks.is_none();
     let wake = store.wake();
-    let round_trip_ms = wake.round_trip().map(|took| took.as_secs_f64() * 1000.0);
+    let round_trip_ms = wake.rings.round_trip().map(|took| took.as_secs_f64() * 1000.0);
     let view = ReadinessView {
         status: if is_ready { "ready" } else { "unready" },
         draining,
@@ -82,7 +82,7 @@ pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<Readine
         migrated,
         presence,
         lacks,
-        doorbell: DoorbellView { on: wake.is_on(), round_trip_ms },
+        doorbell: DoorbellView { on: wake.rings.is_on(), round_trip_ms },
     };
     (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(view))
 }

@@ -205,7 +205,7 @@ async fn deliver(gateway: &Gateway, made: AcceptedTurn, delivery: AnswerForm) ->
 /// The turn, once it has ended, the wait is over, or this replica drains.
 async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> Result<Turn, Problem> {
     let until = Instant::now() + wait.unwrap_or_default();
-    let mut interest = gateway.store.wake().tail(id);
+    let mut interest = gateway.store.wake().turns.subscribe(id);
     loop {
         interest.look();
         let left = until.saturating_duration_since(Instant::now());

@@ -1,7 +1,7 @@
 //! Routes for remote workers: they register, and are told who they are from then on.
 //!
 //! Owns who may call: a worker token opens these routes and no others, and no other token opens them. What
-//! a worker brings goes to the desk ([`crate::store::desk`]); what becomes of it is the engine's.
+//! a worker brings goes to the rendezvous ([`crate::rendezvous`]); what becomes of it is the engine's.
 
 pub mod beat;
 pub mod claims;
@@ -23,8 +23,8 @@ use super::{
 use crate::{
     agent::Scope,
     id::{ConversationId, ReplicaId, WorkerId},
+    rendezvous::WorkerSession,
     store::{
-        desk::Caller,
         remote_workers::{Registration, RemoteWorker},
         worker_tokens::Grant,
     },
@@ -106,8 +106,8 @@ pub async fn register(
     }
     let wanted = Grant { agent, conversation: request.conversation_id, expires_at: None };
     let Grant { conversation, expires_at, .. } = admitted(&admission, &wanted)?;
-    let desk = gateway.store.desk();
-    if !desk.is_open() {
+    let rendezvous = &gateway.rendezvous;
+    if !rendezvous.takes_turns() {
         return Err(Problem::elsewhere());
     }
     let found = gateway.store.agent(&wanted.agent).await?.map(|row| row.agent);
@@ -130,13 +130,13 @@ pub async fn register(
         Registration::AnothersToken => return Err(anothers_worker()),
     }
     let worker_id = worker.id;
-    desk.admit(worker, admission.token_hash, expires_at).ok_or_else(Problem::elsewhere)?;
+    rendezvous.admit(worker, admission.token_hash, expires_at).ok_or_else(Problem::elsewhere)?;
     tracing::info!(%worker_id, agent = %agent.name, "a remote worker calls");
     let spec = &agent.spec;
     Ok(Json(Registered {
         worker_id,
         replica_id: gateway.store.replica(),
-        url: desk.url().to_owned(),
+        url: rendezvous.url().to_owned(),
         revision: agent.revision,
         conversation_id: conversation,
         scope: spec.scope,
@@ -160,18 +160,22 @@ fn admitted(admission: &Admission, wanted: &Grant) -> Result<Grant, Problem> {
 }
 
 /// The worker that calls, which has registered at this replica with the very token that it shows.
-fn caller(gateway: &Gateway, admission: &Admission, worker: WorkerId) -> Result<Arc<Caller>, Problem> {
-    let caller = gateway.store.desk().caller(worker).ok_or_else(|| Problem::not_found("worker"))?;
-    if !token::is_same(caller.token_hash(), &admission.token_hash) {
+fn session(
+    gateway: &Gateway,
+    admission: &Admission,
+    worker: WorkerId,
+) -> Result<Arc<WorkerSession>, Problem> {
+    let session = gateway.rendezvous.session(worker).ok_or_else(|| Problem::not_found("worker"))?;
+    if !token::is_same(session.token_hash(), &admission.token_hash) {
         return Err(anothers_worker());
     }
-    still_let_in(gateway, &caller)?;
-    Ok(caller)
+    still_let_in(gateway, &session)?;
+    Ok(session)
 }
 
 /// Refuses a worker whose token has ended, also while it waits.
-fn still_let_in(gateway: &Gateway, caller: &Caller) -> Result<(), Problem> {
-    match caller.is_let_in(gateway.store.clock().now()) {
+fn still_let_in(gateway: &Gateway, session: &WorkerSession) -> Result<(), Problem> {
+    match session.is_let_in(gateway.store.clock().now()) {
         true => Ok(()),
         false => Err(Problem::unauthorized()),
     }

@@ -6,7 +6,7 @@ use super::database::DatabaseArgs;
 use crate::{
     config::Config,
     host::process::{namespace, user::User},
-    store::doctor::{Exam, Verdict},
+    store::doctor::{Check, Severity},
     text,
 };
 
@@ -20,32 +20,32 @@ pub struct DoctorArgs {
     output: String,
 }
 
-/// Prints a line an exam; exits with 1 when one found a fault.
+/// Prints a line a check; exits with 1 when one found a fault.
 ///
 /// # Errors
 /// No database is named, or its URL cannot be read. A Postgres that is away is a finding.
 pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let config = args.database.config()?;
-    let mut exams = args.database.store()?.examine(&config).await;
-    exams.extend(workers(&config));
+    let mut checks = args.database.store()?.examine(&config).await;
+    checks.extend(workers(&config));
     if args.output == "json" {
-        let items: Vec<_> = exams.iter().map(to_json).collect();
+        let items: Vec<_> = checks.iter().map(to_json).collect();
         say!("{}", text::json_line(&serde_json::json!({ "exams": items }))?);
     } else {
-        for exam in &exams {
-            say!("{:<5} {}: {}", word(exam.verdict), exam.name, exam.finding);
-            if let Some(remedy) = &exam.remedy {
+        for check in &checks {
+            say!("{:<5} {}: {}", word(check.severity), check.name, check.finding);
+            if let Some(remedy) = &check.remedy {
                 say!("      → {remedy}");
             }
         }
     }
-    let has_fault = exams.iter().any(|exam| exam.verdict == Verdict::Fault);
+    let has_fault = checks.iter().any(|check| check.severity == Severity::Fault);
     Ok(if has_fault { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// What keeps the workers of this machine's and this user's replica from it, and ends them with it.
-fn workers(config: &Config) -> [Exam; 2] {
-    let well = |name, finding| Exam { name, verdict: Verdict::Well, finding, remedy: None };
+fn workers(config: &Config) -> [Check; 2] {
+    let fine = |name, finding| Check { name, severity: Severity::Fine, finding, remedy: None };
     let namespaces = match namespace::probe() {
         Ok(()) if config.worker_namespaces => "each worker has one of its own".to_owned(),
         Ok(()) => {
@@ -58,33 +58,33 @@ fn workers(config: &Config) -> [Exam; 2] {
         .as_deref()
         .map(|text| User::find(text).and_then(|user| User::may_become().map(|()| user)));
     let user = match found {
-        Some(Ok(user)) => well("worker user", format!("workers run as {user}")),
-        Some(Err(why)) => Exam {
+        Some(Ok(user)) => fine("worker user", format!("workers run as {user}")),
+        Some(Err(why)) => Check {
             name: "worker user",
-            verdict: Verdict::Fault,
+            severity: Severity::Fault,
             finding: format!("worker_user {why}"),
             remedy: Some("`serve` does not start like this on this machine"),
         },
         None => {
-            well("worker user", "workers run as the gateway's own user; worker_user names another".to_owned())
+            fine("worker user", "workers run as the gateway's own user; worker_user names another".to_owned())
         }
     };
-    [well("worker namespaces", namespaces), user]
+    [fine("worker namespaces", namespaces), user]
 }
 
-fn to_json(exam: &Exam) -> serde_json::Value {
+fn to_json(check: &Check) -> serde_json::Value {
     serde_json::json!({
-        "name": exam.name,
-        "verdict": word(exam.verdict),
-        "finding": exam.finding,
-        "remedy": exam.remedy,
+        "name": check.name,
+        "verdict": word(check.severity),
+        "finding": check.finding,
+        "remedy": check.remedy,
     })
 }
 
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Well => "ok",
-        Verdict::Warning => "warn",
-        Verdict::Fault => "FAULT",
+fn word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Fine => "ok",
+        Severity::Warning => "warn",
+        Severity::Fault => "FAULT",
     }
 }

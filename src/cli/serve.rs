@@ -20,6 +20,7 @@ use crate::{
     descriptors,
     engine::{Engine, drain},
     host::process::{user::User, workspace},
+    rendezvous::Rendezvous,
     store::Store,
     task::{Kind, Supervisor},
     telemetry,
@@ -97,7 +98,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let now = CancellationToken::new();
     let asked = stop_signals(&supervisor, now.clone())?;
     let closing = CancellationToken::new();
-    let gateway = Gateway::new(store.clone(), Arc::new(config.clone()), supervisor.clone());
+    let rendezvous = Arc::<Rendezvous>::default();
+    let gateway =
+        Gateway::new(store.clone(), rendezvous.clone(), Arc::new(config.clone()), supervisor.clone());
     let doors = api::serve(listener, gateway, closing.clone());
     supervisor.spawn(Kind::Replica, "doors", doors);
     let is_migrated = tokio::select! {
@@ -105,7 +108,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         () = supervisor.soft().cancelled() => Ok(false),
     }?;
     if is_migrated {
-        let engine = Engine::start(store.clone(), supervisor.clone(), &config, url, pods);
+        let engine = Engine::start(store.clone(), rendezvous, supervisor.clone(), &config, url, pods);
         supervisor.soft().cancelled().await;
         drain::drain(&engine, config.drain.0, &now).await;
     }

@@ -22,21 +22,18 @@ pub enum Lever {
     ShownFromMemory,
     /// What many readers ask for in the same moment is one statement.
     ReadTogether,
-    /// Who shares a read of the log shares the events too, and their JSON is made once.
-    EventsShared,
     /// A plan is made once a connection, and goes by indexes.
     KeptPlans,
 }
 
 impl Lever {
     /// All of them.
-    pub const ALL: [Lever; 7] = [
+    pub const ALL: [Lever; 6] = [
         Lever::ClaimedWithAccept,
         Lever::AcceptedTogether,
         Lever::GroupCommit,
         Lever::ShownFromMemory,
         Lever::ReadTogether,
-        Lever::EventsShared,
         Lever::KeptPlans,
     ];
 
@@ -48,7 +45,6 @@ impl Lever {
             Lever::GroupCommit => "group_commit",
             Lever::ShownFromMemory => "shown_from_memory",
             Lever::ReadTogether => "read_together",
-            Lever::EventsShared => "events_shared",
             Lever::KeptPlans => "kept_plans",
         }
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     id::TurnId,
-    store::{StoreError, queue::first, warn_of},
+    store::{StoreError, ring::first, warn_of},
     turn::CancelledBy,
 };
 
@@ -31,17 +31,17 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
         let wake = engine.store.wake();
         let is_due = tokio::select! {
             () = until.cancelled() => return,
-            () = wake.queue() => false,
+            () = wake.queue.called() => false,
             () = sleep_until(search.due_at().unwrap_or_else(Instant::now)), if search.due_at().is_some() => true,
-            () = wake.look_due(looked_at) => true,
+            () = wake.rings.look_due(looked_at) => true,
         };
-        let call = wake.queue_call();
+        let call = wake.queue.take_call();
         // However many rings there are: each says of its own turns only.
-        if looked_at.elapsed() >= wake.look_every() {
+        if looked_at.elapsed() >= wake.rings.look_every() {
             looked_at = Instant::now();
-            search.widen(wake.queue_front());
+            search.widen(wake.queue.front());
         }
-        search.go_on(wake.queue_news(), Instant::now());
+        search.go_on(wake.queue.take_named(), Instant::now());
         if let Err(why) = claim(&engine, &mut search, &until).await {
             if why.is_held() {
                 search.look_again(Instant::now());
@@ -125,7 +125,7 @@ async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) 
     search.looked(last.filter(|_| claims.len() >= slots), Instant::now());
     if search.from.is_some() {
         // Behind them, after what is new before them.
-        engine.store.wake().look_at_queue();
+        engine.store.wake().queue.look();
     }
     for claim in claims {
         let (turn, epoch) = (claim.turn, claim.epoch);
@@ -144,7 +144,7 @@ pub async fn order_on(engine: Engine, until: CancellationToken) {
         tokio::select! {
             () = until.cancelled() => return,
             () = wake.orders() => {}
-            () = wake.look_due(Instant::now()) => {}
+            () = wake.rings.look_due(Instant::now()) => {}
         }
         if let Err(why) = bring_orders(&engine).await {
             warn_of!(why, "orders not read");
@@ -160,12 +160,12 @@ async fn bring_orders(engine: &Engine) -> Result<(), StoreError> {
             engine.host.order(command);
         }
     }
-    if engine.host.lives() > 0 || engine.store.desk().has_callers() {
+    if engine.host.lives() > 0 || engine.rendezvous.has_sessions() {
         for worker in engine.store.stops().await? {
             // A stop that finds a live turn goes through the same last word as everything else.
             let turns = engine.host.stop_worker(worker);
-            if let Some(caller) = engine.store.desk().caller(worker) {
-                caller.stop();
+            if let Some(session) = engine.rendezvous.session(worker) {
+                session.stop();
             }
             if !turns.is_empty() {
                 engine.store.cancel(&turns, CancelledBy::Operator).await?;

@@ -12,7 +12,7 @@ use crate::{
     store::{
         StoreError,
         accept::{NewTurn, Offer},
-        intake::Wanted,
+        accept_batch::Wanted,
     },
     worker::reserve::Reservation,
 };
@@ -25,12 +25,12 @@ pub async fn accept_on(engine: Engine, until: CancellationToken) {
     let taken_max = if engine.store.uses(Lever::AcceptedTogether) { TAKEN_MAX } else { 1 };
     let accepting = async {
         loop {
-            let wanted = engine.store.intake().take(taken_max).await;
+            let wanted = engine.store.accept_batch().take(taken_max).await;
             accept(&engine, wanted).await;
         }
     };
     until.run_until_cancelled(accepting).await;
-    engine.store.intake().close().await;
+    engine.store.accept_batch().close().await;
 }
 
 async fn accept(engine: &Engine, wanted: Vec<Wanted>) {

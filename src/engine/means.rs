@@ -25,11 +25,12 @@ pub async fn look_on(engine: Engine, until: CancellationToken) {
         descriptors::look().await;
         engine.host.note_bounds();
         engine.store.note_bounds();
+        engine.rendezvous.note_bounds();
         let shortage = descriptors::shortage();
         note(before, shortage);
         match shortage {
             Some(_) => engine.host.end_idle(ENDED_MAX),
-            None if before.is_some() => engine.store.wake().look_at_queue(),
+            None if before.is_some() => engine.store.wake().queue.look(),
             None => engine.host.look_if_wanted(),
         }
         before = shortage;

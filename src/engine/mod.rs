@@ -36,9 +36,11 @@ use std::sync::Arc;
 pub use self::shared::Engine;
 use crate::{
     config::Config,
+    rendezvous::Rendezvous,
     store::{
-        Store, listener, lookout, reader, ringer,
-        writer::{Inbox, Writer, write_on},
+        Store, batch_reader,
+        group_commit::{Inbox, Writer, write_on},
+        notify_listener, notify_sender, poller,
     },
     task::{Kind, Supervisor},
     worker::{host::Host, kubernetes::Pods},
@@ -48,6 +50,7 @@ impl Engine {
     /// Makes an engine and starts its passes. `url` is where this replica can be reached.
     pub fn start(
         store: Store,
+        rendezvous: Arc<Rendezvous>,
         supervisor: Supervisor,
         config: &Config,
         url: String,
@@ -56,12 +59,13 @@ impl Engine {
         if let Some(pods) = &pods {
             pods.start(&supervisor, &store);
         }
-        store.desk().set_url(&url);
+        rendezvous.set_url(&url);
         let (writer, inbox) = Writer::new();
-        let host = Host::new(store.clone(), writer, supervisor.clone(), config, pods);
+        let host = Host::new(store.clone(), rendezvous.clone(), writer, supervisor.clone(), config, pods);
         let engine = Engine {
             store,
             host,
+            rendezvous,
             supervisor,
             url: Arc::from(url),
             postgres_away_max: config.postgres_away_max.0,
@@ -82,12 +86,12 @@ impl Engine {
         // All but the claims go on through a drain: turns still run, and this replica still counts.
         spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
         spawn("intake", Box::pin(intake::accept_on(self.clone(), hard.clone())));
-        spawn("listener", Box::pin(listener::listen_on(self.store.clone(), hard.clone())));
-        spawn("lookout", Box::pin(lookout::look_on(self.store.clone(), hard.clone())));
+        spawn("listener", Box::pin(notify_listener::listen_on(self.store.clone(), hard.clone())));
+        spawn("lookout", Box::pin(poller::look_on(self.store.clone(), hard.clone())));
         for name in ["reader 1", "reader 2"] {
-            spawn(name, Box::pin(reader::read_on(self.store.clone(), hard.clone())));
+            spawn(name, Box::pin(batch_reader::read_on(self.store.clone(), hard.clone())));
         }
-        spawn("ringer", Box::pin(ringer::ring_on(self.store.clone(), hard.clone())));
+        spawn("ringer", Box::pin(notify_sender::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
         spawn(dispatch::LINE, Box::pin(dispatch::claim_on(self.clone(), soft)));
         spawn("settle", Box::pin(settle::settle_on(self.clone(), hard.clone())));

@@ -132,7 +132,7 @@ impl Presence {
         }
         self.last_beat = Instant::now();
         self.is_abandoned = false;
-        engine.store.wake().set_peers(seen.peers.len());
+        engine.store.wake().rings.set_peers(seen.peers.len());
         self.reconcile(&seen);
         self.judge(&seen).await?;
         if seen.has_recent_loss {
@@ -155,7 +155,7 @@ impl Presence {
         let judged = self.engine.store.replica();
         self.engine.host.halt_all(Halt::Lost);
         // Who calls here is recorded under another id.
-        self.engine.store.desk().dismiss_all();
+        self.engine.rendezvous.dismiss_all();
         let fresh = self.engine.store.rename_replica();
         tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
         self.is_registered = false;

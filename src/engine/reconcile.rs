@@ -28,7 +28,7 @@ pub(super) async fn compare(engine: &Engine) -> Result<(), StoreError> {
     let breaks = store.breaks();
     // The new primary may be another machine, with a clock of its own.
     store.probe().await?;
-    let seen = store.witness().all();
+    let seen = store.seen_commits().all();
     let (mut turns, mut events) = (0, 0);
     for some in seen.chunks(TURNS_MAX) {
         for rewound in store.reconcile(some).await? {
@@ -45,7 +45,7 @@ pub(super) async fn compare(engine: &Engine) -> Result<(), StoreError> {
             if let Some(epoch) = engine.host.runs().get(&rewound.turn) {
                 engine.host.halt(rewound.turn, *epoch);
             }
-            store.witness().forget(rewound.turn);
+            store.seen_commits().forget(rewound.turn);
         }
     }
     if turns > 0 {

@@ -1,7 +1,7 @@
 //! Remote workers: turns for those that wait for some, the move of turns to the replica that their worker
 //! calls, and the end of those that are not heard any more.
 //!
-//! Works off the desk ([`crate::store::desk`]), where the doors put what workers bring. Dispatch calls
+//! Works off the rendezvous ([`crate::rendezvous`]), where the doors put what workers bring. Dispatch calls
 //! [`claim`] whenever it is woken for the queue, and [`look_after`] whenever it looks for orders.
 
 use std::{
@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::shared::Engine;
 use crate::{
     id::{ConversationId, TurnId, WorkerId},
+    rendezvous::{AdoptRequest, TICK, WorkerSession},
     store::{
         StoreError,
-        desk::{Caller, TICK, Wish},
-        queue::END,
+        queue_hints::END,
         remote_turns::{Bid, Head},
         warn_of,
     },
@@ -35,7 +35,7 @@ const MOVING_MAX: usize = 4;
 const HEAD_START_MS: i64 = 50;
 
 /// Which turn goes to which worker.
-type Match = (TurnId, Arc<Caller>);
+type Match = (TurnId, Arc<WorkerSession>);
 
 /// For whom turns are looked for.
 #[derive(Debug)]
@@ -47,11 +47,11 @@ pub(super) enum WorkersSought {
 }
 
 impl WorkersSought {
-    fn is_for(&self, caller: &Caller) -> bool {
+    fn is_for(&self, session: &WorkerSession) -> bool {
         match self {
             WorkersSought::All => true,
             WorkersSought::Kept(kept) => {
-                caller.worker().conversation.is_some_and(|bound| kept.contains(&bound))
+                session.worker().conversation.is_some_and(|bound| kept.contains(&bound))
             }
         }
     }
@@ -61,19 +61,19 @@ impl WorkersSought {
 /// From the queue's front on: the workers that wait are of other agents each time. For those that are bound to a
 /// conversation it is not looked at.
 pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool, StoreError> {
-    let desk = engine.store.desk();
-    let is_waiting = |caller: &Arc<Caller>| reach.is_for(caller) && caller.room() > 0;
-    let waiting: Vec<Arc<Caller>> = desk.callers().into_iter().filter(is_waiting).collect();
-    if waiting.is_empty() || !desk.is_open() {
+    let rendezvous = &engine.rendezvous;
+    let is_waiting = |session: &Arc<WorkerSession>| reach.is_for(session) && session.room() > 0;
+    let waiting: Vec<Arc<WorkerSession>> = rendezvous.sessions().into_iter().filter(is_waiting).collect();
+    if waiting.is_empty() || !rendezvous.takes_turns() {
         return Ok(false);
     }
     let bound: Vec<ConversationId> =
-        waiting.iter().filter_map(|caller| caller.worker().conversation).collect();
-    let unbound = waiting.iter().filter(|caller| caller.worker().conversation.is_none());
-    let mut agents: Vec<String> = unbound.map(|caller| caller.worker().agent.clone()).collect();
+        waiting.iter().filter_map(|session| session.worker().conversation).collect();
+    let unbound = waiting.iter().filter(|session| session.worker().conversation.is_none());
+    let mut agents: Vec<String> = unbound.map(|session| session.worker().agent.clone()).collect();
     agents.sort();
     agents.dedup();
-    let from = if agents.is_empty() { END } else { engine.store.wake().queue_front() };
+    let from = if agents.is_empty() { END } else { engine.store.wake().queue.front() };
     let heads = engine.store.remote_heads(&agents, &bound, from, &engine.host.barred()).await?;
     let is_left = heads.iter().any(|head| !head.has_waited());
     let matches = matches(&heads, &waiting);
@@ -86,27 +86,27 @@ pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool
     let are_more = capacity.count() < matches.len();
     let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
     let mut bids = Vec::new();
-    for (turn, caller) in matches.into_iter().take(capacity.count()) {
+    for (turn, session) in matches.into_iter().take(capacity.count()) {
         // Passed over before they were matched, mostly: these are more of one token than it may have at once.
         let is_claimed = heads.iter().any(|head| head.turn == turn && head.is_reserved);
         let share = if is_claimed { engine.host.share_of_held(turn) } else { engine.host.share(turn) };
         let Some(share) = share else { continue };
         let (token, token_hash) = Host::mint_turn_token();
-        let worker = caller.worker().id;
+        let worker = session.worker().id;
         bids.push(Bid { turn, worker, token_hash });
-        calls.insert((turn, worker), (caller.promise(), token, share));
+        calls.insert((turn, worker), (session.offer_guard(), token, share));
     }
     let claims = engine.store.claim_remote(&bids).await?;
     // Where none could be claimed, the next look would find the same.
     if are_more && !claims.is_empty() {
-        engine.store.wake().look_at_queue();
+        engine.store.wake().queue.look();
     }
     for (claim, worker) in claims {
-        let Some((promise, token, share)) = calls.remove(&(claim.turn, worker)) else { continue };
+        let Some((guard, token, share)) = calls.remove(&(claim.turn, worker)) else { continue };
         let (turn, epoch) = (claim.turn, claim.epoch);
         // A drain may have begun while the answer was on its way.
         let is_taken = !engine.supervisor.soft().is_cancelled()
-            && engine.host.take_remote(Call { claim, promise, token, share }, &mut capacity);
+            && engine.host.take_remote(Call { claim, guard, token, share }, &mut capacity);
         if !is_taken {
             engine.give_back(turn, epoch).await;
         }
@@ -123,46 +123,46 @@ impl Head {
 
 /// A worker for each turn that can have one: the one that served its conversation last, where it waits;
 /// else, after a head start, whichever has most room.
-fn matches(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<Match> {
+fn matches(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<Match> {
     let mut room: HashMap<WorkerId, u32> =
-        waiting.iter().map(|caller| (caller.worker().id, caller.room())).collect();
+        waiting.iter().map(|session| (session.worker().id, session.room())).collect();
     let mut matches = Vec::new();
     for head in heads {
-        let can_have = |caller: &&Arc<Caller>| {
-            let worker = caller.worker();
+        let can_have = |session: &&Arc<WorkerSession>| {
+            let worker = session.worker();
             let is_its = worker.conversation.map_or(!head.is_reserved, |bound| bound == head.conversation);
             // Who was started for an older revision runs that.
             let is_its = is_its && (!head.is_reserved || worker.agent_revision == head.agent_revision);
             worker.agent == head.agent && is_its && room.get(&worker.id).is_some_and(|room| *room > 0)
         };
         let able = || waiting.iter().filter(can_have);
-        let is_holder = |caller: &&Arc<Caller>| Some(caller.worker().id.0) == head.holder;
-        let is_bound = |caller: &&Arc<Caller>| caller.worker().conversation.is_some();
+        let is_holder = |session: &&Arc<WorkerSession>| Some(session.worker().id.0) == head.holder;
+        let is_bound = |session: &&Arc<WorkerSession>| session.worker().conversation.is_some();
         let chosen = able().find(is_bound).or_else(|| able().find(is_holder)).or_else(|| {
-            able().max_by_key(|caller| room.get(&caller.worker().id)).filter(|_| head.has_waited())
+            able().max_by_key(|session| room.get(&session.worker().id)).filter(|_| head.has_waited())
         });
-        if let Some(caller) = chosen {
-            room.entry(caller.worker().id).and_modify(|room| *room -= 1);
-            matches.push((head.turn, caller.clone()));
+        if let Some(session) = chosen {
+            room.entry(session.worker().id).and_modify(|room| *room -= 1);
+            matches.push((head.turn, session.clone()));
         }
     }
     matches
 }
 
 /// Moves turns here that workers ask for, until cancelled: those of one moment together. Of one turn one after
-/// another: two wishes for it are one move.
+/// another: two requests for it are one move.
 pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
     let adopting = async {
-        let mut waiting: VecDeque<Wish> = VecDeque::new();
+        let mut waiting: VecDeque<AdoptRequest> = VecDeque::new();
         let mut moving = HashSet::new();
         let mut moves = FuturesUnordered::new();
         loop {
             tokio::select! {
-                wishes = engine.store.desk().next_wishes(MOVES_MAX), if waiting.len() < MOVES_MAX => {
-                    if wishes.is_empty() {
+                requests = engine.rendezvous.next_requests(MOVES_MAX), if waiting.len() < MOVES_MAX => {
+                    if requests.is_empty() {
                         return;
                     }
-                    waiting.extend(wishes);
+                    waiting.extend(requests);
                 }
                 Some(moved) = moves.next() => {
                     for turn in moved {
@@ -183,21 +183,21 @@ pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
 }
 
 /// The first that wait and can be moved now, in one statement.
-fn together(waiting: &mut VecDeque<Wish>, moving: &mut HashSet<TurnId>) -> Vec<Wish> {
+fn together(waiting: &mut VecDeque<AdoptRequest>, moving: &mut HashSet<TurnId>) -> Vec<AdoptRequest> {
     let mut together = Vec::new();
-    for wish in std::mem::take(waiting) {
-        if together.len() < MOVES_MAX && moving.insert(wish.turn) {
-            together.push(wish);
+    for request in std::mem::take(waiting) {
+        if together.len() < MOVES_MAX && moving.insert(request.turn) {
+            together.push(request);
         } else {
-            waiting.push_back(wish);
+            waiting.push_back(request);
         }
     }
     together
 }
 
-async fn adopt(engine: &Engine, wishes: Vec<Wish>) -> Vec<TurnId> {
-    let turns = wishes.iter().map(|wish| wish.turn).collect();
-    engine.host.adopt(wishes).await;
+async fn adopt(engine: &Engine, requests: Vec<AdoptRequest>) -> Vec<TurnId> {
+    let turns = requests.iter().map(|request| request.turn).collect();
+    engine.host.adopt(requests).await;
     turns
 }
 
@@ -208,15 +208,15 @@ pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
             () = until.cancelled() => return,
             () = tokio::time::sleep(TICK) => {}
         }
-        let desk = engine.store.desk();
+        let rendezvous = &engine.rendezvous;
         // A drain may have begun.
         engine.open_or_shut();
-        for caller in desk.callers().iter().filter(|caller| caller.pulse().tick(false)) {
-            desk.dismiss(caller);
-            let lines = desk.lines().into_iter().filter(|line| line.worker() == caller.worker().id);
-            lines.for_each(|line| line.pulse().cut_off());
+        for session in rendezvous.sessions().iter().filter(|session| session.liveness().tick(false)) {
+            rendezvous.dismiss(session);
+            let lines = rendezvous.lines().into_iter().filter(|line| line.worker() == session.worker().id);
+            lines.for_each(|line| line.liveness().cut_off());
             let (worker, exit) =
-                (caller.worker().id, if caller.is_leaving() { "left" } else { "not heard any more" });
+                (session.worker().id, if session.is_leaving() { "left" } else { "not heard any more" });
             tracing::info!(worker_id = %worker, exit, "a remote worker is gone");
             if let Err(why) = engine.store.remote_worker_ended(worker, exit).await {
                 warn_of!(why, worker_id = %worker, "a remote worker's end was not recorded");
@@ -228,7 +228,7 @@ pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
 /// Lets go of turns that are held elsewhere by now, and tells turns why their worker ended where somebody
 /// knows. Before orders are read: they are for whoever holds the turn.
 pub(super) async fn look_after(engine: &Engine) -> Result<(), StoreError> {
-    let lines = engine.store.desk().lines();
+    let lines = engine.rendezvous.lines();
     if lines.is_empty() {
         return Ok(());
     }
@@ -237,9 +237,9 @@ pub(super) async fn look_after(engine: &Engine) -> Result<(), StoreError> {
     let mut workers: Vec<WorkerId> = lines.iter().map(|line| line.worker()).collect();
     workers.sort();
     workers.dedup();
-    for (worker, why) in engine.store.obituaries(&workers).await? {
+    for (worker, why) in engine.store.exit_reports(&workers).await? {
         for line in lines.iter().filter(|line| line.worker() == worker) {
-            line.bury(why.clone());
+            line.report_exit(why.clone());
         }
     }
     Ok(())
@@ -250,19 +250,24 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::store::{desk::Desk, remote_workers::RemoteWorker};
+    use crate::{rendezvous::Rendezvous, store::remote_workers::RemoteWorker};
 
     fn id(n: u128) -> Uuid {
         Uuid::from_u128(n)
     }
 
-    fn waiting(desk: &Desk, n: u128, conversation: Option<u128>, room: u32) -> Arc<Caller> {
+    fn waiting(
+        rendezvous: &Rendezvous,
+        n: u128,
+        conversation: Option<u128>,
+        room: u32,
+    ) -> Arc<WorkerSession> {
         let conversation = conversation.map(|n| ConversationId(id(n)));
         let agent = "a".to_owned();
         let worker = RemoteWorker { id: WorkerId(id(n)), agent, agent_revision: 1, conversation, name: None };
-        let caller = desk.admit(worker, [0; 32], None).unwrap();
-        std::mem::forget(caller.poll(room));
-        caller
+        let session = rendezvous.admit(worker, [0; 32], None).unwrap();
+        std::mem::forget(session.poll(room));
+        session
     }
 
     fn head(n: u128, holder: Option<u128>, waited_ms: i64) -> Head {
@@ -278,16 +283,19 @@ mod tests {
         }
     }
 
-    fn matched(heads: &[Head], waiting: &[Arc<Caller>]) -> Vec<(u128, u128)> {
-        let ids = |(turn, caller): Match| (turn.0.as_u128(), caller.worker().id.0.as_u128());
+    fn matched(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<(u128, u128)> {
+        let ids = |(turn, session): Match| (turn.0.as_u128(), session.worker().id.0.as_u128());
         matches(heads, waiting).into_iter().map(ids).collect()
     }
 
     #[test]
     fn a_turn_goes_to_whoever_knows_its_conversation_and_else_to_the_one_with_most_room() {
-        let desk = Desk::default();
-        let workers =
-            [waiting(&desk, 1, None, 1), waiting(&desk, 2, None, 3), waiting(&desk, 3, Some(70), 1)];
+        let rendezvous = Rendezvous::default();
+        let workers = [
+            waiting(&rendezvous, 1, None, 1),
+            waiting(&rendezvous, 2, None, 3),
+            waiting(&rendezvous, 3, Some(70), 1),
+        ];
         assert_eq!(matched(&[head(10, None, 0)], &workers), [(10, 2)]);
         assert_eq!(matched(&[head(10, Some(1), 0)], &workers), [(10, 1)]);
         assert_eq!(matched(&[head(10, Some(99), 0)], &workers), [], "its own may come yet");

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     descriptors,
     id::TurnId,
+    rendezvous::Rendezvous,
     store::{Store, warn_of},
     task::Supervisor,
     worker::host::Host,
@@ -23,6 +24,8 @@ pub struct Engine {
     pub(super) store: Store,
     /// What this replica runs.
     pub(super) host: Host,
+    /// Where remote workers meet this replica.
+    pub(super) rendezvous: Arc<Rendezvous>,
     /// Home of tasks.
     pub(super) supervisor: Supervisor,
     /// Where this replica is reached.
@@ -65,13 +68,13 @@ impl Engine {
         let was_present = self.is_present.swap(is_present, Ordering::Relaxed);
         self.open_or_shut();
         if is_present && !was_present {
-            self.store.wake().look_at_queue();
+            self.store.wake().queue.look();
         }
     }
 
     /// Tells remote workers whether this replica takes on turns.
     pub(super) fn open_or_shut(&self) {
-        self.store.desk().set_open(self.is_present() && !self.supervisor.soft().is_cancelled());
+        self.rendezvous.set_takes_turns(self.is_present() && !self.supervisor.soft().is_cancelled());
     }
 
     /// Gives back a turn that was claimed without a place for it. Where that fails, it is settled later.

@@ -36,23 +36,23 @@ pub(super) async fn refuse_on(engine: Engine, until: CancellationToken) {
 
 /// Looks once; when that was.
 async fn look(engine: &Engine, since: DateTime<Utc>) -> Result<DateTime<Utc>, StoreError> {
-    let (desk, now) = (engine.store.desk(), engine.store.clock().now());
-    let callers = desk.callers();
+    let (rendezvous, now) = (&engine.rendezvous, engine.store.clock().now());
+    let sessions = rendezvous.sessions();
     // Whoever is not here is not let in by a token that has ended.
-    if callers.is_empty() {
+    if sessions.is_empty() {
         return Ok(now);
     }
-    if callers.iter().any(|caller| !caller.is_let_in(now)) {
+    if sessions.iter().any(|session| !session.is_let_in(now)) {
         engine.store.end_expired_worker_tokens().await?;
     }
     let ended: HashSet<TokenHash> = engine.store.worker_tokens_ended(since).await?.into_iter().collect();
-    for caller in callers.iter().filter(|caller| ended.contains(caller.token_hash())) {
-        let worker = caller.worker().id;
+    for session in sessions.iter().filter(|session| ended.contains(session.token_hash())) {
+        let worker = session.worker().id;
         tracing::info!(worker_id = %worker, "a remote worker's token has ended");
-        caller.refuse();
-        desk.dismiss(caller);
-        for line in desk.lines().iter().filter(|line| line.worker() == worker) {
-            line.bury(ExitReport { code: Code::WorkerLost, message: ENDED.to_owned(), detail: None });
+        session.refuse();
+        rendezvous.dismiss(session);
+        for line in rendezvous.lines().iter().filter(|line| line.worker() == worker) {
+            line.report_exit(ExitReport { code: Code::WorkerLost, message: ENDED.to_owned(), detail: None });
         }
     }
     Ok(now)

@@ -5,8 +5,8 @@
 //!      └──────► shared: router ─► a lane a turn ────┴─► Link ─► run ─► Outlet ┤
 //!                                                                            └─► HTTP         (`lastword work`)
 //! ```
-//! One host serves both programs that run workers. What differs stands behind three traits: [`Owner`] is the program,
-//! [`Turn`] is what the program runs, and an [`Outlet`] takes what a worker says. A [`Link`] is a turn's line to any worker,
+//! One host serves both programs that run workers. What differs stands behind three traits: [`HostOwner`] is the program,
+//! [`HostedTurn`] is what the program runs, and an [`Outlet`] takes what a worker says. A [`Link`] is a turn's line to any worker,
 //! also to one that is no process of this host.
 //!
 //! Owns which worker serves which turn, the count of processes, and the proof of life for their guards.
@@ -25,7 +25,7 @@ mod workers;
 
 pub use self::{
     link::{Link, ProcessLink},
-    owner::{Fate, Halt, LATE_OUTPUT, Obstacle, Owner, Program, Started, Turn, unless_called_off},
+    owner::{Fate, Halt, HostOwner, HostedTurn, LATE_OUTPUT, Obstacle, Program, Started, unless_called_off},
     run::{Breach, Broken, Outlet, Step, until_end},
     shared::{Lane, ReservedLanes, Waits},
     slots::{Slot, Slots},

@@ -17,7 +17,7 @@ use crate::{
 pub const LATE_OUTPUT: &str = "lastword_late_output_total";
 
 /// One turn that a worker of this host is to run. Its drop frees what it holds.
-pub trait Turn: fmt::Debug + Send + 'static {
+pub trait HostedTurn: fmt::Debug + Send + 'static {
     /// What a turn and its conversation's worker must agree on.
     type Fit: fmt::Debug + Send + 'static;
 
@@ -58,9 +58,9 @@ pub trait Turn: fmt::Debug + Send + 'static {
 }
 
 /// The program whose workers a host runs.
-pub trait Owner: fmt::Debug + Send + Sync + Sized + 'static {
+pub trait HostOwner: fmt::Debug + Send + Sync + Sized + 'static {
     /// What the workers run.
-    type Turn: Turn;
+    type Turn: HostedTurn;
 
     /// Starts the host's tasks.
     fn supervisor(&self) -> &Supervisor;
@@ -205,7 +205,7 @@ impl From<NotReady> for Obstacle {
 /// # Errors
 /// What the step failed with, or why the turn was called off.
 pub async fn unless_called_off<T>(
-    turn: &mut impl Turn,
+    turn: &mut impl HostedTurn,
     step: impl Future<Output = Result<T, Obstacle>>,
 ) -> Result<T, Obstacle> {
     tokio::select! {

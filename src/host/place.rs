@@ -8,13 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     conversation,
-    owner::{Owner, Turn},
+    owner::{HostOwner, HostedTurn},
     shared::{self, Lane},
     workers::{OwnWorker, WorkerHost},
 };
 use crate::task::Kind;
 
-impl<O: Owner> WorkerHost<O> {
+impl<O: HostOwner> WorkerHost<O> {
     /// Finds the turn its worker, and runs the turn there. Returns once the turn has ended, or a worker of its own has it.
     pub async fn serve(&self, turn: O::Turn) {
         if turn.is_shared() { shared::serve(self, turn).await } else { self.place(turn) }

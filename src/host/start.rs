@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{
-    owner::{Obstacle, Owner, Program, Turn, unless_called_off},
+    owner::{HostOwner, HostedTurn, Obstacle, Program, unless_called_off},
     process::{Launch, Process, StartError, until_ready},
     slots::Slot,
     workers::WorkerHost,
@@ -16,7 +16,7 @@ use crate::descriptors;
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// Starts a program once there is a slot for it. Dropping the future leaves nothing behind.
-pub(super) fn launch<O: Owner>(
+pub(super) fn launch<O: HostOwner>(
     host: &WorkerHost<O>,
     program: &Program,
 ) -> impl Future<Output = Result<(Slot, Process), Obstacle>> + Send + use<O> {
@@ -33,7 +33,7 @@ pub(super) fn launch<O: Owner>(
 }
 
 /// Starts a program for a turn; again and again where nobody else could.
-pub(super) async fn launch_for<O: Owner>(
+pub(super) async fn launch_for<O: HostOwner>(
     host: &WorkerHost<O>,
     turn: &mut O::Turn,
 ) -> Result<(Slot, Process), Obstacle> {

@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    owner::{Owner, Turn},
+    owner::{HostOwner, HostedTurn},
     process::Renewer,
     shared::{Lane, Pool, ReservedLanes},
     slots::{Slot, Slots},
@@ -28,21 +28,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The workers of one program. Cheap to clone.
 #[derive(Debug)]
-pub struct WorkerHost<O: Owner>(Arc<Inner<O>>);
+pub struct WorkerHost<O: HostOwner>(Arc<Inner<O>>);
 
 #[derive(Debug)]
-struct Inner<O: Owner> {
+struct Inner<O: HostOwner> {
     owner: O,
     slots: Slots,
     own: Mutex<Owned<O>>,
     pool: Pool,
 }
 
-pub(super) type Owned<O> = HashMap<ConversationId, OwnWorker<<O as Owner>::Turn>>;
+pub(super) type Owned<O> = HashMap<ConversationId, OwnWorker<<O as HostOwner>::Turn>>;
 
 /// A conversation's own worker, as others reach it.
 #[derive(Debug)]
-pub struct OwnWorker<T: Turn> {
+pub struct OwnWorker<T: HostedTurn> {
     /// The worker.
     pub worker: WorkerId,
     /// What it serves.
@@ -65,7 +65,7 @@ pub struct Census {
     pub busy: usize,
 }
 
-impl<T: Turn> OwnWorker<T> {
+impl<T: HostedTurn> OwnWorker<T> {
     /// Whether it is given turns.
     pub fn is_wanted(&self) -> bool {
         !self.stop.is_cancelled()
@@ -76,13 +76,13 @@ impl<T: Turn> OwnWorker<T> {
     }
 }
 
-impl<O: Owner> Clone for WorkerHost<O> {
+impl<O: HostOwner> Clone for WorkerHost<O> {
     fn clone(&self) -> Self {
         WorkerHost(Arc::clone(&self.0))
     }
 }
 
-impl<O: Owner> WorkerHost<O> {
+impl<O: HostOwner> WorkerHost<O> {
     /// A host of no workers yet, and of this many at most.
     pub fn new(owner: O, workers_max: u32) -> Self {
         let (slots, own, pool) = (Slots::new(workers_max), Mutex::default(), Pool::default());

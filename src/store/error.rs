@@ -4,10 +4,7 @@
 //! not let this process in, and no wait heals that: away for those that run, the end for one that starts)
 //! and "broken" (it answered, and repeating gives the same). Judged by SQLSTATE, never by text.
 
-use super::{
-    denial::{self, Denial},
-    outage::Reach,
-};
+use super::pool::denial::{self, Denial};
 use crate::telemetry::metrics;
 
 /// A statement that did not do what it should.
@@ -162,6 +159,15 @@ fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
     } else {
         StoreError::Broken { op, code: Some(code), why }
     }
+}
+
+/// How far a failure reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum Reach {
+    /// A connection broke, or none came about.
+    Connection,
+    /// One statement did not come to its end, or no connection was free for it.
+    Statement,
 }
 
 /// How far an error of the driver's reaches: whether its connection is of any more use.

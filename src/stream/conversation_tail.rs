@@ -14,7 +14,7 @@ use crate::{
     id::ConversationId,
     store::{
         Store,
-        threads::{Stand, ThreadInterest},
+        conversation_subscriptions::{ConversationCursor, ConversationSubscription},
     },
 };
 
@@ -62,7 +62,7 @@ pub struct ConversationTail {
     at: Position,
     /// In a box: most readers wait for the next turn, and need no room for one.
     current: Option<Box<Tail>>,
-    interest: ThreadInterest,
+    interest: ConversationSubscription,
     /// Of the turn that was told last, which has ended.
     told: Option<LastTold>,
     /// Whether it has waited since that was told: it may have been woken since that stands there no more.
@@ -74,7 +74,7 @@ pub struct ConversationTail {
 impl ConversationTail {
     /// A reader of what comes after `at`.
     pub fn new(store: &Store, conversation: ConversationId, at: Position) -> ConversationTail {
-        let (interest, breaks) = (store.wake().thread(conversation), store.breaks());
+        let (interest, breaks) = (store.wake().conversations.subscribe(conversation), store.breaks());
         let store = store.clone();
         ConversationTail {
             store,
@@ -156,7 +156,7 @@ impl ConversationTail {
             None => {
                 self.has_waited = true;
                 let told = self.told.map(|told| (told.turn, told.place));
-                let stand = Stand { after: self.at.ordinal - 1, told, breaks: self.breaks };
+                let stand = ConversationCursor { after: self.at.ordinal - 1, told, breaks: self.breaks };
                 self.interest.news(at_most, stand).await;
             }
         }

@@ -19,8 +19,8 @@ use crate::{
     store::{
         Store, StoreError,
         pages::{Anchor, Page},
-        wake::{Interest, Place},
-        witness::KEPT_FOR,
+        seen_commits::KEPT_FOR,
+        subscriptions::{Cursor, Subscription},
     },
 };
 
@@ -33,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Tail {
     store: Store,
-    interest: Interest,
+    interest: Subscription,
     turn: TurnId,
     cursor: i32,
     /// The event at the cursor, as it was handed on; `None` before the first look.
@@ -88,9 +88,9 @@ pub enum TailError {
 }
 
 impl Tail {
-    /// A reader of what comes after `cursor` (-1: from the start). Interest counts from here on.
+    /// A reader of what comes after `cursor` (-1: from the start). Subscription counts from here on.
     pub fn new(store: &Store, turn: TurnId, cursor: i32) -> Tail {
-        let interest = store.wake().tail(turn);
+        let interest = store.wake().turns.subscribe(turn);
         Tail { store: store.clone(), interest, turn, cursor, anchor: None, is_behind: false, is_ended: false }
     }
 
@@ -148,7 +148,7 @@ impl Tail {
     /// What was handed on last; `None` before the first event.
     pub(super) fn told(&self) -> Option<LastTold> {
         let anchor = self.anchor.filter(|_| self.cursor >= 0)?;
-        Some(LastTold { turn: self.turn, place: Place { seq: self.cursor, anchor } })
+        Some(LastTold { turn: self.turn, place: Cursor { seq: self.cursor, anchor } })
     }
 
     /// Whether the event at the cursor is a last word, by the newest look: nothing comes after it.
@@ -158,7 +158,7 @@ impl Tail {
 
     /// Until something happened since the last [`Tail::look`], at most so long.
     pub async fn wait(&mut self, at_most: Duration) {
-        let place = self.anchor.map(|anchor| Place { seq: self.cursor, anchor });
+        let place = self.anchor.map(|anchor| Cursor { seq: self.cursor, anchor });
         self.interest.news(at_most.min(LOOK_EVERY), place).await;
     }
 
@@ -193,7 +193,7 @@ impl Tail {
         if age > TimeDelta::from_std(KEPT_FOR).unwrap_or(TimeDelta::MAX) {
             return;
         }
-        let witness = self.store.witness();
+        let witness = self.store.seen_commits();
         match self.is_ended {
             true => witness.saw_end(self.turn, event.attempt, Some(event.seq), event.kind),
             false => witness.saw(self.turn, event.attempt, event.seq),
@@ -218,7 +218,7 @@ async fn is_dropped(store: &Store, turn: TurnId) -> Result<bool, TailError> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LastTold {
     pub(super) turn: TurnId,
-    pub(super) place: Place,
+    pub(super) place: Cursor,
 }
 
 impl LastTold {

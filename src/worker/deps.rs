@@ -16,7 +16,8 @@ use crate::{
     config::{Config, pass},
     host::process::Launch,
     id::ConversationId,
-    store::{Store, writer::Writer},
+    rendezvous::Rendezvous,
+    store::{Store, group_commit::Writer},
     task::Supervisor,
     units::Size,
 };
@@ -28,6 +29,7 @@ pub(super) struct Deps(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Store,
+    rendezvous: Arc<Rendezvous>,
     writer: Writer,
     supervisor: Supervisor,
     workspaces: PathBuf,
@@ -46,6 +48,7 @@ struct Inner {
 impl Deps {
     pub(super) fn new(
         store: Store,
+        rendezvous: Arc<Rendezvous>,
         writer: Writer,
         supervisor: Supervisor,
         config: &Config,
@@ -54,6 +57,7 @@ impl Deps {
         Deps(Arc::new(Inner {
             slots: TurnSlots::new(config, store.clone()),
             store,
+            rendezvous,
             writer,
             supervisor,
             workspaces: config.data_dir.join("workspaces"),
@@ -70,6 +74,11 @@ impl Deps {
 
     pub(super) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// Where remote workers meet this replica.
+    pub(super) fn rendezvous(&self) -> &Arc<Rendezvous> {
+        &self.0.rendezvous
     }
 
     pub(super) fn writer(&self) -> &Writer {

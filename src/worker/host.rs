@@ -3,17 +3,18 @@
 //! Owns the ways to reach a turn that runs here: orders from clients, and the two stops (lost: say nothing
 //! more; interrupted: a deploy ends it). It holds the work; no request does (I12).
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{deps::Deps, kubernetes::Pods, registry::SlotShare, turn::Fit};
 pub use crate::host::Halt;
 use crate::{
     agent::Runtime,
     config::Config,
-    host::{OwnWorker, Turn, WorkerHost},
+    host::{HostedTurn, OwnWorker, WorkerHost},
     id::{ConversationId, TurnId, WorkerId},
     principal::Principal,
-    store::{Store, claim::Warm, commands::Command, writer::Writer},
+    rendezvous::Rendezvous,
+    store::{Store, claim::Warm, commands::Command, group_commit::Writer},
     task::Supervisor,
     telemetry::metrics,
 };
@@ -28,12 +29,13 @@ impl Host {
     /// A host of nothing yet.
     pub fn new(
         store: Store,
+        rendezvous: Arc<Rendezvous>,
         writer: Writer,
         supervisor: Supervisor,
         config: &Config,
         pods: Option<Pods>,
     ) -> Self {
-        let deps = Deps::new(store, writer, supervisor, config, pods);
+        let deps = Deps::new(store, rendezvous, writer, supervisor, config, pods);
         Host { workers: WorkerHost::new(deps, config.workers_max()) }
     }
 
@@ -177,7 +179,7 @@ impl Host {
 }
 
 /// A conversation's worker as a claim must know it; `None` where the worker is not wanted any more.
-fn warm<T: Turn<Fit = Fit>>(conversation: ConversationId, own: &OwnWorker<T>) -> Option<Warm> {
+fn warm<T: HostedTurn<Fit = Fit>>(conversation: ConversationId, own: &OwnWorker<T>) -> Option<Warm> {
     let Fit { generation, revision, is_guarded } = own.fit;
     let idle = (own.is_idle && !is_guarded).then_some((own.worker, revision));
     own.is_wanted().then_some(Warm { conversation, generation, idle })

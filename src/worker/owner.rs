@@ -7,7 +7,7 @@ use super::{
 use crate::{
     failure::Code,
     host::{
-        Fate, Halt, Obstacle, Owner, ProcessLink, Program, Started, Turn,
+        Fate, Halt, HostOwner, HostedTurn, Obstacle, ProcessLink, Program, Started,
         process::{Exit, Launch, Process},
     },
     id::WorkerId,
@@ -16,7 +16,7 @@ use crate::{
     telemetry::metrics,
 };
 
-impl Owner for Deps {
+impl HostOwner for Deps {
     type Turn = Job;
 
     fn supervisor(&self) -> &Supervisor {

@@ -114,7 +114,7 @@ impl Host {
         let startable = || if workers.has_free_lane() { most } else { workers.startable(most) };
         let Some(permits) = slots.take(slots.free().div_ceil(2).min(startable())) else {
             if slots.want() && startable() > 0 {
-                self.deps().store().wake().look_at_queue();
+                self.deps().store().wake().queue.look();
             }
             return None;
         };

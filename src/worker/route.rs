@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     agent::Runtime,
-    host::{Lane, Turn as _, unless_called_off},
+    host::{HostedTurn as _, Lane, unless_called_off},
     store::{
         claim::{Claim, Phase},
         turns::Agent,

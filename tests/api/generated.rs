@@ -10,7 +10,7 @@ use lastword::{
     agent::Runtime,
     event::Kind,
     id::{ConversationId, WorkerId},
-    store::{claim::Ready, queue::FRONT, workers::NewWorker},
+    store::{claim::Ready, queue_hints::FRONT, workers::NewWorker},
 };
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use lastword::{
     agent::Runtime,
-    store::{claim::Ready, queue::FRONT},
+    store::{claim::Ready, queue_hints::FRONT},
 };
 use reqwest::Method;
 use serde_json::{Value, json};

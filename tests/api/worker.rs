@@ -4,7 +4,8 @@
 use lastword::{
     agent::AgentSpec,
     id::{TurnId, WorkerId},
-    store::{desk::Line, worker_tokens::Grant},
+    rendezvous::Line,
+    store::worker_tokens::Grant,
     token::{self, Purpose},
 };
 use lastword_devkit::postgres::StopMode;
@@ -122,7 +123,7 @@ async fn what_a_worker_says_wrong_is_refused_by_name() {
     assert_eq!(problem(answer).await["code"], "go_elsewhere");
     // A turn that is held here.
     let (line, _batches) = Line::new((turn, 1), WorkerId(uuid::Uuid::nil()), token::hash(&token), 0);
-    world.store.desk().lay(line);
+    world.rendezvous.open(line);
     let answer = say("?epoch=1&n=1", "application/json", b"{}".to_vec()).await;
     assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
     let answer = say("?epoch=1&n=1", ndjson, vec![b'x'; 2 * 1024 * 1024 + 1]).await;
@@ -134,7 +135,7 @@ async fn what_a_worker_says_wrong_is_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_a_token_is_refused_without_a_look_at_the_database() {
     let world = World::alone(|config| config.worker_tokens = vec![WORKERS.to_owned()]).await;
-    world.store.desk().set_open(true);
+    world.rendezvous.set_takes_turns(true);
     world.server.lock().unwrap().stop(StopMode::Immediate).unwrap();
     let nobody = WorkerId(uuid::Uuid::nil());
     let messages = format!("turns/{}/messages?epoch=1&n=1", TurnId(nobody.0));

@@ -12,16 +12,17 @@ use lastword::{
     config::Config,
     event::{Kind, NewEvent},
     id::TurnId,
+    rendezvous::Rendezvous,
     store::{
         Store,
+        batch_reader::read_on,
         claim::Ready,
         events::{Append, Finish, TurnClock},
-        listener::listen_on,
-        lookout::look_on,
-        queue::FRONT,
-        reader::read_on,
-        ringer::ring_on,
-        writer::{Writer, Written, write_on},
+        group_commit::{Writer, Written, write_on},
+        notify_listener::listen_on,
+        notify_sender::ring_on,
+        poller::look_on,
+        queue_hints::FRONT,
     },
     task::{self, Supervisor},
     turn::LastWord,
@@ -47,6 +48,7 @@ pub struct World {
 /// A gateway that listens.
 pub struct Replica {
     pub store: Store,
+    pub rendezvous: Arc<Rendezvous>,
     pub supervisor: Supervisor,
     pub url: String,
     http: reqwest::Client,
@@ -142,11 +144,12 @@ impl Replica {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         store.register(&url, store.timeline().await.unwrap()).await.unwrap();
-        let gateway = Gateway::new(store.clone(), Arc::new(config), supervisor.clone());
+        let rendezvous = Arc::<Rendezvous>::default();
+        let gateway = Gateway::new(store.clone(), rendezvous.clone(), Arc::new(config), supervisor.clone());
         let serve = api::serve(listener, gateway, stop.clone());
         supervisor.spawn(background, "serve", serve);
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-        Replica { store, supervisor, url, http, writer, stop }
+        Replica { store, rendezvous, supervisor, url, http, writer, stop }
     }
 
     /// Takes no more connections, and ends those that are there with what is under way.

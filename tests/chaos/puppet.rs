@@ -9,7 +9,10 @@ use std::{process::ExitCode, time::Duration};
 use lastword::{
     agent::Runtime,
     config::Config,
-    store::{Store, beat::BeatSession, claim::Ready, listener::listen_on, queue::FRONT, ringer::ring_on},
+    store::{
+        Store, beat::BeatSession, claim::Ready, notify_listener::listen_on, notify_sender::ring_on,
+        queue_hints::FRONT,
+    },
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lastword::{
     config::Config,
-    store::{Store, mass::Mass},
+    store::{Store, fixtures::Mass},
 };
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

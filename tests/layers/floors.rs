@@ -29,7 +29,7 @@ const FLOORS: [&[&str]; 7] = [
     ],
     &["config", "descriptors", "host", "task", "telemetry"],
     &["store"],
-    &["stream", "worker"],
+    &["rendezvous", "stream", "worker"],
     &["engine"],
     &["api", "console"],
     &["cli", "lib", "main"],

@@ -4,7 +4,7 @@ use lastword::{
     failure::Code,
     id::{ConversationId, WorkerId},
     store::{
-        queue::{END, FRONT},
+        queue_hints::{END, FRONT},
         remote_workers::{ExitReport, Registration, RemoteWorker},
     },
 };
@@ -73,7 +73,7 @@ async fn who_tells_of_a_worker_that_is_gone_reads_no_others(server: &Server) {
         let of_conversation = teller.store.worker_gone(None, Some(conversations[1]), &why).await.unwrap();
         assert_eq!(told, of_conversation);
     }
-    let told = teller.store.obituaries(&workers.map(|worker| worker.id)).await.unwrap();
+    let told = teller.store.exit_reports(&workers.map(|worker| worker.id)).await.unwrap();
     assert_eq!(told.len(), 2);
     let read = read(&ground, teller, "workers").await;
     assert!(read < FEW, "{read} rows and entries of workers were read");

@@ -12,8 +12,8 @@ use lastword::{
     id::{ConversationId, TurnId},
     store::{
         claim::{Claim, Ready, Warm},
-        queue::FRONT,
-        writer::Written,
+        group_commit::Written,
+        queue_hints::FRONT,
     },
 };
 
@@ -188,7 +188,7 @@ async fn a_claim_begins_where_it_is_told_to(server: &Server) {
 async fn whoever_makes_a_turn_claimable_names_it(server: &Server) {
     let ground = server.ground().await;
     let (one, lost) = (ground.replica().await, ground.replica().await);
-    let news = || one.store.wake().queue_news();
+    let news = || one.store.wake().queue.take_named();
     let first = one.accept().await;
     assert_eq!([news(), news()], [Some(first.id), None]);
 
@@ -221,10 +221,10 @@ async fn a_turn_that_nobody_has_named_is_found_by_a_survey(server: &Server) {
     let millisecond = |id: uuid::Uuid| id.as_u128() >> 80;
     while millisecond(one.store.clock().mint()) <= millisecond(untold.id.0) {}
     one.store.outlook().await.unwrap();
-    assert_eq!(one.store.wake().queue_news(), None);
+    assert_eq!(one.store.wake().queue.take_named(), None);
     other.store.accept(&untold).await.unwrap();
     one.store.outlook().await.unwrap();
-    assert_eq!(one.store.wake().queue_news(), Some(untold.id));
+    assert_eq!(one.store.wake().queue.take_named(), Some(untold.id));
 }
 
 async fn a_second_claimed_turn_of_a_conversation_is_refused_by_an_index(server: &Server) {

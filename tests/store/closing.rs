@@ -4,7 +4,7 @@ use lastword::{
     event::Kind,
     failure::Code,
     id::TurnId,
-    store::{accept::NewTurn, claim::Claim, closing::Closed, writer::Written},
+    store::{accept::NewTurn, claim::Claim, closing::Closed, group_commit::Written},
     turn::CancelledBy,
 };
 

@@ -1,7 +1,7 @@
 //! I3 and I5: who does not hold the current epoch writes nothing, and nothing follows a last word.
 
 use futures_util::future::join_all;
-use lastword::{event::Kind, id::WorkerId, store::writer::Written, turn::CancelledBy};
+use lastword::{event::Kind, id::WorkerId, store::group_commit::Written, turn::CancelledBy};
 
 use crate::{
     cases,

@@ -10,9 +10,9 @@ use lastword::{
     store::{
         adoption::{Adoption, Move},
         claim::{Claim, Ready},
-        queue::FRONT,
+        group_commit::Written,
+        queue_hints::FRONT,
         remote_turns::{Bid, Proof},
-        writer::Written,
     },
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lastword::store::mass::Mass;
+use lastword::store::fixtures::Mass;
 
 use crate::ground::{Server, until};
 

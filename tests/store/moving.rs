@@ -6,8 +6,8 @@ use lastword::{
     store::{
         adoption::{Adoption, Move},
         claim::Claim,
+        group_commit::Written,
         remote_turns::{Bid, Proof},
-        writer::Written,
     },
     turn::CancelledBy,
 };

@@ -5,7 +5,7 @@ use std::{borrow::Cow, path::Path};
 use lastword::{
     config::Config,
     event::Kind,
-    store::{Store, StoreError, doctor::Verdict, writer::Written},
+    store::{Store, StoreError, doctor::Severity, group_commit::Written},
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgListener};
 
@@ -77,7 +77,7 @@ async fn another_programs_tables_and_migrations_stay_as_they_are(server: &Server
         .await
         .unwrap();
     let exams = store.examine(&Config::default()).await;
-    let faults: Vec<_> = exams.iter().filter(|exam| exam.verdict == Verdict::Fault).collect();
+    let faults: Vec<_> = exams.iter().filter(|exam| exam.severity == Severity::Fault).collect();
     assert!(faults.is_empty(), "{faults:?}");
     serves(&ground, store).await;
     assert_eq!(ground.ask(theirs).await, before);
@@ -110,11 +110,11 @@ async fn two_installations_in_one_database_do_not_meet(server: &Server) {
         let mut unheard = PgListener::connect(&ground.url).await.unwrap();
         unheard.listen(others).await.unwrap();
         replica.accept().await;
-        replica.store.wake().queue_moved();
+        replica.store.wake().queue.moved();
         // Rings what is pending, and ends.
         let ended = tokio_util::sync::CancellationToken::new();
         ended.cancel();
-        lastword::store::ringer::ring_on(replica.store.clone(), ended).await;
+        lastword::store::notify_sender::ring_on(replica.store.clone(), ended).await;
         let ring = heard.recv().await.unwrap();
         assert_eq!(ring.channel(), own);
         ground.run(&format!("select pg_notify('{others}', 'the end')")).await.unwrap();
@@ -175,7 +175,7 @@ async fn a_database_that_is_not_utf8_is_refused_before_anything_is_changed(serve
     );
     let exams = open(&latin, None).examine(&Config::default()).await;
     let found = exams.iter().find(|exam| exam.name == "encoding").unwrap();
-    assert_eq!((found.verdict, found.finding.as_str()), (Verdict::Fault, "LATIN1"));
+    assert_eq!((found.severity, found.finding.as_str()), (Severity::Fault, "LATIN1"));
     let made = "select count(*) from pg_namespace where nspname = 'lastword'";
     assert_eq!(latin.ask(made).await, "0");
 }

@@ -7,8 +7,8 @@ use lastword::{
     store::{
         accept::{Accepted, NewTurn, Offer},
         claim::{Claim, Phase, Ready, Seats, Warm},
-        queue::FRONT,
-        writer::Written,
+        group_commit::Written,
+        queue_hints::FRONT,
     },
 };
 use serde_json::json;

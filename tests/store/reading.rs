@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use lastword::{
     event::{Kind, SharedEvent},
     id::TurnId,
-    store::{claim::Claim, lookout, pages::Anchor, reader, writer::Written},
+    store::{batch_reader, claim::Claim, group_commit::Written, pages::Anchor, poller},
     stream::Tail,
 };
 use tokio::time::timeout;
@@ -49,7 +49,7 @@ async fn one_read_serves_whoever_came_before_it(server: &Server) {
     let ground = server.ground().await;
     let (writer, claim, seq) = growing(&ground).await;
     let store = ground.open();
-    let (one, other) = (store.wake().tail(claim.turn), store.wake().tail(claim.turn));
+    let (one, other) = (store.wake().turns.subscribe(claim.turn), store.wake().turns.subscribe(claim.turn));
     let first = store.read_shared(&one, -1, 100, false).await.unwrap().events;
     writer.append(&claim, seq, Kind::Delta).await;
     // What this one was woken for is in the read of the first: it costs none of its own.
@@ -62,10 +62,11 @@ async fn whoever_was_woken_after_a_read_reads_again(server: &Server) {
     let ground = server.ground().await;
     let (writer, claim, seq) = growing(&ground).await;
     let store = ground.open();
-    let (one, mut other) = (store.wake().tail(claim.turn), store.wake().tail(claim.turn));
+    let (one, mut other) =
+        (store.wake().turns.subscribe(claim.turn), store.wake().turns.subscribe(claim.turn));
     let first = store.read_shared(&one, -1, 100, false).await.unwrap().events;
     writer.append(&claim, seq, Kind::Delta).await;
-    store.wake().events_committed([claim.turn]);
+    store.wake().turns.events_committed([claim.turn]);
     other.look();
     let fresh = store.read_shared(&other, -1, 100, false).await.unwrap().events;
     assert_eq!(fresh.len(), first.len() + 1);
@@ -79,7 +80,7 @@ async fn a_reader_that_begins_anew_reads_anew(server: &Server) {
     let ground = server.ground().await;
     let (writer, claim, seq) = growing(&ground).await;
     let store = ground.open();
-    let alone = store.wake().tail(claim.turn);
+    let alone = store.wake().turns.subscribe(claim.turn);
     let first = store.read_shared(&alone, -1, 100, false).await.unwrap().events;
     writer.append(&claim, seq, Kind::Delta).await;
     let second = store.read_shared(&alone, -1, 100, false).await.unwrap().events;
@@ -91,12 +92,15 @@ async fn readers_that_ask_at_once_are_answered_each_with_its_own(server: &Server
     let writer = ground.replica().await;
     let store = ground.open();
     let until = CancellationToken::new();
-    let serving = tokio::spawn(reader::read_on(store.clone(), until.clone()));
+    let serving = tokio::spawn(batch_reader::read_on(store.clone(), until.clone()));
     let mut logs = Vec::new();
     for _ in 0..20 {
         let (claim, seq) = writer.running().await;
         writer.append(&claim, seq, Kind::Delta).await;
-        logs.push((store.wake().tail(claim.turn), store.read_after(claim.turn, -1, 100).await.unwrap()));
+        logs.push((
+            store.wake().turns.subscribe(claim.turn),
+            store.read_after(claim.turn, -1, 100).await.unwrap(),
+        ));
     }
     // From every cursor of every log, all at once.
     let asked = logs.iter().flat_map(|(interest, log)| {
@@ -117,7 +121,7 @@ async fn readers_that_ask_at_once_are_answered_each_with_its_own(server: &Server
         let Written::Done(newest) = writer.append(&claim, seq, Kind::Delta).await else { panic!("fenced") };
         seq = newest;
     }
-    let long = store.read_shared(&store.wake().tail(claim.turn), -1, 90, false).await.unwrap();
+    let long = store.read_shared(&store.wake().turns.subscribe(claim.turn), -1, 90, false).await.unwrap();
     assert_eq!((long.events.len(), long.is_whole), (90, false));
     until.cancel();
     serving.await.unwrap();
@@ -174,7 +178,7 @@ async fn whoever_was_rung_since_a_commit_here_reads(server: &Server) {
     tail.look(100).await.unwrap();
     here.append(&claim, seq, Kind::Delta).await;
     ground.run("update turn_events set data = '{\"text\":\"read\"}' where kind = 'delta'").await.unwrap();
-    here.store.wake().events_committed([claim.turn]);
+    here.store.wake().turns.events_committed([claim.turn]);
     let read = tail.look(100).await.unwrap();
     assert_eq!((seqs(&read), read[0].data.as_str()), (vec![seq + 1], "{\"text\":\"read\"}"));
 }
@@ -185,7 +189,7 @@ async fn the_lookout_finds_whoever_was_not_rung_for(server: &Server) {
     let (_, still, _) = growing(&ground).await;
     let store = ground.open();
     let until = CancellationToken::new();
-    let looking = tokio::spawn(lookout::look_on(store.clone(), until.clone()));
+    let looking = tokio::spawn(poller::look_on(store.clone(), until.clone()));
     let (mut goes_on, mut stands) = (Tail::new(&store, claim.turn, -1), Tail::new(&store, still.turn, -1));
     for tail in [&mut goes_on, &mut stands] {
         assert!(!tail.page().await.unwrap().is_empty());

@@ -2,7 +2,7 @@
 
 use lastword::{
     event::Kind,
-    store::{rewound::Rewound, witness::Seen, writer::Written},
+    store::{group_commit::Written, rewound::Rewound, seen_commits::Seen},
 };
 
 use crate::{
@@ -33,7 +33,7 @@ async fn a_comparison_finds_nothing_where_nothing_was_lost(server: &Server) {
     let (ended, seq) = replica.running().await;
     assert_eq!(replica.finish(&ended, seq).await, Written::Done(seq + 1));
     replica.accept().await;
-    let seen = replica.store.witness().all();
+    let seen = replica.store.seen_commits().all();
     assert_eq!(seen.len(), 4, "{seen:?}");
     assert_eq!(replica.store.reconcile(&seen).await.unwrap(), []);
     assert_eq!(ground.ask("select count(*) from rewound").await, "0");

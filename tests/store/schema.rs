@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use lastword::{
     event::Kind,
     id::TurnId,
-    store::{StoreError, accept::NewTurn, writer::Written},
+    store::{StoreError, accept::NewTurn, group_commit::Written},
 };
 
 use crate::{

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lastword::{
     event::Kind,
-    store::{beat::BeatSession, listener::listen_on, lookout::look_on, ringer::ring_on},
+    store::{beat::BeatSession, notify_listener::listen_on, notify_sender::ring_on, poller::look_on},
     stream::{ConversationTail, Position, tail::TailError},
 };
 use tokio::time::timeout;

@@ -4,7 +4,7 @@ use futures_util::{StreamExt, future::join_all, stream};
 use lastword::{
     event::Kind,
     id::TurnId,
-    store::{claim::Claim, writer::Written},
+    store::{claim::Claim, group_commit::Written},
     turn::{CancelledBy, LastWord},
 };
 

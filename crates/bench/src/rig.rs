@@ -25,9 +25,9 @@ use lastword::{
     id::TurnId,
     store::{
         Store,
+        fixtures::{Held, Mass},
         gauges::{Gauges, Tally},
         limits::Limits,
-        mass::{Held, Mass},
     },
 };
 use lastword_devkit::postgres::Postgres;

@@ -111,7 +111,7 @@ impl QueueShares {
         // Operators have no line.
         let line = self.lines.get(usize::from(whose.number()));
         let (Some(share), Some(line)) = (self.share, line) else { return Ok(QueueRoom::Any) };
-        let replicas = store.wake().replicas() as u64;
+        let replicas = store.wake().rings.replicas() as u64;
         if let Some(room) = line.room(share, replicas, false) {
             return Ok(room);
         }

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
-use super::{caller, still_let_in};
+use super::{session, still_let_in};
 use crate::{
     api::{
         answer::Json,
@@ -22,10 +22,8 @@ use crate::{
         request::Strict,
     },
     id::{TurnId, WorkerId},
-    store::{
-        desk::{Caller, Judgement, Line, Open, OrderToTell},
-        remote_turns::Proof,
-    },
+    rendezvous::{AdoptOutcome, Line, OpenRequest, OrderToTell, WorkerSession},
+    store::remote_turns::Proof,
 };
 
 /// How long a beat is kept open, in milliseconds.
@@ -126,7 +124,7 @@ pub struct Over {
 /// A line that the beat keeps open.
 struct HeardLine {
     line: Arc<Line>,
-    open: Open,
+    open: OpenRequest,
 }
 
 /// Proves that a worker lives, and waits for orders to its turns.
@@ -141,7 +139,7 @@ pub async fn beat(
     Connection(peer): Connection,
     Strict(request): Strict<BeatRequest>,
 ) -> Result<Json<Beat>, Problem> {
-    let caller = caller(&gateway, &admission, request.worker_id)?;
+    let session = session(&gateway, &admission, request.worker_id)?;
     if request.wait_ms > WAIT_MAX_MS {
         return Err(Problem::invalid("wait_ms", "It must lie between 0 and 5000."));
     }
@@ -150,12 +148,12 @@ pub async fn beat(
     }
     let until = Instant::now() + Duration::from_millis(request.wait_ms);
     if request.is_leaving {
-        caller.leave();
+        session.leave();
     }
     let has_left = request.is_leaving && request.turns.is_empty();
-    let open = caller.pulse().beat();
+    let open = session.liveness().beat();
     if let Some(peer) = peer
-        && let Some(cut_off) = caller.pulse().came_by(peer.number())
+        && let Some(cut_off) = session.liveness().came_by(peer.number())
     {
         peer.at_end(cut_off);
     }
@@ -165,12 +163,12 @@ pub async fn beat(
         heard.iter().for_each(|heard| heard.line.note_waited(waited));
     }
     let beat = match has_left {
-        true => leave(&gateway, &caller).await,
-        false => listen(&gateway, &caller, &heard, over, until).await,
+        true => leave(&gateway, &session).await,
+        false => listen(&gateway, &session, &heard, over, until).await,
     };
     heard.into_iter().for_each(|heard| heard.open.answered());
     open.answered();
-    still_let_in(&gateway, &caller)?;
+    still_let_in(&gateway, &session)?;
     beat.map(Json)
 }
 
@@ -178,24 +176,24 @@ pub async fn beat(
 /// here, many at a time. Of a turn that can be had neither here nor now, nor in time, nothing is said: the worker names
 /// it again.
 async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<HeardLine>, Vec<Over>) {
-    let desk = gateway.store.desk();
+    let rendezvous = &gateway.rendezvous;
     let (mut heard, mut over) = (Vec::new(), Vec::new());
     let judged = stream::iter(turns).map(|named| async move {
-        let judgement = desk.line_or_move(named.turn_id, named.epoch, Proof::Worker(worker)).await;
-        (named, judgement)
+        let outcome = rendezvous.line_or_move(named.turn_id, named.epoch, Proof::Worker(worker)).await;
+        (named, outcome)
     });
     let mut judged = pin!(judged.buffer_unordered(MOVES_MAX).take_until(sleep(MOVES_WITHIN)));
-    while let Some((Named { turn_id, epoch, told }, judgement)) = judged.next().await {
-        let code = match judgement {
-            Judgement::Held(line) if line.worker() == worker => {
-                let open = line.pulse().beat();
+    while let Some((Named { turn_id, epoch, told }, outcome)) = judged.next().await {
+        let code = match outcome {
+            AdoptOutcome::Held(line) if line.worker() == worker => {
+                let open = line.liveness().beat();
                 line.note_told(told);
                 heard.push(HeardLine { line, open });
                 continue;
             }
-            Judgement::Held(_) | Judgement::Unknown | Judgement::Stale => "epoch_stale",
-            Judgement::Ended => "turn_ended",
-            Judgement::Elsewhere | Judgement::Failed(_) => continue,
+            AdoptOutcome::Held(_) | AdoptOutcome::Unknown | AdoptOutcome::Stale => "epoch_stale",
+            AdoptOutcome::Ended => "turn_ended",
+            AdoptOutcome::Elsewhere | AdoptOutcome::Failed(_) => continue,
         };
         over.push(Over { turn_id, epoch, code });
     }
@@ -205,34 +203,34 @@ async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<He
 /// Waits until there is something to say.
 async fn listen(
     gateway: &Gateway,
-    caller: &Arc<Caller>,
+    session: &Arc<WorkerSession>,
     heard: &[HeardLine],
     over: Vec<Over>,
     until: Instant,
 ) -> Result<Beat, Problem> {
-    let desk = gateway.store.desk();
-    let before = (desk.is_open(), caller.is_stopped(), caller.is_leaving());
+    let rendezvous = &gateway.rendezvous;
+    let before = (rendezvous.takes_turns(), session.is_stopped(), session.is_leaving());
     let is_said = !over.is_empty();
-    let number = caller.listen();
+    let number = session.listen();
     let look = || {
         let orders: Vec<(TurnId, OrderToTell)> = heard
             .iter()
             .flat_map(|it| it.line.untold().into_iter().map(|order| (it.line.turn(), order)))
             .collect();
         let has_ended = heard.iter().any(|it| it.line.end().is_some());
-        let is_over = is_said || caller.is_heard_anew(number);
-        let is_changed = before != (desk.is_open(), caller.is_stopped(), caller.is_leaving());
+        let is_over = is_said || session.is_heard_anew(number);
+        let is_changed = before != (rendezvous.takes_turns(), session.is_stopped(), session.is_leaving());
         let has_news = is_over || has_ended || is_changed;
         (has_news || !orders.is_empty()).then_some(orders)
     };
-    let orders = caller.look_until(until, look).await.unwrap_or_default().into_iter();
+    let orders = session.look_until(until, look).await.unwrap_or_default().into_iter();
     let orders = orders.map(|(turn, order)| OrderView::of(turn, order)).collect::<Result<_, _>>()?;
-    Ok(Beat { orders, over, should_move: !desk.is_open(), should_stop: caller.is_stopped() })
+    Ok(Beat { orders, over, should_move: !rendezvous.takes_turns(), should_stop: session.is_stopped() })
 }
 
 /// A worker says goodbye.
-async fn leave(gateway: &Gateway, caller: &Arc<Caller>) -> Result<Beat, Problem> {
-    gateway.store.desk().dismiss(caller);
-    gateway.store.remote_worker_ended(caller.worker().id, "left").await?;
+async fn leave(gateway: &Gateway, session: &Arc<WorkerSession>) -> Result<Beat, Problem> {
+    gateway.rendezvous.dismiss(session);
+    gateway.store.remote_worker_ended(session.worker().id, "left").await?;
     Ok(Beat { orders: Vec::new(), over: Vec::new(), should_move: false, should_stop: false })
 }

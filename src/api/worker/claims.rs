@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{caller, still_let_in};
+use super::{session, still_let_in};
 use crate::{
     api::{
         answer::Json,
@@ -22,7 +22,7 @@ use crate::{
         request::{Strict, WAIT_MAX_S},
     },
     id::{ConversationId, TurnId, WorkerId},
-    store::desk,
+    rendezvous,
 };
 
 /// How long a poll waits where the worker does not say.
@@ -78,8 +78,8 @@ pub struct Offer {
 }
 
 impl Offer {
-    fn of(offer: desk::Offer) -> Result<Offer, Problem> {
-        let desk::Offer { turn, conversation, epoch, ordinal, token, message, promise: _ } = offer;
+    fn of(offer: rendezvous::Offer) -> Result<Offer, Problem> {
+        let rendezvous::Offer { turn, conversation, epoch, ordinal, token, message, guard: _ } = offer;
         let message = RawValue::from_string(message).map_err(|why| Problem::internal(&why))?;
         Ok(Offer { turn_id: turn, conversation_id: conversation, epoch, ordinal, token, turn: message })
     }
@@ -97,24 +97,28 @@ pub async fn wait(
     Extension(admission): Extension<Admission>,
     Strict(request): Strict<ClaimsRequest>,
 ) -> Result<Response, Problem> {
-    let caller = caller(&gateway, &admission, request.worker_id)?;
+    let session = session(&gateway, &admission, request.worker_id)?;
     if !(1..=ROOM_MAX).contains(&request.room) {
         return Err(Problem::invalid("room", "It must lie between 1 and 10000."));
     }
     if request.wait_s > WAIT_MAX_S {
         return Err(Problem::invalid("wait_s", "It must lie between 0 and 60."));
     }
-    let desk = gateway.store.desk();
-    let open = caller.pulse().request();
-    let polling = caller.poll(request.room);
-    gateway.store.wake().look_at_queue();
-    let offers = polling.offers(Duration::from_secs(request.wait_s), || !desk.is_open()).await;
+    let rendezvous = &gateway.rendezvous;
+    let open = session.liveness().request();
+    let polling = session.poll(request.room);
+    gateway.store.wake().queue.look();
+    let offers = polling.offers(Duration::from_secs(request.wait_s), || !rendezvous.takes_turns()).await;
     drop(polling);
     open.answered();
-    still_let_in(&gateway, &caller)?;
+    still_let_in(&gateway, &session)?;
     if !offers.is_empty() {
         let turns = offers.into_iter().map(Offer::of).collect::<Result<_, _>>()?;
         return Ok(Json(Offers { turns }).into_response());
     }
-    if desk.is_open() { Ok(StatusCode::NO_CONTENT.into_response()) } else { Err(Problem::elsewhere()) }
+    if rendezvous.takes_turns() {
+        Ok(StatusCode::NO_CONTENT.into_response())
+    } else {
+        Err(Problem::elsewhere())
+    }
 }

@@ -25,10 +25,8 @@ use crate::{
     config::Config,
     frame::is_blank,
     id::TurnId,
-    store::{
-        desk::{Batch, Delivery, End, Judgement, Line},
-        remote_turns::Proof,
-    },
+    rendezvous::{AdoptOutcome, Batch, Delivery, End, Line},
+    store::remote_turns::Proof,
     token,
 };
 
@@ -81,18 +79,18 @@ pub async fn post(
     let batch = read(&gateway, request).await?;
     let mut is_second = false;
     loop {
-        let line = match gateway.store.desk().line_or_move(turn, epoch, Proof::Token(hash)).await {
-            Judgement::Held(line) => line,
-            Judgement::Unknown => return Err(Problem::unauthorized()),
-            Judgement::Ended => return Err(ended(turn)),
-            Judgement::Stale => return Err(stale(turn)),
-            Judgement::Elsewhere => return Err(Problem::elsewhere()),
-            Judgement::Failed(why) => return Err(why.into()),
+        let line = match gateway.rendezvous.line_or_move(turn, epoch, Proof::Token(hash)).await {
+            AdoptOutcome::Held(line) => line,
+            AdoptOutcome::Unknown => return Err(Problem::unauthorized()),
+            AdoptOutcome::Ended => return Err(ended(turn)),
+            AdoptOutcome::Stale => return Err(stale(turn)),
+            AdoptOutcome::Elsewhere => return Err(Problem::elsewhere()),
+            AdoptOutcome::Failed(why) => return Err(why.into()),
         };
         if !token::is_same(line.token_hash(), &hash) {
             return Err(Problem::unauthorized());
         }
-        let open = line.pulse().request();
+        let open = line.liveness().request();
         let delivery = line.deliver(first, batch.clone()).await;
         open.answered();
         match delivery {
@@ -100,7 +98,7 @@ pub async fn post(
             Delivery::LetGo if !is_second => is_second = true,
             // Or hold the turn by now, with what is missing here.
             Delivery::Gap(_) if !gateway.store.strayed(&[(turn, epoch)]).await?.is_empty() => {
-                gateway.store.desk().take_up(&line, End::LetGo);
+                gateway.rendezvous.close(&line, End::LetGo);
             }
             delivery => return answer(&line, delivery),
         }

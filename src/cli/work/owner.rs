@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use super::turn::Job;
 use crate::{
     host::{
-        Fate, Obstacle, Owner, ProcessLink, Program, Started, Turn,
+        Fate, HostOwner, HostedTurn, Obstacle, ProcessLink, Program, Started,
         process::{Exit, Launch, Process},
     },
     id::WorkerId,
@@ -33,7 +33,7 @@ pub struct Programs {
     pub concurrency: usize,
 }
 
-impl Owner for Programs {
+impl HostOwner for Programs {
     type Turn = Job;
 
     fn supervisor(&self) -> &Supervisor {

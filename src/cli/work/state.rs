@@ -15,7 +15,7 @@ use super::{
     words::{Offer, Registered},
 };
 use crate::{
-    host::{Owner as _, WorkerHost},
+    host::{HostOwner as _, WorkerHost},
     task::{Kind, Supervisor},
 };
 

@@ -17,7 +17,7 @@ use crate::{
     agent::Scope,
     failure::Code,
     host::{
-        Broken, Fate, Halt, Obstacle, Outlet, ProcessLink, Step, Turn,
+        Broken, Fate, Halt, HostedTurn, Obstacle, Outlet, ProcessLink, Step,
         process::{SendError, UNREAD},
         protocol::{
             encode::{self, gone},
@@ -136,7 +136,7 @@ fn failed(message: &str, detail: Option<String>) -> Vec<u8> {
     gone(Code::WorkerStartupFailed, message, detail.as_deref())
 }
 
-impl Turn for Job {
+impl HostedTurn for Job {
     /// The place in the conversation of the turn that a process served last.
     type Fit = i64;
 

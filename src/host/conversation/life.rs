@@ -17,7 +17,7 @@ use tracing::Instrument;
 use super::link::OwnProcess;
 use crate::{
     host::{
-        owner::{Fate, LATE_OUTPUT, Owner, Started, Turn, unless_called_off},
+        owner::{Fate, HostOwner, HostedTurn, LATE_OUTPUT, Started, unless_called_off},
         process::{Heard, proc_tree::is_dead},
         protocol::messages::Message,
         start::{launch_for, ready},
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Lives a worker's life, from its first turn to its end.
-pub(in crate::host) async fn live<O: Owner>(
+pub(in crate::host) async fn live<O: HostOwner>(
     host: WorkerHost<O>,
     worker: WorkerId,
     first: O::Turn,
@@ -52,7 +52,7 @@ pub(in crate::host) async fn live<O: Owner>(
 }
 
 /// Gives turns that came in while this life ended to a fresh one.
-async fn place_again<O: Owner>(
+async fn place_again<O: HostOwner>(
     host: &WorkerHost<O>,
     left_over: Option<O::Turn>,
     mut turns: mpsc::Receiver<O::Turn>,
@@ -68,7 +68,7 @@ async fn place_again<O: Owner>(
 
 /// Starts a worker for the turn and waits until it is ready. `None`: the turn has ended, or somebody else has it; and the
 /// worker has ended.
-async fn start<O: Owner>(
+async fn start<O: HostOwner>(
     host: &WorkerHost<O>,
     worker: WorkerId,
     mut turn: O::Turn,
@@ -105,7 +105,7 @@ async fn start<O: Owner>(
 
 /// Serves turns until the worker ends or is not wanted any more. Returns a turn that it took on but
 /// that no worker has received.
-async fn serve<O: Owner>(
+async fn serve<O: HostOwner>(
     host: &WorkerHost<O>,
     own: &mut OwnProcess,
     first: O::Turn,

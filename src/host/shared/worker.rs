@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     host::{
-        owner::{Obstacle, Owner, Started, Turn, unless_called_off},
+        owner::{HostOwner, HostedTurn, Obstacle, Started, unless_called_off},
         process::{Heard, Process},
         protocol::{
             codec::{Fault, ProtocolError},
@@ -57,7 +57,7 @@ enum Over {
 }
 
 /// Runs a turn on a shared worker, to the turn's end.
-pub(in crate::host) async fn serve<O: Owner>(host: &WorkerHost<O>, mut turn: O::Turn) {
+pub(in crate::host) async fn serve<O: HostOwner>(host: &WorkerHost<O>, mut turn: O::Turn) {
     // A worker of its own, of an older revision, would never learn of this turn.
     host.stop_worker_of(turn.conversation());
     let owner = host.owner();
@@ -88,7 +88,7 @@ pub(in crate::host) async fn serve<O: Owner>(host: &WorkerHost<O>, mut turn: O::
 }
 
 /// Runs a turn on the worker at the other end of `lane`, which is ready.
-pub(in crate::host) async fn serve_on<O: Owner>(host: &WorkerHost<O>, mut lane: Lane, mut turn: O::Turn) {
+pub(in crate::host) async fn serve_on<O: HostOwner>(host: &WorkerHost<O>, mut lane: Lane, mut turn: O::Turn) {
     turn.span().record("worker_id", tracing::field::display(lane.worker()));
     host.owner().run(&mut turn, &mut lane).await;
     // There is room at the worker before there is a place for another turn.
@@ -96,7 +96,7 @@ pub(in crate::host) async fn serve_on<O: Owner>(host: &WorkerHost<O>, mut lane: 
 }
 
 /// A lane to a worker that has room; starts a worker where none has.
-fn lane<O: Owner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
+fn lane<O: HostOwner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
     let owner = host.owner();
     let make = || (owner.mint(), owner.program(turn));
     let (lane, made) = host.pool().lane(turn.agent(), turn.id(), make);
@@ -115,7 +115,7 @@ fn lane<O: Owner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
 }
 
 /// Lives a shared worker's life.
-async fn live<O: Owner>(host: WorkerHost<O>, router: TurnRouter) {
+async fn live<O: HostOwner>(host: WorkerHost<O>, router: TurnRouter) {
     let (owner, worker) = (host.owner(), router.worker());
     let Some((slot, mut process)) = start(&host, &router).await else {
         host.pool().forget(worker);
@@ -143,7 +143,7 @@ async fn live<O: Owner>(host: WorkerHost<O>, router: TurnRouter) {
 }
 
 /// Starts the process and waits until it is ready; `None` where it is not, or nobody waits for it.
-async fn start<O: Owner>(host: &WorkerHost<O>, router: &TurnRouter) -> Option<(Slot, Process)> {
+async fn start<O: HostOwner>(host: &WorkerHost<O>, router: &TurnRouter) -> Option<(Slot, Process)> {
     let (owner, worker, program) = (host.owner(), router.worker(), router.program());
     let until = Instant::now() + program.startup;
     let launched = unless_unwanted(router, until, launch(host, program)).await;
@@ -203,7 +203,11 @@ fn refuse(router: &TurnRouter, obstacle: Obstacle, process: Option<&Process>) {
 }
 
 /// Puts through what the worker says, until its turns are over.
-async fn put_through_all<O: Owner>(host: &WorkerHost<O>, router: &TurnRouter, process: &mut Process) -> Over {
+async fn put_through_all<O: HostOwner>(
+    host: &WorkerHost<O>,
+    router: &TurnRouter,
+    process: &mut Process,
+) -> Over {
     let idle_ttl = router.program().idle_ttl;
     loop {
         let idle_since = match router.outlook() {

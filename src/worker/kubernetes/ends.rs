@@ -42,7 +42,7 @@ pub async fn tell_on(store: Store, pods: Pods, until: CancellationToken) {
 }
 
 async fn tell(store: &Store, ended: &Ended) -> Result<(), StoreError> {
-    let told = store.worker_gone(Some(ended.worker), None, &obituary(&ended.ending)).await?;
+    let told = store.worker_gone(Some(ended.worker), None, &exit_report(&ended.ending)).await?;
     if told > 0 {
         metrics::worker_exits(ended.ending.cause.as_str());
         let (cause, detail) = (ended.ending.cause.to_string(), &ended.ending.detail);
@@ -55,7 +55,7 @@ async fn tell(store: &Store, ended: &Ended) -> Result<(), StoreError> {
 }
 
 /// As the last word tells it, where the worker had a turn.
-fn obituary(ending: &Ending) -> ExitReport {
+fn exit_report(ending: &Ending) -> ExitReport {
     let code = if ending.cause == Cause::NodeLost { Code::WorkerLost } else { Code::WorkerExited };
     let message = format!("The worker handling your request stopped unexpectedly ({}).", ending.cause);
     ExitReport { code, message, detail: Some(ending.detail.clone()).filter(|detail| !detail.is_empty()) }
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_lost_node_is_a_lost_worker_and_all_else_an_exit() {
-        let of = |cause| obituary(&Ending { cause, detail: "node-7: gone".to_owned() });
+        let of = |cause| exit_report(&Ending { cause, detail: "node-7: gone".to_owned() });
         let lost = of(Cause::NodeLost);
         assert_eq!(lost.code, Code::WorkerLost);
         assert_eq!(lost.detail.as_deref(), Some("node-7: gone"));

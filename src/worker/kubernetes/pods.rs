@@ -20,10 +20,9 @@ use tokio::{
     time::Instant,
 };
 
-use self::asked::Asked;
 use super::{
     cluster::{Cluster, Refusal},
-    manifest::{self, Home, Order, Owner},
+    manifest::{self, Owner},
     verdict::{self, Ending, Standing, Wait},
 };
 use crate::{
@@ -197,24 +196,6 @@ impl Pods {
     /// Every pod that is known.
     pub fn all(&self) -> Vec<Seen> {
         self.lock().pods.values().map(|entry| entry.seen.borrow().clone()).collect()
-    }
-
-    /// Asks for a pod once. Dropped before the answer it may have been made: the watch shows it then.
-    ///
-    /// # Errors
-    /// What the cluster said. It may be asked for again under the same order.
-    pub async fn create(&self, order: &Order) -> Result<watch::Receiver<Seen>, Refusal> {
-        let owner = self.0.owner.borrow().clone();
-        let home = Home { fleet: self.0.fleet.clone(), gateway_url: self.0.gateway_url.clone(), owner };
-        let Some(pod) = manifest::manifest(order, &home) else {
-            let detail = "its agent has no pod".to_owned();
-            return Err(Refusal { message: "its agent has no pod", detail, may_pass: false, after: None });
-        };
-        // It never closes.
-        let _permit = self.0.creations.acquire().await;
-        let asked = Asked::new(self, order);
-        self.0.cluster.create(&pod).await?;
-        Ok(asked.found())
     }
 
     /// Has a pod deleted, now or as soon as the cluster can be reached.

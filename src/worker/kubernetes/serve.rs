@@ -222,7 +222,7 @@ impl<'a> Start<'a> {
 
     /// Has the replica look that the worker calls, whichever that is.
     fn show(&self) {
-        self.deps.store().wake().turn_is_kept(self.turn.0, self.order.conversation);
+        self.deps.store().wake().queue.kept(self.turn.0, self.order.conversation);
     }
 
     fn wait_for(&self, what: &str, detail: String) {

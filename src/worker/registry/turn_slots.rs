@@ -52,12 +52,12 @@ struct Inner {
     count: u32,
     free: Arc<Semaphore>,
     is_wanting: AtomicBool,
-    shares: Shares,
+    shares: TokenShares,
 }
 
 /// How many slots the turns of each token have.
 #[derive(Debug)]
-struct Shares {
+struct TokenShares {
     /// How many the turns of one token may have; `None`: all.
     each: Option<Share>,
     taken: Mutex<HashMap<Principal, usize>>,
@@ -71,7 +71,7 @@ impl TurnSlots {
             count,
             free: Arc::new(Semaphore::new(count as usize)),
             is_wanting: AtomicBool::new(false),
-            shares: Shares::new(config),
+            shares: TokenShares::new(config),
         }))
     }
 
@@ -100,7 +100,7 @@ impl TurnSlots {
     /// Has the queue looked at where a turn may have waited for a slot, and there is one.
     pub(in crate::worker) fn look_if_wanted(&self) {
         if self.free() > 0 && self.0.is_wanting.swap(false, Ordering::AcqRel) {
-            self.0.store.wake().look_at_queue();
+            self.0.store.wake().queue.look();
         }
     }
 
@@ -130,11 +130,11 @@ impl TurnSlots {
     }
 }
 
-impl Shares {
-    fn new(config: &Config) -> Shares {
+impl TokenShares {
+    fn new(config: &Config) -> TokenShares {
         let count = config.turns_max as usize;
         let each = config.turn_share().map(|share| Share::of(count, share as usize));
-        Shares { each, taken: Mutex::default() }
+        TokenShares { each, taken: Mutex::default() }
     }
 
     /// Whose turns have as many slots as one token may have: they wait.
@@ -186,7 +186,7 @@ impl Drop for SlotShare {
     fn drop(&mut self) {
         if self.slots.0.shares.take_back(self.whose) {
             // Its turns were passed over: the next look at the queue begins before them.
-            self.slots.0.store.wake().look_from_front();
+            self.slots.0.store.wake().queue.look_from_front();
         }
     }
 }
@@ -220,8 +220,9 @@ mod tests {
     #[test]
     fn where_there_are_several_tokens_one_leaves_slots_to_others() {
         let tokens = |count| vec!["t".to_owned(); count];
-        let shares =
-            |count| Shares::new(&Config { client_tokens: tokens(count), turns_max: 4, ..Config::default() });
+        let shares = |count| {
+            TokenShares::new(&Config { client_tokens: tokens(count), turns_max: 4, ..Config::default() })
+        };
         let [one, other] = [0, 1].map(Principal::client);
         let shared = shares(2);
         assert!((0..3).all(|_| shared.grant(one, Cause::Wanted)));

@@ -23,25 +23,21 @@ use crate::{
         },
     },
     id::WorkerId,
-    store::{
-        Store,
-        adoption::Adopted,
-        claim::Claim,
-        desk::{self, Batch, Desk, End, Offer, OrderToTell, Promise, TICK},
-    },
+    rendezvous::{self, Batch, End, Offer, OfferGuard, OrderToTell, Rendezvous, TICK},
+    store::{adoption::Adopted, claim::Claim},
     token,
     worker::turn::Replay,
 };
 
 /// A turn's link to the worker that calls.
 pub(super) struct RemoteLink {
-    desk: Arc<Desk>,
-    line: Arc<desk::Line>,
+    rendezvous: Arc<Rendezvous>,
+    line: Arc<rendezvous::Line>,
     batches: mpsc::Receiver<Batch>,
     unheard: VecDeque<Bytes>,
     tick: Interval,
     /// Until the turn is offered: to whom, with what token, and what else an offer says.
-    unoffered: Option<(Promise, String, Claim)>,
+    unoffered: Option<(OfferGuard, String, Claim)>,
     end: End,
 }
 
@@ -53,22 +49,27 @@ enum LineSaid {
 
 impl RemoteLink {
     /// To a worker that is to be offered the turn.
-    pub(super) fn offering(store: &Store, claim: &Claim, promise: Promise, token: String) -> Self {
-        let worker = promise.caller().worker().id;
+    pub(super) fn offering(
+        rendezvous: &Arc<Rendezvous>,
+        claim: &Claim,
+        guard: OfferGuard,
+        token: String,
+    ) -> Self {
+        let worker = guard.session().worker().id;
         let lease = (claim.turn, claim.epoch);
-        let (line, batches) = desk::Line::new(lease, worker, token::hash(&token), 0);
-        let unoffered = Some((promise, token, claim.clone()));
-        RemoteLink::laid(store, line, batches, unoffered)
+        let (line, batches) = rendezvous::Line::new(lease, worker, token::hash(&token), 0);
+        let unoffered = Some((guard, token, claim.clone()));
+        RemoteLink::opened(rendezvous, line, batches, unoffered)
     }
 
     /// To a worker that has the turn, and has said so much of it.
-    pub(super) fn resuming(store: &Store, adopted: &Adopted, past: &Replay) -> Self {
+    pub(super) fn resuming(rendezvous: &Arc<Rendezvous>, adopted: &Adopted, past: &Replay) -> Self {
         let lease = (adopted.claim.turn, adopted.claim.epoch);
-        let (line, batches) = desk::Line::new(lease, adopted.worker, adopted.token_hash, past.heard);
+        let (line, batches) = rendezvous::Line::new(lease, adopted.worker, adopted.token_hash, past.heard);
         if adopted.is_running {
             line.begin();
         }
-        let mut remote = RemoteLink::laid(store, line, batches, None);
+        let mut remote = RemoteLink::opened(rendezvous, line, batches, None);
         // Whether it was told is not known; it passes each on once.
         for (ask_id, answer) in &past.answers {
             let (turn_id, ask_id, answer) = (adopted.claim.turn, ask_id.clone(), answer.clone());
@@ -78,43 +79,42 @@ impl RemoteLink {
         remote
     }
 
-    fn laid(
-        store: &Store,
-        line: desk::Line,
+    fn opened(
+        rendezvous: &Arc<Rendezvous>,
+        line: rendezvous::Line,
         batches: mpsc::Receiver<Batch>,
-        unoffered: Option<(Promise, String, Claim)>,
+        unoffered: Option<(OfferGuard, String, Claim)>,
     ) -> Self {
         let mut tick = interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let desk = store.desk().clone();
-        let line = desk.lay(line);
-        RemoteLink { desk, line, batches, unheard: VecDeque::new(), tick, unoffered, end: End::LetGo }
+        let (rendezvous, line) = (rendezvous.clone(), rendezvous.open(line));
+        RemoteLink { rendezvous, line, batches, unheard: VecDeque::new(), tick, unoffered, end: End::LetGo }
     }
 
-    pub(super) fn line(&self) -> &Arc<desk::Line> {
+    pub(super) fn line(&self) -> &Arc<rendezvous::Line> {
         &self.line
     }
 
     /// Counts a tick; whether the worker is not heard any more.
     fn is_lost(&self) -> bool {
-        let caller = self.desk.caller(self.line.worker());
-        self.line.pulse().tick(caller.is_some_and(|caller| caller.pulse().is_cut_off()))
+        let session = self.rendezvous.session(self.line.worker());
+        self.line.liveness().tick(session.is_some_and(|session| session.liveness().is_cut_off()))
     }
 
     fn offer(&mut self, message: String) -> Result<(), SendError> {
-        let Some((promise, token, claim)) = self.unoffered.take() else { return Ok(()) };
-        let caller = promise.caller().clone();
-        if caller.is_leaving() {
+        let Some((guard, token, claim)) = self.unoffered.take() else { return Ok(()) };
+        let session = guard.session().clone();
+        if session.is_leaving() {
             return Err(SendError::Closed);
         }
-        caller.offer(Offer {
+        session.offer(Offer {
             turn: claim.turn,
             conversation: claim.conversation,
             epoch: claim.epoch,
             ordinal: claim.assignment.ordinal,
             token,
             message,
-            promise,
+            guard,
         });
         Ok(())
     }
@@ -133,7 +133,7 @@ impl Link for RemoteLink {
             tokio::select! {
                 biased;
                 Some(batch) = self.batches.recv() => self.unheard.extend(batch),
-                why = self.line.buried() => return Heard::Gone(why),
+                why = self.line.exit_report() => return Heard::Gone(why),
                 _ = self.tick.tick() => if self.is_lost() {
                     let (code, detail) = (Code::WorkerLost, None);
                     return Heard::Gone(ExitReport { code, message: code.message().to_owned(), detail });
@@ -158,7 +158,7 @@ impl Link for RemoteLink {
             ToWorker::Shutdown => return Ok(()),
         };
         self.line.add_order(OrderToTell { key, message: text });
-        self.desk.ring(&self.line);
+        self.rendezvous.ring(&self.line);
         Ok(())
     }
 
@@ -182,10 +182,10 @@ impl Link for RemoteLink {
 
 impl Drop for RemoteLink {
     fn drop(&mut self) {
-        if let Some(caller) = self.desk.caller(self.line.worker()) {
-            caller.withdraw(self.line.turn(), self.line.epoch());
+        if let Some(session) = self.rendezvous.session(self.line.worker()) {
+            session.withdraw(self.line.turn(), self.line.epoch());
         }
-        self.desk.take_up(&self.line, self.end);
+        self.rendezvous.close(&self.line, self.end);
     }
 }
 

@@ -4,7 +4,7 @@
 //! take_remote ─► serve ─► offer ─► (its worker takes it) ─► running ─► run: as with every other worker
 //! adopt ───────► serve ─► resume: what the log tells ─────────────────┘
 //! ```
-//! Upper half of a turn's line; the lower half is at the desk ([`crate::store::desk`]), where a door brings
+//! Upper half of a turn's line; the lower half is at the rendezvous ([`crate::rendezvous`]), where a door brings
 //! what the worker sends. A remote worker is nobody's child: there is nothing to kill. Its authority ends
 //! with the line, which is all that it can write on (I11).
 
@@ -25,10 +25,10 @@ use super::{
 use crate::{
     host::Halt,
     id::TurnId,
+    rendezvous::{AdoptOutcome, AdoptRequest, OfferGuard},
     store::{
         adoption::{Adopted, Adoption, Move},
         claim::{Claim, Phase},
-        desk::{Judgement, Promise, Wish},
     },
     task::Kind,
     token::{self, Purpose, TokenHash},
@@ -54,7 +54,7 @@ pub struct Call {
     /// The claim.
     pub claim: Claim,
     /// For whom.
-    pub promise: Promise,
+    pub guard: OfferGuard,
     /// Opens the turn's route.
     pub token: String,
     /// Of its client token's share of the slots.
@@ -67,7 +67,7 @@ impl Host {
         let slots = self.deps().slots();
         let taken = slots.take(slots.free().min(most)).map(RemoteCapacity);
         if taken.is_none() && slots.want() {
-            self.deps().store().wake().look_at_queue();
+            self.deps().store().wake().queue.look();
         }
         taken
     }
@@ -75,31 +75,30 @@ impl Host {
     /// Takes a turn that was claimed for a remote worker. Released meanwhile, it is not taken, and the claim
     /// is left to be given back.
     pub fn take_remote(&self, call: Call, capacity: &mut RemoteCapacity) -> bool {
-        let Call { claim, promise, token, share } = call;
+        let Call { claim, guard, token, share } = call;
         let Some(permit) = capacity.0.split(1) else { return false };
         let slot = Some(TurnSlot::new(permit, share));
         let Some(reach) = self.deps().running().admit(&claim, slot) else { return false };
-        let remote = RemoteLink::offering(self.deps().store(), &claim, promise, token);
+        let remote = RemoteLink::offering(self.deps().rendezvous(), &claim, guard, token);
         let serving = serve(self.clone(), claim, reach, remote);
         self.deps().supervisor().spawn(Kind::Turn, "turn", serving);
         true
     }
 
-    /// Moves turns here, to which their workers want to say something at this replica's desk, and tells whoever
-    /// wished. No turn may be among them twice.
-    pub async fn adopt(&self, wishes: Vec<Wish>) {
+    /// Moves turns here, to which their workers want to say something at this replica's rendezvous, and tells whoever
+    /// asked. No turn may be among them twice.
+    pub async fn adopt(&self, requests: Vec<AdoptRequest>) {
         let (mut moves, mut asked) = (Vec::new(), Vec::new());
-        for wish in self.not_running(wishes).await {
-            let Wish { turn, epoch, proof, .. } = wish;
-            if let Some(line) = self.deps().store().desk().line(turn, epoch).filter(|line| line.is_for(proof))
-            {
-                wish.answer(Judgement::Held(line));
+        for request in self.not_running(requests).await {
+            let AdoptRequest { turn, epoch, proof, .. } = request;
+            if let Some(line) = self.deps().rendezvous().line(turn, epoch).filter(|line| line.is_for(proof)) {
+                request.answer(AdoptOutcome::Held(line));
             } else {
                 // Before anything is known to be committed: should this fail half way, nobody may take the turn
                 // for one that no worker has received (I10).
                 self.deps().running().note_delivered(turn, epoch);
                 moves.push(Move { turn, epoch, proof });
-                asked.push(wish);
+                asked.push(request);
             }
         }
         if moves.is_empty() {
@@ -108,87 +107,89 @@ impl Host {
         let adoptions = match self.deps().store().adopt(&moves).await {
             Ok(adoptions) => adoptions,
             Err(why) => {
-                asked.into_iter().for_each(|wish| wish.answer(Judgement::Failed(why.clone())));
+                asked.into_iter().for_each(|request| request.answer(AdoptOutcome::Failed(why.clone())));
                 return;
             }
         };
         let (mut adopted, mut owed) = (Vec::new(), Vec::new());
-        for (wish, adoption) in asked.into_iter().zip(adoptions) {
+        for (request, adoption) in asked.into_iter().zip(adoptions) {
             match adoption {
                 Ok(Adoption::Adopted(it)) => {
                     adopted.push(*it);
-                    owed.push(wish);
+                    owed.push(request);
                 }
-                Ok(Adoption::Unknown) => wish.answer(Judgement::Unknown),
-                Ok(Adoption::Ended) => wish.answer(Judgement::Ended),
-                Ok(Adoption::Stale) => wish.answer(Judgement::Stale),
-                Ok(Adoption::Elsewhere) => wish.answer(Judgement::Elsewhere),
-                Err(why) => wish.answer(Judgement::Failed(why)),
+                Ok(Adoption::Unknown) => request.answer(AdoptOutcome::Unknown),
+                Ok(Adoption::Ended) => request.answer(AdoptOutcome::Ended),
+                Ok(Adoption::Stale) => request.answer(AdoptOutcome::Stale),
+                Ok(Adoption::Elsewhere) => request.answer(AdoptOutcome::Elsewhere),
+                Err(why) => request.answer(AdoptOutcome::Failed(why)),
             }
         }
         self.resume_all(adopted, owed).await;
     }
 
-    /// Those of these wishes whose turns do not run here already.
-    async fn not_running(&self, wishes: Vec<Wish>) -> Vec<Wish> {
-        let desk = self.deps().store().desk();
-        let runs = |wish: &Wish| {
-            let is_held = desk.line(wish.turn, wish.epoch).is_some_and(|line| line.is_for(wish.proof));
-            !is_held && self.deps().running().runs_at(wish.turn, wish.epoch)
+    /// Those of these requests whose turns do not run here already.
+    async fn not_running(&self, requests: Vec<AdoptRequest>) -> Vec<AdoptRequest> {
+        let rendezvous = self.deps().rendezvous();
+        let runs = |request: &AdoptRequest| {
+            let is_held =
+                rendezvous.line(request.turn, request.epoch).is_some_and(|line| line.is_for(request.proof));
+            !is_held && self.deps().running().runs_at(request.turn, request.epoch)
         };
-        let (running, others): (Vec<Wish>, Vec<Wish>) = wishes.into_iter().partition(runs);
+        let (running, others): (Vec<AdoptRequest>, Vec<AdoptRequest>) = requests.into_iter().partition(runs);
         if running.is_empty() {
             return others;
         }
-        let asked: Vec<_> = running.iter().map(|wish| (wish.turn, wish.epoch, wish.proof)).collect();
+        let asked: Vec<_> =
+            running.iter().map(|request| (request.turn, request.epoch, request.proof)).collect();
         let offered = self.deps().store().offered(&asked).await;
-        for wish in running {
-            let Wish { turn, epoch, proof, .. } = wish;
-            wish.answer(match &offered {
+        for request in running {
+            let AdoptRequest { turn, epoch, proof, .. } = request;
+            request.answer(match &offered {
                 // Not every turn is a remote worker's: one that runs in a process here is nobody's to move.
-                Ok(offered) if !offered.contains(&(turn, epoch, proof)) => Judgement::Unknown,
+                Ok(offered) if !offered.contains(&(turn, epoch, proof)) => AdoptOutcome::Unknown,
                 Ok(_) => {
                     // What is left of an earlier hold has yet to notice. The worker comes again.
                     self.deps().running().halt(turn, epoch, Halt::Moved);
-                    Judgement::Elsewhere
+                    AdoptOutcome::Elsewhere
                 }
-                Err(why) => Judgement::Failed(why.clone()),
+                Err(why) => AdoptOutcome::Failed(why.clone()),
             });
         }
         others
     }
 
     /// Goes on with turns that are held here now, each as soon as its log is read.
-    async fn resume_all(&self, adopted: Vec<Adopted>, owed: Vec<Wish>) {
+    async fn resume_all(&self, adopted: Vec<Adopted>, owed: Vec<AdoptRequest>) {
         let turns: Vec<TurnId> = adopted.iter().map(|adopted| adopted.claim.turn).collect();
         let beginnings = match self.deps().store().read_beginnings(&turns).await {
             Ok(beginnings) => beginnings,
             Err(why) => {
-                owed.into_iter().for_each(|wish| wish.answer(Judgement::Failed(why.clone())));
+                owed.into_iter().for_each(|request| request.answer(AdoptOutcome::Failed(why.clone())));
                 return;
             }
         };
         let each = adopted.into_iter().zip(owed).zip(beginnings);
-        let resuming = each.map(|((adopted, wish), beginning)| async move {
+        let resuming = each.map(|((adopted, request), beginning)| async move {
             let past = match beginning {
                 Ok(beginning) => Replay::read(self.deps().store(), &adopted, beginning).await,
                 Err(why) => Err(why),
             };
-            wish.answer(match past {
+            request.answer(match past {
                 Ok(past) => self.resume(adopted, past),
-                Err(why) => Judgement::Failed(why),
+                Err(why) => AdoptOutcome::Failed(why),
             });
         });
         stream::iter(resuming).buffer_unordered(LOGS_MAX).collect::<()>().await;
     }
 
-    fn resume(&self, adopted: Adopted, past: Replay) -> Judgement {
+    fn resume(&self, adopted: Adopted, past: Replay) -> AdoptOutcome {
         let Some(reach) = self.deps().running().admit(&adopted.claim, None) else {
-            return Judgement::Stale;
+            return AdoptOutcome::Stale;
         };
         tracing::info!(turn_id = %adopted.claim.turn, epoch = adopted.claim.epoch, "a remote turn is held here now");
-        let remote = RemoteLink::resuming(self.deps().store(), &adopted, &past);
-        let judgement = Judgement::Held(remote.line().clone());
+        let remote = RemoteLink::resuming(self.deps().rendezvous(), &adopted, &past);
+        let outcome = AdoptOutcome::Held(remote.line().clone());
         let is_running = adopted.is_running;
         let (host, claim) = (self.clone(), adopted.claim);
         self.deps().supervisor().spawn(Kind::Turn, "turn", async move {
@@ -198,7 +199,7 @@ impl Host {
                 serve(host, claim, reach, remote).await;
             }
         });
-        judgement
+        outcome
     }
 
     /// The hash of a turn's token, and the token.

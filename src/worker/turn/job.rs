@@ -8,7 +8,7 @@ use super::timers::{Clocks, Lapse, UNKNOWN_CANCELLER};
 use crate::{
     agent::Scope,
     failure::Code,
-    host::{Obstacle, Turn},
+    host::{HostedTurn, Obstacle},
     id::{ConversationId, TurnId, WorkerId},
     store::{
         claim::{Claim, Phase},
@@ -42,7 +42,7 @@ pub(in crate::worker) struct Fit {
     pub(in crate::worker) is_guarded: bool,
 }
 
-impl Turn for Job {
+impl HostedTurn for Job {
     type Fit = Fit;
 
     fn id(&self) -> TurnId {

@@ -36,7 +36,7 @@ use crate::{
     store::{
         commands::{Command, Order},
         events::TurnClock,
-        writer::Written,
+        group_commit::Written,
     },
     turn::LastWord,
     worker::{deps::Deps, registry::Call},

@@ -7,7 +7,7 @@ use crate::{
     agent::Retry,
     event::{Kind, NewEvent},
     failure::{Code, Failure},
-    store::{claim::Claim, events::Finish, writer::Written},
+    store::{claim::Claim, events::Finish, group_commit::Written},
     telemetry::{self, metrics},
     turn::LastWord,
     worker::deps::Deps,

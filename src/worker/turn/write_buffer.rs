@@ -10,7 +10,7 @@ use crate::{
     store::{
         claim::Claim,
         events::{Append, TurnClock},
-        writer::{Writer, Written},
+        group_commit::{Writer, Written},
     },
     units::Span,
 };

@@ -131,7 +131,7 @@ const ONE_CLOSE_PASS: Mutant = Mutant {
     rule: "what the lost hold is closed whenever it is seen, not once (I2, I6)",
     edits: &[
         Edit {
-            file: "src/store/closing.rs",
+            file: "src/store/tables/closing.rs",
             find: "count(*) filter (where is_claimed and not is_alive
                                or is_overdue and not is_claimed) as closable",
             replace: "count(*) filter (where is_overdue and not is_claimed) as closable",
@@ -170,13 +170,13 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
     rule: "an event is in the log before a reader has it (I4)",
     edits: &[
         Edit {
-            file: "src/store/writer.rs",
+            file: "src/store/live/group_commit.rs",
             find: "    let landed = match repeat(store, &mut appends, replies, locked).await {\n",
-            replace: "    super::pages::show_ahead(store, &appends);
+            replace: "    crate::store::pages::show_ahead(store, &appends);
     let landed = match repeat(store, &mut appends, replies, locked).await {\n",
         },
         Edit {
-            file: "src/store/pages.rs",
+            file: "src/store/tables/pages.rs",
             find: "            page.is_whole = page.has_room(room);
         }
         Ok(pages)
@@ -201,7 +201,7 @@ const SHOWN_BEFORE_STORED: Mutant = Mutant {
 static AHEAD: std::sync::Mutex<std::collections::BTreeMap<TurnId, Vec<SharedEvent>>> =
     std::sync::Mutex::new(std::collections::BTreeMap::new());
 
-pub(super) fn show_ahead(store: &Store, appends: &[super::events::Append]) {
+pub(in crate::store) fn show_ahead(store: &Store, appends: &[super::events::Append]) {
     for append in appends {
         if let Ok(mut ahead) = AHEAD.lock() {
             for (seq, event) in (append.base + 1..).zip(&append.events) {
@@ -215,7 +215,7 @@ pub(super) fn show_ahead(store: &Store, appends: &[super::events::Append]) {
                 }));
             }
         }
-        store.wake().events_committed([append.turn]);
+        store.wake().turns.events_committed([append.turn]);
     }
 }
 ",
@@ -234,12 +234,12 @@ const NOTIFY_ALONE: Mutant = Mutant {
             replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
         },
         Edit {
-            file: "src/store/lookout.rs",
+            file: "src/store/live/poller.rs",
             find: "            sleep(pause).await;",
             replace: "            sleep(pause * 3600).await;",
         },
         Edit {
-            file: "src/store/wake.rs",
+            file: "src/store/live/rings.rs",
             find: "const LOOK_EVERY: Duration = Duration::from_secs(1);",
             replace: "const LOOK_EVERY: Duration = Duration::from_secs(3600);",
         },

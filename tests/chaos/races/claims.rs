@@ -8,8 +8,8 @@ use lastword::{
     id::{ReplicaId, TurnId},
     store::{
         claim::{Claim, Ready},
-        queue::FRONT,
-        writer::Written,
+        group_commit::Written,
+        queue_hints::FRONT,
     },
 };
 use tokio::{sync::Barrier, time::sleep};

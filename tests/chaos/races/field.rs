@@ -11,7 +11,7 @@ use lastword::{
     store::{
         Store,
         claim::Claim,
-        writer::{Writer, write_on},
+        group_commit::{Writer, write_on},
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};

@@ -13,8 +13,8 @@ use lastword::{
         claim::Ready,
         commands::Order,
         events::{Append, Finish},
-        queue::FRONT,
-        writer::Written,
+        group_commit::Written,
+        queue_hints::FRONT,
     },
     turn::{CancelledBy, LastWord},
 };

@@ -6,20 +6,41 @@ use super::{Entry, Pods, Seen};
 use crate::{
     token,
     worker::kubernetes::{
-        manifest::{self, Order},
+        cluster::Refusal,
+        manifest::{self, Home, Order},
         verdict::{Standing, Wait},
     },
 };
 
+impl Pods {
+    /// Asks for a pod once. Dropped before the answer it may have been made: the watch shows it then.
+    ///
+    /// # Errors
+    /// What the cluster said. It may be asked for again under the same order.
+    pub async fn create(&self, order: &Order) -> Result<watch::Receiver<Seen>, Refusal> {
+        let owner = self.0.owner.borrow().clone();
+        let home = Home { fleet: self.0.fleet.clone(), gateway_url: self.0.gateway_url.clone(), owner };
+        let Some(pod) = manifest::manifest(order, &home) else {
+            let detail = "its agent has no pod".to_owned();
+            return Err(Refusal { message: "its agent has no pod", detail, may_pass: false, after: None });
+        };
+        // It never closes.
+        let _permit = self.0.creations.acquire().await;
+        let asked = Asked::new(self, order);
+        self.0.cluster.create(&pod).await?;
+        Ok(asked.found())
+    }
+}
+
 /// A pod that is being asked for. Its drop forgets it, unless it is there or the watch has shown it.
-pub(super) struct Asked<'a> {
+struct Asked<'a> {
     pods: &'a Pods,
     name: String,
     seen: watch::Receiver<Seen>,
 }
 
 impl<'a> Asked<'a> {
-    pub(super) fn new(pods: &'a Pods, order: &Order) -> Self {
+    fn new(pods: &'a Pods, order: &Order) -> Self {
         let name = manifest::name_of(order.worker);
         let now = Instant::now();
         let seen = Seen {
@@ -38,7 +59,7 @@ impl<'a> Asked<'a> {
         Asked { pods, name, seen }
     }
 
-    pub(super) fn found(self) -> watch::Receiver<Seen> {
+    fn found(self) -> watch::Receiver<Seen> {
         let mut state = self.pods.lock();
         let lists = state.lists;
         if let Some(entry) = state.pods.get_mut(&self.name) {

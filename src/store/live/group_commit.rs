@@ -1,0 +1,390 @@
+//! The group commit: one task a replica writes the events and last words of all its turns.
+//!
+//! Flushes at once when idle and gathers while a flush is under way; no timer, no commit a token.
+//! Its queue is bounded, so a slow database holds back the workers' pipes, not this process' memory.
+//!
+//! While Postgres is away a batch is repeated, identically, until it answers. One poisonous event
+//! does not fail its neighbours: a batch that Postgres refuses is written turn by turn. A row that somebody else has
+//! locked holds up its own turn alone: writes of such turns leave the batch, and are repeated beside it.
+
+mod aside;
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::aside::Aside;
+use crate::{
+    config::Lever,
+    event::NewEvent,
+    id::TurnId,
+    store::{
+        error::StoreError,
+        handle::Store,
+        tables::events::{Append, Finish, Finished, Landed, Lease},
+    },
+    telemetry::metrics,
+};
+
+/// Writes that wait for a flush.
+const QUEUE_MAX: usize = 1024;
+/// Writes in one flush.
+const BATCH_MAX: usize = 512;
+/// Writes of locked turns that are tried at a time: each takes a connection for as long as a statement waits for a lock.
+const HELD_AT_ONCE: usize = 2;
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// Committed; the newest `seq` of the turn.
+    Done(i32),
+    /// The turn is not the caller's any more (I5). Nothing was written.
+    LeaseLost,
+    /// Postgres refuses this very write.
+    Refused(String),
+}
+
+/// The way to the writer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Asked>,
+}
+
+#[derive(Debug)]
+enum Write {
+    Append(Append),
+    Finish(Finish),
+}
+
+type Asked = (Write, oneshot::Sender<Written>);
+
+/// A write of one claim.
+trait Leased: Into<Write> + Sync {
+    /// What becomes of a batch of them.
+    type Done;
+
+    fn lease(&self) -> Lease;
+
+    fn write(store: &Store, writes: &[Self]) -> impl Future<Output = Result<Self::Done, StoreError>> + Send;
+}
+
+impl From<Append> for Write {
+    fn from(append: Append) -> Write {
+        Write::Append(append)
+    }
+}
+
+impl Leased for Append {
+    type Done = Vec<Landed>;
+
+    fn lease(&self) -> Lease {
+        (self.turn, self.epoch)
+    }
+
+    async fn write(store: &Store, writes: &[Self]) -> Result<Vec<Landed>, StoreError> {
+        store.append(writes).await
+    }
+}
+
+impl From<Finish> for Write {
+    fn from(finish: Finish) -> Write {
+        Write::Finish(finish)
+    }
+}
+
+impl Leased for Finish {
+    type Done = Finished;
+
+    fn lease(&self) -> Lease {
+        (self.turn, self.epoch)
+    }
+
+    async fn write(store: &Store, writes: &[Self]) -> Result<Finished, StoreError> {
+        store.finish(writes).await
+    }
+}
+
+/// The receiving end, to be run by [`write_on`].
+#[derive(Debug)]
+pub struct Inbox(mpsc::Receiver<Asked>);
+
+impl Writer {
+    /// A writer and the inbox that its task works off.
+    pub fn new() -> (Writer, Inbox) {
+        let (queue, inbox) = mpsc::channel(QUEUE_MAX);
+        (Writer { queue }, Inbox(inbox))
+    }
+
+    /// Appends events. At most one write of a turn may be under way. A writer that has ended
+    /// answers [`Written::LeaseLost`]: this process has nothing more to say.
+    pub async fn append(&self, append: Append) -> Written {
+        self.write(Write::Append(append)).await
+    }
+
+    /// Writes a turn's last word.
+    pub async fn finish(&self, finish: Finish) -> Written {
+        self.write(Write::Finish(finish)).await
+    }
+
+    /// Tells operators how many writes wait, and how many may.
+    pub fn note_bounds(&self) {
+        let waiting = QUEUE_MAX.saturating_sub(self.queue.capacity());
+        metrics::bound("writer", waiting as u64, QUEUE_MAX as u64);
+    }
+
+    async fn write(&self, write: Write) -> Written {
+        let (reply, written) = oneshot::channel();
+        if self.queue.send((write, reply)).await.is_err() {
+            return Written::LeaseLost;
+        }
+        written.await.unwrap_or(Written::LeaseLost)
+    }
+}
+
+/// Works off the inbox until cancelled.
+pub async fn write_on(store: Store, inbox: Inbox, until: CancellationToken) {
+    let (held, patient) = mpsc::channel(QUEUE_MAX);
+    let aside = Aside::new(held);
+    let work = async { tokio::join!(flush_on(&store, inbox, aside), write_held(&store, patient)) };
+    until.run_until_cancelled(work).await;
+}
+
+async fn flush_on(store: &Store, mut inbox: Inbox, aside: Aside<Asked>) {
+    let batch_max = if store.uses(Lever::GroupCommit) { BATCH_MAX } else { 1 };
+    let mut batch = Vec::with_capacity(batch_max);
+    while inbox.0.recv_many(&mut batch, batch_max).await > 0 {
+        metrics::append_batch(batch.len());
+        flush(store, std::mem::take(&mut batch), Locked::Leaves(&aside)).await;
+    }
+}
+
+/// Writes of turns that somebody else has locked, each by itself, however long that takes.
+async fn write_held(store: &Store, mut patient: mpsc::Receiver<Asked>) {
+    let places = Semaphore::new(HELD_AT_ONCE);
+    let mut writing = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(asked) = patient.recv() => writing.push(flush(store, vec![asked], Locked::Waits(&places))),
+            Some(()) = writing.next() => {}
+            else => return,
+        }
+    }
+}
+
+/// What a write does whose turn somebody else has locked.
+#[derive(Clone, Copy)]
+enum Locked<'a> {
+    /// It leaves its batch, for the task that waits for such.
+    Leaves(&'a Aside<Asked>),
+    /// It is tried again, in one of few places.
+    Waits(&'a Semaphore),
+}
+
+async fn flush(store: &Store, batch: Vec<Asked>, locked: Locked<'_>) {
+    let (mut appends, mut finishes, mut replies) = (Vec::new(), Vec::new(), HashMap::new());
+    for (write, reply) in batch {
+        // One write of a lease at a time: the run loop waits for its answer.
+        match write {
+            Write::Append(append) => {
+                replies.insert(append.lease(), reply);
+                appends.push(append);
+            }
+            Write::Finish(finish) => {
+                replies.insert(finish.lease(), reply);
+                finishes.push(finish);
+            }
+        }
+    }
+    append_all(store, appends, &mut replies, locked).await;
+    finish_all(store, finishes, &mut replies, locked).await;
+}
+
+type Replies = HashMap<Lease, oneshot::Sender<Written>>;
+
+fn answer(replies: &mut Replies, lease: Lease, written: Written) {
+    if let Some(reply) = replies.remove(&lease) {
+        // A turn whose run is gone does not wait for the answer.
+        let _ = reply.send(written);
+    }
+}
+
+async fn append_all(store: &Store, mut appends: Vec<Append>, replies: &mut Replies, locked: Locked<'_>) {
+    if appends.is_empty() {
+        return;
+    }
+    let began = Instant::now();
+    let landed = match repeat(store, &mut appends, replies, locked).await {
+        Ok(landed) => landed,
+        Err(why) if appends.len() == 1 => {
+            tracing::error!(%why, turn = %appends[0].turn, "Postgres refuses an append");
+            return answer(replies, appends[0].lease(), Written::Refused(why.to_string()));
+        }
+        Err(_) => {
+            for append in appends {
+                Box::pin(append_all(store, vec![append], replies, locked)).await;
+            }
+            return;
+        }
+    };
+    let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
+    for append in appends {
+        let lease = append.lease();
+        let Some(write) = landed.get(&lease) else {
+            answer(replies, lease, Written::LeaseLost);
+            continue;
+        };
+        metrics::events_appended(append.events.len());
+        let seq = append.base + i32::try_from(append.events.len()).unwrap_or(0);
+        store.seen_commits().saw(append.turn, append.epoch, seq);
+        show(store, began, write, (append.base, seq), append.events.into_iter());
+        answer(replies, lease, Written::Done(seq));
+    }
+    store.wake().turns.events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
+}
+
+/// Shows local readers what a write brought, from `base` to `newest`, so that they need not read it.
+fn show(
+    store: &Store,
+    began: Instant,
+    write: &Landed,
+    (base, newest): (i32, i32),
+    events: impl Iterator<Item = NewEvent>,
+) {
+    let page = || write.page(base, newest, events).filter(|_| store.uses(Lever::ShownFromMemory));
+    store.wake().turns.events_here(write.lease.0, began, base, page);
+}
+
+async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Replies, locked: Locked<'_>) {
+    if finishes.is_empty() {
+        return;
+    }
+    let began = Instant::now();
+    let written = repeat(store, &mut finishes, replies, locked).await;
+    let Finished { words, landed, next } = match written {
+        Ok(written) if written.words.len() == finishes.len() => written,
+        // What is missing is lost, unless an earlier try of the same statement was committed. That one's
+        // answer was lost too, and with it which others can be claimed.
+        Ok(mut written) => match insist(|| store.finished(&finishes)).await {
+            Ok(earlier) => {
+                written.words.extend(earlier);
+                store.wake().queue.moved();
+                written
+            }
+            Err(_) => written,
+        },
+        Err(why) if finishes.len() == 1 => {
+            tracing::error!(%why, turn = %finishes[0].turn, "Postgres refuses a last word");
+            return answer(replies, finishes[0].lease(), Written::Refused(why.to_string()));
+        }
+        Err(_) => {
+            for finish in finishes {
+                Box::pin(finish_all(store, vec![finish], replies, locked)).await;
+            }
+            return;
+        }
+    };
+    // Before the answers: who hears that a turn has ended finds the next one named.
+    if let Some(next) = next {
+        store.wake().queue.grew(next);
+    }
+    let seqs: HashMap<Lease, i32> = words.into_iter().collect();
+    let landed: HashMap<Lease, Landed> = landed.into_iter().map(|write| (write.lease, write)).collect();
+    for finish in finishes {
+        let lease = finish.lease();
+        let Some(&seq) = seqs.get(&lease) else {
+            answer(replies, lease, Written::LeaseLost);
+            continue;
+        };
+        metrics::events_appended(finish.said.len());
+        store.seen_commits().saw_end(finish.turn, finish.epoch, Some(seq), finish.word.kind);
+        let word = NewEvent { kind: finish.word.kind, data: finish.word.data };
+        match landed.get(&lease) {
+            Some(write) => {
+                show(store, began, write, (finish.base, seq), finish.said.into_iter().chain([word]));
+            }
+            None => store.wake().turns.events_committed([finish.turn]),
+        }
+        answer(replies, lease, Written::Done(seq));
+    }
+    store.wake().turns.events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
+}
+
+/// Writes while Postgres is away, again and again. Writes of locked turns may have left the batch when this returns.
+async fn repeat<W: Leased>(
+    store: &Store,
+    writes: &mut Vec<W>,
+    replies: &mut Replies,
+    locked: Locked<'_>,
+) -> Result<W::Done, StoreError> {
+    if let Locked::Leaves(aside) = locked
+        && aside.locks_are_about()
+    {
+        set_aside(store, writes, replies, aside).await;
+    }
+    loop {
+        let tried = {
+            let _place = match locked {
+                Locked::Waits(places) => places.acquire().await.ok(),
+                Locked::Leaves(_) => None,
+            };
+            W::write(store, writes).await
+        };
+        match tried {
+            Err(why) if why.is_away() => {
+                tracing::debug!(%why, "writing again soon");
+                if let Locked::Leaves(aside) = locked
+                    && why.is_held()
+                {
+                    set_aside(store, writes, replies, aside).await;
+                }
+                pause().await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Takes the writes out of a batch whose turns somebody else has locked. Where a whole table is locked none is.
+async fn set_aside<W: Leased>(
+    store: &Store,
+    writes: &mut Vec<W>,
+    replies: &mut Replies,
+    aside: &Aside<Asked>,
+) {
+    let turns: Vec<TurnId> = writes.iter().map(|write| write.lease().0).collect();
+    // Where nobody can tell, all of them are tried again together.
+    let Ok(locked) = store.locked(&turns).await else { return };
+    for write in writes.extract_if(.., |write| locked.contains(&write.lease().0)) {
+        let lease = write.lease();
+        aside.note();
+        tracing::warn!(turn_id = %lease.0, "somebody else has locked a row of this turn; other turns go on");
+        if let Some(reply) = replies.remove(&lease) {
+            aside.take((write.into(), reply)).await;
+        }
+    }
+}
+
+/// Repeats a question while Postgres is away.
+async fn insist<T, F>(mut question: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match question().await {
+            Err(why) if why.is_away() => {
+                tracing::warn!(%why, "asking again soon");
+                pause().await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(rand::random_range(50..300))).await;
+}

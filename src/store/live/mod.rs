@@ -1,0 +1,19 @@
+//! What this process knows between two looks at the tables. None of it is a fact: the tables have those.
+
+pub mod accept_batch;
+pub(in crate::store) mod agent_cache;
+pub mod batch_reader;
+pub mod conversation_subscriptions;
+pub mod group_commit;
+pub(in crate::store) mod locked_turns;
+pub mod notify_listener;
+pub mod notify_sender;
+pub mod poller;
+pub mod queue_hints;
+pub(in crate::store) mod read_batch;
+pub(in crate::store) mod recent_events;
+pub mod ring;
+pub mod rings;
+pub mod seen_commits;
+pub mod subscriptions;
+pub mod wake_ups;

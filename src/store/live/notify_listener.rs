@@ -1,0 +1,116 @@
+//! The hearing side of the doorbell, and the session lock that says "this process lives".
+//!
+//! One connection does both: it is otherwise idle, so when the process dies the lock is free within
+//! milliseconds. Every (re)connect takes a fresh key, first locks, then publishes the key for the
+//! beat to carry, and ends in waking everybody: what was rung in the gap is unknown.
+//!
+//! A connection can be dead without an error (a cut network sends nothing), so it is probed: with
+//! the doorbell on by a ring to ourselves, else by a query.
+
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgListener;
+use tokio_util::sync::CancellationToken;
+
+use super::ring::read;
+use crate::{
+    store::{
+        error::{Reach, StoreError},
+        handle::Store,
+    },
+    telemetry::metrics,
+};
+
+/// How often the connection is probed.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How long a probe may take before the connection is given up.
+const PROBE_MAX: Duration = Duration::from_secs(4);
+const CONNECT_MAX: Duration = Duration::from_secs(4);
+const RECONNECT_GAP: Duration = Duration::from_millis(200);
+
+/// Hears until cancelled; a session that is lost is followed by another.
+pub async fn listen_on(store: Store, until: CancellationToken) {
+    until
+        .run_until_cancelled(async {
+            loop {
+                if let Err(why) = session(&store).await {
+                    store.reachability().failed(Reach::Connection, &why);
+                }
+                store.wake().rings.set_round_trip(None);
+                tokio::time::sleep(RECONNECT_GAP).await;
+            }
+        })
+        .await;
+}
+
+async fn session(store: &Store) -> Result<(), StoreError> {
+    let lost = |why: String| StoreError::Away { op: "listen", why };
+    let mut listener = tokio::time::timeout(CONNECT_MAX, connect(store))
+        .await
+        .map_err(|_| lost(format!("no connection within {CONNECT_MAX:?}")))??;
+    store.wake().look_everywhere();
+    let started = Instant::now();
+    loop {
+        let result = if store.wake().rings.is_on() {
+            hear(store, &mut listener, started).await
+        } else {
+            knock(&mut listener).await
+        };
+        result.map_err(|why| lost(why.to_string()))?;
+    }
+}
+
+/// Connects, takes the session lock, listens, and only then publishes the lock's key. Waits for the beat to
+/// connect first, where that has lost Postgres.
+async fn connect(store: &Store) -> Result<PgListener, StoreError> {
+    store.reachability().there().await;
+    let mut listener = store.listener_sessions().listener("listen", PROBE_MAX).await?;
+    // A silent reconnect would lose the lock and what was rung meanwhile.
+    listener.eager_reconnect(false);
+    let key = i64::from_be_bytes(rand::random::<[u8; 8]>()) | 1;
+    let failed = |why| StoreError::from_sqlx("listen", why);
+    sqlx::query!("select pg_advisory_lock($1)", key).execute(&mut listener).await.map_err(failed)?;
+    if store.wake().rings.is_on() {
+        let schema = store.listener_sessions().schema(&mut listener).await.map_err(failed)?;
+        listener.listen(&schema.channel()).await.map_err(failed)?;
+    }
+    store.wake().set_lock_key(key);
+    Ok(listener)
+}
+
+/// Hears rings until the next probe is due, then probes; an error when the probe is not heard.
+async fn hear(store: &Store, listener: &mut PgListener, started: Instant) -> Result<(), sqlx::Error> {
+    store.wake().ring_probe(started, Instant::now());
+    let mut is_heard = false;
+    let probed_at = tokio::time::Instant::now();
+    loop {
+        let until = probed_at + if is_heard { PROBE_EVERY } else { PROBE_MAX };
+        let Ok(heard) = tokio::time::timeout_at(until, listener.try_recv()).await else {
+            return if is_heard { Ok(()) } else { Err(sqlx::Error::PoolTimedOut) };
+        };
+        let Some(notification) = heard? else {
+            return Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into());
+        };
+        let Some((sender, ring)) = read(notification.payload()) else {
+            tracing::warn!("a notification on our channel is not ours");
+            continue;
+        };
+        if sender != store.wake().rings.sender() {
+            store.wake().hear(sender, &ring);
+        } else if let Some(nonce) = ring.probe {
+            let rung_at = started + Duration::from_micros(nonce.unsigned_abs());
+            let took = rung_at.elapsed();
+            store.wake().rings.set_round_trip(Some(took));
+            metrics::doorbell_round_trip(took);
+            is_heard = true;
+        }
+    }
+}
+
+/// Without the doorbell: only asks whether the connection still answers.
+async fn knock(listener: &mut PgListener) -> Result<(), sqlx::Error> {
+    tokio::time::sleep(PROBE_EVERY).await;
+    let answer = sqlx::query!("select 1 as one").fetch_one(listener);
+    tokio::time::timeout(PROBE_MAX, answer).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! What this replica knows of the queue: from where on it may hold something, and whether it can be full.
+//!
+//! Owns hints, never facts. All that was ever claimed stays in the queue's index while a transaction is open
+//! elsewhere, and whoever reads from its front reads that; so a look begins at the turn that it was rung for, or
+//! at the front as it was found last. Whoever makes a turn claimable that was not in the queue names it; and every
+//! few seconds each replica surveys the queue (`Store::outlook`), and finds what nobody has named (I13).
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::{ring::first, rings::Rings};
+use crate::id::{ConversationId, TurnId};
+
+/// Which part of what is free in the queue all replicas together may fill before they count again.
+const UNCOUNTED_PART: u64 = 8;
+/// Before every turn.
+pub const FRONT: TurnId = TurnId(Uuid::nil());
+/// After every turn.
+pub const END: TurnId = TurnId(Uuid::max());
+
+/// See the module.
+#[derive(Debug)]
+pub struct QueueHints {
+    rings: Arc<Rings>,
+    look: Notify,
+    hints: Mutex<Hints>,
+}
+
+#[derive(Debug)]
+struct Hints {
+    /// Nothing is queued before this one, as far as is known here.
+    front: TurnId,
+    /// The first that somebody has named since dispatch has asked, or since a survey began.
+    named: Option<TurnId>,
+    named_since_survey: Option<TurnId>,
+    /// How many were queued when they were counted last; and how many this replica has queued since.
+    counted: u64,
+    queued_since: u64,
+    /// Why dispatch is to look.
+    call: Call,
+}
+
+/// Why dispatch is to look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// At the queue: there is something new, a place is free, or a worker waits.
+    pub is_for_queue: bool,
+    /// For workers of these conversations, whose turns are kept for them.
+    pub kept: HashSet<ConversationId>,
+}
+
+impl QueueHints {
+    pub(in crate::store) fn new(rings: Arc<Rings>) -> Self {
+        QueueHints {
+            rings,
+            look: Notify::new(),
+            hints: Mutex::new(Hints {
+                front: FRONT,
+                named: None,
+                named_since_survey: None,
+                counted: u64::MAX,
+                queued_since: 0,
+                call: Call::default(),
+            }),
+        }
+    }
+
+    fn hints(&self) -> MutexGuard<'_, Hints> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This turn can be claimed, or may be soon.
+    pub(super) fn note_grown(&self, turn: TurnId) {
+        {
+            let mut hints = self.hints();
+            hints.front = hints.front.min(turn);
+            hints.named = first(hints.named, Some(turn));
+            hints.named_since_survey = first(hints.named_since_survey, Some(turn));
+            hints.call.is_for_queue = true;
+        }
+        self.look.notify_one();
+    }
+
+    /// One that was in the queue already can be claimed now, or what dispatch has passed over: it looks from the front on.
+    pub fn look_from_front(&self) {
+        {
+            let mut hints = self.hints();
+            hints.named = first(hints.named, Some(hints.front));
+            hints.call.is_for_queue = true;
+        }
+        self.look.notify_one();
+    }
+
+    /// Turns of these conversations are kept for their own workers.
+    pub(super) fn note_kept(&self, conversations: impl IntoIterator<Item = Uuid>) {
+        let mut conversations = conversations.into_iter().map(ConversationId).peekable();
+        if conversations.peek().is_some() {
+            self.hints().call.kept.extend(conversations);
+            self.look.notify_one();
+        }
+    }
+
+    /// What was named meanwhile is unknown.
+    pub(super) fn forget(&self) {
+        self.note_grown(FRONT);
+    }
+
+    /// A turn was queued: wakes the local dispatch and rings the others.
+    pub fn grew(&self, turn: TurnId) {
+        self.note_grown(turn);
+        self.rings.add(|ring| ring.first_queued = first(ring.first_queued, Some(turn.0)));
+    }
+
+    /// Some turn that was queued already may be claimable now: wakes the local dispatch and rings the others.
+    pub fn moved(&self) {
+        self.look_from_front();
+        self.rings.add(|ring| ring.queue = true);
+    }
+
+    /// Only the local dispatch, which knows where it has left off: a slot is free, or a worker waits.
+    pub fn look(&self) {
+        self.hints().call.is_for_queue = true;
+        self.look.notify_one();
+    }
+
+    /// This turn is held for the worker of its conversation, which calls one replica or another: has that one look for
+    /// it, and nobody at the queue.
+    pub fn kept(&self, turn: TurnId, conversation: ConversationId) {
+        self.note_kept([conversation.0]);
+        self.rings.add(|ring| ring.kept.extend([(turn.0, conversation.0)]));
+    }
+
+    /// Until there may be something to claim.
+    pub async fn called(&self) {
+        self.look.notified().await;
+    }
+
+    /// Why dispatch was called since this was asked last.
+    pub fn take_call(&self) -> Call {
+        std::mem::take(&mut self.hints().call)
+    }
+
+    /// From which turn on the queue may hold what it did not when this was asked last; `None`: nothing new.
+    pub fn take_named(&self) -> Option<TurnId> {
+        self.hints().named.take()
+    }
+
+    /// From which turn on the queue may hold anything. Who hears no ring has to look everywhere.
+    pub fn front(&self) -> TurnId {
+        if self.rings.round_trip().is_none() { FRONT } else { self.hints().front }
+    }
+
+    /// Begins a look at the whole queue, the only one just now. `now`: an id that was minted just now.
+    pub(in crate::store) fn survey(&self, now: TurnId) -> Survey<'_> {
+        self.hints().named_since_survey = None;
+        Survey { queue: self, now }
+    }
+
+    /// From where on turns are to be counted before `count` more are queued; `None`: there is room for them in a
+    /// queue of `most`, whatever the other replicas have done meanwhile, but for an eighth of what was free.
+    pub(in crate::store) fn count_from(&self, count: usize, most: u64) -> Option<TurnId> {
+        let hints = self.hints();
+        let replicas = self.rings.replicas() as u64;
+        let uncounted = (hints.queued_since + count as u64).saturating_mul(replicas * UNCOUNTED_PART);
+        (hints.counted.saturating_add(uncounted) > most).then_some(hints.front)
+    }
+
+    /// So many were `counted` in the queue, if they were, and `count` came to it.
+    pub(in crate::store) fn queued(&self, counted: Option<u64>, count: usize) {
+        let mut hints = self.hints();
+        if let Some(counted) = counted {
+            (hints.counted, hints.queued_since) = (counted, 0);
+        }
+        hints.queued_since += count as u64;
+    }
+}
+
+/// A look at the whole queue that is under way.
+#[derive(Debug)]
+pub(in crate::store) struct Survey<'a> {
+    queue: &'a QueueHints,
+    /// Minted when it began.
+    now: TurnId,
+}
+
+impl Survey<'_> {
+    /// The first turn that was queued. Where nobody has named one so early, dispatch is to look.
+    pub(in crate::store) fn found(self, found: Option<TurnId>) {
+        let mut hints = self.queue.hints();
+        let is_news = found.is_some_and(|turn| turn < hints.front);
+        let front = found.unwrap_or(self.now);
+        hints.front = hints.named_since_survey.map_or(front, |named| named.min(front));
+        drop(hints);
+        if is_news {
+            self.queue.look_from_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Doorbell;
+
+    fn turn(n: u128) -> TurnId {
+        TurnId(Uuid::from_u128(n))
+    }
+
+    fn hints() -> QueueHints {
+        QueueHints::new(Arc::new(Rings::new(Doorbell::Off, Uuid::nil())))
+    }
+
+    fn front(queue: &QueueHints) -> TurnId {
+        queue.hints().front
+    }
+
+    #[test]
+    fn what_is_named_is_told_once_from_the_first_on() {
+        let queue = hints();
+        assert_eq!(queue.take_named(), None);
+        queue.grew(turn(7));
+        queue.grew(turn(5));
+        queue.grew(turn(6));
+        assert_eq!([queue.take_named(), queue.take_named()], [Some(turn(5)), None]);
+    }
+
+    #[test]
+    fn a_turn_that_is_kept_for_its_worker_is_no_reason_to_look_at_the_queue() {
+        let (queue, conversation) = (hints(), ConversationId(Uuid::from_u128(1)));
+        queue.kept(turn(7), conversation);
+        assert_eq!(queue.take_call(), Call { is_for_queue: false, kept: [conversation].into() });
+        assert_eq!((queue.take_named(), front(&queue), queue.take_call()), (None, FRONT, Call::default()));
+        queue.look();
+        assert!(queue.take_call().is_for_queue);
+        queue.moved();
+        assert!(queue.take_call().is_for_queue);
+    }
+
+    #[test]
+    fn nothing_is_queued_before_the_first_that_was_found_or_named_since() {
+        let queue = hints();
+        queue.survey(turn(100)).found(Some(turn(40)));
+        assert_eq!(front(&queue), turn(40));
+        queue.moved();
+        assert_eq!(queue.take_named(), Some(turn(40)), "which one is unknown");
+        queue.survey(turn(110)).found(None);
+        assert_eq!(front(&queue), turn(110));
+        queue.grew(turn(90));
+        assert_eq!(front(&queue), turn(90), "by a slow clock");
+        let survey = queue.survey(turn(120));
+        queue.grew(turn(80));
+        survey.found(None);
+        assert_eq!(front(&queue), turn(80), "it may have been too late for that look");
+        queue.forget();
+        assert_eq!(front(&queue), FRONT);
+    }
+
+    #[test]
+    fn what_nobody_has_named_is_found_by_a_survey() {
+        let queue = hints();
+        queue.survey(turn(100)).found(None);
+        assert_eq!(queue.take_named(), None);
+        queue.survey(turn(110)).found(Some(turn(99)));
+        assert_eq!(queue.take_named(), Some(turn(99)));
+        queue.survey(turn(120)).found(Some(turn(99)));
+        assert_eq!(queue.take_named(), None, "it waits, and that is known");
+    }
+
+    #[test]
+    fn the_queue_is_counted_where_it_may_be_full() {
+        let queue = hints();
+        assert_eq!(queue.count_from(1, 1_000_000), Some(FRONT), "how many there are is unknown");
+        queue.queued(Some(200), 1);
+        // 800 were free, and two replicas take 50 each before they count again.
+        queue.rings.set_peers(1);
+        assert_eq!(queue.count_from(49, 1000), None);
+        assert_eq!(queue.count_from(50, 1000), Some(FRONT));
+        queue.queued(None, 40);
+        assert_eq!(queue.count_from(10, 1000), Some(FRONT));
+        queue.queued(Some(0), 0);
+        assert_eq!(queue.count_from(1, 15), Some(FRONT), "a small queue is counted each time");
+    }
+}

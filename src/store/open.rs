@@ -1,0 +1,126 @@
+//! Opening a store, and whether Postgres is there.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    error::StoreError,
+    handle::{Store, StoreParts},
+    live::{
+        accept_batch::AcceptBatch, agent_cache::AgentCache, locked_turns::LockedTurns, read_batch::ReadBatch,
+        seen_commits::SeenCommits, wake_ups::WakeUps,
+    },
+    pool::{
+        connections::Connections,
+        denial::Denial,
+        gate::Gate,
+        login::Login,
+        reachability::Reachability,
+        schema::Choice,
+        session::{Purpose, Sessions},
+    },
+};
+use crate::{
+    clock::Clock,
+    config::{Config, Lever},
+    id::ReplicaId,
+};
+
+/// A statement that was denied counts for so long: all that a replica asks for it asks again sooner.
+const DENIAL_COUNTS_FOR: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Opens nothing yet. Needs no reachable Postgres; [`Store::probe`] tells whether there is one.
+    pub fn open(config: &Config) -> Result<Store, StoreError> {
+        let clock = Clock::default();
+        let replica = ReplicaId(clock.mint());
+        let application_name = format!("lastword {}", replica.0.as_simple());
+        let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
+        let choice = Arc::new(Choice::new(config.database_schema.clone()));
+        let (reachability, gate) = (Arc::new(Reachability::default()), Arc::new(Gate::default()));
+        let login = |url: &str, file: Option<&PathBuf>| {
+            let file = file.map(PathBuf::as_path);
+            Login::new(url, file, &application_name, gate.clone(), reachability.clone()).map(Arc::new)
+        };
+        let own_login = login(&config.database_url, config.database_url_file.as_ref())?;
+        let listener_login = match &config.listener_database_url {
+            Some(url) => login(url, config.listener_database_url_file.as_ref())?,
+            None => own_login.clone(),
+        };
+        let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), keeps_plans, choice.clone());
+        let (own, listener) = (Arc::new(sessions(&own_login)), sessions(&listener_login));
+        let connections = Connections::new(own.clone(), config.pool_max, reachability.clone());
+        Ok(Store(Arc::new(StoreParts {
+            connections: Arc::new(connections),
+            sessions: own,
+            listener_sessions: listener,
+            login: own_login,
+            listener_login,
+            clock,
+            wake: WakeUps::new(config.doorbell, replica.0),
+            seen_commits: SeenCommits::default(),
+            read_batch: ReadBatch::default(),
+            accept_batch: AcceptBatch::default(),
+            agent_cache: AgentCache::default(),
+            locked_turns: LockedTurns::default(),
+            breaks: AtomicU64::default(),
+            reachability,
+            replica: RwLock::new(replica),
+            application_name,
+            ablated: config.ablate.clone(),
+            retain: config.retain.0,
+        })))
+    }
+
+    /// The beat's connection has broken. Idle ones are let go: they are no better, or Postgres has none left
+    /// for the beat.
+    pub fn note_break(&self) {
+        self.0.reachability.lost();
+        self.0.connections.forget();
+        self.0.breaks.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether Postgres has answered this process within so long.
+    pub fn was_heard_within(&self, time: Duration) -> bool {
+        self.0.reachability.was_heard_within(time)
+    }
+
+    /// What Postgres denies this process just now, and no wait heals: the login, or a right.
+    pub fn refusal(&self) -> Option<Denial> {
+        let login = self.0.login.refusal().or_else(|| self.0.listener_login.refusal());
+        login.or_else(|| self.0.reachability.denied_within(DENIAL_COUNTS_FOR))
+    }
+
+    /// Logs in by each database URL, and lets go again.
+    ///
+    /// # Errors
+    /// Postgres is away, or denies the login.
+    pub async fn knock(&self) -> Result<(), StoreError> {
+        drop(self.0.sessions.open("connect", Purpose::Work).await?);
+        if !Arc::ptr_eq(&self.0.login, &self.0.listener_login) {
+            drop(self.0.listener_sessions.open("connect", Purpose::Work).await?);
+        }
+        Ok(())
+    }
+
+    /// Asks Postgres for its time: proof that it answers, and the clock's offset.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        let now = lease
+            .run("probe", |c| sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(c))
+            .await?;
+        self.0.clock.set_database_time(now);
+        Ok(())
+    }
+
+    /// Lets go of every connection.
+    pub async fn close(&self) {
+        self.0.connections.close().await;
+    }
+}

@@ -1,0 +1,86 @@
+//! A database URL as it was read: what the driver is told, what TLS is, and the ways in.
+
+use std::str::FromStr as _;
+
+use reqwest::Url;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{
+    secret,
+    store::{
+        error::StoreError,
+        pool::{
+            denial::{self, Denial},
+            tls::{Fault, Mode, Wanted},
+        },
+    },
+};
+
+/// A URL as it was read.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// A secret.
+    pub(super) text: String,
+    pub(super) options: PgConnectOptions,
+    pub(super) tls: Wanted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Plain,
+    Tls,
+}
+
+fn connect_options(url: &str, application_name: &str) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(url).map_err(|why| StoreError::from_sqlx("connect", why))?;
+    Ok(options.application_name(application_name))
+}
+
+impl Entry {
+    pub(super) fn read(text: &str, application_name: &str) -> Result<Entry, (Denial, String)> {
+        let mut url = Url::parse(text).map_err(|why| (denial::URL, why.to_string()))?;
+        if !["postgres", "postgresql"].contains(&url.scheme()) {
+            return Err((denial::URL, "it does not begin with postgres://".to_owned()));
+        }
+        let all: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let (ours, drivers): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| Wanted::knows(name));
+        url.set_query(None);
+        if !drivers.is_empty() {
+            url.query_pairs_mut().extend_pairs(drivers);
+        }
+        let tls = Wanted::of(&ours).map_err(|fault| match fault {
+            Fault::Denied(denial, why) => (denial, why),
+            Fault::Io(why) => (denial::PARAMETER, why.to_string()),
+        })?;
+        let options = connect_options(url.as_str(), application_name);
+        let options = options.map_err(|why| (denial::URL, secret::hidden(&why.to_string()).into_owned()))?;
+        Ok(Entry { text: text.to_owned(), options, tls })
+    }
+
+    pub(super) fn host(&self) -> &str {
+        self.options.get_host().trim_matches(['[', ']'])
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.options.get_socket().is_some() || self.host().starts_with('/')
+    }
+
+    pub(super) fn is_same_database(&self, other: &Entry) -> bool {
+        let place = |entry: &Entry| {
+            let options = &entry.options;
+            let database = options.get_database().unwrap_or(options.get_username()).to_owned();
+            (entry.host().to_owned(), options.get_port(), options.get_socket().cloned(), database)
+        };
+        place(self) == place(other)
+    }
+
+    pub(super) fn ways(&self) -> &'static [Way] {
+        match self.tls.mode {
+            _ if self.is_local() => &[Way::Plain],
+            Mode::Disable => &[Way::Plain],
+            Mode::Allow => &[Way::Plain, Way::Tls],
+            Mode::Prefer => &[Way::Tls, Way::Plain],
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => &[Way::Tls],
+        }
+    }
+}

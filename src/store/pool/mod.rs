@@ -1,0 +1,12 @@
+//! Connections to Postgres: how a session begins, who logs in when, and whether Postgres is reached.
+
+pub(in crate::store) mod conn;
+pub(in crate::store) mod connections;
+pub mod denial;
+pub(in crate::store) mod gate;
+pub(in crate::store) mod login;
+pub(in crate::store) mod outage;
+pub(in crate::store) mod reachability;
+pub mod schema;
+pub(in crate::store) mod session;
+mod tls;

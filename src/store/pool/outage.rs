@@ -1,0 +1,188 @@
+//! What the log says while Postgres is away: one line at once, one a minute with a count, one when it is back.
+//!
+//! ```text
+//! there ──a connection fails──► away ──answers again, for a second──► there
+//!                                 └── every minute: how many failures since the last line
+//! ```
+//! Owns these lines, over all parts of a replica together: everything that goes over a connection reports here, and
+//! nobody else logs that Postgres is away. What fails beside a Postgres that answers (a lock that is not free, a
+//! statement that takes too long) is a line of its own, at most one in ten seconds.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::store::error::{Reach, StoreError};
+
+/// From one line to the next while it is away.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// It is back once it has answered for so long without a failure.
+const QUIET_MIN: Duration = Duration::from_secs(1);
+/// From one line to the next about statements that fail while it is there.
+const HICCUPS_EVERY: Duration = Duration::from_secs(10);
+
+/// Tells of absences.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Outage {
+    is_on: AtomicBool,
+    tale: Mutex<Tale>,
+}
+
+#[derive(Debug, Default)]
+struct Tale {
+    /// Since when it is away, and when it failed last.
+    away: Option<(Instant, Instant)>,
+    /// When it answered first after that.
+    answered_at: Option<Instant>,
+    told_at: Option<Instant>,
+    untold: u64,
+    all: u64,
+    hiccup_at: Option<Instant>,
+    hiccups: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Away,
+    StillAway { failures: u64, lasted: Duration },
+    Back { failures: u64, lasted: Duration },
+    Hiccup { failures: u64 },
+}
+
+impl Outage {
+    /// Something failed.
+    pub(in crate::store) fn failed(&self, reach: Reach, why: &StoreError) {
+        let line = self.tale().failed(reach, Instant::now(), || self.is_on.store(true, Ordering::Release));
+        match line {
+            Some(Line::Away) => tracing::warn!(%why, remedy = why.remedy(), "Postgres is away"),
+            Some(Line::Hiccup { failures }) => {
+                tracing::warn!(%why, failures, remedy = why.remedy(), "Postgres did not do what it was asked");
+            }
+            Some(line) => line.tell(),
+            None => tracing::debug!(%why, "Postgres is away"),
+        }
+    }
+
+    /// It answered; `is_whole`: and nothing is known to be amiss.
+    pub(in crate::store) fn answered(&self, is_whole: bool) {
+        if !self.is_on.load(Ordering::Acquire) {
+            return;
+        }
+        let line =
+            self.tale().answered(is_whole, Instant::now(), || self.is_on.store(false, Ordering::Release));
+        if let Some(line) = line {
+            line.tell();
+        }
+    }
+
+    fn tale(&self) -> std::sync::MutexGuard<'_, Tale> {
+        self.tale.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn tell(&self) {
+        match self {
+            Line::StillAway { failures, lasted } => {
+                tracing::warn!(failures, "Postgres is still away, for {:.0} s now", lasted.as_secs_f64());
+            }
+            Line::Back { failures, lasted } => {
+                let decimals = usize::from(*lasted < Duration::from_secs(10));
+                tracing::info!(failures, "Postgres is back after {:.decimals$} s", lasted.as_secs_f64());
+            }
+            Line::Away | Line::Hiccup { .. } => {}
+        }
+    }
+}
+
+impl Tale {
+    fn failed(&mut self, reach: Reach, now: Instant, begin: impl FnOnce()) -> Option<Line> {
+        match (self.away, reach) {
+            (Some((since, _)), _) => {
+                (self.away, self.answered_at) = (Some((since, now)), None);
+                self.untold += 1;
+                self.all += 1;
+                self.minute(now, since)
+            }
+            (None, Reach::Connection) => {
+                begin();
+                (self.away, self.answered_at, self.told_at) = (Some((now, now)), None, Some(now));
+                (self.untold, self.all) = (0, 1);
+                Some(Line::Away)
+            }
+            (None, Reach::Statement) => {
+                self.hiccups += 1;
+                if self.hiccup_at.is_some_and(|at| now - at < HICCUPS_EVERY) {
+                    return None;
+                }
+                self.hiccup_at = Some(now);
+                Some(Line::Hiccup { failures: std::mem::take(&mut self.hiccups) })
+            }
+        }
+    }
+
+    fn answered(&mut self, is_whole: bool, now: Instant, end: impl FnOnce()) -> Option<Line> {
+        let (since, last) = self.away?;
+        let answered_at = *self.answered_at.get_or_insert(now);
+        if !is_whole || now - last < QUIET_MIN {
+            return self.minute(now, since);
+        }
+        end();
+        self.away = None;
+        Some(Line::Back { failures: self.all, lasted: answered_at - since })
+    }
+
+    fn minute(&mut self, now: Instant, since: Instant) -> Option<Line> {
+        if self.told_at.is_some_and(|at| now - at < TOLD_EVERY) {
+            return None;
+        }
+        self.told_at = Some(now);
+        Some(Line::StillAway { failures: std::mem::take(&mut self.untold), lasted: now - since })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absence_is_one_line_then_one_a_minute_then_one() {
+        let (mut tale, began) = (Tale::default(), Instant::now());
+        let mut lines = Vec::new();
+        // Ten failures a second for 150 seconds, and answers beside some of them.
+        for n in 0..1500_u32 {
+            let now = began + Duration::from_millis(100) * n;
+            lines.extend(tale.failed(Reach::Connection, now, || {}));
+            lines.extend(tale.failed(Reach::Statement, now, || {}));
+            lines.extend(tale.answered(true, now + Duration::from_millis(50), || {}));
+        }
+        let end = began + Duration::from_millis(149_900);
+        lines.extend(tale.answered(false, end + Duration::from_secs(2), || {}));
+        lines.extend(tale.answered(true, end + Duration::from_secs(2), || {}));
+        lines.extend(tale.answered(true, end + Duration::from_secs(3), || {}));
+        let s = Duration::from_secs;
+        let wanted = [
+            Line::Away,
+            Line::StillAway { failures: 1200, lasted: s(60) },
+            Line::StillAway { failures: 1200, lasted: s(120) },
+            Line::Back { failures: 3000, lasted: Duration::from_millis(149_950) },
+        ];
+        assert_eq!(lines, wanted);
+    }
+
+    #[test]
+    fn statements_that_fail_beside_a_postgres_that_answers_are_told_now_and_then() {
+        let (mut tale, began) = (Tale::default(), Instant::now());
+        let at = |tenths: u32| began + Duration::from_millis(100) * tenths;
+        let told = (0..300).filter_map(|n| tale.failed(Reach::Statement, at(n), || {}));
+        let told: Vec<Line> = told.collect();
+        let wanted = [1, 100, 100].map(|failures| Line::Hiccup { failures });
+        assert_eq!(told, wanted);
+    }
+}

@@ -1,0 +1,279 @@
+//! TLS to Postgres, as libpq has it (`docs/decisions/0034`).
+//!
+//! Owns what a database URL says about TLS, the handshake, and the way from the driver to it: the driver's own
+//! TLS refuses certificates that libpq takes, and lets nobody else judge them. So the handshake is made here, and
+//! the driver talks through a socket of this process, one for each connection, that nobody else can use.
+//!
+//! Refuses what it cannot keep: an `ssl…` parameter that it does not know is an error, not a wish.
+
+mod carried;
+mod der;
+mod fault;
+mod trust;
+
+use std::{path::PathBuf, sync::Arc};
+
+use rustls::{
+    ClientConfig,
+    client::ResolvesClientCert,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+
+use self::fault::fault;
+use self::trust::{Roots, Trust};
+pub(in crate::store) use self::{carried::Carried, fault::Fault};
+use super::denial;
+
+/// What the driver is told to leave to us, and what of it is known here.
+const MODE: [&str; 2] = ["sslmode", "ssl-mode"];
+const ROOT: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
+const CERTIFICATE: [&str; 2] = ["sslcert", "ssl-cert"];
+const KEY: [&str; 2] = ["sslkey", "ssl-key"];
+/// Asks a Postgres whether it speaks TLS; it answers with `S` or `N`.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// How much TLS is wanted, from the least to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(in crate::store) enum Mode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// What a database URL says about TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct Wanted {
+    pub mode: Mode,
+    root: Root,
+    /// The client's certificate and its key.
+    identity: Option<(Pem, Pem)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Root {
+    Absent,
+    System,
+    Pem(Pem),
+}
+
+/// A file, or what would stand in one.
+#[derive(Clone, PartialEq, Eq)]
+enum Pem {
+    File(PathBuf),
+    Text(String),
+}
+
+/// By hand: a text may be a key.
+impl std::fmt::Debug for Pem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Pem::File(path) => path.fmt(f),
+            Pem::Text(_) => f.write_str("…"),
+        }
+    }
+}
+
+impl Wanted {
+    /// Whether the driver must not see this parameter.
+    pub(in crate::store) fn knows(name: &str) -> bool {
+        name.starts_with("ssl")
+    }
+
+    /// From a URL's parameters, then the environment as libpq reads it.
+    pub(in crate::store) fn of(parameters: &[(String, String)]) -> Result<Wanted, Fault> {
+        let refuse = |name: &str, why: &str| Err(Fault::Denied(denial::PARAMETER, format!("{name} {why}")));
+        let known = [&MODE[..], &ROOT, &CERTIFICATE, &KEY].concat();
+        let stranger =
+            parameters.iter().find(|(name, _)| Wanted::knows(name) && !known.contains(&name.as_str()));
+        if let Some((name, _)) = stranger {
+            return refuse(name, "is not supported");
+        }
+        let value = |names: &[&str], variable: &str| {
+            let given = parameters.iter().rev().find(|(name, _)| names.contains(&name.as_str()));
+            let given = given.map(|(_, value)| value.clone()).or_else(|| std::env::var(variable).ok());
+            given.filter(|value| !value.is_empty())
+        };
+        let root = match value(&ROOT, "PGSSLROOTCERT") {
+            None => Root::Absent,
+            Some(name) if name == "system" => Root::System,
+            Some(text) => Root::Pem(pem(text)),
+        };
+        let mode = match value(&MODE, "PGSSLMODE").as_deref() {
+            None if root == Root::System => Mode::VerifyFull,
+            None | Some("prefer") => Mode::Prefer,
+            Some("disable") => Mode::Disable,
+            Some("allow") => Mode::Allow,
+            Some("require") => Mode::Require,
+            Some("verify-ca") => Mode::VerifyCa,
+            Some("verify-full") => Mode::VerifyFull,
+            Some(_) => return refuse("sslmode", "is none of those that there are"),
+        };
+        if root == Root::System && mode != Mode::VerifyFull {
+            return refuse(
+                "sslrootcert=system",
+                "needs sslmode=verify-full: anybody can have such a certificate",
+            );
+        }
+        let identity = match (value(&CERTIFICATE, "PGSSLCERT"), value(&KEY, "PGSSLKEY")) {
+            (Some(certificate), Some(key)) => Some((pem(certificate), pem(key))),
+            (None, None) => None,
+            _ => return refuse("sslcert and sslkey", "stand together or not at all"),
+        };
+        Ok(Wanted { mode, root, identity })
+    }
+
+    /// Reads what is named, and makes what a handshake needs of it.
+    async fn config(&self, host: &str) -> Result<ClientConfig, Fault> {
+        let provider = provider();
+        let roots = match &self.root {
+            // As libpq: a CA that is named is asked, whatever the mode; one that is not there only where it must.
+            Root::Pem(named) => match named.read("sslrootcert").await {
+                Err(_)
+                    if self.mode < Mode::VerifyCa && matches!(named, Pem::File(path) if !path.exists()) =>
+                {
+                    None
+                }
+                read => Some(roots(certificates("sslrootcert", &read?)?, "sslrootcert")?),
+            },
+            Root::Absent if self.mode < Mode::VerifyCa => None,
+            Root::Absent if self.mode == Mode::VerifyCa => {
+                return Err(Fault::Denied(denial::NO_ROOT, "sslrootcert is not set".to_owned()));
+            }
+            Root::Absent | Root::System => Some(system_roots().await?),
+        };
+        let host = (self.mode == Mode::VerifyFull).then(|| host.to_owned());
+        let trust = Trust { provider: provider.clone(), roots, host };
+        let config =
+            ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let config = config.map_err(|why| Fault::Denied(denial::HANDSHAKE, why.to_string()))?;
+        let config = config.dangerous().with_custom_certificate_verifier(Arc::new(trust));
+        Ok(match &self.identity {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => {
+                config.with_client_cert_resolver(identity(&provider, certificate, key).await?)
+            }
+        })
+    }
+
+    /// Connects and makes the handshake; `None` where this Postgres speaks no TLS.
+    pub(in crate::store) async fn open(&self, host: &str, port: u16) -> Result<Option<Carried>, Fault> {
+        let config = self.config(host).await?;
+        let mut stream = TcpStream::connect((host, port)).await.map_err(Fault::Io)?;
+        stream.set_nodelay(true).map_err(Fault::Io)?;
+        stream.write_all(&SSL_REQUEST).await.map_err(Fault::Io)?;
+        match stream.read_u8().await.map_err(Fault::Io)? {
+            b'S' => {}
+            b'N' if self.mode >= Mode::Require => {
+                return Err(Fault::Denied(denial::NO_TLS, "it answers N".to_owned()));
+            }
+            b'N' => return Ok(None),
+            _ => return Err(Fault::Denied(denial::HANDSHAKE, "the server is no Postgres".to_owned())),
+        }
+        // A host that is no name in the sense of TLS is none that could be asked for.
+        let unnamed = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+        let name = ServerName::try_from(host.to_owned()).unwrap_or(unnamed);
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(fault)?;
+        Carried::new(stream).map(Some).map_err(Fault::Io)
+    }
+}
+
+/// The one that `main` has chosen for all of this process.
+fn provider() -> Arc<CryptoProvider> {
+    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(aws_lc_rs::default_provider()))
+}
+
+/// What went wrong in a handshake, or after it.
+fn pem(text: String) -> Pem {
+    if text.trim_start().starts_with("-----BEGIN") { Pem::Text(text) } else { Pem::File(text.into()) }
+}
+
+impl Pem {
+    async fn read(&self, name: &str) -> Result<Vec<u8>, Fault> {
+        match self {
+            Pem::Text(text) => Ok(text.clone().into_bytes()),
+            Pem::File(path) => tokio::fs::read(path).await.map_err(|why| {
+                Fault::Denied(denial::PARAMETER, format!("{name}: cannot read {}: {why}", path.display()))
+            }),
+        }
+    }
+}
+
+fn certificates(name: &str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
+    let found = read.ok().filter(|found| !found.is_empty());
+    found.ok_or_else(|| Fault::Denied(denial::PARAMETER, format!("{name} holds no certificate as PEM")))
+}
+
+fn roots(certificates: Vec<CertificateDer<'static>>, name: &str) -> Result<Roots, Fault> {
+    let roots = Roots::new(certificates);
+    roots.ok_or_else(|| Fault::Denied(denial::PARAMETER, format!("{name} holds no CA's certificate")))
+}
+
+/// Reading them takes some milliseconds of a thread.
+async fn system_roots() -> Result<Roots, Fault> {
+    let found = tokio::task::spawn_blocking(|| rustls_native_certs::load_native_certs().certs).await;
+    roots(found.unwrap_or_default(), "this system")
+}
+
+async fn identity(
+    provider: &CryptoProvider,
+    certificate: &Pem,
+    key: &Pem,
+) -> Result<Arc<dyn ResolvesClientCert>, Fault> {
+    let chain = certificates("sslcert", &certificate.read("sslcert").await?)?;
+    let refuse = |why: &str| Fault::Denied(denial::PARAMETER, format!("sslkey {why}"));
+    let key = PrivateKeyDer::from_pem_slice(&key.read("sslkey").await?).map_err(|_| {
+        refuse("holds no key as PEM, or one behind a passphrase: `openssl pkey` writes it without")
+    })?;
+    let key = provider.key_provider.load_private_key(key);
+    let key = key.map_err(|_| refuse("is of a kind that is not supported: RSA, ECDSA and Ed25519 are"))?;
+    // Not checked against the certificate, which may be of version 1: Postgres does that.
+    Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(parameters: &[(&str, &str)]) -> Result<Wanted, String> {
+        let owned: Vec<_> =
+            parameters.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        Wanted::of(&owned).map_err(|fault| match fault {
+            Fault::Denied(_, why) => why,
+            Fault::Io(why) => why.to_string(),
+        })
+    }
+
+    #[test]
+    fn parameters_mean_what_libpq_takes_them_for() {
+        assert_eq!(of(&[]).unwrap().mode, Mode::Prefer);
+        assert_eq!(of(&[("sslrootcert", "system")]).unwrap().mode, Mode::VerifyFull);
+        assert_eq!(of(&[("sslmode", "disable"), ("sslmode", "verify-ca")]).unwrap().mode, Mode::VerifyCa);
+        for wrong in [
+            &[("sslmode", "verify_ca")][..],
+            &[("sslmode", "require"), ("sslrootcert", "system")],
+            &[("sslcert", "a.crt")],
+            &[("sslcrl", "a.crl")],
+            &[("sslpassword", "s3cret")],
+        ] {
+            let why = of(wrong).unwrap_err();
+            assert!(!why.contains("s3cret"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_key_in_a_url_is_not_shown() {
+        let wanted = of(&[("sslcert", "a.crt"), ("sslkey", "-----BEGIN PRIVATE KEY-----\nMII")]).unwrap();
+        assert!(!format!("{wanted:?}").contains("MII"), "{wanted:?}");
+    }
+}

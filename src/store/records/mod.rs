@@ -1,0 +1,7 @@
+//! Plain data that statements take and give. No SQL and no connection.
+
+pub mod agent;
+pub mod assignment;
+pub mod claim;
+pub mod new_turn;
+pub mod page;

@@ -1,0 +1,202 @@
+//! Moves of turns: what a worker that calls has, held by the replica that it calls from then on.
+//!
+//! Keeps I5 where a turn changes its holder without changing its epoch: the move is decided and committed behind
+//! the in-flight row's lock (`lw_remote_adopt_v3`), and what the new holder goes on from is read behind it. A
+//! replica's death moves all that a host has, so many turns are one statement.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::remote_turns::Proof;
+use crate::{
+    id::{ConversationId, TurnId, WorkerId},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::{
+            assignment::Assignment,
+            claim::{Claim, Phase},
+        },
+    },
+};
+
+/// A turn that is to be moved here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Which turn.
+    pub turn: TurnId,
+    /// At which attempt.
+    pub epoch: i32,
+    /// Why it may be asked for.
+    pub proof: Proof,
+}
+
+/// What became of a wish to move a turn here.
+#[derive(Debug, Clone)]
+pub enum Adoption {
+    /// It is held here now.
+    Adopted(Box<Adopted>),
+    /// No such turn was offered to whoever asks.
+    Unknown,
+    /// It has had its last word.
+    Ended,
+    /// Another attempt has it, or it waits for one.
+    Stale,
+    /// This replica takes on nothing.
+    Elsewhere,
+}
+
+/// A turn whose hold was moved here.
+#[derive(Debug, Clone)]
+pub struct Adopted {
+    /// As a claim would tell it; `last_seq` is the newest event's.
+    pub claim: Claim,
+    /// Its worker.
+    pub worker: WorkerId,
+    /// SHA-256 of its token.
+    pub token_hash: [u8; 32],
+    /// Whether its worker has taken it.
+    pub is_running: bool,
+    /// Milliseconds until the clock that runs.
+    pub left_ms: i64,
+    /// When its worker took it.
+    pub started_at: Option<DateTime<Utc>>,
+    /// Who asked for its cancel: its worker may know by now.
+    pub cancelled_by: Option<String>,
+}
+
+impl Store {
+    /// Moves the holds of these turns here, in one commit; what became of each, in their order. No turn may be among
+    /// them twice. Repeating it is harmless. Of several turns, the one whose row somebody else has locked is an error.
+    pub async fn adopt(&self, moves: &[Move]) -> Result<Vec<Result<Adoption, StoreError>>, StoreError> {
+        match self.move_here(moves, false).await {
+            Err(why) if why.is_held() && moves.len() > 1 => self.move_here(moves, true).await,
+            moved => moved,
+        }
+    }
+
+    async fn move_here(
+        &self,
+        moves: &[Move],
+        passes_over_locked: bool,
+    ) -> Result<Vec<Result<Adoption, StoreError>>, StoreError> {
+        let turns: Vec<Uuid> = moves.iter().map(|it| it.turn.0).collect();
+        let epochs: Vec<i32> = moves.iter().map(|it| it.epoch).collect();
+        let mut workers: Vec<Option<Uuid>> = Vec::with_capacity(moves.len());
+        let mut hashes: Vec<Option<Vec<u8>>> = Vec::with_capacity(moves.len());
+        for it in moves {
+            let (worker, hash) = match it.proof {
+                Proof::Worker(worker) => (Some(worker.0), None),
+                Proof::Token(hash) => (None, Some(hash.to_vec())),
+            };
+            workers.push(worker);
+            hashes.push(hash);
+        }
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("adopt", |c| {
+                sqlx::query_as!(
+                    Row,
+                    r#"
+                    select a.o_verdict as "verdict!", a.o_worker as worker, a.o_hash as hash,
+                           a.o_conversation as conversation, a.o_phase as phase, a.o_last_seq as last_seq,
+                           a.o_generation as generation, a.o_cap_left_ms as cap_left_ms, a.o_left_ms as left_ms,
+                           a.o_started_at as started_at, a.o_cancelled_by as cancelled_by, t.agent as "agent?",
+                           t.agent_revision as "agent_revision?", t.ordinal as "ordinal?", t.input as "input?",
+                           t.traceparent as "traceparent?"
+                      from lastword.lw_remote_adopt_v3($1, $2, $3, $4, $5, $6) a
+                      left join lateral (
+                        select * from lastword.turns t
+                         where t.id = ($1::uuid[])[a.o_place] and a.o_verdict = 'adopted' limit 1) t on true
+                     order by a.o_place
+                    "#,
+                    &turns,
+                    &epochs,
+                    self.replica().0,
+                    &workers as &[Option<Uuid>],
+                    &hashes as &[Option<Vec<u8>>],
+                    passes_over_locked,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let adoptions: Vec<_> = moves.iter().zip(rows).map(|(it, row)| row.read(it)).collect();
+        let mut has_moved = false;
+        for adoption in adoptions.iter().flatten() {
+            if let Adoption::Adopted(adopted) = adoption {
+                let Claim { turn, epoch, last_seq, .. } = adopted.claim;
+                self.seen_commits().saw(turn, epoch, last_seq);
+                has_moved = true;
+            }
+        }
+        if has_moved {
+            // The former holders look, and let go; orders for the turns are read here.
+            self.wake().orders_left();
+        }
+        Ok(adoptions)
+    }
+}
+
+/// What the statement says of one turn.
+struct Row {
+    verdict: String,
+    worker: Option<Uuid>,
+    hash: Option<Vec<u8>>,
+    conversation: Option<Uuid>,
+    phase: Option<String>,
+    last_seq: Option<i32>,
+    generation: Option<i64>,
+    cap_left_ms: Option<i64>,
+    left_ms: Option<i64>,
+    started_at: Option<DateTime<Utc>>,
+    cancelled_by: Option<String>,
+    agent: Option<String>,
+    agent_revision: Option<i32>,
+    ordinal: Option<i64>,
+    input: Option<String>,
+    traceparent: Option<String>,
+}
+
+impl Row {
+    fn read(self, asked: &Move) -> Result<Adoption, StoreError> {
+        match self.verdict.as_str() {
+            "ended" => Ok(Adoption::Ended),
+            "stale" => Ok(Adoption::Stale),
+            "elsewhere" => Ok(Adoption::Elsewhere),
+            "locked" => Err(StoreError::Held { op: "adopt", why: format!("the row of {}", asked.turn) }),
+            "adopted" => {
+                let adopted = self.adopted(asked);
+                let adopted =
+                    adopted.ok_or_else(|| StoreError::unreadable("adopt", "a row without its fields"));
+                Ok(Adoption::Adopted(Box::new(adopted?)))
+            }
+            _ => Ok(Adoption::Unknown),
+        }
+    }
+
+    fn adopted(self, asked: &Move) -> Option<Adopted> {
+        let assignment = Assignment {
+            agent: self.agent?,
+            agent_revision: self.agent_revision?,
+            ordinal: self.ordinal?,
+            input: self.input?,
+            traceparent: self.traceparent?,
+        };
+        let worker = WorkerId(self.worker?);
+        let is_running = self.phase? == "running";
+        let claim = Claim {
+            turn: asked.turn,
+            conversation: ConversationId(self.conversation?),
+            epoch: asked.epoch,
+            last_seq: self.last_seq?,
+            generation: self.generation?,
+            cap_left_ms: self.cap_left_ms?,
+            waited_ms: 0,
+            phase: if is_running { Phase::Running(worker) } else { Phase::Starting },
+            assignment,
+        };
+        let token_hash = self.hash?.try_into().ok()?;
+        let (left_ms, started_at, cancelled_by) = (self.left_ms?, self.started_at, self.cancelled_by);
+        Some(Adopted { claim, worker, token_hash, is_running, left_ms, started_at, cancelled_by })
+    }
+}

@@ -1,0 +1,138 @@
+//! Agents: put, read, list, delete; every revision kept.
+//!
+//! What this process remembers of them is in [`crate::store::live::agent_cache`].
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    agent::{AgentSpec, StoredSpec},
+    store::{error::StoreError, handle::Store, records::agent::Agent},
+};
+
+/// An agent with the time of its newest revision.
+#[derive(Debug, Clone)]
+pub struct AgentRow {
+    /// The agent.
+    pub agent: Agent,
+    /// When this revision was put.
+    pub created_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// An agent to accept a turn for, as it is remembered, or read. `None` where there is none.
+    pub async fn agent_to_use(&self, name: &str) -> Result<Option<Agent>, StoreError> {
+        if let Some(agent) = self.agent_cache().newest(name) {
+            return Ok(Some(agent));
+        }
+        let Some(row) = self.agent(name).await? else { return Ok(None) };
+        self.agent_cache().keep_newest(&row.agent);
+        Ok(Some(row.agent))
+    }
+
+    /// There is a newer revision: the next use reads it.
+    pub fn forget_newest(&self, name: &str) {
+        self.agent_cache().forget_newest(name);
+    }
+
+    /// Puts a spec (`None`: deletes the agent). The same spec again makes no new revision. Returns
+    /// the revision, and whether it is a new one.
+    pub async fn put_agent(&self, name: &str, spec: Option<&AgentSpec>) -> Result<(i32, bool), StoreError> {
+        let text = spec.map(serde_json::to_string).transpose();
+        let text = text.map_err(|why| StoreError::unreadable("put_agent", why))?;
+        self.put_agent_text(name, text.as_deref()).await
+    }
+
+    /// The same with the spec's JSON text, which may have fields of a newer release.
+    pub async fn put_agent_text(&self, name: &str, text: Option<&str>) -> Result<(i32, bool), StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("put_agent", |c| {
+                sqlx::query!(
+                    r#"select o_revision as "revision!", o_is_new as "is_new!" from lastword.lw_agent_put_v1($1, $2)"#,
+                    name,
+                    text
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        Ok((row.revision, row.is_new))
+    }
+
+    /// The newest revision of an agent; `None` where there is none, or it was deleted.
+    pub async fn agent(&self, name: &str) -> Result<Option<AgentRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("agent", |c| {
+                sqlx::query!(
+                    "select revision, spec, created_at from lastword.agents where name = $1 order by revision desc limit 1",
+                    name
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        row.and_then(|row| row.spec.map(|spec| read(name, row.revision, &spec, row.created_at))).transpose()
+    }
+
+    /// One revision of an agent, whether or not it was deleted since: what a turn runs with.
+    pub async fn agent_at(&self, name: &str, revision: i32) -> Result<Option<Agent>, StoreError> {
+        if let Some(agent) = self.agent_cache().revision(name, revision) {
+            return Ok(Some(agent));
+        }
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("agent_at", |c| {
+                sqlx::query!(
+                    "select spec, created_at from lastword.agents where name = $1 and revision = $2",
+                    name,
+                    revision
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        let agent = row.and_then(|row| row.spec.map(|spec| read(name, revision, &spec, row.created_at)));
+        let agent = agent.transpose()?.map(|row| row.agent);
+        if let Some(agent) = &agent {
+            self.agent_cache().keep(agent);
+        }
+        Ok(agent)
+    }
+
+    /// Agents by name, after one, at most `limit`.
+    pub async fn agents(&self, after: Option<&str>, limit: i64) -> Result<Vec<AgentRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("agents", |c| {
+                sqlx::query!(
+                    r#"
+                    -- From one name to the next, so that old revisions are passed over unread.
+                    with recursive names (name) as (
+                      (select min(a.name) from lastword.agents a where a.name > coalesce($1, ''))
+                      union all
+                      select (select min(a.name) from lastword.agents a where a.name > n.name)
+                        from names n where n.name is not null)
+                    select a.name as "name!", a.revision as "revision!", a.spec as "spec!",
+                           a.created_at as "created_at!"
+                      from names n
+                     cross join lateral (
+                       select * from lastword.agents a where a.name = n.name order by a.name desc, a.revision desc limit 1) a
+                     where a.spec is not null
+                     limit $2
+                    "#,
+                    after,
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        rows.into_iter().map(|row| read(&row.name, row.revision, &row.spec, row.created_at)).collect()
+    }
+}
+
+fn read(name: &str, revision: i32, spec: &str, created_at: DateTime<Utc>) -> Result<AgentRow, StoreError> {
+    let StoredSpec { spec, unread } =
+        StoredSpec::read(spec).map_err(|why| StoreError::unreadable("agent", why))?;
+    let agent = Agent { unread: unread.map(Arc::new), ..Agent::new(name, revision, spec) };
+    Ok(AgentRow { agent, created_at })
+}

@@ -1,0 +1,127 @@
+//! Orders to a turn's holder: cancel, answer; and the stop of a worker.
+//!
+//! An order is marked as taken only after it was carried out, so one whose reader died is read
+//! again; carrying it out twice is harmless. An ask takes one answer, kept by a unique key.
+
+use uuid::Uuid;
+
+use crate::{
+    id::{TurnId, WorkerId},
+    store::{error::StoreError, handle::Store},
+};
+
+/// An order that waits for a turn's holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// To mark it as taken.
+    pub id: i64,
+    /// Which turn.
+    pub turn: TurnId,
+    /// What to do.
+    pub order: Order,
+}
+
+/// What a holder is told to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Stop the turn. Who asked is in the in-flight row.
+    Cancel {
+        /// Who asked.
+        by: String,
+    },
+    /// Hand an answer to the worker.
+    Answer {
+        /// Which question.
+        ask_id: String,
+        /// The answer: JSON text.
+        answer: String,
+    },
+}
+
+impl Store {
+    /// Leaves an answer for a turn's holder; false where the question has one already.
+    pub async fn leave_answer(&self, turn: TurnId, ask_id: &str, answer: &str) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("leave_answer", |c| {
+                sqlx::query!(
+                    "
+                    insert into lastword.commands (turn_id, kind, ask_id, answer) values ($1, 'answer', $2, $3)
+                    on conflict (turn_id, ask_id) do nothing
+                    ",
+                    turn.0,
+                    ask_id,
+                    answer
+                )
+                .execute(c)
+            })
+            .await?;
+        self.wake().orders_left();
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Orders that wait for these turns, oldest first.
+    pub async fn commands(&self, turns: &[TurnId]) -> Result<Vec<Command>, StoreError> {
+        let turns: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("commands", |c| {
+                sqlx::query!(
+                    r#"
+                    select c.id, c.turn_id, c.ask_id, c.answer, i.cancelled_by as "cancelled_by?"
+                      from lastword.commands c
+                      left join lateral (
+                        select cancelled_by from lastword.inflight i where i.turn_id = c.turn_id limit 1) i on true
+                     where c.turn_id = any ($1) and c.taken_at is null
+                     order by c.id
+                     limit 1000
+                    "#,
+                    &turns
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Command {
+                id: row.id,
+                turn: TurnId(row.turn_id),
+                order: match (row.ask_id, row.answer) {
+                    (Some(ask_id), Some(answer)) => Order::Answer { ask_id, answer },
+                    _ => Order::Cancel { by: row.cancelled_by.unwrap_or_else(|| "client".to_owned()) },
+                },
+            })
+            .collect())
+    }
+
+    /// Asks a worker's host to stop it; false where no such worker runs.
+    pub async fn ask_stop(&self, worker: WorkerId) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("ask_stop", |c| {
+                sqlx::query!(
+                    "update lastword.workers set is_stop_asked = true where id = $1 and state <> 'ended'",
+                    worker.0
+                )
+                .execute(c)
+            })
+            .await?;
+        self.wake().orders_left();
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Workers of this replica that somebody asked to stop.
+    pub async fn stops(&self) -> Result<Vec<WorkerId>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("stops", |c| {
+                sqlx::query_scalar!(
+                    "select id from lastword.workers where replica_id = $1 and state <> 'ended' and is_stop_asked limit 1000",
+                    self.replica().0
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(WorkerId).collect())
+    }
+}

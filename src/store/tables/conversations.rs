@@ -1,0 +1,168 @@
+//! Conversations: make, read, delete. How they are listed is in [`super::lists`].
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{
+    id::ConversationId,
+    store::{error::StoreError, handle::Store},
+};
+
+/// Turns of deleted conversations that one statement erases.
+pub const ERASED_AT_ONCE: i32 = 200;
+
+/// A conversation as clients see it.
+#[derive(Debug, Clone)]
+pub struct Conversation {
+    /// Its id.
+    pub id: ConversationId,
+    /// The agent it talks to.
+    pub agent: String,
+    /// Turns accepted so far.
+    pub turns: i64,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Makes a conversation. A repeat with the same id is harmless.
+    pub async fn make_conversation(&self, id: ConversationId, agent: &str) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("make_conversation", |c| {
+                sqlx::query!(
+                    "insert into lastword.conversations (id, agent) values ($1, $2) on conflict do nothing",
+                    id.0,
+                    agent
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Which of these conversations somebody else has locked. Waits for none.
+    pub async fn locked_conversations(
+        &self,
+        conversations: &[ConversationId],
+    ) -> Result<HashSet<ConversationId>, StoreError> {
+        let ids: Vec<Uuid> = conversations.iter().map(|conversation| conversation.0).collect();
+        let mut lease = self.lease().await?;
+        let free = lease.run("locked_conversations", |c| {
+            sqlx::query_scalar!(
+                "select id from lastword.conversations where id = any ($1) order by id for no key update skip locked",
+                &ids
+            )
+            .fetch_all(c)
+        });
+        let free = free.await?;
+        let there = lease.run("locked_conversations", |c| {
+            sqlx::query_scalar!("select id from lastword.conversations where id = any ($1)", &ids)
+                .fetch_all(c)
+        });
+        Ok(there.await?.into_iter().filter(|id| !free.contains(id)).map(ConversationId).collect())
+    }
+
+    /// One conversation; `None` where there is none, or it was deleted.
+    pub async fn conversation(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("conversation", |c| {
+                sqlx::query!(
+                    "select id, agent, next_ordinal, created_at from lastword.conversations where id = $1 and deleted_at is null",
+                    id.0
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        Ok(row.map(|row| Conversation {
+            id: ConversationId(row.id),
+            agent: row.agent,
+            turns: row.next_ordinal - 1,
+            created_at: row.created_at,
+        }))
+    }
+
+    /// Of these conversations, those that are gone: erased, or retained no longer.
+    pub async fn conversations_gone(
+        &self,
+        conversations: &[ConversationId],
+    ) -> Result<Vec<ConversationId>, StoreError> {
+        let ids: Vec<Uuid> = conversations.iter().map(|id| id.0).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("conversations_gone", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select w.id as "id!" from unnest($1::uuid[]) w (id)
+                      left join lateral (
+                       select true as is_there from lastword.conversations c where c.id = w.id limit 1) c on true
+                     where c.is_there is null
+                    "#,
+                    &ids
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(ConversationId).collect())
+    }
+
+    /// Of these conversations, those that a turn is in flight for.
+    pub async fn conversations_in_flight(
+        &self,
+        conversations: &[ConversationId],
+    ) -> Result<HashSet<ConversationId>, StoreError> {
+        let ids: Vec<uuid::Uuid> = conversations.iter().map(|id| id.0).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("conversations_in_flight", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select c.id as "id!" from unnest($1::uuid[]) c (id)
+                     where (select count(*) from (
+                       select from lastword.inflight i where i.conversation_id = c.id limit 1) one) = 1
+                    "#,
+                    &ids
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(ConversationId).collect())
+    }
+
+    /// Removes ended turns of deleted conversations, at most `limit` with all that is kept of them, and conversations that
+    /// no turn is left of: of one conversation, or of all. How many rows of both.
+    pub async fn erase(&self, conversation: Option<ConversationId>, limit: i32) -> Result<i32, StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("erase", |c| {
+                sqlx::query_scalar!(
+                    r#"select lastword.lw_erase_v1($1, $2) as "rows!""#,
+                    conversation.map(|conversation| conversation.0),
+                    limit
+                )
+                .fetch_one(c)
+            })
+            .await
+    }
+
+    /// Marks a conversation as deleted: no turn is accepted after it, and nothing is told of it. Its open turns are the
+    /// caller's to cancel. False where there is none.
+    pub async fn delete_conversation(&self, id: ConversationId) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("delete_conversation", |c| {
+                sqlx::query!(
+                    "update lastword.conversations set deleted_at = clock_timestamp() where id = $1 and deleted_at is null",
+                    id.0
+                )
+                .execute(c)
+            })
+            .await?;
+        // Who follows it hears that there is no more.
+        self.wake().conversations.grew(&[id]);
+        Ok(done.rows_affected() == 1)
+    }
+}

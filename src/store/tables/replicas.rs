@@ -1,0 +1,174 @@
+//! Replicas: register, judge, drain, leave, list.
+//!
+//! ```text
+//! ready ──drain──► draining ──leave──► left
+//!   └──────┬──────────┘
+//!       verdict ──► lost
+//! ```
+//! Both ends are for good: who was judged registers anew under another id. The beat that refutes a
+//! verdict, and the facts a verdict rests on, are in [`super::beat`].
+
+use chrono::{DateTime, Utc};
+
+use super::beat::Judged;
+use crate::{
+    id::ReplicaId,
+    store::{error::StoreError, handle::Store},
+};
+
+/// A replica as operators see it.
+#[derive(Debug, Clone)]
+pub struct ReplicaRow {
+    /// Its id.
+    pub id: ReplicaId,
+    /// Where it can be reached.
+    pub url: String,
+    /// Its process id.
+    pub pid: i32,
+    /// Its release.
+    pub version: String,
+    /// `ready`, `draining`, `lost` or `left`.
+    pub state: String,
+    /// When it registered.
+    pub started_at: DateTime<Utc>,
+    /// Its newest beat.
+    pub beat_at: DateTime<Utc>,
+    /// Turns that it holds.
+    pub turns: i64,
+}
+
+impl Store {
+    /// Registers this process under its current id. The listener must hold the session lock.
+    /// `timeline` is the one on which it has compared what it had seen before.
+    pub async fn register(&self, url: &str, timeline: i32) -> Result<(), StoreError> {
+        let pid = i32::try_from(std::process::id()).unwrap_or(0);
+        let mut lease = self.lease().await?;
+        lease
+            .run("register", |c| {
+                sqlx::query!(
+                    "
+                    insert into lastword.replicas (id, url, pid, version, application_name, lock_key, timeline)
+                    values ($1, $2, $3, $4, $5, $6, $7)
+                    on conflict (id) do nothing
+                    ",
+                    self.replica().0,
+                    url,
+                    pid,
+                    env!("CARGO_PKG_VERSION"),
+                    self.application_name(),
+                    self.wake().lock_key(),
+                    timeline
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Stops this replica from claiming; false where it was judged already.
+    pub async fn start_drain(&self) -> Result<bool, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("start_drain", |c| {
+                sqlx::query!(
+                    "update lastword.replicas set state = 'draining' where id = $1 and state = 'ready'",
+                    self.replica().0
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Deregisters: the last thing a replica does. What it still holds may be closed at once.
+    pub async fn leave(&self) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("leave", |c| {
+                sqlx::query!(
+                    "
+                    update lastword.replicas set state = 'left', gone_at = clock_timestamp()
+                     where id = $1 and state in ('ready', 'draining')
+                    ",
+                    self.replica().0
+                )
+                .execute(c)
+            })
+            .await?;
+        self.wake().holder_gone();
+        Ok(())
+    }
+
+    /// Ends what a judged replica left behind: its backends, which may hold rows locked while they
+    /// wait for a frozen client, and its workers' lines.
+    pub async fn clear_away(&self, judged: &Judged) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("terminate", |c| {
+                sqlx::query!(
+                    "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
+                    judged.application_name
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        lease
+            .run("workers_gone", |c| {
+                sqlx::query!(
+                    "
+                    update lastword.workers
+                       set state = 'ended', ended_at = clock_timestamp(), exit = 'its replica is gone'
+                     where replica_id = $1 and state <> 'ended'
+                    ",
+                    judged.id.0
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Replicas, newest first, before one: those at work, and those gone within the last hour.
+    pub async fn replicas(
+        &self,
+        before: Option<ReplicaId>,
+        limit: i64,
+    ) -> Result<Vec<ReplicaRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("replicas", |c| {
+                sqlx::query!(
+                    r#"
+                    select r.id, r.url, r.pid, r.version, r.state, r.started_at, r.beat_at,
+                           coalesce(i.turns, 0) as "turns!"
+                      from lastword.replicas r
+                      -- All of them at once: not the whole of it for each replica.
+                      left join (
+                        select replica, count(*) as turns from lastword.inflight where replica is not null group by replica) i
+                        on i.replica = r.id
+                     where r.id < $1
+                       and (r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 hour')
+                     order by r.id desc
+                     limit $2
+                    "#,
+                    before.map_or(uuid::Uuid::max(), |replica| replica.0),
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| ReplicaRow {
+                id: ReplicaId(row.id),
+                url: row.url,
+                pid: row.pid,
+                version: row.version,
+                state: row.state,
+                started_at: row.started_at,
+                beat_at: row.beat_at,
+                turns: row.turns,
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,219 @@
+//! Turns: read, cancel. How they come to be is in [`super::accept`], how they are listed in [`super::lists`].
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+pub use crate::store::records::agent::Agent;
+use crate::{
+    id::{ConversationId, TurnId},
+    json::Raw,
+    store::{error::StoreError, handle::Store},
+    task::aside,
+    turn::{CancelledBy, Status, Turn},
+};
+
+/// Which turns to list.
+#[derive(Debug, Clone, Default)]
+pub struct TurnFilter {
+    /// Only this agent's.
+    pub agent: Option<String>,
+    /// Only in this status.
+    pub status: Option<Status>,
+    /// Only this conversation's.
+    pub conversation: Option<ConversationId>,
+    /// Only those past their deadline.
+    pub is_overdue: bool,
+    /// Only those before this one (newest first).
+    pub before: Option<TurnId>,
+    /// At most this many.
+    pub limit: i64,
+}
+
+impl Store {
+    /// One turn as clients see it.
+    pub async fn turn(&self, id: TurnId) -> Result<Option<Turn>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("turn", |c| {
+                sqlx::query_as!(
+                    TurnRow,
+                    r#"
+                    select t.id, t.conversation_id, t.agent, t.ordinal, t.status, t.attempt, t.created_at,
+                           t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
+                      from lastword.turns t left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+                      -- Of a deleted conversation nothing is told from that moment on.
+                      join lastword.conversations c on c.id = t.conversation_id and c.deleted_at is null
+                     where t.id = $1
+                    "#,
+                    id.0
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        let bytes = row.as_ref().map_or(0, TurnRow::bytes);
+        aside(bytes, move || row.map(TurnRow::read).transpose()).await
+    }
+
+    /// A conversation's turn ids after an ordinal, in order: what a reader of the whole thread follows.
+    pub async fn turn_ids_after(
+        &self,
+        conversation: ConversationId,
+        ordinal: i64,
+        limit: i64,
+    ) -> Result<Vec<(i64, TurnId)>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("turn_ids_after", |c| {
+                sqlx::query!(
+                    "select ordinal, id from lastword.turns where conversation_id = $1 and ordinal > $2 order by ordinal limit $3",
+                    conversation.0,
+                    ordinal,
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.ordinal, TurnId(row.id))).collect())
+    }
+
+    /// Cancels turns: the queued end at once, the held get an order and a last chance of 10 s.
+    /// Those missing from the answer had ended before; `true` where one ended here.
+    pub async fn cancel(&self, turns: &[TurnId], by: CancelledBy) -> Result<Vec<(TurnId, bool)>, StoreError> {
+        let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("cancel", |c| {
+                sqlx::query!(
+                    r#"select o_turn as "turn!", o_outcome as "outcome!" from lastword.lw_cancel_v1($1, $2, 10000)"#,
+                    &ids,
+                    by.as_str()
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let is = |outcome: &str| rows.iter().any(|row| row.outcome == outcome);
+        // Asked before: its holder has the order, or finds it by itself.
+        if is("asked") {
+            self.wake().orders_left();
+        }
+        if is("cancelled") {
+            let ended = rows.iter().filter(|row| row.outcome == "cancelled").map(|row| TurnId(row.turn));
+            for turn in ended.clone() {
+                self.seen_commits().saw_end(turn, 0, None, crate::event::Kind::Cancelled);
+            }
+            self.wake().turns.events_committed(ended);
+            self.wake().queue.moved();
+        }
+        // A turn that ended here may be told twice: as it was found, and as it was left.
+        let mut outcomes = BTreeMap::new();
+        for row in rows {
+            *outcomes.entry(TurnId(row.turn)).or_insert(false) |= row.outcome == "cancelled";
+        }
+        Ok(outcomes.into_iter().collect())
+    }
+
+    /// Turns of a conversation that owe a last word, before an ordinal (`None`: all).
+    pub async fn open_turns(
+        &self,
+        conversation: ConversationId,
+        before: Option<i64>,
+    ) -> Result<Vec<TurnId>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("open_turns", |c| {
+                sqlx::query_scalar!(
+                    "
+                    select turn_id from lastword.inflight
+                     where conversation_id = $1 and ($2::bigint is null or ordinal < $2)
+                     order by ordinal limit 10000
+                    ",
+                    conversation.0,
+                    before
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows.into_iter().map(TurnId).collect())
+    }
+
+    /// A turn's own input, metadata, agent and conversation, to make a new turn like it.
+    pub async fn input(
+        &self,
+        turn: TurnId,
+    ) -> Result<Option<(ConversationId, String, String, Option<String>)>, StoreError> {
+        let mut lease = self.lease().await?;
+        let row = lease
+            .run("input", |c| {
+                sqlx::query!(
+                    "select conversation_id, agent, input, metadata from lastword.turns where id = $1",
+                    turn.0
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        Ok(row.map(|row| (ConversationId(row.conversation_id), row.agent, row.input, row.metadata)))
+    }
+}
+
+/// What a turn shows of its last word.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Word {
+    text: Option<String>,
+    error: Option<serde_json::Value>,
+    usage: Option<Raw>,
+}
+
+/// A turn as it is read.
+pub(in crate::store) struct TurnRow {
+    pub(in crate::store) id: Uuid,
+    pub(in crate::store) conversation_id: Uuid,
+    pub(in crate::store) agent: String,
+    pub(in crate::store) ordinal: i64,
+    pub(in crate::store) status: String,
+    pub(in crate::store) attempt: i32,
+    pub(in crate::store) created_at: DateTime<Utc>,
+    pub(in crate::store) started_at: Option<DateTime<Utc>>,
+    pub(in crate::store) finished_at: Option<DateTime<Utc>>,
+    pub(in crate::store) metadata: Option<String>,
+    pub(in crate::store) retry_of: Option<Uuid>,
+    pub(in crate::store) last_word: Option<String>,
+}
+
+impl TurnRow {
+    /// Of what is read of it.
+    pub(in crate::store) fn bytes(&self) -> usize {
+        [&self.metadata, &self.last_word].into_iter().flatten().map(String::len).sum()
+    }
+
+    pub(in crate::store) fn read(self) -> Result<Turn, StoreError> {
+        let unreadable = |why: &dyn std::fmt::Display| StoreError::unreadable("turn", why);
+        let word: Word = match &self.last_word {
+            Some(data) => serde_json::from_str(data).map_err(|why| unreadable(&why))?,
+            None => Word::default(),
+        };
+        let metadata = self.metadata.map(RawValue::from_string).transpose();
+        let id = TurnId(self.id);
+        Ok(Turn {
+            id: id.to_string(),
+            conversation_id: ConversationId(self.conversation_id).to_string(),
+            agent: self.agent,
+            ordinal: self.ordinal,
+            status: self.status,
+            attempt: self.attempt,
+            created_at: self.created_at,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            text: word.text,
+            error: word.error,
+            usage: word.usage,
+            metadata: metadata.map_err(|why| unreadable(&why))?,
+            retry_of: self.retry_of.map(|turn| TurnId(turn).to_string()),
+            events_url: format!("/v1/turns/{id}/events"),
+        })
+    }
+}

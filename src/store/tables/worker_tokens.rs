@@ -1,0 +1,229 @@
+//! Tokens that let workers in: minted, listed, ended.
+//!
+//! A token is stored as its SHA-256, and told once, when it is minted. One that has ended leaves its hash behind for
+//! a day: that is how each replica learns, within a second, whom to let in no more (`docs/decisions/0027`).
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::{
+    id::{ConversationId, WorkerTokenId},
+    store::{error::StoreError, handle::Store},
+    token::{self, Purpose, TokenHash},
+};
+
+/// Tokens that operators may have minted, all in all.
+pub const TOKENS_MAX: i64 = 10_000;
+/// What a turn's last word says of a worker whose token has ended.
+pub const ENDED: &str = "The worker handling your request is not let in any more.";
+/// A commit may become visible so long after its time.
+const COMMIT_MAX: TimeDelta = TimeDelta::seconds(10);
+
+/// What a minted token is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The agent.
+    pub agent: String,
+    /// The conversation; `None`: any of the agent's.
+    pub conversation: Option<ConversationId>,
+    /// Until when; `None`: until it is revoked.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A token that an operator has minted, without its secret.
+#[derive(Debug, Clone)]
+pub struct WorkerToken {
+    /// What it is revoked by.
+    pub id: WorkerTokenId,
+    /// What it is good for.
+    pub grant: Grant,
+    /// When it was minted.
+    pub created_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Mints a token that lets workers in, for this and nothing else. It is told here and never again.
+    pub async fn mint_worker_token(&self, grant: &Grant) -> Result<String, StoreError> {
+        let token = token::mint(Purpose::Worker);
+        let token_hash = token::hash(&token);
+        let mut lease = self.lease().await?;
+        lease
+            .run("grant_worker", |c| {
+                sqlx::query!(
+                    "
+                    insert into lastword.worker_tokens (hash, agent, conversation_id, expires_at) values ($1, $2, $3, $4)
+                    ",
+                    &token_hash,
+                    grant.agent,
+                    grant.conversation.map(|conversation| conversation.0),
+                    grant.expires_at,
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(token)
+    }
+
+    /// The same for an operator, who is told its id as well; `None` where there are too many. With how many there are.
+    pub async fn create_worker_token(
+        &self,
+        grant: &Grant,
+    ) -> Result<Option<(WorkerToken, String, i64)>, StoreError> {
+        let (token, id) = (token::mint(Purpose::Worker), WorkerTokenId(self.clock().mint()));
+        let token_hash = token::hash(&token);
+        let mut lease = self.lease().await?;
+        let made = lease
+            .run("create_worker_token", |c| {
+                sqlx::query!(
+                    r#"
+                    with known as materialized (
+                      select count(*) as count from (select from lastword.worker_tokens where id is not null limit $6) t)
+                    insert into lastword.worker_tokens (hash, id, agent, conversation_id, expires_at)
+                    select $1, $2, $3, $4, $5 from known where known.count < $6
+                    returning created_at, (select count from known) as "count!"
+                    "#,
+                    &token_hash,
+                    id.0,
+                    grant.agent,
+                    grant.conversation.map(|conversation| conversation.0),
+                    grant.expires_at,
+                    TOKENS_MAX,
+                )
+                .fetch_optional(c)
+            })
+            .await?;
+        Ok(made.map(|made| {
+            let known = WorkerToken { id, grant: grant.clone(), created_at: made.created_at };
+            (known, token, made.count + 1)
+        }))
+    }
+
+    /// The tokens that operators have minted and that let workers in, before this one, the newest first.
+    pub async fn worker_tokens(
+        &self,
+        before: Option<WorkerTokenId>,
+        limit: i64,
+    ) -> Result<Vec<WorkerToken>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("worker_tokens", |c| {
+                sqlx::query!(
+                    r#"
+                    select id as "id!", agent, conversation_id, expires_at, created_at
+                      from lastword.worker_tokens
+                     where id is not null and id < $1 and (expires_at is null or expires_at > clock_timestamp())
+                     order by id desc limit $2
+                    "#,
+                    before.map_or(uuid::Uuid::max(), |id| id.0),
+                    limit,
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let known = rows.into_iter().map(|row| WorkerToken {
+            id: WorkerTokenId(row.id),
+            grant: Grant {
+                agent: row.agent,
+                conversation: row.conversation_id.map(ConversationId),
+                expires_at: row.expires_at,
+            },
+            created_at: row.created_at,
+        });
+        Ok(known.collect())
+    }
+
+    /// What the tokens of these hashes are good for; what is missing from the answer lets nobody in.
+    pub async fn worker_grants(&self, hashes: &[TokenHash]) -> Result<HashMap<TokenHash, Grant>, StoreError> {
+        let hashes: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("worker_grants", |c| {
+                sqlx::query!(
+                    "
+                    select hash, agent, conversation_id, expires_at from lastword.worker_tokens
+                     where hash = any ($1) and (expires_at is null or expires_at > clock_timestamp())
+                    ",
+                    &hashes
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        let grants = rows.into_iter().filter_map(|row| {
+            let (conversation, expires_at) = (row.conversation_id.map(ConversationId), row.expires_at);
+            Some((row.hash.try_into().ok()?, Grant { agent: row.agent, conversation, expires_at }))
+        });
+        Ok(grants.collect())
+    }
+
+    /// Lets in nobody any more by the token of this id, and ends the workers that it let in; false where there is none.
+    pub async fn end_worker_token(&self, id: WorkerTokenId) -> Result<bool, StoreError> {
+        Ok(self.end_worker_tokens(Some(id)).await? > 0)
+    }
+
+    /// The same for the tokens that have expired; how many there were.
+    pub async fn end_expired_worker_tokens(&self) -> Result<i32, StoreError> {
+        self.end_worker_tokens(None).await
+    }
+
+    async fn end_worker_tokens(&self, id: Option<WorkerTokenId>) -> Result<i32, StoreError> {
+        let mut lease = self.lease().await?;
+        let ended = lease
+            .run("end_worker_tokens", |c| {
+                let id = id.map(|id| id.0);
+                sqlx::query_scalar!(
+                    r#"select lastword.lw_worker_tokens_end_v1($1, $2) as "ended!""#,
+                    id,
+                    ENDED
+                )
+                .fetch_one(c)
+            })
+            .await?;
+        if ended > 0 {
+            // Whoever holds turns of their workers looks why those ended.
+            self.wake().orders_left();
+        }
+        Ok(ended)
+    }
+
+    /// Tokens that have ended since then, or a little before.
+    pub async fn worker_tokens_ended(&self, since: DateTime<Utc>) -> Result<Vec<TokenHash>, StoreError> {
+        let mut lease = self.lease().await?;
+        let hashes = lease
+            .run("worker_tokens_ended", |c| {
+                sqlx::query_scalar!(
+                    "select hash from lastword.worker_tokens_ended where ended_at >= $1 order by ended_at",
+                    since - COMMIT_MAX
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(hashes.into_iter().filter_map(|hash| hash.try_into().ok()).collect())
+    }
+
+    /// Lets in nobody any more by a token of this conversation.
+    pub async fn revoke_worker_tokens(&self, conversation: ConversationId) -> Result<u64, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("revoke_worker_tokens", |c| {
+                sqlx::query!(
+                    "delete from lastword.worker_tokens where conversation_id = $1 and id is null",
+                    conversation.0
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Lets in nobody any more by the token of this hash.
+    pub async fn revoke_worker_token(&self, token_hash: TokenHash) -> Result<u64, StoreError> {
+        let mut lease = self.lease().await?;
+        let done = lease
+            .run("revoke_worker_token", |c| {
+                sqlx::query!("delete from lastword.worker_tokens where hash = $1", &token_hash).execute(c)
+            })
+            .await?;
+        Ok(done.rows_affected())
+    }
+}

@@ -1,0 +1,210 @@
+//! Workers: what runs where, for operators. Which turns a worker runs is told by the in-flight rows.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{
+    id::{ConversationId, ReplicaId, TurnId, WorkerId},
+    store::{error::StoreError, handle::Store},
+};
+
+/// A worker that is being started.
+#[derive(Debug, Clone)]
+pub struct NewWorker {
+    /// Its id.
+    pub id: WorkerId,
+    /// The agent and the revision that it runs.
+    pub agent: String,
+    /// The agent's revision.
+    pub agent_revision: i32,
+    /// `process`.
+    pub runtime: &'static str,
+    /// The conversation that it serves; none of a shared worker.
+    pub conversation: Option<ConversationId>,
+    /// Its process id.
+    pub pid: i32,
+}
+
+/// A worker as operators see it.
+#[derive(Debug, Clone)]
+pub struct WorkerRow {
+    /// Its id.
+    pub id: WorkerId,
+    /// The replica that hosts it.
+    pub replica: ReplicaId,
+    /// Its agent.
+    pub agent: String,
+    /// `process`, or what its agent's is where it calls: `remote` or `kubernetes`.
+    pub runtime: String,
+    /// The conversation that it serves; none of a shared worker.
+    pub conversation: Option<ConversationId>,
+    /// The turn that it runs now; none of a shared worker, which may run many.
+    pub turn: Option<TurnId>,
+    /// How many turns it runs now.
+    pub turns: i64,
+    /// Its process id.
+    pub pid: Option<i32>,
+    /// What its host calls itself, where it calls: in a pod, the pod's name.
+    pub name: Option<String>,
+    /// `starting`, `ready` or `ended`.
+    pub state: String,
+    /// When it was started.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// How it ended.
+    pub exit: Option<String>,
+    /// What else is known of that, where somebody watched: of a pod, what Kubernetes said.
+    pub detail: Option<String>,
+    /// The end of its stderr.
+    pub stderr_tail: Option<String>,
+}
+
+impl Store {
+    /// Records a worker that was started.
+    pub async fn worker_started(&self, new: &NewWorker) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("worker_started", |c| {
+                sqlx::query!(
+                    "
+                    insert into lastword.workers (id, replica_id, agent, agent_revision, runtime, conversation_id, pid)
+                    values ($1, $2, $3, $4, $5, $6, $7)
+                    on conflict (id) do nothing
+                    ",
+                    new.id.0,
+                    self.replica().0,
+                    new.agent,
+                    new.agent_revision,
+                    new.runtime,
+                    new.conversation.map(|conversation| conversation.0),
+                    new.pid
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Records that a worker said it is ready.
+    pub async fn worker_ready(&self, id: WorkerId) -> Result<(), StoreError> {
+        let mut lease = self.lease().await?;
+        lease
+            .run("worker_ready", |c| {
+                sqlx::query!(
+                    "update lastword.workers set state = 'ready' where id = $1 and state = 'starting'",
+                    id.0
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Records how a worker ended.
+    pub async fn worker_ended(&self, id: WorkerId, exit: &str, stderr_tail: &str) -> Result<(), StoreError> {
+        // Postgres' text cannot hold NUL; a worker's stderr can.
+        let tail = stderr_tail.replace('\0', "\u{fffd}");
+        let mut lease = self.lease().await?;
+        lease
+            .run("worker_ended", |c| {
+                sqlx::query!(
+                    "
+                    update lastword.workers
+                       set state = 'ended', ended_at = clock_timestamp(), exit = $2, stderr_tail = $3
+                     where id = $1 and state <> 'ended'
+                    ",
+                    id.0,
+                    exit,
+                    tail
+                )
+                .execute(c)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Workers that live, newest first, before one, at most `limit`.
+    pub async fn workers(&self, before: Option<WorkerId>, limit: i64) -> Result<Vec<WorkerRow>, StoreError> {
+        let before = before.map_or(Uuid::max(), |worker| worker.0);
+        let mut lease = self.lease().await?;
+        let ids = lease
+            .run("workers", |c| {
+                sqlx::query_scalar!(
+                    r#"
+                    select w.id as "id!"
+                      from lastword.replicas r
+                     cross join lateral (
+                       -- By the index of those that live: of the others there may be very many.
+                       select w.id from lastword.workers w
+                        where w.replica_id = r.id and w.state <> 'ended' and w.id < $1 limit 100000) w
+                     order by w.id desc
+                     limit $2
+                    "#,
+                    before,
+                    limit
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        drop(lease);
+        let rows = self.workers_of(&ids).await?;
+        Ok(rows.into_iter().filter(|row| row.state != "ended").collect())
+    }
+
+    /// That worker, even when it has ended.
+    pub async fn worker(&self, id: WorkerId) -> Result<Option<WorkerRow>, StoreError> {
+        Ok(self.workers_of(&[id.0]).await?.pop())
+    }
+
+    async fn workers_of(&self, ids: &[Uuid]) -> Result<Vec<WorkerRow>, StoreError> {
+        let mut lease = self.lease().await?;
+        let rows = lease
+            .run("workers", |c| {
+                sqlx::query!(
+                    r#"
+                    select w.id, w.replica_id, w.agent, w.conversation_id,
+                           -- One that calls is recorded as `remote`; whether from a pod, its agent says.
+                           coalesce(case w.runtime when 'remote' then (
+                             select a.spec::jsonb ->> 'runtime' from lastword.agents a
+                              where a.name = w.agent and a.revision = w.agent_revision) end,
+                             w.runtime) as "runtime!",
+                           case when w.conversation_id is not null then i.turn_id end as "turn_id?",
+                           coalesce(i.turns, 0) as "turns!",
+                           w.pid, w.name, w.state, w.started_at, w.ended_at, w.exit, w.end_detail, w.stderr_tail
+                      from lastword.workers w
+                      left join (
+                        select worker, count(*) as turns, (array_agg(turn_id))[1] as turn_id
+                          from lastword.inflight
+                         where worker is not null
+                         group by worker) i on i.worker = w.id and w.state <> 'ended'
+                     where w.id = any ($1)
+                     order by w.id desc
+                    "#,
+                    ids
+                )
+                .fetch_all(c)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| WorkerRow {
+                id: WorkerId(row.id),
+                replica: ReplicaId(row.replica_id),
+                agent: row.agent,
+                runtime: row.runtime,
+                conversation: row.conversation_id.map(ConversationId),
+                turn: row.turn_id.map(TurnId),
+                turns: row.turns,
+                pid: row.pid,
+                name: row.name,
+                state: row.state,
+                started_at: row.started_at,
+                ended_at: row.ended_at,
+                exit: row.exit,
+                detail: row.end_detail,
+                stderr_tail: row.stderr_tail,
+            })
+            .collect())
+    }
+}
