@@ -53,7 +53,7 @@ impl Door {
         };
         let within = runtime.enter();
         let store = Store::open(&config).unwrap();
-        let routes = router(Gateway::new(store, Arc::new(config), Supervisor::new()));
+        let routes = router(Gateway::new(store, Arc::default(), Arc::new(config), Supervisor::new()));
         drop(within);
         Door { runtime, routes }
     }

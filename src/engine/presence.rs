@@ -19,7 +19,7 @@ use super::{
 use crate::{
     store::{
         StoreError,
-        beat::{BeatSession, Seen},
+        beat::{BeatAnswer, BeatSession},
         warn_of,
     },
     task::Kind,
@@ -137,7 +137,7 @@ impl Presence {
     }
 
     /// Another timeline, or a connection that broke, may mean lost commits.
-    fn reconcile(&mut self, seen: &Seen) {
+    fn reconcile(&mut self, seen: &BeatAnswer) {
         let is_behind = seen.timeline != seen.timeline_now;
         self.engine.set_present(!is_behind);
         if is_behind || !reconcile::is_up_to_date(&self.engine) {
@@ -169,7 +169,7 @@ impl Presence {
 
     /// Verdicts go over the beat's own connection, so that a busy pool cannot hold up our beat; what
     /// follows from one does not wait here.
-    async fn judge(&mut self, seen: &Seen) -> Result<(), StoreError> {
+    async fn judge(&mut self, seen: &BeatAnswer) -> Result<(), StoreError> {
         for Suspect { id, beat_n, evidence } in self.watch.observe(&seen.peers) {
             let Some(session) = &mut self.session else { return Ok(()) };
             let engine = self.engine.clone();

@@ -1,7 +1,7 @@
 //! How often this replica knocks at Postgres while Postgres lets it not in.
 //!
 //! Keeps the rule: while logins are refused there is at most one a second, over all that connect (pool, listener,
-//! beat, ringer) and over both database URLs. Each refusal makes the pause longer, up to five seconds, with
+//! beat, notify sender) and over both database URLs. Each refusal makes the pause longer, up to five seconds, with
 //! jitter. After a while without a login the first goes alone: whether it is let in tells the others.
 
 use std::{
