@@ -29,7 +29,7 @@ const HICCUPS_EVERY: Duration = Duration::from_secs(10);
 
 /// Tells of absences.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Outage {
+pub(super) struct Outage {
     is_on: AtomicBool,
     tale: Mutex<Tale>,
 }
@@ -57,7 +57,7 @@ enum Notice {
 
 impl Outage {
     /// Something failed.
-    pub(in crate::store) fn failed(&self, reach: Reach, why: &StoreError) {
+    pub(super) fn failed(&self, reach: Reach, why: &StoreError) {
         let line = self.tale().failed(reach, Instant::now(), || self.is_on.store(true, Ordering::Release));
         match line {
             Some(Notice::Away) => tracing::warn!(%why, remedy = why.remedy(), "Postgres is away"),
@@ -70,7 +70,7 @@ impl Outage {
     }
 
     /// It answered; `is_whole`: and nothing is known to be amiss.
-    pub(in crate::store) fn answered(&self, is_whole: bool) {
+    pub(super) fn answered(&self, is_whole: bool) {
         if !self.is_on.load(Ordering::Acquire) {
             return;
         }
