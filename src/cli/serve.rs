@@ -29,7 +29,7 @@ use crate::{
 
 /// How long the last tasks get to end once everything is said.
 const END_MAX: Duration = Duration::from_secs(5);
-/// Connections to Postgres beside the pool's: the beat's, the listener's and the ringer's.
+/// Connections to Postgres beside the pool's: the beat's, the listener's and the notify sender's.
 const RESERVED_CONNECTIONS: u32 = 3;
 
 /// Runs one replica.

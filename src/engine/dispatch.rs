@@ -1,6 +1,6 @@
 //! Dispatch: claims queued turns for free slots, and brings orders to the turns that run here.
 //!
-//! Both passes look when the doorbell rings, and now and then all the same (I13, `Wake::look_due`).
+//! Both passes look when the doorbell rings, and now and then all the same (I13, `Rings::look_due`).
 
 use std::time::Duration;
 

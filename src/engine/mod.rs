@@ -87,11 +87,11 @@ impl Engine {
         spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
         spawn("intake", Box::pin(intake::accept_on(self.clone(), hard.clone())));
         spawn("listener", Box::pin(notify_listener::listen_on(self.store.clone(), hard.clone())));
-        spawn("lookout", Box::pin(poller::look_on(self.store.clone(), hard.clone())));
+        spawn("poller", Box::pin(poller::look_on(self.store.clone(), hard.clone())));
         for name in ["reader 1", "reader 2"] {
             spawn(name, Box::pin(batch_reader::read_on(self.store.clone(), hard.clone())));
         }
-        spawn("ringer", Box::pin(notify_sender::ring_on(self.store.clone(), hard.clone())));
+        spawn("notify sender", Box::pin(notify_sender::ring_on(self.store.clone(), hard.clone())));
         spawn(presence::LINE, Box::pin(presence::beat_on(self.clone(), hard.clone())));
         spawn(dispatch::LINE, Box::pin(dispatch::claim_on(self.clone(), soft)));
         spawn("settle", Box::pin(settle::settle_on(self.clone(), hard.clone())));

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     store::{
         StoreError,
-        beat::{BeatSession, Seen},
+        beat::{BeatAnswer, BeatSession},
         warn_of,
     },
     task::Kind,
@@ -142,7 +142,7 @@ impl Presence {
     }
 
     /// Another timeline, or a connection that broke, may mean lost commits.
-    fn reconcile(&mut self, seen: &Seen) {
+    fn reconcile(&mut self, seen: &BeatAnswer) {
         let is_behind = seen.timeline != seen.timeline_now;
         self.engine.set_present(!is_behind);
         if is_behind || !reconcile::is_up_to_date(&self.engine) {
@@ -174,7 +174,7 @@ impl Presence {
 
     /// Verdicts go over the beat's own connection, so that a busy pool cannot hold up our beat; what
     /// follows from one does not wait here.
-    async fn judge(&mut self, seen: &Seen) -> Result<(), StoreError> {
+    async fn judge(&mut self, seen: &BeatAnswer) -> Result<(), StoreError> {
         for Suspect { id, beat_n, evidence } in self.detector.observe(&seen.peers) {
             let Some(session) = &mut self.session else { return Ok(()) };
             let engine = self.engine.clone();

@@ -17,7 +17,7 @@ use super::{
         seen_commits::SeenCommits, wake_ups::WakeUps,
     },
     pool::{
-        connections::{Connections, Lease},
+        connections::{Connections, Loan},
         login::Login,
         reachability::Reachability,
         session::Sessions,
@@ -27,11 +27,11 @@ use crate::{clock::Clock, config::Lever, id::ReplicaId};
 
 /// One replica's view of Postgres. Cheap to clone, and small: every stream has some.
 #[derive(Clone, Debug)]
-pub struct Store(pub(super) Arc<StoreParts>);
+pub struct Store(pub(super) Arc<Inner>);
 
 /// What a store is made of.
 #[derive(Debug)]
-pub(super) struct StoreParts {
+pub(super) struct Inner {
     pub(super) connections: Arc<Connections>,
     pub(super) sessions: Arc<Sessions>,
     /// Past a pooler, where there is one.
@@ -138,7 +138,7 @@ impl Store {
     }
 
     /// A connection for statements.
-    pub(super) async fn lease(&self) -> Result<Lease, StoreError> {
+    pub(super) async fn lease(&self) -> Result<Loan, StoreError> {
         self.0.connections.lend().await
     }
 }

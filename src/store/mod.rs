@@ -1,9 +1,19 @@
 //! The store: all SQL, and the doorbell. The only place that imports `sqlx`.
 //!
-//! Owns the connections of one replica, the statements (one file a table), the group-commit
-//! [`writer`] and the doorbell ([`wake`]). Refuses client round trips inside a transaction: each
-//! call here is one statement or one SQL function, so a process that freezes in the middle hides
-//! nothing from the others for longer than its statement takes.
+//! Refuses client round trips inside a transaction: each call here is one statement or one SQL function, so a process
+//! that freezes in the middle hides nothing from the others for longer than its statement takes.
+//!
+//! | folder | what |
+//! |---|---|
+//! | `records` | plain data that statements take and give |
+//! | `pool` | connections: login, TLS, sessions, whether Postgres is reached |
+//! | `live` | what this process knows between two looks: who waits for what ([`wake_ups`]), what was seen committed, what goes together in one commit ([`accept_batch`], [`group_commit`]) |
+//! | `tables` | the statements, one file a table |
+//! | `upkeep` | migrations, partitions, sweeps, and what operators ask |
+//! | `dev` | what measurements need |
+//!
+//! [`Store`] (`handle`) is a handle over plain parts; `open` makes one. No two files here import each other, however far
+//! around.
 //!
 //! One order of locks: rows of one kind by their ids; keys, then in-flight rows, then conversations
 //! (`docs/PROTOCOL.md`).

@@ -2,7 +2,7 @@
 //!
 //! Keeps I4 across turns: a turn's events are told whole before the next one's begin. It has no
 //! end, since another turn may always be accepted. Who has all of it asks Postgres nothing: whoever
-//! accepts the next turn wakes it, or the lookout does, which looks for all such readers at once.
+//! accepts the next turn wakes it, or the poller does, which looks for all such readers at once.
 //!
 //! The order is always: register interest, mark all as seen, look, and only then wait.
 

@@ -26,7 +26,7 @@ use crate::{
 
 /// Events in one read: what a reader holds in memory at most.
 pub const PAGE_ROWS: i64 = 256;
-/// The longest between two looks, whatever was heard: the lookout looks for all tails much sooner (I13).
+/// The longest between two looks, whatever was heard: the poller looks for all tails much sooner (I13).
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// A reader of one turn's log.
@@ -183,20 +183,20 @@ impl Tail {
         self.cursor = event.seq;
         self.anchor = Some(Anchor::of(event));
         self.is_ended = event.kind.is_terminal();
-        self.witness(event);
+        self.note_seen(event);
         Ok(())
     }
 
     /// What a reader was shown is known to this replica, whoever wrote it.
-    fn witness(&self, event: &Event) {
+    fn note_seen(&self, event: &Event) {
         let age = self.store.clock().now() - event.at;
         if age > TimeDelta::from_std(KEPT_FOR).unwrap_or(TimeDelta::MAX) {
             return;
         }
-        let witness = self.store.seen_commits();
+        let commits = self.store.seen_commits();
         match self.is_ended {
-            true => witness.saw_end(self.turn, event.attempt, Some(event.seq), event.kind),
-            false => witness.saw(self.turn, event.attempt, event.seq),
+            true => commits.saw_end(self.turn, event.attempt, Some(event.seq), event.kind),
+            false => commits.saw(self.turn, event.attempt, event.seq),
         }
     }
 

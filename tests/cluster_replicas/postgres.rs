@@ -188,7 +188,7 @@ async fn turns_and_streams_live_through(cluster: &Cluster, happen: impl AsyncFn(
     }
 }
 
-/// A listener that is well again hears itself: its probe is not lost with the ringer's old connection.
+/// A listener that is well again hears itself: its probe is not lost with the notify sender's old connection.
 async fn the_doorbell_is_heard_at_once(cluster: &Cluster) {
     for i in 0..2 {
         let heard = async || {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lastword::{
     config::Config,
-    store::{Store, fixtures::Mass},
+    store::{Store, fixtures::ParkedTurns},
 };
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -74,7 +74,7 @@ async fn a_turn_that_nobody_rang_for_is_found_while_all_others_are_rung_for() {
     let conversation = cluster.conversation_on(1, "demo").await;
     let url = cluster.postgres().url();
     let store = Store::open(&Config { database_url: url.clone(), ..Config::default() }).unwrap();
-    let mass = Mass { agent: "demo", revision: 1, text: "hello", conversations: 1, turns_each: 1 };
+    let mass = ParkedTurns { agent: "demo", revision: 1, text: "hello", conversations: 1, turns_each: 1 };
     let untold = store.park(mass).await.unwrap()[0];
     // It can be claimed from now on, and nobody is told.
     let mut conn = PgConnection::connect(&url).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lastword::store::fixtures::Mass;
+use lastword::store::fixtures::ParkedTurns;
 
 use crate::ground::{Server, until};
 
@@ -15,7 +15,7 @@ async fn a_mass_of_turns_waits_until_it_is_let_go_and_then_runs_in_its_lines() {
     let ground = server.ground().await;
     let replica = ground.replica().await;
     let new = replica.accept().await;
-    let mass = Mass {
+    let mass = ParkedTurns {
         agent: &new.agent.name,
         revision: new.agent.revision,
         text: "hello",
@@ -47,7 +47,7 @@ async fn parked_turns_can_be_removed_as_if_they_had_never_been() {
     let ground = server.ground().await;
     let store = ground.open();
     store.probe().await.unwrap();
-    let mass = Mass { agent: "demo", revision: 1, text: "hello", conversations: 5, turns_each: 1 };
+    let mass = ParkedTurns { agent: "demo", revision: 1, text: "hello", conversations: 5, turns_each: 1 };
     store.park(mass).await.unwrap();
     assert!(!store.is_busy().await.unwrap(), "nobody waits for them");
     store.remove_parked().await.unwrap();

@@ -29,7 +29,7 @@ async fn what_is_shared() {
         readers_that_ask_at_once_are_answered_each_with_its_own,
         what_is_committed_here_is_shown_without_a_read,
         whoever_was_rung_since_a_commit_here_reads,
-        the_lookout_finds_whoever_was_not_rung_for,
+        the_poller_finds_whoever_was_not_rung_for,
     ];
     all(cases).await;
 }
@@ -183,7 +183,7 @@ async fn whoever_was_rung_since_a_commit_here_reads(server: &Server) {
     assert_eq!((seqs(&read), read[0].data.as_str()), (vec![seq + 1], "{\"text\":\"read\"}"));
 }
 
-async fn the_lookout_finds_whoever_was_not_rung_for(server: &Server) {
+async fn the_poller_finds_whoever_was_not_rung_for(server: &Server) {
     let ground = server.ground().await;
     let (writer, claim, seq) = growing(&ground).await;
     let (_, still, _) = growing(&ground).await;

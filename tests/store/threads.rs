@@ -1,4 +1,4 @@
-//! A reader of a whole conversation, and the lookout that looks for it.
+//! A reader of a whole conversation, and the poller that looks for it.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn told(ground: &Ground) -> (Replica, ConversationTail, CancellationToken,
 }
 
 #[tokio::test]
-async fn the_lookout_finds_the_next_turn_for_whoever_was_not_rung_for() {
+async fn the_poller_finds_the_next_turn_for_whoever_was_not_rung_for() {
     let server = Server::start().await;
     let ground = server.ground().await;
     let (writer, mut thread, until, _) = told(&ground).await;

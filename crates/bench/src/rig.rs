@@ -25,7 +25,7 @@ use lastword::{
     id::TurnId,
     store::{
         Store,
-        fixtures::{Held, Mass},
+        fixtures::{OpenTransaction, ParkedTurns},
         gauges::{Gauges, Tally},
         limits::Limits,
     },
@@ -62,7 +62,7 @@ impl Counted {
 pub struct Rig {
     replicas: Vec<Replica>,
     workers: BTreeMap<String, usize>,
-    _held: Option<Held>,
+    _held: Option<OpenTransaction>,
     /// The statements of a measurement.
     pub store: Store,
     /// What Postgres counts.
@@ -229,8 +229,8 @@ impl Rig {
         turns_each: usize,
     ) -> anyhow::Result<Vec<TurnId>> {
         let agent = self.store.agent(AGENT).await?.context("the agent is gone")?.agent;
-        let mass = Mass { agent: AGENT, revision: agent.revision, text, conversations, turns_each };
-        Ok(self.store.park(mass).await?)
+        let wanted = ParkedTurns { agent: AGENT, revision: agent.revision, text, conversations, turns_each };
+        Ok(self.store.park(wanted).await?)
     }
 
     /// A counter of each replica's metrics, all labels together.

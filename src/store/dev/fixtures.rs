@@ -1,4 +1,4 @@
-//! Masses: turns by the thousand, as a measurement needs them, written without a replica.
+//! Fixtures: turns by the thousand, as a measurement needs them, written without a replica.
 //!
 //! Owns the making of rows that look as accepted turns do; ended ones are in [`super::history`]. For a private
 //! database alone: it goes around the doors, so nobody has been promised anything for these turns. What
@@ -23,7 +23,7 @@ const PARKED: &str = "parked";
 
 /// Turns to be made.
 #[derive(Debug, Clone, Copy)]
-pub struct Mass<'a> {
+pub struct ParkedTurns<'a> {
     /// The agent that they are for.
     pub agent: &'a str,
     /// The revision that they run with.
@@ -38,7 +38,7 @@ pub struct Mass<'a> {
 
 /// What has become of turns.
 #[derive(Debug, Clone, Copy)]
-pub struct Weight {
+pub struct TurnTotals {
     /// How many have completed.
     pub completed: i64,
     /// When the last of them ended, by the database's clock.
@@ -49,17 +49,17 @@ pub struct Weight {
 
 /// A transaction that is open, and holds its snapshot, until this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct OpenTransaction {
     _conn: Conn,
 }
 
 impl Store {
     /// Makes turns that wait where no replica takes them. Returns them in the order of their ids.
-    pub async fn park(&self, mass: Mass<'_>) -> Result<Vec<TurnId>, StoreError> {
-        let mut conn = self.sessions().open("mass", Purpose::Work).await?;
+    pub async fn park(&self, wanted: ParkedTurns<'_>) -> Result<Vec<TurnId>, StoreError> {
+        let mut conn = self.sessions().open("fixtures", Purpose::Work).await?;
         let (mut turns, mut conversations, mut ordinals) = (Vec::new(), Vec::new(), Vec::new());
-        let fresh: Vec<Uuid> = (0..mass.conversations).map(|_| self.clock().mint()).collect();
-        for ordinal in 1..=mass.turns_each {
+        let fresh: Vec<Uuid> = (0..wanted.conversations).map(|_| self.clock().mint()).collect();
+        for ordinal in 1..=wanted.turns_each {
             for &conversation in &fresh {
                 turns.push(self.clock().mint());
                 conversations.push(conversation);
@@ -67,8 +67,8 @@ impl Store {
             }
         }
         self.make_partitions().await?;
-        let made = insert(&mut conn, &mass, &fresh, &turns, &conversations, &ordinals).await;
-        made.map_err(mass_error)?;
+        let made = insert(&mut conn, &wanted, &fresh, &turns, &conversations, &ordinals).await;
+        made.map_err(fixtures_error)?;
         Ok(turns.into_iter().map(TurnId).collect())
     }
 
@@ -152,13 +152,13 @@ impl Store {
     }
 
     /// What has become of these turns.
-    pub async fn weigh(&self, turns: &[TurnId]) -> Result<Weight, StoreError> {
+    pub async fn weigh(&self, turns: &[TurnId]) -> Result<TurnTotals, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
         let mut lease = self.lease().await?;
         lease
             .run("weigh", |c| {
                 sqlx::query_as!(
-                    Weight,
+                    TurnTotals,
                     r#"
                     select /* lastword bench */
                            (select count(*) from lastword.turns t where t.id = any ($1) and t.status = 'completed') as "completed!",
@@ -176,13 +176,13 @@ impl Store {
 
     /// Opens a transaction elsewhere, which holds back what vacuum may remove.
     #[allow(clippy::disallowed_methods, reason = "several commands at once")]
-    pub async fn hold_transaction(&self) -> Result<Held, StoreError> {
-        let mut conn = self.sessions().open("mass", Purpose::Work).await?;
+    pub async fn hold_transaction(&self) -> Result<OpenTransaction, StoreError> {
+        let mut conn = self.sessions().open("fixtures", Purpose::Work).await?;
         // The snapshot is taken by the first query.
         let begin =
             sqlx::raw_sql("begin isolation level repeatable read; select count(*) from lastword.replicas");
-        begin.execute(&mut conn).await.map_err(mass_error)?;
-        Ok(Held { _conn: conn })
+        begin.execute(&mut conn).await.map_err(fixtures_error)?;
+        Ok(OpenTransaction { _conn: conn })
     }
 }
 
@@ -190,19 +190,19 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "begin and commit")]
 async fn insert(
     conn: &mut Conn,
-    mass: &Mass<'_>,
+    wanted: &ParkedTurns<'_>,
     fresh: &[Uuid],
     turns: &[Uuid],
     conversations: &[Uuid],
     ordinals: &[i64],
 ) -> Result<(), sqlx::Error> {
     sqlx::raw_sql("begin").execute(&mut *conn).await?;
-    let input = serde_json::json!({ "text": mass.text }).to_string();
+    let input = serde_json::json!({ "text": wanted.text }).to_string();
     sqlx::query!(
         "insert into lastword.conversations (id, agent, next_ordinal) select id, $2, $3 from unnest($1::uuid[]) id",
         fresh,
-        mass.agent,
-        i64::try_from(mass.turns_each).unwrap_or(i64::MAX) + 1,
+        wanted.agent,
+        i64::try_from(wanted.turns_each).unwrap_or(i64::MAX) + 1,
     )
     .execute(&mut *conn)
     .await?;
@@ -215,8 +215,8 @@ async fn insert(
         turns,
         conversations,
         ordinals,
-        mass.agent,
-        mass.revision,
+        wanted.agent,
+        wanted.revision,
         input,
     )
     .execute(&mut *conn)
@@ -232,7 +232,7 @@ async fn insert(
         turns,
         conversations,
         ordinals,
-        mass.agent,
+        wanted.agent,
     )
     .execute(&mut *conn)
     .await?;
@@ -248,8 +248,8 @@ async fn insert(
         turns,
         conversations,
         ordinals,
-        mass.agent,
-        mass.revision,
+        wanted.agent,
+        wanted.revision,
         PARKED,
     )
     .execute(&mut *conn)
@@ -257,6 +257,6 @@ async fn insert(
     sqlx::raw_sql("commit").execute(conn).await.map(drop)
 }
 
-pub(in crate::store) fn mass_error(why: sqlx::Error) -> StoreError {
-    StoreError::from_sqlx("mass", why)
+pub(in crate::store) fn fixtures_error(why: sqlx::Error) -> StoreError {
+    StoreError::from_sqlx("fixtures", why)
 }

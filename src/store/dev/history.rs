@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Days, Utc};
 
-use super::fixtures::mass_error;
+use super::fixtures::fixtures_error;
 use crate::store::{
     error::StoreError,
     handle::Store,
@@ -53,9 +53,9 @@ impl Store {
         span: Option<Duration>,
         mut tell: impl FnMut(Made),
     ) -> Result<(), StoreError> {
-        let mut conn = self.sessions().open("mass", Purpose::Work).await?;
+        let mut conn = self.sessions().open("history", Purpose::Work).await?;
         // Nobody relies on these rows before all of them are there.
-        sqlx::raw_sql("set synchronous_commit = off").execute(&mut conn).await.map_err(mass_error)?;
+        sqlx::raw_sql("set synchronous_commit = off").execute(&mut conn).await.map_err(fixtures_error)?;
         let now = self.clock().now();
         let stretches = span.map_or_else(|| days(now, turns), |span| vec![last(now, span, turns)]);
         for stretch in stretches {
@@ -64,18 +64,18 @@ impl Store {
                 sqlx::query_scalar!("select lastword.lw_partition_make_v1($1)", day)
                     .fetch_one(&mut conn)
                     .await
-                    .map_err(mass_error)?;
+                    .map_err(fixtures_error)?;
                 day = day + Days::new(1);
             }
             let (mut made, until) = stretch.numbers;
             while made < until {
                 let count = SLICE_TURNS.min(until - made);
-                history_slice(&mut conn, stretch, made, count, events_each).await.map_err(mass_error)?;
+                history_slice(&mut conn, stretch, made, count, events_each).await.map_err(fixtures_error)?;
                 made += count;
                 tell(Made { turns: made, events: made * i64::from(events_each) });
             }
         }
-        self.take_stock(&mut conn).await.map_err(mass_error)
+        self.take_stock(&mut conn).await.map_err(fixtures_error)
     }
 
     /// What autovacuum would do next, in the middle of a measurement.

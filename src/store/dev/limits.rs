@@ -24,7 +24,7 @@ const WAKE_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Limits {
     conn: Conn,
-    ringer: Conn,
+    sender: Conn,
     listener: PgListener,
     /// How many rows were inserted; each gets a number of its own.
     inserted: i64,
@@ -55,8 +55,8 @@ impl Limits {
         let listener = store.listener_sessions().listener("limits", WAKE_MAX).await;
         let mut listener = listener.map_err(StoreError::into_sqlx)?;
         listener.listen(CHANNEL).await?;
-        let ringer = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
-        Ok(Limits { conn, ringer, listener, inserted: 0 })
+        let sender = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        Ok(Limits { conn, sender, listener, inserted: 0 })
     }
 
     /// `select 1`: a round trip.
@@ -80,7 +80,7 @@ impl Limits {
     /// From a NOTIFY on one connection to the moment at which another one has it.
     pub async fn wake_up(&mut self) -> Result<Duration, StoreError> {
         let began = Instant::now();
-        let ring = sqlx::query("select pg_notify($1, '')").bind(CHANNEL).execute(&mut self.ringer);
+        let ring = sqlx::query("select pg_notify($1, '')").bind(CHANNEL).execute(&mut self.sender);
         let hear = async {
             let heard = tokio::time::timeout(WAKE_MAX, self.listener.try_recv()).await;
             (heard, began.elapsed())

@@ -35,12 +35,12 @@ impl Wanted {
 #[derive(Debug)]
 pub struct AcceptBatch {
     queue: mpsc::Sender<Wanted>,
-    inbox: Mutex<Inbox>,
+    inbox: Mutex<Waiting>,
     is_served: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Inbox {
+struct Waiting {
     queue: mpsc::Receiver<Wanted>,
     /// Those that cannot go with what goes before them.
     left: Vec<Wanted>,
@@ -49,7 +49,7 @@ struct Inbox {
 impl Default for AcceptBatch {
     fn default() -> Self {
         let (sender, queue) = mpsc::channel(WAITING_MAX);
-        let inbox = Mutex::new(Inbox { queue, left: Vec::new() });
+        let inbox = Mutex::new(Waiting { queue, left: Vec::new() });
         AcceptBatch { queue: sender, inbox, is_served: AtomicBool::new(false) }
     }
 }

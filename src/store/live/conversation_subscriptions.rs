@@ -2,7 +2,7 @@
 //!
 //! Owns that interest. A conversation's next turn is told to whoever waits for it here, and rung for only while some
 //! other replica has said that it follows conversations: a turn that nobody waits for costs no ring. As with the rest of
-//! the doorbell none of it is needed: the lookout looks for everybody who waits (I13).
+//! the doorbell none of it is needed: the poller looks for everybody who waits (I13).
 //!
 //! Order for a waiter, always: register interest, then look, then wait.
 
@@ -176,7 +176,7 @@ impl ConversationSubscription {
         self.news.borrow_and_update();
     }
 
-    /// Until something happened since the last [`ConversationSubscription::look`], or `at_most` has passed. The lookout looks
+    /// Until something happened since the last [`ConversationSubscription::look`], or `at_most` has passed. The poller looks
     /// meanwhile.
     pub async fn news(&mut self, at_most: Duration, stand: ConversationCursor) {
         *lock(&self.stand) = Some(stand);

@@ -1,4 +1,4 @@
-//! The lookout: looks for all readers of this process at once whether their logs have gone on.
+//! The poller: looks for all readers of this process at once whether their logs have gone on.
 //!
 //! Keeps I13. Rings are lost: Postgres delivers none, a writer dies between its commit and its ring, a
 //! pooler swallows them. A reader that looked by itself once a second would be right as well, but

@@ -23,7 +23,7 @@ pub const FRONT: TurnId = TurnId(Uuid::nil());
 /// After every turn.
 pub const END: TurnId = TurnId(Uuid::max());
 
-/// See the module.
+/// Hints for dispatch and for acceptance.
 #[derive(Debug)]
 pub struct QueueHints {
     rings: Arc<Rings>,

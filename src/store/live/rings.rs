@@ -17,8 +17,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::ring::Ring;
-use crate::{config::Doorbell, store::live::ring::first};
+use super::ring::{Ring, first};
+use crate::config::Doorbell;
 
 /// Fallback poll interval without a doorbell; with one that is heard it is so many times as long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

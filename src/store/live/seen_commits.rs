@@ -121,26 +121,26 @@ mod tests {
 
     #[test]
     fn what_is_seen_never_grows_less() {
-        let witness = SeenCommits::default();
-        witness.saw(TURN, 2, 7);
-        witness.saw(TURN, 1, 3);
-        witness.saw_end(TURN, 2, Some(9), Kind::Completed);
-        witness.saw(TURN, 2, 8);
+        let commits = SeenCommits::default();
+        commits.saw(TURN, 2, 7);
+        commits.saw(TURN, 1, 3);
+        commits.saw_end(TURN, 2, Some(9), Kind::Completed);
+        commits.saw(TURN, 2, 8);
         let wanted = Seen { turn: TURN, epoch: 2, seq: Some(9), end: Some(Kind::Completed) };
-        assert_eq!(witness.all(), [wanted]);
-        witness.forget(TURN);
-        assert_eq!(witness.all(), []);
+        assert_eq!(commits.all(), [wanted]);
+        commits.forget(TURN);
+        assert_eq!(commits.all(), []);
     }
 
     #[test]
     fn what_was_not_seen_for_long_is_forgotten() {
-        let (witness, start) = (SeenCommits::default(), Instant::now());
+        let (commits, start) = (SeenCommits::default(), Instant::now());
         let other = TurnId(uuid::Uuid::from_u128(1));
         let seen = |turn, seq| Seen { turn, epoch: 1, seq: Some(seq), end: None };
-        witness.note(seen(TURN, 1), start);
-        witness.note(seen(other, 1), start);
-        witness.note(seen(other, 2), start + KEPT_FOR / 2);
-        assert_eq!(witness.all_at(start + KEPT_FOR), [seen(other, 2)]);
-        assert_eq!(witness.all_at(start + KEPT_FOR * 2), []);
+        commits.note(seen(TURN, 1), start);
+        commits.note(seen(other, 1), start);
+        commits.note(seen(other, 2), start + KEPT_FOR / 2);
+        assert_eq!(commits.all_at(start + KEPT_FOR), [seen(other, 2)]);
+        assert_eq!(commits.all_at(start + KEPT_FOR * 2), []);
     }
 }

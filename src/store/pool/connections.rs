@@ -38,7 +38,7 @@ use crate::store::error::{self, Reach, StoreError};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
-/// A statement that has waited for so long when contact with Postgres is regained is given up.
+/// A statement that has waited for so long when Postgres is reached again is given up.
 const BREAK_MAX: Duration = Duration::from_secs(1);
 /// How long a connection may rest before it is asked whether it still lives, and how long that may take.
 const REST_MAX: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ pub(in crate::store) struct Connections {
     /// Lent last is last.
     resting: Mutex<VecDeque<Resting>>,
     given_back: Notify,
-    contact: Arc<Reachability>,
+    reachability: Arc<Reachability>,
 }
 
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Connections {
     pub(in crate::store) fn new(
         sessions: Arc<Sessions>,
         places_max: u32,
-        contact: Arc<Reachability>,
+        reachability: Arc<Reachability>,
     ) -> Connections {
         Connections {
             sessions,
@@ -98,16 +98,16 @@ impl Connections {
             places_max,
             resting: Mutex::default(),
             given_back: Notify::new(),
-            contact,
+            reachability,
         }
     }
 
     /// One that answers, as far as that can be known.
-    pub(in crate::store) async fn lend(self: &Arc<Self>) -> Result<Lease, StoreError> {
+    pub(in crate::store) async fn lend(self: &Arc<Self>) -> Result<Loan, StoreError> {
         let lent = async {
             loop {
-                let regained = self.contact.regained();
-                if self.contact.is_lost() {
+                let regained = self.reachability.regained();
+                if self.reachability.is_lost() {
                     regained.await;
                     continue;
                 }
@@ -127,13 +127,13 @@ impl Connections {
                     None => format!("no connection within {LEND_MAX:?}"),
                 };
                 let why = away("acquire", why);
-                self.contact.failed(Reach::Statement, &why);
+                self.reachability.failed(Reach::Statement, &why);
                 Err(why)
             }
         }
     }
 
-    async fn take_or_make(self: &Arc<Self>) -> Result<Lease, StoreError> {
+    async fn take_or_make(self: &Arc<Self>) -> Result<Loan, StoreError> {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|_| away("acquire", "this process lets go of Postgres".to_owned()))?;
         let mut making: Option<JoinHandle<Result<(), StoreError>>> = None;
@@ -165,21 +165,21 @@ impl Connections {
                 Err(why) => return Err(why),
             }
         };
-        Ok(Lease { own: Some(own), is_clean: AtomicBool::new(true), home: self.clone(), _place: place })
+        Ok(Loan { own: Some(own), is_clean: AtomicBool::new(true), home: self.clone(), _place: place })
     }
 
     /// One that rests, and answers as far as that can be known.
     async fn take_resting(&self) -> Option<Own> {
         loop {
             let Resting { mut own, since } = self.resting().pop_back()?;
-            if self.contact.was_lost_within(own.made.elapsed()) || own.made.elapsed() > AGE_MAX {
+            if self.reachability.was_lost_within(own.made.elapsed()) || own.made.elapsed() > AGE_MAX {
                 continue;
             }
             let is_warm = since.elapsed() < REST_MAX;
             if is_warm || matches!(timeout(PING_MAX, own.conn.bare.ping()).await, Ok(Ok(()))) {
                 return Some(own);
             }
-            self.contact.broke();
+            self.reachability.broke();
         }
     }
 
@@ -196,7 +196,7 @@ impl Connections {
             let conn = tokio::select! {
                 biased;
                 conn = timeout(LOGIN_MAX, login) => conn,
-                () = home.contact.regained() => return Err(away("acquire", BEFORE_BREAK.to_owned())),
+                () = home.reachability.regained() => return Err(away("acquire", BEFORE_BREAK.to_owned())),
             };
             let conn = conn.map_err(|_| away("acquire", format!("no login within {LOGIN_MAX:?}")))??;
             home.give_back(Own { conn, made: Instant::now(), _room: room });
@@ -254,7 +254,7 @@ fn away(op: &'static str, why: String) -> StoreError {
 
 /// A connection that is thrown away when a statement on it did not come back in time: what is still under
 /// way on it would make the next user wait.
-pub(in crate::store) struct Lease {
+pub(in crate::store) struct Loan {
     own: Option<Own>,
     is_clean: AtomicBool,
     home: Arc<Connections>,
@@ -262,7 +262,7 @@ pub(in crate::store) struct Lease {
     _place: OwnedSemaphorePermit,
 }
 
-impl Lease {
+impl Loan {
     /// Runs one statement, named for people.
     pub(in crate::store) async fn run<'c, T, F>(
         &'c mut self,
@@ -275,21 +275,21 @@ impl Lease {
         let Some(Own { conn, .. }) = self.own.as_mut() else {
             return Err(away(op, "the connection was given up".to_owned()));
         };
-        let contact = &self.home.contact;
+        let reachability = &self.home.reachability;
         self.is_clean.store(false, Ordering::Relaxed);
         let began = Instant::now();
         let mut answer = pin!(timeout(STATEMENT_MAX, statement(conn)));
         let answer = tokio::select! {
             biased;
             answer = answer.as_mut() => answer,
-            () = contact.regained() => match began.elapsed() < BREAK_MAX {
+            () = reachability.regained() => match began.elapsed() < BREAK_MAX {
                 true => answer.await,
                 false => return Err(away(op, BEFORE_BREAK.to_owned())),
             },
         };
         match answer {
             Ok(Ok(value)) => {
-                contact.heard();
+                reachability.heard();
                 self.is_clean.store(true, Ordering::Relaxed);
                 Ok(value)
             }
@@ -300,19 +300,19 @@ impl Lease {
                 // nothing against the connection.
                 let is_sound = !error.is_away() || error.is_held() || error.denial().is_some();
                 self.is_clean.store(is_sound, Ordering::Relaxed);
-                contact.failed(reach, &error);
+                reachability.failed(reach, &error);
                 Err(error)
             }
             Err(_) => {
                 let error = away(op, format!("no answer within {STATEMENT_MAX:?}"));
-                contact.failed(Reach::Statement, &error);
+                reachability.failed(Reach::Statement, &error);
                 Err(error)
             }
         }
     }
 }
 
-impl Drop for Lease {
+impl Drop for Loan {
     fn drop(&mut self) {
         if self.is_clean.load(Ordering::Relaxed)
             && let Some(own) = self.own.take()

@@ -1,7 +1,7 @@
 //! How often this replica knocks at Postgres while Postgres lets it not in.
 //!
 //! Keeps the rule: while logins are refused there is at most one a second, over all that connect (pool, listener,
-//! beat, ringer) and over both database URLs. Each refusal makes the pause longer, up to five seconds, with
+//! beat, notify sender) and over both database URLs. Each refusal makes the pause longer, up to five seconds, with
 //! jitter. After a while without a login the first goes alone: whether it is let in tells the others.
 
 use std::{
@@ -40,7 +40,7 @@ struct Times {
 
 impl Gate {
     /// Whether one may knock now where the last was refused. Whoever is told so does.
-    pub(in crate::store) fn may_knock(&self, now: Instant) -> bool {
+    pub(super) fn may_knock(&self, now: Instant) -> bool {
         let mut times = self.times();
         let may = times.knocked_at.is_none_or(|at| now >= at + KNOCK_EVERY);
         if may {
@@ -50,23 +50,23 @@ impl Gate {
     }
 
     /// A login was refused.
-    pub(in crate::store) fn refused(&self, now: Instant) {
+    pub(super) fn refused(&self, now: Instant) {
         let mut times = self.times();
         (times.knocked_at, times.let_in_at) = (Some(now), None);
     }
 
     /// A login was let in.
-    pub(in crate::store) fn let_in(&self, now: Instant) {
+    pub(super) fn let_in(&self, now: Instant) {
         self.times().let_in_at = Some(now);
     }
 
     /// When a login was let in last.
-    pub(in crate::store) fn let_in_at(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn let_in_at(&self, now: Instant) -> Option<Instant> {
         self.times().let_in_at.filter(|at| now.duration_since(*at) < GOOD_FOR)
     }
 
     /// Until nobody else knocks, for a while; who is in a hurry waits for a moment only.
-    pub(in crate::store) async fn alone(&self, is_hurried: bool) -> Option<OwnedMutexGuard<()>> {
+    pub(super) async fn alone(&self, is_hurried: bool) -> Option<OwnedMutexGuard<()>> {
         let turn = self.alone.clone().lock_owned();
         timeout(if is_hurried { HURRY } else { PATIENCE }, turn).await.ok()
     }
@@ -77,7 +77,7 @@ impl Gate {
 }
 
 /// How long to wait after so many refusals in a row, from 1; `jitter` from 0 to 1.
-pub(in crate::store) fn pause(refusals: u32, jitter: f64) -> Duration {
+pub(super) fn pause(refusals: u32, jitter: f64) -> Duration {
     let doubled = KNOCK_EVERY.saturating_mul(1 << refusals.saturating_sub(1).min(8));
     doubled.min(PAUSE_MAX).mul_f64(1.0 + jitter / 2.0)
 }

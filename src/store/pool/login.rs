@@ -48,7 +48,7 @@ pub(in crate::store) struct Login {
     file: Option<PathBuf>,
     application_name: String,
     gate: Arc<Gate>,
-    contact: Arc<Reachability>,
+    reachability: Arc<Reachability>,
     state: Mutex<State>,
     /// When the file was read last; those who come meanwhile wait for what it says.
     looked_at: tokio::sync::Mutex<Instant>,
@@ -90,14 +90,14 @@ impl Login {
         file: Option<&Path>,
         application_name: &str,
         gate: Arc<Gate>,
-        contact: Arc<Reachability>,
+        reachability: Arc<Reachability>,
     ) -> Result<Login, StoreError> {
         let entry =
             Entry::read(url, application_name).map_err(|(denial, why)| denied("connect", denial, why))?;
         let state = State { entry: Arc::new(entry), file_fault: None, refused: None, no_tls_until: None };
         let (file, application_name) = (file.map(Path::to_owned), application_name.to_owned());
         let looked_at = tokio::sync::Mutex::new(Instant::now());
-        Ok(Login { file, application_name, gate, contact, state: Mutex::new(state), looked_at })
+        Ok(Login { file, application_name, gate, reachability, state: Mutex::new(state), looked_at })
     }
 
     /// A connection; others wait for one that is hurried.
@@ -162,7 +162,7 @@ impl Login {
     /// Whether a login was let in lately, with no break since.
     fn was_let_in(&self) -> bool {
         let at = self.gate.let_in_at(Instant::now());
-        at.is_some_and(|at| !self.contact.did_break_within(at.elapsed()))
+        at.is_some_and(|at| !self.reachability.did_break_within(at.elapsed()))
     }
 
     fn knock_again(&self, op: &'static str) -> Result<Option<u32>, StoreError> {
@@ -307,13 +307,13 @@ impl Login {
             Err(_) => state.refused = None,
         }
         match (was_refused, state.refused.is_some()) {
-            (false, true) => self.contact.refused(),
-            (true, false) => self.contact.let_in(),
+            (false, true) => self.reachability.refused(),
+            (true, false) => self.reachability.let_in(),
             _ => {}
         }
         drop(state);
         if let Err(why) = made {
-            self.contact.failed(Reach::Connection, why);
+            self.reachability.failed(Reach::Connection, why);
         }
     }
 

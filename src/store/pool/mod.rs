@@ -5,7 +5,7 @@ pub(in crate::store) mod connections;
 pub mod denial;
 pub(in crate::store) mod gate;
 pub(in crate::store) mod login;
-pub(in crate::store) mod outage;
+mod outage;
 pub(in crate::store) mod reachability;
 pub mod schema;
 pub(in crate::store) mod session;

@@ -29,7 +29,7 @@ const HICCUPS_EVERY: Duration = Duration::from_secs(10);
 
 /// Tells of absences.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Outage {
+pub(super) struct Outage {
     is_on: AtomicBool,
     tale: Mutex<Tale>,
 }
@@ -48,7 +48,7 @@ struct Tale {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+enum Notice {
     Away,
     StillAway { failures: u64, lasted: Duration },
     Back { failures: u64, lasted: Duration },
@@ -57,11 +57,11 @@ enum Line {
 
 impl Outage {
     /// Something failed.
-    pub(in crate::store) fn failed(&self, reach: Reach, why: &StoreError) {
+    pub(super) fn failed(&self, reach: Reach, why: &StoreError) {
         let line = self.tale().failed(reach, Instant::now(), || self.is_on.store(true, Ordering::Release));
         match line {
-            Some(Line::Away) => tracing::warn!(%why, remedy = why.remedy(), "Postgres is away"),
-            Some(Line::Hiccup { failures }) => {
+            Some(Notice::Away) => tracing::warn!(%why, remedy = why.remedy(), "Postgres is away"),
+            Some(Notice::Hiccup { failures }) => {
                 tracing::warn!(%why, failures, remedy = why.remedy(), "Postgres did not do what it was asked");
             }
             Some(line) => line.tell(),
@@ -70,7 +70,7 @@ impl Outage {
     }
 
     /// It answered; `is_whole`: and nothing is known to be amiss.
-    pub(in crate::store) fn answered(&self, is_whole: bool) {
+    pub(super) fn answered(&self, is_whole: bool) {
         if !self.is_on.load(Ordering::Acquire) {
             return;
         }
@@ -86,23 +86,23 @@ impl Outage {
     }
 }
 
-impl Line {
+impl Notice {
     fn tell(&self) {
         match self {
-            Line::StillAway { failures, lasted } => {
+            Notice::StillAway { failures, lasted } => {
                 tracing::warn!(failures, "Postgres is still away, for {:.0} s now", lasted.as_secs_f64());
             }
-            Line::Back { failures, lasted } => {
+            Notice::Back { failures, lasted } => {
                 let decimals = usize::from(*lasted < Duration::from_secs(10));
                 tracing::info!(failures, "Postgres is back after {:.decimals$} s", lasted.as_secs_f64());
             }
-            Line::Away | Line::Hiccup { .. } => {}
+            Notice::Away | Notice::Hiccup { .. } => {}
         }
     }
 }
 
 impl Tale {
-    fn failed(&mut self, reach: Reach, now: Instant, begin: impl FnOnce()) -> Option<Line> {
+    fn failed(&mut self, reach: Reach, now: Instant, begin: impl FnOnce()) -> Option<Notice> {
         match (self.away, reach) {
             (Some((since, _)), _) => {
                 (self.away, self.answered_at) = (Some((since, now)), None);
@@ -114,7 +114,7 @@ impl Tale {
                 begin();
                 (self.away, self.answered_at, self.told_at) = (Some((now, now)), None, Some(now));
                 (self.untold, self.all) = (0, 1);
-                Some(Line::Away)
+                Some(Notice::Away)
             }
             (None, Reach::Statement) => {
                 self.hiccups += 1;
@@ -122,12 +122,12 @@ impl Tale {
                     return None;
                 }
                 self.hiccup_at = Some(now);
-                Some(Line::Hiccup { failures: std::mem::take(&mut self.hiccups) })
+                Some(Notice::Hiccup { failures: std::mem::take(&mut self.hiccups) })
             }
         }
     }
 
-    fn answered(&mut self, is_whole: bool, now: Instant, end: impl FnOnce()) -> Option<Line> {
+    fn answered(&mut self, is_whole: bool, now: Instant, end: impl FnOnce()) -> Option<Notice> {
         let (since, last) = self.away?;
         let answered_at = *self.answered_at.get_or_insert(now);
         if !is_whole || now - last < QUIET_MIN {
@@ -135,15 +135,15 @@ impl Tale {
         }
         end();
         self.away = None;
-        Some(Line::Back { failures: self.all, lasted: answered_at - since })
+        Some(Notice::Back { failures: self.all, lasted: answered_at - since })
     }
 
-    fn minute(&mut self, now: Instant, since: Instant) -> Option<Line> {
+    fn minute(&mut self, now: Instant, since: Instant) -> Option<Notice> {
         if self.told_at.is_some_and(|at| now - at < TOLD_EVERY) {
             return None;
         }
         self.told_at = Some(now);
-        Some(Line::StillAway { failures: std::mem::take(&mut self.untold), lasted: now - since })
+        Some(Notice::StillAway { failures: std::mem::take(&mut self.untold), lasted: now - since })
     }
 }
 
@@ -168,10 +168,10 @@ mod tests {
         lines.extend(tale.answered(true, end + Duration::from_secs(3), || {}));
         let s = Duration::from_secs;
         let wanted = [
-            Line::Away,
-            Line::StillAway { failures: 1200, lasted: s(60) },
-            Line::StillAway { failures: 1200, lasted: s(120) },
-            Line::Back { failures: 3000, lasted: Duration::from_millis(149_950) },
+            Notice::Away,
+            Notice::StillAway { failures: 1200, lasted: s(60) },
+            Notice::StillAway { failures: 1200, lasted: s(120) },
+            Notice::Back { failures: 3000, lasted: Duration::from_millis(149_950) },
         ];
         assert_eq!(lines, wanted);
     }
@@ -181,8 +181,8 @@ mod tests {
         let (mut tale, began) = (Tale::default(), Instant::now());
         let at = |tenths: u32| began + Duration::from_millis(100) * tenths;
         let told = (0..300).filter_map(|n| tale.failed(Reach::Statement, at(n), || {}));
-        let told: Vec<Line> = told.collect();
-        let wanted = [1, 100, 100].map(|failures| Line::Hiccup { failures });
+        let told: Vec<Notice> = told.collect();
+        let wanted = [1, 100, 100].map(|failures| Notice::Hiccup { failures });
         assert_eq!(told, wanted);
     }
 }

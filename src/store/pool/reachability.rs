@@ -1,10 +1,9 @@
-//! Reachability with Postgres: when it last answered this process, when the connection was last lost, and the
+//! Whether Postgres is reached: when it last answered this process, when the connection was last lost, and the
 //! moment in which it is there again.
 //!
 //! Judged by the beat, which asks twice a second. While it cannot connect, nobody else here tries: a
 //! Postgres that stalls answers every knock when it goes on, and hundreds of them kept it from its work.
-//! What was asked over another connection before contact was lost mostly waits in vain when it is there
-//! again: a cut network resets nothing.
+//! Statements in flight before an outage usually hang after it: a cut network sends no RST.
 
 use std::{
     sync::{
@@ -131,7 +130,7 @@ impl Reachability {
         }
     }
 
-    /// When contact that is lost now, or later, is there again.
+    /// When a connection that is lost now, or later, is there again.
     pub(in crate::store) fn regained(&self) -> Notified<'_> {
         self.regained.notified()
     }

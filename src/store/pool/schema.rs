@@ -24,10 +24,10 @@ const FIRST_CHANNEL: &str = "lastword";
 
 /// The schema of one installation. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Schema(Arc<Parts>);
+pub struct Schema(Arc<SchemaParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct SchemaParts {
     name: String,
     /// Whether the installation was made by a release that knew no schema: it stays where it is, and older replicas
     /// go on beside newer ones.
@@ -38,7 +38,7 @@ struct Parts {
 
 impl Schema {
     fn new(name: &str, is_first: bool) -> Schema {
-        Schema(Arc::new(Parts { name: name.to_owned(), is_first, placed: Mutex::default() }))
+        Schema(Arc::new(SchemaParts { name: name.to_owned(), is_first, placed: Mutex::default() }))
     }
 
     /// Its name, which needs no quotes.

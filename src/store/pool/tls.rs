@@ -28,7 +28,7 @@ use tokio_rustls::TlsConnector;
 
 use self::fault::fault;
 use self::trust::{Roots, Trust};
-pub(in crate::store) use self::{carried::Carried, fault::Fault};
+pub(super) use self::{carried::Carried, fault::Fault};
 use super::denial;
 
 /// What the driver is told to leave to us, and what of it is known here.
@@ -41,7 +41,7 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// How much TLS is wanted, from the least to the most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-pub(in crate::store) enum Mode {
+pub(super) enum Mode {
     Disable,
     Allow,
     Prefer,
@@ -52,7 +52,7 @@ pub(in crate::store) enum Mode {
 
 /// What a database URL says about TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::store) struct Wanted {
+pub(super) struct TlsParameters {
     pub mode: Mode,
     root: Root,
     /// The client's certificate and its key.
@@ -83,18 +83,18 @@ impl std::fmt::Debug for Pem {
     }
 }
 
-impl Wanted {
+impl TlsParameters {
     /// Whether the driver must not see this parameter.
-    pub(in crate::store) fn knows(name: &str) -> bool {
+    pub(super) fn knows(name: &str) -> bool {
         name.starts_with("ssl")
     }
 
     /// From a URL's parameters, then the environment as libpq reads it.
-    pub(in crate::store) fn of(parameters: &[(String, String)]) -> Result<Wanted, Fault> {
+    pub(super) fn of(parameters: &[(String, String)]) -> Result<TlsParameters, Fault> {
         let refuse = |name: &str, why: &str| Err(Fault::Denied(denial::PARAMETER, format!("{name} {why}")));
         let known = [&MODE[..], &ROOT, &CERTIFICATE, &KEY].concat();
         let stranger =
-            parameters.iter().find(|(name, _)| Wanted::knows(name) && !known.contains(&name.as_str()));
+            parameters.iter().find(|(name, _)| TlsParameters::knows(name) && !known.contains(&name.as_str()));
         if let Some((name, _)) = stranger {
             return refuse(name, "is not supported");
         }
@@ -129,7 +129,7 @@ impl Wanted {
             (None, None) => None,
             _ => return refuse("sslcert and sslkey", "stand together or not at all"),
         };
-        Ok(Wanted { mode, root, identity })
+        Ok(TlsParameters { mode, root, identity })
     }
 
     /// Reads what is named, and makes what a handshake needs of it.
@@ -166,7 +166,7 @@ impl Wanted {
     }
 
     /// Connects and makes the handshake; `None` where this Postgres speaks no TLS.
-    pub(in crate::store) async fn open(&self, host: &str, port: u16) -> Result<Option<Carried>, Fault> {
+    pub(super) async fn open(&self, host: &str, port: u16) -> Result<Option<Carried>, Fault> {
         let config = self.config(host).await?;
         let mut stream = TcpStream::connect((host, port)).await.map_err(Fault::Io)?;
         stream.set_nodelay(true).map_err(Fault::Io)?;
@@ -245,10 +245,10 @@ async fn identity(
 mod tests {
     use super::*;
 
-    fn of(parameters: &[(&str, &str)]) -> Result<Wanted, String> {
+    fn of(parameters: &[(&str, &str)]) -> Result<TlsParameters, String> {
         let owned: Vec<_> =
             parameters.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        Wanted::of(&owned).map_err(|fault| match fault {
+        TlsParameters::of(&owned).map_err(|fault| match fault {
             Fault::Denied(_, why) => why,
             Fault::Io(why) => why.to_string(),
         })

@@ -45,7 +45,7 @@ impl Store {
     /// # Errors
     /// Postgres is away, or the statement failed as a whole: nothing is known of any of them.
     pub async fn accept_all(&self, wanted: &[(&NewTurn, Option<Offer>)]) -> Result<Vec<Verdict>, StoreError> {
-        let mut columns = Columns::default();
+        let mut columns = AcceptColumns::default();
         wanted.iter().for_each(|(new, offer)| columns.push(new, *offer));
         let most = wanted.iter().map(|(new, _)| u64::from(new.queue_max)).min().unwrap_or(0);
         let mut lease = self.lease().await?;
@@ -54,7 +54,7 @@ impl Store {
         let rows = lease
             .run("accept", |c| {
                 sqlx::query_as!(
-                    Row,
+                    AcceptRow,
                     r#"
                     select o_place as "place!", o_turn as "turn!", o_outcome as "outcome!", o_detail as detail,
                            o_ordinal as ordinal, o_at as "at!", o_phase as phase, o_epoch as epoch,
@@ -135,7 +135,7 @@ impl Store {
     }
 }
 
-struct Row {
+struct AcceptRow {
     place: i64,
     turn: Uuid,
     outcome: String,
@@ -150,7 +150,7 @@ struct Row {
     counted: Option<i32>,
 }
 
-impl Row {
+impl AcceptRow {
     fn verdict(self, new: &NewTurn, offer: Option<Offer>) -> Verdict {
         if self.outcome.starts_with("LW") {
             return Err(StoreError::Refused { op: "accept", code: self.outcome, detail: self.detail });
@@ -186,7 +186,7 @@ impl Row {
 
 /// A column each, as the statement takes them.
 #[derive(Default)]
-struct Columns {
+struct AcceptColumns {
     turns: Vec<Uuid>,
     conversations: Vec<Uuid>,
     are_new: Vec<bool>,
@@ -214,7 +214,7 @@ struct Columns {
     starts: Vec<Option<String>>,
 }
 
-impl Columns {
+impl AcceptColumns {
     fn push(&mut self, new: &NewTurn, offer: Option<Offer>) {
         let spec = &new.agent.spec;
         let (key, hash) = new.idempotency.clone().unzip();

@@ -96,7 +96,7 @@ impl Store {
         let rows = lease
             .run("adopt", |c| {
                 sqlx::query_as!(
-                    Row,
+                    AdoptionRow,
                     r#"
                     select a.o_verdict as "verdict!", a.o_worker as worker, a.o_hash as hash,
                            a.o_conversation as conversation, a.o_phase as phase, a.o_last_seq as last_seq,
@@ -138,7 +138,7 @@ impl Store {
 }
 
 /// What the statement says of one turn.
-struct Row {
+struct AdoptionRow {
     verdict: String,
     worker: Option<Uuid>,
     hash: Option<Vec<u8>>,
@@ -157,7 +157,7 @@ struct Row {
     traceparent: Option<String>,
 }
 
-impl Row {
+impl AdoptionRow {
     fn read(self, asked: &Move) -> Result<Adoption, StoreError> {
         match self.verdict.as_str() {
             "ended" => Ok(Adoption::Ended),

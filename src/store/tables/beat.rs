@@ -45,7 +45,7 @@ pub enum Trace {
 
 /// What one beat brought back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct BeatAnswer {
     /// Whether this replica's own row is still at work; false: it was judged.
     pub is_alive: bool,
     /// The timeline on which this replica has compared what it had seen, as its row tells.
@@ -92,7 +92,7 @@ impl BeatSession {
     }
 
     /// One beat, within 2 s. After an error the session must be dropped.
-    pub async fn beat(&mut self, store: &Store) -> Result<Seen, StoreError> {
+    pub async fn beat(&mut self, store: &Store) -> Result<BeatAnswer, StoreError> {
         let beat = sqlx::query!(
             r#"
             with me as (
@@ -132,7 +132,7 @@ impl BeatSession {
             }
         };
         store.reachability().heard();
-        let mut seen = Seen::default();
+        let mut seen = BeatAnswer::default();
         for row in rows {
             if row.id == store.replica().0 {
                 seen.is_alive = true;

@@ -78,7 +78,7 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<Claim>, StoreError> {
         let runtimes: Vec<String> = runtimes.iter().map(|r| r.as_str().to_owned()).collect();
-        let Columns { warm, seats } = Columns::of(ready);
+        let ClaimColumns { warm, seats } = ClaimColumns::of(ready);
         let passed_over = self.passed_over().await;
         let mut lease = self.lease().await?;
         let rows = lease
@@ -251,7 +251,7 @@ impl Store {
 
 /// A column each, as the statement takes them.
 #[derive(Default)]
-struct Columns {
+struct ClaimColumns {
     warm: WarmColumns,
     seats: SeatColumns,
 }
@@ -276,9 +276,9 @@ struct SeatColumns {
     workers: Vec<Uuid>,
 }
 
-impl Columns {
+impl ClaimColumns {
     fn of(ready: &Ready) -> Self {
-        let Columns { mut warm, mut seats } = Columns::default();
+        let ClaimColumns { mut warm, mut seats } = ClaimColumns::default();
         let mut sorted: Vec<&Warm> = ready.warm.iter().collect();
         // Of a conversation's workers the newest alone can match.
         sorted.sort_by_key(|warm| (warm.conversation, warm.generation));
@@ -305,6 +305,6 @@ impl Columns {
             seats.counts.push((seats.workers.len() - before) as i32);
             seats.befores.push(before as i32);
         }
-        Columns { warm, seats }
+        ClaimColumns { warm, seats }
     }
 }

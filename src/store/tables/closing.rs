@@ -52,8 +52,7 @@ pub struct Closed {
 }
 
 impl Store {
-    /// What is due, and when to look again. Surveys the queue as well ([`Wake::queue_front`](crate::store::live::subscriptions::Wake)): one at
-    /// a time.
+    /// What is due, and when to look again. Surveys the queue as well ([`crate::store::queue_hints`]): one at a time.
     pub async fn outlook(&self) -> Result<Outlook, StoreError> {
         let survey = self.wake().queue.survey(TurnId(self.clock().mint()));
         let mut lease = self.lease().await?;

@@ -1,7 +1,7 @@
 //! The log, read: what stands after a cursor, a page at a time.
 //!
-//! Refuses a page without what stands at its cursor:
-//! whoever goes on after an event must find that very event in its place.
+//! Refuses a page without what stands at its cursor: whoever goes on after an event must find that very event in its
+//! place.
 
 use tokio::time::Instant;
 use uuid::Uuid;

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Connections of a replica beside its pool: the beat's, the listener's, the ringer's.
+/// Connections of a replica beside its pool: the beat's, the listener's, the notify sender's.
 const CONNECTIONS_RESERVED: i64 = 3;
 /// How long a check may take.
 const CHECK_MAX: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use crate::{
         error::StoreError,
         pool::{
             denial::{self, Denial},
-            tls::{Fault, Mode, Wanted},
+            tls::{Fault, Mode, TlsParameters},
         },
     },
 };
@@ -22,7 +22,7 @@ pub(super) struct Entry {
     /// A secret.
     pub(super) text: String,
     pub(super) options: PgConnectOptions,
-    pub(super) tls: Wanted,
+    pub(super) tls: TlsParameters,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,12 +43,13 @@ impl Entry {
             return Err((denial::URL, "it does not begin with postgres://".to_owned()));
         }
         let all: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-        let (ours, drivers): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| Wanted::knows(name));
+        let (ours, drivers): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(name, _)| TlsParameters::knows(name));
         url.set_query(None);
         if !drivers.is_empty() {
             url.query_pairs_mut().extend_pairs(drivers);
         }
-        let tls = Wanted::of(&ours).map_err(|fault| match fault {
+        let tls = TlsParameters::of(&ours).map_err(|fault| match fault {
             Fault::Denied(denial, why) => (denial, why),
             Fault::Io(why) => (denial::PARAMETER, why.to_string()),
         })?;

@@ -29,7 +29,7 @@ const END_MAX: Duration = Duration::from_secs(1);
 
 /// A TLS connection that waits for its driver.
 #[derive(Debug)]
-pub(in crate::store) struct Carried {
+pub(in crate::store::pool) struct Carried {
     directory: PathBuf,
     fault: Arc<OnceLock<(Denial, String)>>,
 }
@@ -53,12 +53,12 @@ impl Carried {
     }
 
     /// Where the driver finds it: a directory of sockets, and a port.
-    pub(in crate::store) fn place(&self) -> (&std::path::Path, u16) {
+    pub(in crate::store::pool) fn place(&self) -> (&std::path::Path, u16) {
         (&self.directory, 1)
     }
 
     /// Why TLS ended after its handshake: in TLS 1.3 a server judges the client's certificate after it.
-    pub(in crate::store) fn fault(&self) -> Option<(Denial, String)> {
+    pub(in crate::store::pool) fn fault(&self) -> Option<(Denial, String)> {
         self.fault.get().cloned()
     }
 }

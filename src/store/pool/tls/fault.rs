@@ -8,7 +8,7 @@ use crate::store::pool::denial::{self, Denial};
 
 /// Why there is no TLS.
 #[derive(Debug)]
-pub(in crate::store) enum Fault {
+pub(in crate::store::pool) enum Fault {
     /// The network, or a Postgres that went away.
     Io(io::Error),
     /// What no wait heals.
