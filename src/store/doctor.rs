@@ -6,7 +6,7 @@ mod session;
 
 use std::time::{Duration, Instant};
 
-use super::{Store, StoreError, conn::Conn, session::Purpose};
+use super::{Store, StoreError, conn::Conn, migrate::Extent, session::Purpose};
 use crate::config::Config;
 
 /// How bad a finding is.
@@ -48,31 +48,28 @@ impl Store {
             Ok(conn) => conn,
             Err(why) => return vec![shut_out(&why)],
         };
-        let mut exams = vec![self.migrations().await, self.lost_commits().await];
+        let extent = self.extent().await;
+        // Where nothing is installed that alone is the fault: there is nothing to ask our tables for.
+        let has_tables = !matches!(extent, Ok(Extent::Nothing));
+        let mut exams = vec![migrations(extent)];
         let mut results = session::exams(&mut conn).await;
         results.extend([
             version(&mut conn).await,
-            connections(&mut conn, config).await,
             oldest_transaction(&mut conn).await,
             clock_skew(&mut conn, self).await,
-            partitions(&mut conn).await,
             pooler(&mut conn).await,
             self.notify(&mut conn).await,
         ]);
+        if has_tables {
+            exams.push(self.lost_commits().await);
+            results.extend([connections(&mut conn, config).await, partitions(&mut conn).await]);
+        }
         for result in results {
             exams.push(result.unwrap_or_else(|why| {
                 exam("postgres", Verdict::Fault, why.to_string(), "look into Postgres' log")
             }));
         }
         exams
-    }
-
-    async fn migrations(&self) -> Exam {
-        match self.is_migrated().await {
-            Ok(true) => well("migrations", "all applied"),
-            Ok(false) => exam("migrations", Verdict::Fault, "some are missing", "run `lastword migrate`"),
-            Err(why) => exam("migrations", Verdict::Fault, why.to_string(), "look into Postgres' log"),
-        }
     }
 
     /// Whether a failover ever took the database back in time, and whether that would be seen.
@@ -122,6 +119,16 @@ impl Store {
             }
             _ => exam("notify", Verdict::Fault, "is not delivered", remedy),
         })
+    }
+}
+
+fn migrations(extent: Result<Extent, StoreError>) -> Exam {
+    let missing = |finding| exam("migrations", Verdict::Fault, finding, "run `lastword migrate`");
+    match extent {
+        Ok(Extent::All) => well("migrations", "all applied"),
+        Ok(Extent::Some) => missing("some are missing"),
+        Ok(Extent::Nothing) => missing("none applied: this database has no tables of lastword's"),
+        Err(why) => exam("migrations", Verdict::Fault, why.to_string(), "look into Postgres' log"),
     }
 }
 
