@@ -79,14 +79,8 @@ impl Store {
             conversations: heads.iter().map(|(_, conversation)| *conversation).collect(),
             at: Instant::now(),
         });
-        let mut before = self.passed.seen();
-        if before.is_none() && seen.is_some() {
-            tracing::warn!(
-                turns = heads.len(),
-                "somebody else has locked rows of queued turns: these turns wait"
-            );
-        }
-        *before = seen;
+        *self.passed.seen() = seen;
+        self.tell_who_locked(heads.into_iter().map(|(turn, _)| TurnId(turn))).await;
     }
 
     /// Queued turns, and their conversations, of which somebody else has locked one or the other. Waits for none.

@@ -16,6 +16,7 @@ pub mod adoption;
 pub mod agents;
 pub mod assignment;
 pub mod beat;
+pub mod blockers;
 mod bounds;
 pub mod claim;
 pub mod closing;
@@ -85,6 +86,7 @@ use std::{
 use sqlx::postgres::PgConnectOptions;
 
 use agents::Remembered;
+use blockers::Told;
 use conn::Conn;
 use connections::{Connections, Lease};
 use contact::Contact;
@@ -133,6 +135,7 @@ pub struct Parts {
     desk: Arc<Desk>,
     remembered: Remembered,
     passed: PassedOver,
+    told: Told,
     breaks: AtomicU64,
     contact: Arc<Contact>,
     replica: RwLock<ReplicaId>,
@@ -184,6 +187,7 @@ impl Store {
             desk: Arc::default(),
             remembered: Remembered::default(),
             passed: PassedOver::default(),
+            told: Told::default(),
             breaks: AtomicU64::default(),
             contact,
             replica: RwLock::new(replica),
