@@ -96,7 +96,7 @@ pub(super) async fn history(host: &Host, line: &Line<'_>, job: &Job) -> Option<T
 
 pub(super) async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Option<i32> {
     loop {
-        let (at, _) = job.clocks.next();
+        let (asked_at, (at, _)) = (Instant::now(), job.clocks.next());
         let started = tokio::select! {
             started = host.store().start(&job.claim, Some(worker)) => started,
             halt = job.reach.halted() => {
@@ -111,6 +111,13 @@ pub(super) async fn start(host: &Host, worker: WorkerId, job: &mut Job) -> Optio
             Ok(None) => {
                 cancelled_or_lost(host, job).await;
                 return None;
+            }
+            // Somebody else's lock is no fault of the worker, which is ready: the cap alone goes on.
+            Err(why) if why.is_held() && !job.clocks.cap_left(Instant::now()).is_zero() => {
+                host.store().tell_who_keeps_back(job.claim.turn).await;
+                pause().await;
+                job.clocks.excuse(asked_at.elapsed());
+                job.reach.set_due(job.clocks.next().0);
             }
             Err(why) if why.is_away() && Instant::now() < at => pause().await,
             Err(why) => {
