@@ -182,19 +182,23 @@ impl Store {
                        cross join lateral unnest(pg_blocking_pids(w.pid)) b (pid)
                         join pg_stat_activity a on a.pid = b.pid
                        where w.application_name = $3 and w.wait_event_type = 'Lock'
-                         and a.application_name <> $3
+                         and a.application_name not like 'lastword %'
                       having count(distinct b.pid) = 1),
+                    -- A replica's statement holds one row while it waits for another: the session that it waits for comes
+                    -- first.
                     found as (
-                      select h.turn_id, h.conversation_id, min(l.pid) as pid
+                      select distinct on (h.turn_id, h.conversation_id) h.turn_id, h.conversation_id, a.pid as any_pid,
+                             case when a.application_name not like 'lastword %' then a.pid end as pid
                         from held h
                         left join pg_locks l
                           on l.locktype = 'transactionid' and l.transactionid = h.holder and l.granted
-                       group by h.turn_id, h.conversation_id)
+                        left join pg_stat_activity a on a.pid = l.pid
+                       order by h.turn_id, h.conversation_id, a.application_name like 'lastword %', a.pid)
                     select f.turn_id as "turn?", f.conversation_id as "conversation!", a.pid as "pid?",
                            coalesce(a.application_name, '') as "application!",
                            extract(epoch from clock_timestamp() - a.xact_start)::float8 as open_s
                       from found f
-                      left join pg_stat_activity a on a.pid = coalesce(f.pid, (select pid from awaited))
+                      left join pg_stat_activity a on a.pid = coalesce(f.pid, (select pid from awaited), f.any_pid)
                      order by f.turn_id, f.conversation_id
                     "#,
                     turns,

@@ -92,7 +92,8 @@ impl Store {
     }
 
     /// Moves deadlines that lapse more than 5 s before their holder's own clock would: the database's
-    /// clock was stepped, or a lock kept a turn from its start. Touches nothing otherwise. `left`: turn, epoch, time until the holder's clock.
+    /// clock was stepped, or a lock kept a turn from its start. Touches nothing otherwise.
+    /// `left`: turn, epoch, time until the holder's clock.
     pub async fn hold(&self, left: &[(TurnId, i32, Duration)]) -> Result<u64, StoreError> {
         let turns: Vec<Uuid> = left.iter().map(|(turn, ..)| turn.0).collect();
         let epochs: Vec<i32> = left.iter().map(|(_, epoch, _)| *epoch).collect();

@@ -35,6 +35,7 @@ async fn what_is_locked_by_others() {
         a_locked_turn_is_not_moved_and_the_others_are,
         many_locked_turns_hold_up_the_writes_of_others_once,
         who_has_locked_a_turn_is_named,
+        a_statement_of_ours_that_waits_is_not_told_as_who_blocks,
     ];
     all(cases).await;
 }
@@ -208,6 +209,12 @@ async fn many_locked_turns_hold_up_the_writes_of_others_once(server: &Server) {
     ground.assert_whole().await;
 }
 
+/// Has a session call itself `forgotten`; its backend.
+async fn named(held: &mut PgConnection) -> i32 {
+    sqlx::raw_sql("set application_name = 'forgotten'").execute(&mut *held).await.unwrap();
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(held).await.unwrap()
+}
+
 async fn who_has_locked_a_turn_is_named(server: &Server) {
     let ground = server.ground().await;
     let replica = ground.replica().await;
@@ -219,9 +226,7 @@ async fn who_has_locked_a_turn_is_named(server: &Server) {
         [("inflight", locked.turn.0), ("turns", locked.turn.0), ("conversations", locked.conversation.0)]
     {
         let mut held = lock(&ground, table, id).await;
-        let name = sqlx::raw_sql("set application_name = 'forgotten'");
-        name.execute(&mut held).await.unwrap();
-        let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut held).await.unwrap();
+        let pid = named(&mut held).await;
         let waits = replica.store.waits(&turns).await;
         assert_eq!(waits.len(), 1, "{table}: {waits:?}");
         assert_eq!((waits[0].turn, waits[0].conversation), (Some(locked.turn), locked.conversation));
@@ -245,5 +250,24 @@ async fn who_has_locked_a_turn_is_named(server: &Server) {
         [(Some(locked.turn), None)]
     );
     drop(both);
+    ground.assert_whole().await;
+}
+
+async fn a_statement_of_ours_that_waits_is_not_told_as_who_blocks(server: &Server) {
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let (claim, seq) = replica.running().await;
+    let mut held = lock(&ground, "turns", claim.turn.0).await;
+    let pid = named(&mut held).await;
+    // The last word holds the row in flight, and waits for the turn's.
+    let mut word = std::pin::pin!(replica.finish(&claim, seq));
+    assert!(futures_util::poll!(&mut word).is_pending());
+    let waiting = "select count(*) from pg_stat_activity
+      where wait_event_type = 'Lock' and datname = current_database()";
+    until("a wait", async || (ground.ask(waiting).await != "0").then_some(())).await;
+    let waits = replica.store.waits(&[claim.turn]).await;
+    assert_eq!(waits[0].blocker.as_ref().map(|blocker| blocker.pid), Some(pid), "{waits:?}");
+    held.close().await.unwrap();
+    assert!(matches!(word.await, Written::Done(_)));
     ground.assert_whole().await;
 }
