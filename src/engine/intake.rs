@@ -65,9 +65,7 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
         }
         Err(why) => {
             drop(reserved);
-            for one in wanted {
-                one.answer(Err(StoreError::clone(&why)));
-            }
+            refuse(engine, wanted, &why).await;
         }
     }
     engine.host.look_if_wanted();
@@ -80,10 +78,19 @@ async fn without_locked(engine: &Engine, wanted: Vec<Wanted>, why: &StoreError) 
     let locked = engine.store.locked_conversations(&conversations).await.unwrap_or_default();
     let is_free = |wanted: &Wanted| !locked.is_empty() && !locked.contains(&wanted.new.conversation);
     let (free, refused): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_free);
+    refuse(engine, refused, why).await;
+    (!free.is_empty()).then_some(free)
+}
+
+/// Refuses turns, and tells whose lock keeps them out where one does.
+async fn refuse(engine: &Engine, refused: Vec<Wanted>, why: &StoreError) {
+    let conversations: Vec<_> = refused.iter().map(|wanted| wanted.new.conversation).collect();
     for one in refused {
         one.answer(Err(why.clone()));
     }
-    (!free.is_empty()).then_some(free)
+    if why.is_held() {
+        engine.store.tell_who_keeps_out(conversations).await;
+    }
 }
 
 /// A slot for the turn, where this replica may host it.

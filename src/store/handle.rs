@@ -13,8 +13,8 @@ use std::{
 use super::{
     error::StoreError,
     live::{
-        accept_batch::AcceptBatch, agent_cache::AgentCache, locked_turns::LockedTurns, read_batch::ReadBatch,
-        seen_commits::SeenCommits, wake_ups::WakeUps,
+        accept_batch::AcceptBatch, agent_cache::AgentCache, blockers_told::BlockersTold,
+        locked_turns::LockedTurns, read_batch::ReadBatch, seen_commits::SeenCommits, wake_ups::WakeUps,
     },
     pool::{
         connections::{Connections, Loan},
@@ -46,6 +46,7 @@ pub(super) struct Inner {
     pub(super) accept_batch: AcceptBatch,
     pub(super) agent_cache: AgentCache,
     pub(super) locked_turns: LockedTurns,
+    pub(super) blockers_told: BlockersTold,
     pub(super) breaks: AtomicU64,
     pub(super) reachability: Arc<Reachability>,
     pub(super) replica: RwLock<ReplicaId>,
@@ -117,6 +118,10 @@ impl Store {
 
     pub(super) fn locked_turns(&self) -> &LockedTurns {
         &self.0.locked_turns
+    }
+
+    pub(super) fn blockers_told(&self) -> &BlockersTold {
+        &self.0.blockers_told
     }
 
     pub(super) fn reachability(&self) -> &Reachability {

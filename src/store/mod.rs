@@ -44,8 +44,8 @@ pub use self::{
     pool::{denial, schema},
     records::assignment,
     tables::{
-        accept, adoption, agents, beat, claim, closing, commands, conversations, events, inflight, lists,
-        pages, past, remote_turns, remote_workers, replicas, rewound, turns, worker_tokens, workers,
+        accept, adoption, agents, beat, blockers, claim, closing, commands, conversations, events, inflight,
+        lists, pages, past, remote_turns, remote_workers, replicas, rewound, turns, worker_tokens, workers,
     },
     upkeep::{doctor, migrate, partitions, sweep, verify},
 };

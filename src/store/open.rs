@@ -13,8 +13,8 @@ use super::{
     error::StoreError,
     handle::{Inner, Store},
     live::{
-        accept_batch::AcceptBatch, agent_cache::AgentCache, locked_turns::LockedTurns, read_batch::ReadBatch,
-        seen_commits::SeenCommits, wake_ups::WakeUps,
+        accept_batch::AcceptBatch, agent_cache::AgentCache, blockers_told::BlockersTold,
+        locked_turns::LockedTurns, read_batch::ReadBatch, seen_commits::SeenCommits, wake_ups::WakeUps,
     },
     pool::{
         connections::Connections,
@@ -69,6 +69,7 @@ impl Store {
             accept_batch: AcceptBatch::default(),
             agent_cache: AgentCache::default(),
             locked_turns: LockedTurns::default(),
+            blockers_told: BlockersTold::default(),
             breaks: AtomicU64::default(),
             reachability,
             replica: RwLock::new(replica),

@@ -47,11 +47,12 @@ const STREAMS_OPEN: &str = "lastword_streams_open";
 const WORKERS: &str = "lastword_workers";
 const WORKER_EXITS: &str = "lastword_worker_exits_total";
 const DB_ERRORS: &str = "lastword_db_errors_total";
+const BLOCKERS: &str = "lastword_blocking_sessions_total";
 const HTTP_REQUESTS: &str = "lastword_http_requests_total";
 const AUTH_FAILURES: &str = "lastword_auth_failures_total";
 const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
 
-const METRICS: [Metric; 29] = [
+const METRICS: [Metric; 30] = [
     (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
     (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
     (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in all."),
@@ -98,6 +99,7 @@ const METRICS: [Metric; 29] = [
     (WORKERS, Gauge, Unit::Count, "Worker processes of this replica."),
     (WORKER_EXITS, Counter, Unit::Count, "Workers that ended."),
     (DB_ERRORS, Counter, Unit::Count, "Statements that Postgres did not carry out."),
+    (BLOCKERS, Counter, Unit::Count, "Sessions of others that writes waited for; each once a minute."),
     (HTTP_REQUESTS, Counter, Unit::Count, "Requests answered."),
     (AUTH_FAILURES, Counter, Unit::Count, "Requests refused for a token that nobody knows."),
     (HTTP_SECONDS, Histogram, Unit::Seconds, "From a request to the head of its answer."),
@@ -282,6 +284,11 @@ pub fn db_errors(op: &'static str) {
     counter!(DB_ERRORS, "op" => op).increment(1);
 }
 
+/// A session of somebody else's holds what is to be written.
+pub fn blocker_met() {
+    counter!(BLOCKERS).increment(1);
+}
+
 /// A request was refused for a token that nobody knows.
 pub fn auth_failures() {
     counter!(AUTH_FAILURES).increment(1);
@@ -322,6 +329,7 @@ mod tests {
         workers("idle", 3);
         worker_exits("idle");
         db_errors("append");
+        blocker_met();
         auth_failures();
         http_requests("/v1/turns", 202, took);
     }

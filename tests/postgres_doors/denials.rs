@@ -72,6 +72,11 @@ async fn who_is_not_let_in_is_told_why_and_leaves() {
         ("root", at("outsider", "app") + "?sslmode=verify-full&sslrootcert=/nowhere", "TLS parameter"),
         ("unknown", at("outsider", "app") + "?sslcrl=/nowhere", "TLS parameter"),
         ("url", format!("postgres://app:{SECRET}@one:1,two:2/app"), "cannot be read"),
+        (
+            "percent",
+            format!("postgres://app:{SECRET}%zz@127.0.0.1:{}/app", server.postgres.port()),
+            "cannot be read",
+        ),
         ("text", format!("app:{SECRET}@127.0.0.1"), "cannot be read"),
     ];
     for (name, url, cause) in cases {
@@ -93,4 +98,20 @@ async fn a_listener_that_is_not_let_in_ends_the_start_as_well() {
     let said = text(&done);
     assert_eq!(done.status.code(), Some(1), "{said}");
     assert!(said.contains("refuses this user's password") && !said.contains(SECRET), "{said}");
+}
+
+#[tokio::test]
+async fn a_database_without_tables_is_one_fault_and_its_remedy_heals_it() {
+    let (server, home) = (Server::start().await, tempfile::tempdir().unwrap());
+    let url = server.url("one", "");
+    let faults = || {
+        let done = lastword(&["doctor", "--output", "json"], &url, home.path()).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        let exams = report["exams"].as_array().unwrap().iter();
+        let faults = exams.filter(|exam| exam["verdict"] == "FAULT");
+        faults.map(|exam| exam["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(faults(), ["migrations"]);
+    assert!(to_its_end(lastword(&["migrate"], &url, home.path())).status.success());
+    assert!(faults().is_empty(), "{:?}", faults());
 }

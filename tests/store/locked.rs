@@ -34,6 +34,8 @@ async fn what_is_locked_by_others() {
         a_remote_claim_passes_over_a_locked_conversation,
         a_locked_turn_is_not_moved_and_the_others_are,
         many_locked_turns_hold_up_the_writes_of_others_once,
+        who_has_locked_a_turn_is_named,
+        a_statement_of_ours_that_waits_is_not_told_as_who_blocks,
     ];
     all(cases).await;
 }
@@ -204,5 +206,68 @@ async fn many_locked_turns_hold_up_the_writes_of_others_once(server: &Server) {
     for _ in 0..locked.len() {
         assert!(matches!(waiting.next().await, Some(Written::Done(_))));
     }
+    ground.assert_whole().await;
+}
+
+/// Has a session call itself `forgotten`; its backend.
+async fn named(held: &mut PgConnection) -> i32 {
+    sqlx::raw_sql("set application_name = 'forgotten'").execute(&mut *held).await.unwrap();
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(held).await.unwrap()
+}
+
+async fn who_has_locked_a_turn_is_named(server: &Server) {
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let (locked, _) = replica.running().await;
+    let (free, _) = replica.running().await;
+    let turns = [locked.turn, free.turn];
+    assert_eq!(replica.store.waits(&turns).await, []);
+    for (table, id) in
+        [("inflight", locked.turn.0), ("turns", locked.turn.0), ("conversations", locked.conversation.0)]
+    {
+        let mut held = lock(&ground, table, id).await;
+        let pid = named(&mut held).await;
+        let waits = replica.store.waits(&turns).await;
+        assert_eq!(waits.len(), 1, "{table}: {waits:?}");
+        assert_eq!((waits[0].turn, waits[0].conversation), (Some(locked.turn), locked.conversation));
+        let blocker = waits[0].blocker.as_ref().unwrap();
+        assert_eq!((blocker.pid, blocker.application.as_str()), (pid, "forgotten"), "{table}");
+        assert!(blocker.open_for.is_some(), "{table}");
+        held.close().await.unwrap();
+        until("the lock's end", async || replica.store.waits(&turns).await.is_empty().then_some(())).await;
+    }
+    // A row that two have locked names neither.
+    let share = async || {
+        let mut conn = PgConnection::connect(&ground.url).await.unwrap();
+        let lock = format!("begin; select from turns where id = '{}' for share", locked.turn.0);
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut conn).await.unwrap();
+        conn
+    };
+    let both = (share().await, share().await);
+    let waits = replica.store.waits(&turns).await;
+    assert_eq!(
+        waits.iter().map(|wait| (wait.turn, wait.blocker.clone())).collect::<Vec<_>>(),
+        [(Some(locked.turn), None)]
+    );
+    drop(both);
+    ground.assert_whole().await;
+}
+
+async fn a_statement_of_ours_that_waits_is_not_told_as_who_blocks(server: &Server) {
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let (claim, seq) = replica.running().await;
+    let mut held = lock(&ground, "turns", claim.turn.0).await;
+    let pid = named(&mut held).await;
+    // The last word holds the row in flight, and waits for the turn's.
+    let mut word = std::pin::pin!(replica.finish(&claim, seq));
+    assert!(futures_util::poll!(&mut word).is_pending());
+    let waiting = "select count(*) from pg_stat_activity
+      where wait_event_type = 'Lock' and datname = current_database()";
+    until("a wait", async || (ground.ask(waiting).await != "0").then_some(())).await;
+    let waits = replica.store.waits(&[claim.turn]).await;
+    assert_eq!(waits[0].blocker.as_ref().map(|blocker| blocker.pid), Some(pid), "{waits:?}");
+    held.close().await.unwrap();
+    assert!(matches!(word.await, Written::Done(_)));
     ground.assert_whole().await;
 }

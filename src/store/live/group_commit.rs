@@ -324,7 +324,7 @@ async fn repeat<W: Leased>(
     if let Locked::Leaves(aside) = locked
         && aside.locks_are_about()
     {
-        set_aside(store, writes, replies, aside).await;
+        let _ = set_aside(store, writes, replies, aside).await;
     }
     loop {
         let tried = {
@@ -337,10 +337,16 @@ async fn repeat<W: Leased>(
         match tried {
             Err(why) if why.is_away() => {
                 tracing::debug!(%why, "writing again soon");
-                if let Locked::Leaves(aside) = locked
-                    && why.is_held()
-                {
-                    set_aside(store, writes, replies, aside).await;
+                if why.is_held() {
+                    match locked {
+                        Locked::Leaves(aside) if set_aside(store, writes, replies, aside).await == 0 => {
+                            store.tell_who_locked_a_table().await;
+                        }
+                        Locked::Leaves(_) => {}
+                        Locked::Waits(_) => {
+                            store.tell_who_locked(writes.iter().map(|write| write.lease().0)).await;
+                        }
+                    }
                 }
                 pause().await;
             }
@@ -349,24 +355,27 @@ async fn repeat<W: Leased>(
     }
 }
 
-/// Takes the writes out of a batch whose turns somebody else has locked. Where a whole table is locked none is.
+/// Takes the writes out of a batch whose turns somebody else has locked; how many. Where a whole table is locked none is.
 async fn set_aside<W: Leased>(
     store: &Store,
     writes: &mut Vec<W>,
     replies: &mut Replies,
     aside: &Aside<Asked>,
-) {
+) -> usize {
     let turns: Vec<TurnId> = writes.iter().map(|write| write.lease().0).collect();
     // Where nobody can tell, all of them are tried again together.
-    let Ok(locked) = store.locked(&turns).await else { return };
+    let locked = store.locked(&turns).await.unwrap_or_default();
     for write in writes.extract_if(.., |write| locked.contains(&write.lease().0)) {
         let lease = write.lease();
         aside.note();
-        tracing::warn!(turn_id = %lease.0, "somebody else has locked a row of this turn; other turns go on");
+        tracing::debug!(turn_id = %lease.0, "written beside the others, since somebody else has locked a row of it");
         if let Some(reply) = replies.remove(&lease) {
             aside.take((write.into(), reply)).await;
         }
     }
+    let count = locked.len();
+    store.tell_who_locked(locked).await;
+    count
 }
 
 /// Repeats a question while Postgres is away.

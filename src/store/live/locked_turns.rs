@@ -35,18 +35,14 @@ impl LockedTurns {
         self.newest().as_ref().map(|seen| seen.conversations.clone()).unwrap_or_default()
     }
 
-    /// Notes what a look has found, turns with their conversations in the order of the queue. True for the first look that
-    /// finds any.
-    pub(in crate::store) fn saw(&self, heads: &[(Uuid, Uuid)]) -> bool {
+    /// Notes what a look has found: turns with their conversations, in the order of the queue.
+    pub(in crate::store) fn saw(&self, heads: &[(Uuid, Uuid)]) {
         let seen = heads.first().map(|(first, _)| Sighting {
             first: TurnId(*first),
             conversations: heads.iter().map(|(_, conversation)| *conversation).collect(),
             at: Instant::now(),
         });
-        let mut newest = self.newest();
-        let is_new = newest.is_none() && seen.is_some();
-        *newest = seen;
-        is_new
+        *self.newest() = seen;
     }
 
     fn newest(&self) -> MutexGuard<'_, Option<Sighting>> {

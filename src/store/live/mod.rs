@@ -3,6 +3,7 @@
 pub mod accept_batch;
 pub(in crate::store) mod agent_cache;
 pub mod batch_reader;
+pub(in crate::store) mod blockers_told;
 pub mod conversation_subscriptions;
 pub mod group_commit;
 pub(in crate::store) mod locked_turns;

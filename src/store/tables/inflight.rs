@@ -119,7 +119,8 @@ impl Store {
     }
 
     /// Moves deadlines that lapse more than 5 s before their holder's own clock would: the database's
-    /// clock was stepped. Touches nothing otherwise. `left`: turn, epoch, time until the holder's clock.
+    /// clock was stepped, or a lock kept a turn from its start. Touches nothing otherwise.
+    /// `left`: turn, epoch, time until the holder's clock.
     pub async fn hold(&self, left: &[(TurnId, i32, Duration)]) -> Result<u64, StoreError> {
         let turns: Vec<Uuid> = left.iter().map(|(turn, ..)| turn.0).collect();
         let epochs: Vec<i32> = left.iter().map(|(_, epoch, _)| *epoch).collect();
@@ -137,7 +138,7 @@ impl Store {
                        cross join lateral (
                          select
                            from lastword.inflight i
-                          where i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase = 'running'
+                          where i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase in ('starting', 'running')
                             and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
                             and i.deadline < i.cap_at
                           limit 1

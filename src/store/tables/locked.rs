@@ -52,12 +52,8 @@ impl Store {
             warn_of!(why, "locked turns not looked for");
             Vec::new()
         });
-        if self.locked_turns().saw(&heads) {
-            tracing::warn!(
-                turns = heads.len(),
-                "somebody else has locked rows of queued turns: these turns wait"
-            );
-        }
+        self.locked_turns().saw(&heads);
+        self.tell_who_locked(heads.into_iter().map(|(turn, _)| TurnId(turn))).await;
     }
 
     /// Queued turns, and their conversations, of which somebody else has locked one or the other. Waits for none.

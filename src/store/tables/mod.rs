@@ -4,6 +4,7 @@ pub mod accept;
 pub mod adoption;
 pub mod agents;
 pub mod beat;
+pub mod blockers;
 pub mod claim;
 pub mod closing;
 pub mod commands;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 pub use self::check::{Check, Severity};
 use self::check::{check, fine};
+use super::migrate::Extent;
 use crate::{
     config::Config,
     store::{
@@ -33,31 +34,28 @@ impl Store {
             Ok(conn) => conn,
             Err(why) => return vec![shut_out(&why)],
         };
-        let mut checks = vec![self.migrations().await, self.lost_commits().await];
+        let extent = self.extent().await;
+        // Where nothing is installed that alone is the fault: there is nothing to ask our tables for.
+        let has_tables = !matches!(extent, Ok(Extent::Nothing));
+        let mut checks = vec![migrations(extent)];
         let mut results = session::checks(&mut conn).await;
         results.extend([
             version(&mut conn).await,
-            connections(&mut conn, config).await,
             oldest_transaction(&mut conn).await,
             clock_skew(&mut conn, self).await,
-            partitions(&mut conn).await,
             pooler(&mut conn).await,
             self.notify(&mut conn).await,
         ]);
+        if has_tables {
+            checks.push(self.lost_commits().await);
+            results.extend([connections(&mut conn, config).await, partitions(&mut conn).await]);
+        }
         for result in results {
             checks.push(result.unwrap_or_else(|why| {
                 check("postgres", Severity::Fault, why.to_string(), "look into Postgres' log")
             }));
         }
         checks
-    }
-
-    async fn migrations(&self) -> Check {
-        match self.is_migrated().await {
-            Ok(true) => fine("migrations", "all applied"),
-            Ok(false) => check("migrations", Severity::Fault, "some are missing", "run `lastword migrate`"),
-            Err(why) => check("migrations", Severity::Fault, why.to_string(), "look into Postgres' log"),
-        }
     }
 
     /// Whether a failover ever took the database back in time, and whether that would be seen.
@@ -107,6 +105,16 @@ impl Store {
             }
             _ => check("notify", Severity::Fault, "is not delivered", remedy),
         })
+    }
+}
+
+fn migrations(extent: Result<Extent, StoreError>) -> Check {
+    let missing = |finding| check("migrations", Severity::Fault, finding, "run `lastword migrate`");
+    match extent {
+        Ok(Extent::All) => fine("migrations", "all applied"),
+        Ok(Extent::Some) => missing("some are missing"),
+        Ok(Extent::Nothing) => missing("none applied: this database has no tables of lastword's"),
+        Err(why) => check("migrations", Severity::Fault, why.to_string(), "look into Postgres' log"),
     }
 }
 

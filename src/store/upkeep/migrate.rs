@@ -20,6 +20,17 @@ static MIGRATIONS: Migrator = {
     migrations
 };
 
+/// How much of this release's schema a database has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// No migration was applied.
+    Nothing,
+    /// An older release's.
+    Some,
+    /// Every migration of this release.
+    All,
+}
+
 impl Store {
     /// Brings the schema up to this release, and makes the schema where there is none. Takes an advisory lock; waits
     /// for whoever holds it. Refuses a database that is not UTF-8 before anything is changed.
@@ -55,9 +66,18 @@ impl Store {
 
     /// Whether every migration of this release has been applied.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
+        Ok(self.extent().await? == Extent::All)
+    }
+
+    /// How much of this release's schema is there.
+    pub(super) async fn extent(&self) -> Result<Extent, StoreError> {
         let mut lease = self.lease().await?;
         let applied = lease.run("is_migrated", applied).await?;
-        Ok(MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)))
+        Ok(match MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)) {
+            true => Extent::All,
+            false if applied.is_empty() => Extent::Nothing,
+            false => Extent::Some,
+        })
     }
 }
 

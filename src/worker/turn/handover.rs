@@ -96,7 +96,7 @@ pub(in crate::worker) async fn history(deps: &Deps, link: &impl Link, job: &Job)
 /// Commits the move to `running`; the `seq` of `started`.
 pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Job) -> Option<i32> {
     loop {
-        let (at, _) = job.clocks.next();
+        let (asked_at, (at, _)) = (Instant::now(), job.clocks.next());
         let started = tokio::select! {
             started = deps.store().start(&job.claim, Some(worker)) => started,
             halt = job.reach.halted() => {
@@ -111,6 +111,13 @@ pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Jo
             Ok(None) => {
                 cancelled_or_lost(deps, job).await;
                 return None;
+            }
+            // Somebody else's lock is no fault of the worker, which is ready: the cap alone goes on.
+            Err(why) if why.is_held() && !job.clocks.cap_left(Instant::now()).is_zero() => {
+                deps.store().tell_who_keeps_back(job.claim.turn).await;
+                pause().await;
+                job.clocks.excuse(asked_at.elapsed());
+                job.reach.set_due(job.clocks.next().0);
             }
             Err(why) if why.is_away() && Instant::now() < at => pause().await,
             Err(why) => {

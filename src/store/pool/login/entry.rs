@@ -42,6 +42,10 @@ impl Entry {
         if !["postgres", "postgresql"].contains(&url.scheme()) {
             return Err((denial::URL, "it does not begin with postgres://".to_owned()));
         }
+        if !is_encoded(text) {
+            let why = "a % stands for itself only as %25, and else before two hexadecimal digits";
+            return Err((denial::URL, why.to_owned()));
+        }
         let all: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         let (ours, drivers): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|(name, _)| TlsParameters::knows(name));
@@ -84,4 +88,11 @@ impl Entry {
             Mode::Require | Mode::VerifyCa | Mode::VerifyFull => &[Way::Tls],
         }
     }
+}
+
+/// Whether two hexadecimal digits follow each `%`. The driver would take another one as it stands, and what it then
+/// sends as a password is refused as a wrong one.
+fn is_encoded(text: &str) -> bool {
+    let mut codes = text.split('%').skip(1);
+    codes.all(|code| code.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2)
 }
