@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 pub use self::{
     guard::Guard,
-    guards::{Finding, Guards},
+    guards::{GuardFinding, Guards},
     invalid::InvalidSpec,
     pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value},
     stored::{KeptFields, StoredSpec, Unread},

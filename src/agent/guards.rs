@@ -38,7 +38,7 @@ pub struct Guards(Vec<Compiled>);
 
 /// What guards say of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finding {
+pub enum GuardFinding {
     /// None of them stops it.
     Passed,
     /// One does, with this notice.
@@ -121,25 +121,25 @@ impl Guards {
 
     /// Checks `text` within a budget of processor time: not for a task among others. The first guard that does
     /// not let it through is told.
-    pub fn check(&self, text: &str, within: Duration) -> Finding {
+    pub fn check(&self, text: &str, within: Duration) -> GuardFinding {
         let budget = Budget::start(within);
         for guard in &self.0 {
             let found = match guard {
                 Compiled::MaxChars { limit, notice } => {
-                    text.chars().nth(*limit).map(|_| Finding::Stopped(notice.clone()))
+                    text.chars().nth(*limit).map(|_| GuardFinding::Stopped(notice.clone()))
                 }
                 Compiled::Deny { deny, notice } => match deny.matches(text, &budget) {
                     Some(false) => None,
-                    Some(true) => Some(Finding::Stopped(notice.clone())),
-                    None => Some(Finding::Unfinished),
+                    Some(true) => Some(GuardFinding::Stopped(notice.clone())),
+                    None => Some(GuardFinding::Unfinished),
                 },
-                Compiled::Unusable(fault) => Some(Finding::Unusable(fault.clone())),
+                Compiled::Unusable(fault) => Some(GuardFinding::Unusable(fault.clone())),
             };
             if let Some(found) = found {
                 return found;
             }
         }
-        Finding::Passed
+        GuardFinding::Passed
     }
 }
 

@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    link::{Identity, Link},
+    link::{Identity, GatewayLink},
     owner::Programs,
     state::HostState,
 };
@@ -139,7 +139,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let command = args.command.clone();
     let programs = Programs { supervisor: supervisor.clone(), command, env, data_dir, user, concurrency };
     let host = HostState {
-        link: Arc::new(Link::new(&args.urls, identity)?),
+        link: Arc::new(GatewayLink::new(&args.urls, identity)?),
         turns: Arc::default(),
         workers: WorkerHost::new(programs, workers_max),
         concurrency,

@@ -12,10 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The slots of one host. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Slots(Arc<Inner>);
+pub struct Slots(Arc<SlotCounts>);
 
 #[derive(Debug)]
-struct Inner {
+struct SlotCounts {
     free: Arc<Semaphore>,
     max: usize,
     /// Starts that wait for a slot.
@@ -37,7 +37,7 @@ impl Slots {
     pub fn new(max: u32) -> Self {
         let max = max as usize;
         let free = Arc::new(Semaphore::new(max));
-        Slots(Arc::new(Inner { free, max, waiting: AtomicUsize::new(0), leaving: AtomicUsize::new(0) }))
+        Slots(Arc::new(SlotCounts { free, max, waiting: AtomicUsize::new(0), leaving: AtomicUsize::new(0) }))
     }
 
     /// A slot; where none is free, once one is. `evict` sends the idle worker away that has waited longest, where
@@ -46,7 +46,7 @@ impl Slots {
         if let Ok(permit) = self.0.free.clone().try_acquire_owned() {
             return self.slot(Some(permit));
         }
-        let _waiting = Waiting::begin(self);
+        let _waiting = SlotWait::begin(self);
         evict();
         // Never closed.
         self.slot(self.0.free.clone().acquire_owned().await.ok())
@@ -95,16 +95,16 @@ impl Drop for Slot {
 }
 
 /// A start that waits, from its beginning to its drop.
-struct Waiting<'a>(&'a Slots);
+struct SlotWait<'a>(&'a Slots);
 
-impl<'a> Waiting<'a> {
+impl<'a> SlotWait<'a> {
     fn begin(slots: &'a Slots) -> Self {
         slots.0.waiting.fetch_add(1, Ordering::AcqRel);
-        Waiting(slots)
+        SlotWait(slots)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for SlotWait<'_> {
     fn drop(&mut self) {
         self.0.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }

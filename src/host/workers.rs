@@ -28,10 +28,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The workers of one program. Cheap to clone.
 #[derive(Debug)]
-pub struct WorkerHost<O: HostOwner>(Arc<Inner<O>>);
+pub struct WorkerHost<O: HostOwner>(Arc<HostParts<O>>);
 
 #[derive(Debug)]
-struct Inner<O: HostOwner> {
+struct HostParts<O: HostOwner> {
     owner: O,
     slots: Slots,
     own: Mutex<Owned<O>>,
@@ -86,7 +86,7 @@ impl<O: HostOwner> WorkerHost<O> {
     /// A host of no workers yet, and of this many at most.
     pub fn new(owner: O, workers_max: u32) -> Self {
         let (slots, own, pool) = (Slots::new(workers_max), Mutex::default(), Pool::default());
-        WorkerHost(Arc::new(Inner { owner, slots, own, pool }))
+        WorkerHost(Arc::new(HostParts { owner, slots, own, pool }))
     }
 
     /// The program that this host is part of.

@@ -24,10 +24,10 @@ use crate::{
 
 /// What turns need of this replica. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Deps(Arc<Inner>);
+pub(super) struct Deps(Arc<DepsParts>);
 
 #[derive(Debug)]
-struct Inner {
+struct DepsParts {
     store: Store,
     rendezvous: Arc<Rendezvous>,
     writer: Writer,
@@ -54,7 +54,7 @@ impl Deps {
         config: &Config,
         pods: Option<Pods>,
     ) -> Self {
-        Deps(Arc::new(Inner {
+        Deps(Arc::new(DepsParts {
             slots: TurnSlots::new(config, store.clone()),
             store,
             rendezvous,

@@ -20,26 +20,26 @@ use nix::{
 };
 
 use super::{
-    guard_protocol::{Obstacle, Plan, Refusal},
+    guard_protocol::{SpawnObstacle, Plan, SpawnRefusal},
     user::User,
 };
 
 /// Starts the agent in a session and group of its own.
-pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), Refusal> {
-    let refusal = |kind, why: io::Error, what: &str| Refusal {
+pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), SpawnRefusal> {
+    let refusal = |kind, why: io::Error, what: &str| SpawnRefusal {
         kind,
         errno: why.raw_os_error(),
         detail: format!("{what}: {why}"),
     };
     let Some((program, arguments)) = plan.command.split_first() else {
         let why = io::Error::from(io::ErrorKind::InvalidInput);
-        return Err(refusal(Obstacle::Other, why, "the command is empty"));
+        return Err(refusal(SpawnObstacle::Other, why, "the command is empty"));
     };
     // Entered here and not by the child, so that a bad directory is not taken for a bad program.
     std::env::set_current_dir(&plan.cwd)
-        .map_err(|why| refusal(Obstacle::Workdir, why, &format!("cannot enter {}", plan.cwd.display())))?;
+        .map_err(|why| refusal(SpawnObstacle::Workdir, why, &format!("cannot enter {}", plan.cwd.display())))?;
     if let Some(user) = plan.user {
-        give_pipes(user).map_err(|why| refusal(Obstacle::Other, why, "cannot give the pipes away"))?;
+        give_pipes(user).map_err(|why| refusal(SpawnObstacle::Other, why, "cannot give the pipes away"))?;
     }
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&plan.env);
@@ -52,9 +52,9 @@ pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), Refusal> {
     }
     let agent = command.spawn().map_err(|why| {
         let kind = match why.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ENOTDIR) => Obstacle::NotFound,
-            Some(Errno::EACCES | Errno::ENOEXEC | Errno::EPERM) => Obstacle::NotExecutable,
-            _ => Obstacle::Other,
+            Some(Errno::ENOENT | Errno::ENOTDIR) => SpawnObstacle::NotFound,
+            Some(Errno::EACCES | Errno::ENOEXEC | Errno::EPERM) => SpawnObstacle::NotExecutable,
+            _ => SpawnObstacle::Other,
         };
         refusal(kind, why, &format!("cannot run `{program}`"))
     })?;

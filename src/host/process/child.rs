@@ -29,10 +29,10 @@ use tokio_util::codec::FramedRead;
 
 use super::{
     exit::{Exit, ExitReport, leak_timeout},
-    guard_protocol::{Ended, Order, Report},
+    guard_protocol::{AgentEnd, GuardOrder, Report},
     proc_tree,
     spawn::{Launch, Launched, MARK, StartError},
-    stderr::{self, Tail},
+    stderr::{self, StderrTail},
     strays,
 };
 use crate::{
@@ -64,7 +64,7 @@ pub struct Process {
     exit: watch::Receiver<Option<Exit>>,
     /// When an exited worker's stdout is given up.
     leak_ends: Option<Instant>,
-    stderr: Tail,
+    stderr: StderrTail,
     /// Lines on stdout before it was ready that were no messages.
     strays: usize,
 }
@@ -123,7 +123,7 @@ impl Process {
             launch.start().await?;
         let (exited, exit) = watch::channel(None);
         let (queue, unread) = mpsc::channel(unread_max);
-        let tail = Tail::default();
+        let tail = StderrTail::default();
         let mark = (!is_apart).then_some(mark);
         let watching = watch_guard(guard, reports, (pid, mark), move |told| {
             exited.send_replace(Some(Exit::new(told, memory, processes)));
@@ -193,7 +193,7 @@ impl Process {
 
     /// Asks the worker to end: SIGTERM now, SIGKILL to its whole tree after the grace.
     pub fn stop(&self) {
-        self.order(Order::Stop {});
+        self.order(GuardOrder::Stop {});
     }
 
     /// Ends the worker: asked, then told, then killed.
@@ -213,10 +213,10 @@ impl Process {
 
     /// Ends the worker and everything it started, now.
     pub fn kill(&self) {
-        self.order(Order::Kill {});
+        self.order(GuardOrder::Kill {});
     }
 
-    fn order(&self, order: Order) {
+    fn order(&self, order: GuardOrder) {
         if self.exit.borrow().is_none() && !self.orders.give(order) {
             // The guard does not listen, so it is done without: roughly, but at once.
             self.orders.kill_group();
@@ -292,7 +292,7 @@ impl Renewer {
     pub fn renew(&self, is_busy: bool) {
         if let Some(orders) = self.0.upgrade() {
             // A guard that is too far behind to take one more has plenty of them to read.
-            orders.give(Order::Renew(is_busy));
+            orders.give(GuardOrder::Renew(is_busy));
         }
     }
 }
@@ -307,7 +307,7 @@ struct Orders {
 
 impl Orders {
     /// Whether the guard will get it.
-    fn give(&self, order: Order) -> bool {
+    fn give(&self, order: GuardOrder) -> bool {
         let line = order.line();
         matches!((&self.socket).write(line), Ok(n) if n == line.len())
     }
@@ -322,7 +322,7 @@ async fn watch_guard(
     mut guard: Child,
     mut reports: Reports<BufReader<UnixStream>>,
     (pid, mark): (i32, Option<String>),
-    tell: impl FnOnce(Option<Ended>),
+    tell: impl FnOnce(Option<AgentEnd>),
 ) {
     let mut told = None;
     while let Ok(Some(line)) = reports.next_line().await {

@@ -46,8 +46,8 @@ pub struct Exit {
 
 impl Exit {
     /// The end as the guard told it; without a word from the guard the worker was killed with it.
-    pub(crate) fn new(told: Option<Ended>, memory: Size, processes: u32) -> Self {
-        let killed = || Ended { signal: Some(Signal::SIGKILL as i32), ..Ended::default() };
+    pub(crate) fn new(told: Option<AgentEnd>, memory: Size, processes: u32) -> Self {
+        let killed = || AgentEnd { signal: Some(Signal::SIGKILL as i32), ..Ended::default() };
         let ended = told.unwrap_or_else(killed);
         Exit {
             code: ended.code,
@@ -102,12 +102,12 @@ mod tests {
     #[test]
     fn the_cause_is_named_before_the_signal_that_carried_it_out() {
         let told = |ended| Exit::new(Some(ended), Size::mib(1024), 64).describe();
-        let killed = Ended { signal: Some(9), ..Ended::default() };
-        assert_eq!(told(Ended { code: Some(1), ..Ended::default() }), "exit code 1");
+        let killed = AgentEnd { signal: Some(9), ..Ended::default() };
+        assert_eq!(told(AgentEnd { code: Some(1), ..Ended::default() }), "exit code 1");
         assert_eq!(told(killed), "signal SIGKILL");
-        assert_eq!(told(Ended { signal: Some(40), ..killed }), "signal 40");
-        assert_eq!(told(Ended { oom: true, ..killed }), "out of memory (limit 1GiB)");
-        assert_eq!(told(Ended { processes: true, ..killed }), "too many processes (limit 64)");
+        assert_eq!(told(AgentEnd { signal: Some(40), ..killed }), "signal 40");
+        assert_eq!(told(AgentEnd { oom: true, ..killed }), "out of memory (limit 1GiB)");
+        assert_eq!(told(AgentEnd { processes: true, ..killed }), "too many processes (limit 64)");
         assert_eq!(Exit::new(None, Size::mib(1), 1).describe(), "signal SIGKILL");
     }
 }

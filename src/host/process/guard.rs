@@ -34,8 +34,8 @@ use nix::{
 
 use super::{
     birth::{release_pipes, spawn},
-    guard_protocol::{Ended, GuardEnd, Order, Plan, Report, wait},
-    namespace::{Own, PROBE},
+    guard_protocol::{AgentEnd, GuardEnd, GuardOrder, Plan, Report, wait},
+    namespace::{OwnNamespace, PROBE},
     proc_tree,
 };
 
@@ -70,12 +70,12 @@ fn guard() -> io::Result<()> {
     prctl::set_name(c"lastword-guard")?;
     prctl::set_child_subreaper(true)?;
     if std::env::args().nth(2).is_some_and(|word| word == PROBE) {
-        let own = Own::enter()?;
+        let own = OwnNamespace::enter()?;
         return own.map(drop).ok_or_else(|| io::Error::other("this process is not the first of a namespace"));
     }
     // First: it closes whatever else is open.
     let mut lifeline = GuardEnd::take()?;
-    let own = Own::enter()?;
+    let own = OwnNamespace::enter()?;
     let signals = take_signals()?;
     let Some(plan) = lifeline.plan()? else { return Ok(()) };
     let agent = match spawn(&plan) {
@@ -116,7 +116,7 @@ struct Watch {
     /// When a stop turns into a kill.
     grace_ends: Option<Instant>,
     /// The agent's end and why, as far as it is known.
-    end: Ended,
+    end: AgentEnd,
     is_over: bool,
 }
 
@@ -134,7 +134,7 @@ impl Watch {
             resident: 0,
             is_busy: true,
             grace_ends: None,
-            end: Ended::default(),
+            end: AgentEnd::default(),
             is_over: false,
         }
     }
@@ -189,12 +189,12 @@ impl Watch {
         let is_open = self.lifeline.fill();
         while let Some(line) = self.lifeline.take_line() {
             match serde_json::from_slice(&line) {
-                Ok(Order::Renew(is_busy)) => {
+                Ok(GuardOrder::Renew(is_busy)) => {
                     self.heard_at = Instant::now();
                     self.is_busy = is_busy;
                 }
-                Ok(Order::Stop {}) => self.stop(),
-                Ok(Order::Kill {}) => self.is_over = true,
+                Ok(GuardOrder::Stop {}) => self.stop(),
+                Ok(GuardOrder::Kill {}) => self.is_over = true,
                 // Both ends are one build. What cannot be read is not the replica's voice.
                 Err(_) => self.is_over = true,
             }
@@ -272,7 +272,7 @@ impl Watch {
     }
 
     /// How it ended, once the tree is gone.
-    fn ended(&self) -> Ended {
+    fn ended(&self) -> AgentEnd {
         let mut end = self.end;
         if end.code.is_none() && end.signal.is_none() {
             end.signal = Some(Signal::SIGKILL as i32);

@@ -59,7 +59,7 @@ pub struct Plan {
 /// Every later line to the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
+pub enum GuardOrder {
     /// The replica's proof of life, and whether the worker has something to do.
     Renew(bool),
     /// SIGTERM to the agent's group; SIGKILL to the tree after the grace.
@@ -68,14 +68,14 @@ pub enum Order {
     Kill {},
 }
 
-impl Order {
+impl GuardOrder {
     /// The order as its line, the newline included.
     pub const fn line(self) -> &'static [u8] {
         match self {
-            Order::Renew(true) => b"{\"renew\":true}\n",
-            Order::Renew(false) => b"{\"renew\":false}\n",
-            Order::Stop {} => b"{\"stop\":{}}\n",
-            Order::Kill {} => b"{\"kill\":{}}\n",
+            GuardOrder::Renew(true) => b"{\"renew\":true}\n",
+            GuardOrder::Renew(false) => b"{\"renew\":false}\n",
+            GuardOrder::Stop {} => b"{\"stop\":{}}\n",
+            GuardOrder::Kill {} => b"{\"kill\":{}}\n",
         }
     }
 }
@@ -90,16 +90,16 @@ pub enum Report {
         pid: i32,
     },
     /// The agent could not be started.
-    Refused(Refusal),
+    Refused(SpawnRefusal),
     /// The agent is gone, and all that it started.
-    Exited(Ended),
+    Exited(AgentEnd),
 }
 
 /// Why an agent could not be started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Refusal {
+pub struct SpawnRefusal {
     /// What kind of obstacle.
-    pub kind: Obstacle,
+    pub kind: SpawnObstacle,
     /// The system's error number, where it gave one.
     pub errno: Option<i32>,
     /// For operators.
@@ -109,7 +109,7 @@ pub struct Refusal {
 /// What stands in an agent's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Obstacle {
+pub enum SpawnObstacle {
     /// The program, or the interpreter that it names, does not exist.
     NotFound,
     /// It exists and may not be run.
@@ -122,7 +122,7 @@ pub enum Obstacle {
 
 /// How an agent ended. At most one of `code` and `signal`; at most one of the claims.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
+pub struct AgentEnd {
     /// The exit code.
     pub code: Option<i32>,
     /// The signal that ended it.
@@ -229,8 +229,8 @@ mod tests {
 
     #[test]
     fn an_order_reads_back_what_it_wrote() {
-        for order in [Order::Renew(true), Order::Renew(false), Order::Stop {}, Order::Kill {}] {
-            assert_eq!(serde_json::from_slice::<Order>(order.line()).unwrap(), order);
+        for order in [GuardOrder::Renew(true), GuardOrder::Renew(false), GuardOrder::Stop {}, GuardOrder::Kill {}] {
+            assert_eq!(serde_json::from_slice::<GuardOrder>(order.line()).unwrap(), order);
         }
     }
 }

@@ -84,14 +84,14 @@ fn apart<T: Send + 'static>(start: impl FnOnce() -> io::Result<T> + Send + 'stat
 }
 
 /// The namespace that this guard is the first process of.
-pub(super) struct Own {
+pub(super) struct OwnNamespace {
     /// `/proc` as it is outside.
     outside: File,
 }
 
-impl Own {
+impl OwnNamespace {
     /// Makes this process at home in its namespace, where it has one.
-    pub(super) fn enter() -> io::Result<Option<Own>> {
+    pub(super) fn enter() -> io::Result<Option<OwnNamespace>> {
         if Pid::this().as_raw() != 1 {
             return Ok(None);
         }
@@ -104,7 +104,7 @@ impl Own {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("proc"), "/proc", Some("proc"), flags, none)?;
-        Ok(Some(Own { outside }))
+        Ok(Some(OwnNamespace { outside }))
     }
 
     /// The number that a child of this guard, which is not reaped yet, has outside.

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    guard_protocol::{GUARD_FD, Obstacle, Plan, Report},
+    guard_protocol::{GUARD_FD, SpawnObstacle, Plan, Report},
     namespace::{self, OWN_PROGRAM},
     strays,
     user::User,
@@ -274,10 +274,10 @@ async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> 
         Some(Ok(Report::Spawned { pid })) => Ok(pid),
         Some(Ok(Report::Refused(refusal))) => {
             let kind = match refusal.kind {
-                Obstacle::NotFound => StartErrorKind::NotFound,
-                Obstacle::NotExecutable => StartErrorKind::NotExecutable,
-                Obstacle::Workdir => StartErrorKind::Workspace,
-                Obstacle::Other => StartErrorKind::Other,
+                SpawnObstacle::NotFound => StartErrorKind::NotFound,
+                SpawnObstacle::NotExecutable => StartErrorKind::NotExecutable,
+                SpawnObstacle::Workdir => StartErrorKind::Workspace,
+                SpawnObstacle::Other => StartErrorKind::Other,
             };
             let why = refusal.errno.map(io::Error::from_raw_os_error);
             // Memory may be the agent's own: its limits are in force when its program is loaded.

@@ -21,19 +21,19 @@ const LOGGED_LINE_BYTES_MAX: usize = 4 * 1024;
 
 /// The end of a worker's stderr.
 #[derive(Debug)]
-pub(super) struct Tail {
+pub(super) struct StderrTail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
     /// Dropped by the writer at the end.
     is_open: watch::Sender<()>,
 }
 
-impl Default for Tail {
+impl Default for StderrTail {
     fn default() -> Self {
-        Tail { bytes: Arc::default(), is_open: watch::Sender::new(()) }
+        StderrTail { bytes: Arc::default(), is_open: watch::Sender::new(()) }
     }
 }
 
-impl Tail {
+impl StderrTail {
     /// The end of the text so far.
     pub(super) fn text(&self) -> String {
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,8 +51,8 @@ impl Tail {
     }
 
     /// The one that writes it; the tail is whole when this is dropped.
-    pub(super) fn writer(&self) -> Writer {
-        Writer { bytes: Arc::clone(&self.bytes), line: Vec::new(), _open: self.is_open.subscribe() }
+    pub(super) fn writer(&self) -> TailWriter {
+        TailWriter { bytes: Arc::clone(&self.bytes), line: Vec::new(), _open: self.is_open.subscribe() }
     }
 }
 
@@ -63,15 +63,15 @@ fn keep(tail: &Mutex<VecDeque<u8>>, chunk: &[u8]) {
     bytes.drain(..surplus);
 }
 
-/// Writes a [`Tail`].
-pub(super) struct Writer {
+/// Writes a [`StderrTail`].
+pub(super) struct TailWriter {
     bytes: Arc<Mutex<VecDeque<u8>>>,
     /// The line that has not ended yet.
     line: Vec<u8>,
     _open: watch::Receiver<()>,
 }
 
-impl Writer {
+impl TailWriter {
     fn push(&mut self, chunk: &[u8], mut log: impl FnMut(&str)) {
         keep(&self.bytes, chunk);
         for piece in chunk.split_inclusive(|b| *b == b'\n') {
@@ -94,7 +94,7 @@ impl Writer {
 /// Reads `stderr` to its end, or until the worker has been gone for a while.
 pub(super) async fn drain(
     mut stderr: ChildStderr,
-    mut tail: Writer,
+    mut tail: TailWriter,
     pid: i32,
     mut exit: watch::Receiver<Option<Exit>>,
 ) {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_end_is_kept_and_every_line_is_logged() {
-        let tail = Tail::default();
+        let tail = StderrTail::default();
         let mut writer = tail.writer();
         let mut logged = Vec::new();
         writer.push(b"first\nsec", |line| logged.push(line.to_owned()));

@@ -11,38 +11,38 @@ use crate::{halves::Cut, json::Raw, text};
 
 /// The message as one line with its newline; `None` where there is nothing to pass on.
 pub fn relay(message: &Message) -> Option<Vec<u8>> {
-    let left_out = Passed::default();
+    let left_out = RelayedFields::default();
     Some(line(&match message {
         Message::Ready | Message::Beat => return None,
         Message::Delta { text, cut } => return Some(delta(text, *cut)),
-        Message::Content { text } => Passed { r#type: "content", text: Some(text), ..left_out },
-        Message::Ephemeral { text } => Passed { r#type: "ephemeral", text: Some(text), ..left_out },
+        Message::Content { text } => RelayedFields { r#type: "content", text: Some(text), ..left_out },
+        Message::Ephemeral { text } => RelayedFields { r#type: "ephemeral", text: Some(text), ..left_out },
         Message::Status { state, waiting_on, budget_s } => {
             let waiting_on = waiting_on.as_deref();
-            Passed { r#type: "status", state: Some(state), waiting_on, budget_s: *budget_s, ..left_out }
+            RelayedFields { r#type: "status", state: Some(state), waiting_on, budget_s: *budget_s, ..left_out }
         }
         Message::Ask { ask_id, prompt, options } => {
             let (ask_id, options) = (ask_id.as_deref(), options.as_ref());
-            Passed { r#type: "ask", ask_id, prompt: Some(prompt), options, ..left_out }
+            RelayedFields { r#type: "ask", ask_id, prompt: Some(prompt), options, ..left_out }
         }
         Message::Custom { name, data } => {
-            Passed { r#type: "custom", name: Some(name), data: Some(data), ..left_out }
+            RelayedFields { r#type: "custom", name: Some(name), data: Some(data), ..left_out }
         }
         Message::Complete { text, usage, stop_reason } => {
             let (text, stop_reason) = (text.as_deref(), stop_reason.as_deref());
-            Passed { r#type: "complete", text, usage: usage.as_ref(), stop_reason, ..left_out }
+            RelayedFields { r#type: "complete", text, usage: usage.as_ref(), stop_reason, ..left_out }
         }
         Message::Error { code, message, retryable } => {
             let (code, retryable) = (code.as_deref(), *retryable);
-            Passed { r#type: "error", code, message: Some(message), retryable, ..left_out }
+            RelayedFields { r#type: "error", code, message: Some(message), retryable, ..left_out }
         }
-        Message::Cancelled => Passed { r#type: "cancelled", ..left_out },
+        Message::Cancelled => RelayedFields { r#type: "cancelled", ..left_out },
     }))
 }
 
 /// The fields of every message. What is null counts as left out, and takes room.
 #[derive(Default, Serialize)]
-struct Passed<'a> {
+struct RelayedFields<'a> {
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
@@ -98,10 +98,10 @@ pub fn is_end(message: &Message) -> bool {
 /// What a host says when its worker is gone, as one line with its newline. `detail` is for operators.
 pub fn gone(code: crate::failure::Code, message: &str, detail: Option<&str>) -> Vec<u8> {
     let (code, message) = (Some(code.as_str()), Some(message));
-    line(&Passed { r#type: "gone", code, message, detail, ..Passed::default() })
+    line(&RelayedFields { r#type: "gone", code, message, detail, ..Passed::default() })
 }
 
-fn line(fields: &Passed<'_>) -> Vec<u8> {
+fn line(fields: &RelayedFields<'_>) -> Vec<u8> {
     // What is given on as it came may have line breaks between its tokens. Such a struct always has a form.
     let mut line = text::json_line(fields).unwrap_or_default().into_bytes();
     line.push(b'\n');

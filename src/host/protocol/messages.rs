@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use self::object::bad;
 pub use self::{
     object::{BadField, Object},
-    said::{Asked, Omitted, Said},
+    said::{PastQuestion, Omitted, Said},
 };
 
 use crate::{

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::router::{Line, Stage, Standing, TurnRouter};
+use super::router::{RawLane, Stage, Standing, TurnRouter};
 use crate::{
     host::{
         link::{Link, ProcessLink},
@@ -33,8 +33,8 @@ pub struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(line: Line) -> Self {
-        let Line { router, turn, unheard, idle_pid } = line;
+    pub(super) fn new(line: RawLane) -> Self {
+        let RawLane { router, turn, unheard, idle_pid } = line;
         let stage = router.stage();
         Lane { router, turn, unheard, stage, idle_pid, is_closed: false, has_sent: false }
     }

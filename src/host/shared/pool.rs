@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{
     lane::Lane,
     reserved::ReservedLanes,
-    router::{Outlook, Standing, TurnRouter},
+    router::{WorkerOutlook, Standing, TurnRouter},
     waits::Waits,
 };
 use crate::{
@@ -81,15 +81,15 @@ impl Pool {
     pub(in crate::host) fn longest_idle(&self) -> Option<(TurnRouter, Instant)> {
         let all = self.all();
         let idle = all.iter().filter_map(|it| match it.outlook() {
-            Outlook::Idle(since) => Some((it, since)),
-            Outlook::Busy | Outlook::Over(_) => None,
+            WorkerOutlook::Idle(since) => Some((it, since)),
+            WorkerOutlook::Busy | WorkerOutlook::Over(_) => None,
         });
         idle.min_by_key(|(_, since)| *since).map(|(it, since)| (it.clone(), since))
     }
 
     /// How many are idle, and may still be given turns.
     pub(in crate::host) fn idle(&self) -> usize {
-        self.all().iter().filter(|it| matches!(it.outlook(), Outlook::Idle(_))).count()
+        self.all().iter().filter(|it| matches!(it.outlook(), WorkerOutlook::Idle(_))).count()
     }
 
     /// Whether any has room for another turn.
@@ -101,7 +101,7 @@ impl Pool {
     pub(in crate::host) fn renew(&self) -> (usize, usize) {
         let all = self.all();
         all.iter().for_each(TurnRouter::renew);
-        let busy = all.iter().filter(|router| router.outlook() == Outlook::Busy).count();
+        let busy = all.iter().filter(|router| router.outlook() == WorkerOutlook::Busy).count();
         (all.len() - busy, busy)
     }
 

@@ -46,13 +46,13 @@ const UNHEARD_MAX: usize = 64;
 
 /// One shared worker, as its pool, its life and its turns reach it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(in crate::host) struct TurnRouter(Arc<Inner>);
+pub(in crate::host) struct TurnRouter(Arc<SharedWorker>);
 
 #[derive(Debug)]
-struct Inner {
+struct SharedWorker {
     worker: WorkerId,
     program: Program,
-    state: Mutex<State>,
+    state: Mutex<RouterState>,
     /// Rung where its life should look again: at the last line's end, and at a change of standing.
     changed: Notify,
     stage: watch::Sender<Stage>,
@@ -62,7 +62,7 @@ struct Inner {
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct RouterState {
     pub(super) standing: Standing,
     pub(super) lines: HashMap<TurnId, mpsc::Sender<Heard>>,
     /// Room that is kept for turns which are being claimed.
@@ -84,7 +84,7 @@ pub(super) struct Reached {
 
 /// A turn's end of its line, to be made its lane.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct RawLane {
     pub(super) router: TurnRouter,
     pub(super) turn: TurnId,
     pub(super) unheard: mpsc::Receiver<Heard>,
@@ -124,7 +124,7 @@ pub(in crate::host) enum Stage {
 
 /// What its life should do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::host) enum Outlook {
+pub(in crate::host) enum WorkerOutlook {
     /// It has turns.
     Busy,
     /// It has none, since then.
@@ -135,9 +135,9 @@ pub(in crate::host) enum Outlook {
 
 impl TurnRouter {
     /// A worker that is to be started for `turn`, and that turn's line.
-    pub(super) fn new(worker: WorkerId, program: Program, turn: TurnId, all: Arc<Waits>) -> (Self, Line) {
+    pub(super) fn new(worker: WorkerId, program: Program, turn: TurnId, all: Arc<Waits>) -> (Self, RawLane) {
         let (line, unheard) = mpsc::channel(UNHEARD_MAX);
-        let state = State {
+        let state = RouterState {
             standing: Standing::Open,
             lines: HashMap::from([(turn, line)]),
             reserved: 0,
@@ -145,7 +145,7 @@ impl TurnRouter {
             idle_since: Instant::now(),
             reached: None,
         };
-        let router = TurnRouter(Arc::new(Inner {
+        let router = TurnRouter(Arc::new(SharedWorker {
             worker,
             program,
             state: Mutex::new(state),
@@ -154,16 +154,16 @@ impl TurnRouter {
             kill: CancellationToken::new(),
             waits: [Arc::default(), all],
         }));
-        let line = Line { router: router.clone(), turn, unheard, idle_pid: None };
+        let line = RawLane { router: router.clone(), turn, unheard, idle_pid: None };
         (router, line)
     }
 
     /// A line for `turn`, where there is room for it.
-    pub(super) fn connect(&self, turn: TurnId) -> Option<Line> {
+    pub(super) fn connect(&self, turn: TurnId) -> Option<RawLane> {
         self.connect_in(&mut self.state(), turn)
     }
 
-    pub(super) fn connect_in(&self, state: &mut State, turn: TurnId) -> Option<Line> {
+    pub(super) fn connect_in(&self, state: &mut RouterState, turn: TurnId) -> Option<RawLane> {
         let is_known = state.lines.contains_key(&turn) || state.served.is_known(turn);
         if state.standing != Standing::Open || self.room(state) == 0 || is_known {
             return None;
@@ -174,11 +174,11 @@ impl TurnRouter {
         let idle_pid = idle.inspect(|it| it.renewer.renew(true)).map(|it| it.pid);
         let (line, unheard) = mpsc::channel(UNHEARD_MAX);
         state.lines.insert(turn, line);
-        Some(Line { router: self.clone(), turn, unheard, idle_pid })
+        Some(RawLane { router: self.clone(), turn, unheard, idle_pid })
     }
 
     /// For how many turns more there is room.
-    pub(super) fn room(&self, state: &State) -> usize {
+    pub(super) fn room(&self, state: &RouterState) -> usize {
         let taken = state.lines.len() + state.reserved;
         self.0.program.turns.saturating_sub(taken)
     }
@@ -332,11 +332,11 @@ impl TurnRouter {
     }
 
     /// What its life should do next.
-    pub(in crate::host) fn outlook(&self) -> Outlook {
+    pub(in crate::host) fn outlook(&self) -> WorkerOutlook {
         match &*self.state() {
-            state if !state.lines.is_empty() => Outlook::Busy,
-            state if state.standing == Standing::Open => Outlook::Idle(state.idle_since),
-            state => Outlook::Over(state.standing),
+            state if !state.lines.is_empty() => WorkerOutlook::Busy,
+            state if state.standing == Standing::Open => WorkerOutlook::Idle(state.idle_since),
+            state => WorkerOutlook::Over(state.standing),
         }
     }
 
@@ -379,7 +379,7 @@ impl TurnRouter {
         self.0.stage.subscribe()
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, RouterState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -77,24 +77,24 @@ fn a_worker_that_may_go_on_with_a_turn_gets_no_other() {
     let (router, mut first, second) = pair(9);
     first.hang_up(false);
     assert!(connect(&router, turn(2)).is_none());
-    assert_eq!(router.outlook(), Outlook::Busy, "the others go on");
+    assert_eq!(router.outlook(), WorkerOutlook::Busy, "the others go on");
     drop(second);
-    assert_eq!(router.outlook(), Outlook::Over(Standing::Condemned));
+    assert_eq!(router.outlook(), WorkerOutlook::Over(Standing::Condemned));
 }
 
 #[test]
 fn a_worker_is_idle_from_its_last_turns_end_on() {
     let (router, first, second) = pair(9);
     drop(first);
-    assert_eq!(router.outlook(), Outlook::Busy);
+    assert_eq!(router.outlook(), WorkerOutlook::Busy);
     let before = Instant::now();
     drop(second);
-    assert!(matches!(router.outlook(), Outlook::Idle(since) if since >= before));
+    assert!(matches!(router.outlook(), WorkerOutlook::Idle(since) if since >= before));
     let third = connect(&router, turn(2));
     assert!(!router.retire_if_idle(), "a turn has come");
     drop(third);
     assert!(router.retire_if_idle() && connect(&router, turn(3)).is_none());
-    assert_eq!(router.outlook(), Outlook::Over(Standing::Retired));
+    assert_eq!(router.outlook(), WorkerOutlook::Over(Standing::Retired));
 }
 
 #[tokio::test]

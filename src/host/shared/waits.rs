@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 /// The waits of one shared worker, or of several together.
 #[derive(Debug, Default)]
-pub struct Waits(Mutex<State>);
+pub struct Waits(Mutex<WaitState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct WaitState {
     over: Duration,
     /// How many pipes wait now, and since when one does.
     waiting: usize,
@@ -22,13 +22,13 @@ struct State {
 }
 
 /// A wait, from its beginning to its drop.
-pub struct Waiting<'a>(&'a Waits);
+pub struct PipeWait<'a>(&'a Waits);
 
 impl Waits {
     /// A pipe waits.
-    pub fn begin(&self) -> Waiting<'_> {
+    pub fn begin(&self) -> PipeWait<'_> {
         self.state().begin(Instant::now());
-        Waiting(self)
+        PipeWait(self)
     }
 
     /// For how long in all, until now.
@@ -36,12 +36,12 @@ impl Waits {
         self.state().total(Instant::now())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WaitState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl WaitState {
     fn begin(&mut self, now: Instant) {
         self.waiting += 1;
         self.since.get_or_insert(now);
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for PipeWait<'_> {
     fn drop(&mut self) {
         self.0.state().end(Instant::now());
     }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn waits_at_one_time_count_once() {
-        let (mut state, began) = (State::default(), Instant::now());
+        let (mut state, began) = (WaitState::default(), Instant::now());
         let at = |seconds| began + Duration::from_secs(seconds);
         state.begin(at(0));
         state.begin(at(1));

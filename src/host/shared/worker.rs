@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use super::{
     lane::Lane,
-    router::{Outlook, Stage, Standing, TurnRouter},
+    router::{WorkerOutlook, Stage, Standing, TurnRouter},
 };
 use crate::{
     host::{
@@ -45,7 +45,7 @@ const SAME_MOMENT: Duration = Duration::from_millis(500);
 
 /// Why a worker's turns are over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Over {
+enum WorkerEnd {
     /// It is gone.
     Exited,
     /// It will say nothing more.
@@ -124,13 +124,13 @@ async fn live<O: HostOwner>(host: WorkerHost<O>, router: TurnRouter) {
     let over = put_through_all(&host, &router, &mut process).await;
     host.pool().forget(worker);
     slot.leave();
-    if over == Over::Closed {
+    if over == WorkerEnd::Closed {
         tokio::select! {
             _ = timeout(CLOSED_GRACE, process.ended()) => {}
             () = router.killed() => process.kill(),
         }
     }
-    let exit = if over == Over::Condemned {
+    let exit = if over == WorkerEnd::Condemned {
         process.kill();
         process.ended().await
     } else {
@@ -207,13 +207,13 @@ async fn put_through_all<O: HostOwner>(
     host: &WorkerHost<O>,
     router: &TurnRouter,
     process: &mut Process,
-) -> Over {
+) -> WorkerEnd {
     let idle_ttl = router.program().idle_ttl;
     loop {
         let idle_since = match router.outlook() {
-            Outlook::Over(Standing::Condemned) => return Over::Condemned,
-            Outlook::Over(_) => return Over::Unwanted,
-            Outlook::Idle(since) => {
+            WorkerOutlook::Over(Standing::Condemned) => return WorkerEnd::Condemned,
+            WorkerOutlook::Over(_) => return WorkerEnd::Unwanted,
+            WorkerOutlook::Idle(since) => {
                 if host.slots().is_short() {
                     router.retire_if_idle();
                     continue;
@@ -222,12 +222,12 @@ async fn put_through_all<O: HostOwner>(
                 host.owner().note_room();
                 Some(since)
             }
-            Outlook::Busy => None,
+            WorkerOutlook::Busy => None,
         };
         let idle_until = idle_since.unwrap_or_else(Instant::now) + idle_ttl;
         tokio::select! {
             biased;
-            () = router.killed() => return Over::Condemned,
+            () = router.killed() => return WorkerEnd::Condemned,
             () = router.changed() => {}
             heard = process.recv() => {
                 if let Some(over) = heed(router, heard).await {
@@ -243,7 +243,7 @@ async fn put_through_all<O: HostOwner>(
 }
 
 /// What something that was heard means for the worker; `None`: it goes on.
-async fn heed(router: &TurnRouter, heard: Heard) -> Option<Over> {
+async fn heed(router: &TurnRouter, heard: Heard) -> Option<WorkerEnd> {
     let turn = match &heard {
         // Of the process, whatever turn it names.
         Heard::Message(FromWorker { message: Message::Ready | Message::Beat, .. }) => return None,
@@ -251,12 +251,12 @@ async fn heed(router: &TurnRouter, heard: Heard) -> Option<Over> {
         Heard::Protocol(error) => error.turn_id,
         Heard::Closed | Heard::Gone(_) => {
             router.close(Stage::Closed);
-            return Some(Over::Closed);
+            return Some(WorkerEnd::Closed);
         }
         Heard::Exited(exit) => {
             let turns = router.close(Stage::Exited(*exit));
             tracing::info!(%exit, turns, "a shared worker ended");
-            return Some(Over::Exited);
+            return Some(WorkerEnd::Exited);
         }
     };
     let fault = match (turn, heard) {
@@ -272,5 +272,5 @@ async fn heed(router: &TurnRouter, heard: Heard) -> Option<Over> {
     let message = error.to_string();
     let turns = router.close(Stage::Faulty(error));
     tracing::warn!(message, turns, "a shared worker said something that is nobody's; it is ended");
-    Some(Over::Condemned)
+    Some(WorkerEnd::Condemned)
 }

@@ -26,7 +26,7 @@ pub struct Said {
     pub attachments: Option<Raw>,
     /// With the user's message: what the agent asked in the turn, and what was answered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub asks: Vec<Asked>,
+    pub asks: Vec<PastQuestion>,
     /// Whether its text is shortened in its middle, or attachments or questions of it are left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shortened: bool,
@@ -34,7 +34,7 @@ pub struct Said {
 
 /// A question of the past.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Asked {
+pub struct PastQuestion {
     /// The worker's name for it, or the gateway's.
     pub ask_id: String,
     /// The question.
