@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    link::{Identity, GatewayLink},
+    link::{GatewayLink, Identity},
     owner::Programs,
     state::HostState,
 };

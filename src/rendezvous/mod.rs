@@ -23,9 +23,9 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
-    line::{Batch, Delivery, LineEnd, Line, OrderToTell},
+    line::{Batch, Delivery, Line, LineEnd, OrderToTell},
     liveness::{Liveness, OpenRequest, TICK},
-    session::{TurnOffer, OfferGuard, Polling, WorkerSession},
+    session::{OfferGuard, Polling, TurnOffer, WorkerSession},
 };
 use crate::{
     id::{TurnId, WorkerId},

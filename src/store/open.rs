@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     error::StoreError,
-    handle::{StoreParts, Store},
+    handle::{Store, StoreParts},
     live::{
         accept_batch::AcceptBatch, agent_cache::AgentCache, blockers_told::BlockersTold,
         locked_turns::LockedTurns, read_batch::ReadBatch, seen_commits::SeenCommits, wake_ups::WakeUps,

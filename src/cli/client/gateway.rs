@@ -95,7 +95,8 @@ impl ProblemAnswer {
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers());
         let body = response.bytes().await.unwrap_or_default();
-        let mut problem: ProblemAnswer = serde_json::from_slice(&body).unwrap_or_else(|_| ProblemAnswer::bare());
+        let mut problem: ProblemAnswer =
+            serde_json::from_slice(&body).unwrap_or_else(|_| ProblemAnswer::bare());
         problem.status = status;
         problem.retry_after = retry_after;
         problem

@@ -92,9 +92,10 @@ impl Login {
         gate: Arc<Gate>,
         reachability: Arc<Reachability>,
     ) -> Result<Login, StoreError> {
-        let entry =
-            LoginEntry::read(url, application_name).map_err(|(denial, why)| denied("connect", denial, why))?;
-        let state = LoginState { entry: Arc::new(entry), file_fault: None, refused: None, no_tls_until: None };
+        let entry = LoginEntry::read(url, application_name)
+            .map_err(|(denial, why)| denied("connect", denial, why))?;
+        let state =
+            LoginState { entry: Arc::new(entry), file_fault: None, refused: None, no_tls_until: None };
         let (file, application_name) = (file.map(Path::to_owned), application_name.to_owned());
         let looked_at = tokio::sync::Mutex::new(Instant::now());
         Ok(Login { file, application_name, gate, reachability, state: Mutex::new(state), looked_at })

@@ -104,7 +104,12 @@ impl Sessions {
         self.login.refusal()
     }
 
-    async fn begin(&self, op: &'static str, purpose: SessionPurpose, is_hurried: bool) -> Result<Conn, StoreError> {
+    async fn begin(
+        &self,
+        op: &'static str,
+        purpose: SessionPurpose,
+        is_hurried: bool,
+    ) -> Result<Conn, StoreError> {
         let mut bare = loop {
             let is_bare = self.is_bare.load(Ordering::Relaxed);
             let settle = |options| self.settled(purpose, is_bare, options);

@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     cluster::Refusal,
     manifest::{PodOrder, Token},
-    pods::{WatchLink, Pods, Seen},
+    pods::{Pods, Seen, WatchLink},
     verdict::{Ending, Standing, Wait},
     watch::Pause,
 };

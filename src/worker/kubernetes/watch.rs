@@ -16,7 +16,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::pods::{WatchLink, Pods};
+use super::pods::{Pods, WatchLink};
 
 /// How long one request to watch lasts. A connection that was cut in silence is noticed 5 s after that.
 const WATCH_S: u32 = 30;
@@ -80,7 +80,9 @@ enum PodWatchEnd {
 
 fn end_of(why: &watcher::Error) -> PodWatchEnd {
     match why {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410 => PodWatchEnd::Expired,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410 => {
+            PodWatchEnd::Expired
+        }
         watcher::Error::WatchError(status) if status.code == 410 => PodWatchEnd::Expired,
         watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) => PodWatchEnd::Cut,
         _ => PodWatchEnd::Broken,

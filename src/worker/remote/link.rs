@@ -23,7 +23,7 @@ use crate::{
         },
     },
     id::WorkerId,
-    rendezvous::{self, Batch, LineEnd, TurnOffer, OfferGuard, OrderToTell, Rendezvous, TICK},
+    rendezvous::{self, Batch, LineEnd, OfferGuard, OrderToTell, Rendezvous, TICK, TurnOffer},
     store::{adoption::Adopted, claim::Claim},
     token,
     worker::turn::Replay,
@@ -88,7 +88,15 @@ impl RemoteLink {
         let mut tick = interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (rendezvous, line) = (rendezvous.clone(), rendezvous.open(line));
-        RemoteLink { rendezvous, line, batches, unheard: VecDeque::new(), tick, unoffered, end: LineEnd::LetGo }
+        RemoteLink {
+            rendezvous,
+            line,
+            batches,
+            unheard: VecDeque::new(),
+            tick,
+            unoffered,
+            end: LineEnd::LetGo,
+        }
     }
 
     pub(super) fn line(&self) -> &Arc<rendezvous::Line> {

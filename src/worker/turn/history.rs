@@ -12,7 +12,7 @@ use crate::{
     agent::History,
     event::Kind,
     frame,
-    host::protocol::messages::{PastQuestion, Omitted, Said},
+    host::protocol::messages::{Omitted, PastQuestion, Said},
     json::Raw,
     store::past::PastTurn,
     text,
@@ -94,7 +94,10 @@ fn within(spoken: &[Spoken<'_>], ordinal: i64, bytes: u64) -> ToldHistory {
     let before = u64::try_from(ordinal - 1).unwrap_or(0);
     let omitted = Omitted { turns: before.saturating_sub(turns.len() as u64), shortened };
     turns.reverse();
-    ToldHistory { said: turns.into_iter().flatten().collect(), omitted: Some(omitted).filter(Omitted::is_any) }
+    ToldHistory {
+        said: turns.into_iter().flatten().collect(),
+        omitted: Some(omitted).filter(Omitted::is_any),
+    }
 }
 
 /// What was said in one turn.
