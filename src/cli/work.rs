@@ -38,7 +38,7 @@ use crate::{
     descriptors,
     host::{
         WorkerHost,
-        process::{user::User, workspace},
+        process::{cgroup, user::User, workspace},
     },
     id::{ConversationId, WorkerId},
     task::{Kind, Supervisor},
@@ -115,6 +115,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config { log: args.log.clone(), ..Config::default() };
     let _telemetry = telemetry::init(&config, name.as_deref().unwrap_or("work"))?;
     descriptors::raise(0);
+    cgroup::settle().await;
     let identity = Identity {
         agent: args.agent.clone(),
         conversation: args.conversation,

@@ -196,6 +196,7 @@ const KEYS: &[Key] = &[
     key("worker_user", Shape::Text),
     key("worker_env_pass", Shape::List),
     key("worker_namespaces", Shape::Flag),
+    key("worker_cgroups", Shape::Flag),
     key("worker_file_max", Shape::Text),
     key("pool_max", Shape::Number),
     key("streams_max", Shape::Number),
