@@ -106,7 +106,7 @@ impl ProblemAnswer {
     pub fn put_off(headers: &HeaderMap) -> Option<Self> {
         let retry_after = Some(retry_after(headers)?);
         let detail = "it cannot serve this stream just now".to_owned();
-        Some(ProblemAnswer { status: 503, detail, retry_after, ..Problem::bare() })
+        Some(ProblemAnswer { status: 503, detail, retry_after, ..ProblemAnswer::bare() })
     }
 
     fn bare() -> Self {
@@ -239,7 +239,7 @@ mod tests {
         let problem: ProblemAnswer = serde_json::from_str(text).unwrap();
         assert_eq!(problem.to_string(), "A turn is under way. [turn turn_1] (turn_active)");
         assert!(!problem.is_transient());
-        let bare = ProblemAnswer { status: 502, ..Problem::bare() };
+        let bare = ProblemAnswer { status: 502, ..ProblemAnswer::bare() };
         assert_eq!(bare.to_string(), "the gateway answered with HTTP status 502");
         assert!(bare.is_transient());
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::turn::Job;
 use crate::{
+    clock::Clock,
     host::{
         Fate, HostOwner, HostedTurn, Obstacle, ProcessLink, Program, Started,
         process::{Exit, Launch, Process},
@@ -21,6 +22,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 pub struct Programs {
     /// Starts this host's tasks. Its soft stop: nothing more is taken on.
     pub supervisor: Supervisor,
+    /// The home of new ids.
+    pub clock: Clock,
     /// The program and its arguments.
     pub command: Vec<String>,
     /// What it finds in its environment.
@@ -41,7 +44,7 @@ impl HostOwner for Programs {
     }
 
     fn mint(&self) -> WorkerId {
-        WorkerId(uuid::Uuid::now_v7())
+        WorkerId(self.clock.mint())
     }
 
     fn program(&self, job: &HostedJob) -> Program {

@@ -4,7 +4,8 @@
 //! the system's limits. Refuses to leave it anything of the guard's but three pipes.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, PipeReader, PipeWriter, Read},
     os::unix::{fs::fchown, process::CommandExt},
     process::{Child, Command},
 };
@@ -16,16 +17,25 @@ use nix::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     },
-    unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setgid, setgroups, setsid, setuid},
+    unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setgid, setgroups, setsid, setuid, write},
 };
 
 use super::{
+    cgroup::Group,
     guard_protocol::{Plan, SpawnObstacle, SpawnRefusal},
     user::User,
 };
 
+/// An agent that runs.
+pub(super) struct Born {
+    pub(super) agent: Child,
+    pub(super) pid: Pid,
+    /// Why it is not in the control group that was made for it, where that is so.
+    pub(super) unbound: Option<String>,
+}
+
 /// Starts the agent in a session and group of its own.
-pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), SpawnRefusal> {
+pub(super) fn spawn(plan: &Plan) -> Result<Born, SpawnRefusal> {
     let refusal = |kind, why: io::Error, what: &str| SpawnRefusal {
         kind,
         errno: why.raw_os_error(),
@@ -42,6 +52,9 @@ pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), SpawnRefusal> {
     if let Some(user) = plan.user {
         give_pipes(user).map_err(|why| refusal(SpawnObstacle::Other, why, "cannot give the pipes away"))?;
     }
+    let opened = plan.group.as_ref().map(Door::open).transpose();
+    let told = opened.as_ref().err().map(ToString::to_string);
+    let (door, answer) = opened.ok().flatten().unzip();
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&plan.env);
     let (guard, user) = (Pid::this(), plan.user);
@@ -49,7 +62,12 @@ pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), SpawnRefusal> {
     #[allow(unsafe_code, reason = "what a child does before it becomes the agent has no safe form")]
     // SAFETY: this process has one thread, so the child may do whatever its parent may.
     unsafe {
-        command.pre_exec(move || Ok(become_agent(guard, user, file_bytes)?));
+        command.pre_exec(move || {
+            if let Some(door) = &door {
+                door.enter();
+            }
+            Ok(become_agent(guard, user, file_bytes)?)
+        });
     }
     let agent = command.spawn().map_err(|why| {
         let kind = match why.raw_os_error().map(Errno::from_raw) {
@@ -59,10 +77,41 @@ pub(super) fn spawn(plan: &Plan) -> Result<(Child, Pid), SpawnRefusal> {
         };
         refusal(kind, why, &format!("cannot run `{program}`"))
     })?;
+    // With this process's end of the answer, which the agent's has closed with its start.
+    drop(command);
     let pid = i32::try_from(agent.id()).unwrap_or(i32::MAX);
     // When the machine runs out of memory, workers go before replicas.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
-    Ok((agent, Pid::from_raw(pid)))
+    let unbound = told.or_else(|| answer.and_then(refused_by));
+    Ok(Born { agent, pid: Pid::from_raw(pid), unbound })
+}
+
+/// The way into a control group, for a child that becomes the agent. A closed one keeps no agent from its start.
+struct Door {
+    entry: File,
+    /// Takes the error, if there is one.
+    answer: PipeWriter,
+}
+
+impl Door {
+    fn open(group: &Group) -> io::Result<(Door, PipeReader)> {
+        let (reader, answer) = io::pipe()?;
+        Ok((Door { entry: group.entry()?, answer }, reader))
+    }
+
+    /// Before all else: what the agent allocates from here on is the group's. Allocates nothing itself.
+    fn enter(&self) {
+        if let Err(errno) = write(&self.entry, b"0") {
+            let _ = write(&self.answer, &(errno as i32).to_ne_bytes());
+        }
+    }
+}
+
+/// Why the child could not enter; `None` where it did.
+fn refused_by(mut answer: PipeReader) -> Option<String> {
+    let mut errno = [0; size_of::<i32>()];
+    answer.read_exact(&mut errno).ok()?;
+    Some(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)).to_string())
 }
 
 fn become_agent(guard: Pid, user: Option<User>, file_bytes: u64) -> nix::Result<()> {
@@ -90,7 +139,7 @@ fn become_agent(guard: Pid, user: Option<User>, file_bytes: u64) -> nix::Result<
     }
     SigSet::empty().thread_set_mask()?;
     // None on address space: stacks of threads and the heaps of runtimes reserve gigabytes that they never touch. What
-    // is resident is for the guard's looks.
+    // is resident is for the control group and the guard's looks.
     bound(Resource::RLIMIT_FSIZE, file_bytes)?;
     // What a worker knows must not be left on a disk.
     bound(Resource::RLIMIT_CORE, 0)

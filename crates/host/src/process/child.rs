@@ -28,6 +28,7 @@ use tokio::{
 use tokio_util::codec::FramedRead;
 
 use super::{
+    cgroup::{self, HeldGroup},
     exit::{Exit, ExitReport, leak_timeout},
     guard_protocol::{AgentEnd, GuardOrder, Report},
     proc_tree,
@@ -119,15 +120,14 @@ impl Process {
     /// that it is ready. Dropping the future leaves nothing behind.
     pub async fn start(supervisor: &Supervisor, launch: Launch) -> Result<Process, StartError> {
         let (memory, processes, unread_max) = (launch.memory, launch.processes, launch.unread_max);
-        let Launched { pid, mark, is_apart, guard, stdin, stdout, stderr, socket, reports } =
+        let Launched { pid, mark, is_apart, group, guard, stdin, stdout, stderr, socket, reports } =
             launch.start().await?;
         let (exited, exit) = watch::channel(None);
         let (queue, unread) = mpsc::channel(unread_max);
         let tail = StderrTail::default();
-        let mark = (!is_apart).then_some(mark);
-        let watching = watch_guard(guard, reports, (pid, mark), move |told| {
-            exited.send_replace(Some(Exit::new(told, memory, processes)));
-        });
+        let left = (pid, (!is_apart).then_some(mark), group);
+        let tell = move |told| _ = exited.send_replace(Some(Exit::new(told, memory, processes)));
+        let watching = watch_guard(guard, reports, left, tell);
         supervisor.spawn(Kind::Worker, format!("worker {pid} guard"), watching);
         supervisor.spawn(Kind::Worker, format!("worker {pid} stdin"), write(stdin, unread, exit.clone()));
         let draining = stderr::drain(stderr, tail.writer(), pid, exit.clone());
@@ -321,7 +321,7 @@ impl Orders {
 async fn watch_guard(
     mut guard: Child,
     mut reports: Reports<BufReader<UnixStream>>,
-    (pid, mark): (i32, Option<String>),
+    (pid, mark, group): (i32, Option<String>, Option<HeldGroup>),
     tell: impl FnOnce(Option<AgentEnd>),
 ) {
     let mut told = None;
@@ -342,6 +342,7 @@ async fn watch_guard(
         }
     }
     tell(told);
+    cgroup::clear(group).await;
 }
 
 /// Ends what a guard that was killed has left behind. Its death took the agent along; what the

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::guard_protocol::Ended;
+use super::guard_protocol::AgentEnd;
 use lastword_words::{failure::Code, units::Size};
 
 /// How long a descriptor that leaked out of a dead worker's tree is waited for.
@@ -47,7 +47,7 @@ pub struct Exit {
 impl Exit {
     /// The end as the guard told it; without a word from the guard the worker was killed with it.
     pub(crate) fn new(told: Option<AgentEnd>, memory: Size, processes: u32) -> Self {
-        let killed = || AgentEnd { signal: Some(Signal::SIGKILL as i32), ..Ended::default() };
+        let killed = || AgentEnd { signal: Some(Signal::SIGKILL as i32), ..AgentEnd::default() };
         let ended = told.unwrap_or_else(killed);
         Exit {
             code: ended.code,
@@ -102,8 +102,8 @@ mod tests {
     #[test]
     fn the_cause_is_named_before_the_signal_that_carried_it_out() {
         let told = |ended| Exit::new(Some(ended), Size::mib(1024), 64).describe();
-        let killed = AgentEnd { signal: Some(9), ..Ended::default() };
-        assert_eq!(told(AgentEnd { code: Some(1), ..Ended::default() }), "exit code 1");
+        let killed = AgentEnd { signal: Some(9), ..AgentEnd::default() };
+        assert_eq!(told(AgentEnd { code: Some(1), ..AgentEnd::default() }), "exit code 1");
         assert_eq!(told(killed), "signal SIGKILL");
         assert_eq!(told(AgentEnd { signal: Some(40), ..killed }), "signal 40");
         assert_eq!(told(AgentEnd { oom: true, ..killed }), "out of memory (limit 1GiB)");

@@ -4,7 +4,8 @@
 //! the lifeline close, or fall silent, and ends the agent with everything it ever started. It keeps
 //! the last part of I11, and it refuses to leave a survivor: an agent that ignores SIGTERM, opens
 //! sessions of its own or forks twice still ends, because orphans come to the guard. Where it can be the guard
-//! is the first process of a namespace: then its own end is the end of all the others too.
+//! is the first process of a namespace: then its own end is the end of all the others too. Where the tree has a control
+//! group the kernel holds its memory; the guard stays outside of it, since it has to tell.
 //!
 //! ```text
 //! plan ──► spawned ──► watching ──stop──► stopping ──grace over──┐
@@ -16,7 +17,10 @@
 
 use std::{
     io::{self, Write},
-    os::{fd::AsFd, unix::process::ExitStatusExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::process::ExitStatusExt,
+    },
     process::Child,
     time::{Duration, Instant},
 };
@@ -24,6 +28,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::{
+        eventfd::EventFd,
         prctl,
         signal::{SigSet, Signal, killpg},
         signalfd::{SfdFlags, SignalFd},
@@ -33,7 +38,8 @@ use nix::{
 };
 
 use super::{
-    birth::{release_pipes, spawn},
+    birth::{Born, release_pipes, spawn},
+    cgroup::Group,
     guard_protocol::{AgentEnd, GuardEnd, GuardOrder, Plan, Report, wait},
     namespace::{OwnNamespace, PROBE},
     proc_tree,
@@ -52,6 +58,13 @@ const GROWTH_MAX: u64 = 2 << 30;
 /// How long the end of a tree is waited for. SIGKILL cannot be refused; what outlives this is stuck
 /// inside the kernel and will never again run code of its own.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From the kernel's word that it is about to kill to the kill, at most: then it has found that there was no need.
+const ALARM_SPAN: Duration = Duration::from_secs(1);
+
+/// How long the control group of a tree that has ended is tried to be removed: its last process leaves a moment after it
+/// was reaped.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Guards one agent from its start to its end. The process's exit code: 0 when the end was
 /// reported or nobody was left to hear it, 1 when the guard itself could not work.
@@ -78,23 +91,37 @@ fn guard() -> io::Result<()> {
     let own = OwnNamespace::enter()?;
     let signals = take_signals()?;
     let Some(plan) = lifeline.plan()? else { return Ok(()) };
-    let agent = match spawn(&plan) {
-        Ok(agent) => agent,
-        Err(refusal) => return lifeline.report(&Report::Refused(refusal)),
+    let (born, group) = match spawn(&plan) {
+        Ok(born) => (born, plan.group.clone()),
+        Err(refusal) => {
+            remove(plan.group.as_ref());
+            return lifeline.report(&Report::Refused(refusal));
+        }
     };
-    let mut watch = Watch::new(plan, agent, lifeline, signals);
+    let unbound = born.unbound.clone();
+    let mut watch = Watch::new(plan, born, lifeline, signals);
     // A replica that is gone already is noticed by the first look at the lifeline.
     // Its number out there, while it is surely not reaped.
     let pid = own.as_ref().map_or(Some(watch.pid), |own| own.outside(watch.pid));
     let pid = pid.ok_or_else(|| io::Error::other("the agent has no number outside its namespace"))?.as_raw();
     drop(own);
-    let _ = watch.lifeline.report(&Report::Spawned { pid });
+    let _ = watch.lifeline.report(&Report::Spawned { pid, unbound });
     let looking = release_pipes().and_then(|()| watch.until_over());
     watch.end_tree();
     let ended = watch.ended();
-    looking?;
-    let _ = watch.lifeline.report(&Report::Exited(ended));
-    Ok(())
+    if looking.is_ok() {
+        let _ = watch.lifeline.report(&Report::Exited(ended));
+    }
+    remove(group.as_ref());
+    looking
+}
+
+/// Removes the control group of a tree that is gone. A later replica removes what is left.
+fn remove(group: Option<&Group>) {
+    let until = Instant::now() + GROUP_TIMEOUT;
+    while group.is_some_and(|group| group.remove().is_err()) && Instant::now() < until {
+        let _ = wait(&[], Duration::from_millis(5));
+    }
 }
 
 /// One agent under guard.
@@ -106,6 +133,9 @@ struct Watch {
     pid: Pid,
     lifeline: GuardEnd,
     signals: SignalFd,
+    /// Told by the kernel when it is about to kill in the tree's control group, and how long the kill is looked for.
+    alarm: Option<EventFd>,
+    alarm_ends: Option<Instant>,
     /// When the replica was last heard.
     heard_at: Instant,
     looked_at: Instant,
@@ -121,14 +151,19 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(plan: Plan, (agent, pid): (Child, Pid), lifeline: GuardEnd, signals: SignalFd) -> Self {
+    fn new(mut plan: Plan, born: Born, lifeline: GuardEnd, signals: SignalFd) -> Self {
         let now = Instant::now();
+        let Born { agent, pid, unbound } = born;
+        plan.group = plan.group.filter(|_| unbound.is_none());
+        let alarm = plan.group.as_ref().and_then(Group::alarm);
         Watch {
             plan,
             agent: Some(agent),
             pid,
             lifeline,
             signals,
+            alarm,
+            alarm_ends: None,
             heard_at: now,
             looked_at: now,
             resident: 0,
@@ -142,8 +177,12 @@ impl Watch {
     /// Watches until the agent is gone or the tree has to go.
     fn until_over(&mut self) -> io::Result<()> {
         while !self.is_over {
-            wait(&[self.lifeline.as_fd(), self.signals.as_fd()], self.timeout())?;
+            let alarm = self.alarm.as_ref().map(AsFd::as_fd);
+            let fds = [Some(self.lifeline.as_fd()), Some(self.signals.as_fd()), alarm];
+            let fds: Vec<BorrowedFd<'_>> = fds.into_iter().flatten().collect();
+            wait(&fds, self.timeout())?;
             self.take_signals()?;
+            self.take_alarm();
             // Orders before clocks: a guard that was itself held up must not take the renewals that
             // wait in its socket for silence.
             self.take_orders();
@@ -163,8 +202,15 @@ impl Watch {
     }
 
     fn look_every(&self) -> Duration {
+        if self.alarm_ends.is_some_and(|ends| Instant::now() < ends) {
+            return LOOK_EVERY_MIN;
+        }
         if !self.is_busy {
             return LOOK_IDLE_EVERY;
+        }
+        // No sprint gets past the kernel.
+        if self.plan.group.is_some() {
+            return LOOK_EVERY;
         }
         let left = self.plan.memory_bytes.saturating_sub(self.resident);
         Duration::from_micros(left / (GROWTH_MAX / 1_000_000)).clamp(LOOK_EVERY_MIN, LOOK_EVERY)
@@ -183,6 +229,18 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// The kernel kills one process, the largest; the others go with it, where it was one of this group.
+    fn take_alarm(&mut self) {
+        if self.alarm.as_ref().is_some_and(|alarm| alarm.read().is_ok()) {
+            self.alarm_ends = Some(Instant::now() + ALARM_SPAN);
+        }
+    }
+
+    /// Whether the kernel has ended something of the tree for its limit.
+    fn is_over_in_group(&self) -> bool {
+        self.plan.group.as_ref().is_some_and(Group::is_over)
     }
 
     fn take_orders(&mut self) {
@@ -219,9 +277,9 @@ impl Watch {
         self.resident = usage.resident;
         self.end.processes = usage.processes > self.plan.processes_max;
         // The exact sum only where the cheap one alarms: forked workers share most of their pages.
-        self.end.oom = !self.end.processes
-            && usage.resident > self.plan.memory_bytes
+        let is_seen = usage.resident > self.plan.memory_bytes
             && proc_tree::shared_once(Pid::this()) > self.plan.memory_bytes;
+        self.end.oom = !self.end.processes && (is_seen || self.is_over_in_group());
         self.is_over = self.end.processes || self.end.oom;
     }
 
@@ -274,6 +332,9 @@ impl Watch {
     /// How it ended, once the tree is gone.
     fn ended(&self) -> AgentEnd {
         let mut end = self.end;
+        // An agent may see its child killed, and leave, before this guard knows why.
+        let is_told = end.oom || end.processes || end.silence || end.code == Some(0);
+        end.oom |= !is_told && self.is_over_in_group();
         if end.code.is_none() && end.signal.is_none() {
             end.signal = Some(Signal::SIGKILL as i32);
         }

@@ -22,7 +22,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::user::User;
+use super::{cgroup::Group, user::User};
 
 /// The number under which the guard finds its end.
 pub const GUARD_FD: i32 = 3;
@@ -46,6 +46,8 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// Processes in the tree, the agent's own included.
     pub processes_max: u32,
+    /// The group that bounds its memory, where there is one.
+    pub group: Option<Group>,
     /// The largest file, in bytes.
     pub file_bytes: u64,
     /// Who the agent runs as, where not as its guard.
@@ -88,6 +90,8 @@ pub enum Report {
     Spawned {
         /// Its process id, which is its group's and session's too.
         pid: i32,
+        /// Why it is not in the control group that was made for it, where that is so.
+        unbound: Option<String>,
     },
     /// The agent could not be started.
     Refused(SpawnRefusal),

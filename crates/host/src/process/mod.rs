@@ -6,10 +6,11 @@
 //!   ▼         ▼
 //! child: send, recv, end ◄── exit, stderr
 //! ```
-//! [`guard`] runs in a process of its own, between this program and the agent. [`namespace`], [`strays`] and [`user`] are
-//! what a machine gives to keep a worker apart.
+//! [`guard`] runs in a process of its own, between this program and the agent. [`namespace`], [`cgroup`], [`strays`] and
+//! [`user`] are what a machine gives to keep a worker apart, and bound.
 
 mod birth;
+pub mod cgroup;
 mod child;
 mod exit;
 pub mod guard;

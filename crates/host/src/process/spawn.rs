@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    cgroup::{self, HeldGroup},
     guard_protocol::{GUARD_FD, Plan, Report, SpawnObstacle},
     namespace::{self, OWN_PROGRAM},
     strays,
@@ -67,6 +68,8 @@ pub struct Launch {
     pub user: Option<String>,
     /// Whether it gets a process namespace of its own, where this machine gives one.
     pub namespace: bool,
+    /// Whether it gets a control group of its own, where this machine gives one.
+    pub cgroup: bool,
     /// SIGTERM → SIGKILL.
     pub stop_grace: Duration,
     /// How long this replica may go without a renewal before the worker is ended.
@@ -90,6 +93,7 @@ impl Launch {
             file_max: FILE_MAX,
             user: None,
             namespace: true,
+            cgroup: true,
             stop_grace: Duration::from_secs(5),
             silence_max: Duration::from_secs(10),
             unread_max: 16,
@@ -114,7 +118,10 @@ impl Launch {
         let mut reports = BufReader::new(lifeline).lines();
         // Says nothing of who started it.
         let mark = format!("{:032x}", rand::random::<u128>());
-        let introduction = introduce(&mut reports, self.plan(workspace, user, mark.clone()));
+        let held = if self.cgroup { cgroup::make(self.memory).await } else { None };
+        let group = held.as_ref().map(|held| held.group().clone());
+        let plan = Plan { group, ..self.plan(workspace, user, mark.clone()) };
+        let introduction = introduce(&mut reports, plan);
         let introduced = timeout(START_TIMEOUT, introduction).await.unwrap_or_else(|_| {
             Err(StartError::new(StartErrorKind::Other, "the guard did not report in time".to_owned()))
         });
@@ -129,7 +136,7 @@ impl Launch {
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(StartError::new(StartErrorKind::Other, "a pipe is missing".to_owned()));
         };
-        Ok(Launched { pid, mark, is_apart, guard, stdin, stdout, stderr, socket, reports })
+        Ok(Launched { pid, mark, is_apart, group: held, guard, stdin, stdout, stderr, socket, reports })
     }
 
     fn plan(self, workspace: PathBuf, user: Option<User>, mark: String) -> Plan {
@@ -150,6 +157,7 @@ impl Launch {
             env,
             cwd: workspace,
             memory_bytes: self.memory.0,
+            group: None,
             processes_max: self.processes,
             file_bytes: self.file_max.0,
             user,
@@ -166,6 +174,8 @@ pub(super) struct Launched {
     pub(super) mark: String,
     /// Whether the end of its guard is the end of all of them.
     pub(super) is_apart: bool,
+    /// Its control group.
+    pub(super) group: Option<HeldGroup>,
     pub(super) guard: Child,
     pub(super) stdin: ChildStdin,
     pub(super) stdout: ChildStdout,
@@ -269,7 +279,12 @@ async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> 
     reports.get_mut().get_mut().write_all(&line).await.map_err(StartError::other)?;
     let report = reports.next_line().await.map_err(StartError::other)?;
     match report.as_deref().map(serde_json::from_str) {
-        Some(Ok(Report::Spawned { pid })) => Ok(pid),
+        Some(Ok(Report::Spawned { pid, unbound })) => {
+            if let Some(why) = unbound {
+                tracing::warn!(pid, why, "a worker is not in its control group: its memory is looked at");
+            }
+            Ok(pid)
+        }
         Some(Ok(Report::Refused(refusal))) => {
             let kind = match refusal.kind {
                 SpawnObstacle::NotFound => StartErrorKind::NotFound,

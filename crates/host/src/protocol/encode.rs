@@ -104,7 +104,7 @@ pub fn is_end(message: &Message) -> bool {
 /// What a host says when its worker is gone, as one line with its newline. `detail` is for operators.
 pub fn gone(code: lastword_words::failure::Code, message: &str, detail: Option<&str>) -> Vec<u8> {
     let (code, message) = (Some(code.as_str()), Some(message));
-    line(&RelayedFields { r#type: "gone", code, message, detail, ..Passed::default() })
+    line(&RelayedFields { r#type: "gone", code, message, detail, ..RelayedFields::default() })
 }
 
 fn line(fields: &RelayedFields<'_>) -> Vec<u8> {
