@@ -194,22 +194,22 @@ pub fn agent_name(field: &str, name: String) -> Result<String, Problem> {
 
 /// One page of a list.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
-pub struct PageParams<T> {
+pub struct Page<T> {
     /// The items.
     pub items: Vec<T>,
     /// `?cursor=` of the next page; null at the end.
     pub next: Option<String>,
 }
 
-impl<T> PageParams<T> {
+impl<T> Page<T> {
     /// A page of what was asked for with one more than `limit`: the one more says that there is a
     /// next page, which begins after the last one shown.
-    pub fn of(mut items: Vec<T>, limit: i64, cursor: impl FnOnce(&T) -> String) -> PageParams<T> {
+    pub fn of(mut items: Vec<T>, limit: i64, cursor: impl FnOnce(&T) -> String) -> Page<T> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let has_more = items.len() > limit;
         items.truncate(limit);
         let next = if has_more { items.last().map(cursor) } else { None };
-        PageParams { items, next }
+        Page { items, next }
     }
 }
 
@@ -304,8 +304,8 @@ mod tests {
 
     #[test]
     fn a_page_says_whether_there_is_another() {
-        let page = PageParams::of(vec![3, 2, 1], 2, ToString::to_string);
+        let page = Page::of(vec![3, 2, 1], 2, ToString::to_string);
         assert_eq!((page.items, page.next.as_deref()), (vec![3, 2], Some("2")));
-        assert_eq!(PageParams::of(vec![3, 2], 2, ToString::to_string).next, None);
+        assert_eq!(Page::of(vec![3, 2], 2, ToString::to_string).next, None);
     }
 }

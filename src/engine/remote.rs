@@ -22,7 +22,7 @@ use crate::{
         remote_turns::{Bid, Head},
         warn_of,
     },
-    worker::{host::Host, remote::Call},
+    worker::{host::Host, remote::RemoteClaim},
 };
 
 /// Claims in one statement.

@@ -23,7 +23,7 @@ use super::{
         login::Login,
         reachability::Reachability,
         schema::Choice,
-        session::{Purpose, Sessions},
+        session::{SessionPurpose, Sessions},
     },
 };
 use crate::{
@@ -103,9 +103,9 @@ impl Store {
     /// # Errors
     /// Postgres is away, or denies the login.
     pub async fn knock(&self) -> Result<(), StoreError> {
-        drop(self.0.sessions.open("connect", Purpose::Work).await?);
+        drop(self.0.sessions.open("connect", SessionPurpose::Work).await?);
         if !Arc::ptr_eq(&self.0.login, &self.0.listener_login) {
-            drop(self.0.listener_sessions.open("connect", Purpose::Work).await?);
+            drop(self.0.listener_sessions.open("connect", SessionPurpose::Work).await?);
         }
         Ok(())
     }

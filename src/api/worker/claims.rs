@@ -78,8 +78,8 @@ pub struct Offer {
 }
 
 impl Offer {
-    fn of(offer: rendezvous::Offer) -> Result<Offer, Problem> {
-        let rendezvous::Offer { turn, conversation, epoch, ordinal, token, message, guard: _ } = offer;
+    fn of(offer: rendezvous::TurnOffer) -> Result<Offer, Problem> {
+        let rendezvous::TurnOffer { turn, conversation, epoch, ordinal, token, message, guard: _ } = offer;
         let message = RawValue::from_string(message).map_err(|why| Problem::internal(&why))?;
         Ok(Offer { turn_id: turn, conversation_id: conversation, epoch, ordinal, token, turn: message })
     }

@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     frame::is_blank,
     id::TurnId,
-    rendezvous::{AdoptOutcome, Batch, Delivery, End, Line},
+    rendezvous::{AdoptOutcome, Batch, Delivery, Line, LineEnd},
     store::remote_turns::Proof,
     token,
 };
@@ -98,7 +98,7 @@ pub async fn post(
             Delivery::LetGo if !is_second => is_second = true,
             // Or hold the turn by now, with what is missing here.
             Delivery::Gap(_) if !gateway.store.strayed(&[(turn, epoch)]).await?.is_empty() => {
-                gateway.rendezvous.close(&line, End::LetGo);
+                gateway.rendezvous.close(&line, LineEnd::LetGo);
             }
             delivery => return answer(&line, delivery),
         }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     link::{NoRoute, Route},
     state::HostState,
-    words::Beat,
+    words::BeatReply,
 };
 use crate::agent::Scope;
 
@@ -31,7 +31,7 @@ const AWAY_MAX: Duration = Duration::from_secs(60);
 
 /// What a beat came to.
 enum BeatHeard {
-    BeatReply(BeatReply),
+    Beat(BeatReply),
     /// This replica knows this host no more.
     Unknown,
     Nothing(String),

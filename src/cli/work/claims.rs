@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{link::Route, state::HostState, words::Offers};
+use super::{link::Route, state::HostState, words::OfferedTurns};
 use crate::descriptors;
 
 /// How long one poll waits, in seconds.

@@ -14,9 +14,9 @@ use reqwest::{Client, Response, Url, header};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::words::Registered;
+use super::words::RegisteredHost;
 use crate::{
-    cli::client::gateway::{Problem, cause, problem},
+    cli::client::gateway::{ProblemAnswer, cause, problem},
     id::{ConversationId, WorkerId},
 };
 
@@ -54,7 +54,7 @@ pub struct Route {
 #[derive(Debug)]
 pub enum NoRoute {
     /// Nor will any other.
-    Refused(Problem),
+    Refused(ProblemAnswer),
     /// Another may, or this one later.
     Unreachable(String),
 }

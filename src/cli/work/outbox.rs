@@ -8,7 +8,7 @@ use std::{collections::VecDeque, fmt, future::Future, pin::Pin, sync::Arc, time:
 
 use tokio_util::sync::CancellationToken;
 
-use super::link::Link;
+use super::link::GatewayLink;
 use crate::id::TurnId;
 
 /// Messages, and bytes of them, that may wait.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use super::turn::Job;
+use super::turn::HostedJob;
 use crate::{
     clock::Clock,
     host::{

@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    link::Link,
+    link::GatewayLink,
     outbox::{Outbox, Posted},
     owner::Programs,
-    turn::Job,
+    turn::HostedJob,
     turns::Turns,
     words::{OfferedTurn, RegisteredHost},
 };

@@ -194,7 +194,7 @@ impl HostedTurn for HostedJob {
 impl<L: ProcessLink> Outlet<L> for HostedJob {
     /// A line for the worker.
     type Order = Vec<u8>;
-    type TurnEnd = TurnEnd;
+    type End = TurnEnd;
 
     fn turn(&self) -> TurnId {
         self.offer.turn_id

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::store::{
     error::StoreError,
     handle::Store,
-    pool::{conn::Conn, session::Purpose},
+    pool::{conn::Conn, session::SessionPurpose},
 };
 
 /// The channel that a wake-up is measured on.
@@ -40,7 +40,8 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "tables of the measurement's own, which no migration makes")]
 impl MachineLimits {
     async fn open(store: &Store) -> Result<MachineLimits, sqlx::Error> {
-        let mut conn = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        let mut conn =
+            store.sessions().open("limits", SessionPurpose::Work).await.map_err(StoreError::into_sqlx)?;
         sqlx::raw_sql(
             "
             drop schema if exists lastword_limits cascade;
@@ -55,7 +56,8 @@ impl MachineLimits {
         let listener = store.listener_sessions().listener("limits", WAKE_MAX).await;
         let mut listener = listener.map_err(StoreError::into_sqlx)?;
         listener.listen(CHANNEL).await?;
-        let sender = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        let sender =
+            store.sessions().open("limits", SessionPurpose::Work).await.map_err(StoreError::into_sqlx)?;
         Ok(MachineLimits { conn, sender, listener, inserted: 0 })
     }
 

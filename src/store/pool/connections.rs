@@ -32,9 +32,9 @@ use tokio::{
 use super::{
     conn::Conn,
     reachability::Reachability,
-    session::{Purpose, Sessions},
+    session::{SessionPurpose, Sessions},
 };
-use crate::store::error::{self, Reach, StoreError};
+use crate::store::error::{self, FailureReach, StoreError};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
@@ -127,7 +127,7 @@ impl Connections {
                     None => format!("no connection within {LEND_MAX:?}"),
                 };
                 let why = away("acquire", why);
-                self.reachability.failed(Reach::Statement, &why);
+                self.reachability.failed(FailureReach::Statement, &why);
                 Err(why)
             }
         }
@@ -192,7 +192,7 @@ impl Connections {
             reason = "a login that outlives who wanted it, and ends by itself"
         )]
         tokio::spawn(async move {
-            let login = home.sessions.open("acquire", Purpose::Pool(STATEMENT_MAX));
+            let login = home.sessions.open("acquire", SessionPurpose::Pool(STATEMENT_MAX));
             let conn = tokio::select! {
                 biased;
                 conn = timeout(LOGIN_MAX, login) => conn,
@@ -305,7 +305,7 @@ impl Loan {
             }
             Err(_) => {
                 let error = away(op, format!("no answer within {STATEMENT_MAX:?}"));
-                reachability.failed(Reach::Statement, &error);
+                reachability.failed(FailureReach::Statement, &error);
                 Err(error)
             }
         }

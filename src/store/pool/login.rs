@@ -28,9 +28,9 @@ use super::{
     denial::{self, Denial},
     gate::{self, Gate},
     reachability::Reachability,
-    tls::{Fault, Mode},
+    tls::{Mode, TlsFault},
 };
-use crate::store::error::{Reach, StoreError};
+use crate::store::error::{FailureReach, StoreError};
 
 /// The file is looked at this often at most while logins are refused.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -279,8 +279,8 @@ impl Login {
                     None => judge(error),
                 })
             }
-            Err(Fault::Denied(denial, why)) => Err((denied(op, denial, why), true)),
-            Err(Fault::Io(why)) => {
+            Err(TlsFault::Denied(denial, why)) => Err((denied(op, denial, why), true)),
+            Err(TlsFault::Io(why)) => {
                 let was_there =
                     matches!(why.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
                 Err((StoreError::from_sqlx(op, why.into()), was_there))
@@ -314,7 +314,7 @@ impl Login {
         }
         drop(state);
         if let Err(why) = made {
-            self.reachability.failed(Reach::Connection, why);
+            self.reachability.failed(FailureReach::Connection, why);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Owns the checks; each returns the ids that break it. Turns whose log was dropped with its
 //! partition are not judged by their log.
 
-use crate::store::{error::StoreError, handle::Store, pool::session::Purpose};
+use crate::store::{error::StoreError, handle::Store, pool::session::SessionPurpose};
 
 /// One rule and what breaks it.
 #[derive(Debug, Clone)]
@@ -131,7 +131,7 @@ impl Store {
     #[allow(clippy::disallowed_methods, reason = "inside the store")]
     pub async fn verify(&self) -> Result<Vec<Finding>, StoreError> {
         use sqlx::AssertSqlSafe;
-        let mut conn = self.sessions().open("verify", Purpose::Work).await?;
+        let mut conn = self.sessions().open("verify", SessionPurpose::Work).await?;
         let is_newer = self.is_schema_newer(&mut conn).await?;
         let words = WORDS.iter().map(|check| (check, !is_newer));
         let mut findings = Vec::with_capacity(CHECKS.len() + WORDS.len());

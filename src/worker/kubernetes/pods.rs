@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     cluster::{Cluster, Refusal},
     manifest::{self, Owner},
-    verdict::{self, Ending, Standing, Wait},
+    verdict::{self, Ending, PodStanding, Wait},
 };
 use crate::{
     id::{ConversationId, WorkerId},
@@ -90,7 +90,7 @@ pub struct Seen {
     /// What its worker's token is known by.
     pub token_hash: Option<TokenHash>,
     /// How it is.
-    pub standing: Standing,
+    pub standing: PodStanding,
     /// Since when it is so, for this replica.
     pub since: Instant,
 }
@@ -187,7 +187,7 @@ impl Pods {
         let of_it = state.pods.values().filter(|entry| {
             let seen = entry.seen.borrow();
             seen.conversation == conversation
-                && matches!(seen.standing, Standing::Waiting(_) | Standing::Running)
+                && matches!(seen.standing, PodStanding::Waiting(_) | PodStanding::Running)
         });
         // Worker ids grow with time.
         of_it.max_by_key(|entry| entry.seen.borrow().worker).map(|entry| entry.seen.subscribe())
@@ -212,7 +212,7 @@ impl Pods {
     /// Whether this pod is known to have ended, or not known.
     pub(super) fn is_ended(&self, name: &str) -> bool {
         let state = self.lock();
-        state.pods.get(name).is_none_or(|entry| matches!(entry.seen.borrow().standing, Standing::Ended(_)))
+        state.pods.get(name).is_none_or(|entry| matches!(entry.seen.borrow().standing, PodStanding::Ended(_)))
     }
 
     /// A place for a turn that waits for its pod, where there is one.
@@ -284,10 +284,10 @@ impl FleetState {
     fn forget(&mut self, name: &str, last: &Pod) {
         let Some(entry) = self.pods.remove(name) else { return };
         let ending = match verdict::standing(last) {
-            Standing::Ended(ending) | Standing::Leaving(ending) => ending,
-            Standing::Waiting(_) | Standing::Running => Ending::deleted(),
+            PodStanding::Ended(ending) | PodStanding::Leaving(ending) => ending,
+            PodStanding::Waiting(_) | PodStanding::Running => Ending::deleted(),
         };
-        self.untold.extend(entry.stand(Standing::Ended(ending)));
+        self.untold.extend(entry.stand(PodStanding::Ended(ending)));
     }
 
     /// Pods that the list which has just ended should have shown.
@@ -296,7 +296,7 @@ impl FleetState {
         pods.retain(|name, entry| {
             let is_there = entry.since_list.is_none_or(|since| since >= *lists) || listed.contains(name);
             if !is_there {
-                untold.extend(entry.stand(Standing::Ended(Ending::deleted())));
+                untold.extend(entry.stand(PodStanding::Ended(Ending::deleted())));
             }
             is_there
         });
@@ -314,7 +314,7 @@ impl FleetState {
                 conversation: about.conversation,
                 agent: about.agent,
                 token_hash: about.token_hash,
-                standing: Standing::Waiting(Wait::Start),
+                standing: PodStanding::Waiting(Wait::Start),
                 since: now,
             };
             PodEntry { seen: watch::Sender::new(seen), since_list: None }
@@ -325,13 +325,13 @@ impl FleetState {
 
 impl PodEntry {
     /// Takes in how the pod is now; its end, the first time that it is one. An end is for good.
-    fn stand(&self, standing: Standing) -> Option<Ended> {
+    fn stand(&self, standing: PodStanding) -> Option<Ended> {
         let mut ended = None;
         self.seen.send_if_modified(|seen| {
-            if seen.standing == standing || matches!(seen.standing, Standing::Ended(_)) {
+            if seen.standing == standing || matches!(seen.standing, PodStanding::Ended(_)) {
                 return false;
             }
-            if let Standing::Ended(ending) = &standing {
+            if let PodStanding::Ended(ending) = &standing {
                 let (name, worker, token_hash) = (seen.name.clone(), seen.worker, seen.token_hash);
                 ended = Some(Ended { name, worker, token_hash, ending: ending.clone() });
             }

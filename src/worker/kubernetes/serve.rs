@@ -27,7 +27,7 @@ use super::{
     cluster::Refusal,
     manifest::{PodOrder, Token},
     pods::{Pods, Seen, WatchLink},
-    verdict::{Ending, Standing, Wait},
+    verdict::{Ending, PodStanding, Wait},
     watch::Pause,
 };
 use crate::{
@@ -174,13 +174,13 @@ impl<'a> Start<'a> {
             let now = seen.borrow_and_update().clone();
             let mut node_until = None;
             match now.standing {
-                Standing::Running => {
+                PodStanding::Running => {
                     nodeless_since = None;
                     self.wait_for("its worker has not called yet", now.name);
                     self.show();
                 }
-                Standing::Waiting(Wait::Start) => self.wait_for("its pod has not started yet", now.name),
-                Standing::Waiting(Wait::Node(ending)) => {
+                PodStanding::Waiting(Wait::Start) => self.wait_for("its pod has not started yet", now.name),
+                PodStanding::Waiting(Wait::Node(ending)) => {
                     let until = *nodeless_since.get_or_insert_with(Instant::now) + patience;
                     if until <= Instant::now() {
                         return FollowedPod::Failed(ended(&ending));
@@ -188,8 +188,8 @@ impl<'a> Start<'a> {
                     self.wait_for(&ending.cause.to_string(), ending.detail);
                     node_until = Some(until);
                 }
-                Standing::Leaving(_) | Standing::Ended(_) if !is_made => return FollowedPod::Stale,
-                Standing::Leaving(ending) | Standing::Ended(ending) => {
+                PodStanding::Leaving(_) | PodStanding::Ended(_) if !is_made => return FollowedPod::Stale,
+                PodStanding::Leaving(ending) | PodStanding::Ended(ending) => {
                     return FollowedPod::Failed(ended(&ending));
                 }
             }
@@ -197,7 +197,7 @@ impl<'a> Start<'a> {
                 changed = seen.changed() => if changed.is_err() {
                     let last = seen.borrow().standing.clone();
                     return match last {
-                        Standing::Ended(ending) if is_made => FollowedPod::Failed(ended(&ending)),
+                        PodStanding::Ended(ending) if is_made => FollowedPod::Failed(ended(&ending)),
                         _ if is_made => FollowedPod::Failed(ended(&Ending::deleted())),
                         _ => FollowedPod::Stale,
                     };

@@ -39,7 +39,7 @@ use crate::{
         group_commit::Written,
     },
     turn::LastWord,
-    worker::{deps::Deps, registry::Call},
+    worker::{deps::Deps, registry::Interruption},
 };
 
 /// The fields of an answer's event.

@@ -11,7 +11,7 @@ use crate::{
         error::StoreError,
         pool::{
             denial::{self, Denial},
-            tls::{Fault, Mode, TlsParameters},
+            tls::{Mode, TlsFault, TlsParameters},
         },
     },
 };
@@ -54,8 +54,8 @@ impl LoginEntry {
             url.query_pairs_mut().extend_pairs(drivers);
         }
         let tls = TlsParameters::of(&ours).map_err(|fault| match fault {
-            Fault::Denied(denial, why) => (denial, why),
-            Fault::Io(why) => (denial::PARAMETER, why.to_string()),
+            TlsFault::Denied(denial, why) => (denial, why),
+            TlsFault::Io(why) => (denial::PARAMETER, why.to_string()),
         })?;
         let options = connect_options(url.as_str(), application_name);
         let options = options.map_err(|why| (denial::URL, secret::hidden(&why.to_string()).into_owned()))?;

@@ -8,7 +8,7 @@ use crate::{
     worker::kubernetes::{
         cluster::Refusal,
         manifest::{self, Home, PodOrder},
-        verdict::{Standing, Wait},
+        verdict::{PodStanding, Wait},
     },
 };
 
@@ -49,7 +49,7 @@ impl<'a> PendingPod<'a> {
             conversation: order.conversation,
             agent: (order.agent.name.clone(), order.agent.revision),
             token_hash: Some(token::hash(&order.token.0)),
-            standing: Standing::Waiting(Wait::Start),
+            standing: PodStanding::Waiting(Wait::Start),
             since: now,
         };
         let mut state = pods.lock();

@@ -10,14 +10,14 @@ fn deny(pattern: &str) -> Guard {
     Guard::DenyRegex { pattern: pattern.to_owned(), notice: None }
 }
 
-fn finding(guards: &[Guard], text: &str) -> Finding {
+fn finding(guards: &[Guard], text: &str) -> GuardFinding {
     Guards::compile(guards).check(text, BUDGET)
 }
 
 fn is_stopped(pattern: &str, text: &str) -> bool {
     match finding(&[deny(pattern)], text) {
-        Finding::Stopped(_) => true,
-        Finding::Passed => false,
+        GuardFinding::Stopped(_) => true,
+        GuardFinding::Passed => false,
         other => panic!("`{pattern}` on {text:?}: {other:?}"),
     }
 }
@@ -63,15 +63,15 @@ fn a_pattern_matches_what_the_crate_matches() {
 #[test]
 fn the_first_guard_that_stops_a_text_is_told() {
     let long = Guard::MaxChars { limit: 3, notice: Some("long".to_owned()) };
-    assert_eq!(finding(&[long.clone(), deny("é")], "éééé"), Finding::Stopped("long".to_owned()));
-    assert_eq!(finding(&[long, deny("x")], "ééé"), Finding::Passed);
+    assert_eq!(finding(&[long.clone(), deny("é")], "éééé"), GuardFinding::Stopped("long".to_owned()));
+    assert_eq!(finding(&[long, deny("x")], "ééé"), GuardFinding::Passed);
 }
 
 #[test]
 fn what_does_not_compile_lets_nothing_through() {
     for pattern in ["(", r"(a{1,1000}){1,200}x", r"\p{L}{1000}"] {
         let guards = Guards::compile(&[deny("z"), deny(pattern)]);
-        assert!(matches!(guards.check("a", BUDGET), Finding::Unusable(_)), "`{pattern}`");
+        assert!(matches!(guards.check("a", BUDGET), GuardFinding::Unusable(_)), "`{pattern}`");
         let fault = guards.faults().next().unwrap().to_string();
         assert!(fault.starts_with("guard 2, `"), "{fault}");
     }
@@ -99,7 +99,7 @@ fn no_pattern_takes_longer_than_its_budget() {
             // Where dependencies are not optimised a step takes twenty times as long.
             let most = BUDGET + Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
             assert!(took < most, "`{pattern}`: {took:?}");
-            assert!(matches!(finding, Finding::Unfinished | Finding::Passed), "{finding:?}");
+            assert!(matches!(finding, GuardFinding::Unfinished | GuardFinding::Passed), "{finding:?}");
         }
     }
 }
