@@ -122,7 +122,7 @@ pub struct Turn {
     /// The turn's status. A newer release may add another word.
     #[schema(value_type = Status)]
     pub status: String,
-    /// How often the turn was claimed; 0 before the first claim.
+    /// How many times a worker's host has taken the turn; 0 before the first.
     pub attempt: i32,
     /// When the turn was accepted.
     pub created_at: DateTime<Utc>,
