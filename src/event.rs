@@ -70,7 +70,7 @@ pub enum Kind {
     Completed,
     /// Terminal: what went wrong.
     Failed,
-    /// Terminal: who stopped it.
+    /// Terminal: the turn was cancelled, and by whom.
     Cancelled,
     /// A kind that a newer release wrote, by its name. Never a last word: every release has the same three.
     Foreign(&'static str),

@@ -79,7 +79,7 @@ pub struct LastWord {
     pub kind: Kind,
     /// The event's own fields: the text of one JSON object.
     pub data: String,
-    /// The label in metrics: a failure's code, or who cancelled the turn; empty for a completed turn.
+    /// The label in metrics and logs: a failure's code, or who cancelled the turn; empty for a completed turn.
     pub label: Cow<'static, str>,
 }
 

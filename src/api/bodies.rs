@@ -2,8 +2,9 @@
 //!
 //! Owns the limit of all bodies together; each body has its own limit besides. Small bodies are free, so a worker's
 //! beat or a short text is always read, however much other clients send. A body above the free size reserves its
-//! announced length at once: if many bodies had a part each, none would be complete. An announcement alone reserves
-//! nothing. Refuses a body that finds no room within 2 s, and a body that stalls, so nothing waits without an end.
+//! announced length at once; otherwise many large bodies could each hold a part, and none could complete. An
+//! announcement alone reserves nothing. Refuses a body that finds no room within 2 s, and a body that stalls, so
+//! nothing waits without an end.
 
 use std::{sync::Arc, time::Duration};
 

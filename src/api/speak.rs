@@ -63,7 +63,7 @@ pub async fn speak(
     let left_unread = wire.left_unread();
     let service = service_fn(move |request| answer(request, (&service, &peer), &mark, &left_unread));
     let mut http = http1::Builder::new();
-    // The timeout of a head is kept by [`super::connected`]: hyper's would also apply to idle connections.
+    // `super::connected` has the timeout of a head: hyper's would also apply to idle connections.
     http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(UNSENT_MAX as usize);
     let connection = http.serve_connection(TokioIo::new(wire), service);
     to_its_end(connection, closing, |connection| connection.graceful_shutdown()).await

@@ -1,4 +1,4 @@
-//! The life of one stream, from its first byte to its last, whoever carries the bytes.
+//! One stream, from its first byte to its last, independent of the transport.
 //!
 //! ```text
 //! opening ──retry──► following ──terminal event──► ended            (a clean end)
