@@ -70,8 +70,8 @@ impl Shares {
             if new.idempotency.is_none() {
                 return Err(queue::full());
             }
-            // The request may repeat an accepted turn. With a limit of 0, the database still finds that turn, and refuses
-            // a new turn that would wait.
+            // The request may repeat an accepted turn. With a limit of 0, the database still finds that turn, and
+            // refuses a new turn that would wait.
             new.queue_max = 0;
         }
         Ok(room)

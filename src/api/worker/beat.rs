@@ -83,7 +83,7 @@ pub struct Beat {
     orders: Vec<OrderView>,
     /// Turns that the worker no longer has; it must end all work on them.
     over: Vec<Over>,
-    /// The worker should move to another replica. This replica serves the worker until it has moved.
+    /// The worker should move to another replica. This replica serves the worker until then.
     should_move: bool,
     /// An operator has asked the worker to stop.
     should_stop: bool,
