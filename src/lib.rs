@@ -43,8 +43,9 @@
 //! | 1 | [`config`] · [`descriptors`] · [`host`]: worker processes · [`telemetry`] · [`task`] |
 //! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
 //!
-//! Beside this crate: `crates/devkit` (a private Postgres and child processes for development and tests) and
-//! `crates/bench` (benchmarks, `docs/decisions/0035`).
+//! Floor 0 is `crates/words`; [`host`], [`task`] and [`descriptors`] are `crates/host`, the part that a host of workers
+//! shares with the gateway. Beside them: `crates/devkit` (a private Postgres and child processes for development and
+//! tests) and `crates/bench` (benchmarks, `docs/decisions/0035`).
 //!
 //! # What must always hold
 //!
@@ -52,30 +53,18 @@
 //! ([`store::inflight`]) is the obligation to answer. The row exists from acceptance to the last word; only its
 //! deletion may write the last word; and every write on behalf of a worker names the epoch of its claim.
 
-pub mod agent;
+pub use lastword_host::{self as host, descriptors, task};
+pub use lastword_words::{
+    agent, clock, event, failure, frame, halves, id, json, principal, secret, text, token, turn, units,
+};
+
 pub mod api;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod console;
-pub mod descriptors;
 pub mod engine;
-pub mod event;
-pub mod failure;
-pub mod frame;
-pub mod halves;
-pub mod host;
-pub mod id;
-pub mod json;
-pub mod principal;
 pub mod rendezvous;
-pub mod secret;
 pub mod store;
 pub mod stream;
-pub mod task;
 pub mod telemetry;
-pub mod text;
-pub mod token;
-pub mod turn;
-pub mod units;
 pub mod worker;

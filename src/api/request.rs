@@ -193,22 +193,22 @@ pub fn agent_name(field: &str, name: String) -> Result<String, Problem> {
 
 /// One page of a list.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
-pub struct Page<T> {
+pub struct PageParams<T> {
     /// The items.
     pub items: Vec<T>,
     /// `?cursor=` of the next page; null at the end.
     pub next: Option<String>,
 }
 
-impl<T> Page<T> {
+impl<T> PageParams<T> {
     /// A page of a query that asked for `limit` + 1 items. The extra item only shows that there is a next page, which
     /// begins after the last item of this one.
-    pub fn of(mut items: Vec<T>, limit: i64, cursor: impl FnOnce(&T) -> String) -> Page<T> {
+    pub fn of(mut items: Vec<T>, limit: i64, cursor: impl FnOnce(&T) -> String) -> PageParams<T> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let has_more = items.len() > limit;
         items.truncate(limit);
         let next = if has_more { items.last().map(cursor) } else { None };
-        Page { items, next }
+        PageParams { items, next }
     }
 }
 
@@ -302,8 +302,8 @@ mod tests {
 
     #[test]
     fn a_page_says_whether_there_is_another() {
-        let page = Page::of(vec![3, 2, 1], 2, ToString::to_string);
+        let page = PageParams::of(vec![3, 2, 1], 2, ToString::to_string);
         assert_eq!((page.items, page.next.as_deref()), (vec![3, 2], Some("2")));
-        assert_eq!(Page::of(vec![3, 2], 2, ToString::to_string).next, None);
+        assert_eq!(PageParams::of(vec![3, 2], 2, ToString::to_string).next, None);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     error::StoreError,
-    handle::{Inner, Store},
+    handle::{Store, StoreParts},
     live::{
         accept_batch::AcceptBatch, agent_cache::AgentCache, blockers_told::BlockersTold,
         locked_turns::LockedTurns, read_batch::ReadBatch, seen_commits::SeenCommits, wake_ups::WakeUps,
@@ -56,7 +56,7 @@ impl Store {
         let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), keeps_plans, choice.clone());
         let (own, listener) = (Arc::new(sessions(&own_login)), sessions(&listener_login));
         let connections = Connections::new(own.clone(), config.pool_max, reachability.clone());
-        Ok(Store(Arc::new(Inner {
+        Ok(Store(Arc::new(StoreParts {
             connections: Arc::new(connections),
             sessions: own,
             listener_sessions: listener,

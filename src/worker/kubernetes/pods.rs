@@ -39,20 +39,20 @@ const DOOMED_MAX: usize = 1024;
 
 /// The pods of one fleet. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pods(Arc<Inner>);
+pub struct Pods(Arc<FleetParts>);
 
 #[derive(Debug)]
-struct Inner {
+struct FleetParts {
     cluster: Cluster,
     fleet: String,
     gateway_url: String,
     /// The Deployment that pods belong to, and its uid once it is known.
     owner: watch::Sender<Option<Owner>>,
     owner_name: Option<String>,
-    state: Mutex<State>,
+    state: Mutex<FleetState>,
     /// Rung where a pod's end is to be told.
     ended: Notify,
-    link: watch::Sender<Link>,
+    link: watch::Sender<WatchLink>,
     creations: Semaphore,
     starts: Arc<Semaphore>,
     doomed: mpsc::Sender<String>,
@@ -60,8 +60,8 @@ struct Inner {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    pods: HashMap<String, Entry>,
+struct FleetState {
+    pods: HashMap<String, PodEntry>,
     /// Counts the lists. A list shows every pod that was made before it began.
     lists: u64,
     /// Names that the list under way has shown.
@@ -70,7 +70,7 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PodEntry {
     seen: watch::Sender<Seen>,
     /// The list that was the newest one when the pod was known to be there; `None` while it is asked for.
     since_list: Option<u64>,
@@ -110,7 +110,7 @@ pub struct Ended {
 
 /// How the watch stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Link {
+pub enum WatchLink {
     /// All pods are known, and changes are heard.
     Whole,
     /// Not yet, or not any more; with what the cluster said.
@@ -132,7 +132,7 @@ impl Pods {
     /// The pods of a fleet, none of them known yet: see [`super::watch`].
     pub fn new(cluster: Cluster, fleet: Fleet) -> Self {
         let (doomed, doomed_out) = mpsc::channel(DOOMED_MAX);
-        Pods(Arc::new(Inner {
+        Pods(Arc::new(FleetParts {
             cluster,
             fleet: fleet.name,
             gateway_url: fleet.gateway_url,
@@ -140,7 +140,7 @@ impl Pods {
             owner_name: fleet.owner,
             state: Mutex::default(),
             ended: Notify::new(),
-            link: watch::Sender::new(Link::Broken("not asked yet".to_owned())),
+            link: watch::Sender::new(WatchLink::Broken("not asked yet".to_owned())),
             creations: Semaphore::new(CREATIONS_MAX),
             starts: Arc::new(Semaphore::new(STARTS_MAX)),
             doomed,
@@ -157,7 +157,7 @@ impl Pods {
     }
 
     /// How the watch stands, now and from now on.
-    pub fn link(&self) -> watch::Receiver<Link> {
+    pub fn link(&self) -> watch::Receiver<WatchLink> {
         self.0.link.subscribe()
     }
 
@@ -173,7 +173,7 @@ impl Pods {
     }
 
     /// Says how the watch stands; whether that is news.
-    pub(super) fn set_link(&self, link: Link) -> bool {
+    pub(super) fn set_link(&self, link: WatchLink) -> bool {
         self.0.link.send_if_modified(|it| {
             let is_new = *it != link;
             *it = link;
@@ -255,7 +255,7 @@ impl Pods {
             Event::InitDone => {
                 state.forget_unlisted();
                 drop(state);
-                self.set_link(Link::Whole);
+                self.set_link(WatchLink::Whole);
                 return self.0.ended.notify_one();
             }
         }
@@ -264,12 +264,12 @@ impl Pods {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FleetState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl FleetState {
     fn note(&mut self, pod: &Pod) {
         let standing = verdict::standing(pod);
         let lists = self.lists;
@@ -292,7 +292,7 @@ impl State {
 
     /// Pods that the list which has just ended should have shown.
     fn forget_unlisted(&mut self) {
-        let State { pods, lists, listed, untold } = self;
+        let FleetState { pods, lists, listed, untold } = self;
         pods.retain(|name, entry| {
             let is_there = entry.since_list.is_none_or(|since| since >= *lists) || listed.contains(name);
             if !is_there {
@@ -303,7 +303,7 @@ impl State {
         listed.clear();
     }
 
-    fn entry(&mut self, pod: &Pod) -> Option<(String, &mut Entry)> {
+    fn entry(&mut self, pod: &Pod) -> Option<(String, &mut PodEntry)> {
         let name = pod.metadata.name.clone()?;
         let about = manifest::about(pod)?;
         let now = Instant::now();
@@ -317,13 +317,13 @@ impl State {
                 standing: Standing::Waiting(Wait::Start),
                 since: now,
             };
-            Entry { seen: watch::Sender::new(seen), since_list: None }
+            PodEntry { seen: watch::Sender::new(seen), since_list: None }
         });
         Some((name, entry))
     }
 }
 
-impl Entry {
+impl PodEntry {
     /// Takes in how the pod is now; its end, the first time that it is one. An end is for good.
     fn stand(&self, standing: Standing) -> Option<Ended> {
         let mut ended = None;
