@@ -1,7 +1,6 @@
-//! Agents: a named way to run workers, as `apply` and the API take it.
+//! Agents: named specs for running workers, as `apply` and the API accept them.
 //!
-//! Owns the spec's fields, defaults and limits. Refuses unknown fields and values out of bounds,
-//! naming the field.
+//! Owns the spec's fields, defaults and limits. Refuses unknown fields and out-of-range values, and names the field.
 
 mod guard;
 mod guards;
@@ -27,64 +26,64 @@ use crate::units::{Size, Span};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentSpec {
-    /// What kind of worker.
+    /// The kind of worker.
     pub runtime: Runtime,
-    /// The program and its arguments; a relative program is looked up in `PATH`. None of a remote worker's:
-    /// its host knows what it runs.
+    /// The program and its arguments; a relative program is looked up in `PATH`. Empty for remote workers: their host
+    /// knows its program.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// The worker's environment, beside a clean minimum.
+    /// Environment variables of the worker, added to a minimal environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// How workers and conversations belong together.
+    /// How workers and conversations are matched.
     #[serde(default)]
     pub scope: Scope,
-    /// Turns that one worker serves at once: 64 where the scope is `shared`, else 1 and nothing else.
+    /// Turns that one worker serves at the same time: 64 by default if the scope is `shared`, otherwise always 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 10000)]
     pub max_concurrent_turns: Option<u32>,
-    /// What a fresh process is told of its conversation.
+    /// What a new process is told of its conversation's history.
     #[serde(default)]
     pub history: History,
     /// How long an idle worker is kept.
     #[serde(default = "default_idle_ttl")]
     #[schema(value_type = String, example = "10m")]
     pub idle_ttl: Span,
-    /// The turn's clocks.
+    /// The turn's timeouts.
     #[serde(default)]
     pub timeouts: Timeouts,
-    /// Whether a turn whose worker died may be run again.
+    /// Whether a turn may run again after its worker died.
     #[serde(default)]
     pub retry: Retry,
-    /// Checks of the input, before anything is run.
+    /// Checks of the input before anything runs.
     #[serde(default)]
     #[schema(max_items = 32)]
     pub guards: Vec<Guard>,
-    /// What a worker may use.
+    /// The resource limits of a worker.
     #[serde(default)]
     pub limits: Limits,
     /// Whether clients see operator detail (exit status, the end of stderr) in errors.
     #[serde(default)]
     pub expose_errors: bool,
-    /// What each conversation's pod is made from; of the runtime `kubernetes` alone.
+    /// The template of each conversation's pod; only for the runtime `kubernetes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodTemplate>,
 }
 
-/// What kind of worker runs an agent's turns.
+/// The kind of worker that runs an agent's turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Runtime {
     /// A process that speaks the native protocol over stdio.
     Process,
-    /// A worker that calls over HTTP.
+    /// A worker that calls the gateway over HTTP.
     Remote,
-    /// A pod a conversation, with a worker inside that calls home.
+    /// One pod per conversation; the worker inside calls the gateway over HTTP.
     Kubernetes,
 }
 
 impl Runtime {
-    /// Whether its workers call over HTTP.
+    /// Whether the workers of this runtime call the gateway over HTTP.
     pub const fn is_called(self) -> bool {
         matches!(self, Runtime::Remote | Runtime::Kubernetes)
     }
@@ -99,36 +98,36 @@ impl Runtime {
     }
 }
 
-/// How workers and conversations belong together.
+/// How workers and conversations are matched.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// One worker a conversation, kept warm.
+    /// One worker per conversation, kept warm.
     #[default]
     Conversation,
-    /// One worker, many turns at once, of any conversations.
+    /// One worker runs many turns of any conversations at the same time.
     Shared,
 }
 
-/// Whether a turn whose worker died may be run again.
+/// Whether a turn may run again after its worker died.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Retry {
-    /// A turn that reached a worker is never run again.
+    /// A turn that reached a worker never runs again.
     #[default]
     Never,
-    /// A turn that has said nothing yet may be run again: three attempts at most, and none after two replicas
-    /// were lost with it.
+    /// A turn without output may run again: at most three attempts, and none after two replicas were lost while they
+    /// ran it.
     Safe,
 }
 
-/// How much of its conversation a fresh process is told.
+/// How much of its conversation's history a new process is told.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct History {
-    /// At most this many turns, the newest.
+    /// The newest turns, at most this many.
     pub turns: u32,
-    /// At most this many bytes of texts, attachments and questions.
+    /// Texts, attachments and questions, at most this many bytes.
     #[schema(value_type = String, example = "256KiB")]
     pub bytes: Size,
 }
@@ -139,23 +138,23 @@ impl Default for History {
     }
 }
 
-/// The lengths of a turn's clocks.
+/// A turn's timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// Head of its conversation's line → claimed.
+    /// From the head of its conversation's queue to the claim.
     #[schema(value_type = String, example = "5m")]
     pub queue: Span,
-    /// Claimed → worker ready.
+    /// From the claim until the worker is ready.
     #[schema(value_type = String, example = "60s")]
     pub startup: Span,
     /// Between two events of the worker.
     #[schema(value_type = String, example = "120s")]
     pub progress: Span,
-    /// Question → answer.
+    /// From a question to its answer.
     #[schema(value_type = String, example = "15m")]
     pub answer: Span,
-    /// First claim → last word.
+    /// From the first claim to the last word.
     #[schema(value_type = String, example = "30m")]
     pub cap: Span,
 }
@@ -172,16 +171,16 @@ impl Default for Timeouts {
     }
 }
 
-/// What a worker may use.
+/// The resource limits of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Resident memory of the worker and all it started.
+    /// Resident memory of the worker and of all processes that it started.
     #[schema(value_type = String, example = "1GiB")]
     pub memory: Size,
-    /// Processes, the worker's own included.
+    /// Processes, including the worker itself.
     pub processes: u32,
-    /// Text that one turn may send.
+    /// Text that the worker may send for one turn.
     #[schema(value_type = String, example = "4MiB")]
     pub output_bytes: Size,
 }
@@ -197,7 +196,7 @@ fn default_idle_ttl() -> Span {
 }
 
 impl AgentSpec {
-    /// A process agent with the default of everything else.
+    /// A process agent with defaults for all other fields.
     pub fn process(command: Vec<String>) -> Self {
         AgentSpec {
             runtime: Runtime::Process,
@@ -216,17 +215,17 @@ impl AgentSpec {
         }
     }
 
-    /// An agent whose workers call, with the default of everything else.
+    /// A remote agent with defaults for all other fields.
     pub fn remote() -> Self {
         AgentSpec { runtime: Runtime::Remote, ..AgentSpec::process(Vec::new()) }
     }
 
-    /// An agent of one pod a conversation, with the default of everything else.
+    /// A Kubernetes agent with defaults for all other fields.
     pub fn kubernetes(command: Vec<String>, pod: PodTemplate) -> Self {
         AgentSpec { runtime: Runtime::Kubernetes, pod: Some(pod), ..AgentSpec::process(command) }
     }
 
-    /// Turns that one worker serves at once.
+    /// Turns that one worker serves at the same time.
     pub fn turns_per_worker(&self) -> u32 {
         match self.scope {
             Scope::Conversation => 1,
@@ -234,7 +233,8 @@ impl AgentSpec {
         }
     }
 
-    /// Refuses what cannot work, before it is stored. Compiles the guards: not for a task among others.
+    /// Refuses a spec that cannot work, before the spec is stored. Compiles the guards, so call this on a blocking
+    /// thread.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         let refuse = |field, why: &str| Err(InvalidSpec { field, why: why.to_owned() });
         match self.runtime {
@@ -292,7 +292,7 @@ impl AgentSpec {
                 return refuse(field, "must lie between 100ms and 7 days");
             }
         }
-        // Added to the time of day when a worker falls idle; a sum beyond what an instant can hold panics.
+        // Added to an instant when a worker becomes idle; a sum out of an instant's range would panic.
         if self.idle_ttl > MAX_TIMEOUT {
             return refuse("idle_ttl", "must not be longer than 7 days");
         }
@@ -304,14 +304,14 @@ impl AgentSpec {
     }
 }
 
-/// What a shared worker serves at once where its agent does not say: as many as a replica runs by default.
+/// Turns per shared worker by default: as many as a replica runs by default.
 const SHARED_TURNS: u32 = 64;
-/// More could not be told apart from no limit.
+/// A larger value would mean no limit.
 const SHARED_TURNS_MAX: u32 = 10_000;
 const MIN_TIMEOUT: Span = Span(std::time::Duration::from_millis(100));
 const MAX_TIMEOUT: Span = Span::seconds(7 * 24 * 3600);
 
-/// Whether `name` can name an agent: 1 to 64 of `a-z 0-9 - _ .`, beginning with a letter or digit.
+/// Whether `name` can name an agent: 1 to 64 characters of `a-z 0-9 - _ .`, starting with a letter or digit.
 pub fn is_agent_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
     (1..=64).contains(&name.len())

@@ -1,9 +1,8 @@
-//! The one clock: the database's time, as far as this process knows it.
+//! The one clock: the database's time, as this process knows it.
 //!
-//! Owns the offset between this machine's clock and the database's, and the minting of ids. It is
-//! the only home of `Utc::now` and of UUIDv7: an id's time places its events in a partition, so a
-//! replica whose clock is an hour off must not mint ids an hour off. Deadlines are never judged
-//! here; the database judges those.
+//! Owns the offset between this machine's clock and the database's, and the minting of ids. No other file may call
+//! `Utc::now` or make a UUIDv7: an id's time decides the partition of its events, so a replica whose clock is an hour
+//! off must not mint ids an hour off. Deadlines are not judged here; the database judges them.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -11,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use nix::time::{ClockId, clock_gettime};
 use uuid::{ContextV7, Timestamp, Uuid};
 
-/// The database's clock, read through a measured offset.
+/// The database's clock, computed from the local clock and a measured offset.
 #[derive(Debug, Default)]
 pub struct Clock {
     /// Database time minus local time, in microseconds.
@@ -20,7 +19,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The database's time now, as far as the last [`Clock::set_database_time`] tells.
+    /// The database's time now, by the offset of the last [`Clock::set_database_time`].
     pub fn now(&self) -> DateTime<Utc> {
         let offset = TimeDelta::microseconds(self.offset_us.load(Ordering::Relaxed));
         local_now() + offset
@@ -37,7 +36,7 @@ impl Clock {
         self.offset_us.load(Ordering::Relaxed) as f64 / 1e6
     }
 
-    /// A fresh UUIDv7 carrying the database's time; later ones of this process sort after it.
+    /// A new UUIDv7 with the database's time. Ids that this process mints later sort after it.
     pub fn mint(&self) -> Uuid {
         let now = self.now();
         let seconds = u64::try_from(now.timestamp()).unwrap_or(0);
@@ -46,8 +45,8 @@ impl Clock {
     }
 }
 
-/// Nanoseconds on this machine's steady clock, which all its processes share: what one has noted,
-/// another can subtract. Says nothing of the time of day; for lengths of time over two processes.
+/// Monotonic time in nanoseconds, shared by all processes of this machine: one process can subtract a value that
+/// another has noted. Measures durations across two processes; unrelated to the time of day.
 pub fn steady_ns() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
     let nanos = now.tv_sec() * 1_000_000_000 + now.tv_nsec();

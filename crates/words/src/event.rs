@@ -1,7 +1,7 @@
 //! Events: the rows of a turn's append-only log, and their one JSON form.
 //!
-//! Owns the kinds and the object that every reader sees. Refuses nothing itself: that `seq` has no
-//! gaps and that nothing follows a terminal event is kept by the store (I2, I3, I4).
+//! Owns the event kinds and the JSON object that every reader sees. The store keeps the order of the log: no gaps in
+//! `seq`, and nothing after a terminal event (I2, I3, I4).
 
 mod foreign;
 mod last_words;
@@ -21,12 +21,11 @@ pub use last_words::LastWords;
 
 use crate::{id::TurnId, text};
 
-/// How deep JSON from outside may be nested. Common readers, ours among them, give up at 128 levels,
-/// and what came in as a message or a body goes out a few levels deeper: as a field of an event, in a
-/// page of them.
+/// How deep JSON from outside may be nested, in levels. Common parsers, ours among them, stop at 128 levels, and a
+/// received message or body is sent out a few levels deeper: inside an event's field, inside a page of events.
 pub const NESTING_MAX: usize = 100;
 
-/// Whether JSON text is nested deeper than [`NESTING_MAX`]. Of text that is no JSON it says nothing.
+/// Whether JSON text is nested deeper than [`NESTING_MAX`]. The result means nothing for text that is not JSON.
 pub fn is_too_deep(json: &[u8]) -> bool {
     let (mut depth, mut is_string, mut is_escaped) = (0_usize, false, false);
     for byte in json {
@@ -51,13 +50,13 @@ pub fn is_too_deep(json: &[u8]) -> bool {
 pub enum Kind {
     /// `seq` 0: the turn and its obligation are durable.
     Accepted,
-    /// A worker is about to receive the turn; once an attempt.
+    /// A worker is about to receive the turn; written once per attempt.
     Started,
     /// A piece of the answer.
     Delta,
     /// A whole neutral message: a notice, a buffered answer.
     Content,
-    /// For the moment, not part of the answer.
+    /// A temporary notice, not part of the answer.
     Ephemeral,
     /// What the worker is doing or waiting for.
     Status,
@@ -65,20 +64,20 @@ pub enum Kind {
     Ask,
     /// The user's answer to an [`Kind::Ask`].
     Answer,
-    /// Anything else that a worker sent, whole.
+    /// Any other message from a worker, whole.
     Custom,
     /// Terminal: the whole answer.
     Completed,
     /// Terminal: what went wrong.
     Failed,
-    /// Terminal: who stopped it.
+    /// Terminal: the turn was cancelled, and by whom.
     Cancelled,
-    /// Of a newer release, by its name. Never a last word: there are three of them, in every release.
+    /// A kind that a newer release wrote, by its name. Never a last word: every release has the same three.
     Foreign(&'static str),
 }
 
 impl Kind {
-    /// Every kind of this release, in the order of a turn's life.
+    /// Every kind of this release, in the order in which a turn has them.
     pub const ALL: [Kind; 12] = [
         Kind::Accepted,
         Kind::Started,
@@ -113,10 +112,10 @@ impl Kind {
         }
     }
 
-    /// The kind of an event in the log, which a newer release may have written.
+    /// The kind of a stored event, which a newer release may have written.
     ///
     /// # Errors
-    /// The text cannot name a kind of any release.
+    /// The text is not a valid kind name of any release.
     pub fn of_stored(name: &str) -> Result<Kind, UnknownKind> {
         name.parse().or_else(|unknown| foreign::kept(name).map(Kind::Foreign).ok_or(unknown))
     }
@@ -146,17 +145,17 @@ impl FromStr for Kind {
     }
 }
 
-/// An event that has no place in the log yet.
+/// An event that is not in the log yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewEvent {
-    /// What it says.
+    /// The kind of event.
     pub kind: Kind,
     /// The kind's own fields: the text of one JSON object.
     pub data: String,
 }
 
 impl NewEvent {
-    /// An event with these fields, which have a form as a JSON object.
+    /// An event with these fields. `fields` must serialize to a JSON object.
     pub fn new(kind: Kind, fields: &impl Serialize) -> Self {
         let data = serde_json::to_string(fields).unwrap_or_default();
         debug_assert!(data.starts_with('{'));
@@ -167,11 +166,11 @@ impl NewEvent {
 /// One row of a turn's log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// Whose log.
+    /// The turn whose log this is.
     pub turn_id: TurnId,
     /// Place in the log, from 0 without gaps.
     pub seq: i32,
-    /// What it says.
+    /// The kind of event.
     pub kind: Kind,
     /// The attempt that wrote it; 0 before the first.
     pub attempt: i32,
@@ -182,10 +181,9 @@ pub struct Event {
 }
 
 impl Event {
-    /// The event as every reader sees it: one JSON object of `turn_id`, `seq`, `kind`, `at`,
-    /// `attempt` and the kind's fields. The fields' own text is kept, but for what some readers of lines take
-    /// for a line's end or a terminal obeys: such characters stand escaped, so that worker text can never
-    /// forge a frame, and the object is one line.
+    /// The event as every reader sees it: one line with one JSON object of `turn_id`, `seq`, `kind`, `at`, `attempt`
+    /// and the kind's fields. The text of the fields is kept, except for characters that line readers take for a line
+    /// end or that terminals obey: those are escaped, so worker text can never forge a frame.
     pub fn to_json(&self) -> String {
         let mut out = format!(
             r#"{{"turn_id":"{}","seq":{},"kind":"{}","at":"{}","attempt":{}"#,
@@ -204,12 +202,12 @@ impl Event {
     }
 }
 
-/// An event that many read: a copy is a pointer, and its JSON is made once, for the first who asks.
+/// An event with many readers: a clone copies a pointer, and the JSON is made once, on first use.
 #[derive(Debug, Clone)]
 pub struct SharedEvent(Arc<(Event, OnceLock<Box<str>>)>);
 
 impl SharedEvent {
-    /// As [`Event::to_json`] has it.
+    /// [`Event::to_json`], cached.
     pub fn json(&self) -> &str {
         let (event, json) = &*self.0;
         json.get_or_init(|| event.to_json().into())

@@ -1,7 +1,7 @@
-//! Failures: every way a turn can fail, as data.
+//! Failures: every way in which a turn can fail, as data.
 //!
-//! Owns the codes and the words for the person who reads them. Refuses operator detail: exit codes
-//! are said, stderr and paths are not (they go to logs and the operators' routes).
+//! Owns the codes and the messages for users. Refuses operator detail: an exit code is shown, stderr and paths are
+//! not (they go to logs and to the operators' routes).
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::json;
@@ -11,37 +11,37 @@ use crate::{event::Kind, turn::LastWord};
 /// Why a turn failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// Set-up failed, or the worker ended before it took the turn, or the startup clock lapsed.
+    /// The set-up failed, the worker ended before it took the turn, or the startup timeout passed.
     WorkerStartupFailed,
     /// The worker died in the middle of the turn.
     WorkerExited,
-    /// The progress clock lapsed.
+    /// The progress timeout passed.
     WorkerUnresponsive,
-    /// The worker sent something that is not the protocol, or too much.
+    /// The worker sent a message that breaks the protocol, or too much output.
     WorkerProtocol,
-    /// The remote worker is gone.
+    /// The gateway lost contact with the remote worker.
     WorkerLost,
-    /// The replica that ran the turn is gone.
+    /// The replica that ran the turn was lost.
     ReplicaLost,
     /// The worker itself reported an error.
     AgentError,
-    /// The worker finished without having said anything.
+    /// The worker finished without any output.
     EmptyReply,
-    /// No replica took the turn in time.
+    /// No replica claimed the turn before the queue timeout.
     QueueTimeout,
-    /// Nobody answered the worker's question in time.
+    /// The worker's question was not answered before the answer timeout.
     AnswerTimeout,
-    /// The whole turn took too long.
+    /// The turn took longer than the agent's cap.
     TurnTimeout,
-    /// A deploy reached its drain deadline.
+    /// The replica drained, and the turn was still running at the drain deadline.
     Interrupted,
     /// An input guard stopped the turn.
     GuardBlocked,
-    /// What the user said does not fit into its worker's line.
+    /// The input does not fit into its worker's line.
     InputTooLong,
-    /// What was said before in the conversation cannot be read.
+    /// The conversation's history cannot be read.
     HistoryUnavailable,
-    /// A fault of the gateway's own.
+    /// A fault of the gateway.
     Internal,
 }
 
@@ -66,7 +66,7 @@ impl Code {
         Code::Internal,
     ];
 
-    /// The code's name everywhere outside Rust.
+    /// The code's name in SQL, JSON, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Code::WorkerStartupFailed => "worker_startup_failed",
@@ -88,7 +88,7 @@ impl Code {
         }
     }
 
-    /// Whether asking again may help.
+    /// Whether a retry may help.
     pub const fn is_retryable(self) -> bool {
         !matches!(
             self,
@@ -100,7 +100,7 @@ impl Code {
         )
     }
 
-    /// What a person is told where nothing more exact is known.
+    /// The default message for users.
     pub const fn message(self) -> &'static str {
         match self {
             Code::WorkerStartupFailed => "The worker for this agent could not be started in time.",
@@ -128,13 +128,13 @@ impl Code {
 /// A failed turn's error, as its `failed` event carries it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
-    /// Why.
+    /// The reason.
     pub code: Code,
-    /// Text for a person.
+    /// Text for the user.
     pub message: String,
-    /// Whether asking again may help.
+    /// Whether a retry may help.
     pub is_retryable: bool,
-    /// Whether no worker received the turn, or the agent says that repeating is harmless.
+    /// Whether no worker received the turn, or the agent declares that repeating is harmless.
     pub is_safe_to_retry: bool,
     /// The attempt that failed.
     pub attempt: i32,
@@ -142,14 +142,14 @@ pub struct Failure {
     pub started_at: Option<DateTime<Utc>>,
     /// When the worker last sent an event.
     pub last_progress_at: Option<DateTime<Utc>>,
-    /// The trace to look for.
+    /// The id of the turn's trace.
     pub trace_id: Option<String>,
-    /// More for operators, shown only where the agent's `expose_errors` is on.
+    /// More detail for operators; clients see it only if the agent's `expose_errors` is on.
     pub detail: Option<String>,
 }
 
 impl Failure {
-    /// A failure in the code's own words, before any worker received the turn.
+    /// A failure with the code's default message, before any worker received the turn.
     pub fn new(code: Code, attempt: i32) -> Self {
         Failure {
             code,
@@ -164,7 +164,7 @@ impl Failure {
         }
     }
 
-    /// The last word that tells it.
+    /// The last word for this failure.
     pub fn to_last_word(&self) -> LastWord {
         let time = |t: Option<DateTime<Utc>>| t.map(|t| t.to_rfc3339_opts(SecondsFormat::Micros, true));
         let mut error = json!({

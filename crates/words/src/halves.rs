@@ -1,29 +1,29 @@
-//! Halves of characters: what a worker sends that cuts its text by UTF-16 index.
+//! Surrogate halves: the lone halves that come from a worker that cuts text by UTF-16 index.
 //!
-//! A character beyond the first 65,536 is two units of UTF-16, and JSON writes each as an escape. Text that was cut between
-//! them is valid for its worker, and for no reader of UTF-8. Pure. Keeps I7: a half that stays alone becomes U+FFFD, and
-//! the two that meet in neighbouring deltas become their character.
+//! A character above U+FFFF is two UTF-16 units, a surrogate pair, and JSON escapes each unit on its own. Text that
+//! was cut inside a pair is valid for such a worker, but has no form in UTF-8. Pure. Keeps I7: a half without its
+//! partner becomes U+FFFD, and two halves that meet in neighbouring deltas become their character.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// What stands for a half that stays alone.
+/// Replaces a half without its partner.
 pub const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
-/// `\uXXXX`, in bytes.
+/// The length of `\uXXXX`, in bytes.
 const ESCAPE: usize = 6;
 
-/// Which ends of a text are halves of characters. In the text itself [`REPLACEMENT`] stands in their places.
+/// The surrogate halves at the ends of a text. The text itself has [`REPLACEMENT`] in their places.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// The second half of a character, at the beginning.
+    /// A low surrogate at the beginning.
     pub low: Option<u16>,
-    /// The first half of one, at the end.
+    /// A high surrogate at the end.
     pub high: Option<u16>,
 }
 
-/// A line of JSON with an escaped U+FFFD for every half that stands alone. As long as before.
+/// A line of JSON with an escaped U+FFFD in place of every lone half. The length does not change.
 pub fn mended(line: &[u8]) -> Cow<'_, [u8]> {
     let alone = alone(line);
     if alone.is_empty() {
@@ -37,7 +37,7 @@ pub fn mended(line: &[u8]) -> Cow<'_, [u8]> {
 }
 
 impl Cut {
-    /// How the `text` of a message is cut, which is a line of JSON as it came.
+    /// The cut ends of the field `text` in a message. `line` is the line of JSON as received.
     pub fn of(line: &[u8]) -> Cut {
         #[derive(Deserialize)]
         struct Piece<'a> {
@@ -54,39 +54,39 @@ impl Cut {
             let found = alone.iter().find(|(at, unit)| Some(*at) == place && is_high_half(*unit) == is_high);
             found.map(|(_, unit)| *unit)
         };
-        // Between its quotes.
+        // Relative to the quotes around the text.
         Cut { low: at(Some(1), false), high: at(text.len().checked_sub(ESCAPE + 1), true) }
     }
 
-    /// What of the text is whole.
+    /// The text without its cut ends.
     pub fn within<'a>(&self, text: &'a str) -> &'a str {
         let text = self.low.and_then(|_| text.strip_prefix(REPLACEMENT)).unwrap_or(text);
         self.high.and_then(|_| text.strip_suffix(REPLACEMENT)).unwrap_or(text)
     }
 }
 
-/// The character of two halves.
+/// The character of a surrogate pair.
 pub fn join(high: u16, low: u16) -> char {
     char::decode_utf16([high, low]).next().and_then(Result::ok).unwrap_or(REPLACEMENT)
 }
 
-/// Whether a half stands alone somewhere in JSON text.
+/// Whether JSON text has a lone half anywhere.
 pub fn has_one_alone(json: &[u8]) -> bool {
     !alone(json).is_empty()
 }
 
-/// Whether there may be a half in a line: one look, which nearly every line is done with.
+/// Whether a line may contain a surrogate: a cheap scan that is enough for nearly every line.
 fn may_be_cut(line: &[u8]) -> bool {
     line.windows(3).any(|three| three[0] == b'\\' && three[1] == b'u' && matches!(three[2], b'd' | b'D'))
 }
 
-/// The halves in JSON text that have no other half beside them: where each is, and its unit of UTF-16.
+/// The lone halves in JSON text: the offset and the UTF-16 unit of each.
 fn alone(json: &[u8]) -> Vec<(usize, u16)> {
     let mut alone = Vec::new();
     if !may_be_cut(json) {
         return alone;
     }
-    // The first half that was read last, where nothing has come after it.
+    // The last high surrogate, while nothing has followed it.
     let mut waiting: Option<(usize, u16)> = None;
     let mut at = 0;
     while let Some(next) = json[at..].iter().position(|byte| *byte == b'\\').map(|n| at + n) {
@@ -94,7 +94,7 @@ fn alone(json: &[u8]) -> Vec<(usize, u16)> {
             alone.extend(waiting.take());
         }
         let Some(unit) = unit(&json[next..]) else {
-            // Another escape, of two bytes; of what is none the parser tells.
+            // Another escape, of two bytes. An invalid escape is left to the parser.
             alone.extend(waiting.take());
             at = (next + 2).min(json.len());
             continue;
@@ -114,7 +114,7 @@ fn alone(json: &[u8]) -> Vec<(usize, u16)> {
     alone
 }
 
-/// The unit of UTF-16 that an escape at the beginning stands for.
+/// The UTF-16 unit of the escape at the start of `json`; `None` if there is none.
 fn unit(json: &[u8]) -> Option<u16> {
     let digits = json.get(..ESCAPE)?.strip_prefix(b"\\u")?;
     let is_hex = digits.iter().all(u8::is_ascii_hexdigit);

@@ -1,20 +1,20 @@
-//! Ids: a UUIDv7 behind a prefix that says what it names.
+//! Ids: a UUIDv7 behind a prefix that names the type.
 //!
-//! Owns the text form (`turn_` + 32 lower-case hex digits) and refuses every other one, so that an
-//! id of one thing is never taken for another's. Ids are minted by [`crate::clock::Clock`] alone.
+//! Owns the text form (`turn_` + 32 lower-case hex digits) and refuses all other forms, so an id of one type is never
+//! taken for an id of another. Only [`crate::clock::Clock`] mints ids.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-/// A text that is not an id of the wanted kind.
+/// A text that is not an id of the expected type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a {wanted} id: expected `{prefix}` and 32 hexadecimal digits")]
 pub struct NotAnId {
-    /// What the id should have named, such as `turn`.
+    /// The expected type, such as `turn`.
     pub wanted: &'static str,
-    /// The prefix it should have begun with, such as `turn_`.
+    /// The expected prefix, such as `turn_`.
     pub prefix: &'static str,
 }
 
@@ -25,7 +25,7 @@ macro_rules! id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// What stands before the digits.
+            /// The prefix before the digits.
             pub const PREFIX: &'static str = $prefix;
         }
 
@@ -78,7 +78,7 @@ id!(
     WorkerId, "worker", "wrk_"
 );
 id!(
-    /// A token that lets workers in, without its secret.
+    /// A worker token, named without its secret.
     WorkerTokenId, "worker token", "wtk_"
 );
 id!(

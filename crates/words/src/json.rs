@@ -1,6 +1,6 @@
-//! JSON that is given on as it came: every number with its digits, every object with its keys in their order.
+//! JSON that is passed on unchanged: numbers keep their digits, and objects keep the order of their keys.
 //!
-//! Owns nothing but the text, which is valid JSON. Who needs to know what it says parses it where that is asked for.
+//! Owns only the text, which is valid JSON. Code that needs the meaning parses the text.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use serde_json::{Map, Value, value::RawValue};
 pub struct Raw(Box<RawValue>);
 
 impl Raw {
-    /// The text of a value, without blanks around it.
+    /// A value from JSON text, without surrounding whitespace.
     ///
     /// # Errors
-    /// It is no JSON.
+    /// The text is not JSON.
     pub fn of(text: String) -> Result<Raw, serde_json::Error> {
         RawValue::from_string(text).map(Raw)
     }
@@ -25,12 +25,12 @@ impl Raw {
         Raw(RawValue::NULL.to_owned())
     }
 
-    /// Its text.
+    /// The JSON text.
     pub fn text(&self) -> &str {
         self.0.get()
     }
 
-    /// Whether it is `null`.
+    /// Whether the value is `null`.
     pub fn is_null(&self) -> bool {
         self.text() == "null"
     }
@@ -42,10 +42,10 @@ impl From<&RawValue> for Raw {
     }
 }
 
-/// Reads JSON as a value, for people: a number that is beyond all numbers here is read as its text.
+/// Reads JSON as a value for display. A number out of `f64`'s range is read as a string of its digits.
 ///
 /// # Errors
-/// It is no JSON.
+/// The text is not JSON.
 pub fn read(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(text).or_else(|why| {
         if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(text) {

@@ -1,46 +1,46 @@
-//! Principals: who stands behind a request, as far as tokens tell.
+//! Principals: the caller behind a request, identified by its token.
 //!
-//! Owns the number of each, and the mark that it leaves in the ids of its turns. Who takes a share of what all must share
-//! is a principal.
+//! Owns the number of each principal, and the mark that a principal leaves in the ids of its turns. Shares of common
+//! limits are counted by principal.
 
 use uuid::Uuid;
 
-/// Who takes a share: a configured client token, by its place in the configuration.
+/// A caller that takes a share: a configured client token, identified by its index in the configuration.
 ///
-/// A turn's id bears the principal that asked for it in its last 16 bits, so that every replica knows whose a turn is
-/// without a column that is written for each turn. The place says nothing of the token; a part of its hash would
-/// help whoever guesses tokens.
+/// The last 16 bits of a turn's id are the principal that made the turn, so every replica knows a turn's owner
+/// without a column that is written for each turn. The index reveals nothing of the token; part of its hash would
+/// help an attacker who guesses tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Principal(u16);
 
 impl Principal {
-    /// Everybody without a token, where client routes are open.
+    /// Every caller without a token, if client routes are open.
     pub const ANONYMOUS: Principal = Principal(0);
-    /// Whoever has an operator's token: no share bounds an operator.
+    /// Every caller with an operator's token. No share limits operators.
     pub const OPERATOR: Principal = Principal(u16::MAX);
 
-    /// The client token at this place of the configuration, from 0. Places that have no number of their own share
-    /// the last one.
+    /// The client token at this index of the configuration, from 0. Tokens beyond the last free number share that
+    /// number.
     pub fn client(place: usize) -> Principal {
         Principal(u16::try_from(place + 1).unwrap_or(u16::MAX).min(u16::MAX - 1))
     }
 
-    /// The principal whose mark this id bears.
+    /// The principal that an id is marked with.
     pub fn of(id: Uuid) -> Principal {
         let [.., high, low] = id.into_bytes();
         Principal(u16::from_be_bytes([high, low]))
     }
 
-    /// The id with this principal's mark, in place of random bits.
+    /// The id with this principal's mark in place of 16 random bits.
     #[must_use]
     pub fn mark(self, id: Uuid) -> Uuid {
         let low = u128::from(u16::MAX);
         Uuid::from_u128(id.as_u128() & !low | u128::from(self.0))
     }
 
-    /// An idempotency key as it is stored: each principal has keys of its own. Those of anybody without a token and of the
-    /// first client token are stored as they come, as releases did that had all keys in common; the line break of the
-    /// others cannot come by a header.
+    /// An idempotency key as it is stored: each principal has its own keys. The keys of anonymous callers and of the
+    /// first client token are stored unchanged, because older releases stored the keys of all callers so. All other
+    /// keys get a prefix with a line break, which no HTTP header can contain.
     pub fn own_key(self, key: String) -> String {
         match self.0 {
             0 | 1 => key,

@@ -1,17 +1,17 @@
-//! Secrets in texts: known by their shape, wherever they stand, and not shown.
+//! Secrets in texts: recognised by their shape, and hidden.
 //!
-//! Owns the shapes: passwords and tokens in addresses and connection strings, named values, bearer tokens,
-//! private keys, tokens of well-known makers. It would rather hide too much. Refuses to be a lock: a secret
-//! of no known shape is shown, so whoever knows that a value is one hides it whole.
+//! Owns the shapes: passwords and tokens in URLs and connection strings, named values, bearer tokens, private keys,
+//! and tokens of well-known vendors. Prefers to hide too much. Not a security boundary: a secret of an unknown shape
+//! is shown, so a caller that knows a value to be secret hides the whole value.
 
 use std::{borrow::Cow, sync::LazyLock};
 
 use regex::{Captures, Regex};
 
-/// What stands in a secret's place.
+/// Replaces a secret.
 pub const HIDDEN: &str = "***";
 
-/// The end of a name whose value is a secret.
+/// Endings of names whose values are secrets.
 const NAMES: &str =
     "password|passwd|passphrase|pwd|secret|token|api_?key|access_?key|private_?key|signature|credentials?";
 
@@ -20,7 +20,7 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).unwrap()
 }
 
-/// Whether a text may hold a secret of any shape; most texts do not.
+/// A cheap test for texts that may contain a secret; most texts do not match.
 static SUSPICIOUS: LazyLock<Regex> = LazyLock::new(|| {
     pattern(&format!(
         r"(?i)://|\b(?:bearer|basic)\s|PRIVATE KEY|(?:{NAMES})[\x22']?\s*[=:]|sk-|gh[opurs]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|eyJ|lw[a-z]_"
@@ -44,7 +44,7 @@ static RUN: LazyLock<Regex> = LazyLock::new(|| pattern(r"[A-Za-z0-9]{20,}"));
 static PARAMETER: LazyLock<Regex> =
     LazyLock::new(|| pattern(&format!(r"(?i)^(?:[\w.%-]*(?:{NAMES}|auth|authorization)|key|sig)$")));
 
-/// The text without what has the shape of a secret.
+/// The text with everything hidden that has the shape of a secret.
 pub fn hidden(text: &str) -> Cow<'_, str> {
     if !SUSPICIOUS.is_match(text) {
         return Cow::Borrowed(text);
@@ -61,12 +61,12 @@ pub fn hidden(text: &str) -> Cow<'_, str> {
     replace(&mut shown, &NAMED, named);
     replace(&mut shown, &SCHEME, scheme);
     replace(&mut shown, &MADE, |_| HIDDEN.to_owned());
-    // What was looked at and stays is not a copy: callers ask whether there was anything.
+    // Borrowed if nothing was hidden: callers use that to test for secrets.
     if shown == text { Cow::Borrowed(text) } else { shown }
 }
 
-/// The same without long runs of letters and digits mixed, as random tokens are: for the few texts in which
-/// nothing else looks like that, such as a configuration.
+/// [`hidden`], which also hides runs of 20 or more letters and digits mixed, as in random tokens. For the few texts
+/// in which nothing else looks like a token, such as a configuration.
 pub fn suspected(text: &str) -> Cow<'_, str> {
     let mut shown = hidden(text);
     replace(&mut shown, &RUN, |found| match is_mixed(&found[0]) {
@@ -82,7 +82,7 @@ fn replace(text: &mut Cow<'_, str>, what: &Regex, with: impl Fn(&Captures<'_>) -
     }
 }
 
-/// What stands after `Bearer` and is no word of a sentence.
+/// Whether the text after `Bearer` or `Basic` is a credential, not a word of a sentence.
 fn is_credential(text: &str) -> bool {
     text.len() >= 20 || text.contains(|c: char| c.is_ascii_digit() || c == '=')
 }
@@ -91,7 +91,7 @@ fn is_mixed(run: &str) -> bool {
     run.contains(|c: char| c.is_ascii_digit()) && run.contains(|c: char| c.is_ascii_alphabetic())
 }
 
-/// Addresses with commas between them, each as [`hidden_in_address`] has it.
+/// Comma-separated URLs, each treated by [`hidden_in_address`].
 fn hidden_in_list(addresses: &str) -> String {
     let (mut shown, mut rest) = (String::new(), addresses);
     loop {
@@ -104,13 +104,13 @@ fn hidden_in_list(addresses: &str) -> String {
     }
 }
 
-/// An address without its password, and without parameters that are secrets. Where nobody can say where the
-/// password ends, all that may be a part of it is hidden.
+/// A URL without its password and its secret parameters. Where the end of the password is ambiguous, everything that
+/// may belong to it is hidden.
 fn hidden_in_address(address: &str) -> String {
     let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (mut authority, mut path) = rest.split_at(end);
-    // A password with such a character in it that was not escaped: what stands before is no port then.
+    // The password may contain an unescaped `/`, `?` or `#`: then the text before that character is no port.
     let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
     if !authority.contains('@')
         && port.contains(|c: char| !c.is_ascii_digit())
@@ -122,7 +122,7 @@ fn hidden_in_address(address: &str) -> String {
         None => authority.to_owned(),
         Some((user, host)) => match user.split_once(':') {
             Some((name, _)) => format!("{name}:{HIDDEN}@{host}"),
-            // A token in a name's place.
+            // A token in place of a user name.
             None if user.len() >= 20 => format!("{HIDDEN}@{host}"),
             None => format!("{user}@{host}"),
         },

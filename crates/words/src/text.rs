@@ -1,16 +1,16 @@
-//! Texts from outside, as lines and screens may have them.
+//! Texts from outside, made safe for lines and terminals.
 //!
-//! Owns the list of characters that a text must not bring along raw: those that common readers take for a
-//! line's end (Python's `splitlines` and all that is built on it, `readline` of other languages), and those
-//! that a terminal obeys. In JSON they stand escaped, so nothing is lost; on a screen they are shown. Refuses
-//! nothing, and costs one look where there is nothing to escape.
+//! Owns the list of characters that a text must not contain raw: characters that common readers take for a line end
+//! (Python's `splitlines` and everything built on it, `readline` in other languages), and characters that a terminal
+//! obeys. In JSON they are escaped, so nothing is lost; on a terminal they are shown as escapes. A text without any
+//! of them costs one scan and no copy.
 
 use std::{borrow::Cow, fmt::Write};
 
 use serde::Serialize;
 
-/// Whether a reader of lines or a terminal takes the character for a command: control characters of ASCII
-/// and of Latin-1, the separators of lines and paragraphs, and what turns the direction of the text around it.
+/// Whether a line reader or a terminal takes the character for a command: ASCII and Latin-1 control characters, line
+/// and paragraph separators, and characters that change the text direction.
 pub const fn is_command(c: char) -> bool {
     matches!(
         c,
@@ -18,28 +18,28 @@ pub const fn is_command(c: char) -> bool {
     )
 }
 
-/// Whether there is surely nothing to escape. In pieces, without a branch inside of one: such a loop becomes
-/// a few instructions a piece.
+/// Whether the text certainly has nothing to escape. Works in chunks of 64 bytes without branches, so the compiler
+/// vectorises the loop.
 fn is_plain(text: &str) -> bool {
     let is_suspect = |byte: &u8| (*byte < 0x20) | (*byte == 0x7f) | (*byte == 0xc2) | (*byte == 0xe2);
     text.as_bytes().chunks(64).all(|piece| !piece.iter().fold(false, |found, byte| found | is_suspect(byte)))
 }
 
-/// JSON text on one line, whatever its reader takes for a line's end. Its meaning stays: a break between
-/// tokens becomes a blank, and what stands raw in a string is escaped.
+/// JSON text on one line, for every reader's idea of a line end. The meaning does not change: a line break between
+/// tokens becomes a space, and a raw character inside a string is escaped.
 pub fn one_line(json: &str) -> Cow<'_, str> {
     escaped(
         json,
         |c| c != '\t',
         |out, c| match c {
             '\n' | '\r' => out.push(' '),
-            // Writing to a string cannot fail. All of them have four digits.
+            // Writing to a string cannot fail. All these characters have four hex digits.
             other => _ = write!(out, "\\u{:04x}", u32::from(other)),
         },
     )
 }
 
-/// A value as JSON on one line, as [`one_line`] has it.
+/// A value as JSON on one line, see [`one_line`].
 ///
 /// # Errors
 /// The value has no JSON form.
@@ -51,7 +51,7 @@ pub fn json_line(value: &impl Serialize) -> Result<String, serde_json::Error> {
     })
 }
 
-/// The same over several lines, indented, for people.
+/// A value as indented JSON over several lines, for people.
 ///
 /// # Errors
 /// The value has no JSON form.
@@ -60,12 +60,12 @@ pub fn json_lines(value: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(json.split('\n').map(one_line).collect::<Vec<_>>().join("\n"))
 }
 
-/// Text for a screen: what a terminal would obey is shown as an escape, line ends and tabs stay.
+/// Text for a terminal: commands are shown as escapes; line feeds and tabs stay.
 pub fn visible(text: &str) -> Cow<'_, str> {
     escaped(text, |c| !matches!(c, '\n' | '\t'), show)
 }
 
-/// Text for one line of a screen, a table's cell or a log: line ends and tabs are shown too.
+/// Text for one line of a terminal, a table cell or a log: line feeds and tabs are shown as escapes, too.
 pub fn visible_line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| true, show)
 }
@@ -74,7 +74,7 @@ fn show(out: &mut String, c: char) {
     out.extend(c.escape_default());
 }
 
-/// A text with those of its commands replaced that `counts`.
+/// The text, with `replace` applied to those command characters for which `counts` is true.
 fn escaped(text: &str, counts: impl Fn(char) -> bool, replace: impl Fn(&mut String, char)) -> Cow<'_, str> {
     let is_meant = |c: char| is_command(c) && counts(c);
     let first = if is_plain(text) { None } else { text.find(is_meant) };
@@ -92,7 +92,7 @@ fn escaped(text: &str, counts: impl Fn(char) -> bool, replace: impl Fn(&mut Stri
 mod tests {
     use super::*;
 
-    /// What `str.splitlines` of Python splits at.
+    /// Every character at which Python's `str.splitlines` splits.
     const LINE_ENDS: [char; 10] =
         ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
 

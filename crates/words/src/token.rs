@@ -1,10 +1,10 @@
-//! Tokens: what lets somebody in who has it.
+//! Tokens: bearer credentials of workers and turns.
 //!
-//! Owns how one is made and how it is kept: as its SHA-256, compared in constant time. Refuses to print one.
+//! Owns how a token is minted and stored: as its SHA-256, compared in constant time. Refuses to print a token.
 //!
-//! A minted token says what it is for and carries a checksum: one that was mistyped, cut off or made up is
-//! known for that without a look at the database. The checksum is no secret. Whoever reads this file can make
-//! one up that passes, and it opens nothing: what passes is looked up all the same.
+//! A minted token names its purpose and carries a checksum, so a mistyped, truncated or invented token is refused
+//! without a database query. The checksum is no secret: an attacker can compute one, and the token is then looked up
+//! and refused.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
@@ -13,24 +13,24 @@ use subtle::ConstantTimeEq;
 /// SHA-256 of a token.
 pub type TokenHash = [u8; 32];
 
-/// Bytes of the SHA-256 that a minted token ends with.
+/// Bytes of the SHA-256 in the checksum of a minted token.
 const CHECKSUM_BYTES: usize = 4;
-/// How they are written.
+/// Characters of the checksum in base64.
 const CHECKSUM_CHARS: usize = 6;
 
 /// What a minted token is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// It lets a worker in.
+    /// Lets a worker call the gateway.
     Worker,
-    /// It opens the messages of one attempt of a turn.
+    /// Authorises the messages of one attempt of a turn.
     Turn,
 }
 
 impl Purpose {
     const ALL: [Purpose; 2] = [Purpose::Worker, Purpose::Turn];
 
-    /// What its tokens begin with.
+    /// The prefix of the purpose's tokens.
     const fn prefix(self) -> &'static str {
         match self {
             Purpose::Worker => "lww_",
@@ -39,7 +39,7 @@ impl Purpose {
     }
 }
 
-/// A fresh token of 256 random bits: its purpose, the bits and a checksum, as 53 letters, digits, `-` and `_`.
+/// A new token of 256 random bits: purpose, bits and checksum, as 53 letters, digits, `-` and `_`.
 pub fn mint(purpose: Purpose) -> String {
     let secret: [u8; 32] = rand::random();
     let token = purpose.prefix().to_owned() + &URL_SAFE_NO_PAD.encode(secret);
@@ -47,8 +47,8 @@ pub fn mint(purpose: Purpose) -> String {
     token + &checksum
 }
 
-/// Whether this may be a token for this purpose. False is certain; true is to be looked up. A text without a
-/// prefix of ours may be one that an older release has minted.
+/// Whether a text may be a token of this purpose. False is certain; true must be looked up. A token without a known
+/// prefix may come from an older release.
 pub fn may_be(purpose: Purpose, token: &str) -> bool {
     match Purpose::ALL.into_iter().find(|known| token.starts_with(known.prefix())) {
         Some(found) => found == purpose && is_whole(token),
@@ -71,7 +71,7 @@ pub fn digits(bytes: &[u8; 32]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A hash that was written as [`digits`].
+/// A hash from its [`digits`]; `None` if the text has another form.
 pub fn hash_from(digits: &str) -> Option<TokenHash> {
     let mut hash = TokenHash::default();
     if digits.len() != 2 * hash.len() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -83,12 +83,12 @@ pub fn hash_from(digits: &str) -> Option<TokenHash> {
     Some(hash)
 }
 
-/// How a token is kept; what else must be told apart without being kept is hashed alike.
+/// The hash under which a token is stored. Also used for other texts that must be compared but not stored.
 pub fn hash(token: &str) -> TokenHash {
     Sha256::digest(token.as_bytes()).into()
 }
 
-/// Whether two hashes are the same, in a time that does not tell where they differ.
+/// Whether two hashes are equal, in constant time.
 pub fn is_same(one: &TokenHash, other: &TokenHash) -> bool {
     one.ct_eq(other).into()
 }
@@ -121,7 +121,7 @@ mod tests {
                 let changed = if token.as_bytes()[at] == b'x' { "y" } else { "x" };
                 let mut mistyped = token.clone();
                 mistyped.replace_range(at..=at, changed);
-                // Without its prefix it may be of an older release.
+                // A token without its prefix may come from an older release.
                 assert_eq!(may_be(purpose, &mistyped), at < 4, "{mistyped}");
             }
             for made_up in

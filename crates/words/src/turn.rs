@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use crate::{event::Kind, json::Raw};
 
-/// Where a turn is in its life.
+/// The state of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -23,16 +23,16 @@ pub enum Status {
     Queued,
     /// A worker has it.
     Running,
-    /// The worker finished its answer.
+    /// The worker finished the answer.
     Completed,
-    /// It ended in an error.
+    /// The turn ended in an error.
     Failed,
-    /// Somebody stopped it.
+    /// Somebody cancelled the turn.
     Cancelled,
 }
 
 impl Status {
-    /// Every status, in the order of a turn's life.
+    /// Every status, in the order in which a turn has them.
     pub const ALL: [Status; 5] =
         [Status::Queued, Status::Running, Status::Completed, Status::Failed, Status::Cancelled];
 
@@ -72,18 +72,18 @@ impl FromStr for Status {
     }
 }
 
-/// The end of a turn: which last word, and its fields.
+/// The end of a turn: the kind of last word, and its fields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LastWord {
     /// `completed`, `failed` or `cancelled`.
     pub kind: Kind,
     /// The event's own fields: the text of one JSON object.
     pub data: String,
-    /// What it counts as: a failure's code, or who cancelled it; empty where there is neither.
+    /// The label in metrics and logs: a failure's code, or who cancelled the turn; empty for a completed turn.
     pub label: Cow<'static, str>,
 }
 
-/// Who stopped a turn.
+/// Who cancelled a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CancelledBy {
     /// A call of the cancel route.
@@ -119,36 +119,36 @@ pub struct Turn {
     pub agent: String,
     /// Place in its conversation, from 1.
     pub ordinal: i64,
-    /// Where it is in its life; a newer release may have a word more.
+    /// The turn's status. A newer release may add another word.
     #[schema(value_type = Status)]
     pub status: String,
-    /// How often a worker's host took it; 0 while nobody has.
+    /// How many times a worker's host has taken the turn; 0 before the first.
     pub attempt: i32,
-    /// When it was accepted.
+    /// When the turn was accepted.
     pub created_at: DateTime<Utc>,
-    /// When a worker received it.
+    /// When a worker received the turn.
     pub started_at: Option<DateTime<Utc>>,
-    /// When it had its last word.
+    /// When the turn got its last word.
     pub finished_at: Option<DateTime<Utc>>,
     /// The whole answer of a completed turn.
     pub text: Option<String>,
     /// The error of a failed turn.
     #[schema(value_type = Option<Object>)]
     pub error: Option<serde_json::Value>,
-    /// What the worker said it used.
+    /// The usage that the worker reported.
     #[schema(value_type = Option<Object>)]
     pub usage: Option<Raw>,
-    /// What the client attached when it made the turn.
+    /// The metadata of the client's request.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Box<RawValue>>,
     /// The turn that this one repeats.
     pub retry_of: Option<String>,
-    /// Where its events are.
+    /// The path of the turn's events.
     pub events_url: String,
 }
 
 impl Turn {
-    /// Whether it has had its last word.
+    /// Whether the turn has had its last word.
     pub fn is_ended(&self) -> bool {
         self.finished_at.is_some()
     }

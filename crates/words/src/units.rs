@@ -1,6 +1,6 @@
 //! Units as people write them in configuration: `30s`, `5m`, `256KiB`.
 //!
-//! Owns their text forms only; inside the program they are [`Duration`] and bytes.
+//! Owns only their text forms; inside the program they are [`Duration`] and bytes.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -62,7 +62,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The exact form: what `config print` shows must mean the same when it is read back.
+        // The exact form: the output of `config print` must mean the same when it is read back.
         for (unit, bytes) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
             if self.0 > 0 && self.0.is_multiple_of(bytes) {
                 return write!(f, "{}{unit}", self.0 / bytes);

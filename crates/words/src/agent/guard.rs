@@ -1,4 +1,4 @@
-//! Guards: checks of an input before anything is run, as a spec names them. What they may cost is in [`super::guards`].
+//! Guards as a spec names them: checks of an input before anything runs. Their cost limits are in [`super::guards`].
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -7,26 +7,26 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Guard {
-    /// Refuses an input of more characters.
+    /// Refuses an input with more characters than `limit`.
     MaxChars {
-        /// The most that is let through.
+        /// The longest accepted input, in characters.
         limit: u32,
-        /// What the client is told.
+        /// The text that the client gets.
         notice: Option<String>,
     },
-    /// Refuses an input that matches.
+    /// Refuses an input that matches the pattern.
     DenyRegex {
-        /// A regular expression in the `regex` crate's syntax. What it compiles to is bounded: large counted
+        /// A regular expression in the syntax of the `regex` crate. The compiled size is bounded: large counted
         /// repetitions are refused.
         #[schema(max_length = 4096)]
         pattern: String,
-        /// What the client is told.
+        /// The text that the client gets.
         notice: Option<String>,
     },
 }
 
 impl Guard {
-    /// What the client is told where it stops an input.
+    /// The text that the client gets when this guard stops an input.
     pub(super) fn notice(&self) -> &str {
         match self {
             Guard::MaxChars { notice, .. } => notice.as_deref().unwrap_or("Your message is too long."),

@@ -1,9 +1,8 @@
-//! Compiled guards: a text is checked within a budget of processor time, whatever the patterns are.
+//! Compiled guards: a text is checked within a budget of CPU time, whatever the patterns are.
 //!
-//! A match cannot be interrupted in the crate `regex`, and costs up to the text's length times the pattern's
-//! size: minutes. So a pattern becomes a lazy automaton that is walked here, byte by byte, with a look at the
-//! clock in between. Fails closed: a guard that does not compile, and one that is not through in time, stop
-//! the input.
+//! A match in the crate `regex` cannot be interrupted, and costs up to the text's length times the pattern's size:
+//! minutes. So a pattern becomes a lazy DFA that is walked here byte by byte, with regular checks of the clock. Fails
+//! closed: a guard that does not compile, or does not finish in time, stops the input.
 
 mod budget;
 mod cost;
@@ -25,35 +24,35 @@ use self::budget::Budget;
 pub use self::cost::validate;
 use super::guard::Guard;
 
-/// Memory to compile one pattern: what a byte of text may cost at worst grows with it, to a few milliseconds.
+/// Memory to compile one pattern. The worst-case cost of one byte of text grows with it, to a few milliseconds.
 const PROGRAM_MAX: usize = 3 << 20;
-/// Memory that a walk keeps its states in, where the pattern does not need more.
+/// Memory for a walk's cached states, unless the pattern needs more.
 const CACHE: usize = 64 << 10;
-/// States times bytes between two looks at the clock: some milliseconds at worst, some microseconds as a rule.
+/// States times bytes between two checks of the clock: some milliseconds at worst, usually some microseconds.
 const STRIDE: usize = 1 << 20;
 
-/// An agent's guards, ready to be used by many.
+/// An agent's compiled guards. One value serves many checks.
 #[derive(Debug)]
 pub struct Guards(Vec<Compiled>);
 
-/// What guards say of a text.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuardFinding {
-    /// None of them stops it.
+    /// No guard stops the text.
     Passed,
-    /// One does, with this notice.
+    /// A guard stops the text, with this notice.
     Stopped(String),
-    /// They were not through with it in time.
+    /// The check ran out of time.
     Unfinished,
-    /// One of them cannot be used.
+    /// A guard is unusable.
     Unusable(GuardFault),
 }
 
-/// A guard that cannot be used.
+/// A guard that does not compile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("guard {place}, `{pattern}`, {why}")]
 pub struct GuardFault {
-    /// Which one, from 1.
+    /// The guard's place in the spec, from 1.
     place: usize,
     pattern: String,
     why: String,
@@ -70,17 +69,17 @@ enum Compiled {
 struct Deny {
     pattern: String,
     automaton: DFA,
-    /// Of a walk that has ended; the next one goes on with what it found out.
+    /// The state cache of the last finished walk; the next walk reuses it.
     cache: Mutex<Option<Cache>>,
 }
 
 impl Guards {
-    /// Compiles guards. What does not compile is kept as a fault.
+    /// Compiles guards. A guard that does not compile becomes a fault.
     pub fn compile(guards: &[Guard]) -> Guards {
         Guards((1..).zip(guards).map(|(place, guard)| Compiled::of(place, guard)).collect())
     }
 
-    /// The same; `None` where that takes longer.
+    /// [`Guards::compile`] within a budget of CPU time; `None` if the budget runs out.
     pub(super) fn compile_within(guards: &[Guard], within: Duration) -> Option<Guards> {
         let budget = Budget::start(within);
         let mut compiled = Vec::with_capacity(guards.len());
@@ -93,7 +92,7 @@ impl Guards {
         Some(Guards(compiled))
     }
 
-    /// Guards that cannot be used.
+    /// The guards that do not compile.
     pub fn faults(&self) -> impl Iterator<Item = &GuardFault> {
         self.0.iter().filter_map(|guard| match guard {
             Compiled::Unusable(fault) => Some(fault),
@@ -101,12 +100,12 @@ impl Guards {
         })
     }
 
-    /// Memory of the compiled patterns.
+    /// Memory of the compiled patterns, in bytes.
     pub(super) fn program_bytes(&self) -> usize {
         self.denies().map(|deny| deny.automaton.get_nfa().memory_usage()).sum()
     }
 
-    /// Memory that they may take, in all.
+    /// Memory that patterns and caches may take together, in bytes.
     pub fn bytes(&self) -> usize {
         let caches: usize = self.denies().map(|deny| deny.automaton.get_config().get_cache_capacity()).sum();
         self.program_bytes() + caches
@@ -119,8 +118,8 @@ impl Guards {
         })
     }
 
-    /// Checks `text` within a budget of processor time: not for a task among others. The first guard that does
-    /// not let it through is told.
+    /// Checks `text` within a budget of CPU time; call this on a blocking thread. Reports the first guard that does
+    /// not pass the text.
     pub fn check(&self, text: &str, within: Duration) -> GuardFinding {
         let budget = Budget::start(within);
         for guard in &self.0 {
@@ -178,7 +177,7 @@ impl Deny {
         Ok(Deny { pattern: pattern.to_owned(), automaton, cache: Mutex::default() })
     }
 
-    /// Whether `text` matches; `None` where that is not known in time.
+    /// Whether `text` matches; `None` if time runs out first.
     fn matches(&self, text: &str, budget: &Budget) -> Option<bool> {
         let kept = self.cache.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut cache = kept.unwrap_or_else(|| self.automaton.create_cache());
@@ -186,13 +185,13 @@ impl Deny {
         *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache);
         match walked {
             Walked::Through { is_match } => Some(is_match),
-            // A Unicode word boundary beside letters beyond ASCII.
+            // A Unicode word boundary next to non-ASCII letters.
             Walked::NoWay => states::matches(self.automaton.get_nfa(), text, self.stride(), budget),
             Walked::Late => None,
         }
     }
 
-    /// Bytes between two looks at the clock.
+    /// Bytes between two checks of the clock.
     fn stride(&self) -> usize {
         (STRIDE / self.automaton.get_nfa().states().len().max(1)).clamp(16, 4096)
     }
@@ -232,17 +231,17 @@ impl fmt::Debug for Deny {
     }
 }
 
-/// How a walk ended.
+/// The end of a walk.
 enum Walked {
     Through {
         is_match: bool,
     },
-    /// The automaton cannot tell.
+    /// The DFA cannot decide.
     NoWay,
     Late,
 }
 
-/// The innermost cause: the others say which step of the compiler it was.
+/// The innermost cause. The outer causes only name the compiler's step.
 fn root_of(why: &dyn std::error::Error) -> String {
     let mut why = why;
     while let Some(cause) = why.source() {

@@ -1,10 +1,10 @@
-//! The pod of an agent whose runtime is `kubernetes`, as its spec gives it.
+//! The pod template in the spec of an agent whose runtime is `kubernetes`.
 //!
-//! Owns the fields, their defaults and what is refused before anything is stored: what the cluster would refuse
-//! later, at the first turn, and far from whoever wrote it. Refuses what would make a worker's pod more than a
-//! worker's pod: other containers, the host's namespaces, volumes of the host.
+//! Owns the fields, their defaults and the checks before the spec is stored: otherwise the cluster would refuse the
+//! pod later, at the first turn, and not tell the author of the spec. Refuses everything that gives a worker's pod
+//! more than a worker needs: other containers, the host's namespaces, host volumes.
 //!
-//! Secrets are named here, never held: the kubelet reads them, and the gateway has no right to.
+//! A template names Secrets and never contains them: the kubelet reads them, and the gateway has no right to.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,33 +14,34 @@ use utoipa::ToSchema;
 use super::invalid::InvalidSpec;
 use crate::units::Span;
 
-/// What each conversation's pod is made from.
+/// The template of each conversation's pod.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PodTemplate {
-    /// The image that the worker runs in.
+    /// The image of the worker.
     pub image: String,
-    /// A program of the image's own that calls home, with the agent's `command` as its arguments; `[]` is the
-    /// image's entry point. Where absent it is `lastword work`, which runs the agent's `command`: the image must
-    /// have it in its `PATH`.
+    /// A program in the image that calls the gateway itself and gets the agent's `command` as its arguments; `[]` is
+    /// the image's entry point. If absent, `lastword work` runs the agent's `command`: then the image must have
+    /// `lastword` in its `PATH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
-    /// When the image is pulled: `Always`, `IfNotPresent` or `Never`; the cluster's default where absent.
+    /// When the image is pulled: `Always`, `IfNotPresent` or `Never`. If absent, the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<PullPolicy>,
-    /// Secrets that hold credentials of the image's registry.
+    /// Secrets with credentials for the image's registry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub image_pull_secrets: Vec<String>,
-    /// Variables of the worker that come from Secrets, which must be in the pod's namespace.
+    /// Environment variables of the worker from Secrets, which must be in the pod's namespace.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, SecretKey>,
-    /// What the worker asks for and may take. `limits.memory` of the agent stands where no other is given.
+    /// The worker's resource requests and limits. `limits.memory` of the agent applies unless a memory limit is given
+    /// here.
     #[serde(default)]
     pub resources: Resources,
-    /// Labels that a node must have.
+    /// Labels that the node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints that the pod bears.
+    /// Node taints that the pod tolerates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Toleration>,
     /// A PriorityClass.
@@ -49,35 +50,35 @@ pub struct PodTemplate {
     /// A RuntimeClass, such as one that isolates better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime_class: Option<String>,
-    /// The ServiceAccount that the pod runs as; the namespace's `default` where absent.
+    /// The ServiceAccount of the pod. If absent, the namespace's `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<String>,
     /// Whether the worker gets the ServiceAccount's token.
     #[serde(default)]
     pub mount_service_account_token: bool,
-    /// The user that the worker runs as; the image's own where absent. Never root.
+    /// The user id of the worker. If absent, the image's own. Never root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub run_as_user: Option<i64>,
-    /// Whether the image's files can be changed. `/workspace` and `/tmp` can in any case.
+    /// Whether the root file system is writable. `/workspace` and `/tmp` always are.
     #[serde(default)]
     pub writable_root: bool,
-    /// More labels, beside the runtime's own.
+    /// Labels in addition to the runtime's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// More annotations.
+    /// Annotations in addition to the runtime's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// How long a turn waits for a node with room, within its startup clock. Nothing, by default: then no room
-    /// is a last word at once. Where a cluster makes nodes on demand give it the time that this takes.
+    /// How long a turn waits for a node with free capacity, as part of its startup timeout. By default 0: without
+    /// capacity, the turn fails at once. Set this to the time that the cluster needs to add a node.
     #[serde(default = "no_wait")]
     #[schema(value_type = String, example = "0s")]
     pub wait_for_node: Span,
-    /// How old a pod grows before the next turn gets a fresh one.
+    /// The age at which a pod is replaced before its next turn.
     #[serde(default = "default_lifetime")]
     #[schema(value_type = String, example = "12h")]
     pub lifetime: Span,
-    /// From the request to end to the kill. A turn that runs then has all but 5 s of it.
+    /// The time from the stop request to the kill. A running turn has this time minus 5 s to end.
     #[serde(default = "default_grace")]
     #[schema(value_type = String, example = "30s")]
     pub stop_grace: Span,
@@ -88,14 +89,14 @@ pub struct PodTemplate {
 pub enum PullPolicy {
     /// At every start.
     Always,
-    /// Where the node has none.
+    /// If the node does not have the image.
     IfNotPresent,
-    /// Never: the node must have it.
+    /// Never: the node must have the image.
     Never,
 }
 
 impl PullPolicy {
-    /// As Kubernetes writes it.
+    /// The name in Kubernetes.
     pub const fn as_str(self) -> &'static str {
         match self {
             PullPolicy::Always => "Always",
@@ -109,36 +110,36 @@ impl PullPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SecretKey {
-    /// The Secret.
+    /// The name of the Secret.
     pub secret: String,
-    /// The key in it.
+    /// The key in the Secret.
     pub key: String,
-    /// Whether the worker starts without it too.
+    /// Whether the worker also starts without the key.
     #[serde(default)]
     pub optional: bool,
 }
 
-/// What a worker asks for and may take, as Kubernetes writes it: `cpu = "500m"`, `memory = "1Gi"`.
+/// Resource requests and limits, in Kubernetes' notation: `cpu = "500m"`, `memory = "1Gi"`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
-    /// What is set aside for it.
+    /// Resources reserved for the worker.
     pub requests: BTreeMap<String, String>,
-    /// What it may take.
+    /// The most that the worker may use.
     pub limits: BTreeMap<String, String>,
 }
 
-/// A taint that a pod bears.
+/// A taint that the pod tolerates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Toleration {
-    /// The taint's key; every one where absent.
+    /// The taint's key. If absent, every key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The taint's value; every one where absent.
+    /// The taint's value. If absent, every value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`; every one where absent.
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`. If absent, every effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<String>,
 }
@@ -155,17 +156,17 @@ fn default_grace() -> Span {
     Span::seconds(30)
 }
 
-/// Longer ones would be outlived by the tokens and certificates that a pod is given.
+/// A pod's tokens and certificates would expire before a longer lifetime ends.
 const LIFETIME_MAX: Span = Span::seconds(7 * 24 * 3600);
 const LIFETIME_MIN: Span = Span::seconds(60);
 const GRACE_MAX: Span = Span::seconds(3600);
-/// Labels and annotations of the runtime's own begin so.
+/// The prefix of the runtime's own labels and annotations.
 pub const OWN_PREFIX: &str = "lastword/";
-/// Variables that the runtime sets.
+/// The prefix of the variables that the runtime sets.
 const OWN_VARIABLES: &str = "LASTWORD_";
 
 impl PodTemplate {
-    /// A template of this image, with the default of everything else.
+    /// A template of this image with defaults for all other fields.
     pub fn new(image: &str) -> Self {
         PodTemplate {
             image: image.to_owned(),
@@ -190,7 +191,7 @@ impl PodTemplate {
         }
     }
 
-    /// Refuses what no cluster would run, or none should. `env`: the agent's own variables.
+    /// Refuses a template that a cluster would refuse, or should refuse. `env`: the agent's own variables.
     pub(super) fn validate(&self, env: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
         ensure(is_image(&self.image), "pod.image", "needs the name of an image, without blanks")?;
         let mut words = self.command.iter().flatten();
@@ -275,7 +276,7 @@ impl PodTemplate {
 }
 
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-/// By these the runtime and the chart's network policies find the pods.
+/// The runtime and the chart's network policies select pods by these labels.
 const OWN_LABELS: [&str; 3] =
     ["app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/managed-by"];
 
@@ -287,27 +288,27 @@ fn is_image(text: &str) -> bool {
     (1..=500).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Letters and digits at both ends, and these between.
+/// End characters at both ends, end or inner characters between them.
 fn is_name(text: &str, longest: usize, is_inner: impl Fn(u8) -> bool, is_end: impl Fn(u8) -> bool) -> bool {
     let bytes = text.as_bytes();
     let ends = bytes.first().is_some_and(|&b| is_end(b)) && bytes.last().is_some_and(|&b| is_end(b));
     ends && bytes.len() <= longest && bytes.iter().all(|&b| is_end(b) || is_inner(b))
 }
 
-/// RFC 1123, as most names in a cluster.
+/// An RFC 1123 subdomain, the form of most names in a cluster.
 fn is_subdomain(text: &str) -> bool {
     let is_end = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     text.len() <= 253 && text.split('.').all(|part| is_name(part, 253, |b| b == b'-', is_end))
 }
 
-/// A label's name, with or without a prefix.
+/// A label's name, with an optional prefix.
 fn is_qualified(text: &str) -> bool {
     let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
     prefix.is_none_or(is_subdomain)
         && is_name(name, 63, |b| b"-_.".contains(&b), |b| b.is_ascii_alphanumeric())
 }
 
-/// Whether this can be the value of a label.
+/// Whether the text is a valid label value.
 pub fn is_label_value(text: &str) -> bool {
     text.is_empty() || is_name(text, 63, |b| b"-_.".contains(&b), |b| b.is_ascii_alphanumeric())
 }
@@ -321,7 +322,7 @@ fn is_variable(text: &str) -> bool {
     text.bytes().all(is_inner) && text.bytes().next().is_some_and(|b| !b.is_ascii_digit())
 }
 
-/// A number that is not negative, and a suffix or an exponent.
+/// A non-negative number with an optional suffix or exponent.
 fn is_quantity(text: &str) -> bool {
     const SUFFIXES: [&str; 16] =
         ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];

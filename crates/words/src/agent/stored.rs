@@ -1,40 +1,40 @@
-//! A spec as the database holds it, which a newer release may have written.
+//! A spec as stored in the database. A newer release may have written it.
 //!
-//! The door is strict: a field that is misspelt is a limit that is not there. The database is read leniently: what this
-//! release does not know is named and kept, and all else is read. An agent with such a field is shown, and its turns are
-//! accepted and wait; a release that does not know the whole of a spec runs none of them.
+//! The API is strict: a misspelt field would be a missing limit. Reading from the database is lenient: fields unknown
+//! to this release are named and kept, and all other fields are read. An agent with unknown fields is shown, and its
+//! turns are accepted and wait: a release runs no turn of a spec that it does not fully understand.
 
 use serde_json::Value;
 
 use super::AgentSpec;
 
-/// Fields that are looked for in one spec.
+/// Unknown fields reported per spec.
 const UNREAD_MAX: usize = 64;
-/// What stands for a spec of which nothing can be read.
+/// Stands for all fields of a spec that cannot be read at all.
 const EVERYTHING: &str = ".";
 
-/// A spec, as far as this release understands it.
+/// A stored spec, as this release understands it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredSpec {
-    /// What is understood, with the default of everything that is not.
+    /// The known fields, with defaults for all others.
     pub spec: AgentSpec,
-    /// What is not understood; `None` where there is nothing.
+    /// The unknown part; `None` if the whole spec is known.
     pub unread: Option<Unread>,
 }
 
-/// What of a stored spec this release does not understand.
+/// The part of a stored spec that this release does not understand.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unread {
-    /// The fields, dotted.
+    /// The dotted paths of the unknown fields.
     pub fields: Vec<String>,
-    /// The runtime as it is stored.
+    /// The stored runtime.
     pub runtime: String,
-    /// The whole spec as it is stored.
+    /// The whole stored spec.
     pub whole: Value,
     paths: Vec<Vec<ValueStep>>,
 }
 
-/// One step from a value to one inside.
+/// One step from a value to a nested value.
 #[derive(Debug, Clone, PartialEq)]
 enum ValueStep {
     Field(String),
@@ -42,10 +42,10 @@ enum ValueStep {
 }
 
 impl StoredSpec {
-    /// Reads the text of a spec.
+    /// Reads the text of a stored spec.
     ///
     /// # Errors
-    /// The text is no JSON.
+    /// The text is not JSON.
     pub fn read(text: &str) -> Result<StoredSpec, serde_json::Error> {
         if let Ok(spec) = serde_json::from_str(text) {
             return Ok(StoredSpec { spec, unread: None });
@@ -64,7 +64,7 @@ impl StoredSpec {
             }
             paths.push(path);
         };
-        // A word in an item is found first, and then the item that has no word left.
+        // An unknown word inside a list item is removed first, then the item that is empty without it.
         let all = paths.clone();
         paths.retain(|path: &Vec<ValueStep>| {
             !all.iter().any(|other| other != path && path.starts_with(other))
@@ -74,14 +74,14 @@ impl StoredSpec {
             None => vec![EVERYTHING.to_owned()],
         };
         let runtime = whole.get("runtime").and_then(Value::as_str).unwrap_or_default().to_owned();
-        // Nobody runs this agent: any spec will do.
+        // Any spec will do: this release does not run the agent.
         let spec = spec.unwrap_or_else(AgentSpec::remote);
         Ok(StoredSpec { spec, unread: Some(Unread { fields, runtime, whole, paths }) })
     }
 }
 
 impl Unread {
-    /// Takes those fields out of a new spec that it has unchanged from this one, for [`KeptFields::put_back`].
+    /// Removes from a new spec the unknown fields that it repeats unchanged, for [`KeptFields::put_back`].
     pub fn take_unchanged(&self, new: &mut Value) -> KeptFields {
         let mut kept = Vec::new();
         for path in
@@ -99,12 +99,12 @@ impl Unread {
     }
 }
 
-/// Fields of a newer release that go back to where they stood.
+/// Fields of a newer release, kept to be put back in place.
 #[derive(Debug)]
 pub struct KeptFields(Vec<(Vec<ValueStep>, Value)>);
 
 impl KeptFields {
-    /// Puts them into a spec.
+    /// Puts the fields back into a spec.
     pub fn put_back(self, spec: &mut Value) {
         for (path, value) in self.0 {
             let Some((ValueStep::Field(name), parents)) = path.split_last() else { continue };
@@ -151,7 +151,8 @@ fn at_mut<'a>(value: &'a mut Value, path: &[ValueStep]) -> Option<&'a mut Value>
     })
 }
 
-/// Leaves out the value at the path; false where there is none. Every spec has a runtime, so that one gets another.
+/// Removes the value at the path; false if there is none. A spec needs a runtime, so an unknown one is replaced by
+/// `remote`.
 fn leave_out(value: &mut Value, path: &[ValueStep]) -> bool {
     let Some((last, parents)) = path.split_last() else { return false };
     let Some(parent) = at_mut(value, parents) else { return false };

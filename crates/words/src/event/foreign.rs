@@ -1,18 +1,19 @@
-//! Names of event kinds that a newer release wrote: kept and shown as they are.
+//! Names of event kinds that a newer release wrote. They are kept and shown as they are.
 //!
-//! A kind is a plain value, so a name lives as long as the process. Refuses what is no name of a kind, and more names
-//! than a few releases could add.
+//! An event kind is a `Copy` value, so a kept name is never freed. Refuses text that is not a valid kind name, and
+//! more names than a few releases could add.
 
 use std::sync::{Mutex, PoisonError};
 
-/// Names that one process keeps.
+/// Names that one process keeps, at most.
 const NAMES_MAX: usize = 128;
 /// The longest name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
 static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
-/// The name for the life of the process. `None`: it cannot name a kind, or there are too many.
+/// The name with the lifetime of the process. `None` if the text is no valid kind name, or if [`NAMES_MAX`] is
+/// reached.
 pub(super) fn kept(name: &str) -> Option<&'static str> {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(&b);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_allowed) {

@@ -1,4 +1,4 @@
-//! Last words without their text: for readers who have had it in pieces.
+//! Last words without their text, for readers that have already received the text in pieces.
 
 use std::{borrow::Cow, fmt};
 
@@ -11,18 +11,18 @@ use serde_json::value::RawValue;
 
 use super::{Event, SharedEvent};
 
-/// How much of a last word a reader is told.
+/// How much of a last word a reader receives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LastWords {
     /// All of it.
     #[default]
     Whole,
-    /// All but its `text`; `text_bytes` says how long that is, in UTF-8.
+    /// Everything but `text`; `text_bytes` gives its length in bytes of UTF-8.
     WithoutText,
 }
 
 impl LastWords {
-    /// The event as such a reader is told.
+    /// The event as this reader receives it.
     pub fn told(self, event: SharedEvent) -> SharedEvent {
         if self == LastWords::Whole || !event.kind.is_terminal() {
             return event;
@@ -59,7 +59,7 @@ impl<'de> Deserialize<'de> for OrderedFields<'de> {
     }
 }
 
-/// The same object without its text; `None` where it has none.
+/// The object without its `text`; `None` if the object has no `text`.
 fn without_text(data: &str) -> Option<String> {
     let OrderedFields(fields) = serde_json::from_str(data).ok()?;
     let text = fields.iter().find(|(name, _)| name == "text")?.1;

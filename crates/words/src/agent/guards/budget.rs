@@ -1,22 +1,22 @@
-//! A budget of processor time.
+//! A budget of CPU time.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// This thread's processor time, against a budget of it. A busy machine takes none of that.
+/// The CPU time of this thread since the start, against a budget. Time spent by other threads does not count.
 pub(super) struct Budget {
     from: Option<Duration>,
     budget: Duration,
 }
 
 impl Budget {
-    /// From now on.
+    /// Starts the budget now.
     pub(super) fn start(budget: Duration) -> Budget {
         Budget { from: spent(), budget }
     }
 
-    /// What is left of it. Nothing where there is no such clock: fails closed.
+    /// The rest of the budget. Zero on a system without such a clock: fails closed.
     pub(super) fn left(&self) -> Duration {
         let used = self.from.zip(spent()).map(|(from, now)| now.saturating_sub(from));
         self.budget.saturating_sub(used.unwrap_or(Duration::MAX))

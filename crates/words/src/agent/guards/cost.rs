@@ -1,22 +1,22 @@
-//! What an agent's guards may cost.
+//! Cost limits of an agent's guards.
 //!
-//! Refuses, before it is stored, what cannot be checked within that.
+//! Refuses guards that could not be checked within these limits, before they are stored.
 
 use std::time::Duration;
 
 use super::Guards;
 use crate::agent::{guard::Guard, invalid::InvalidSpec};
 
-/// Guards of one agent.
+/// Guards per agent.
 const GUARDS_MAX: usize = 32;
-/// Characters of one pattern.
+/// Characters per pattern.
 const PATTERN_MAX: usize = 4096;
-/// Memory of all an agent's compiled patterns together.
+/// Bytes of memory for all compiled patterns of an agent.
 const PROGRAMS_MAX: usize = 8 << 20;
-/// Processor time to compile them all.
+/// CPU time to compile all patterns of an agent.
 const COMPILE_MAX: Duration = Duration::from_secs(2);
 
-/// Refuses guards that are too many, or cost too much. Takes processor time: not for a task among others.
+/// Refuses guards that exceed a limit or do not compile. Uses CPU time: call this on a blocking thread.
 pub fn validate(guards: &[Guard]) -> Result<(), InvalidSpec> {
     let refuse = |why: String| Err(InvalidSpec { field: "guards", why });
     if guards.len() > GUARDS_MAX {

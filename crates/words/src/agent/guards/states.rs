@@ -1,6 +1,6 @@
-//! A pattern's states, followed all at once: for texts that its lazy automaton cannot walk.
+//! Simulates a pattern's NFA: the fallback for texts on which the lazy DFA gives up.
 //!
-//! Slower by far, and so with a look at the clock in between as well.
+//! Much slower than the DFA, so the clock is checked during the walk here, too.
 
 use regex_automata::{
     nfa::thompson::{NFA, State},
@@ -9,14 +9,14 @@ use regex_automata::{
 
 use super::budget::Budget;
 
-/// Whether `text` matches; `None` where that is not known in time.
+/// Whether `text` matches; `None` if time runs out first. The clock is checked every `stride` bytes.
 pub(super) fn matches(program: &NFA, text: &str, stride: usize, budget: &Budget) -> Option<bool> {
     let (mut now, mut next) = (ReachedStates::of(program), ReachedStates::of(program));
     for at in 0..=text.len() {
         if at % stride == 0 && budget.left().is_zero() {
             return None;
         }
-        // A match may begin anywhere, but not within a character.
+        // A match may begin anywhere, but not inside a character.
         if text.is_char_boundary(at) && now.reach(program, program.start_anchored(), text, at) {
             return Some(true);
         }
@@ -37,10 +37,10 @@ pub(super) fn matches(program: &NFA, text: &str, stride: usize, budget: &Budget)
     Some(false)
 }
 
-/// States that are reached at one place of the text.
+/// The states reached at one offset of the text.
 struct ReachedStates {
     list: Vec<StateID>,
-    /// Those that were seen on the way too, by their numbers.
+    /// Marks every visited state, by its number, including states without a byte transition.
     is_seen: Vec<bool>,
     seen: Vec<StateID>,
     way: Vec<StateID>,
@@ -59,7 +59,7 @@ impl ReachedStates {
         }
     }
 
-    /// Adds a state, and all that are reached from it without a further byte; true where one of them matches.
+    /// Adds a state and its epsilon closure; true if the closure contains a match.
     fn reach(&mut self, program: &NFA, from: StateID, text: &str, at: usize) -> bool {
         self.way.push(from);
         while let Some(state) = self.way.pop() {
@@ -69,7 +69,7 @@ impl ReachedStates {
             self.seen.push(state);
             match program.state(state) {
                 State::Match { .. } => {
-                    // An empty match does not stand within a character.
+                    // An empty match must not be inside a character.
                     if text.is_char_boundary(at) {
                         return true;
                     }

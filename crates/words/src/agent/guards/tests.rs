@@ -79,8 +79,8 @@ fn what_does_not_compile_lets_nothing_through() {
 
 #[test]
 fn no_pattern_takes_longer_than_its_budget() {
-    // Each costs seconds to minutes in the crate `regex`: a letter for as many counts at once as there are,
-    // and no two moments alike.
+    // Each pattern takes seconds to minutes in the crate `regex`: every letter advances all counters at once, and no
+    // two positions share a state.
     let costly = [r"(a{1,500}){1,40}[xy]$", r"[ab]*a[a-d]{1000}x", r"\b(a{1,250}){1,20}é\b"];
     let repeated = "a".repeat(900_000);
     let mut seed = 1_u32;
@@ -96,7 +96,7 @@ fn no_pattern_takes_longer_than_its_budget() {
             let budget = Budget::start(Duration::MAX);
             let finding = guards.check(text, BUDGET);
             let took = Duration::MAX - budget.left();
-            // Where dependencies are not optimised a step takes twenty times as long.
+            // Without optimised dependencies, a step takes twenty times as long.
             let most = BUDGET + Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
             assert!(took < most, "`{pattern}`: {took:?}");
             assert!(matches!(finding, GuardFinding::Unfinished | GuardFinding::Passed), "{finding:?}");

@@ -1,4 +1,4 @@
-//! Which templates are taken, and which are refused by what field.
+//! Which templates are accepted, and which field a refusal names.
 
 use super::*;
 
