@@ -1,44 +1,19 @@
 //! `lastword work`: a host of workers, which calls a gateway over HTTP and runs a program that speaks the
 //! native protocol on its stdio.
 //!
-//! ```text
-//! beat ──► which replica is called; orders, and what is over ─┐
-//! claims ─► offers ─► turn ─► outbox ──► messages             ├─► the gateway
-//!                      └─► crate::host: a process a conversation, or one for all
-//! ```
-//! Owns the order of its end: SIGTERM takes on nothing more, lets turns end until the drain is over, says
-//! `interrupted` of the rest, says goodbye. The second signal means now. However it ends, its processes do.
+//! Owns what the host is told, and its signals; the host itself is [`crate::host::calling`].
 
-mod beat;
-mod claims;
-mod link;
-mod outbox;
-mod owner;
-mod state;
-mod turn;
-mod turns;
-mod words;
-
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{Instant, sleep, timeout},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::signal::unix::{SignalKind, signal};
 
-use self::{
-    link::{GatewayLink, Identity},
-    owner::Programs,
-    state::HostState,
-};
 use crate::{
     clock::Clock,
     config::{Config, pass, workers_for},
     descriptors,
     host::{
-        WorkerHost,
+        calling::{CallingHost, CallingPlan, Identity, Programs},
         process::{cgroup, user::User, workspace},
     },
     id::{ConversationId, WorkerId},
@@ -46,11 +21,6 @@ use crate::{
     telemetry,
     units::Span,
 };
-
-/// How long the last words of interrupted turns, and the ends of processes, may take.
-const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// How often the guards of processes get a proof of life.
-const RENEW_EVERY: Duration = Duration::from_secs(2);
 
 /// Hosts a worker program for a gateway that is called over HTTP.
 #[derive(Debug, clap::Args)]
@@ -148,62 +118,24 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         user,
         concurrency,
     };
-    let host = HostState {
-        link: Arc::new(GatewayLink::new(&args.urls, identity)?),
-        turns: Arc::default(),
-        workers: WorkerHost::new(programs, workers_max),
-        concurrency,
+    let host = CallingHost::new(CallingPlan {
+        urls: args.urls.clone(),
+        identity,
+        programs,
+        workers_max,
         idle_max: args.exit_when_idle.map(|span| span.0),
-        retire_at: args.retire_after.map(|span| Instant::now() + span.0),
-        now: CancellationToken::new(),
-        left: CancellationToken::new(),
-    };
+        retire_after: args.retire_after.map(|span| span.0),
+    })?;
     stop_signals(&supervisor, &host)?;
-    supervisor.spawn(Kind::Client, "renewals", renew_on(host.workers.clone(), supervisor.hard().clone()));
-    let done = tokio::select! {
-        done = beat::keep(&host) => done,
-        () = work(&host, args.drain.0) => Ok(()),
-    };
-    // Refused, or gone: whatever still runs has nobody to answer to.
-    host.leave();
-    host.now.cancel();
-    host.turns.end_all();
-    let _ = timeout(CLOSE_MAX, async {
-        host.turns.none_left().await;
-        host.workers.none_left().await;
-    })
-    .await;
-    supervisor.hard().cancel();
-    let _ = timeout(CLOSE_MAX, supervisor.ended()).await;
-    done.map(|()| ExitCode::SUCCESS)
-}
-
-/// Takes on turns, then lets them end. Returns long after the beat has said goodbye, which ends the wait.
-async fn work(host: &HostState, drain: Duration) {
-    claims::take_on(host).await;
-    host.leaving().await;
-    tokio::select! {
-        _ = timeout(drain, host.turns.none_left()) => {}
-        () = host.now.cancelled() => {}
-    }
-    host.now.cancel();
-    let _ = timeout(CLOSE_MAX, host.turns.none_left()).await;
-    host.left.cancel();
-    sleep(CLOSE_MAX).await;
-}
-
-/// Proves this host's life to the guards of its processes, until cancelled.
-async fn renew_on(workers: WorkerHost<Programs>, until: CancellationToken) {
-    while until.run_until_cancelled(sleep(RENEW_EVERY)).await.is_some() {
-        workers.renew();
-    }
+    host.serve(&supervisor, args.drain.0).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The first SIGTERM or SIGINT drains; the second means now.
-fn stop_signals(supervisor: &Supervisor, host: &HostState) -> anyhow::Result<()> {
+fn stop_signals(supervisor: &Supervisor, host: &CallingHost) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
-    let (leaving, hard) = (host.clone(), supervisor.hard().clone());
+    let (host, hard) = (host.clone(), supervisor.hard().clone());
     supervisor.spawn(Kind::Client, "signals", async move {
         loop {
             tokio::select! {
@@ -211,10 +143,7 @@ fn stop_signals(supervisor: &Supervisor, host: &HostState) -> anyhow::Result<()>
                 _ = int.recv() => {}
                 () = hard.cancelled() => return,
             }
-            if leaving.is_leaving() {
-                leaving.now.cancel();
-            }
-            leaving.leave();
+            host.stop();
         }
     });
     Ok(())

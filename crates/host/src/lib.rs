@@ -11,6 +11,7 @@
 //!
 //! Owns which worker serves which turn, the count of processes, and the proof of life for their guards.
 
+pub mod calling;
 mod conversation;
 pub mod descriptors;
 mod link;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use super::gateway::{CallError, GatewayClient};
+use lastword_client::gateway::{CallError, GatewayClient};
 
 /// Where `lastword dev` keeps its tokens unless told otherwise.
 const DEFAULT_DATA: &str = ".lastword";

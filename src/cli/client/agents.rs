@@ -7,9 +7,10 @@ use reqwest::Method;
 
 use super::{
     address::Address,
-    gateway::segment,
     table::{self, Column, Output, PageArgs},
 };
+
+use lastword_client::gateway::segment;
 
 const COLUMNS: &[Column] = &[
     ("NAME", "name"),

@@ -14,8 +14,10 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{USAGE, address::Address, gateway::segment};
+use super::{USAGE, address::Address};
+
 use crate::agent::{AgentSpec, Runtime, is_agent_name};
+use lastword_client::gateway::segment;
 
 /// Flags of `lastword apply`.
 #[derive(clap::Args)]

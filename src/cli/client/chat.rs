@@ -7,12 +7,15 @@ use serde_json::{Value, json};
 use super::{
     CANCELLED, COMPLETED, UNREACHABLE,
     address::Address,
-    follow::FollowFrom,
-    gateway::{GatewayClient, segment},
     transcript::TranscriptView,
     watch::{Interrupt, Keyboard, WatchEnd, WatchOptions},
 };
+
 use crate::units::Span;
+use lastword_client::{
+    gateway::{GatewayClient, segment},
+    lastword_client::follow::FollowFrom,
+};
 
 /// The agent that `lastword dev` brings along.
 const DEFAULT_AGENT: &str = "demo";

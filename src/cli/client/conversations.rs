@@ -8,10 +8,11 @@ use serde_json::json;
 
 use super::{
     address::Address,
-    gateway::segment,
     table::{self, Column, Output, PageArgs},
     turns,
 };
+
+use lastword_client::gateway::segment;
 
 const COLUMNS: &[Column] = &[("ID", "id"), ("AGENT", "agent"), ("CREATED", "created_at")];
 

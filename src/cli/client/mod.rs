@@ -13,15 +13,13 @@ pub mod worker_tokens;
 pub mod workers;
 
 mod address;
-mod follow;
-pub mod gateway;
 mod table;
 mod transcript;
 mod watch;
 
 use std::process::ExitCode;
 
-use gateway::CallError;
+use lastword_client::gateway::CallError;
 
 pub use address::TokenArgs;
 

@@ -7,8 +7,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
 
-use super::gateway::segment;
 use crate::text;
+use lastword_client::gateway::segment;
 
 /// In which form.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]

@@ -13,8 +13,8 @@ use std::{
 
 use serde_json::Value;
 
-use super::follow::FollowedEvent;
 use crate::text;
+use lastword_client::follow::FollowedEvent;
 
 /// Two outputs and what stands on them.
 pub struct TranscriptView {

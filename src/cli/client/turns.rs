@@ -8,13 +8,16 @@ use serde_json::json;
 
 use super::{
     address::Address,
-    follow::FollowFrom,
-    gateway::{GatewayClient, segment},
     table::{self, Column, Output, PageArgs},
     transcript::TranscriptView,
     watch::{Interrupt, Keyboard, WatchOptions},
 };
+
 use crate::{turn::Status, units::Span};
+use lastword_client::{
+    gateway::{GatewayClient, segment},
+    lastword_client::follow::FollowFrom,
+};
 
 /// What a list of turns shows.
 pub const COLUMNS: &[Column] = &[

@@ -16,11 +16,11 @@ use tokio::{
     sync::mpsc::{Receiver, Sender, channel},
 };
 
-use super::{
-    CANCELLED, COMPLETED, FAILED, UNREACHABLE, USAGE,
+use super::{CANCELLED, COMPLETED, FAILED, UNREACHABLE, USAGE, transcript::TranscriptView};
+
+use lastword_client::{
     follow::{Follow, FollowFrom, FollowStep, FollowedEvent, Lost},
     gateway::{CallError, GatewayClient, segment},
-    transcript::TranscriptView,
 };
 
 /// The person: typed lines and Ctrl-C.

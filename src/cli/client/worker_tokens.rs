@@ -8,10 +8,11 @@ use serde_json::json;
 
 use super::{
     address::Address,
-    gateway::segment,
     table::{self, Column, Output, PageArgs},
 };
+
 use crate::units::Span;
+use lastword_client::gateway::segment;
 
 const COLUMNS: &[Column] = &[
     ("ID", "id"),

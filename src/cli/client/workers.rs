@@ -8,9 +8,10 @@ use serde_json::json;
 
 use super::{
     address::Address,
-    gateway::segment,
     table::{self, Column, Output, PageArgs},
 };
+
+use lastword_client::gateway::segment;
 
 const COLUMNS: &[Column] = &[
     ("ID", "id"),

@@ -14,11 +14,12 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{
+    error::CallingError,
     link::{NoRoute, Route},
     state::HostState,
     words::BeatReply,
 };
-use crate::agent::Scope;
+use lastword_words::agent::Scope;
 
 /// How long the gateway keeps a beat open.
 const WAIT: Duration = Duration::from_secs(1);
@@ -38,7 +39,7 @@ enum BeatHeard {
 }
 
 /// Beats until this host has left, or may not call.
-pub async fn keep(host: &HostState) -> anyhow::Result<()> {
+pub async fn keep(host: &HostState) -> Result<(), CallingError> {
     let mut at = Beating { host, next: 0, route: None, heard_at: Instant::now() };
     loop {
         let Some(route) = at.route.clone() else {
@@ -78,7 +79,7 @@ struct Beating<'a> {
 
 impl Beating<'_> {
     /// Finds a replica that lets this host in; each URL once, then a pause.
-    async fn find(&mut self) -> anyhow::Result<()> {
+    async fn find(&mut self) -> Result<(), CallingError> {
         let link = &self.host.link;
         for _ in 0..link.urls() {
             match link.register(self.next).await {
@@ -86,7 +87,7 @@ impl Beating<'_> {
                     self.take(route);
                     return Ok(());
                 }
-                Err(NoRoute::Refused(problem)) => anyhow::bail!("the gateway refuses this worker: {problem}"),
+                Err(NoRoute::Refused(problem)) => return Err(CallingError::Refused(problem)),
                 Err(NoRoute::Unreachable(why)) => {
                     tracing::info!(why, "no way in");
                     self.next += 1;
@@ -137,7 +138,7 @@ impl Beating<'_> {
             },
             Ok(answer) if matches!(answer.status().as_u16(), 401 | 404) => BeatHeard::Unknown,
             Ok(answer) => BeatHeard::Nothing(answer.status().to_string()),
-            Err(why) => BeatHeard::Nothing(crate::cli::client::gateway::cause(&why)),
+            Err(why) => BeatHeard::Nothing(lastword_client::gateway::cause(&why)),
         }
     }
 

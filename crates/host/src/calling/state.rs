@@ -15,7 +15,7 @@ use super::{
     words::{OfferedTurn, RegisteredHost},
 };
 use crate::{
-    host::{HostOwner as _, WorkerHost},
+    HostOwner as _, WorkerHost,
     task::{Kind, Supervisor},
 };
 

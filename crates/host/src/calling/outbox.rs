@@ -9,7 +9,7 @@ use std::{collections::VecDeque, fmt, future::Future, pin::Pin, sync::Arc, time:
 use tokio_util::sync::CancellationToken;
 
 use super::link::GatewayLink;
-use crate::id::TurnId;
+use lastword_words::id::TurnId;
 
 /// Messages, and bytes of them, that may wait.
 const MESSAGES_MAX: usize = 1024;

@@ -14,17 +14,17 @@ use super::{
     words::{OfferedTurn, RegisteredHost},
 };
 use crate::{
+    Broken, Fate, Halt, HostedTurn, Obstacle, Outlet, ProcessLink, Step,
+    process::{SendError, UNREAD},
+    protocol::{
+        encode::{self, gone},
+        messages::FromWorker,
+    },
+    until_end,
+};
+use lastword_words::{
     agent::Scope,
     failure::Code,
-    host::{
-        Broken, Fate, Halt, HostedTurn, Obstacle, Outlet, ProcessLink, Step,
-        process::{SendError, UNREAD},
-        protocol::{
-            encode::{self, gone},
-            messages::FromWorker,
-        },
-        until_end,
-    },
     id::{ConversationId, TurnId},
 };
 

@@ -184,7 +184,7 @@ impl GatewayClient {
                 Ok(response) if response.status().is_success() => match response.bytes().await {
                     Ok(body) => {
                         let text = std::str::from_utf8(&body).unwrap_or_default();
-                        return Ok(crate::json::read(text).unwrap_or(Value::Null));
+                        return Ok(lastword_words::json::read(text).unwrap_or(Value::Null));
                     }
                     Err(broken) => why = self.unreachable(&cause(&broken)),
                 },

@@ -14,11 +14,9 @@ use reqwest::{Client, Response, Url, header};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::words::RegisteredHost;
-use crate::{
-    cli::client::gateway::{ProblemAnswer, cause, problem},
-    id::{ConversationId, WorkerId},
-};
+use super::{error::CallingError, words::RegisteredHost};
+use lastword_client::gateway::{ProblemAnswer, cause, problem};
+use lastword_words::id::{ConversationId, WorkerId};
 
 /// A connection that is not there by then is tried elsewhere.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -75,14 +73,19 @@ pub struct GatewayLink {
 
 impl GatewayLink {
     /// A link to a gateway at these URLs, which goes nowhere yet.
-    pub fn new(urls: &[String], identity: Identity) -> anyhow::Result<GatewayLink> {
+    pub fn new(urls: &[String], identity: Identity) -> Result<GatewayLink, CallingError> {
         let mut bases = Vec::with_capacity(urls.len());
         for text in urls {
-            let url = Url::parse(text.trim()).map_err(|why| anyhow::anyhow!("`{text}`: {why}"))?;
-            anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "`{text}`: needs http:// or https://");
+            let refused = |why: String| CallingError::Url { url: text.clone(), why };
+            let url = Url::parse(text.trim()).map_err(|why| refused(why.to_string()))?;
+            if !matches!(url.scheme(), "http" | "https") {
+                return Err(refused("needs http:// or https://".to_owned()));
+            }
             bases.push(url.as_str().trim_end_matches('/').to_owned());
         }
-        anyhow::ensure!(!bases.is_empty(), "no URL to call");
+        if bases.is_empty() {
+            return Err(CallingError::NoUrl);
+        }
         let client = || {
             let agent = concat!("lastword-work/", env!("CARGO_PKG_VERSION"));
             let client =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{
+use lastword_words::{
     agent::Scope,
     id::{ConversationId, TurnId, WorkerId},
     text,

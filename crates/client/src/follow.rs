@@ -24,8 +24,8 @@ use reqwest::{Method, Response, StatusCode, header};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::gateway::{CallError, GatewayClient, ProblemAnswer, cause, problem, segment};
-use crate::{event::Kind, json};
+use crate::gateway::{CallError, GatewayClient, ProblemAnswer, cause, problem, segment};
+use lastword_words::{event::Kind, json};
 
 /// A replica that has not begun to answer by then is left for the next.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

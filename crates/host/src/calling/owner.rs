@@ -4,15 +4,11 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::turn::HostedJob;
 use crate::{
-    clock::Clock,
-    host::{
-        Fate, HostOwner, HostedTurn, Obstacle, ProcessLink, Program, Started,
-        process::{Exit, Launch, Process},
-    },
-    id::WorkerId,
+    Fate, HostOwner, HostedTurn, Obstacle, ProcessLink, Program, Started,
+    process::{Exit, Launch, Process},
     task::Supervisor,
-    units::Size,
 };
+use lastword_words::{clock::Clock, id::WorkerId, units::Size};
 
 /// How long a guard may go without a proof of life.
 const SILENCE_MAX: Duration = Duration::from_secs(30);

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::words::{OrderToPass, line};
-use crate::id::TurnId;
+use lastword_words::id::TurnId;
 
 /// Orders that may wait for one turn.
 const ORDERS_MAX: usize = 64;
