@@ -40,7 +40,7 @@ pub struct PastTurn {
 
 impl Store {
     /// The turns of a conversation before `ordinal`, newest first: up to `limits.turns`, until their texts exceed 4 ×
-    /// `limits.bytes`. A single text counts for at most `limits.bytes`.
+    /// `limits.bytes`. A single turn counts for at most `limits.bytes`.
     ///
     /// # Errors
     /// Postgres is away, or a row is unreadable.
