@@ -1,7 +1,7 @@
-//! A line between a remote worker and the turn that it runs, which is held here.
+//! The line between a remote worker and a turn that this replica holds.
 //!
-//! Owns the numbers: which message is expected next, and up to which they count. Refuses a gap. Keeps a door
-//! waiting until what it brought is committed: an answer is an acknowledgement.
+//! Owns the message numbers: the next number expected from the worker, and the last number committed. Refuses a gap.
+//! A request waits on the line until its messages are committed, so the HTTP answer is an acknowledgement.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,13 +20,13 @@ use crate::{
     store::{remote_turns::Proof, remote_workers::ExitReport},
 };
 
-/// Batches that may wait for a turn's run.
+/// Batches that may be queued for a turn's run.
 const BATCHES_MAX: usize = 2;
 
-/// Messages in order, as they came.
+/// Messages in the order of their numbers.
 pub type Batch = Vec<Bytes>;
 
-/// One turn's line.
+/// The line of one turn, for one attempt.
 #[derive(Debug)]
 pub struct Line {
     turn: TurnId,
@@ -34,18 +34,18 @@ pub struct Line {
     worker: WorkerId,
     token_hash: [u8; 32],
     liveness: Arc<Liveness>,
-    /// The number of the last message that was taken in; held while a batch is handed over.
+    /// The number of the last message handed to the run. Locked while a batch is handed over, so batches stay in order.
     received: tokio::sync::Mutex<u64>,
     inlet: mpsc::Sender<Batch>,
     progress: watch::Sender<Progress>,
     orders: Mutex<Vec<OrderToTell>>,
-    /// What the worker last said that it was told.
+    /// Keys of the orders that the worker named as received in its newest beat.
     told: Mutex<Vec<String>>,
     exit_report: watch::Sender<Option<ExitReport>>,
     waits: Mutex<HostWaits>,
 }
 
-/// For how long the worker's pipe has waited, as its beats tell.
+/// How long the worker's pipe was blocked by other turns, as the worker's beats report.
 #[derive(Debug)]
 struct HostWaits {
     opened: Instant,
@@ -54,7 +54,7 @@ struct HostWaits {
 
 #[derive(Debug, Clone, Copy)]
 struct ToldWaits {
-    /// What of the total was before this line.
+    /// The part of `total` from before this line was opened.
     before: Duration,
     total: Duration,
     at: Instant,
@@ -62,7 +62,7 @@ struct ToldWaits {
 
 impl HostWaits {
     fn note(&mut self, total: Duration, now: Instant) {
-        // Of what was before the line was opened nothing is this turn's.
+        // The worker reports a total for its whole life; only the time since the line was opened belongs to this turn.
         let since_opened = now.saturating_duration_since(self.opened);
         let before = self.told.map_or(total.saturating_sub(since_opened), |told| told.before);
         self.told = Some(ToldWaits { before, total, at: now });
@@ -77,10 +77,10 @@ impl HostWaits {
     }
 }
 
-/// How far a turn has come.
+/// How far a turn's hand-over and its log have come.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// Whether its worker has spoken up for it.
+    /// Whether the worker has sent a request for the turn, which accepts the offer.
     is_taken: bool,
     /// Whether `running` is committed.
     is_running: bool,
@@ -89,16 +89,16 @@ struct Progress {
     end: Option<LineEnd>,
 }
 
-/// How a line ends.
+/// How a line was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LineEnd {
-    /// The turn has had its last word.
+    /// The last word is committed.
     Ended,
-    /// It is not held here any more.
+    /// This replica no longer holds the turn.
     LetGo,
 }
 
-/// Something for the worker to be told, until it says that it was.
+/// A message for the worker. The line repeats the message until the worker confirms its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderToTell {
     /// `cancel`, or the question's id.
@@ -107,23 +107,23 @@ pub struct OrderToTell {
     pub message: String,
 }
 
-/// What became of a batch.
+/// The result of delivering a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is committed, up to this message.
+    /// Committed, up to this message number.
     New(u64),
-    /// All of it was known before.
+    /// All messages of the batch had arrived before and are committed; the newest committed number.
     Known(u64),
-    /// Messages before it are missing; this one is expected.
+    /// Messages before the batch are missing; the number that is expected next.
     Gap(u64),
-    /// The turn has had its last word.
+    /// The last word is committed: the rest of the batch is dropped.
     Ended,
-    /// It is not held here any more.
+    /// This replica no longer holds the turn; the batch may or may not be committed.
     LetGo,
 }
 
 impl Line {
-    /// A line on which `received` messages count already, and its run's end of it.
+    /// A line whose first `received` messages are already committed, and the receiver for the turn's run.
     pub fn new(
         (turn, epoch): (TurnId, i32),
         worker: WorkerId,
@@ -149,17 +149,17 @@ impl Line {
         (line, batches)
     }
 
-    /// Which turn.
+    /// The turn of the line.
     pub fn turn(&self) -> TurnId {
         self.turn
     }
 
-    /// Which attempt.
+    /// The epoch of the attempt.
     pub fn epoch(&self) -> i32 {
         self.epoch
     }
 
-    /// Whose it is.
+    /// The worker that runs the turn.
     pub fn worker(&self) -> WorkerId {
         self.worker
     }
@@ -169,7 +169,7 @@ impl Line {
         &self.token_hash
     }
 
-    /// Whether somebody with this proof may speak on it. The token is for whoever asks to compare.
+    /// Whether a caller with this proof may use the line. For a token the caller compares [`Line::token_hash`] itself.
     pub fn is_for(&self, proof: Proof) -> bool {
         match proof {
             Proof::Worker(worker) => worker == self.worker,
@@ -177,13 +177,14 @@ impl Line {
         }
     }
 
-    /// Whether its worker is heard.
+    /// Liveness of the worker for this turn.
     pub fn liveness(&self) -> &Arc<Liveness> {
         &self.liveness
     }
 
-    /// Hands over a batch whose first message has this number, and waits until it is committed. An empty one
-    /// waits until the turn is `running`. Given up before that, it may or may not have been taken.
+    /// Delivers a batch whose first message has the number `first`, and waits until the batch is committed. An empty
+    /// batch waits until the turn is `running`. If the future is dropped early the batch may or may not have been
+    /// taken.
     pub async fn deliver(&self, first: u64, mut batch: Batch) -> Delivery {
         let last = first.saturating_sub(1).saturating_add(batch.len() as u64);
         self.progress.send_modify(|progress| progress.is_taken = true);
@@ -215,19 +216,19 @@ impl Line {
         }
     }
 
-    /// Until the worker has spoken up for the turn. Cancel-safe.
+    /// Waits until the worker has sent a request for the turn. Cancel-safe.
     pub async fn taken(&self) {
         let mut progress = self.progress.subscribe();
-        // The sender lives as long as this line does.
+        // Never fails: the line owns the sender.
         let _ = progress.wait_for(|progress| progress.is_taken).await;
     }
 
-    /// `running` is committed: the worker may begin.
+    /// Notes that `running` is committed: the worker may begin.
     pub fn begin(&self) {
         self.progress.send_modify(|progress| progress.is_running = true);
     }
 
-    /// So many messages are committed, in all.
+    /// Notes that the first `messages` messages are committed.
     pub fn acknowledge(&self, messages: u64) {
         self.progress.send_if_modified(|progress| {
             let is_more = messages > progress.acknowledged;
@@ -236,7 +237,7 @@ impl Line {
         });
     }
 
-    /// How the line ended, where it did.
+    /// How the line was closed; `None` while the line is open.
     pub fn end(&self) -> Option<LineEnd> {
         self.progress.borrow().end
     }
@@ -245,22 +246,22 @@ impl Line {
         self.progress.send_modify(|progress| progress.end = progress.end.or(Some(end)));
     }
 
-    /// Somebody knows why the worker ended.
+    /// Reports why the worker exited.
     pub fn report_exit(&self, why: ExitReport) {
         self.exit_report.send_replace(Some(why));
     }
 
-    /// Until somebody knows why the worker ended. Cancel-safe.
+    /// Waits until the reason for the worker's exit is known. Cancel-safe.
     pub async fn exit_report(&self) -> ExitReport {
         let mut exit_report = self.exit_report.subscribe();
         match exit_report.wait_for(Option::is_some).await.map(|why| why.clone()) {
             Ok(Some(why)) => why,
-            // The sender lives as long as this line does.
+            // Never happens: the line owns the sender.
             Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 
-    /// Adds something for the worker to be told; the same thing once.
+    /// Adds an order for the worker. An order whose key is already known is ignored.
     pub fn add_order(&self, order: OrderToTell) {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         if orders.iter().all(|known| known.key != order.key) {
@@ -268,17 +269,18 @@ impl Line {
         }
     }
 
-    /// The worker says for how long, in all, it could hear nothing of any turn while one had too much to say.
+    /// Takes the worker's report of how long, in total over its life, one turn's output has blocked its pipe for all
+    /// turns.
     pub fn note_waited(&self, total: Duration) {
         self.waits().note(total, Instant::now());
     }
 
-    /// For how long the worker could not be heard on this line: at least, as it has said.
+    /// The least time that the worker's pipe was blocked since the line was opened, from the worker's reports.
     pub fn waited(&self) -> Duration {
         self.waits().told()
     }
 
-    /// The same, at most: since its last word it may have waited all the time.
+    /// The most time that the pipe can have been blocked: [`Line::waited`] plus all the time since the last report.
     pub fn may_have_waited(&self) -> Duration {
         self.waits().at_most(Instant::now())
     }
@@ -287,12 +289,12 @@ impl Line {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The worker says what it was told.
+    /// Replaces the keys of the orders that the worker has received.
     pub fn note_told(&self, told: Vec<String>) {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
     }
 
-    /// What it has not said that it was told.
+    /// Orders that the worker has not confirmed yet.
     pub fn untold(&self) -> Vec<OrderToTell> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,35 +1,35 @@
-//! Whether somebody who calls over HTTP is heard.
+//! Liveness of a remote worker that calls over HTTP.
 //!
-//! Counted in ticks of whoever listens, never by clocks: a listener that stood still accuses nobody. An open
-//! request is a sign of life. A beat that broke off says that the worker is gone, or its network is, until
-//! another beat comes: what else it sent may have been on its way already. So does the end of the connection
-//! that beats come by, between two of them.
+//! Silence is counted in ticks of the listening task, never by a clock: a replica that was suspended declares no worker
+//! dead (I8). An open request is a sign of life. A beat whose connection broke means that the worker or its network is
+//! gone, until the next beat: other requests that arrive later may have been sent before the break. The close of the
+//! connection that carries a worker's beats, between two of them, means the same.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Ticks without a word after which a worker whose request broke off is given up: 2.5 s.
+/// Ticks of silence until a worker is given up after a broken beat or connection: 2.5 s.
 const CUT_OFF_TICKS: u32 = 10;
-/// Ticks after which any other is: 10 s.
+/// Ticks of silence until any other worker is given up: 10 s.
 const SILENT_TICKS: u32 = 40;
-/// Between two ticks.
+/// Interval between two ticks.
 pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// Whether a worker is heard, or is for one of its turns.
+/// Liveness of one worker, or of one worker for one turn.
 #[derive(Debug, Default)]
 pub struct Liveness {
     open: AtomicUsize,
     ticks: AtomicU32,
     is_cut_off: AtomicBool,
     beats: AtomicU64,
-    /// By which connection the newest beat came that told; 0 before the first.
+    /// The connection of the newest beat that named its connection; 0 before the first.
     came_by: AtomicU64,
 }
 
 impl Liveness {
-    /// A beat has come; its drop says that it broke off, unless it was answered.
+    /// Counts a beat as an open request. A drop without [`OpenRequest::answered`] means that the connection broke.
     pub fn beat(self: &Arc<Self>) -> OpenRequest {
         self.beats.fetch_add(1, Ordering::AcqRel);
         self.is_cut_off.store(false, Ordering::Release);
@@ -37,7 +37,7 @@ impl Liveness {
     }
 
     /// If two consecutive beats used one connection, returns a callback for its close: the worker then counts as
-    /// disconnected, unless a newer beat has arrived.
+    /// disconnected, unless a newer beat has arrived. Does not apply to clients that open a connection per beat.
     pub fn came_by(self: &Arc<Self>, connection: u64) -> Option<impl FnOnce() + Send + use<>> {
         let is_kept_open = self.came_by.swap(connection, Ordering::AcqRel) == connection;
         let (liveness, newest) = (self.clone(), self.beats.load(Ordering::Acquire));
@@ -49,7 +49,7 @@ impl Liveness {
         })
     }
 
-    /// Any other request has come.
+    /// Counts any other request as an open request. Its break proves nothing.
     pub fn request(self: &Arc<Self>) -> OpenRequest {
         self.open(true)
     }
@@ -60,18 +60,18 @@ impl Liveness {
         OpenRequest { liveness: self.clone(), is_answered }
     }
 
-    /// Its worker was given up.
+    /// Marks the worker as disconnected: silence now counts against the shorter limit.
     pub fn cut_off(&self) {
         self.is_cut_off.store(true, Ordering::Release);
     }
 
-    /// Whether its last beat broke off.
+    /// Whether the newest beat broke off, or its connection closed after it.
     pub fn is_cut_off(&self) -> bool {
         self.is_cut_off.load(Ordering::Acquire)
     }
 
-    /// Counts a tick; whether the worker is given up. A turn's liveness is cut off with its worker's: the beat
-    /// that broke off may have been older than the turn.
+    /// Counts one tick; true when the worker is to be given up. `is_worker_cut_off`: the worker itself is disconnected.
+    /// The turn then counts as disconnected too, since the beat that broke may be older than the turn.
     pub fn tick(&self, is_worker_cut_off: bool) -> bool {
         if self.open.load(Ordering::Acquire) > 0 {
             self.ticks.store(0, Ordering::Release);
@@ -83,16 +83,16 @@ impl Liveness {
     }
 }
 
-/// A request that is under way.
+/// A request in progress: a sign of life until it is dropped.
 #[derive(Debug)]
 pub struct OpenRequest {
     liveness: Arc<Liveness>,
-    /// Whether its end says nothing.
+    /// Whether the drop of this request proves nothing.
     is_answered: bool,
 }
 
 impl OpenRequest {
-    /// The request has its answer.
+    /// Notes that the request is answered: its drop is no sign of a broken connection.
     pub fn answered(mut self) {
         self.is_answered = true;
     }
@@ -123,10 +123,10 @@ mod tests {
         assert_eq!(ticks_until_given_up(&liveness), SILENT_TICKS);
         drop(liveness.beat());
         assert_eq!(ticks_until_given_up(&liveness), CUT_OFF_TICKS);
-        // What was on its way before says nothing.
+        // A request that was already on its way proves nothing.
         liveness.request().answered();
         assert_eq!(ticks_until_given_up(&liveness), CUT_OFF_TICKS);
-        // Another beat came through: what broke was a connection.
+        // A later beat arrived: only a connection had broken.
         liveness.beat().answered();
         drop(liveness.request());
         assert_eq!(ticks_until_given_up(&liveness), SILENT_TICKS);

@@ -1,11 +1,11 @@
-//! Where remote workers, which call over HTTP, and this replica's engine meet, since a door calls no engine and the
-//! engine no door.
+//! The in-memory rendezvous of remote workers, which call over HTTP, and this replica's engine. API handlers never call
+//! the engine, and the engine never calls a handler.
 //!
-//! Owns who calls here ([`WorkerSession`]) and the lines to the turns that are held here ([`Line`]). A door puts a
-//! poll, a batch of messages or a beat there, and waits; the engine claims for polls, moves turns here, and
-//! each turn's run takes what its line brings. No SQL: what is durable is in [`crate::store::remote_turns`] and
-//! [`crate::store::remote_workers`].
-//! Refuses to hold anything for a worker that is not heard any more, and to grow: every queue has a bound.
+//! Owns the sessions of the workers that call here ([`WorkerSession`]) and the lines of the turns held here ([`Line`]).
+//! A handler leaves a poll, a batch of messages or a beat, and waits. The engine claims turns for polls and moves turns
+//! here; the run of a turn takes the messages from the turn's line. No SQL: durable state is in
+//! [`crate::store::remote_turns`] and [`crate::store::remote_workers`].
+//! Refuses to keep state for a worker that is no longer heard, and to grow: every queue has a bound.
 
 mod line;
 mod liveness;
@@ -34,18 +34,18 @@ use crate::{
     token::TokenHash,
 };
 
-/// Workers that may call one replica.
+/// Workers that may be registered at one replica.
 const SESSIONS_MAX: usize = 10_000;
-/// Requests that may wait.
+/// Requests to move a turn that may be queued.
 const REQUESTS_MAX: usize = 1024;
 
-/// Where remote workers and the engine meet.
+/// The rendezvous of one replica.
 #[derive(Debug)]
 pub struct Rendezvous {
     state: Mutex<RendezvousState>,
     requests: mpsc::Sender<AdoptRequest>,
     inbox: tokio::sync::Mutex<mpsc::Receiver<AdoptRequest>>,
-    /// Whether this replica takes on turns.
+    /// Whether this replica takes on turns, claimed or moved.
     takes_turns: AtomicBool,
     url: OnceLock<String>,
 }
@@ -53,7 +53,7 @@ pub struct Rendezvous {
 #[derive(Debug, Default)]
 struct RendezvousState {
     sessions: HashMap<WorkerId, Arc<WorkerSession>>,
-    /// How many of them came with each token.
+    /// Sessions per token.
     tokens: HashMap<TokenHash, usize>,
     lines: HashMap<TurnId, Arc<Line>>,
 }
@@ -69,20 +69,20 @@ impl RendezvousState {
     }
 }
 
-/// That a turn be held here, to which a worker wants to say something.
+/// A request to move a turn to this replica, since its worker called here.
 #[derive(Debug)]
 pub struct AdoptRequest {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
-    /// At which attempt.
+    /// The epoch of the attempt.
     pub epoch: i32,
-    /// Why it may be asked for.
+    /// What entitles the caller: the worker's session, or the turn's token.
     pub proof: Proof,
     answer: oneshot::Sender<AdoptOutcome>,
 }
 
 impl AdoptRequest {
-    /// Tells whoever asked. One who has gone needs no answer.
+    /// Answers the request. A caller that has gone away is ignored.
     pub fn answer(self, outcome: AdoptOutcome) {
         let _ = self.answer.send(outcome);
     }
@@ -91,17 +91,17 @@ impl AdoptRequest {
 /// What became of an [`AdoptRequest`].
 #[derive(Debug, Clone)]
 pub enum AdoptOutcome {
-    /// It is held here.
+    /// This replica holds the turn; its line.
     Held(Arc<Line>),
-    /// No such turn was offered to whoever asks.
+    /// No such turn was offered to this caller.
     Unknown,
-    /// It has had its last word.
+    /// The turn has had its last word.
     Ended,
-    /// Another attempt has it, or it waits for one.
+    /// The turn has a newer epoch, or is queued again.
     Stale,
-    /// Not here, or not now.
+    /// The turn cannot be moved here now; the caller may retry.
     Elsewhere,
-    /// The database was not asked, or said something unexpected.
+    /// The database could not be asked, or answered with an error.
     Failed(StoreError),
 }
 
@@ -120,22 +120,22 @@ impl Default for Rendezvous {
 }
 
 impl Rendezvous {
-    /// Where this replica is reached; empty until [`Rendezvous::set_url`].
+    /// The URL of this replica; empty until [`Rendezvous::set_url`].
     pub fn url(&self) -> &str {
         self.url.get().map_or("", String::as_str)
     }
 
-    /// Says where. The first time counts.
+    /// Sets the URL of this replica. Only the first call has an effect.
     pub fn set_url(&self, url: &str) {
         let _ = self.url.set(url.to_owned());
     }
 
-    /// Whether this replica takes on turns; if not, its workers had better go elsewhere.
+    /// Whether this replica takes on turns. If not, its workers should call another replica.
     pub fn takes_turns(&self) -> bool {
         self.takes_turns.load(Ordering::Acquire)
     }
 
-    /// Says whether it does, and tells the workers.
+    /// Sets whether this replica takes on turns; wakes all sessions on a change.
     pub fn set_takes_turns(&self, takes_turns: bool) {
         if self.takes_turns.swap(takes_turns, Ordering::AcqRel) != takes_turns {
             for session in self.sessions() {
@@ -144,8 +144,8 @@ impl Rendezvous {
         }
     }
 
-    /// Lets a worker call that has a token of this hash, until then; `None` where there are too many. One that calls
-    /// again keeps its place.
+    /// Opens a session for a worker with a token of this hash, valid until `expires_at`; `None` at the limit of 10,000
+    /// sessions. A worker that registers again replaces its own session, at the limit too.
     pub fn admit(
         &self,
         worker: RemoteWorker,
@@ -166,34 +166,34 @@ impl Rendezvous {
         Some(session)
     }
 
-    /// Tells operators how many workers call here and how many turns wait to be moved, and how many may.
+    /// Records two gauges with their limits: sessions, and queued move requests.
     pub fn note_bounds(&self) {
         let waiting = REQUESTS_MAX.saturating_sub(self.requests.capacity());
         metrics::bound("remote_workers", self.state().sessions.len() as u64, SESSIONS_MAX as u64);
         metrics::bound("moves", waiting as u64, REQUESTS_MAX as u64);
     }
 
-    /// The worker of this id, where it calls here.
+    /// The session of this worker; `None` if the worker is not registered here.
     pub fn session(&self, worker: WorkerId) -> Option<Arc<WorkerSession>> {
         self.state().sessions.get(&worker).cloned()
     }
 
-    /// Whether anybody calls here who came with this token.
+    /// Whether a worker with this token has a session here.
     pub fn knows(&self, token_hash: &TokenHash) -> bool {
         self.state().tokens.contains_key(token_hash)
     }
 
-    /// Whether anybody calls here.
+    /// Whether any worker has a session here.
     pub fn has_sessions(&self) -> bool {
         !self.state().sessions.is_empty()
     }
 
-    /// Everybody who calls here.
+    /// All sessions.
     pub fn sessions(&self) -> Vec<Arc<WorkerSession>> {
         self.state().sessions.values().cloned().collect()
     }
 
-    /// Forgets a session, unless its worker has called anew.
+    /// Removes a session, unless the worker has registered again and has a newer one.
     pub fn dismiss(&self, session: &Arc<WorkerSession>) {
         let mut state = self.state();
         if state.sessions.get(&session.worker().id).is_some_and(|known| Arc::ptr_eq(known, session)) {
@@ -202,7 +202,7 @@ impl Rendezvous {
         }
     }
 
-    /// Forgets everybody who calls: they register anew, and the lines to their turns stay.
+    /// Removes all sessions: the workers register again. Lines stay open.
     pub fn dismiss_all(&self) {
         let sessions: Vec<Arc<WorkerSession>> = {
             let mut state = self.state();
@@ -212,7 +212,7 @@ impl Rendezvous {
         sessions.iter().for_each(|session| session.wake());
     }
 
-    /// Opens a line for a turn that is held here from now on.
+    /// Opens a line for a turn that this replica now holds. An older line of the same turn is closed.
     pub fn open(self: &Arc<Self>, line: Line) -> Arc<Line> {
         let line = Arc::new(line);
         if let Some(former) = self.state().lines.insert(line.turn(), line.clone()) {
@@ -221,7 +221,7 @@ impl Rendezvous {
         line
     }
 
-    /// Closes a line; whoever waits at it is told how the turn ended here.
+    /// Closes a line. Every request that waits on the line is told the `end`.
     pub fn close(&self, line: &Arc<Line>, end: LineEnd) {
         let session = {
             let mut state = self.state();
@@ -236,17 +236,17 @@ impl Rendezvous {
         }
     }
 
-    /// Every line that is open here.
+    /// All open lines.
     pub fn lines(&self) -> Vec<Arc<Line>> {
         self.state().lines.values().cloned().collect()
     }
 
-    /// The line to a turn that is held here.
+    /// The open line of a turn at this epoch; `None` if this replica does not hold the turn.
     pub fn line(&self, turn: TurnId, epoch: i32) -> Option<Arc<Line>> {
         self.state().lines.get(&turn).filter(|line| line.epoch() == epoch).cloned()
     }
 
-    /// The line to a turn, which is moved here where another replica holds it.
+    /// The line of a turn. If another replica holds the turn the engine is asked to move the turn here first.
     pub async fn line_or_move(&self, turn: TurnId, epoch: i32, proof: Proof) -> AdoptOutcome {
         if let Some(line) = self.line(turn, epoch) {
             return AdoptOutcome::Held(line);
@@ -257,7 +257,8 @@ impl Rendezvous {
         let (answer, outcome) = oneshot::channel();
         let request = AdoptRequest { turn, epoch, proof, answer };
         let is_left = match proof {
-            // A beat asks for all that its worker has, a few at a time, and comes back late for what it did not get.
+            // A beat names all turns of its worker, a few at a time, and retries on the next beat: it may wait for the
+            // queue.
             Proof::Worker(_) => self.requests.send(request).await.is_ok(),
             Proof::Token(_) => self.requests.try_send(request).is_ok(),
         };
@@ -267,14 +268,14 @@ impl Rendezvous {
         outcome.await.unwrap_or(AdoptOutcome::Elsewhere)
     }
 
-    /// The next requests, so many at most; none when there will be no more. Cancel-safe.
+    /// The next requests, up to `most`; empty once the channel is closed. Cancel-safe.
     pub async fn next_requests(&self, most: usize) -> Vec<AdoptRequest> {
         let mut requests = Vec::new();
         self.inbox.lock().await.recv_many(&mut requests, most).await;
         requests
     }
 
-    /// Tells the worker of a line that there is something new for it.
+    /// Wakes the worker of a line: there is something new for it.
     pub fn ring(&self, line: &Line) {
         if let Some(session) = self.session(line.worker()) {
             session.wake();

@@ -1,4 +1,7 @@
-//! A remote worker that calls this replica: its poll, what it was promised, and whether it is heard.
+//! The session of a remote worker at this replica.
+//!
+//! Owns the worker's poll, the turns that are reserved for the worker, the offers that wait for its next poll, and its
+//! liveness. Refuses a second poll at a time: a newer poll ends the older one.
 
 use std::{
     sync::{
@@ -20,18 +23,18 @@ use crate::{
     store::remote_workers::RemoteWorker,
 };
 
-/// A worker that calls.
+/// A remote worker that is registered at this replica.
 #[derive(Debug)]
 pub struct WorkerSession {
     worker: RemoteWorker,
     token_hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
     liveness: Arc<Liveness>,
-    /// Its newest poll, and for how many turns that waits; 0 where it does not.
+    /// The number of the newest poll, and how many turns that poll asks for; 0 when no poll is open.
     polled: Mutex<(u64, u32)>,
-    /// Its newest beat that waits.
+    /// The number of the newest beat that listens.
     listened: AtomicU64,
-    /// Turns that were claimed for it and that it has not been told of.
+    /// Turns that were claimed for the worker and are not delivered yet.
     promised: AtomicU32,
     offers: Mutex<Vec<TurnOffer>>,
     is_leaving: AtomicBool,
@@ -40,31 +43,31 @@ pub struct WorkerSession {
     news: Notify,
 }
 
-/// A turn that its worker may take.
+/// A turn that the worker may take.
 #[derive(Debug)]
 pub struct TurnOffer {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
-    /// Its conversation.
+    /// The turn's conversation.
     pub conversation: ConversationId,
-    /// The attempt.
+    /// The epoch of the attempt.
     pub epoch: i32,
-    /// Its place in the conversation.
+    /// The turn's number within its conversation.
     pub ordinal: i64,
-    /// Opens the turn's route until its last word.
+    /// The secret that authenticates the worker's requests for this turn, until the last word.
     pub token: String,
-    /// The native protocol's `turn`, as JSON text.
+    /// The native protocol's `turn` message, as JSON text.
     pub message: String,
-    /// Counts until the worker was told.
+    /// Holds the reservation until the offer is delivered or dropped.
     pub guard: OfferGuard,
 }
 
-/// A turn that is claimed for a worker, until the worker was told of it.
+/// A reservation: one turn claimed for a worker, counted against the worker's poll until dropped.
 #[derive(Debug)]
 pub struct OfferGuard(Arc<WorkerSession>);
 
 impl OfferGuard {
-    /// Whom it was given.
+    /// The session that the turn is reserved for.
     pub fn session(&self) -> &Arc<WorkerSession> {
         &self.0
     }
@@ -94,55 +97,55 @@ impl WorkerSession {
         }
     }
 
-    /// Who it is.
+    /// The worker's record.
     pub fn worker(&self) -> &RemoteWorker {
         &self.worker
     }
 
-    /// SHA-256 of the token that it came with.
+    /// SHA-256 of the token that the worker registered with.
     pub fn token_hash(&self) -> &[u8; 32] {
         &self.token_hash
     }
 
-    /// Whether it is heard.
+    /// Liveness of the worker.
     pub fn liveness(&self) -> &Arc<Liveness> {
         &self.liveness
     }
 
-    /// It takes no more turns; a poll of its that is open ends.
+    /// Marks the worker as leaving: it gets no more turns, and its open poll ends.
     pub fn leave(&self) {
         self.is_leaving.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// An operator wants it to end.
+    /// Marks the worker as stopped by an operator.
     pub fn stop(&self) {
         self.is_stopped.store(true, Ordering::Release);
         self.leave();
     }
 
-    /// Its token lets nobody in any more: what it waits for ends.
+    /// Marks the worker's token as revoked: its open poll and beat end.
     pub fn refuse(&self) {
         self.is_refused.store(true, Ordering::Release);
         self.leave();
     }
 
-    /// Whether its token lets it in, at this time of the database's.
+    /// Whether the worker's token is valid at `now`, a time of the database's clock.
     pub fn is_let_in(&self, now: DateTime<Utc>) -> bool {
         !self.is_refused.load(Ordering::Acquire) && self.expires_at.is_none_or(|end| now < end)
     }
 
-    /// Whether an operator wants it to end.
+    /// Whether an operator has stopped the worker.
     pub fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Acquire)
     }
 
-    /// Whether it takes no more turns.
+    /// Whether the worker takes no more turns.
     pub fn is_leaving(&self) -> bool {
         self.is_leaving.load(Ordering::Acquire)
     }
 
-    /// For how many turns it waits that it was not promised.
+    /// How many more turns the open poll has capacity for, without those reserved already.
     pub fn room(&self) -> u32 {
         if self.is_leaving() {
             return 0;
@@ -151,19 +154,19 @@ impl WorkerSession {
         room.saturating_sub(self.promised.load(Ordering::Acquire))
     }
 
-    /// Promises it a turn.
+    /// Reserves one turn for the worker.
     pub fn offer_guard(self: &Arc<Self>) -> OfferGuard {
         self.promised.fetch_add(1, Ordering::AcqRel);
         OfferGuard(self.clone())
     }
 
-    /// Puts an offer where its next look finds it.
+    /// Queues an offer for the worker's next poll, and wakes an open one.
     pub fn offer(&self, offer: TurnOffer) {
         self.offers().push(offer);
         self.wake();
     }
 
-    /// Takes an offer back; false where the worker may have been told.
+    /// Withdraws an offer; false if the worker may have received it.
     pub fn withdraw(&self, turn: TurnId, epoch: i32) -> bool {
         let mut offers = self.offers();
         let before = offers.len();
@@ -171,8 +174,8 @@ impl WorkerSession {
         offers.len() < before
     }
 
-    /// Waits for turns: for so many, until then. While it waits it can be promised some. A wait that was there
-    /// before ends: one of each worker is enough, and more would have no bound.
+    /// Opens a poll for up to `room` turns. Turns can be reserved for the worker while the poll is open. An older poll
+    /// of the same worker ends: more than one would have no bound.
     pub fn poll(self: &Arc<Self>, room: u32) -> Polling {
         let number = {
             let mut polled = self.polled();
@@ -183,28 +186,29 @@ impl WorkerSession {
         Polling { session: self.clone(), number }
     }
 
-    /// Listens for what it is to be told. Whoever listened before is told nothing more, as with [`WorkerSession::poll`].
+    /// Registers a beat that listens for orders; its number. An older beat stops listening, as with
+    /// [`WorkerSession::poll`].
     pub fn listen(&self) -> u64 {
         let number = self.listened.fetch_add(1, Ordering::AcqRel) + 1;
         self.wake();
         number
     }
 
-    /// Whether somebody listens anew since this one began.
+    /// Whether a newer beat than `number` listens.
     pub fn is_heard_anew(&self, number: u64) -> bool {
         self.listened.load(Ordering::Acquire) != number
     }
 
-    /// There is something to see.
+    /// Wakes the open poll and the listening beat, so that they look again.
     pub fn wake(&self) {
         self.news.notify_waiters();
     }
 
-    /// Looks until there is something to see, or until then. Cancel-safe.
+    /// Calls `look` now and after each wake-up until it returns a value; `None` at `until`. Cancel-safe.
     pub async fn look_until<T>(&self, until: Instant, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         loop {
             let mut news = std::pin::pin!(self.news.notified());
-            // First the interest, then the look.
+            // Register before the look, or a wake-up between the two is lost.
             news.as_mut().enable();
             if let Some(seen) = look() {
                 return Some(seen);
@@ -224,8 +228,8 @@ impl WorkerSession {
     }
 }
 
-/// A worker's wait for turns; its drop ends it, unless the worker waits anew: a poll that broke off may be
-/// noticed after the next has come.
+/// An open poll. A drop closes the poll, unless a newer one is open: the end of a broken request may be noticed only
+/// after the next request has arrived.
 #[derive(Debug)]
 pub struct Polling {
     session: Arc<WorkerSession>,
@@ -233,12 +237,13 @@ pub struct Polling {
 }
 
 impl Polling {
-    /// Offers, at least one; none where the wait is over, or `is_over` says so.
+    /// Waits for offers, at least one. Empty after `wait`, or when the worker leaves, a newer poll opens or
+    /// `is_over()`.
     pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<TurnOffer> {
         let session = &self.session;
         let look = || {
             if session.polled().0 != self.number {
-                // What there is is for the newer one.
+                // Any offers now belong to the newer poll.
                 return Some(Vec::new());
             }
             let offers = std::mem::take(&mut *session.offers());

@@ -1,75 +1,75 @@
 //! What can go wrong between this process and Postgres.
 //!
-//! Owns the line between "away" (the outcome is unknown, or Postgres cannot serve; repeat later), "denied" (it does
-//! not let this process in, and no wait heals that: away for those that run, the end for one that starts)
-//! and "broken" (it answered, and repeating gives the same). Judged by SQLSTATE, never by text.
+//! Owns the distinction between "away" (the outcome is unknown or Postgres cannot serve: retry later), "denied"
+//! (Postgres rejects this process and waiting does not help: a running replica treats it as away, a starting one exits)
+//! and "broken" (Postgres answered, and a retry gives the same answer). Decided by SQLSTATE, never by message text.
 
 use super::pool::denial::{self, Denial};
 use crate::telemetry::metrics;
 
-/// A statement that did not do what it should.
+/// A statement that failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Postgres cannot be reached, cannot serve, or did not answer; the outcome is unknown.
+    /// Postgres cannot be reached, cannot serve, or did not answer in time. The outcome is unknown.
     #[error("{op}: Postgres is away: {why}")]
     Away {
-        /// Which statement.
+        /// The name of the statement.
         op: &'static str,
-        /// What the driver said.
+        /// The driver's message.
         why: String,
     },
-    /// Somebody else held a row or a table for longer than a statement waits. Nothing was done.
+    /// The statement timed out, as a rule on a lock that another session holds. Nothing was changed.
     #[error("{op}: a row or a table is locked by somebody else: {why}")]
     Held {
-        /// Which statement.
+        /// The name of the statement.
         op: &'static str,
-        /// What the driver said.
+        /// The driver's message.
         why: String,
     },
-    /// Postgres does not let this process in, or not do this; somebody must put that right.
+    /// Postgres rejects the login, or the role lacks a right. An operator must act.
     #[error("{op}: {denial}: {why}")]
     Denied {
-        /// Which statement.
+        /// The name of the statement.
         op: &'static str,
-        /// What is wrong, and its remedy.
+        /// The cause and its remedy.
         denial: Denial,
-        /// What the driver said.
+        /// The driver's message.
         why: String,
     },
-    /// A rule of ours refused, by one of our own SQLSTATEs.
+    /// One of the store's own SQL functions rejected the request, with a SQLSTATE that begins with `LW`.
     #[error("{op}: refused with {code}")]
     Refused {
-        /// Which statement.
+        /// The name of the statement.
         op: &'static str,
-        /// `LW404`, `LW409`, `LW422` or `LW429`.
+        /// `LW404`, `LW409`, `LW412`, `LW422` or `LW429`.
         code: String,
-        /// What the rule has to say about it.
+        /// More about the rejection, if the function gave any.
         detail: Option<String>,
     },
-    /// Postgres answered with an error that repeating does not mend.
+    /// Postgres answered with an error that a retry does not change.
     #[error("{op}: {why}")]
     Broken {
-        /// Which statement.
+        /// The name of the statement.
         op: &'static str,
-        /// The SQLSTATE, where there is one.
+        /// The SQLSTATE, if the error has one.
         code: Option<String>,
-        /// What the driver said.
+        /// The driver's message.
         why: String,
     },
 }
 
 impl StoreError {
-    /// Whether repeating later may help.
+    /// Whether a retry later may succeed.
     pub fn is_away(&self) -> bool {
         matches!(self, StoreError::Away { .. } | StoreError::Held { .. } | StoreError::Denied { .. })
     }
 
-    /// Whether a statement waited in vain for what somebody else holds: a smaller one may not have to.
+    /// Whether the statement timed out on another session's lock. A smaller batch may avoid that lock.
     pub fn is_held(&self) -> bool {
         matches!(self, StoreError::Held { .. })
     }
 
-    /// What no wait heals.
+    /// Why Postgres rejects this process; `None` for other errors.
     pub fn denial(&self) -> Option<Denial> {
         match self {
             StoreError::Denied { denial, .. } => Some(*denial),
@@ -77,12 +77,12 @@ impl StoreError {
         }
     }
 
-    /// What to do, where somebody must do something.
+    /// What an operator has to do; `None` if nothing.
     pub(super) fn remedy(&self) -> Option<&'static str> {
         self.denial().map(|denial| denial.remedy)
     }
 
-    /// The same, and what came of another way.
+    /// Combines two failed logins, with and without TLS, into one error.
     pub(super) fn beside(self, other: &StoreError) -> StoreError {
         match (self, other) {
             (StoreError::Denied { op, denial, why }, StoreError::Denied { why: other, .. }) => {
@@ -92,7 +92,7 @@ impl StoreError {
                     why: format!("{why}; the other way, with or without TLS: {other}"),
                 }
             }
-            // A Postgres that is away denies nothing.
+            // If either login found Postgres away, a rejection of the other proves nothing.
             (StoreError::Denied { .. }, other) => other.clone(),
             (first, _) => first,
         }
@@ -106,18 +106,18 @@ impl StoreError {
         sorted
     }
 
-    /// For those who speak of the driver's errors alone.
+    /// For callers whose own error type is the driver's.
     pub(super) fn into_sqlx(self) -> sqlx::Error {
         sqlx::Error::Configuration(self.into())
     }
 
-    /// A row that does not read as what its table promises.
+    /// An error for a row that violates what its table promises.
     pub(crate) fn unreadable(op: &'static str, why: impl std::fmt::Display) -> StoreError {
         StoreError::Broken { op, code: None, why: why.to_string() }
     }
 }
 
-/// Warns of what failed. Of a Postgres that is away the store tells by itself, in one place for all (`outage`).
+/// Logs a failure as a warning. A failure because Postgres is away is logged at debug only: `outage` reports it once.
 macro_rules! warn_of {
     ($why:expr, $($rest:tt)+) => {
         if $why.is_away() {
@@ -161,16 +161,16 @@ fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
     }
 }
 
-/// How far a failure reaches.
+/// How much a failure affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) enum FailureReach {
-    /// A connection broke, or none came about.
+    /// A connection broke or could not be opened.
     Connection,
-    /// One statement did not come to its end, or no connection was free for it.
+    /// One statement failed, or no connection was free for it.
     Statement,
 }
 
-/// How far an error of the driver's reaches: whether its connection is of any more use.
+/// What a driver error affects: the connection, or only the statement.
 pub(super) fn reach(error: &sqlx::Error) -> FailureReach {
     let code = error.as_database_error().and_then(|database| database.code());
     let is_statements = match code {
@@ -180,7 +180,7 @@ pub(super) fn reach(error: &sqlx::Error) -> FailureReach {
     if is_statements { FailureReach::Statement } else { FailureReach::Connection }
 }
 
-/// SQLSTATEs of a Postgres that cannot serve just now.
+/// SQLSTATEs of a Postgres that cannot serve for now.
 fn is_passing(code: &str) -> bool {
     code.starts_with("08")          // connection
         || code.starts_with("57P")  // shut down, crashed, starting up
@@ -189,7 +189,7 @@ fn is_passing(code: &str) -> bool {
         || code == "25006" // read only: a standby, or a primary that was demoted
 }
 
-/// SQLSTATEs of a statement that Postgres ended by `lock_timeout` or `statement_timeout`.
+/// SQLSTATEs of `lock_timeout` and `statement_timeout`.
 fn is_timeout(code: &str) -> bool {
     matches!(code, "55P03" | "57014")
 }

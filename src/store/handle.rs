@@ -1,6 +1,6 @@
-//! One replica's view of Postgres: what every statement and every task of the store needs.
+//! The store's handle: one replica's view of Postgres, shared by every statement and task of the store.
 //!
-//! Owns no behaviour: who uses a part asks for that part. How a store is made is in [`super::open`].
+//! Owns no behaviour: a caller asks for the part that the caller needs. [`super::open`] makes a store.
 
 use std::{
     sync::{
@@ -25,19 +25,19 @@ use super::{
 };
 use crate::{clock::Clock, config::Lever, id::ReplicaId};
 
-/// One replica's view of Postgres. Cheap to clone, and small: every stream has some.
+/// One replica's view of Postgres. Cheap to clone, and small: every stream holds one.
 #[derive(Clone, Debug)]
 pub struct Store(pub(super) Arc<StoreParts>);
 
-/// What a store is made of.
+/// The parts of a store.
 #[derive(Debug)]
 pub(super) struct StoreParts {
     pub(super) connections: Arc<Connections>,
     pub(super) sessions: Arc<Sessions>,
-    /// Past a pooler, where there is one.
+    /// Sessions that bypass the pooler, if a listener URL is configured.
     pub(super) listener_sessions: Sessions,
     pub(super) login: Arc<Login>,
-    /// Past a pooler; the same where there is none.
+    /// The login that bypasses the pooler; the same as `login` without a listener URL.
     pub(super) listener_login: Arc<Login>,
     pub(super) clock: Clock,
     pub(super) wake: WakeUps,
@@ -56,54 +56,54 @@ pub(super) struct StoreParts {
 }
 
 impl Store {
-    /// Whether this replica does something for speed that a measurement may take from it.
+    /// Whether this optimisation is on. A measurement can switch single optimisations off.
     pub fn uses(&self, lever: Lever) -> bool {
         !self.0.ablated.contains(&lever)
     }
 
-    /// The database's clock, and the home of new ids.
+    /// The database's clock, which also mints ids.
     pub fn clock(&self) -> &Clock {
         &self.0.clock
     }
 
-    /// Who waits for what in this process, and what is to be rung.
+    /// Subscriptions of this process, and pending notifications for other replicas.
     pub fn wake(&self) -> &WakeUps {
         &self.0.wake
     }
 
-    /// Where turns are handed in.
+    /// The queue of turns to be accepted.
     pub fn accept_batch(&self) -> &AcceptBatch {
         &self.0.accept_batch
     }
 
-    /// What this process has seen committed, of late.
+    /// Recent commits that this process has seen.
     pub fn seen_commits(&self) -> &SeenCommits {
         &self.0.seen_commits
     }
 
-    /// How often the beat's connection to Postgres has broken: after each, commits may be missing.
+    /// How many times the beat's connection has broken. After each break commits may be missing (failover).
     pub fn breaks(&self) -> u64 {
         self.0.breaks.load(Ordering::Acquire)
     }
 
-    /// Who this process is now. It changes when the replica was judged lost and starts over.
+    /// The current id of this replica. The id changes when the replica was declared lost and registers again.
     pub fn replica(&self) -> ReplicaId {
         *self.0.replica.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a new identity, to register anew with.
+    /// Mints a new replica id, to register with after a verdict.
     pub fn rename_replica(&self) -> ReplicaId {
         let fresh = ReplicaId(self.0.clock.mint());
         *self.0.replica.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         fresh
     }
 
-    /// What this process' backends call themselves; one name a boot.
+    /// `application_name` of this process' Postgres sessions; unique per boot.
     pub fn application_name(&self) -> &str {
         &self.0.application_name
     }
 
-    /// How long ended turns are kept.
+    /// How long ended turns are retained.
     pub(super) fn retain(&self) -> Duration {
         self.0.retain
     }
@@ -132,17 +132,17 @@ impl Store {
         &self.0.connections
     }
 
-    /// For sessions of a task's own.
+    /// For tasks that keep a session of their own.
     pub(super) fn sessions(&self) -> &Sessions {
         &self.0.sessions
     }
 
-    /// The same past a pooler, where there is one.
+    /// As [`Store::sessions`], bypassing the pooler if a listener URL is configured.
     pub(super) fn listener_sessions(&self) -> &Sessions {
         &self.0.listener_sessions
     }
 
-    /// A connection for statements.
+    /// Borrows a pooled connection.
     pub(super) async fn lease(&self) -> Result<Loan, StoreError> {
         self.0.connections.lend().await
     }

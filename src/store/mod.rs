@@ -1,25 +1,25 @@
-//! The store: all SQL, and the doorbell. The only place that imports `sqlx`.
+//! The store: all SQL, and the doorbell. The only module that imports `sqlx`.
 //!
-//! Refuses client round trips inside a transaction: each call here is one statement or one SQL function, so a process
-//! that freezes in the middle hides nothing from the others for longer than its statement takes.
+//! Refuses client round trips inside a transaction. Each call is one statement or one SQL function, so a process that
+//! is frozen in the middle blocks the other replicas for no longer than its statement takes.
 //!
 //! | folder | what |
 //! |---|---|
-//! | `records` | plain data that statements take and give |
-//! | `pool` | connections: login, TLS, sessions, whether Postgres is reached |
-//! | `live` | what this process knows between two looks: who waits for what ([`wake_ups`]), what was seen committed, what goes together in one commit ([`accept_batch`], [`group_commit`]) |
-//! | `tables` | the statements, one file a table |
-//! | `upkeep` | migrations, partitions, sweeps, and what operators ask |
-//! | `dev` | what measurements need |
+//! | `records` | plain data: the parameters and results of statements |
+//! | `pool` | connections: login, TLS, session settings, reachability of Postgres |
+//! | `live` | in-memory state between two polls: subscriptions ([`wake_ups`]), commits seen, batches ([`accept_batch`], [`group_commit`]) |
+//! | `tables` | the statements, one file per table |
+//! | `upkeep` | migrations, partitions, retention sweeps, and the checks for operators |
+//! | `dev` | fixtures and counters for measurements |
 //!
-//! [`Store`] (`handle`) is a handle over plain parts; `open` makes one. No two files here import each other, however far
-//! around.
+//! [`Store`] (`handle`) is a handle over plain parts; `open` makes a store. No two files import each other, not even
+//! indirectly.
 //!
-//! One order of locks: rows of one kind by their ids; keys, then in-flight rows, then conversations
+//! Lock order: rows of one kind by their ids; kinds in the order idempotency keys, in-flight rows, conversations, turns
 //! (`docs/PROTOCOL.md`).
 //!
-//! Every statement has a deadline. One that fails or is given up on may or may not have been
-//! committed; callers that repeat do so with the identical statement, which is harmless.
+//! Every statement has a deadline. A statement that failed or timed out may or may not be committed. A caller that
+//! retries sends the identical statement; a repeat has no further effect.
 
 #[cfg(feature = "dev")]
 mod dev;

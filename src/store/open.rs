@@ -1,4 +1,4 @@
-//! Opening a store, and whether Postgres is there.
+//! Opening a store, and checks whether Postgres is reachable.
 
 use std::{
     path::PathBuf,
@@ -32,11 +32,11 @@ use crate::{
     id::ReplicaId,
 };
 
-/// A statement that was denied counts for so long: all that a replica asks for it asks again sooner.
+/// How long a rejected statement counts as a current denial. A replica repeats its statements more often than that.
 const DENIAL_COUNTS_FOR: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Opens nothing yet. Needs no reachable Postgres; [`Store::probe`] tells whether there is one.
+    /// Creates the store without connecting. Call [`Store::probe`] to check whether Postgres answers.
     pub fn open(config: &Config) -> Result<Store, StoreError> {
         let clock = Clock::default();
         let replica = ReplicaId(clock.mint());
@@ -79,26 +79,26 @@ impl Store {
         })))
     }
 
-    /// The beat's connection has broken. Idle ones are let go: they are no better, or Postgres has none left
-    /// for the beat.
+    /// Reports that the beat's connection broke. Idle connections are closed: they are likely broken too, or occupy the
+    /// last connections that Postgres has for the beat.
     pub fn note_break(&self) {
         self.0.reachability.lost();
         self.0.connections.forget();
         self.0.breaks.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether Postgres has answered this process within so long.
+    /// Whether Postgres has answered any statement of this process within `time`.
     pub fn was_heard_within(&self, time: Duration) -> bool {
         self.0.reachability.was_heard_within(time)
     }
 
-    /// What Postgres denies this process just now, and no wait heals: the login, or a right.
+    /// What Postgres denies this process at present, by login or by right, and no retry cures; `None` if nothing.
     pub fn refusal(&self) -> Option<Denial> {
         let login = self.0.login.refusal().or_else(|| self.0.listener_login.refusal());
         login.or_else(|| self.0.reachability.denied_within(DENIAL_COUNTS_FOR))
     }
 
-    /// Logs in by each database URL, and lets go again.
+    /// Logs in with each configured database URL, and disconnects.
     ///
     /// # Errors
     /// Postgres is away, or denies the login.
@@ -110,7 +110,7 @@ impl Store {
         Ok(())
     }
 
-    /// Asks Postgres for its time: proof that it answers, and the clock's offset.
+    /// Queries the database's time: proves that Postgres answers, and sets the clock's offset.
     pub async fn probe(&self) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
         let now = lease
@@ -120,7 +120,7 @@ impl Store {
         Ok(())
     }
 
-    /// Lets go of every connection.
+    /// Closes every pooled connection.
     pub async fn close(&self) {
         self.0.connections.close().await;
     }

@@ -1,9 +1,8 @@
-//! Fixtures: turns by the thousand, as a measurement needs them, written without a replica.
+//! Fixtures: thousands of queued turns for a measurement, written without a replica.
 //!
-//! Owns the making of rows that look as accepted turns do; ended ones are in [`super::history`]. For a private
-//! database alone: it goes around the doors, so nobody has been promised anything for these turns. What
-//! it makes keeps every invariant that `verify` checks. Round trips inside a transaction are no fault
-//! here: nobody else works meanwhile.
+//! Owns rows that look like accepted turns; ended turns are in [`super::history`]. For a private database only: the
+//! rows bypass the API, so no client was promised anything. They keep every invariant that `verify` checks. Round trips
+//! inside a transaction are acceptable here, since nothing else uses the database meanwhile.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -18,25 +17,25 @@ use crate::{
     },
 };
 
-/// What no replica hosts: turns of this runtime stay where they are.
+/// A runtime that no replica hosts: turns with it stay queued.
 const PARKED: &str = "parked";
 
-/// Turns to be made.
+/// The turns to make.
 #[derive(Debug, Clone, Copy)]
 pub struct ParkedTurns<'a> {
-    /// The agent that they are for.
+    /// The agent.
     pub agent: &'a str,
-    /// The revision that they run with.
+    /// The agent's revision.
     pub revision: i32,
-    /// What the user says in each.
+    /// The user's text, the same in each turn.
     pub text: &'a str,
-    /// How many conversations.
+    /// The number of conversations.
     pub conversations: usize,
-    /// Turns in each of them.
+    /// Turns per conversation.
     pub turns_each: usize,
 }
 
-/// What has become of turns.
+/// Totals of a set of turns.
 #[derive(Debug, Clone, Copy)]
 pub struct TurnTotals {
     /// How many have completed.
@@ -47,14 +46,14 @@ pub struct TurnTotals {
     pub bytes: i64,
 }
 
-/// A transaction that is open, and holds its snapshot, until this is dropped.
+/// An open transaction, which holds its snapshot until dropped.
 #[derive(Debug)]
 pub struct OpenTransaction {
     _conn: Conn,
 }
 
 impl Store {
-    /// Makes turns that wait where no replica takes them. Returns them in the order of their ids.
+    /// Makes queued turns that no replica claims. Returns their ids in order.
     pub async fn park(&self, wanted: ParkedTurns<'_>) -> Result<Vec<TurnId>, StoreError> {
         let mut conn = self.sessions().open("fixtures", SessionPurpose::Work).await?;
         let (mut turns, mut conversations, mut ordinals) = (Vec::new(), Vec::new(), Vec::new());
@@ -72,7 +71,7 @@ impl Store {
         Ok(turns.into_iter().map(TurnId).collect())
     }
 
-    /// Lets replicas take every parked turn, and rings for them. Returns when, by the database's clock.
+    /// Makes every parked turn claimable, and rings. Returns the time by the database's clock.
     pub async fn unpark(&self) -> Result<DateTime<Utc>, StoreError> {
         let mut lease = self.lease().await?;
         let first = lease
@@ -101,7 +100,7 @@ impl Store {
         Ok(now)
     }
 
-    /// Removes every parked turn, as if it had never been.
+    /// Deletes every parked turn.
     pub async fn remove_parked(&self) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -124,7 +123,7 @@ impl Store {
             .map(drop)
     }
 
-    /// Whether any turn has no last word yet, parked ones aside.
+    /// Whether any turn has no last word yet, except parked ones.
     pub async fn is_busy(&self) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -138,7 +137,7 @@ impl Store {
             .await
     }
 
-    /// How many turns a worker has.
+    /// How many turns are `running`.
     pub async fn running(&self) -> Result<i64, StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -151,7 +150,7 @@ impl Store {
             .await
     }
 
-    /// What has become of these turns.
+    /// Totals of these turns.
     pub async fn weigh(&self, turns: &[TurnId]) -> Result<TurnTotals, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
         let mut lease = self.lease().await?;
@@ -174,11 +173,11 @@ impl Store {
             .await
     }
 
-    /// Opens a transaction elsewhere, which holds back what vacuum may remove.
+    /// Opens a transaction in another session, so that vacuum cannot remove rows that it may still see.
     #[allow(clippy::disallowed_methods, reason = "several commands at once")]
     pub async fn hold_transaction(&self) -> Result<OpenTransaction, StoreError> {
         let mut conn = self.sessions().open("fixtures", SessionPurpose::Work).await?;
-        // The snapshot is taken by the first query.
+        // The first query takes the snapshot.
         let begin =
             sqlx::raw_sql("begin isolation level repeatable read; select count(*) from lastword.replicas");
         begin.execute(&mut conn).await.map_err(fixtures_error)?;
@@ -186,7 +185,7 @@ impl Store {
     }
 }
 
-/// One transaction of inserts; the columns go in together.
+/// Inserts all rows in one transaction.
 #[allow(clippy::disallowed_methods, reason = "begin and commit")]
 async fn insert(
     conn: &mut Conn,

@@ -1,8 +1,7 @@
-//! What Postgres itself counts: statements, commits that wrote, bytes of WAL. For `lastword bench`.
+//! Counters of Postgres itself: statements, writing transactions, bytes of WAL. For `lastword bench`.
 //!
-//! Owns one connection and reads only, but for switching `pg_stat_statements` on and off, whose
-//! counting costs a little and so runs only while something is counted. Every statement of its own
-//! bears a mark, and is left out of the counts.
+//! Owns one connection. Only reads, except that it switches `pg_stat_statements` on and off: counting has a small cost,
+//! so it is on only during a measurement. Its own statements carry a marker comment and are not counted.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,19 +13,19 @@ use crate::store::{
     pool::{conn::Conn, session::SessionPurpose},
 };
 
-/// Counts since some moment before; two of them make a difference.
+/// Counters since a fixed moment; the difference of two tallies is what happened between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
-    /// Statements that clients sent; `None` where Postgres does not count them.
+    /// Statements sent by clients; `None` if Postgres does not count them.
     pub statements: Option<i64>,
-    /// Transactions that got a number: they wrote something, or rang.
+    /// Transactions with an id: they wrote something, or sent a NOTIFY.
     pub writes: i64,
     /// Bytes of WAL.
     pub wal_bytes: i64,
 }
 
 impl Tally {
-    /// What was counted between `before` and this one.
+    /// The difference to an earlier tally.
     pub fn since(self, before: Tally) -> Tally {
         Tally {
             statements: self.statements.zip(before.statements).map(|(now, then)| now - then),
@@ -36,20 +35,20 @@ impl Tally {
     }
 }
 
-/// A setting of Postgres, or something else worth knowing of it.
+/// A setting or other property of Postgres: name and value.
 pub type Fact = (&'static str, String);
 
-/// A connection that looks at what Postgres counts.
+/// A connection that reads Postgres' counters.
 #[derive(Debug)]
 pub struct Gauges {
     conn: Conn,
     counts_statements: bool,
 }
 
-/// How long a changed setting may take to be in force.
+/// How long a changed setting may take to apply.
 const RELOAD_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// What decides how much a commit is worth, and what it costs.
+/// Settings that decide how durable a commit is, and what it costs.
 const SETTINGS: [&str; 10] = [
     "server_version",
     "fsync",
@@ -64,7 +63,7 @@ const SETTINGS: [&str; 10] = [
 ];
 
 impl Store {
-    /// A connection that looks at what Postgres counts.
+    /// Connects.
     pub async fn gauges(&self) -> Result<Gauges, StoreError> {
         Gauges::open(self).await.map_err(gauges)
     }
@@ -86,12 +85,12 @@ impl Gauges {
         Ok(Gauges { conn, counts_statements })
     }
 
-    /// Whether Postgres can count statements here.
+    /// Whether this Postgres can count statements.
     pub fn counts_statements(&self) -> bool {
         self.counts_statements
     }
 
-    /// Has statements counted from now on, or no more. It is in force when this returns.
+    /// Switches the counting of statements on or off. The setting applies when this returns.
     pub async fn count_statements(&mut self, is_on: bool) -> Result<(), StoreError> {
         if !self.counts_statements {
             return Ok(());
@@ -126,7 +125,7 @@ impl Gauges {
         }
     }
 
-    /// The counts as of now.
+    /// The current counters.
     pub async fn tally(&mut self) -> Result<Tally, StoreError> {
         let row = sqlx::query(
             "select /* lastword bench */ pg_snapshot_xmax(pg_current_snapshot())::text::bigint as writes,
@@ -138,8 +137,8 @@ impl Gauges {
         Ok(Tally { statements: self.calls("%", "").await?, writes, wal_bytes })
     }
 
-    /// How often statements were sent that are like the one pattern and not like the other (`ilike`);
-    /// `None` where nobody counts them.
+    /// How many statements were sent that match `like` and not `unlike` (`ilike` patterns); `None` if Postgres does not
+    /// count.
     pub async fn calls(&mut self, like: &str, unlike: &str) -> Result<Option<i64>, StoreError> {
         if !self.counts_statements {
             return Ok(None);
@@ -156,7 +155,8 @@ impl Gauges {
         calls.bind(like).bind(unlike).fetch_one(&mut self.conn).await.map(Some).map_err(gauges)
     }
 
-    /// How often each statement was sent, by the beginning of its text; empty where nobody counts.
+    /// How many times each statement was sent, by the first 100 characters of its text; empty if Postgres does not
+    /// count.
     pub async fn calls_by_statement(&mut self) -> Result<BTreeMap<String, i64>, StoreError> {
         if !self.counts_statements {
             return Ok(BTreeMap::new());
@@ -176,7 +176,7 @@ impl Gauges {
         rows.into_iter().map(read).collect::<Result<_, _>>().map_err(gauges)
     }
 
-    /// Updates of a table's rows so far, and how many of them touched no index.
+    /// Updates of a table's rows so far, and how many of them were HOT, without a change to any index.
     pub async fn updates(&mut self, table: &str) -> Result<(i64, i64), StoreError> {
         let row = sqlx::query(
             "select /* lastword bench */ n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relid = to_regclass('lastword.' || $1)",
@@ -185,7 +185,7 @@ impl Gauges {
         row.bind(table).fetch_one(&mut self.conn).await.and_then(read).map_err(gauges)
     }
 
-    /// Bytes of each table that grows with turns, indexes and all; the days of the log together.
+    /// Bytes of each table that grows with turns, with its indexes; all partitions of the log together.
     pub async fn sizes(&mut self) -> Result<Vec<(String, i64)>, StoreError> {
         let rows = sqlx::query(
             "select /* lastword bench */ split_part(c.relname, '_2', 1) as name,
@@ -200,12 +200,12 @@ impl Gauges {
         let read = |row: PgRow| Ok((row.try_get("name")?, row.try_get("bytes")?));
         let mut sizes: Vec<(String, i64)> =
             rows.into_iter().map(read).collect::<Result<_, _>>().map_err(gauges)?;
-        // Always in one order, whichever is the largest just now.
+        // A fixed order, whatever the sizes.
         sizes.sort();
         Ok(sizes)
     }
 
-    /// What this Postgres is, and how durable.
+    /// Version and settings of this Postgres.
     pub async fn facts(&mut self) -> Result<Vec<Fact>, StoreError> {
         let mut facts = Vec::with_capacity(SETTINGS.len());
         for name in SETTINGS {

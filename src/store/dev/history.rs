@@ -1,7 +1,7 @@
-//! A history: ended turns by the million, as a measurement needs them, written without a replica.
+//! A history: millions of ended turns for a measurement, written without a replica.
 //!
-//! Owns where they lie in time. For a private database alone, as [`super::fixtures`] is; keeps every invariant that `verify`
-//! checks.
+//! Owns how the turns are spread over time. For a private database only, as [`super::fixtures`]; the rows keep every
+//! invariant that `verify` checks.
 
 use std::time::Duration;
 
@@ -14,37 +14,38 @@ use crate::store::{
     pool::{conn::Conn, session::SessionPurpose},
 };
 
-/// History is spread over so many days, so that partitions matter as they would.
+/// Days that a history covers, so that partitions matter as in production.
 const HISTORY_DAYS: u64 = 20;
-/// Turns of one conversation of a long history; a load without conversations to go on with makes one for each turn.
+/// Turns per conversation of a long history. A load that uses a new conversation for each turn makes one per turn.
 const TURNS_A_CONVERSATION: i64 = 5;
-/// Rows that a statement on the way to 20 million makes, in turns.
+/// Turns inserted by one statement.
 const SLICE_TURNS: i64 = 20_000;
 
-/// How far the making of a history has come.
+/// Progress of making a history.
 #[derive(Debug, Clone, Copy)]
 pub struct Made {
-    /// Turns so far.
+    /// Turns made so far.
     pub turns: i64,
-    /// Their events.
+    /// Events of these turns.
     pub events: i64,
 }
 
-/// Where turns of a history lie in time.
+/// A part of a history.
 #[derive(Debug, Clone, Copy)]
 struct Stretch {
     since: DateTime<Utc>,
     /// Conversations begin evenly over this time.
     span: Duration,
-    /// The numbers of its turns, from the first of all on.
+    /// The range of turn numbers, counted over the whole history.
     numbers: (i64, i64),
-    /// Turns of one conversation.
+    /// Turns per conversation.
     turns_each: i64,
 }
 
 impl Store {
-    /// Makes so many ended turns of so many events each (3 at least) and has Postgres take stock of them: over the last
-    /// twenty days, five to a conversation, or evenly over the last `span`, each in its own. Tells now and then how far it has come.
+    /// Makes `turns` ended turns of `events_each` events (3 at least), then vacuums and analyzes. Without `span` the
+    /// turns are spread over the last twenty days, five per conversation; with `span` evenly over that time, one per
+    /// conversation. `tell` is called with the progress.
     #[allow(clippy::disallowed_methods, reason = "a setting")]
     pub async fn make_history(
         &self,
@@ -54,7 +55,7 @@ impl Store {
         mut tell: impl FnMut(Made),
     ) -> Result<(), StoreError> {
         let mut conn = self.sessions().open("history", SessionPurpose::Work).await?;
-        // Nobody relies on these rows before all of them are there.
+        // Nothing relies on these rows before all of them exist.
         sqlx::raw_sql("set synchronous_commit = off").execute(&mut conn).await.map_err(fixtures_error)?;
         let now = self.clock().now();
         let stretches = span.map_or_else(|| days(now, turns), |span| vec![last(now, span, turns)]);
@@ -78,7 +79,7 @@ impl Store {
         self.take_stock(&mut conn).await.map_err(fixtures_error)
     }
 
-    /// What autovacuum would do next, in the middle of a measurement.
+    /// Does now what autovacuum would do during the measurement.
     #[allow(clippy::disallowed_methods, reason = "no query: a command that cannot be prepared")]
     async fn take_stock(&self, conn: &mut Conn) -> Result<(), sqlx::Error> {
         for command in [
@@ -93,7 +94,7 @@ impl Store {
     }
 }
 
-/// Each of the last twenty days, with as many turns.
+/// Each of the last twenty days, with an equal number of turns.
 fn days(now: DateTime<Utc>, turns: i64) -> Vec<Stretch> {
     let days = HISTORY_DAYS.cast_signed();
     let day = |n: i64| now.date_naive() - Days::new((days - n).unsigned_abs());
@@ -106,13 +107,13 @@ fn days(now: DateTime<Utc>, turns: i64) -> Vec<Stretch> {
     (0..days).map(stretch).collect()
 }
 
-/// The last `span`, all of whose turns have ended.
+/// The last `span` without its newest 10 s, so that every turn has ended.
 fn last(now: DateTime<Utc>, span: Duration, turns: i64) -> Stretch {
     let (since, span) = (now - span, span.saturating_sub(Duration::from_secs(10)));
     Stretch { since, span, numbers: (0, turns), turns_each: 1 }
 }
 
-/// Turns `from..from + count` of a history. Those of a conversation come one after the other.
+/// Inserts turns `from..from + count` of a history. The turns of one conversation follow each other.
 async fn history_slice(
     conn: &mut Conn,
     stretch: Stretch,

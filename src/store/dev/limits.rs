@@ -1,8 +1,8 @@
-//! The limits of this Postgres on this machine: what its statements cost when nothing of ours is
-//! around them. `lastword bench` holds what it measures against these, taken in the same run.
+//! Baselines of this Postgres on this machine: the cost of bare statements, without any of the gateway's work.
+//! `lastword bench` compares its results with baselines from the same run.
 //!
-//! Owns a schema of its own and three connections. One call is one sample; a series of them is its
-//! caller's. Refuses to say anything of the gateway's own tables.
+//! Owns a schema of its own and three connections. One call is one sample; the caller takes a series. Refuses to
+//! measure the gateway's own tables.
 
 use std::time::{Duration, Instant};
 
@@ -15,23 +15,23 @@ use crate::store::{
     pool::{conn::Conn, session::SessionPurpose},
 };
 
-/// The channel that a wake-up is measured on.
+/// The NOTIFY channel for the measurement.
 const CHANNEL: &str = "lastword_limits";
 /// How long a wake-up may take before it counts as lost.
 const WAKE_MAX: Duration = Duration::from_secs(5);
 
-/// Connections to measure on.
+/// Connections for baselines.
 #[derive(Debug)]
 pub struct MachineLimits {
     conn: Conn,
     sender: Conn,
     listener: PgListener,
-    /// How many rows were inserted; each gets a number of its own.
+    /// Rows inserted so far; each row gets the next number.
     inserted: i64,
 }
 
 impl Store {
-    /// Connections and tables to measure limits with.
+    /// Connects, and makes the tables for baselines.
     pub async fn limits(&self) -> Result<MachineLimits, StoreError> {
         MachineLimits::open(self).await.map_err(limits)
     }
@@ -68,7 +68,7 @@ impl MachineLimits {
         Ok(began.elapsed())
     }
 
-    /// One row inserted and committed, as one statement.
+    /// One row, inserted and committed by one statement.
     pub async fn commit(&mut self) -> Result<Duration, StoreError> {
         self.inserted += 1;
         let insert = sqlx::query("insert into lastword_limits.commits (n, data) values ($1, $2)")
@@ -79,7 +79,7 @@ impl MachineLimits {
         Ok(began.elapsed())
     }
 
-    /// From a NOTIFY on one connection to the moment at which another one has it.
+    /// From a NOTIFY on one connection to its arrival on another.
     pub async fn wake_up(&mut self) -> Result<Duration, StoreError> {
         let began = Instant::now();
         let ring = sqlx::query("select pg_notify($1, '')").bind(CHANNEL).execute(&mut self.sender);
@@ -98,7 +98,7 @@ impl MachineLimits {
         }
     }
 
-    /// So many rows of twenty bytes of text, inserted and committed by one statement.
+    /// `rows` rows of twenty bytes of text, inserted and committed by one statement.
     pub async fn insert_rows(&mut self, rows: i64) -> Result<Duration, StoreError> {
         let turns =
             vec![Uuid::from_u128(self.inserted.unsigned_abs().into()); usize::try_from(rows).unwrap_or(0)];

@@ -1,4 +1,4 @@
-//! What measurements and development need of a database of their own. No part of a gateway that serves.
+//! Fixtures, counters and baselines for measurements and development. Not part of a production gateway.
 
 pub mod fixtures;
 pub mod gauges;

@@ -1,8 +1,8 @@
-//! Where turns are handed in: what is asked for in the same moment is accepted in one commit.
+//! The accept batch: turns that arrive at the same moment are accepted in one commit.
 //!
-//! Owns the inbox; the engine works it off (`engine::intake`), since it knows what this replica has room
-//! for. Takes at once when idle and gathers while a commit is under way, so no turn waits for a timer.
-//! Where nobody works it off, each turn is a commit of its own.
+//! Owns the queue. `engine::intake` drains the queue, since the engine knows this replica's free capacity. A turn is
+//! taken at once when the intake is idle; turns gather while a commit is in progress. No turn waits for a timer.
+//! Without an intake each turn is accepted in a commit of its own.
 
 use std::{
     collections::HashSet,
@@ -13,10 +13,10 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::store::records::new_turn::{NewTurn, Verdict};
 
-/// Turns that wait; more of them go by themselves.
+/// Turns that may be queued; further turns are accepted in commits of their own.
 const WAITING_MAX: usize = 4096;
 
-/// A turn that somebody wants accepted.
+/// A queued request to accept a turn.
 #[derive(Debug)]
 pub struct Wanted {
     /// The turn.
@@ -25,13 +25,13 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Tells whoever asked. One who has gone needs no answer.
+    /// Answers the request. A caller that has gone away is ignored.
     pub fn answer(self, verdict: Verdict) {
         let _ = self.answer.send(verdict);
     }
 }
 
-/// The inbox.
+/// The queue of turns to be accepted.
 #[derive(Debug)]
 pub struct AcceptBatch {
     queue: mpsc::Sender<Wanted>,
@@ -42,7 +42,7 @@ pub struct AcceptBatch {
 #[derive(Debug)]
 struct Waiting {
     queue: mpsc::Receiver<Wanted>,
-    /// Those that cannot go with what goes before them.
+    /// Turns left for a later batch, since an earlier one in the queue has the same conversation or key.
     left: Vec<Wanted>,
 }
 
@@ -55,7 +55,7 @@ impl Default for AcceptBatch {
 }
 
 impl AcceptBatch {
-    /// Hands a turn in; `None` where nobody takes it.
+    /// Queues a turn and waits for its verdict; `None` if no intake runs or the queue is full.
     pub(in crate::store) async fn ask(&self, new: &NewTurn) -> Option<Verdict> {
         if !self.is_served.load(Ordering::Acquire) {
             return None;
@@ -65,13 +65,13 @@ impl AcceptBatch {
         verdict.await.ok()
     }
 
-    /// How many wait, and how many may.
+    /// How many turns are queued, and the limit.
     pub(in crate::store) fn waiting(&self) -> (usize, usize) {
         (WAITING_MAX.saturating_sub(self.queue.capacity()), WAITING_MAX)
     }
 
-    /// What waits, at most so much, sorted by conversation: no two of one conversation, of one key or of one
-    /// turn.
+    /// Waits for turns and takes up to `most` of them, sorted by conversation. No two have the same conversation or
+    /// idempotency key.
     pub async fn take(&self, most: usize) -> Vec<Wanted> {
         self.is_served.store(true, Ordering::Release);
         let mut inbox = self.inbox.lock().await;
@@ -90,7 +90,7 @@ impl AcceptBatch {
         taken
     }
 
-    /// From here on every turn goes by itself; who still waits is told to.
+    /// Stops the batching: queued callers get no answer and accept their turns in commits of their own.
     pub async fn close(&self) {
         self.is_served.store(false, Ordering::Release);
         let mut inbox = self.inbox.lock().await;
@@ -100,7 +100,7 @@ impl AcceptBatch {
     }
 }
 
-/// Parts what may go together from what must wait for it.
+/// Splits into one batch without duplicate conversations or keys, and the rest.
 fn apart(waiting: Vec<Wanted>) -> (Vec<Wanted>, Vec<Wanted>) {
     let (mut conversations, mut keys) = (HashSet::new(), HashSet::new());
     let (mut taken, left): (Vec<Wanted>, Vec<Wanted>) = waiting.into_iter().partition(|wanted| {

@@ -1,7 +1,7 @@
-//! Agents that this process remembers.
+//! A cache of agents.
 //!
-//! A revision never changes, so it is read once. The newest one may be old by the time it is used: an accept with it is
-//! refused then, and asks again.
+//! A revision never changes, so each is read once. The cached newest revision may be stale: an accept with a stale
+//! revision is refused (`LW412`), and its caller reads the agent again.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,31 +10,31 @@ use std::{
 
 use crate::store::records::agent::Agent;
 
-/// Revisions that are remembered; more, and all are forgotten.
+/// Revisions kept. At the limit the whole cache is cleared.
 const REMEMBERED_MAX: usize = 1024;
 
-/// What this process remembers.
+/// The cache of one process.
 #[derive(Debug, Default)]
 pub(in crate::store) struct AgentCache {
     revisions: Mutex<HashMap<(String, i32), Agent>>,
     newest: Mutex<HashMap<String, i32>>,
-    /// Revisions that this release does not understand whole, as [`revision_key`] has them.
+    /// Revisions that this release understands only in part, as [`revision_key`] writes them.
     unserved: Mutex<BTreeSet<String>>,
 }
 
 impl AgentCache {
-    /// This revision of an agent, where it is remembered.
+    /// A cached revision of an agent.
     pub(in crate::store) fn revision(&self, name: &str, revision: i32) -> Option<Agent> {
         lock(&self.revisions).get(&(name.to_owned(), revision)).cloned()
     }
 
-    /// The newest revision that is remembered; there may be a newer one.
+    /// The newest cached revision; the database may have a newer one.
     pub(in crate::store) fn newest(&self, name: &str) -> Option<Agent> {
         let revision = lock(&self.newest).get(name).copied()?;
         self.revision(name, revision)
     }
 
-    /// Remembers a revision.
+    /// Caches a revision.
     pub(in crate::store) fn keep(&self, agent: &Agent) {
         if let Some(unread) = &agent.unread {
             self.note_unserved(agent, &unread.fields);
@@ -46,18 +46,18 @@ impl AgentCache {
         revisions.insert((agent.name.clone(), agent.revision), agent.clone());
     }
 
-    /// The same of an agent's newest revision.
+    /// Caches an agent's newest revision.
     pub(in crate::store) fn keep_newest(&self, agent: &Agent) {
         self.keep(agent);
         lock(&self.newest).insert(agent.name.clone(), agent.revision);
     }
 
-    /// There is a newer revision: the next use reads it.
+    /// Drops the newest revision: the next use reads the database.
     pub(in crate::store) fn forget_newest(&self, name: &str) {
         lock(&self.newest).remove(name);
     }
 
-    /// Revisions that this process has met and does not understand whole, as the claims name them.
+    /// Revisions seen by this process that this release understands only in part: claims exclude them.
     pub(in crate::store) fn unserved(&self) -> Vec<String> {
         lock(&self.unserved).iter().cloned().collect()
     }
@@ -78,7 +78,7 @@ impl AgentCache {
     }
 }
 
-/// A revision as the claims name it.
+/// A revision as claims name it: `name@revision`.
 fn revision_key(name: &str, revision: i32) -> String {
     format!("{name}@{revision}")
 }

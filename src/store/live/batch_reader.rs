@@ -1,11 +1,11 @@
-//! The task that answers readers: what waits in [`super::read_batch`] is one statement.
+//! The task behind [`super::read_batch`]: answers all queued readers with one statement.
 
 use tokio_util::sync::CancellationToken;
 
 use super::read_batch::{Answer, ROOM};
 use crate::store::{handle::Store, records::page::Want};
 
-/// Answers readers until cancelled. Two at once: one statement is prepared while the other runs.
+/// Answers readers until cancelled. The engine runs two of these tasks: one prepares a statement while the other waits.
 pub async fn read_on(store: Store, until: CancellationToken) {
     let serving = async {
         loop {
@@ -26,7 +26,7 @@ async fn answer_all(store: &Store, wants: &[Want], answers: Vec<Answer>) {
                 let _ = answer.send(page);
             }
         }
-        // Each reader tells its own client, or waits until Postgres is back.
+        // Each reader reports the error to its own client, or retries until Postgres is back.
         Err(why) => {
             for answer in answers {
                 let _ = answer.send(Err(why.clone()));

@@ -1,4 +1,4 @@
-//! When this process looked for somebody else's locks, and told of them: at most one line a minute a session.
+//! Rate limits for reports about foreign locks: one look per row every 10 s, one log line per session a minute.
 
 use std::{
     collections::HashMap,
@@ -11,14 +11,14 @@ use uuid::Uuid;
 
 use crate::telemetry::metrics;
 
-/// From one line about a session to the next.
+/// Least time between two log lines about one session.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// From one look at a row to the next.
+/// Least time between two looks at one row.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Rows in one look.
+/// Rows examined in one look.
 pub(in crate::store) const ROWS_MAX: usize = 256;
 
-/// When what was looked at, and told.
+/// When each row was last examined, and each session last reported.
 #[derive(Debug, Default)]
 pub(in crate::store) struct BlockersTold(Mutex<ToldTimes>);
 
@@ -29,7 +29,7 @@ struct ToldTimes {
 }
 
 impl BlockersTold {
-    /// Of these, what is to be looked at now.
+    /// Of these rows, those due to be examined now.
     pub(in crate::store) fn due(&self, ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         times.looked_at.retain(|_, at| at.elapsed() < LOOK_EVERY);
@@ -38,7 +38,7 @@ impl BlockersTold {
         due
     }
 
-    /// Whether it is time for a line about this session.
+    /// Whether a log line about this session is due.
     pub(in crate::store) fn may_tell(&self, pid: Option<i32>) -> bool {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         times.told_at.retain(|_, at| at.elapsed() < TOLD_EVERY);

@@ -1,10 +1,10 @@
-//! Who follows whole conversations: in this process, and on which other replicas.
+//! Subscriptions to whole conversations: in this process, and which other replicas have any.
 //!
-//! Owns that interest. A conversation's next turn is told to whoever waits for it here, and rung for only while some
-//! other replica has said that it follows conversations: a turn that nobody waits for costs no ring. As with the rest of
-//! the doorbell none of it is needed: the poller looks for everybody who waits (I13).
+//! A new turn of a conversation wakes local subscribers. Other replicas are notified only while one of them has
+//! announced subscribers, so a turn without followers costs no NOTIFY. All of this is optional: the poller checks for
+//! every waiting subscriber (I13).
 //!
-//! Order for a waiter, always: register interest, then look, then wait.
+//! A waiter always subscribes first, then reads, then waits.
 
 use std::{
     collections::HashMap,
@@ -18,37 +18,37 @@ use uuid::Uuid;
 use super::{ring::Ring, rings::Rings, subscriptions::Cursor};
 use crate::id::{ConversationId, TurnId};
 
-/// For so long it counts that another replica said that it follows conversations: it repeats it with each probe.
+/// How long another replica's announcement is valid. Each replica repeats the announcement with its probe, every 5 s.
 const SAID_FOR: Duration = Duration::from_secs(15);
-/// So soon it is not said again, whoever begins to wait meanwhile.
+/// Least time between two announcements of this replica outside its probes.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// Who follows conversations.
+/// Subscriptions to conversations.
 #[derive(Debug)]
 pub struct ConversationSubscriptions {
     rings: Arc<Rings>,
     here: Mutex<HashMap<ConversationId, Followed>>,
-    /// By the mark of its rings, when each other replica said last that it follows some.
+    /// When each other replica last announced subscribers, by its sender id.
     elsewhere: Mutex<HashMap<Uuid, Instant>>,
-    /// When this one said so last.
+    /// When this replica last announced subscribers.
     said: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
 struct Followed {
-    /// Where each reader stands while it waits.
+    /// The cursor of each subscriber while it waits.
     stands: Vec<Arc<Mutex<Option<ConversationCursor>>>>,
     news: watch::Sender<()>,
 }
 
-/// Where a reader of a conversation stands that waits for its next turn.
+/// The position of a subscriber that waits for a conversation's next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConversationCursor {
-    /// It has all turns up to this ordinal.
+    /// The subscriber has all turns up to this ordinal.
     pub after: i64,
-    /// The turn that it was told last, and that turn's last event.
+    /// The turn that was sent last, and the position of that turn's last event.
     pub told: Option<(TurnId, Cursor)>,
-    /// How often the beat's connection had broken when that was last seen to stand there.
+    /// [`crate::store::Store::breaks`] when the last event was last seen unchanged in the log.
     pub breaks: u64,
 }
 
@@ -58,7 +58,7 @@ impl ConversationSubscriptions {
         ConversationSubscriptions { rings, here, elsewhere, said }
     }
 
-    /// Registers interest in a conversation's next turns.
+    /// Subscribes to a conversation's next turns.
     pub fn subscribe(self: &Arc<Self>, conversation: ConversationId) -> ConversationSubscription {
         let mut here = lock(&self.here);
         let followed = here
@@ -69,7 +69,7 @@ impl ConversationSubscriptions {
         ConversationSubscription { news: followed.news.subscribe(), stand, conversation, all: self.clone() }
     }
 
-    /// Turns of these conversations were accepted: wakes who follows them here, and rings where others follow any.
+    /// Notes new turns in these conversations: wakes local subscribers, and rings if another replica has subscribers.
     pub(in crate::store) fn grew(&self, conversations: &[ConversationId]) {
         self.rung(conversations.iter().copied());
         if !conversations.is_empty() && self.are_followed_elsewhere() {
@@ -77,7 +77,7 @@ impl ConversationSubscriptions {
         }
     }
 
-    /// Where readers stand that wait now; each stand once.
+    /// The cursors of all waiting subscribers, without duplicates.
     pub(in crate::store) fn waiting(&self) -> Vec<(ConversationId, ConversationCursor)> {
         let mut waiting = Vec::new();
         for (&conversation, followed) in lock(&self.here).iter() {
@@ -91,7 +91,7 @@ impl ConversationSubscriptions {
         waiting
     }
 
-    /// What those who wait there were told last was seen to stand there still, at so many breaks.
+    /// Notes that the last event of these subscribers was found unchanged in the log, after `breaks` breaks.
     pub(in crate::store) fn compared(
         &self,
         conversation: ConversationId,
@@ -106,7 +106,7 @@ impl ConversationSubscriptions {
         }
     }
 
-    /// Wakes those who follow these.
+    /// Wakes the local subscribers of these conversations.
     fn rung(&self, conversations: impl IntoIterator<Item = ConversationId>) {
         let here = lock(&self.here);
         for followed in conversations.into_iter().filter_map(|conversation| here.get(&conversation)) {
@@ -114,7 +114,8 @@ impl ConversationSubscriptions {
         }
     }
 
-    /// The same, and waits for none of them: one that does not come to look is not to be looked for again.
+    /// Wakes a conversation's subscribers and clears their cursors, so that the poller does not check again for a slow
+    /// one.
     pub(in crate::store) fn call(&self, conversation: ConversationId) {
         if let Some(followed) = lock(&self.here).get(&conversation) {
             followed.news.send_replace(());
@@ -122,13 +123,13 @@ impl ConversationSubscriptions {
         }
     }
 
-    /// Hears what another replica rang.
+    /// Handles a ring of another replica.
     pub(in crate::store) fn hear(&self, sender: Uuid, ring: &Ring) {
         self.heard(sender, ring.follows, ring.probe.is_some());
         self.rung(ring.turns.iter().map(|&conversation| ConversationId(conversation)));
     }
 
-    /// Notes what another replica said of itself; a probe says it either way.
+    /// Notes whether another replica has subscribers. A probe without the flag withdraws the announcement.
     fn heard(&self, sender: Uuid, follows: bool, is_probe: bool) {
         let mut elsewhere = lock(&self.elsewhere);
         if follows {
@@ -143,14 +144,14 @@ impl ConversationSubscriptions {
         lock(&self.elsewhere).values().any(|said| said.elapsed() < SAID_FOR)
     }
 
-    /// What a probe says of this replica.
+    /// Whether this replica has subscribers; its probe carries the answer.
     pub(in crate::store) fn say(&self) -> bool {
         let follows = !lock(&self.here).is_empty();
         *lock(&self.said) = follows.then(Instant::now);
         follows
     }
 
-    /// Whether it is time to say that somebody waits here.
+    /// Whether an announcement is due.
     fn is_news(&self) -> bool {
         let mut said = lock(&self.said);
         let is_news = said.is_none_or(|said| said.elapsed() > SAY_EVERY);
@@ -161,7 +162,7 @@ impl ConversationSubscriptions {
     }
 }
 
-/// One reader's interest in one conversation; ends when dropped.
+/// One subscription to one conversation; ends when dropped.
 #[derive(Debug)]
 pub struct ConversationSubscription {
     news: watch::Receiver<()>,
@@ -171,19 +172,19 @@ pub struct ConversationSubscription {
 }
 
 impl ConversationSubscription {
-    /// Marks everything so far as seen. Call it before each look.
+    /// Marks all notifications so far as seen. Call before each read.
     pub fn look(&mut self) {
         self.news.borrow_and_update();
     }
 
-    /// Until something happened since the last [`ConversationSubscription::look`], or `at_most` has passed. The poller looks
-    /// meanwhile.
+    /// Waits for a notification since the last [`ConversationSubscription::look`], or for `at_most`. The poller checks
+    /// `stand` meanwhile.
     pub async fn news(&mut self, at_most: Duration, stand: ConversationCursor) {
         *lock(&self.stand) = Some(stand);
         if self.all.is_news() {
             self.all.rings.add(|ring| ring.follows = true);
         }
-        // The sender lives as long as this interest does.
+        // The sender lives as long as this subscription.
         let _ = tokio::time::timeout(at_most, self.news.changed()).await;
         *lock(&self.stand) = None;
     }

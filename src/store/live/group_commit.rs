@@ -1,11 +1,11 @@
-//! The group commit: one task a replica writes the events and last words of all its turns.
+//! The group commit: one task per replica writes the events and last words of all its turns.
 //!
-//! Flushes at once when idle and gathers while a flush is under way; no timer, no commit a token.
-//! Its queue is bounded, so a slow database holds back the workers' pipes, not this process' memory.
+//! Flushes at once when idle; writes gather while a flush is in progress. No timer, and no commit per token. The queue
+//! is bounded, so a slow database holds back the workers' pipes instead of filling this process' memory.
 //!
-//! While Postgres is away a batch is repeated, identically, until it answers. One poisonous event
-//! does not fail its neighbours: a batch that Postgres refuses is written turn by turn. A row that somebody else has
-//! locked holds up its own turn alone: writes of such turns leave the batch, and are repeated beside it.
+//! While Postgres is away a batch is retried, unchanged, until Postgres answers. If Postgres rejects a batch, each turn
+//! is written by itself, so one bad event does not fail the other turns. A row that another session has locked delays
+//! its own turn only: writes of such turns leave the batch and are retried separately.
 
 mod aside;
 
@@ -31,25 +31,25 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Writes that wait for a flush.
+/// Writes that may be queued for a flush.
 const QUEUE_MAX: usize = 1024;
 /// Writes in one flush.
 const BATCH_MAX: usize = 512;
-/// Writes of locked turns that are tried at a time: each takes a connection for as long as a statement waits for a lock.
+/// Concurrent writes of locked turns. Each holds a connection for as long as a statement waits for a lock.
 const HELD_AT_ONCE: usize = 2;
 
-/// What became of a write.
+/// The result of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
     /// Committed; the newest `seq` of the turn.
     Done(i32),
-    /// The turn is not the caller's any more (I5). Nothing was written.
+    /// The caller no longer holds the turn (I5). Nothing was written.
     LeaseLost,
-    /// Postgres refuses this very write.
+    /// Postgres rejects this particular write.
     Refused(String),
 }
 
-/// The way to the writer. Cheap to clone.
+/// The sending side of the group commit. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Asked>,
@@ -63,9 +63,9 @@ enum Write {
 
 type Asked = (Write, oneshot::Sender<Written>);
 
-/// A write of one claim.
+/// A write under one claim.
 trait Leased: Into<Write> + Sync {
-    /// What becomes of a batch of them.
+    /// The result of a whole batch.
     type Done;
 
     fn lease(&self) -> Lease;
@@ -109,19 +109,19 @@ impl Leased for Finish {
     }
 }
 
-/// The receiving end, to be run by [`write_on`].
+/// The receiving side, for [`write_on`].
 #[derive(Debug)]
 pub struct Inbox(mpsc::Receiver<Asked>);
 
 impl Writer {
-    /// A writer and the inbox that its task works off.
+    /// A writer and the inbox for its task.
     pub fn new() -> (Writer, Inbox) {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         (Writer { queue }, Inbox(inbox))
     }
 
-    /// Appends events. At most one write of a turn may be under way. A writer that has ended
-    /// answers [`Written::LeaseLost`]: this process has nothing more to say.
+    /// Appends events. A turn may have one write in progress at a time. Answers [`Written::LeaseLost`] once the task
+    /// has ended: this process then writes nothing more.
     pub async fn append(&self, append: Append) -> Written {
         self.write(Write::Append(append)).await
     }
@@ -131,7 +131,7 @@ impl Writer {
         self.write(Write::Finish(finish)).await
     }
 
-    /// Tells operators how many writes wait, and how many may.
+    /// Records the queue's length and limit as a gauge.
     pub fn note_bounds(&self) {
         let waiting = QUEUE_MAX.saturating_sub(self.queue.capacity());
         metrics::bound("writer", waiting as u64, QUEUE_MAX as u64);
@@ -146,7 +146,7 @@ impl Writer {
     }
 }
 
-/// Works off the inbox until cancelled.
+/// Processes the inbox until cancelled.
 pub async fn write_on(store: Store, inbox: Inbox, until: CancellationToken) {
     let (held, patient) = mpsc::channel(QUEUE_MAX);
     let aside = Aside::new(held);
@@ -163,7 +163,7 @@ async fn flush_on(store: &Store, mut inbox: Inbox, aside: Aside<Asked>) {
     }
 }
 
-/// Writes of turns that somebody else has locked, each by itself, however long that takes.
+/// Writes the turns that another session has locked, each by itself, for as long as that takes.
 async fn write_held(store: &Store, mut patient: mpsc::Receiver<Asked>) {
     let places = Semaphore::new(HELD_AT_ONCE);
     let mut writing = FuturesUnordered::new();
@@ -176,19 +176,19 @@ async fn write_held(store: &Store, mut patient: mpsc::Receiver<Asked>) {
     }
 }
 
-/// What a write does whose turn somebody else has locked.
+/// What happens to a write whose turn another session has locked.
 #[derive(Clone, Copy)]
 enum Locked<'a> {
-    /// It leaves its batch, for the task that waits for such.
+    /// The write leaves its batch and goes to the task for locked turns.
     Leaves(&'a Aside<Asked>),
-    /// It is tried again, in one of few places.
+    /// The write is retried, with a permit of this semaphore.
     Waits(&'a Semaphore),
 }
 
 async fn flush(store: &Store, batch: Vec<Asked>, locked: Locked<'_>) {
     let (mut appends, mut finishes, mut replies) = (Vec::new(), Vec::new(), HashMap::new());
     for (write, reply) in batch {
-        // One write of a lease at a time: the run loop waits for its answer.
+        // At most one write per lease: the turn's run waits for the answer before the next write.
         match write {
             Write::Append(append) => {
                 replies.insert(append.lease(), reply);
@@ -208,7 +208,7 @@ type Replies = HashMap<Lease, oneshot::Sender<Written>>;
 
 fn answer(replies: &mut Replies, lease: Lease, written: Written) {
     if let Some(reply) = replies.remove(&lease) {
-        // A turn whose run is gone does not wait for the answer.
+        // A run that has ended does not wait for the answer.
         let _ = reply.send(written);
     }
 }
@@ -247,7 +247,7 @@ async fn append_all(store: &Store, mut appends: Vec<Append>, replies: &mut Repli
     store.wake().turns.events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
 }
 
-/// Shows local readers what a write brought, from `base` to `newest`, so that they need not read it.
+/// Hands the written events, after `base` up to `newest`, to local readers, so that they need no query.
 fn show(
     store: &Store,
     began: Instant,
@@ -267,8 +267,8 @@ async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Repl
     let written = repeat(store, &mut finishes, replies, locked).await;
     let Finished { words, landed, next } = match written {
         Ok(written) if written.words.len() == finishes.len() => written,
-        // What is missing is lost, unless an earlier try of the same statement was committed. That one's
-        // answer was lost too, and with it which others can be claimed.
+        // Missing leases are lost, unless an earlier attempt of the same statement was committed and its answer lost.
+        // That answer also named the next claimable turn, hence `moved()` below.
         Ok(mut written) => match insist(|| store.finished(&finishes)).await {
             Ok(earlier) => {
                 written.words.extend(earlier);
@@ -288,7 +288,7 @@ async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Repl
             return;
         }
     };
-    // Before the answers: who hears that a turn has ended finds the next one named.
+    // Before the answers: a caller that learns of the end must find the next turn already named.
     if let Some(next) = next {
         store.wake().queue.grew(next);
     }
@@ -314,7 +314,7 @@ async fn finish_all(store: &Store, mut finishes: Vec<Finish>, replies: &mut Repl
     store.wake().turns.events_elsewhere(landed.into_keys().map(|(turn, _)| turn));
 }
 
-/// Writes while Postgres is away, again and again. Writes of locked turns may have left the batch when this returns.
+/// Retries a write while Postgres is away. Writes of locked turns may have left `writes` on return.
 async fn repeat<W: Leased>(
     store: &Store,
     writes: &mut Vec<W>,
@@ -355,7 +355,7 @@ async fn repeat<W: Leased>(
     }
 }
 
-/// Takes the writes out of a batch whose turns somebody else has locked; how many. Where a whole table is locked none is.
+/// Moves writes of locked turns out of a batch; returns how many. 0 if a whole table is locked.
 async fn set_aside<W: Leased>(
     store: &Store,
     writes: &mut Vec<W>,
@@ -363,7 +363,7 @@ async fn set_aside<W: Leased>(
     aside: &Aside<Asked>,
 ) -> usize {
     let turns: Vec<TurnId> = writes.iter().map(|write| write.lease().0).collect();
-    // Where nobody can tell, all of them are tried again together.
+    // If Postgres does not tell, the whole batch is retried together.
     let locked = store.locked(&turns).await.unwrap_or_default();
     for write in writes.extract_if(.., |write| locked.contains(&write.lease().0)) {
         let lease = write.lease();
@@ -378,7 +378,7 @@ async fn set_aside<W: Leased>(
     count
 }
 
-/// Repeats a question while Postgres is away.
+/// Retries a query while Postgres is away.
 async fn insist<T, F>(mut question: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,

@@ -1,4 +1,4 @@
-//! Turns that claims pass over, since somebody else has locked their row or their conversation, as they were seen last.
+//! Turns that claims skip, since another session has locked their row or their conversation: the newest sighting.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use crate::id::TurnId;
 
-/// From one look to the next, while there is something to pass over.
+/// Interval between two looks while any turn is locked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What claims pass over.
+/// The locked turns as seen last.
 #[derive(Debug, Default)]
 pub(in crate::store) struct LockedTurns(Mutex<Option<Sighting>>);
 
@@ -25,17 +25,17 @@ struct Sighting {
 }
 
 impl LockedTurns {
-    /// The first of them, and when to look at it again.
+    /// The first locked turn, and when to look again; `None` if none is locked.
     pub(in crate::store) fn first(&self) -> Option<(TurnId, Instant)> {
         self.newest().as_ref().map(|seen| (seen.first, seen.at + LOOK_EVERY))
     }
 
-    /// Their conversations.
+    /// Conversations of the locked turns.
     pub(in crate::store) fn conversations(&self) -> Vec<Uuid> {
         self.newest().as_ref().map(|seen| seen.conversations.clone()).unwrap_or_default()
     }
 
-    /// Notes what a look has found: turns with their conversations, in the order of the queue.
+    /// Stores the result of a look: turn and conversation ids, in queue order.
     pub(in crate::store) fn saw(&self, heads: &[(Uuid, Uuid)]) {
         let seen = heads.first().map(|(first, _)| Sighting {
             first: TurnId(*first),

@@ -1,4 +1,4 @@
-//! What this process knows between two looks at the tables. None of it is a fact: the tables have those.
+//! In-memory state of this process between two polls. All of it is a cache or a hint: the tables hold the facts.
 
 pub mod accept_batch;
 pub(in crate::store) mod agent_cache;

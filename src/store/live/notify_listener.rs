@@ -1,11 +1,11 @@
-//! The hearing side of the doorbell, and the session lock that says "this process lives".
+//! The receiving side of the doorbell, and the session lock that proves that this process lives.
 //!
-//! One connection does both: it is otherwise idle, so when the process dies the lock is free within
-//! milliseconds. Every (re)connect takes a fresh key, first locks, then publishes the key for the
-//! beat to carry, and ends in waking everybody: what was rung in the gap is unknown.
+//! One connection does both. It is otherwise idle, so when the process dies Postgres frees the lock within
+//! milliseconds. Each (re)connect takes a new lock key, then locks, then publishes the key for the beat to store, and
+//! finally wakes every waiter, since notifications during the gap are lost.
 //!
-//! A connection can be dead without an error (a cut network sends nothing), so it is probed: with
-//! the doorbell on by a ring to ourselves, else by a query.
+//! A connection can be dead without an error (a cut network sends no RST), so it is probed every 5 s: by a NOTIFY to
+//! itself if the doorbell is on, else by a query.
 
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,14 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How often the connection is probed.
+/// Interval between two probes.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// How long a probe may take before the connection is given up.
+/// How long a probe may take before the connection is dropped.
 const PROBE_MAX: Duration = Duration::from_secs(4);
 const CONNECT_MAX: Duration = Duration::from_secs(4);
 const RECONNECT_GAP: Duration = Duration::from_millis(200);
 
-/// Hears until cancelled; a session that is lost is followed by another.
+/// Listens until cancelled. A lost session is replaced by a new one.
 pub async fn listen_on(store: Store, until: CancellationToken) {
     until
         .run_until_cancelled(async {
@@ -60,12 +60,12 @@ async fn session(store: &Store) -> Result<(), StoreError> {
     }
 }
 
-/// Connects, takes the session lock, listens, and only then publishes the lock's key. Waits for the beat to
-/// connect first, where that has lost Postgres.
+/// Connects, takes the session lock, listens, and only then publishes the lock's key. If the beat has lost Postgres,
+/// waits until the beat is connected again.
 async fn connect(store: &Store) -> Result<PgListener, StoreError> {
     store.reachability().there().await;
     let mut listener = store.listener_sessions().listener("listen", PROBE_MAX).await?;
-    // A silent reconnect would lose the lock and what was rung meanwhile.
+    // A silent reconnect would lose both the lock and the notifications meanwhile.
     listener.eager_reconnect(false);
     let key = i64::from_be_bytes(rand::random::<[u8; 8]>()) | 1;
     let failed = |why| StoreError::from_sqlx("listen", why);
@@ -78,7 +78,7 @@ async fn connect(store: &Store) -> Result<PgListener, StoreError> {
     Ok(listener)
 }
 
-/// Hears rings until the next probe is due, then probes; an error when the probe is not heard.
+/// Probes, then receives notifications until the next probe is due; an error if the probe does not come back.
 async fn hear(store: &Store, listener: &mut PgListener, started: Instant) -> Result<(), sqlx::Error> {
     store.wake().ring_probe(started, Instant::now());
     let mut is_heard = false;
@@ -107,7 +107,7 @@ async fn hear(store: &Store, listener: &mut PgListener, started: Instant) -> Res
     }
 }
 
-/// Without the doorbell: only asks whether the connection still answers.
+/// Without the doorbell: checks only that the connection answers.
 async fn knock(listener: &mut PgListener) -> Result<(), sqlx::Error> {
     tokio::time::sleep(PROBE_EVERY).await;
     let answer = sqlx::query!("select 1 as one").fetch_one(listener);

@@ -1,9 +1,9 @@
-//! The ringing side of the doorbell: one connection, one NOTIFY at a time.
+//! The sending side of the doorbell: one connection, one NOTIFY at a time.
 //!
-//! Rings at once, and gathers while a ring is under way. Where it rings all the time it gathers for longer, the longer the
-//! more there are whom it wakes. NOTIFY never rides in a writing transaction: there it would serialise all
-//! commits. A ring that meets a broken connection is rung again over a new one: the listener waits for its
-//! own probe, and would take a lost one for its own deafness. Whoever misses a ring looks by itself.
+//! Sends at once when idle; rings gather while one is being sent. Under constant load the interval grows with the
+//! number of replicas. NOTIFY is never part of a writing transaction: there it would serialise all commits. After a
+//! broken connection the ring is sent again over a new one, since the listener would take its own lost probe for a dead
+//! connection. A replica that misses a ring polls (I13).
 
 use std::time::{Duration, Instant};
 
@@ -20,15 +20,14 @@ use crate::{
 };
 
 const RING_MAX: Duration = Duration::from_secs(2);
-/// From one ring to the next, on average, for each replica that is woken, up to ten: each ring costs every replica
-/// something.
+/// Average interval between two rings per replica, up to ten replicas: each ring costs every replica some work.
 const GAP_EACH: Duration = Duration::from_micros(2200);
 const GAP_MAX: Duration = Duration::from_millis(22);
-/// So many may come sooner, as long as others before them came later.
+/// Burst allowance, in rings.
 const RINGS_AHEAD: u32 = 10;
 const RECONNECT_GAP: Duration = Duration::from_millis(200);
 
-/// Rings what is pending until cancelled, then once more: nothing committed goes unrung.
+/// Sends pending rings until cancelled, then once more, so that every commit is rung for.
 pub async fn ring_on(store: Store, until: CancellationToken) {
     let mut conn: Option<Conn> = None;
     let mut pace = Pace { due: Instant::now() };
@@ -57,14 +56,14 @@ pub async fn ring_on(store: Store, until: CancellationToken) {
     }
 }
 
-/// How fast rings may follow each other.
+/// The rate limit for rings, a token bucket.
 struct Pace {
-    /// When the next one would be due if all came at the average.
+    /// When the next ring would be due at the average rate.
     due: Instant,
 }
 
 impl Pace {
-    /// How long to gather after a ring that woke so many replicas.
+    /// How long to pause after a ring that woke this many replicas.
     fn rest(&mut self, now: Instant, replicas: usize) -> Duration {
         let gap = GAP_EACH.saturating_mul(u32::try_from(replicas).unwrap_or(u32::MAX)).min(GAP_MAX);
         self.due = self.due.max(now) + gap;
@@ -100,7 +99,7 @@ async fn ring(store: &Store, slot: &mut Option<Conn>, pending: &Ring) -> Result<
 mod tests {
     use super::*;
 
-    /// How often it rings in a second if there is always something to ring for, and each ring takes 1 ms.
+    /// Rings per second under constant load, if each ring takes 1 ms.
     fn rings_a_second(replicas: usize) -> u32 {
         let began = Instant::now();
         let (mut pace, mut now, mut rings) = (Pace { due: began }, began, 0);
@@ -121,7 +120,7 @@ mod tests {
     fn who_rings_now_and_then_never_rests() {
         let began = Instant::now();
         let mut pace = Pace { due: began };
-        // Five at once, each 50 ms: 100 a second of two replicas.
+        // Five at once, every 50 ms: 100 a second, for two replicas.
         for n in 0..200 {
             let now = began + Duration::from_millis(50) * (n / 5);
             assert_eq!(pace.rest(now, 2), Duration::ZERO, "{n}");

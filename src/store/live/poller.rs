@@ -1,10 +1,10 @@
-//! The poller: looks for all readers of this process at once whether their logs have gone on.
+//! The poller: one query checks the logs of all waiting readers of this process.
 //!
-//! Keeps I13. Rings are lost: Postgres delivers none, a writer dies between its commit and its ring, a
-//! pooler swallows them. A reader that looked by itself once a second would be right as well, but
-//! thousands of them kept Postgres from everything else in the moment in which a replica had died.
-//! Keeps I4 with them: an event that has changed under a reader is news too. Who follows a conversation and has all of
-//! it waits for the next turn, and is asked for its last event only after the beat's connection has broken.
+//! Keeps I13: a ring can be lost, when Postgres drops it, a writer dies between commit and ring, or a pooler swallows
+//! it. Readers do not poll by themselves: thousands of queries at once kept Postgres busy just when a replica had died.
+//! Keeps I4: an event that has changed under its reader (failover) is reported too. A subscriber that is up to date
+//! with its conversation waits for the next turn; its last event is checked only after the beat's connection has
+//! broken.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -19,18 +19,18 @@ use crate::{
     store::{error::StoreError, handle::Store, upkeep::partitions::ends},
 };
 
-/// Between two looks while the doorbell is heard, and while it is not: then nothing else wakes a reader.
+/// Poll interval with a working doorbell, and without one.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY_UNHEARD: Duration = Duration::from_millis(500);
-/// The longest between two while the doorbell is heard, where looking is much work.
+/// The longest poll interval with a working doorbell, when a poll takes long.
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(5);
-/// Looking may take one part in so many of the time.
+/// Polling may take 1/10 of the time.
 const REST: u32 = 10;
-/// Readers in one statement; and of conversations, for each of which less is sent and read.
+/// Readers checked by one statement; conversations, which need fewer parameters and reads, are checked 5000 at a time.
 const LOOK_MAX: usize = 1000;
 const THREADS_MAX: usize = 5000;
 
-/// Looks until cancelled.
+/// Polls until cancelled.
 pub async fn look_on(store: Store, until: CancellationToken) {
     let looking = async {
         let mut pause = LOOK_EVERY_UNHEARD;
@@ -49,7 +49,7 @@ pub async fn look_on(store: Store, until: CancellationToken) {
     until.run_until_cancelled(looking).await;
 }
 
-/// One look for everybody who waits.
+/// One poll for all waiting readers.
 async fn look(store: &Store) -> Result<(), StoreError> {
     let waiting = store.wake().turns.waiting();
     for some in waiting.chunks(LOOK_MAX) {
@@ -74,7 +74,7 @@ async fn look(store: &Store) -> Result<(), StoreError> {
 }
 
 impl Store {
-    /// Those turns of which a reader at its place has not the newest event, or another than the log has.
+    /// Turns whose log has an event after the reader's cursor, or another event at the cursor.
     pub(in crate::store) async fn with_news(
         &self,
         waiting: &[(TurnId, Cursor)],
@@ -117,7 +117,7 @@ impl Store {
         Ok(rows.into_iter().map(TurnId).collect())
     }
 
-    /// Those conversations that have a turn after what a reader at its stand has, or that are gone.
+    /// Conversations that have a turn after the subscriber's cursor, or that are deleted.
     async fn that_grew(
         &self,
         waiting: &[(ConversationId, ConversationCursor)],

@@ -1,9 +1,9 @@
-//! What this replica knows of the queue: from where on it may hold something, and whether it can be full.
+//! Hints about the queue: the first turn that may be queued, and whether the queue can be full.
 //!
-//! Owns hints, never facts. All that was ever claimed stays in the queue's index while a transaction is open
-//! elsewhere, and whoever reads from its front reads that; so a look begins at the turn that it was rung for, or
-//! at the front as it was found last. Whoever makes a turn claimable that was not in the queue names it; and every
-//! few seconds each replica surveys the queue (`Store::outlook`), and finds what nobody has named (I13).
+//! Owns hints, never facts. While a transaction is open elsewhere, vacuum cannot remove claimed turns from the queue's
+//! index, and a scan from its front reads all of them. So dispatch starts at the turn that a ring named, or at the last
+//! known front. Each replica names the turns that it makes claimable, and surveys the whole queue every few seconds
+//! (`Store::outlook`) to find any that nobody named (I13).
 
 use std::{
     collections::HashSet,
@@ -16,11 +16,11 @@ use uuid::Uuid;
 use super::{ring::first, rings::Rings};
 use crate::id::{ConversationId, TurnId};
 
-/// Which part of what is free in the queue all replicas together may fill before they count again.
+/// All replicas together may fill 1/8 of the free queue before they count the queue again.
 const UNCOUNTED_PART: u64 = 8;
-/// Before every turn.
+/// An id before every turn.
 pub const FRONT: TurnId = TurnId(Uuid::nil());
-/// After every turn.
+/// An id after every turn.
 pub const END: TurnId = TurnId(Uuid::max());
 
 /// Hints for dispatch and for acceptance.
@@ -33,24 +33,24 @@ pub struct QueueHints {
 
 #[derive(Debug)]
 struct Hints {
-    /// Nothing is queued before this one, as far as is known here.
+    /// As far as this replica knows, nothing is queued before this turn.
     front: TurnId,
-    /// The first that somebody has named since dispatch has asked, or since a survey began.
+    /// The first turn that was named since dispatch last asked, and since the last survey began.
     named: Option<TurnId>,
     named_since_survey: Option<TurnId>,
-    /// How many were queued when they were counted last; and how many this replica has queued since.
+    /// How many turns were queued at the last count, and how many this replica has queued since.
     counted: u64,
     queued_since: u64,
-    /// Why dispatch is to look.
+    /// Why dispatch was woken.
     call: Call,
 }
 
-/// Why dispatch is to look.
+/// Why dispatch was woken.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Call {
-    /// At the queue: there is something new, a place is free, or a worker waits.
+    /// To look at the queue: a new turn, a free slot, or an idle worker.
     pub is_for_queue: bool,
-    /// For workers of these conversations, whose turns are kept for them.
+    /// To look for turns reserved for the workers of these conversations.
     pub kept: HashSet<ConversationId>,
 }
 
@@ -74,7 +74,7 @@ impl QueueHints {
         self.hints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This turn can be claimed, or may be soon.
+    /// Notes that this turn is claimable, or may be soon.
     pub(super) fn note_grown(&self, turn: TurnId) {
         {
             let mut hints = self.hints();
@@ -86,7 +86,7 @@ impl QueueHints {
         self.look.notify_one();
     }
 
-    /// One that was in the queue already can be claimed now, or what dispatch has passed over: it looks from the front on.
+    /// Has dispatch look from the front: a turn that was queued before, or was skipped, has become claimable.
     pub fn look_from_front(&self) {
         {
             let mut hints = self.hints();
@@ -96,7 +96,7 @@ impl QueueHints {
         self.look.notify_one();
     }
 
-    /// Turns of these conversations are kept for their own workers.
+    /// Notes that turns of these conversations are reserved for their own workers.
     pub(super) fn note_kept(&self, conversations: impl IntoIterator<Item = Uuid>) {
         let mut conversations = conversations.into_iter().map(ConversationId).peekable();
         if conversations.peek().is_some() {
@@ -105,64 +105,64 @@ impl QueueHints {
         }
     }
 
-    /// What was named meanwhile is unknown.
+    /// Notes that rings may have been missed: the next look starts at the front.
     pub(super) fn forget(&self) {
         self.note_grown(FRONT);
     }
 
-    /// A turn was queued: wakes the local dispatch and rings the others.
+    /// Names a newly queued turn: wakes the local dispatch and rings the others.
     pub fn grew(&self, turn: TurnId) {
         self.note_grown(turn);
         self.rings.add(|ring| ring.first_queued = first(ring.first_queued, Some(turn.0)));
     }
 
-    /// Some turn that was queued already may be claimable now: wakes the local dispatch and rings the others.
+    /// Some turn that was queued before may now be claimable: wakes the local dispatch and rings the others.
     pub fn moved(&self) {
         self.look_from_front();
         self.rings.add(|ring| ring.queue = true);
     }
 
-    /// Only the local dispatch, which knows where it has left off: a slot is free, or a worker waits.
+    /// Wakes only the local dispatch, which resumes where it stopped: a slot is free, or a worker is idle.
     pub fn look(&self) {
         self.hints().call.is_for_queue = true;
         self.look.notify_one();
     }
 
-    /// This turn is held for the worker of its conversation, which calls one replica or another: has that one look for
-    /// it, and nobody at the queue.
+    /// Names a turn that is reserved for its conversation's worker. Only the replica that this worker calls has to look
+    /// for the turn; nobody has to look at the queue.
     pub fn kept(&self, turn: TurnId, conversation: ConversationId) {
         self.note_kept([conversation.0]);
         self.rings.add(|ring| ring.kept.extend([(turn.0, conversation.0)]));
     }
 
-    /// Until there may be something to claim.
+    /// Waits until there may be something to claim.
     pub async fn called(&self) {
         self.look.notified().await;
     }
 
-    /// Why dispatch was called since this was asked last.
+    /// Why dispatch was woken since the last call.
     pub fn take_call(&self) -> Call {
         std::mem::take(&mut self.hints().call)
     }
 
-    /// From which turn on the queue may hold what it did not when this was asked last; `None`: nothing new.
+    /// The first turn named since the last call; `None`: nothing new.
     pub fn take_named(&self) -> Option<TurnId> {
         self.hints().named.take()
     }
 
-    /// From which turn on the queue may hold anything. Who hears no ring has to look everywhere.
+    /// The first turn that the queue may hold. Without a working doorbell the whole queue has to be searched.
     pub fn front(&self) -> TurnId {
         if self.rings.round_trip().is_none() { FRONT } else { self.hints().front }
     }
 
-    /// Begins a look at the whole queue, the only one just now. `now`: an id that was minted just now.
+    /// Begins a survey of the whole queue. Only one may run at a time. `now`: an id minted just before.
     pub(in crate::store) fn survey(&self, now: TurnId) -> Survey<'_> {
         self.hints().named_since_survey = None;
         Survey { queue: self, now }
     }
 
-    /// From where on turns are to be counted before `count` more are queued; `None`: there is room for them in a
-    /// queue of `most`, whatever the other replicas have done meanwhile, but for an eighth of what was free.
+    /// The turn to start counting the queue from, before `count` more turns are queued. `None` if they fit into a queue
+    /// of `most` without a count, whatever the other replicas do: together they take at most 1/8 of what was free.
     pub(in crate::store) fn count_from(&self, count: usize, most: u64) -> Option<TurnId> {
         let hints = self.hints();
         let replicas = self.rings.replicas() as u64;
@@ -170,7 +170,7 @@ impl QueueHints {
         (hints.counted.saturating_add(uncounted) > most).then_some(hints.front)
     }
 
-    /// So many were `counted` in the queue, if they were, and `count` came to it.
+    /// Notes the result of a count, if there was one, and that `count` turns were queued.
     pub(in crate::store) fn queued(&self, counted: Option<u64>, count: usize) {
         let mut hints = self.hints();
         if let Some(counted) = counted {
@@ -180,16 +180,17 @@ impl QueueHints {
     }
 }
 
-/// A look at the whole queue that is under way.
+/// A survey of the whole queue in progress.
 #[derive(Debug)]
 pub(in crate::store) struct Survey<'a> {
     queue: &'a QueueHints,
-    /// Minted when it began.
+    /// Minted when the survey began.
     now: TurnId,
 }
 
 impl Survey<'_> {
-    /// The first turn that was queued. Where nobody has named one so early, dispatch is to look.
+    /// Ends the survey: the first queued turn. Wakes dispatch if that turn is before the known front, so nobody named
+    /// it.
     pub(in crate::store) fn found(self, found: Option<TurnId>) {
         let mut hints = self.queue.hints();
         let is_news = found.is_some_and(|turn| turn < hints.front);
@@ -276,7 +277,7 @@ mod tests {
         let queue = hints();
         assert_eq!(queue.count_from(1, 1_000_000), Some(FRONT), "how many there are is unknown");
         queue.queued(Some(200), 1);
-        // 800 were free, and two replicas take 50 each before they count again.
+        // 800 were free, and two replicas take 50 each before the next count.
         queue.rings.set_peers(1);
         assert_eq!(queue.count_from(49, 1000), None);
         assert_eq!(queue.count_from(50, 1000), Some(FRONT));

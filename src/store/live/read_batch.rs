@@ -1,8 +1,8 @@
-//! The gathered read: what many readers ask for in the same moment is one statement.
+//! The read batch: readers that ask at the same moment are answered by one statement.
 //!
-//! Owns the readers' inbox. Asks at once when idle and gathers while a statement is under way, so no
-//! reader waits for a timer, and a thousand that are woken together cost a few statements. What is
-//! read in company is short: whoever has more to catch up on reads by itself, a page at a time.
+//! Owns the readers' queue. A query starts at once when idle; readers gather while one runs. No reader waits for a
+//! timer, and a thousand readers woken together cost a few statements. A batched read is short: a reader with more to
+//! catch up on reads by itself, a page at a time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,20 +15,20 @@ use crate::store::{
 
 /// Readers answered by one statement.
 const GATHERED_MAX: usize = 128;
-/// What one of them gets at most.
+/// The most that one reader gets from a batched read.
 pub(in crate::store) const ROOM: Room = Room { rows: 64, bytes: 64 * 1024 };
-/// Questions that wait; more of them read by themselves.
+/// Reads that may be queued; further readers query by themselves.
 const QUEUE_MAX: usize = 4096;
 
-/// The way back to a reader.
+/// The reply channel of one reader.
 pub(in crate::store) type Answer = oneshot::Sender<Result<EventPage, StoreError>>;
 
-/// Where readers ask.
+/// The queue of readers.
 #[derive(Debug)]
 pub(in crate::store) struct ReadBatch {
     queue: mpsc::Sender<(Want, Answer)>,
     inbox: Mutex<mpsc::Receiver<(Want, Answer)>>,
-    /// Whether somebody has begun to work the inbox off.
+    /// Whether the reading task has started.
     is_served: AtomicBool,
 }
 
@@ -40,7 +40,7 @@ impl Default for ReadBatch {
 }
 
 impl ReadBatch {
-    /// Asks; `None` where nobody answers, or where what is asked for has no room in company.
+    /// Queues a read and waits for its page; `None` if no task runs, the queue is full, or `limit` is below a batch's.
     pub(in crate::store) async fn ask(
         &self,
         want: Want,
@@ -54,7 +54,7 @@ impl ReadBatch {
         page.await.ok()
     }
 
-    /// The questions that wait, some at least, of those who still want an answer.
+    /// Waits for queued reads, at least one, and drops those whose reader has gone.
     pub(in crate::store) async fn next(&self) -> (Vec<Want>, Vec<Answer>) {
         self.is_served.store(true, Ordering::Release);
         let mut asked = Vec::with_capacity(GATHERED_MAX);
@@ -62,7 +62,7 @@ impl ReadBatch {
         asked.into_iter().filter(|(_, answer)| !answer.is_closed()).unzip()
     }
 
-    /// From here on everybody reads for himself, and who still waits is told so.
+    /// Stops batching: queued readers get no answer and query by themselves.
     pub(in crate::store) async fn close(&self) {
         let mut inbox = self.inbox.lock().await;
         inbox.close();

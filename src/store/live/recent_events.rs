@@ -1,9 +1,9 @@
-//! What is known in this process of a turn's log, for everybody who follows that turn here.
+//! A cache of one turn's newest events, shared by all readers of the turn in this process.
 //!
-//! Owns the newest look at it, for as long as the turn has readers: what one of them read, or what was
-//! committed here. A thousand readers of one turn are woken by one ring and cost one read; where the writer
-//! is here too, none. Keeps I4: what is handed on stands in the log, and a look counts for a reader only if it
-//! began after whatever woke that reader. Refuses to gather what nobody is there to take.
+//! Owns the newest snapshot, from a read or from a commit of this process, for as long as the turn has readers. A ring
+//! that wakes a thousand readers of one turn costs one query; if the writer is in this process, none. Keeps I4: cached
+//! events are committed, and a snapshot serves a reader only if it began after the notification that woke the reader.
+//! Refuses to collect more than 64 KiB or 1024 events while no reader waits.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,20 +11,20 @@ use tokio::time::Instant;
 
 use crate::store::records::page::{Anchor, EventPage};
 
-/// Data that is kept for readers that are not waiting for it, in bytes; and events. The JSON of those that some
-/// reader has had comes on top.
+/// Bytes of data, and events, kept while no reader waits. The rendered JSON of events that were already read comes on
+/// top.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
 const GATHERED_MAX: usize = 1024;
 
-/// What is known of one turn's log.
+/// The cached events of one turn.
 #[derive(Debug, Default)]
 pub struct RecentEvents {
     newest: Mutex<Option<Snapshot>>,
-    /// Held while reading: who comes meanwhile wants the same.
+    /// Held while reading, so that other readers wait for the same result.
     pub(in crate::store) reading: tokio::sync::Mutex<()>,
 }
 
-/// A look at the log.
+/// One view of the log: the events after `cursor`, as of `began`.
 #[derive(Debug)]
 pub(in crate::store) struct Snapshot {
     pub(in crate::store) began: Instant,
@@ -33,7 +33,7 @@ pub(in crate::store) struct Snapshot {
 }
 
 impl Snapshot {
-    /// What it says to one who asks from `cursor` on; `None` where it cannot tell.
+    /// The page after `cursor`; `None` if this snapshot does not cover it.
     fn answer(&self, cursor: i32, limit: usize) -> Option<EventPage> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
         let anchor = match skipped.checked_sub(1) {
@@ -48,7 +48,7 @@ impl Snapshot {
         Some(EventPage { anchor, events, is_whole: self.page.is_whole && rest.len() <= limit })
     }
 
-    /// The same for the only reader: nothing is copied, and what is handed over is not kept.
+    /// As [`Snapshot::answer`] for the only reader: moves the events out instead of copying them.
     fn take(&mut self, cursor: i32, limit: usize) -> Option<EventPage> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
         if skipped > self.page.events.len() {
@@ -59,7 +59,7 @@ impl Snapshot {
         is_answer.then(|| self.hand_over(limit))
     }
 
-    /// The first events, up to so many.
+    /// Moves out the first `limit` events.
     pub(in crate::store) fn hand_over(&mut self, limit: usize) -> EventPage {
         let rest = self.page.events.split_off(limit.min(self.page.events.len()));
         let is_whole = self.page.is_whole && rest.is_empty();
@@ -71,7 +71,7 @@ impl Snapshot {
         first
     }
 
-    /// The newest `seq` that it knows of, and that event.
+    /// The newest `seq` that the snapshot covers, and that event's anchor.
     fn end(&self) -> (i32, Option<Anchor>) {
         match self.page.events.last() {
             Some(event) => (event.seq, Some(Anchor::of(event))),
@@ -79,7 +79,7 @@ impl Snapshot {
         }
     }
 
-    /// Goes on with a later look, where that begins at the end of this one; else gives it back.
+    /// Appends a later snapshot that begins at the end of this one; otherwise returns it.
     fn go_on(&mut self, later: Snapshot, is_awaited: bool) -> Result<(), Snapshot> {
         let (gathered, more) = (&self.page.events, &later.page.events);
         let bytes: usize = gathered.iter().chain(more).map(|event| event.data.len()).sum();
@@ -96,8 +96,8 @@ impl Snapshot {
 }
 
 impl RecentEvents {
-    /// Takes what was committed here by a statement that `began` then: what follows `cursor`. `is_awaited`:
-    /// somebody waits for it.
+    /// Adds the events after `cursor` that a statement of this process committed; the statement `began` then.
+    /// `is_awaited`: a reader waits for the turn.
     pub(in crate::store) fn put(&self, began: Instant, cursor: i32, page: EventPage, is_awaited: bool) {
         let mut newest = self.lock();
         let look = Snapshot { began, cursor, page };
@@ -111,7 +111,7 @@ impl RecentEvents {
         }
     }
 
-    /// What is known since `due` to one who asks from `cursor` on.
+    /// The page after `cursor` from a snapshot that began at `due` or later; `None` if there is none.
     pub(in crate::store) fn answer(
         &self,
         due: Instant,
@@ -124,12 +124,12 @@ impl RecentEvents {
         if is_alone { known.take(cursor, limit) } else { known.answer(cursor, limit) }
     }
 
-    /// Whether others have this reader's events behind them.
+    /// Whether the cache begins after this reader's cursor, so that the reader lags behind the others.
     pub(in crate::store) fn is_beyond(&self, cursor: i32) -> bool {
         self.lock().as_ref().is_some_and(|known| known.cursor > cursor)
     }
 
-    /// Keeps what was read, unless something newer is known.
+    /// Stores a read, unless a newer snapshot is cached.
     pub(in crate::store) fn keep(&self, look: Snapshot) {
         let mut newest = self.lock();
         if newest.as_ref().is_none_or(|known| known.began < look.began) {

@@ -1,4 +1,4 @@
-//! A ring: what one replica tells the others by NOTIFY.
+//! A ring: the content of one NOTIFY between replicas.
 
 use std::collections::HashSet;
 
@@ -6,27 +6,27 @@ use uuid::Uuid;
 
 /// Postgres takes payloads below 8,000 bytes.
 const PAYLOAD_MAX: usize = 7900;
-/// Kept turns in one payload.
+/// Reserved turns in one payload.
 const KEPT_MAX: usize = 120;
 
-/// What one NOTIFY says: look at these.
+/// The content of one NOTIFY: where to look, never the data itself.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Ring {
-    /// Turns with new events, and conversations with new turns: no two of all these ids are alike.
+    /// Turns with new events, and conversations with new turns. Ids are unique across both.
     pub turns: HashSet<Uuid>,
-    /// The sender has readers of whole conversations.
+    /// Whether the sender has subscribers of whole conversations.
     pub follows: bool,
-    /// The first turn that was queued since the last ring.
+    /// The first turn queued since the last ring.
     pub first_queued: Option<Uuid>,
-    /// Something that was queued before may be claimed.
+    /// Whether a turn that was queued before may have become claimable.
     pub queue: bool,
-    /// Turns that are held for the workers of their conversations, each with its conversation.
+    /// Turns reserved for their conversations' workers, each with its conversation.
     pub kept: HashSet<(Uuid, Uuid)>,
-    /// Somebody left orders for a holder.
+    /// Whether orders were stored for some holder.
     pub orders: bool,
-    /// Somebody was judged or left: there may be something to close.
+    /// Whether a replica was lost or left, so that turns may have to be closed.
     pub closing: bool,
-    /// A probe of our own, to be heard by ourselves.
+    /// The sender's own probe, in microseconds since its session began; only the sender reads it.
     pub probe: Option<i64>,
 }
 
@@ -36,11 +36,11 @@ impl Ring {
     }
 }
 
-/// A ring as texts: the sender's mark, flags, then ids of 32 hex digits each, one after another. With the flag `n` the
-/// first is that of the first turn that was queued; all others are of turns with events and of conversations with
-/// turns: the release before wakes nobody for an id of those, and passes over a flag that it does not know. With the flag `k` they are
-/// turns that are kept for a worker, each before its conversation; a release that does not know this flag heeds the `n`
-/// beside it, and looks at its queue.
+/// The payloads of a ring: sender id, flags, then ids of 32 hex digits each without separators. With the flag `n` the
+/// first id is the first queued turn; all other ids are turns with new events or conversations with new turns. The
+/// previous release wakes nobody for a conversation's id, and ignores flags that it does not know. With the flag `k`
+/// the ids are pairs of a reserved turn and its conversation; a release that does not know `k` obeys the `n` beside it
+/// and looks at its queue.
 pub(in crate::store) fn payloads(sender: Uuid, ring: &Ring) -> Vec<String> {
     let mut flags = String::new();
     let flag_of = [
@@ -84,12 +84,12 @@ fn push_id(payload: &mut String, id: Uuid) {
     payload.push_str(id.as_simple().encode_lower(&mut Uuid::encode_buffer()));
 }
 
-/// What says in the name of `sender` that turns were queued, the first of which is this one.
+/// The payload, sent in the name of `sender`, for newly queued turns; `first_queued` is the first of them.
 pub(in crate::store) fn queue_payload(sender: Uuid, first_queued: Option<Uuid>) -> String {
     payloads(sender, &Ring { first_queued, ..Ring::default() }).concat()
 }
 
-/// Reads a payload back; `None` for one that is not ours to read.
+/// Parses a payload; `None` if the format is unknown.
 pub(in crate::store) fn read(payload: &str) -> Option<(Uuid, Ring)> {
     let mut parts = payload.splitn(3, ' ');
     let sender = Uuid::try_parse(parts.next()?).ok()?;
@@ -114,7 +114,7 @@ pub(in crate::store) fn read(payload: &str) -> Option<(Uuid, Ring)> {
     Some((sender, Ring { turns, first_queued, queue, kept, orders, closing, follows, probe }))
 }
 
-/// The first of two, where there is one.
+/// The smaller of two optional values; `None` counts as absent.
 pub fn first<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     one.into_iter().chain(other).min()
 }

@@ -1,7 +1,7 @@
-//! Rings that are still to be sent, and whether rings are heard.
+//! Rings that wait to be sent, and whether the doorbell works.
 //!
-//! A ring never carries a message, only "look at these": whoever is woken reads the tables. It is always correct to ring too
-//! often, and never needed: whoever waits looks by itself now and then, or has the poller look (I13).
+//! A ring only says where to look; the receiver reads the tables. A superfluous ring is harmless, and a missing one
+//! only delays: every waiter polls, or the poller polls for it (I13).
 
 use std::{
     sync::{
@@ -20,19 +20,19 @@ use uuid::Uuid;
 use super::ring::{Ring, first};
 use crate::config::Doorbell;
 
-/// Fallback poll interval without a doorbell; with one that is heard it is so many times as long.
+/// Fallback poll interval: 1 s without a doorbell, 6 × that with one.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_TO_ONE: u32 = 6;
 
-/// What is to be rung.
+/// The rings to send.
 #[derive(Debug)]
 pub struct Rings {
     is_on: bool,
-    /// Marks our own rings, which local waiters need not hear again.
+    /// Id of this sender, to recognise our own rings: local waiters were woken already.
     sender: Uuid,
     pending: Mutex<Ring>,
     added: Notify,
-    /// Microseconds of the last probe from ring to hearing; 0 before the first.
+    /// Round trip of the last probe in microseconds; 0 while no probe has come back.
     round_trip_us: AtomicI64,
     peers: AtomicUsize,
 }
@@ -49,7 +49,7 @@ impl Rings {
         }
     }
 
-    /// Whether NOTIFY is used at all.
+    /// Whether the doorbell is configured on.
     pub fn is_on(&self) -> bool {
         self.is_on
     }
@@ -58,7 +58,7 @@ impl Rings {
         self.sender
     }
 
-    /// Adds to what is to be rung next.
+    /// Adds to the next ring.
     pub(in crate::store) fn add(&self, what: impl FnOnce(&mut Ring)) {
         if self.is_on {
             what(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
@@ -66,7 +66,7 @@ impl Rings {
         }
     }
 
-    /// Until there is something to ring.
+    /// Waits until there is something to send.
     pub(in crate::store) async fn added(&self) {
         self.added.notified().await;
     }
@@ -75,7 +75,7 @@ impl Rings {
         std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Gives back what could not be rung, to be rung with what has come since.
+    /// Puts back a ring that could not be sent; it merges with newer ones.
     pub(in crate::store) fn put_back(&self, undelivered: Ring) {
         self.add(|ring| {
             ring.turns.extend(undelivered.turns);
@@ -89,7 +89,7 @@ impl Rings {
         });
     }
 
-    /// How long the last probe took from ring to hearing; `None` while rings are not heard.
+    /// Round trip of the last probe; `None` while the doorbell does not work.
     pub fn round_trip(&self) -> Option<Duration> {
         let us = self.round_trip_us.load(Ordering::Relaxed);
         (us > 0).then(|| Duration::from_micros(us.unsigned_abs()))
@@ -100,25 +100,25 @@ impl Rings {
         self.round_trip_us.store(us, Ordering::Relaxed);
     }
 
-    /// How often to look without a ring: each second while the doorbell is not heard, else every 6 s, since a ring can be
-    /// lost without a trace.
+    /// Interval of the fallback polls: 1 s while the doorbell does not work, else 6 s, since a ring can be lost without
+    /// an error.
     pub fn look_every(&self) -> Duration {
         if self.round_trip().is_none() { LOOK_EVERY } else { LOOK_EVERY * LOOKS_TO_ONE }
     }
 
-    /// Until somebody who looked `last` at that time should look all the same ([`Rings::look_every`]).
+    /// Waits until the next fallback poll is due after one at `last` ([`Rings::look_every`]).
     pub async fn look_due(&self, last: Instant) {
         while let Some(left) = self.look_every().checked_sub(last.elapsed()).filter(|left| !left.is_zero()) {
             sleep(left.min(LOOK_EVERY)).await;
         }
     }
 
-    /// How many other replicas there are; many replicas ring less often.
+    /// Sets the number of other replicas. The more replicas, the fewer rings per second.
     pub fn set_peers(&self, peers: usize) {
         self.peers.store(peers, Ordering::Relaxed);
     }
 
-    /// How many replicas there are, as far as is known here.
+    /// The number of replicas, as far as this process knows.
     pub fn replicas(&self) -> usize {
         self.peers.load(Ordering::Relaxed) + 1
     }

@@ -1,8 +1,8 @@
-//! The witness: what this process has seen committed of late, to hold against a database that may have
-//! gone back in time (a standby was promoted that lacked the newest commits).
+//! Commits that this process has seen recently, to detect that a failover lost some (a standby without the newest
+//! commits was promoted).
 //!
-//! Fed by this replica's own writes and by its readers; compared in [`crate::store::tables::rewound`]. Keeps what was
-//! seen within the last ten minutes: a standby that is further behind loses more than is noticed here.
+//! Fed by this replica's writes and by its readers; compared in [`crate::store::tables::rewound`]. Keeps the last ten
+//! minutes: a standby that lags further behind loses commits that are not noticed here.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,47 +14,47 @@ use tokio::time::Instant;
 
 use crate::{event::Kind, id::TurnId};
 
-/// How long what was seen is kept.
+/// How long a turn is kept after it was last seen.
 pub const KEPT_FOR: Duration = Duration::from_secs(600);
-/// Turns that are kept at most; the oldest go first.
+/// Most turns kept; the oldest are dropped first.
 const TURNS_MAX: usize = 65_536;
 
 /// What was seen of one turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeenCommit {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
-    /// Its newest epoch; 0 where none is known.
+    /// The newest epoch seen; 0 if unknown.
     pub epoch: i32,
-    /// Its newest `seq`, where it is known.
+    /// The newest `seq` seen, if known.
     pub seq: Option<i32>,
-    /// The kind of its last word, where it has one.
+    /// The kind of the last word, once seen.
     pub end: Option<Kind>,
 }
 
-/// What this process has seen committed.
+/// The commits that this process has seen.
 #[derive(Debug, Default)]
 pub struct SeenCommits(Mutex<Memory>);
 
 #[derive(Debug, Default)]
 struct Memory {
     turns: HashMap<TurnId, (SeenCommit, Instant)>,
-    /// In the order in which they were put here; one that was seen again since goes to the end.
+    /// By insertion time. An entry seen again later moves to the end when it comes up for removal.
     order: VecDeque<(TurnId, Instant)>,
 }
 
 impl SeenCommits {
-    /// The event at `seq` is committed, written under `epoch`.
+    /// Notes that the event at `seq` is committed, under `epoch`.
     pub fn saw(&self, turn: TurnId, epoch: i32, seq: i32) {
         self.note(SeenCommit { turn, epoch, seq: Some(seq), end: None }, Instant::now());
     }
 
-    /// The turn's last word is committed.
+    /// Notes that the turn's last word is committed.
     pub fn saw_end(&self, turn: TurnId, epoch: i32, seq: Option<i32>, kind: Kind) {
         self.note(SeenCommit { turn, epoch, seq, end: Some(kind) }, Instant::now());
     }
 
-    /// Everything that is kept.
+    /// Everything kept.
     pub fn all(&self) -> Vec<SeenCommit> {
         self.all_at(Instant::now())
     }
@@ -65,7 +65,7 @@ impl SeenCommits {
         memory.turns.values().map(|(seen, _)| *seen).collect()
     }
 
-    /// Forgets a turn: what was seen of it is not so any more.
+    /// Drops a turn: the database no longer agrees with what was seen.
     pub fn forget(&self, turn: TurnId) {
         self.lock().turns.remove(&turn);
     }
@@ -74,7 +74,7 @@ impl SeenCommits {
         let mut memory = self.lock();
         match memory.turns.get_mut(&new.turn) {
             Some((seen, at)) => {
-                // Readers come later than writers, and some begin at the start.
+                // Reports can be out of order: readers lag behind writers, and some start at 0.
                 seen.epoch = seen.epoch.max(new.epoch);
                 seen.seq = seen.seq.max(new.seq);
                 seen.end = seen.end.or(new.end);

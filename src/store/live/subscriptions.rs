@@ -1,9 +1,8 @@
-//! Who waits for a turn's events in this process.
+//! Subscriptions to turns' events in this process.
 //!
-//! Owns that interest, and wakes whoever has it. As with the rest of the doorbell none of it is needed: the poller looks for
-//! everybody who waits (I13).
+//! Owns the subscriptions, and wakes them. All of this is optional: the poller checks for every waiting reader (I13).
 //!
-//! Order for a waiter, always: register interest, then look, then wait.
+//! A waiter always subscribes first, then reads, then waits.
 
 use std::{
     collections::HashMap,
@@ -19,7 +18,7 @@ use crate::{
     store::records::page::{Anchor, EventPage},
 };
 
-/// Who waits for which turn's events.
+/// Subscriptions by turn.
 #[derive(Debug)]
 pub struct Subscriptions {
     rings: Arc<Rings>,
@@ -28,19 +27,19 @@ pub struct Subscriptions {
 
 #[derive(Debug)]
 struct Tailed {
-    /// Where each reader stands while it waits.
+    /// The cursor of each reader while it waits.
     places: Vec<Arc<Mutex<Option<Cursor>>>>,
-    /// When something last happened.
+    /// The time of the last notification.
     news: watch::Sender<Instant>,
     recent: Arc<RecentEvents>,
 }
 
-/// Where a reader of a log stands.
+/// A reader's position in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    /// The `seq` of the newest event that it has.
+    /// `seq` of the newest event that the reader has.
     pub seq: i32,
-    /// That event.
+    /// That event's identity.
     pub anchor: Anchor,
 }
 
@@ -49,7 +48,7 @@ impl Subscriptions {
         Subscriptions { rings, tails: Mutex::default() }
     }
 
-    /// Registers interest in a turn's events.
+    /// Subscribes to a turn's events.
     pub fn subscribe(self: &Arc<Self>, turn: TurnId) -> Subscription {
         let mut tails = lock(&self.tails);
         let now = Instant::now();
@@ -70,19 +69,20 @@ impl Subscriptions {
         }
     }
 
-    /// Events of these turns were committed: wakes local readers and rings the others.
+    /// Notes that events of these turns were committed: wakes local readers and rings the others.
     pub fn events_committed(&self, turns: impl IntoIterator<Item = TurnId> + Clone) {
         self.wake(turns.clone());
         self.events_elsewhere(turns);
     }
 
-    /// The same for readers elsewhere only.
+    /// As [`Subscriptions::events_committed`], for readers at other replicas only.
     pub(in crate::store) fn events_elsewhere(&self, turns: impl IntoIterator<Item = TurnId>) {
         self.rings.add(|ring| ring.turns.extend(turns.into_iter().map(|turn| turn.0)));
     }
 
-    /// And for local readers only, of a commit by a statement that `began` then: `page` is what follows
-    /// `cursor`, for them to take. `None`: they are to read.
+    /// As [`Subscriptions::events_committed`], for local readers of one turn only. The events after `cursor` were
+    /// committed by a statement that `began` then; `page` holds them, so that readers need no query. `None`: readers
+    /// query.
     pub(in crate::store) fn events_here(
         &self,
         turn: TurnId,
@@ -98,11 +98,11 @@ impl Subscriptions {
         };
         let is_awaited = tailed.places.iter().any(|place| lock(place).is_some());
         tailed.recent.put(began, cursor, page, is_awaited);
-        // Whoever was rung since then for something else is still to read.
+        // A reader woken since `began` for something else must still query.
         tailed.news.send_modify(|at| *at = began.max(*at));
     }
 
-    /// Where readers stand that wait now; each place once.
+    /// The cursors of all waiting readers, without duplicates.
     pub(in crate::store) fn waiting(&self) -> Vec<(TurnId, Cursor)> {
         let mut waiting = Vec::new();
         for (&turn, tailed) in lock(&self.tails).iter() {
@@ -116,8 +116,8 @@ impl Subscriptions {
         waiting
     }
 
-    /// Wakes all readers of a turn, and waits for none of them: one that does not come to look, since its
-    /// client is slow, is not to be looked for again.
+    /// Wakes a turn's readers and clears their cursors, so that the poller does not check again for a reader whose
+    /// client is slow.
     pub(in crate::store) fn call(&self, turn: TurnId) {
         if let Some(tailed) = lock(&self.tails).get(&turn) {
             tailed.news.send_replace(Instant::now());
@@ -132,7 +132,7 @@ impl Subscriptions {
         }
     }
 
-    /// Wakes the readers of these.
+    /// Wakes the readers of these turns.
     pub(super) fn wake(&self, turns: impl IntoIterator<Item = TurnId>) {
         let tails = lock(&self.tails);
         for turn in turns {
@@ -143,51 +143,51 @@ impl Subscriptions {
     }
 }
 
-/// One reader's interest in one turn; ends when dropped.
+/// One subscription to one turn; ends when dropped.
 #[derive(Debug)]
 pub struct Subscription {
     news: watch::Receiver<Instant>,
     place: Arc<Mutex<Option<Cursor>>>,
     recent: Arc<RecentEvents>,
-    /// What there is to see was there by then.
+    /// A snapshot that began at this time or later shows everything that the reader was notified of.
     due: Instant,
     turn: TurnId,
     all: Arc<Subscriptions>,
 }
 
 impl Subscription {
-    /// Marks everything so far as seen. Call it before each look.
+    /// Marks all notifications so far as seen. Call before each read.
     pub fn look(&mut self) {
         self.due = self.due.max(*self.news.borrow_and_update());
     }
 
-    /// Until something happened since the last [`Subscription::look`], or `at_most` has passed. For a reader
-    /// that says where it stands the poller looks meanwhile.
+    /// Waits for a notification since the last [`Subscription::look`], or for `at_most`. With a `place` the poller
+    /// checks for this reader meanwhile.
     pub async fn news(&mut self, at_most: Duration, place: Option<Cursor>) {
         *lock(&self.place) = place;
-        // The sender lives as long as this interest does.
+        // The sender lives as long as this subscription.
         if tokio::time::timeout(at_most, self.news.changed()).await.is_err() {
             self.due = Instant::now();
         }
         *lock(&self.place) = None;
     }
 
-    /// Whose events.
+    /// The turn.
     pub(in crate::store) fn turn(&self) -> TurnId {
         self.turn
     }
 
-    /// A look that began after this moment shows all that the last one was for.
+    /// A read has to begin at this time or later.
     pub(in crate::store) fn due(&self) -> Instant {
         self.due
     }
 
-    /// What is known here of the turn's log.
+    /// The cached events of the turn.
     pub(in crate::store) fn recent(&self) -> &RecentEvents {
         &self.recent
     }
 
-    /// Whether nobody else here follows the turn.
+    /// Whether this is the only subscription to the turn.
     pub(in crate::store) fn is_alone(&self) -> bool {
         lock(&self.all.tails).get(&self.turn).is_none_or(|tailed| tailed.places.len() < 2)
     }

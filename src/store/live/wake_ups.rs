@@ -1,6 +1,6 @@
-//! Who waits for what in this process.
+//! All wake-ups of this process: who waits for what.
 //!
-//! Order for a waiter, always: register interest, then look, then wait.
+//! A waiter always subscribes first, then reads, then waits.
 
 use std::{
     sync::{
@@ -19,20 +19,20 @@ use super::{
 };
 use crate::{config::Doorbell, id::TurnId};
 
-/// Everybody who waits, and what is to be rung for those who wait elsewhere.
+/// Subscriptions of this process, and the rings to send for those of other replicas.
 #[derive(Debug)]
 pub struct WakeUps {
-    /// What is to be rung.
+    /// Rings to send.
     pub rings: Arc<Rings>,
-    /// Who waits for a turn's events.
+    /// Subscriptions to turns' events.
     pub turns: Arc<Subscriptions>,
-    /// Who waits for a conversation's next turn.
+    /// Subscriptions to conversations' next turns.
     pub conversations: Arc<ConversationSubscriptions>,
-    /// Why dispatch is to look at the queue.
+    /// Hints for dispatch.
     pub queue: QueueHints,
     orders: Notify,
     closing: Notify,
-    /// The key of the session lock that the listener connection holds.
+    /// The key of the session lock that the listener's connection holds.
     lock_key: AtomicI64,
 }
 
@@ -50,14 +50,14 @@ impl WakeUps {
         }
     }
 
-    /// Orders wait for some holder: wakes the local one and rings the others.
+    /// Orders were stored for some holder: wakes the local reader of orders and rings the others.
     pub fn orders_left(&self) {
         self.orders.notify_one();
         self.rings.add(|ring| ring.orders = true);
     }
 
-    /// Some holder is gone: wakes the local close pass, which finds what it had accepted and did not live to ring
-    /// for, and rings the others. It may have left orders too.
+    /// A holder is gone: wakes the local close pass and dispatch, and rings the others. The holder may have accepted
+    /// turns or stored orders without ringing.
     pub fn holder_gone(&self) {
         self.queue.moved();
         self.orders_left();
@@ -65,17 +65,17 @@ impl WakeUps {
         self.rings.add(|ring| ring.closing = true);
     }
 
-    /// Until there may be orders.
+    /// Waits until there may be orders.
     pub async fn orders(&self) {
         self.orders.notified().await;
     }
 
-    /// Until there may be something to close.
+    /// Waits until there may be turns to close.
     pub async fn closing(&self) {
         self.closing.notified().await;
     }
 
-    /// Wakes everybody: what was rung meanwhile is unknown.
+    /// Wakes every waiter: rings may have been missed.
     pub fn look_everywhere(&self) {
         self.turns.wake_all();
         self.queue.forget();
@@ -83,7 +83,7 @@ impl WakeUps {
         self.closing.notify_one();
     }
 
-    /// The key of the session lock that says "this process lives"; 0 before the first.
+    /// The key of the session lock that proves that this process lives; 0 before the first connect.
     pub fn lock_key(&self) -> i64 {
         self.lock_key.load(Ordering::Acquire)
     }
@@ -92,7 +92,7 @@ impl WakeUps {
         self.lock_key.store(key, Ordering::Release);
     }
 
-    /// Hears what another replica rang.
+    /// Handles a ring of another replica.
     pub(in crate::store) fn hear(&self, sender: Uuid, ring: &Ring) {
         self.conversations.hear(sender, ring);
         self.turns.wake(ring.turns.iter().map(|&turn| TurnId(turn)));
@@ -111,7 +111,7 @@ impl WakeUps {
         }
     }
 
-    /// Rings for ourselves, to measure how long it takes to be heard.
+    /// Adds a probe to the next ring, to measure the round trip of the doorbell.
     pub(in crate::store) fn ring_probe(&self, started: Instant, now: Instant) {
         let nonce = i64::try_from(now.duration_since(started).as_micros()).unwrap_or(i64::MAX);
         let follows = self.conversations.say();

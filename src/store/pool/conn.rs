@@ -1,4 +1,4 @@
-//! A connection that sends its statements to the schema of its installation.
+//! A connection whose statements are rewritten to the schema of its installation.
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use sqlx::{
@@ -9,10 +9,10 @@ use sqlx::{
 
 use super::schema::Schema;
 
-/// A connection of one installation.
+/// A connection to one installation.
 #[derive(Debug)]
 pub(in crate::store) struct Conn {
-    /// For commands that name no table.
+    /// The driver's connection, for commands that name no table.
     pub(in crate::store) bare: PgConnection,
     pub(in crate::store) schema: Schema,
 }
@@ -59,7 +59,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
     }
 }
 
-/// A statement on its way to a schema.
+/// A query whose text is rewritten to a schema.
 struct Placed<E> {
     query: E,
     schema: Schema,

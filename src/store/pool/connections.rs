@@ -1,15 +1,16 @@
-//! The connections that statements go over: each is lent to one statement, and the one that was lent last is
-//! lent first, so that the rest may rest and go.
+//! The connection pool: each connection is lent to one statement at a time, most recently used first, so that surplus
+//! connections become idle and are closed.
 //!
-//! Owns how many there are, and which are no longer to be trusted. A busy one needs no round trip to prove
-//! itself; one that slept through a restart or a verdict must not fail the first to come; those from before a
-//! break are not asked: a cut network answers no question, and each would cost the next caller the time for one.
+//! Owns the number of connections, and which of them are still trusted. A connection in constant use is not checked;
+//! one that was idle for more than 1 s is pinged, so that no statement fails on a connection that a restart or a
+//! verdict has closed. Connections from before an outage are dropped without a ping: after a cut network each ping
+//! would time out.
 //!
-//! A login takes a hundred times as long as a statement, and seconds on a busy machine. Nobody waits for one while a
-//! connection is given back: the login goes on by itself, and its connection serves those who come later.
+//! A login takes a hundred times as long as a statement, and seconds on a busy machine. A caller never waits for a
+//! login while a connection is returned: the login continues by itself, and its connection serves later callers.
 //!
-//! Not sqlx's pool, which asks each connection that is given back whether it still lives: a round trip and a
-//! task for every statement (`docs/PERFORMANCE.md`).
+//! Not sqlx's pool, which pings each returned connection: a round trip and a task for every statement
+//! (`docs/PERFORMANCE.md`).
 
 use std::{
     collections::VecDeque,
@@ -36,35 +37,35 @@ use super::{
 };
 use crate::store::error::{self, FailureReach, StoreError};
 
-/// How long a statement may take before its connection is given up.
+/// Deadline of a statement; after it the connection is dropped.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
-/// A statement that has waited for so long when Postgres is reached again is given up.
+/// A statement that is older than this when Postgres is reachable again is given up.
 const BREAK_MAX: Duration = Duration::from_secs(1);
-/// How long a connection may rest before it is asked whether it still lives, and how long that may take.
+/// How long a connection may be idle before it is pinged, and the timeout of the ping.
 const REST_MAX: Duration = Duration::from_secs(1);
 const PING_MAX: Duration = Duration::from_secs(1);
-/// How long a caller waits for a free connection.
+/// How long a caller waits for a connection.
 const LEND_MAX: Duration = Duration::from_secs(3);
-/// How long a login may take, though its caller may have gone by then.
+/// Deadline of a login, even if its caller has gone.
 const LOGIN_MAX: Duration = Duration::from_secs(5);
-/// How long an exit waits for statements under way.
+/// How long the shutdown waits for running statements.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
-/// A connection that has rested for so long, or is so old, is let go.
+/// A connection that was idle for this long, or is this old, is closed.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const AGE_MAX: Duration = Duration::from_secs(1800);
-/// What is told of that which began before a break.
+/// The error of work that began before an outage.
 const BEFORE_BREAK: &str = "no answer before Postgres was away";
 
-/// The connections of one replica, but for those with a purpose of their own.
+/// The connections of one replica, without the dedicated sessions of tasks.
 #[derive(Debug)]
 pub(in crate::store) struct Connections {
     sessions: Arc<Sessions>,
-    /// For those that hold a connection, or wait for one.
+    /// Permits for callers that hold a connection or are about to get one.
     places: Arc<Semaphore>,
-    /// For connections, those that are being made included.
+    /// Permits for connections, including those being opened.
     rooms: Arc<Semaphore>,
     places_max: u32,
-    /// Lent last is last.
+    /// Idle connections; the most recently used is last.
     resting: Mutex<VecDeque<Resting>>,
     given_back: Notify,
     reachability: Arc<Reachability>,
@@ -76,7 +77,7 @@ struct Resting {
     since: Instant,
 }
 
-/// A connection of this pool.
+/// A pooled connection.
 #[derive(Debug)]
 struct PooledConnection {
     conn: Conn,
@@ -85,7 +86,7 @@ struct PooledConnection {
 }
 
 impl Connections {
-    /// None yet, and never more than so many.
+    /// An empty pool for at most `places_max` connections.
     pub(in crate::store) fn new(
         sessions: Arc<Sessions>,
         places_max: u32,
@@ -102,7 +103,7 @@ impl Connections {
         }
     }
 
-    /// One that answers, as far as that can be known.
+    /// Lends a connection that is believed to work.
     pub(in crate::store) async fn lend(self: &Arc<Self>) -> Result<Loan, StoreError> {
         let lent = async {
             loop {
@@ -114,7 +115,7 @@ impl Connections {
                 tokio::select! {
                     biased;
                     lease = self.take_or_make() => return lease,
-                    // Whoever was connecting all the time waits in vain.
+                    // A caller that was connecting throughout the outage would time out: start again.
                     () = regained => {}
                 }
             }
@@ -157,7 +158,7 @@ impl Connections {
             making = None;
             match made {
                 Ok(()) => {}
-                // It starts, has no room right now, or lets nobody in: those that are there serve all.
+                // Postgres is starting, has no connection left, or rejects the login: use those that exist.
                 Err(why) if why.is_away() => {
                     let pause = Duration::from_millis(rand::random_range(50..150));
                     let _ = timeout(pause, self.given_back.notified()).await;
@@ -168,7 +169,7 @@ impl Connections {
         Ok(Loan { own: Some(own), is_clean: AtomicBool::new(true), home: self.clone(), _place: place })
     }
 
-    /// One that rests, and answers as far as that can be known.
+    /// An idle connection that is believed to work; `None` if there is none.
     async fn take_resting(&self) -> Option<PooledConnection> {
         loop {
             let Resting { mut own, since } = self.resting().pop_back()?;
@@ -183,10 +184,10 @@ impl Connections {
         }
     }
 
-    /// Makes one that rests then.
+    /// Opens a connection in a task of its own; the connection then joins the idle ones.
     fn make(self: &Arc<Self>, room: OwnedSemaphorePermit) -> JoinHandle<Result<(), StoreError>> {
         let home = self.clone();
-        // It ends with its time, and nobody has to wait for it: no task of the replica.
+        // Not a task of the supervisor: it ends at its own deadline, and nobody has to wait for it.
         #[allow(
             clippy::disallowed_methods,
             reason = "a login that outlives who wanted it, and ends by itself"
@@ -217,18 +218,18 @@ impl Connections {
         self.given_back.notify_one();
     }
 
-    /// How many are lent, and how many can be.
+    /// How many connections are lent, and the limit.
     pub(in crate::store) fn lent(&self) -> (usize, usize) {
         let most = self.places_max as usize;
         (most.saturating_sub(self.places.available_permits()), most)
     }
 
-    /// Lets go of those that nobody uses.
+    /// Closes the idle connections.
     pub(in crate::store) fn forget(&self) {
         self.resting().clear();
     }
 
-    /// Lends no more, and lets go of all. A connection that hangs in a stalled statement does not hold it up.
+    /// Lends no more, and closes all connections. Waits at most 2 s for running statements.
     pub(in crate::store) async fn close(&self) {
         let _ = timeout(CLOSE_MAX, async {
             let all_back = self.places.acquire_many(self.places_max).await;
@@ -252,18 +253,18 @@ fn away(op: &'static str, why: String) -> StoreError {
     StoreError::Away { op, why }
 }
 
-/// A connection that is thrown away when a statement on it did not come back in time: what is still under
-/// way on it would make the next user wait.
+/// A lent connection. It is closed instead of returned if its last statement did not finish: the next user would wait
+/// for that statement.
 pub(in crate::store) struct Loan {
     own: Option<PooledConnection>,
     is_clean: AtomicBool,
     home: Arc<Connections>,
-    /// Free again once the connection is back.
+    /// Released after the connection is back.
     _place: OwnedSemaphorePermit,
 }
 
 impl Loan {
-    /// Runs one statement, named for people.
+    /// Runs one statement; `op` is its name in errors and metrics.
     pub(in crate::store) async fn run<'c, T, F>(
         &'c mut self,
         op: &'static str,
@@ -296,8 +297,7 @@ impl Loan {
             Ok(Err(why)) => {
                 let reach = error::reach(&why);
                 let error = StoreError::from_sqlx(op, why);
-                // Postgres has ended the statement itself where it took too long, and a right that is lacking says
-                // nothing against the connection.
+                // Still usable after a timeout that Postgres enforced itself, or after a missing right.
                 let is_sound = !error.is_away() || error.is_held() || error.denial().is_some();
                 self.is_clean.store(is_sound, Ordering::Relaxed);
                 reachability.failed(reach, &error);

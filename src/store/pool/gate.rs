@@ -1,8 +1,8 @@
-//! How often this replica knocks at Postgres while Postgres lets it not in.
+//! The rate limit of logins while Postgres rejects them.
 //!
-//! Keeps the rule: while logins are refused there is at most one a second, over all that connect (pool, listener,
-//! beat, notify sender) and over both database URLs. Each refusal makes the pause longer, up to five seconds, with
-//! jitter. After a while without a login the first goes alone: whether it is let in tells the others.
+//! Keeps the rule: while logins are rejected there is at most one a second, counted over the pool, listener, beat and
+//! notify sender and over both database URLs. The pause doubles with each rejection, up to 5 s, plus jitter. After 5 s
+//! without a successful login one login goes first, and the others wait briefly for its result.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -14,18 +14,18 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// The least from one login that may be refused to the next.
+/// Least time between two logins while logins are rejected.
 const KNOCK_EVERY: Duration = Duration::from_secs(1);
-/// The longest pause, before its jitter.
+/// The longest pause, without its jitter.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// So long a login that was let in counts for others.
+/// How long a successful login permits others to go at once.
 const GOOD_FOR: Duration = Duration::from_secs(5);
-/// How long the beat, and anybody else, waits for the one who knocks. Short beside what a login may take: where logins are
-/// slow, all must still come in within their time.
+/// How long the beat, and any other caller, waits for the login that goes first. Short compared with a slow login, so
+/// that all callers still finish within their own deadlines.
 const HURRY: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What all logins of a replica share.
+/// State shared by all logins of a replica.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Gate {
     alone: Arc<Turn<()>>,
@@ -39,7 +39,7 @@ struct Times {
 }
 
 impl Gate {
-    /// Whether one may knock now where the last was refused. Whoever is told so does.
+    /// Whether a login may be tried now, after a rejected one. A yes counts as the next try.
     pub(super) fn may_knock(&self, now: Instant) -> bool {
         let mut times = self.times();
         let may = times.knocked_at.is_none_or(|at| now >= at + KNOCK_EVERY);
@@ -49,23 +49,23 @@ impl Gate {
         may
     }
 
-    /// A login was refused.
+    /// Notes a rejected login.
     pub(super) fn refused(&self, now: Instant) {
         let mut times = self.times();
         (times.knocked_at, times.let_in_at) = (Some(now), None);
     }
 
-    /// A login was let in.
+    /// Notes a successful login.
     pub(super) fn let_in(&self, now: Instant) {
         self.times().let_in_at = Some(now);
     }
 
-    /// When a login was let in last.
+    /// The time of the last successful login, if within 5 s.
     pub(super) fn let_in_at(&self, now: Instant) -> Option<Instant> {
         self.times().let_in_at.filter(|at| now.duration_since(*at) < GOOD_FOR)
     }
 
-    /// Until nobody else knocks, for a while; who is in a hurry waits for a moment only.
+    /// Waits until no other login goes first: up to 250 ms if `is_hurried`, else 500 ms.
     pub(super) async fn alone(&self, is_hurried: bool) -> Option<OwnedMutexGuard<()>> {
         let turn = self.alone.clone().lock_owned();
         timeout(if is_hurried { HURRY } else { PATIENCE }, turn).await.ok()
@@ -76,7 +76,7 @@ impl Gate {
     }
 }
 
-/// How long to wait after so many refusals in a row, from 1; `jitter` from 0 to 1.
+/// The pause after this many rejections in a row, counted from 1; `jitter` from 0 to 1.
 pub(super) fn pause(refusals: u32, jitter: f64) -> Duration {
     let doubled = KNOCK_EVERY.saturating_mul(1 << refusals.saturating_sub(1).min(8));
     doubled.min(PAUSE_MAX).mul_f64(1.0 + jitter / 2.0)

@@ -1,11 +1,11 @@
-//! Logging in: from a database URL, or the file that holds it, to a connection.
+//! Login: from a database URL, or a file that contains one, to a connection.
 //!
-//! Owns the URL. The file is read again before each login, once a second at most while logins are refused: a
-//! rotated password needs no restart. A file that names another server is not followed:
-//! connections of one process to two databases would be two halves of two replicas.
+//! Owns the URL. The file is read before each login, at most once a second while logins are rejected, so a rotated
+//! password needs no restart. Refuses a file that names another server or database: one process must not work on two
+//! databases.
 //!
-//! The ways are libpq's: `prefer` goes on without TLS where TLS fails or Postgres does not let it in with it,
-//! `allow` the other way round. A Unix socket has no TLS.
+//! TLS modes behave as in libpq: `prefer` retries without TLS if TLS fails or Postgres rejects the encrypted login;
+//! `allow` retries with TLS. A Unix socket has no TLS.
 
 mod entry;
 
@@ -32,17 +32,17 @@ use super::{
 };
 use crate::store::error::{FailureReach, StoreError};
 
-/// The file is looked at this often at most while logins are refused.
+/// Least time between two reads of the file while logins are rejected.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A Postgres that speaks no TLS is asked again after so long, where TLS is only preferred.
+/// How long a server without TLS is not asked for TLS again, if TLS is only preferred.
 const NO_TLS_FOR: Duration = Duration::from_secs(60);
-/// How long the pool around a listener's connection waits; its pause between two tries grows to a fifth of this.
+/// Timeout of the driver's pool around a listener connection. The pool's retry delay grows to a fifth of this.
 const LISTENER_MAX: Duration = Duration::from_secs(4);
 
-/// SQLSTATE of a start that is refused for one of its settings, by Postgres and by poolers.
+/// SQLSTATEs of a login that is rejected because of a startup parameter, by Postgres or by a pooler.
 pub(super) const SETTING_REFUSED: [&str; 2] = ["08P01", "42704"];
 
-/// Where Postgres is, and how this replica comes in.
+/// The address of Postgres and the credentials of this replica.
 #[derive(Debug)]
 pub(in crate::store) struct Login {
     file: Option<PathBuf>,
@@ -50,14 +50,14 @@ pub(in crate::store) struct Login {
     gate: Arc<Gate>,
     reachability: Arc<Reachability>,
     state: Mutex<LoginState>,
-    /// When the file was read last; those who come meanwhile wait for what it says.
+    /// When the file was last read. Locked while reading, so that concurrent logins wait for the result.
     looked_at: tokio::sync::Mutex<Instant>,
 }
 
 #[derive(Debug)]
 struct LoginState {
     entry: Arc<LoginEntry>,
-    /// What is wrong with the file as it is now.
+    /// What is wrong with the current file.
     file_fault: Option<(Denial, String)>,
     refused: Option<Refused>,
     no_tls_until: Option<Instant>,
@@ -71,20 +71,20 @@ struct Refused {
     next: Instant,
 }
 
-/// What is to be made of a way in, and by whom it is asked for.
+/// One login: its name, its session settings, and how to make the connection.
 struct Attempt<'a, T> {
     op: &'static str,
     settle: &'a Settle<'a>,
     make: Make<T>,
 }
 
-/// Adds what a session begins with.
+/// Adds the settings of a session.
 type Settle<'a> = dyn Fn(PgConnectOptions) -> PgConnectOptions + Send + Sync + 'a;
-/// What makes something of a way in.
+/// Opens a connection from driver options.
 type Make<T> = fn(PgConnectOptions) -> BoxFuture<'static, Result<T, sqlx::Error>>;
 
 impl Login {
-    /// Connects to nothing yet.
+    /// Parses the URL; does not connect.
     pub(in crate::store) fn new(
         url: &str,
         file: Option<&Path>,
@@ -101,7 +101,7 @@ impl Login {
         Ok(Login { file, application_name, gate, reachability, state: Mutex::new(state), looked_at })
     }
 
-    /// A connection; others wait for one that is hurried.
+    /// Opens a connection. `is_hurried`: waits at most 250 ms for a login that goes first, instead of 500 ms.
     pub(in crate::store) async fn connect(
         &self,
         op: &'static str,
@@ -111,7 +111,7 @@ impl Login {
         self.make(op, is_hurried, settle, connection).await
     }
 
-    /// A connection that hears.
+    /// Opens a LISTEN connection.
     pub(in crate::store) async fn listener(
         &self,
         op: &'static str,
@@ -120,7 +120,7 @@ impl Login {
         self.make(op, false, settle, listener).await
     }
 
-    /// Why logins are refused, where they are.
+    /// Why logins are rejected; `None` if they are not.
     pub(in crate::store) fn refusal(&self) -> Option<Denial> {
         let state = self.state();
         let refused = state.refused.as_ref()?.denial;
@@ -140,8 +140,8 @@ impl Login {
         made
     }
 
-    /// Waits for the turn to knock. An error where logins are refused, and it is not yet time for the next; the
-    /// number of refusals before it.
+    /// Waits until a login may be tried; returns how many were rejected before. An error while logins are rejected and
+    /// the next one is not due.
     async fn enter(
         &self,
         op: &'static str,
@@ -155,12 +155,12 @@ impl Login {
             return Ok((0, None));
         }
         let alone = self.gate.alone(is_hurried).await;
-        // Who knocked meanwhile may have been refused; or was let in: then all others go together.
+        // The login that went first may have failed; or it succeeded, and then all others go at once.
         let times = self.knock_again(op)?.unwrap_or(0);
         Ok((times, alone.filter(|_| !self.was_let_in())))
     }
 
-    /// Whether a login was let in lately, with no break since.
+    /// Whether a login succeeded within 5 s and no connection has broken since.
     fn was_let_in(&self) -> bool {
         let at = self.gate.let_in_at(Instant::now());
         at.is_some_and(|at| !self.reachability.did_break_within(at.elapsed()))
@@ -177,11 +177,11 @@ impl Login {
         Ok(Some(refused.times))
     }
 
-    /// Reads the file where it is time to.
+    /// Reads the file, if a read is due.
     async fn look(&self) {
         let Some(file) = &self.file else { return };
         let mut looked_at = self.looked_at.lock().await;
-        // While logins are refused many come here again and again.
+        // While logins are rejected many callers come here repeatedly.
         if self.state().refused.is_some() && looked_at.elapsed() < LOOK_EVERY {
             return;
         }
@@ -215,7 +215,7 @@ impl Login {
         state.file_fault = fault;
     }
 
-    /// Knocks in the ways that libpq has, one after another; a single one where the last time was refused.
+    /// Tries the ways of libpq in order, with and without TLS; only one of them after a rejected login.
     async fn try_ways<T>(&self, attempt: Attempt<'_, T>, times: u32) -> Result<T, StoreError> {
         let entry = self.state().entry.clone();
         let ways = entry.ways();
@@ -240,7 +240,7 @@ impl Login {
         Err(first.unwrap_or_else(|| denied(attempt.op, denial::URL, "no way in".to_owned())))
     }
 
-    /// One way; with an error whether libpq would try another after it.
+    /// Tries one way. An error comes with whether libpq would try the next way.
     async fn try_way<T>(
         &self,
         attempt: &Attempt<'_, T>,
@@ -256,7 +256,7 @@ impl Login {
             _ => Ok(None),
         };
         let judge = |error: sqlx::Error| {
-            // For its settings: another login without them follows at once.
+            // Rejected because of a startup parameter: the caller retries without parameters.
             if let Some(code) = refused_code(&error) {
                 return (StoreError::Broken { op, code: Some(code), why: error.to_string() }, false);
             }
@@ -288,7 +288,7 @@ impl Login {
         }
     }
 
-    /// What a login came to, for those that follow.
+    /// Notes the result of a login for later ones.
     fn note<T>(&self, made: &Result<T, StoreError>) {
         let now = Instant::now();
         let mut state = self.state();
@@ -304,7 +304,7 @@ impl Login {
                 state.refused = Some(Refused { denial: *denial, why: why.clone(), times, next });
                 self.gate.refused(now);
             }
-            // It is away in another way: that is waited for as ever.
+            // Away for another reason: the normal reconnect applies.
             Err(_) => state.refused = None,
         }
         match (was_refused, state.refused.is_some()) {
@@ -344,7 +344,7 @@ fn listener(options: PgConnectOptions) -> BoxFuture<'static, Result<PgListener, 
     })
 }
 
-/// Whether a login was refused for a setting of its session: by a Postgres that is there.
+/// The SQLSTATE if Postgres or a pooler rejected a startup parameter.
 fn refused_code(why: &sqlx::Error) -> Option<String> {
     let code = why.as_database_error()?.code()?;
     SETTING_REFUSED.contains(&&*code).then(|| code.into_owned())

@@ -1,4 +1,4 @@
-//! Connections to Postgres: how a session begins, who logs in when, and whether Postgres is reached.
+//! Connections to Postgres: login, session settings, the pool, and whether Postgres is reachable.
 
 pub(in crate::store) mod conn;
 pub(in crate::store) mod connections;

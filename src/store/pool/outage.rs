@@ -1,12 +1,12 @@
-//! What the log says while Postgres is away: one line at once, one a minute with a count, one when it is back.
+//! Log lines about outages of Postgres: one at once, one a minute with a count, one when Postgres is back.
 //!
 //! ```text
 //! there ──a connection fails──► away ──answers again, for a second──► there
 //!                                 └── every minute: how many failures since the last line
 //! ```
-//! Owns these lines, over all parts of a replica together: everything that goes over a connection reports here, and
-//! nobody else logs that Postgres is away. What fails beside a Postgres that answers (a lock that is not free, a
-//! statement that takes too long) is a line of its own, at most one in ten seconds.
+//! Owns these lines for the whole replica. Everything that uses a connection reports here, and nothing else logs that
+//! Postgres is away. Failures while Postgres does answer (a lock timeout, a slow statement) get a line of their own, at
+//! most one every 10 s.
 
 use std::{
     sync::{
@@ -20,14 +20,14 @@ use tokio::time::Instant;
 
 use crate::store::error::{FailureReach, StoreError};
 
-/// From one line to the next while it is away.
+/// Least time between two lines during an outage.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// It is back once it has answered for so long without a failure.
+/// Postgres is back after answers without a failure for this long.
 const QUIET_MIN: Duration = Duration::from_secs(1);
-/// From one line to the next about statements that fail while it is there.
+/// Least time between two lines about failures outside an outage.
 const HICCUPS_EVERY: Duration = Duration::from_secs(10);
 
-/// Tells of absences.
+/// Reports outages.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     is_on: AtomicBool,
@@ -36,9 +36,9 @@ pub(super) struct Outage {
 
 #[derive(Debug, Default)]
 struct Tale {
-    /// Since when it is away, and when it failed last.
+    /// When the outage began, and its newest failure.
     away: Option<(Instant, Instant)>,
-    /// When it answered first after that.
+    /// The first answer after that failure.
     answered_at: Option<Instant>,
     told_at: Option<Instant>,
     untold: u64,
@@ -56,7 +56,7 @@ enum Notice {
 }
 
 impl Outage {
-    /// Something failed.
+    /// Takes a failure.
     pub(super) fn failed(&self, reach: FailureReach, why: &StoreError) {
         let line = self.tale().failed(reach, Instant::now(), || self.is_on.store(true, Ordering::Release));
         match line {
@@ -69,7 +69,7 @@ impl Outage {
         }
     }
 
-    /// It answered; `is_whole`: and nothing is known to be amiss.
+    /// Takes an answer. `is_whole`: nothing else is known to fail.
     pub(super) fn answered(&self, is_whole: bool) {
         if !self.is_on.load(Ordering::Acquire) {
             return;
@@ -155,7 +155,7 @@ mod tests {
     fn an_absence_is_one_line_then_one_a_minute_then_one() {
         let (mut tale, began) = (Tale::default(), Instant::now());
         let mut lines = Vec::new();
-        // Ten failures a second for 150 seconds, and answers beside some of them.
+        // Ten failures a second for 150 s, and answers to some statements.
         for n in 0..1500_u32 {
             let now = began + Duration::from_millis(100) * n;
             lines.extend(tale.failed(FailureReach::Connection, now, || {}));

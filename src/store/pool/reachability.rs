@@ -1,9 +1,8 @@
-//! Whether Postgres is reached: when it last answered this process, when the connection was last lost, and the
-//! moment in which it is there again.
+//! Reachability of Postgres: when it last answered this process, when it was last lost, and a signal for its return.
 //!
-//! Judged by the beat, which asks twice a second. While it cannot connect, nobody else here tries: a
-//! Postgres that stalls answers every knock when it goes on, and hundreds of them kept it from its work.
-//! Statements in flight before an outage usually hang after it: a cut network sends no RST.
+//! Decided by the beat, which queries twice a second. While the beat cannot connect nothing else tries: a stalled
+//! Postgres answers all pending logins when it resumes, and hundreds of them kept it from its work. Statements in
+//! flight before an outage usually hang after it: a cut network sends no RST.
 
 use std::{
     sync::{
@@ -21,20 +20,20 @@ use tokio::{
 use super::{denial::Denial, outage::Outage};
 use crate::store::error::{FailureReach, StoreError};
 
-/// When Postgres was last heard, and last lost.
+/// When Postgres last answered, and when it was last lost.
 #[derive(Debug)]
 pub(in crate::store) struct Reachability {
     began: Instant,
-    /// Milliseconds after `began`, and one; 0 for never.
+    /// Milliseconds since `began`, plus one; 0 for never.
     heard: AtomicU64,
     lost: AtomicU64,
-    /// When any connection ended that should not have.
+    /// When any connection last ended unexpectedly.
     broke: AtomicU64,
     is_lost: AtomicBool,
     regained: Notify,
-    /// Database URLs by which logins are refused just now.
+    /// Number of database URLs whose logins are currently rejected.
     refused: AtomicU32,
-    /// What a statement was denied last, and when.
+    /// The last denial of a statement, and its time.
     denied: Mutex<Option<(Denial, Instant)>>,
     outage: Outage,
 }
@@ -56,13 +55,13 @@ impl Default for Reachability {
 }
 
 impl Reachability {
-    /// It answered.
+    /// Notes an answer.
     pub(in crate::store) fn heard(&self) {
         self.heard.store(self.now(), Ordering::Relaxed);
         self.outage.answered(!self.is_lost() && !self.is_refused());
     }
 
-    /// Something that was asked of it failed.
+    /// Notes a failure.
     pub(in crate::store) fn failed(&self, reach: FailureReach, why: &StoreError) {
         if why.is_away() {
             if reach == FailureReach::Connection {
@@ -74,13 +73,13 @@ impl Reachability {
         }
     }
 
-    /// What a statement was denied within this time.
+    /// The denial of a statement within the last `time`, if any.
     pub(in crate::store) fn denied_within(&self, time: Duration) -> Option<Denial> {
         let denied = *self.denied.lock().unwrap_or_else(PoisonError::into_inner);
         denied.filter(|(_, at)| at.elapsed() < time).map(|(denial, _)| denial)
     }
 
-    /// A connection ended that should not have: what lets logins in may have changed.
+    /// Notes that a connection ended unexpectedly: the next login may be rejected.
     pub(in crate::store) fn broke(&self) {
         self.broke.store(self.now(), Ordering::Relaxed);
     }
@@ -89,12 +88,12 @@ impl Reachability {
         self.is_within(&self.broke, time)
     }
 
-    /// Logins by one database URL are refused from now on.
+    /// Notes that logins with one database URL are rejected from now on.
     pub(in crate::store) fn refused(&self) {
         self.refused.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// And are let in again.
+    /// Notes that logins with one database URL succeed again.
     pub(in crate::store) fn let_in(&self) {
         self.refused.fetch_sub(1, Ordering::AcqRel);
     }
@@ -103,7 +102,7 @@ impl Reachability {
         self.refused.load(Ordering::Acquire) > 0
     }
 
-    /// The beat has connected.
+    /// Notes that the beat has connected.
     pub(in crate::store) fn made(&self) {
         if self.is_lost.swap(false, Ordering::AcqRel) {
             self.regained.notify_waiters();
@@ -111,7 +110,7 @@ impl Reachability {
         self.heard();
     }
 
-    /// The beat's connection broke, or none could be made.
+    /// Notes that the beat's connection broke or could not be opened.
     pub(in crate::store) fn lost(&self) {
         self.lost.store(self.now(), Ordering::Relaxed);
         self.is_lost.store(true, Ordering::Release);
@@ -122,7 +121,7 @@ impl Reachability {
         self.is_lost.load(Ordering::Acquire)
     }
 
-    /// Until the beat has a connection, where it had lost it.
+    /// Waits until the beat has a connection, if it had lost one.
     pub(in crate::store) async fn there(&self) {
         let regained = self.regained();
         if self.is_lost() {
@@ -130,7 +129,7 @@ impl Reachability {
         }
     }
 
-    /// When a connection that is lost now, or later, is there again.
+    /// Completes when the beat reconnects after a loss, now or later.
     pub(in crate::store) fn regained(&self) -> Notified<'_> {
         self.regained.notified()
     }

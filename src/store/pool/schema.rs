@@ -1,8 +1,8 @@
-//! Where in the database this installation stands: one schema for tables, functions and the list of migrations, so
-//! that other programs and other installations in the same database are not met, not even by a NOTIFY.
+//! The schema of this installation. One schema holds the tables, the functions and the list of migrations, so that
+//! other programs and other installations in the same database are unaffected, even by a NOTIFY.
 //!
-//! Statements name their tables as `lastword.turns`. An installation in another schema has that prefix replaced before
-//! a statement is prepared. Functions name it in their texts (migration 22).
+//! Statements name their tables as `lastword.turns`. For an installation in another schema the prefix is replaced
+//! before the statement is prepared. Functions have the schema's name in their bodies (migration 22).
 
 use std::{
     borrow::Cow,
@@ -12,13 +12,13 @@ use std::{
 
 use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr as _, SqlStr};
 
-/// The schema of an installation that names none.
+/// The default schema.
 pub const DEFAULT: &str = "lastword";
-/// How statements name the schema.
+/// The prefix of table names in statements.
 const PREFIX: &str = "lastword.";
-/// The list of applied migrations.
+/// The table of applied migrations.
 const MIGRATIONS: &str = "lw_migrations";
-/// The same of an installation that was made before there was a schema.
+/// The same table, in an installation made by a release before schemas.
 const FIRST_MIGRATIONS: &str = "_sqlx_migrations";
 const FIRST_CHANNEL: &str = "lastword";
 
@@ -29,10 +29,10 @@ pub struct Schema(Arc<SchemaParts>);
 #[derive(Debug)]
 struct SchemaParts {
     name: String,
-    /// Whether the installation was made by a release that knew no schema: it stays where it is, and older replicas
-    /// go on beside newer ones.
+    /// Whether a release before schemas made this installation. Its tables stay where they are, so that older replicas
+    /// can run beside newer ones.
     is_first: bool,
-    /// Statements as they are sent, by their text. Empty in the default schema.
+    /// Rewritten statements by their original text. Empty for the default schema.
     placed: Mutex<HashMap<String, Arc<str>>>,
 }
 
@@ -41,23 +41,23 @@ impl Schema {
         Schema(Arc::new(SchemaParts { name: name.to_owned(), is_first, placed: Mutex::default() }))
     }
 
-    /// Its name, which needs no quotes.
+    /// The schema's name, which needs no quotes.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Whether the installation was made by a release that knew no schema.
+    /// Whether a release before schemas made this installation.
     pub(in crate::store) fn is_first(&self) -> bool {
         self.0.is_first
     }
 
-    /// The table of applied migrations, with its schema.
+    /// The table of applied migrations, qualified with the schema.
     pub(in crate::store) fn migrations(&self) -> String {
         let table = if self.is_first() { FIRST_MIGRATIONS } else { MIGRATIONS };
         format!("{}.{table}", self.name())
     }
 
-    /// The channel of this installation's notifications.
+    /// The NOTIFY channel of this installation.
     pub(in crate::store) fn channel(&self) -> Cow<'static, str> {
         match self.is_first() {
             true => FIRST_CHANNEL.into(),
@@ -65,7 +65,7 @@ impl Schema {
         }
     }
 
-    /// A statement as it is sent.
+    /// Rewrites a statement to this schema.
     pub(in crate::store) fn place(&self, sql: SqlStr) -> SqlStr {
         if self.name() == DEFAULT {
             return sql;
@@ -83,11 +83,11 @@ impl Schema {
     }
 }
 
-/// Which schema a process uses: the configured one, or the one where an installation is found.
+/// The choice of a schema: the configured one, or the one of an existing installation.
 #[derive(Debug)]
 pub(in crate::store) struct Choice {
     configured: Option<String>,
-    /// Set once an installation was seen.
+    /// Set once an installation was found.
     found: OnceLock<Schema>,
 }
 
@@ -96,8 +96,8 @@ impl Choice {
         Choice { configured, found: OnceLock::new() }
     }
 
-    /// The schema as far as the database of this connection has one: the configured schema or `lastword`; without a
-    /// configured one, the only installation that an older release made for this role.
+    /// The schema to use in the database of this connection: the configured schema, or `lastword`. Without a configured
+    /// schema, an installation of an older release is used instead if this role owns exactly one.
     pub(in crate::store) async fn of<'c, C>(&self, conn: C) -> Result<Schema, sqlx::Error>
     where
         C: sqlx::Executor<'c, Database = Postgres>,

@@ -1,8 +1,8 @@
-//! How sessions with Postgres begin: their settings, and the schema that their statements go to.
+//! Sessions with Postgres: their settings, and the schema of their statements.
 //!
-//! Settings are part of a session's start and never a `SET`: behind a transaction pooler a `SET` stays on a backend
-//! that serves other programs next. A pooler that refuses them is connected to without them; the settings of the role
-//! stand in for them there (`docs/OPERATING.md`).
+//! Settings are startup parameters, never a `SET`: behind a transaction pooler a `SET` would leak to other clients of
+//! the backend. If a pooler rejects the parameters, sessions start without them, and the role's settings apply
+//! (`docs/OPERATING.md`).
 
 use std::{
     sync::{
@@ -22,41 +22,41 @@ use super::{
 };
 use crate::store::error::StoreError;
 
-/// Left to itself Postgres plans the hot statements anew each time, which takes longer than to carry them
-/// out; and it reads the whole of a small table, all that vacuum has not removed from it included: under a
-/// long transaction elsewhere that is all of its past.
+/// By default Postgres plans the hot statements on each execution, which takes longer than the execution itself. It
+/// also scans small tables sequentially, including all dead rows: under a long foreign transaction these are the
+/// table's entire past.
 const PLANS: [(&str, &str); 4] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
     ("jit", "off"),
 ];
-/// Statements name their schema: what others call as a table or a function of ours is called is not meant.
+/// Statements qualify every name, so that foreign tables and functions of the same name are not used.
 const SEARCH_PATH: (&str, &str) = ("search_path", "pg_catalog");
-/// What each statement is written for, whatever the role's default is.
+/// Every statement is written for this level, whatever the role's default.
 const ISOLATION: (&str, &str) = ("default_transaction_isolation", "read committed");
-/// Postgres ends a session whose client was cut off: what the client held is free soon.
+/// Postgres ends the session of an unreachable client, so that its locks are released soon.
 const CUT_OFF: [(&str, &str); 3] =
     [("client_connection_check_interval", "2s"), ("tcp_keepalives_idle", "10s"), ("tcp_user_timeout", "15s")];
-/// What a session is for. Statements with a deadline have the deadline in Postgres too, a little sooner than in this
-/// process: the connection is then as good as before, and nothing is under way that nobody waits for.
+/// What a session is for. Postgres enforces each deadline slightly earlier than this process: the connection stays
+/// usable, and no abandoned statement keeps running.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) enum SessionPurpose {
-    /// The hot statements, each with this deadline.
+    /// The pool's statements, with this deadline each.
     Pool(Duration),
-    /// A task's own session, whose statements have this deadline.
+    /// A task's own session, with this deadline per statement.
     Task(Duration),
-    /// Work that takes as long as the database is large.
+    /// Maintenance work that grows with the database: no deadline.
     Work,
 }
 
-/// The sessions of one process with one address.
+/// Opens sessions for one login.
 #[derive(Debug)]
 pub(in crate::store) struct Sessions {
     login: Arc<Login>,
     keeps_plans: bool,
     choice: Arc<Choice>,
-    /// Whether the other side takes no settings at a session's start.
+    /// Whether startup parameters were rejected, so that sessions start without them.
     is_bare: AtomicBool,
 }
 
@@ -65,7 +65,7 @@ impl Sessions {
         Sessions { login, keeps_plans, choice, is_bare: AtomicBool::new(false) }
     }
 
-    /// A new session, in the schema of the installation.
+    /// Opens a session in the installation's schema.
     pub(in crate::store) async fn open(
         &self,
         op: &'static str,
@@ -74,7 +74,7 @@ impl Sessions {
         self.begin(op, purpose, false).await
     }
 
-    /// The same for the beat, which others wait for.
+    /// As [`Sessions::open`], for the beat: others wait until the beat is connected.
     pub(in crate::store) async fn open_first(
         &self,
         op: &'static str,
@@ -83,7 +83,7 @@ impl Sessions {
         self.begin(op, purpose, true).await
     }
 
-    /// A connection that hears, whose statements have this deadline.
+    /// Opens a LISTEN connection whose statements have this deadline.
     pub(in crate::store) async fn listener(
         &self,
         op: &'static str,
@@ -99,7 +99,7 @@ impl Sessions {
         }
     }
 
-    /// Why logins are refused, where they are.
+    /// Why logins are rejected; `None` if they are not.
     pub(in crate::store) fn refusal(&self) -> Option<Denial> {
         self.login.refusal()
     }
@@ -122,14 +122,14 @@ impl Sessions {
         Ok(Conn { bare, schema })
     }
 
-    /// Sessions begin without settings from now on: they were refused for them.
+    /// Notes that startup parameters were rejected: later sessions start without them.
     fn note(&self, why: &StoreError) {
         if !self.is_bare.swap(true, Ordering::Relaxed) {
             tracing::info!(%why, "sessions begin without settings of their own: give them to the role");
         }
     }
 
-    /// How to begin a session. What the URL sets itself stays.
+    /// Adds the settings of a session. Settings in the URL take precedence.
     fn settled(&self, purpose: SessionPurpose, is_bare: bool, options: PgConnectOptions) -> PgConnectOptions {
         if is_bare {
             return options;
@@ -159,7 +159,7 @@ impl Sessions {
         options.options(settings)
     }
 
-    /// The schema of the installation, as a session sees it.
+    /// The schema that this connection's statements use.
     pub(in crate::store) async fn schema<'c, C>(&self, conn: C) -> Result<Schema, sqlx::Error>
     where
         C: sqlx::Executor<'c, Database = sqlx::Postgres>,

@@ -1,10 +1,10 @@
-//! TLS to Postgres, as libpq has it (`docs/decisions/0034`).
+//! TLS to Postgres, compatible with libpq (`docs/decisions/0034`).
 //!
-//! Owns what a database URL says about TLS, the handshake, and the way from the driver to it: the driver's own
-//! TLS refuses certificates that libpq takes, and lets nobody else judge them. So the handshake is made here, and
-//! the driver talks through a socket of this process, one for each connection, that nobody else can use.
+//! Owns the TLS parameters of a database URL, the handshake, and the connection from the driver to the TLS stream. The
+//! driver's own TLS rejects certificates that libpq accepts and allows no other verifier. So this module makes the
+//! handshake, and the driver talks through a private Unix socket within this process, one per connection.
 //!
-//! Refuses what it cannot keep: an `ssl…` parameter that it does not know is an error, not a wish.
+//! Refuses parameters that it cannot honour: an unknown `ssl…` parameter is an error.
 
 mod carried;
 mod der;
@@ -31,15 +31,15 @@ use self::trust::{Roots, Trust};
 pub(super) use self::{carried::Carried, fault::TlsFault};
 use super::denial;
 
-/// What the driver is told to leave to us, and what of it is known here.
+/// URL parameters that this module takes from the driver, by their aliases.
 const MODE: [&str; 2] = ["sslmode", "ssl-mode"];
 const ROOT: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
 const CERTIFICATE: [&str; 2] = ["sslcert", "ssl-cert"];
 const KEY: [&str; 2] = ["sslkey", "ssl-key"];
-/// Asks a Postgres whether it speaks TLS; it answers with `S` or `N`.
+/// The SSLRequest message; the server answers `S` or `N`.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
-/// How much TLS is wanted, from the least to the most.
+/// `sslmode`, from the least to the most protection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub(super) enum Mode {
     Disable,
@@ -50,12 +50,12 @@ pub(super) enum Mode {
     VerifyFull,
 }
 
-/// What a database URL says about TLS.
+/// The TLS parameters of a database URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TlsParameters {
     pub mode: Mode,
     root: Root,
-    /// The client's certificate and its key.
+    /// The client's certificate and its private key.
     identity: Option<(Pem, Pem)>,
 }
 
@@ -66,14 +66,14 @@ enum Root {
     Pem(Pem),
 }
 
-/// A file, or what would stand in one.
+/// A PEM file, or PEM text in the URL itself.
 #[derive(Clone, PartialEq, Eq)]
 enum Pem {
     File(PathBuf),
     Text(String),
 }
 
-/// By hand: a text may be a key.
+/// By hand, since the text may be a private key.
 impl std::fmt::Debug for Pem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -84,12 +84,12 @@ impl std::fmt::Debug for Pem {
 }
 
 impl TlsParameters {
-    /// Whether the driver must not see this parameter.
+    /// Whether a URL parameter belongs to this module and not to the driver.
     pub(super) fn knows(name: &str) -> bool {
         name.starts_with("ssl")
     }
 
-    /// From a URL's parameters, then the environment as libpq reads it.
+    /// Reads the URL's parameters, then libpq's environment variables.
     pub(super) fn of(parameters: &[(String, String)]) -> Result<TlsParameters, TlsFault> {
         let refuse =
             |name: &str, why: &str| Err(TlsFault::Denied(denial::PARAMETER, format!("{name} {why}")));
@@ -133,11 +133,11 @@ impl TlsParameters {
         Ok(TlsParameters { mode, root, identity })
     }
 
-    /// Reads what is named, and makes what a handshake needs of it.
+    /// Loads the named files and builds the TLS configuration.
     async fn config(&self, host: &str) -> Result<ClientConfig, TlsFault> {
         let provider = provider();
         let roots = match &self.root {
-            // As libpq: a CA that is named is asked, whatever the mode; one that is not there only where it must.
+            // As libpq: a configured CA is used in every mode; a missing file is an error only from `verify-ca` on.
             Root::Pem(named) => match named.read("sslrootcert").await {
                 Err(_)
                     if self.mode < Mode::VerifyCa && matches!(named, Pem::File(path) if !path.exists()) =>
@@ -166,7 +166,7 @@ impl TlsParameters {
         })
     }
 
-    /// Connects and makes the handshake; `None` where this Postgres speaks no TLS.
+    /// Connects and makes the handshake; `None` if the server does not offer TLS.
     pub(super) async fn open(&self, host: &str, port: u16) -> Result<Option<Carried>, TlsFault> {
         let config = self.config(host).await?;
         let mut stream = TcpStream::connect((host, port)).await.map_err(TlsFault::Io)?;
@@ -180,7 +180,7 @@ impl TlsParameters {
             b'N' => return Ok(None),
             _ => return Err(TlsFault::Denied(denial::HANDSHAKE, "the server is no Postgres".to_owned())),
         }
-        // A host that is no name in the sense of TLS is none that could be asked for.
+        // A host that is no valid TLS name sends no SNI.
         let unnamed = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
         let name = ServerName::try_from(host.to_owned()).unwrap_or(unnamed);
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(fault)?;
@@ -188,12 +188,12 @@ impl TlsParameters {
     }
 }
 
-/// The one that `main` has chosen for all of this process.
+/// The crypto provider that `main` installed for this process.
 fn provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(aws_lc_rs::default_provider()))
 }
 
-/// What went wrong in a handshake, or after it.
+/// PEM text if the value begins like one, else a path.
 fn pem(text: String) -> Pem {
     if text.trim_start().starts_with("-----BEGIN") { Pem::Text(text) } else { Pem::File(text.into()) }
 }
@@ -220,7 +220,7 @@ fn roots(certificates: Vec<CertificateDer<'static>>, name: &str) -> Result<Roots
     roots.ok_or_else(|| TlsFault::Denied(denial::PARAMETER, format!("{name} holds no CA's certificate")))
 }
 
-/// Reading them takes some milliseconds of a thread.
+/// Loads the system's CAs; blocks a thread for some milliseconds.
 async fn system_roots() -> Result<Roots, TlsFault> {
     let found = tokio::task::spawn_blocking(|| rustls_native_certs::load_native_certs().certs).await;
     roots(found.unwrap_or_default(), "this system")
@@ -238,7 +238,7 @@ async fn identity(
     })?;
     let key = provider.key_provider.load_private_key(key);
     let key = key.map_err(|_| refuse("is of a kind that is not supported: RSA, ECDSA and Ed25519 are"))?;
-    // Not checked against the certificate, which may be of version 1: Postgres does that.
+    // Not matched against the certificate, which may be of version 1: Postgres checks the pair.
     Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
 }
 

@@ -1,4 +1,4 @@
-//! An agent as a turn runs with it.
+//! An agent at one revision, as a turn runs with it.
 
 use std::sync::Arc;
 
@@ -7,23 +7,23 @@ use crate::agent::{AgentSpec, Unread};
 /// An agent at one revision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Agent {
-    /// Its name.
+    /// The agent's name.
     pub name: String,
-    /// Counts from 1.
+    /// The revision, from 1.
     pub revision: i32,
-    /// How its workers run, as far as this release understands the stored spec.
+    /// The stored spec, as far as this release understands it.
     pub spec: Arc<AgentSpec>,
-    /// What this release does not understand of the stored spec; such an agent is not run here.
+    /// The parts of the stored spec that this release does not understand. Such an agent is not run here.
     pub unread: Option<Arc<Unread>>,
 }
 
 impl Agent {
-    /// An agent that this release understands whole.
+    /// An agent whose spec this release understands completely.
     pub fn new(name: impl Into<String>, revision: i32, spec: AgentSpec) -> Agent {
         Agent { name: name.into(), revision, spec: Arc::new(spec), unread: None }
     }
 
-    /// The name of its runtime, which may be of a newer release.
+    /// The name of the agent's runtime, which may be a newer release's.
     pub fn runtime(&self) -> &str {
         self.unread.as_ref().map_or_else(|| self.spec.runtime.as_str(), |unread| &unread.runtime)
     }

@@ -1,13 +1,13 @@
-//! Assignments: what a worker is handed with a turn. Its conversation's past is in [`crate::store::tables::past`].
+//! The assignment of a turn: what its worker is given. The history is in [`crate::store::tables::past`].
 
-/// What a turn's worker is handed.
+/// What a turn's worker is given.
 #[derive(Debug, Clone)]
 pub struct Assignment {
     /// The agent's name.
     pub agent: String,
-    /// The revision the turn was accepted with.
+    /// The revision that the turn was accepted with.
     pub agent_revision: i32,
-    /// Place in the conversation.
+    /// The turn's number within its conversation.
     pub ordinal: i64,
     /// JSON object `{text, attachments?}`.
     pub input: String,

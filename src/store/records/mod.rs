@@ -1,4 +1,4 @@
-//! Plain data that statements take and give. No SQL and no connection.
+//! Plain data: parameters and results of statements. No SQL and no connection.
 
 pub mod agent;
 pub mod assignment;

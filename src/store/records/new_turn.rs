@@ -1,4 +1,4 @@
-//! A turn that is to be accepted, and what became of it.
+//! A turn to be accepted, and the result.
 
 use chrono::{DateTime, Utc};
 
@@ -20,14 +20,14 @@ pub enum IfBusy {
     /// Wait in line.
     #[default]
     Queue,
-    /// Refuse it.
+    /// Refuse the turn.
     Reject,
-    /// Cancel what is before it.
+    /// Cancel the turns before it.
     Interrupt,
 }
 
 impl IfBusy {
-    /// What the acceptance itself must know; an interrupt comes after it.
+    /// What `lw_accept_v1` has to know. An interrupt is made after the acceptance.
     pub(in crate::store) const fn as_str(self) -> &'static str {
         match self {
             IfBusy::Reject => "reject",
@@ -39,13 +39,13 @@ impl IfBusy {
 /// A turn to be accepted.
 #[derive(Debug, Clone)]
 pub struct NewTurn {
-    /// Its id, minted by the caller, so that a repeat after an unknown commit is harmless.
+    /// The turn's id, minted by the caller so that a repeat after an unknown commit is harmless.
     pub id: TurnId,
-    /// Its conversation.
+    /// The turn's conversation.
     pub conversation: ConversationId,
-    /// Whether the conversation is made with it.
+    /// Whether the conversation is made with this turn.
     pub is_new_conversation: bool,
-    /// Its agent and the revision it runs with.
+    /// The agent at the revision that the turn runs with.
     pub agent: Agent,
     /// JSON object `{text, attachments?}`.
     pub input: String,
@@ -53,50 +53,50 @@ pub struct NewTurn {
     pub metadata: Option<String>,
     /// W3C trace context.
     pub traceparent: String,
-    /// The turn it repeats.
+    /// The turn that this one retries.
     pub retry_of: Option<TurnId>,
-    /// The client's key and the hash of its request.
+    /// The idempotency key, and the hash of the request.
     pub idempotency: Option<(String, String)>,
-    /// What to do when the conversation is busy.
+    /// What to do if the conversation is busy.
     pub if_busy: IfBusy,
     /// Most turns in flight in one conversation.
     pub depth_max: u32,
-    /// Most turns queued in all conversations.
+    /// Most queued turns in all conversations.
     pub queue_max: u32,
 }
 
-/// A place on this replica for a turn that is about to be accepted.
+/// A slot on this replica for a turn that is about to be accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClaimOffer {
-    /// The generation of its conversation's own warm worker here, where there is one.
+    /// The generation of the conversation's warm worker here, if there is one.
     pub generation: Option<i64>,
-    /// That worker or a shared one, where it is ready: the turn is `running` from the start, and the worker
-    /// receives it when the commit is known. `None`: one is to be found.
+    /// A ready worker, the conversation's own or a shared one: the turn is `running` from the start, and the worker
+    /// receives it once the commit is known. `None`: a worker has to be found or started.
     pub worker: Option<WorkerId>,
 }
 
-/// A turn that is durable.
+/// A turn that is committed.
 #[derive(Debug, Clone)]
 pub struct Accepted {
-    /// The turn: the new one, or the one that the key made before.
+    /// The turn: the new one, or an earlier one with the same idempotency key.
     pub id: TurnId,
-    /// Whether it had been accepted before.
+    /// Whether the turn was accepted before.
     pub is_repeat: bool,
-    /// Its place in its conversation, from 1.
+    /// The turn's number within its conversation, from 1.
     pub ordinal: i64,
-    /// When it was accepted; of a repeat, when it was asked for again.
+    /// When the turn was accepted; for a repeat, the time of the repeat.
     pub at: DateTime<Utc>,
-    /// The claim, where this replica holds the turn.
+    /// The claim, if this replica holds the turn.
     pub claim: Option<Claim>,
 }
 
 impl Accepted {
-    /// Whether a worker has it since the very commit.
+    /// Whether the turn was claimed for a ready worker in the same commit.
     pub fn is_running(&self) -> bool {
         self.claim.as_ref().is_some_and(|claim| matches!(claim.phase, Phase::Running(_)))
     }
 }
 
-/// What became of one turn: accepted, or [`StoreError::Refused`] with `LW404`, `LW409`, `LW412` (the
-/// agent has a newer revision), `LW422` or `LW429`.
+/// The result for one turn: accepted, or [`StoreError::Refused`] with `LW404`, `LW409`, `LW412` (the agent has a newer
+/// revision), `LW422` or `LW429`.
 pub type Verdict = Result<Accepted, StoreError>;

@@ -1,6 +1,6 @@
-//! What one look at a log brings.
+//! A page of a log.
 //!
-//! Owns what one event is told from another by ([`Anchor`]).
+//! Owns the identity of events ([`Anchor`]).
 
 use chrono::{DateTime, Utc};
 
@@ -9,7 +9,7 @@ use crate::{
     id::TurnId,
 };
 
-/// What tells one event from another that came to stand in its place.
+/// The identity of an event: distinguishes it from another event that later took its `seq`, after a failover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Anchor {
     pub(in crate::store) at: DateTime<Utc>,
@@ -18,40 +18,40 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// Of an event.
+    /// The identity of this event.
     pub fn of(event: &Event) -> Anchor {
         Anchor { at: event.at, attempt: event.attempt, kind: event.kind }
     }
 
-    /// Whether it is a last word.
+    /// Whether the event is a last word.
     pub fn is_terminal(&self) -> bool {
         self.kind.is_terminal()
     }
 }
 
-/// What a reader wants: a turn's events after a cursor (-1: from the start).
+/// A read: the events of a turn after a cursor (-1: from the start).
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Want {
     pub(in crate::store) turn: TurnId,
     pub(in crate::store) cursor: i32,
 }
 
-/// What one page may hold.
+/// The limits of a page.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Room {
     pub(in crate::store) rows: i64,
-    /// Of data; the event that goes beyond is left out, unless it is the first.
+    /// Bytes of data. An event that exceeds the limit is left out, unless it is the first.
     pub(in crate::store) bytes: i64,
 }
 
-/// What one look at a log brings.
+/// The result of one read of a log.
 #[derive(Debug, Clone, Default)]
 pub struct EventPage {
-    /// What stands at the cursor.
+    /// The identity of the event at the cursor; `None` if there is no event.
     pub anchor: Option<Anchor>,
-    /// What comes after it.
+    /// The events after the cursor.
     pub events: Vec<SharedEvent>,
-    /// Whether there was nothing more.
+    /// Whether the page reaches the end of the log.
     pub is_whole: bool,
 }
 
@@ -64,7 +64,7 @@ impl EventPage {
         }
     }
 
-    /// Whether more would have come, had there been more.
+    /// Whether the page is below its limits, so that it reaches the end of the log.
     pub(in crate::store) fn has_room(&self, room: Room) -> bool {
         let bytes: usize = self.events.iter().map(|event| event.data.len()).sum();
         (self.events.len() as i64) < room.rows && (bytes as i64) < room.bytes

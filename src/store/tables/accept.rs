@@ -1,7 +1,7 @@
-//! Accepting turns: many in one commit, claimed in the same one where the accepting replica has room.
+//! Accepting turns: many in one commit, which also claims those that the accepting replica has capacity for.
 //!
-//! Keeps I1: a turn, its in-flight row and its event 0 are one commit. What is refused, and what is
-//! claimed, is decided in `lw_accept_v1`, behind the conversations' locks.
+//! Keeps I1: a turn, its in-flight row and its event 0 are one commit. `lw_accept_v1` decides what is refused and what
+//! is claimed, behind the conversations' locks.
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
@@ -25,10 +25,10 @@ use crate::{
 };
 
 impl Store {
-    /// Accepts a turn, in one commit with others that are asked for in the same moment.
+    /// Accepts a turn, in one commit with other turns that arrive at the same moment.
     ///
     /// # Errors
-    /// See [`Verdict`]; and Postgres is away: it may have been accepted, and asking again is harmless.
+    /// See [`Verdict`]. If Postgres is away the turn may have been accepted; a retry is harmless.
     pub async fn accept(&self, new: &NewTurn) -> Verdict {
         match self.accept_batch().ask(new).await {
             Some(verdict) => verdict,
@@ -39,11 +39,11 @@ impl Store {
         }
     }
 
-    /// Accepts turns in one commit; a verdict each, in their order. No two of them may have one key or one
-    /// conversation, and they must be sorted by conversation.
+    /// Accepts turns in one commit; one verdict each, in the order of `wanted`. No two may have the same idempotency
+    /// key or conversation, and they must be sorted by conversation.
     ///
     /// # Errors
-    /// Postgres is away, or the statement failed as a whole: nothing is known of any of them.
+    /// Postgres is away, or the whole statement failed: any of the turns may have been accepted.
     pub async fn accept_all(
         &self,
         wanted: &[(&NewTurn, Option<ClaimOffer>)],
@@ -121,7 +121,7 @@ impl Store {
         Ok(verdicts)
     }
 
-    /// Notes what came to the queue, and rings for it.
+    /// Notes newly queued turns and rings for them.
     fn ring_for(
         &self,
         wanted: &[(&NewTurn, Option<ClaimOffer>)],
@@ -136,7 +136,7 @@ impl Store {
         if let Some(first) = new.into_iter().map(|(id, _)| id).min() {
             self.wake().queue.grew(first);
         }
-        // Made by an earlier request of the same key, which may not have lived to ring.
+        // Accepted by an earlier request with the same key, which may have died before its ring.
         if !older.is_empty() {
             self.wake().queue.moved();
         }
@@ -192,7 +192,7 @@ impl AcceptRow {
     }
 }
 
-/// A column each, as the statement takes them.
+/// The statement's parameters, one column each.
 #[derive(Default)]
 struct AcceptColumns {
     turns: Vec<Uuid>,
@@ -255,12 +255,12 @@ impl AcceptColumns {
     }
 }
 
-/// Event 0 up to the ordinal, which is known behind the conversation's lock. An agent's name needs no escapes.
+/// The data of event 0 up to the ordinal, which is known only behind the lock. An agent's name needs no JSON escapes.
 fn accepted_but_for_the_ordinal(new: &NewTurn) -> String {
     format!(r#"{{"conversation_id":"{}","agent":"{}","ordinal":"#, new.conversation, new.agent.name)
 }
 
-/// The log of a new turn.
+/// The log of a new turn: `accepted`, and `started` if a worker has the turn.
 fn birth(accepted: &Accepted, new: &NewTurn) -> EventPage {
     let event = |seq, kind, attempt, data| {
         Event { turn_id: new.id, seq, kind, attempt, data, at: accepted.at }.into()

@@ -1,8 +1,8 @@
-//! Moves of turns: what a worker that calls has, held by the replica that it calls from then on.
+//! Adoption: moves turns to the replica that their remote worker now calls.
 //!
-//! Keeps I5 where a turn changes its holder without changing its epoch: the move is decided and committed behind
-//! the in-flight row's lock (`lw_remote_adopt_v3`), and what the new holder goes on from is read behind it. A
-//! replica's death moves all that a host has, so many turns are one statement.
+//! Keeps I5 although a move changes the holder without a new epoch: `lw_remote_adopt_v3` decides and commits the move
+//! behind the in-flight row's lock, and the new holder reads its starting point behind the same lock. When a replica
+//! dies all turns of a host move at once, so one statement moves many.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -20,54 +20,54 @@ use crate::{
     },
 };
 
-/// A turn that is to be moved here.
+/// A turn to be moved to this replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Move {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
-    /// At which attempt.
+    /// The epoch of the attempt.
     pub epoch: i32,
-    /// Why it may be asked for.
+    /// What entitles the caller.
     pub proof: Proof,
 }
 
-/// What became of a wish to move a turn here.
+/// The result of a move.
 #[derive(Debug, Clone)]
 pub enum Adoption {
-    /// It is held here now.
+    /// This replica now holds the turn.
     Adopted(Box<Adopted>),
-    /// No such turn was offered to whoever asks.
+    /// No such turn was offered to this caller.
     Unknown,
-    /// It has had its last word.
+    /// The turn has had its last word.
     Ended,
-    /// Another attempt has it, or it waits for one.
+    /// The turn has a newer epoch, or is queued again.
     Stale,
-    /// This replica takes on nothing.
+    /// This replica takes on no turns.
     Elsewhere,
 }
 
-/// A turn whose hold was moved here.
+/// A turn that was moved to this replica.
 #[derive(Debug, Clone)]
 pub struct Adopted {
-    /// As a claim would tell it; `last_seq` is the newest event's.
+    /// As if this replica had claimed the turn; `last_seq` is the newest event's.
     pub claim: Claim,
-    /// Its worker.
+    /// The turn's worker.
     pub worker: WorkerId,
-    /// SHA-256 of its token.
+    /// SHA-256 of the turn's token.
     pub token_hash: [u8; 32],
-    /// Whether its worker has taken it.
+    /// Whether the worker has taken the turn.
     pub is_running: bool,
-    /// Milliseconds until the clock that runs.
+    /// Milliseconds until the current clock lapses.
     pub left_ms: i64,
-    /// When its worker took it.
+    /// When the worker took the turn.
     pub started_at: Option<DateTime<Utc>>,
-    /// Who asked for its cancel: its worker may know by now.
+    /// Who asked for the cancel, if anybody. The worker may have been told already.
     pub cancelled_by: Option<String>,
 }
 
 impl Store {
-    /// Moves the holds of these turns here, in one commit; what became of each, in their order. No turn may be among
-    /// them twice. Repeating it is harmless. Of several turns, the one whose row somebody else has locked is an error.
+    /// Moves these turns to this replica, in one commit; one result each, in the order of `moves`. No turn may be named
+    /// twice. A repeat is harmless. If another session has locked a row, only that turn's result is an error.
     pub async fn adopt(&self, moves: &[Move]) -> Result<Vec<Result<Adoption, StoreError>>, StoreError> {
         match self.move_here(moves, false).await {
             Err(why) if why.is_held() && moves.len() > 1 => self.move_here(moves, true).await,
@@ -130,14 +130,14 @@ impl Store {
             }
         }
         if has_moved {
-            // The former holders look, and let go; orders for the turns are read here.
+            // Former holders notice and let go; this replica reads the turns' orders.
             self.wake().orders_left();
         }
         Ok(adoptions)
     }
 }
 
-/// What the statement says of one turn.
+/// The statement's answer for one turn.
 struct AdoptionRow {
     verdict: String,
     worker: Option<Uuid>,

@@ -1,6 +1,6 @@
-//! Agents: put, read, list, delete; every revision kept.
+//! Agents: put, read, list, delete. Every revision is kept.
 //!
-//! What this process remembers of them is in [`crate::store::live::agent_cache`].
+//! The cache is in [`crate::store::live::agent_cache`].
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::{
 /// An agent with the time of its newest revision.
 #[derive(Debug, Clone)]
 pub struct AgentRow {
-    /// The agent.
+    /// The agent at its newest revision.
     pub agent: Agent,
     /// When this revision was put.
     pub created_at: DateTime<Utc>,
 }
 
 impl Store {
-    /// An agent to accept a turn for, as it is remembered, or read. `None` where there is none.
+    /// The agent for a new turn, from the cache or the database; `None` if there is none. The revision may be stale.
     pub async fn agent_to_use(&self, name: &str) -> Result<Option<Agent>, StoreError> {
         if let Some(agent) = self.agent_cache().newest(name) {
             return Ok(Some(agent));
@@ -31,20 +31,20 @@ impl Store {
         Ok(Some(row.agent))
     }
 
-    /// There is a newer revision: the next use reads it.
+    /// Drops the cached newest revision: the next use reads the database.
     pub fn forget_newest(&self, name: &str) {
         self.agent_cache().forget_newest(name);
     }
 
-    /// Puts a spec (`None`: deletes the agent). The same spec again makes no new revision. Returns
-    /// the revision, and whether it is a new one.
+    /// Puts a spec; `None` deletes the agent. The same spec again makes no new revision. Returns the revision, and
+    /// whether it is new.
     pub async fn put_agent(&self, name: &str, spec: Option<&AgentSpec>) -> Result<(i32, bool), StoreError> {
         let text = spec.map(serde_json::to_string).transpose();
         let text = text.map_err(|why| StoreError::unreadable("put_agent", why))?;
         self.put_agent_text(name, text.as_deref()).await
     }
 
-    /// The same with the spec's JSON text, which may have fields of a newer release.
+    /// As [`Store::put_agent`], from the spec's JSON text, which may have fields of a newer release.
     pub async fn put_agent_text(&self, name: &str, text: Option<&str>) -> Result<(i32, bool), StoreError> {
         let mut lease = self.lease().await?;
         let row = lease
@@ -60,7 +60,7 @@ impl Store {
         Ok((row.revision, row.is_new))
     }
 
-    /// The newest revision of an agent; `None` where there is none, or it was deleted.
+    /// The newest revision of an agent; `None` if there is none or the agent was deleted.
     pub async fn agent(&self, name: &str) -> Result<Option<AgentRow>, StoreError> {
         let mut lease = self.lease().await?;
         let row = lease
@@ -75,7 +75,7 @@ impl Store {
         row.and_then(|row| row.spec.map(|spec| read(name, row.revision, &spec, row.created_at))).transpose()
     }
 
-    /// One revision of an agent, whether or not it was deleted since: what a turn runs with.
+    /// One revision of an agent, for turns accepted with it; also if the agent was deleted since.
     pub async fn agent_at(&self, name: &str, revision: i32) -> Result<Option<Agent>, StoreError> {
         if let Some(agent) = self.agent_cache().revision(name, revision) {
             return Ok(Some(agent));
@@ -99,7 +99,7 @@ impl Store {
         Ok(agent)
     }
 
-    /// Agents by name, after one, at most `limit`.
+    /// Agents by name, after the name `after`, at most `limit`.
     pub async fn agents(&self, after: Option<&str>, limit: i64) -> Result<Vec<AgentRow>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease

@@ -1,8 +1,8 @@
-//! The beat: one statement on a reserved connection that says "I live" and sees who else does.
+//! The beat: one statement on a dedicated connection that counts this replica as alive and observes the other replicas.
 //!
-//! A connection of its own, so that a busy pool never makes a replica look dead. It counts its own
-//! row's beat, carries the session lock's key, and looks at each peer's count and lock. Touches
-//! only the tiny `replicas` table; its cost grows with replicas, never with turns.
+//! The connection is dedicated so that a busy pool never makes a replica look dead. The statement increments this
+//! replica's count, stores the session lock's key, and reads each peer's count and lock. It touches only the small
+//! `replicas` table: its cost grows with replicas, never with turns.
 
 use std::time::Duration;
 
@@ -16,61 +16,61 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How long a beat may take.
+/// Deadline of a beat.
 const BEAT_MAX: Duration = Duration::from_secs(2);
-/// How long a login for it may take: on a busy machine some seconds.
+/// Deadline of the beat's login, which takes seconds on a busy machine.
 const LOGIN_MAX: Duration = Duration::from_secs(4);
 
 /// A peer as one beat saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerSeen {
-    /// Which replica.
+    /// The replica.
     pub id: ReplicaId,
-    /// Its count of beats.
+    /// The peer's count of beats.
     pub beat_n: i64,
-    /// What is left of it in Postgres.
+    /// What the peer still has in Postgres.
     pub trace: Trace,
 }
 
-/// What is left of a peer in Postgres.
+/// What a peer still has in Postgres.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trace {
-    /// Its session lock is held: its listener's connection is there.
+    /// Its session lock is held: its listener is connected.
     Lock,
-    /// Its session lock is free, but a backend bears its name.
+    /// Its session lock is free, but a backend has its `application_name`.
     Backends,
-    /// Neither.
+    /// Neither a lock nor a backend.
     Nothing,
 }
 
-/// What one beat brought back.
+/// The result of one beat.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BeatAnswer {
-    /// Whether this replica's own row is still at work; false: it was judged.
+    /// Whether this replica's row is still `ready` or `draining`; false after a verdict.
     pub is_alive: bool,
-    /// The timeline on which this replica has compared what it had seen, as its row tells.
+    /// The timeline on which this replica last compared what it had seen, from its row.
     pub timeline: i32,
-    /// The timeline that the database is on.
+    /// The database's current timeline.
     pub timeline_now: i32,
-    /// The peers at work.
+    /// The peers that are `ready` or `draining`.
     pub peers: Vec<PeerSeen>,
-    /// Whether somebody was lost or left within the last minute: its claims may commit late.
+    /// Whether a replica was lost or left within the last minute: its claims may still commit.
     pub has_recent_loss: bool,
 }
 
 /// A replica that this one has just declared lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
-    /// Which replica.
+    /// The replica.
     pub id: ReplicaId,
-    /// What its backends call themselves.
+    /// `application_name` of the lost replica's backends.
     pub application_name: String,
-    /// Whether it had not compared what it had seen since the database went to another timeline: what
-    /// it did in commits that were lost is not known to anybody.
+    /// Whether the replica had not compared what it had seen since the database changed its timeline: nobody knows what
+    /// it did in commits that were lost.
     pub is_unreconciled: bool,
 }
 
-/// The reserved connection.
+/// The beat's dedicated connection.
 #[derive(Debug)]
 pub struct BeatSession {
     conn: Conn,
@@ -91,7 +91,7 @@ impl BeatSession {
         }
     }
 
-    /// One beat, within 2 s. After an error the session must be dropped.
+    /// One beat, within 2 s. Drop the session after an error.
     pub async fn beat(&mut self, store: &Store) -> Result<BeatAnswer, StoreError> {
         let beat = sqlx::query!(
             r#"
@@ -154,10 +154,9 @@ impl BeatSession {
         Ok(seen)
     }
 
-    /// The verdict on a peer whose beat stands at `beat_n`; `None` where it was refuted, by a beat that
-    /// came in between or, with `unless_backends_live`, by a backend of its that is still there. A
-    /// statement of its own: in one with the beat it deadlocked. After an error the session must be
-    /// dropped.
+    /// Declares a peer lost whose count is still `beat_n`. `None` if the verdict was refuted: by a beat in between or,
+    /// with `unless_backends_live`, by a backend of the peer. A statement of its own, since it deadlocked when it was
+    /// part of the beat. Drop the session after an error.
     pub async fn judge(
         &mut self,
         peer: ReplicaId,
@@ -192,7 +191,7 @@ impl BeatSession {
     }
 }
 
-/// Every failure of the beat is one of its connection.
+/// Reports a failure of the beat as a failure of its connection.
 fn broken(store: &Store, op: &'static str, why: sqlx::Error) -> StoreError {
     let error = StoreError::from_sqlx(op, why);
     store.reachability().failed(FailureReach::Connection, &error);

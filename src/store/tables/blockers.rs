@@ -1,8 +1,8 @@
-//! Blockers: sessions of somebody else's that hold what a write here waits for.
+//! Blockers: foreign sessions that hold a lock which a write here waits for.
 //!
-//! Owns the look for them, and the lines about them: at most one a minute a session. Looked for only where a lock was
-//! met. Waits for no row: who holds a row is found by the transaction that stands in it. What Postgres hides from this
-//! role (how long others' transactions have been open) is left out.
+//! Owns the queries for blockers, and the log lines about them: at most one a minute per session. Queries only once
+//! a lock has been met. Waits for no row: the holder of a row lock is found by its transaction id. How long foreign
+//! transactions have been open is left out if Postgres hides it from this role.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,27 +16,27 @@ use crate::{
 /// A session that others wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocker {
-    /// The process id of its backend.
+    /// The process id of the session's backend.
     pub pid: i32,
-    /// What it calls itself; empty where it has no name.
+    /// The session's `application_name`; empty if it has none.
     pub application: String,
-    /// How long its transaction has been open; `None` where Postgres hides that from this role.
+    /// How long the session's transaction has been open; `None` if Postgres hides it from this role.
     pub open_for: Option<Duration>,
 }
 
-/// Something that waits for somebody else's session.
+/// A turn or conversation that waits for a blocker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
-    /// The turn; `None` where a new turn is kept out of its conversation.
+    /// The turn; `None` if a new turn cannot enter its conversation.
     pub turn: Option<TurnId>,
-    /// Its conversation.
+    /// The conversation.
     pub conversation: ConversationId,
-    /// Who holds it; `None` where nobody can tell, or it is free by now.
+    /// The session; `None` if it is unknown, or the row is free by now.
     pub blocker: Option<Blocker>,
 }
 
 impl Store {
-    /// Tells who has locked rows of these turns, where it is time to.
+    /// Logs who has locked rows of these turns, if a line is due.
     pub(in crate::store) async fn tell_who_locked(&self, turns: impl IntoIterator<Item = TurnId>) {
         let due = self.blockers_told().due(turns.into_iter().map(|turn| turn.0));
         if !due.is_empty() {
@@ -44,7 +44,7 @@ impl Store {
         }
     }
 
-    /// Tells who keeps a turn from its start, by a locked row or a locked table, where it is time to.
+    /// Logs who keeps a turn from starting, by a row lock or a table lock, if a line is due.
     pub async fn tell_who_keeps_back(&self, turn: TurnId) {
         let due = self.blockers_told().due([turn.0].into_iter());
         if !due.is_empty() {
@@ -52,7 +52,7 @@ impl Store {
         }
     }
 
-    /// Tells who keeps new turns out of these conversations, by a locked row or a locked table, where it is time to.
+    /// Logs who keeps new turns out of these conversations, by a row lock or a table lock, if a line is due.
     pub async fn tell_who_keeps_out(&self, conversations: impl IntoIterator<Item = ConversationId>) {
         let due = self.blockers_told().due(conversations.into_iter().map(|conversation| conversation.0));
         if !due.is_empty() {
@@ -62,7 +62,7 @@ impl Store {
 
     async fn tell_one_or_a_table(&self, blocked: Result<Vec<Blocked>, StoreError>) {
         let mut blocked = blocked.unwrap_or_default();
-        // A row may be free, and what was waited for a table.
+        // If no row is locked the wait was for a table.
         blocked.retain(|one| one.blocker.is_some());
         self.tell(&blocked);
         if blocked.is_empty() {
@@ -78,7 +78,7 @@ impl Store {
         }
     }
 
-    /// Tells who has locked a whole table of this installation, where it is time to.
+    /// Logs who has locked a whole table of this installation, if a line is due.
     pub async fn tell_who_locked_a_table(&self) {
         if self.blockers_told().due([Uuid::nil()].into_iter()).is_empty() {
             return;
@@ -100,8 +100,7 @@ impl Store {
         }
     }
 
-    /// Of these turns, those that wait for somebody else's session, in the order of their ids. Empty where Postgres does
-    /// not tell.
+    /// Those of these turns that wait for a foreign session, ordered by id. Empty if Postgres does not answer.
     pub async fn waits(&self, turns: &[TurnId]) -> Vec<Blocked> {
         let look = async {
             let locked = self.locked(turns).await?;
@@ -170,7 +169,7 @@ impl Store {
         Ok(blocked.collect())
     }
 
-    /// Sessions that have locked whole tables against writers, each with the first three of its tables.
+    /// Sessions that have locked whole tables against writers, up to 4, each with the names of up to 3 tables.
     async fn table_blockers(&self) -> Result<Vec<(Vec<String>, Blocker)>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease
@@ -212,14 +211,14 @@ fn blocker(pid: i32, application: String, open_s: Option<f64>) -> Blocker {
     Blocker { pid, application, open_for }
 }
 
-/// What waits for one session.
+/// Everything that waits for one session.
 #[derive(Debug)]
 pub struct WaitingFor<'a> {
     first: &'a Blocked,
     waiting: usize,
 }
 
-/// What waits for one session together.
+/// Groups by the session that is waited for.
 pub fn by_blocker(blocked: &[Blocked]) -> Vec<WaitingFor<'_>> {
     let mut groups: BTreeMap<Option<i32>, WaitingFor<'_>> = BTreeMap::new();
     for one in blocked {
@@ -234,7 +233,7 @@ impl WaitingFor<'_> {
         self.first.blocker.as_ref().map(|blocker| blocker.pid)
     }
 
-    /// Logs `what`: with the first turn, its conversation, how many wait, and the session.
+    /// Logs `what` as a warning, with the first turn, its conversation, how many wait, and the session.
     pub fn warn(&self, what: &'static str) {
         let blocker = self.first.blocker.as_ref();
         tracing::warn!(

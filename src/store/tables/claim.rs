@@ -1,8 +1,8 @@
-//! Claims: which heads of lines this replica takes, and which of them a worker can have at once.
+//! Claims: takes turns at the head of their conversations' lines for this replica.
 //!
-//! Keeps I9 (heads of lines only, and a unique index) and I10 (`running` is committed before a worker
-//! receives the first byte): a turn that a ready worker can have is claimed as `running`, in one commit,
-//! and handed over when that is known.
+//! Keeps I9 (only heads of lines, and a unique index) and I10 (`running` is committed before a worker receives the
+//! first byte): a turn that fits a ready worker is claimed as `running` in the same commit, and handed over once the
+//! commit is known.
 
 use std::{collections::BTreeMap, iter::repeat_n};
 
@@ -20,56 +20,56 @@ use crate::{
     },
 };
 
-/// As the statement has it.
+/// The limit in the statement.
 const HEADS_MAX: usize = 512;
-/// What stands for the revision of a worker that can have no turn at once.
+/// Stands for the revision of a worker that is busy.
 const BUSY: i32 = -1;
 
-/// Workers that can have a turn, as their replica knows them.
+/// This replica's workers, as a claim matches them with turns.
 #[derive(Debug, Clone, Default)]
 pub struct Ready {
-    /// Each of one conversation alone.
+    /// Conversations' own workers.
     pub warm: Vec<Warm>,
-    /// Shared workers, with how many turns each has room for.
+    /// Shared workers, each with its free capacity.
     pub seats: Vec<Seats>,
-    /// Whose turns are passed over, since they have as many places as one token may have.
+    /// Principals whose turns are skipped, since they already use their share of the slots.
     pub barred: Vec<Principal>,
 }
 
-/// Room at a shared worker.
+/// Free capacity of a shared worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seats {
-    /// Whose turns it serves.
+    /// The agent.
     pub agent: String,
-    /// At which revision.
+    /// The agent's revision.
     pub revision: i32,
     /// The worker.
     pub worker: WorkerId,
-    /// For how many turns.
+    /// How many more turns the worker can take.
     pub count: i32,
 }
 
 /// A conversation's own worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Warm {
-    /// Whose it is.
+    /// The conversation.
     pub conversation: ConversationId,
-    /// Which of the conversation's workers.
+    /// The number of this worker among the conversation's workers.
     pub generation: i64,
-    /// It, and the agent's revision that it serves, where it can have a turn at once.
+    /// The worker and its agent revision, if it is idle.
     pub idle: Option<(WorkerId, i32)>,
 }
 
-/// How the ids of these principals' turns end.
+/// The last bytes of the ids of these principals' turns.
 pub(in crate::store) fn marks(whose: &[Principal]) -> Vec<Vec<u8>> {
     whose.iter().map(|principal| principal.number().to_be_bytes().to_vec()).collect()
 }
 
 impl Store {
-    /// Takes up to `limit` heads of lines for this replica, 512 at most: as `running` those that a ready worker can have
-    /// at once, which the caller must hand over or give back; as `starting` all others. `from`: where in the queue the
-    /// look begins. While a transaction is open elsewhere, it meets all that was claimed behind that since it began.
-    /// Turns that somebody else has locked are passed over ([`super::locked`]).
+    /// Claims up to `limit` heads of lines, 512 at most. A turn that fits a ready worker is claimed as `running`: the
+    /// caller must hand it over or give it back. All others are claimed as `starting`. `from`: where in the queue to
+    /// begin. While a transaction is open elsewhere, the scan also reads every turn after `from` that was claimed since
+    /// that transaction began. Turns that another session has locked are skipped ([`super::locked`]).
     pub async fn claim(
         &self,
         runtimes: &[Runtime],
@@ -249,15 +249,15 @@ impl Store {
     }
 }
 
-/// A column each, as the statement takes them.
+/// The statement's parameters, one column each.
 #[derive(Default)]
 struct ClaimColumns {
     warm: WarmColumns,
     seats: SeatColumns,
 }
 
-/// In the order of the conversations. No worker serves the revision [`BUSY`]. Without nulls, Postgres finds an
-/// item without a look at those before it.
+/// Sorted by conversation. The revision [`BUSY`] matches no turn. The arrays contain no nulls, so that Postgres can
+/// address an item without reading those before it.
 #[derive(Default)]
 struct WarmColumns {
     conversations: Vec<Uuid>,
@@ -266,7 +266,7 @@ struct WarmColumns {
     revisions: Vec<i32>,
 }
 
-/// An agent's revision each, but for `workers`: a seat each, `counts` of them behind the first `befores`.
+/// One row per agent revision; `workers` has one entry per free slot: `counts` entries after the first `befores`.
 #[derive(Default)]
 struct SeatColumns {
     agents: Vec<String>,
@@ -280,7 +280,7 @@ impl ClaimColumns {
     fn of(ready: &Ready) -> Self {
         let ClaimColumns { mut warm, mut seats } = ClaimColumns::default();
         let mut sorted: Vec<&Warm> = ready.warm.iter().collect();
-        // Of a conversation's workers the newest alone can match.
+        // Only the newest of a conversation's workers can match.
         sorted.sort_by_key(|warm| (warm.conversation, warm.generation));
         for &&Warm { conversation, generation, idle } in &sorted {
             warm.conversations.push(conversation.0);

@@ -1,7 +1,7 @@
-//! Closing: what is due, and the last words that any replica may write for it.
+//! Closing: which turns are due, and the last words that any replica may write for them.
 //!
-//! Keeps I2 and I6. What to close is decided in `lw_close_v1`, behind the rows' locks; this file only
-//! says what a living holder has left overdue for too long.
+//! Keeps I2 and I6. `lw_close_v1` decides what to close, behind the rows' locks. This file only names the turns that a
+//! living holder has left overdue.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -12,36 +12,36 @@ use crate::{
     store::{error::StoreError, handle::Store},
 };
 
-/// An in-flight row that is past its deadline though its holder lives.
+/// An in-flight row past its deadline whose holder lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Overdue {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
-    /// Its epoch.
+    /// The epoch.
     pub epoch: i32,
-    /// Its deadline; a changed one is a sign of life.
+    /// The deadline. A changed deadline is a sign of life.
     pub deadline: DateTime<Utc>,
 }
 
-/// What the close pass needs to know.
+/// The state of the in-flight table, for the close pass.
 #[derive(Debug, Clone, Default)]
 pub struct Outlook {
-    /// Held by the living, past their deadline.
+    /// Rows of living holders that are past their deadline, 1000 at most.
     pub overdue: Vec<Overdue>,
-    /// Milliseconds until the next deadline of any row; `None` where nothing is in flight.
+    /// Milliseconds until the next deadline of any row; `None` if there is none ahead.
     pub next_ms: Option<i64>,
     /// Rows in flight.
     pub rows: i64,
-    /// Those that nobody has claimed.
+    /// Rows that nobody has claimed.
     pub queued: i64,
-    /// Rows that may be closed at once: queued past their clock, or held by somebody gone.
+    /// Rows that can be closed at once: queued past their deadline, or held by a replica that is gone.
     pub closable: i64,
 }
 
-/// A last word that the close pass wrote, or a turn that it queued again (`kind` "queued").
+/// The result of closing one turn: a last word, or queued again (`kind` "queued").
 #[derive(Debug, Clone)]
 pub struct Closed {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
     /// `failed`, `cancelled` or `queued`.
     pub kind: String,
@@ -52,7 +52,8 @@ pub struct Closed {
 }
 
 impl Store {
-    /// What is due, and when to look again. Surveys the queue as well ([`crate::store::queue_hints`]): one at a time.
+    /// What is due, and when to look again. Also surveys the queue ([`crate::store::queue_hints`]), so only one may
+    /// run.
     pub async fn outlook(&self) -> Result<Outlook, StoreError> {
         let survey = self.wake().queue.survey(TurnId(self.clock().mint()));
         let mut lease = self.lease().await?;
@@ -101,7 +102,7 @@ impl Store {
         Ok(outlook)
     }
 
-    /// Writes the last words that are due: see `lw_close_v1`. Returns at most `limit`.
+    /// Writes the last words that are due, or queues turns again (`lw_close_v1`): at most `limit` turns.
     pub async fn close_due(&self, overdue: &[TurnId], limit: i32) -> Result<Vec<Closed>, StoreError> {
         let overdue: Vec<Uuid> = overdue.iter().map(|turn| turn.0).collect();
         let words: serde_json::Map<String, serde_json::Value> = Code::ALL
@@ -147,7 +148,7 @@ impl Store {
         Ok(closed)
     }
 
-    /// Starts the queue clock of turns that came to the head of their line unseen; whether there were any.
+    /// Starts the queue clock of turns that became heads of their lines unnoticed; whether there were any.
     pub async fn promote(&self) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let statement =

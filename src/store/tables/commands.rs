@@ -1,7 +1,7 @@
-//! Orders to a turn's holder: cancel, answer; and the stop of a worker.
+//! Orders to the holder of a turn (cancel, answer), and requests to stop a worker.
 //!
-//! An order is marked as taken only after it was carried out, so one whose reader died is read
-//! again; carrying it out twice is harmless. An ask takes one answer, kept by a unique key.
+//! An order is marked as taken only after it was carried out: if its reader dies the next holder reads it again.
+//! Carrying out an order twice is harmless. A question takes one answer, by a unique key.
 
 use uuid::Uuid;
 
@@ -10,28 +10,28 @@ use crate::{
     store::{error::StoreError, handle::Store},
 };
 
-/// An order that waits for a turn's holder.
+/// An order for the holder of a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// To mark it as taken.
+    /// Id, to mark the order as taken.
     pub id: i64,
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
-    /// What to do.
+    /// The order.
     pub order: Order,
 }
 
-/// What a holder is told to do.
+/// What a holder has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Stop the turn. Who asked is in the in-flight row.
+    /// Stop the turn. The in-flight row names who asked.
     Cancel {
         /// Who asked.
         by: String,
     },
-    /// Hand an answer to the worker.
+    /// Pass an answer to the worker.
     Answer {
-        /// Which question.
+        /// The id of the question.
         ask_id: String,
         /// The answer: JSON text.
         answer: String,
@@ -39,7 +39,7 @@ pub enum Order {
 }
 
 impl Store {
-    /// Leaves an answer for a turn's holder; false where the question has one already.
+    /// Stores an answer for a turn's holder; false if the question has an answer already.
     pub async fn leave_answer(&self, turn: TurnId, ask_id: &str, answer: &str) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
@@ -60,7 +60,7 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Orders that wait for these turns, oldest first.
+    /// Orders for these turns that are not taken yet, oldest first, 1000 at most.
     pub async fn commands(&self, turns: &[TurnId]) -> Result<Vec<Command>, StoreError> {
         let turns: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
         let mut lease = self.lease().await?;
@@ -94,7 +94,7 @@ impl Store {
             .collect())
     }
 
-    /// Asks a worker's host to stop it; false where no such worker runs.
+    /// Requests the stop of a worker; false if no such worker is alive.
     pub async fn ask_stop(&self, worker: WorkerId) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
@@ -110,7 +110,7 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Workers of this replica that somebody asked to stop.
+    /// Workers of this replica with a stop request, 1000 at most.
     pub async fn stops(&self) -> Result<Vec<WorkerId>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease

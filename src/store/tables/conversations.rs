@@ -1,4 +1,4 @@
-//! Conversations: make, read, delete. How they are listed is in [`super::lists`].
+//! Conversations: make, read, delete. Lists are in [`super::lists`].
 
 use std::collections::HashSet;
 
@@ -16,13 +16,13 @@ pub const ERASED_AT_ONCE: i32 = 200;
 /// A conversation as clients see it.
 #[derive(Debug, Clone)]
 pub struct Conversation {
-    /// Its id.
+    /// The conversation's id.
     pub id: ConversationId,
-    /// The agent it talks to.
+    /// The agent's name.
     pub agent: String,
     /// Turns accepted so far.
     pub turns: i64,
-    /// When it was made.
+    /// When the conversation was made.
     pub created_at: DateTime<Utc>,
 }
 
@@ -43,7 +43,7 @@ impl Store {
         Ok(())
     }
 
-    /// Which of these conversations somebody else has locked. Waits for none.
+    /// Those of these conversations that another session has locked. Waits for none.
     pub async fn locked_conversations(
         &self,
         conversations: &[ConversationId],
@@ -65,7 +65,7 @@ impl Store {
         Ok(there.await?.into_iter().filter(|id| !free.contains(id)).map(ConversationId).collect())
     }
 
-    /// One conversation; `None` where there is none, or it was deleted.
+    /// One conversation; `None` if there is none or it was deleted.
     pub async fn conversation(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
         let mut lease = self.lease().await?;
         let row = lease
@@ -85,7 +85,7 @@ impl Store {
         }))
     }
 
-    /// Of these conversations, those that are gone: erased, or retained no longer.
+    /// Those of these conversations that no longer exist: erased, or past their retention.
     pub async fn conversations_gone(
         &self,
         conversations: &[ConversationId],
@@ -109,7 +109,7 @@ impl Store {
         Ok(rows.into_iter().map(ConversationId).collect())
     }
 
-    /// Of these conversations, those that a turn is in flight for.
+    /// Those of these conversations that have a turn in flight.
     pub async fn conversations_in_flight(
         &self,
         conversations: &[ConversationId],
@@ -132,8 +132,8 @@ impl Store {
         Ok(rows.into_iter().map(ConversationId).collect())
     }
 
-    /// Removes ended turns of deleted conversations, at most `limit` with all that is kept of them, and conversations that
-    /// no turn is left of: of one conversation, or of all. How many rows of both.
+    /// Erases ended turns of deleted conversations, up to `limit`, with all their data, and deleted conversations
+    /// without turns. `None`: of all deleted conversations. Returns the rows erased.
     pub async fn erase(&self, conversation: Option<ConversationId>, limit: i32) -> Result<i32, StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -148,8 +148,8 @@ impl Store {
             .await
     }
 
-    /// Marks a conversation as deleted: no turn is accepted after it, and nothing is told of it. Its open turns are the
-    /// caller's to cancel. False where there is none.
+    /// Marks a conversation as deleted: no turn is accepted after that, and nothing is shown of the conversation. The
+    /// caller has to cancel its open turns. False if there is none.
     pub async fn delete_conversation(&self, id: ConversationId) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
@@ -161,7 +161,7 @@ impl Store {
                 .execute(c)
             })
             .await?;
-        // Who follows it hears that there is no more.
+        // Subscribers learn that the conversation has ended.
         self.wake().conversations.grew(&[id]);
         Ok(done.rows_affected() == 1)
     }

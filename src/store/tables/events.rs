@@ -1,8 +1,8 @@
-//! The log's end: append and finish, many turns at once.
+//! Writes at the end of the log: append and finish, for many turns at once.
 //!
-//! Keeps I3, I4 and I5: an append locks the in-flight row under its epoch, and proves by the event
-//! at `base` that it continues what the writer saw committed. An identical repeat is harmless. The fence
-//! names the replica too: in a database that went back in time, an epoch may be given out twice.
+//! Keeps I3, I4 and I5. An append locks the in-flight row under its epoch, and proves by the event at `base` that it
+//! continues what the writer saw committed. An identical repeat is harmless. The fence also names the replica: after a
+//! failover that lost commits an epoch may be assigned twice.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -19,7 +19,7 @@ use crate::{
     turn::LastWord,
 };
 
-/// Which clock a running turn's deadline stands for.
+/// The clock behind a running turn's deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TurnClock {
     /// The worker owes an event.
@@ -37,55 +37,55 @@ impl TurnClock {
     }
 }
 
-/// What a writer holds: a turn under the epoch that it was claimed with.
+/// The fence of a write: a turn, and the epoch that it was claimed with.
 pub type Lease = (TurnId, i32);
 
-/// Events to be appended to one turn.
+/// Events to append to one turn.
 #[derive(Debug, Clone)]
 pub struct Append {
-    /// Whose log.
+    /// The turn.
     pub turn: TurnId,
     /// The caller's epoch.
     pub epoch: i32,
-    /// The `seq` that the first of them follows.
+    /// The `seq` before the first of the events.
     pub base: i32,
-    /// In order.
+    /// The events, in order.
     pub events: Vec<NewEvent>,
-    /// Which clock runs after them.
+    /// The clock that runs after the events.
     pub clock: TurnClock,
-    /// How long that clock runs, in milliseconds.
+    /// Milliseconds until that clock lapses.
     pub budget_ms: i64,
 }
 
-/// A last word to be written by the turn's holder.
+/// A last word, from the turn's holder.
 #[derive(Debug, Clone)]
 pub struct Finish {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
     /// The caller's epoch.
     pub epoch: i32,
-    /// The `seq` that what was said, or the last word, follows.
+    /// The `seq` before the first event of `said`, or before the last word.
     pub base: i32,
-    /// What was said before it and is not in the log yet, in order.
+    /// Events before the last word that are not in the log yet, in order.
     pub said: Vec<NewEvent>,
     /// The last word.
     pub word: LastWord,
 }
 
-/// A write that is in the log.
+/// A write that is committed.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Landed {
-    /// Whose.
+    /// The write's fence.
     pub(in crate::store) lease: Lease,
-    /// What stands where the write goes on.
+    /// The identity of the event at `base`.
     base: Anchor,
-    /// The moment of its events; `None` where not all of them may be this statement's.
+    /// The time of the written events; `None` if an earlier attempt may have written some of them.
     at: Option<DateTime<Utc>>,
 }
 
 impl Landed {
-    /// What a reader would find now after `base`, which these events go on from up to `newest`; `None` where
-    /// that is to be read.
+    /// The page after `base` that a reader would find now, up to `newest`. `None` if the caller cannot know: the reader
+    /// has to query.
     pub(in crate::store) fn page(
         &self,
         base: i32,
@@ -96,26 +96,25 @@ impl Landed {
         let event =
             |(seq, NewEvent { kind, data }): (i32, _)| Event { turn_id, seq, kind, attempt, data, at };
         let events: Vec<SharedEvent> = (base + 1..).zip(events).map(event).map(SharedEvent::from).collect();
-        // A last word goes behind whatever stands there.
+        // A last word is appended after whatever is there.
         let is_all = events.last().is_some_and(|last| last.seq == newest);
         is_all.then_some(EventPage { anchor: Some(self.base), events, is_whole: true })
     }
 }
 
-/// Last words that are in the log.
+/// Last words that are committed.
 #[derive(Debug)]
 pub(in crate::store) struct Finished {
-    /// Whose, and the `seq` of each.
+    /// The fence and `seq` of each last word.
     pub(in crate::store) words: Vec<(Lease, i32)>,
-    /// Those that this statement wrote.
+    /// The last words that this statement wrote.
     pub(in crate::store) landed: Vec<Landed>,
-    /// The first turn that waited behind one of them and can be claimed now.
+    /// The first turn that is claimable now, after one of these turns has ended.
     pub(in crate::store) next: Option<TurnId>,
 }
 
 impl Store {
-    /// Appends for many turns in one statement. A turn and epoch missing from the answer is lost to
-    /// the caller.
+    /// Appends for many turns in one statement. The caller has lost every turn that is missing from the answer.
     pub(in crate::store) async fn append(&self, appends: &[Append]) -> Result<Vec<Landed>, StoreError> {
         let mut columns = AppendColumns::default();
         for append in appends {
@@ -157,7 +156,7 @@ impl Store {
         landed.collect()
     }
 
-    /// Last words of many turns, with what was said right before each.
+    /// Writes the last words of many turns, with the events before each.
     pub(in crate::store) async fn finish(&self, finishes: &[Finish]) -> Result<Finished, StoreError> {
         let (turns, epochs, bases, kinds, data) = finish_columns(finishes);
         let mut said = SaidColumns::default();
@@ -203,8 +202,7 @@ impl Store {
         Ok(Finished { words, landed: landed.collect::<Result<_, _>>()?, next })
     }
 
-    /// Of these last words, those that stand in the log as the caller's own: the look after a
-    /// finish whose commit was unknown.
+    /// Those of these last words that are in the log as the caller's own, to resolve a finish whose commit was unknown.
     pub(in crate::store) async fn finished(
         &self,
         finishes: &[Finish],
@@ -254,7 +252,7 @@ impl AppendColumns {
     }
 }
 
-/// Events of many turns, a column each; `places` count from 1 after each turn's base.
+/// Events of many turns, one column each. `places` count from 1 after the turn's base.
 #[derive(Default)]
 struct SaidColumns {
     turns: Vec<Uuid>,

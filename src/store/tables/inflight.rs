@@ -1,5 +1,4 @@
-//! In-flight rows: start, release, hold. The obligation's life between its claim ([`super::claim`]) and its
-//! end ([`super::closing`]).
+//! In-flight rows between claim ([`super::claim`]) and end ([`super::closing`]): start, release, hold.
 //!
 //! ```text
 //!    ┌────────claim, accept: a worker is ready─────┐
@@ -28,17 +27,17 @@ use crate::{
     },
 };
 
-/// What the database says of what a replica has.
+/// What a replica holds, as the database knows it.
 #[derive(Debug, Default)]
 pub struct Held {
-    /// Turns with their epochs: what a claim whose answer was lost left behind is among them.
+    /// Turns with their epochs, including those of a claim whose answer was lost; 10,000 at most.
     pub turns: HashMap<TurnId, i32>,
-    /// Conversations that this replica's workers serve no more: somebody else has taken over, or they are deleted.
+    /// Conversations that this replica's workers no longer serve: taken over by another worker, or deleted.
     pub taken_over: Vec<ConversationId>,
 }
 
 impl Store {
-    /// How many turns of this principal are queued, `most` at most.
+    /// How many turns of this principal are queued; counts up to `most`.
     pub async fn queued_of(&self, whose: Principal, most: u64) -> Result<u64, StoreError> {
         let front = self.wake().queue.front();
         let mut lease = self.lease().await?;
@@ -61,7 +60,7 @@ impl Store {
         Ok(counted.unsigned_abs())
     }
 
-    /// What this replica has by the database: its turns, and which of these conversations it has no more.
+    /// The turns that this replica holds, and those of the `warm` conversations that it no longer serves.
     pub async fn held(&self, warm: &[(ConversationId, i64)]) -> Result<Held, StoreError> {
         let (ids, generations): (Vec<Uuid>, Vec<i64>) = warm.iter().map(|(c, g)| (c.0, *g)).unzip();
         let mut lease = self.lease().await?;
@@ -94,8 +93,8 @@ impl Store {
         Ok(held)
     }
 
-    /// Lets go of a claim that does not run here any more: it is held by nobody from now on, and the
-    /// close pass queues it again or writes its last word.
+    /// Gives up a claim that no longer runs here: the row has no holder, and the close pass queues the turn again or
+    /// writes its last word.
     pub async fn disown(&self, turn: TurnId, epoch: i32) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -118,9 +117,9 @@ impl Store {
         Ok(())
     }
 
-    /// Moves deadlines that lapse more than 5 s before their holder's own clock would: the database's
-    /// clock was stepped, or a lock kept a turn from its start. Touches nothing otherwise.
-    /// `left`: turn, epoch, time until the holder's clock.
+    /// Extends deadlines that would lapse more than 5 s before the holder's own clock, since the database's clock was
+    /// stepped or a lock delayed the turn's start. Changes no other row. `left`: turn, epoch, time left by the holder's
+    /// clock.
     pub async fn hold(&self, left: &[(TurnId, i32, Duration)]) -> Result<u64, StoreError> {
         let turns: Vec<Uuid> = left.iter().map(|(turn, ..)| turn.0).collect();
         let epochs: Vec<i32> = left.iter().map(|(_, epoch, _)| *epoch).collect();
@@ -162,8 +161,7 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// Which of these turns have a row that somebody else has locked, in flight, of the turn or of its conversation.
-    /// Waits for none.
+    /// Those of these turns of which another session has locked a row: in flight, turn or conversation. Waits for none.
     pub(in crate::store) async fn locked(&self, turns: &[TurnId]) -> Result<HashSet<TurnId>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
         let mut lease = self.lease().await?;
@@ -188,7 +186,7 @@ impl Store {
         Ok(turns.iter().copied().filter(|turn| !free.contains(turn)).collect())
     }
 
-    /// Whether a claim is over: its row is gone, or of a later epoch.
+    /// Whether a claim is over: the row is gone, or has another epoch or holder.
     pub async fn is_over(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -204,8 +202,8 @@ impl Store {
             .await
     }
 
-    /// Moves a turn from `starting` to `running` and tells `started`; its `seq`, or `None` where
-    /// the epoch is not the caller's any more or a cancel came first. Repeating it is harmless.
+    /// Moves a turn from `starting` to `running` and appends `started`. Returns the event's `seq`, or `None` if the
+    /// caller no longer holds the epoch or a cancel came first. A repeat is harmless.
     pub async fn start(&self, claim: &Claim, worker: Option<WorkerId>) -> Result<Option<i32>, StoreError> {
         let data = started_by(worker);
         let worker = worker.map(|w| w.0);
@@ -241,8 +239,8 @@ impl Store {
                 .fetch_optional(c)
             })
             .await?;
-        // An earlier try may have been committed, even while this one waited for its lock: only a
-        // statement with a snapshot of its own can tell.
+        // An earlier attempt may have been committed while this one waited for the row's lock. Only a new statement,
+        // with a new snapshot, can see that.
         let seq = match started {
             Some(seq) => Some(seq),
             None => {
@@ -271,8 +269,8 @@ impl Store {
         Ok(seq)
     }
 
-    /// Gives a turn back that was claimed and that this release does not understand: its queue clock goes on, and the
-    /// claim counts as no attempt. False where it is not the caller's.
+    /// Gives back a claimed turn that this release cannot run: its queue clock continues, and the claim counts as no
+    /// attempt. False if the caller does not hold the turn.
     pub async fn decline(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let is_declined = lease
@@ -292,8 +290,8 @@ impl Store {
         Ok(is_declined)
     }
 
-    /// Gives a turn back to the queue; false where it may not be run again, or is not the caller's.
-    /// `is_untouched`: no worker has received it, whatever its phase.
+    /// Queues a turn again; false if the turn must not be run again, or the caller does not hold it. `is_untouched`: no
+    /// worker has received the turn, whatever its phase.
     pub async fn release(&self, turn: TurnId, epoch: i32, is_untouched: bool) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let is_released = lease

@@ -1,13 +1,14 @@
-//! Lists of turns and of conversations, newest first, a page at a time.
+//! Lists of turns and of conversations, newest first, in pages.
 //!
-//! Owns which index answers which list: one statement for each, since a plan that is made for every filter at once can
-//! use the index of none. What is equal is asked for as the range between two ends: of an equal column Postgres takes
-//! the order for granted, and then walks the key through everything else where one agent has nearly all of it. The
-//! indexes by agent are of rows with one, as all are, so that nobody who asks by an id can have it from there. Open turns
-//! are found in `inflight`, what did not complete in a table of its own, and what is most of all (what completed,
-//! conversations that were not deleted) by walking from the newest on.
-//! Keeps every page bounded: a walk that passes over much ends early, and its page says where the next one begins, so a
-//! page may hold less than was asked for, and even nothing, and not be the last.
+//! Owns which index serves which list. Each filter has a statement of its own, since a plan for all filters at once can
+//! use no index. Equality is written as a range between two bounds: with an equality Postgres ignores that column in
+//! the order, and then walks the primary key through all other rows if one agent has nearly all of them. The predicate
+//! uses coalesce() so that the planner never picks the partial indexes by agent for single-row look-ups. Open turns
+//! come from `inflight`, turns that did not complete from `not_completed`, and the most common rows (completed turns,
+//! conversations not deleted) from a walk that starts at the newest row.
+//!
+//! Keeps every page bounded: a walk that skips many rows ends early, and the page names the start of the next one. A
+//! page may therefore hold fewer items than asked for, even none, without being the last.
 
 mod conversations;
 
@@ -23,24 +24,24 @@ use crate::{
 
 /// Rows that one page reads at most.
 const WALKED_MAX: i64 = 10_000;
-/// How much more is read at each step of a walk that found too little.
+/// Growth of each step of a walk that has found too little.
 const STRIDE: i64 = 8;
 
-/// A page, and where the next one begins.
+/// A page, and the start of the next one.
 #[derive(Debug, Clone)]
 pub struct Listed<T, C> {
     /// Newest first.
     pub items: Vec<T>,
-    /// The next page is what comes before this; `None` at the end.
+    /// The next page is what comes before this id; `None` at the end.
     pub next: Option<C>,
 }
 
-/// A walk from the newest on, until a page is full.
+/// A walk from the newest row on, until a page is full.
 struct Walk<T> {
     limit: usize,
     found: Vec<(Uuid, T)>,
     before: Option<Uuid>,
-    /// How many rows the next step reads.
+    /// Rows that the next step reads.
     step: i64,
     read: i64,
     is_at_end: bool,
@@ -48,18 +49,18 @@ struct Walk<T> {
 
 impl<T> Walk<T> {
     fn new(limit: i64, before: Option<Uuid>) -> Walk<T> {
-        // One more than is shown tells that there is a next page.
+        // One row more than the page shows tells whether there is a next page.
         let step = limit.saturating_add(1);
         let limit = usize::try_from(limit).unwrap_or_default();
         Walk { limit, found: Vec::new(), before, step, read: 0, is_at_end: false }
     }
 
-    /// How many rows are to be read next; `None` where the page is done.
+    /// Rows to read next; `None` when the page is done.
     fn step(&self) -> Option<i64> {
         (!self.is_at_end && self.found.len() <= self.limit && self.step > 0).then_some(self.step)
     }
 
-    /// Takes what a step has read: `None` for what is passed over.
+    /// Takes the rows of one step; `None` marks a skipped row.
     fn take(&mut self, rows: Vec<(Uuid, Option<T>)>) {
         let read = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         self.is_at_end = read < self.step;
@@ -79,7 +80,7 @@ impl<T> Walk<T> {
     }
 }
 
-/// A turn on a walk.
+/// A turn that a walk reads.
 struct Passed {
     id: Uuid,
     status: String,
@@ -87,7 +88,7 @@ struct Passed {
 }
 
 impl Store {
-    /// Turns, newest first: those of a conversation by their ordinals, others by their ids.
+    /// Turns, newest first: those of a conversation by ordinal, others by id.
     pub async fn turns(&self, filter: &TurnFilter) -> Result<Listed<Turn, TurnId>, StoreError> {
         let page = match filter.status {
             Some(status) if status.is_terminal() && filter.is_overdue => {
@@ -99,7 +100,7 @@ impl Store {
             None | Some(Status::Completed) => self.turns_on_a_walk(filter).await?,
         };
         let mut items = self.turns_of(&page.items).await?;
-        // What has ended between the two looks is of the list no more.
+        // Turns that ended between the two queries no longer match.
         items.retain(|turn| filter.status.is_none_or(|status| status.as_str() == turn.status));
         Ok(Listed { items, next: page.next.map(TurnId) })
     }
@@ -190,8 +191,8 @@ impl Store {
             .await
     }
 
-    /// Those that owe a last word. Whether one runs its row in `turns` says: one that is to run again is told as
-    /// `running` all the while.
+    /// Turns that owe a last word. The status comes from `turns`: a turn that is queued again is still shown as
+    /// `running`.
     async fn turns_in_flight(&self, filter: &TurnFilter) -> Result<Listed<Uuid, Uuid>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease
@@ -313,7 +314,7 @@ impl Store {
             .await
     }
 
-    /// These turns as clients see them, in this order. Those that are there no more are left out.
+    /// These turns as clients see them, in this order, without those that no longer exist.
     async fn turns_of(&self, ids: &[Uuid]) -> Result<Vec<Turn>, StoreError> {
         let (first, last) = ends(ids);
         let mut lease = self.lease().await?;
@@ -347,7 +348,7 @@ impl Store {
     }
 }
 
-/// A page of what was asked for with one more than `limit`.
+/// A page of ids that were queried with `limit + 1`.
 fn exactly(mut ids: Vec<Uuid>, limit: i64) -> Listed<Uuid, Uuid> {
     let limit = usize::try_from(limit).unwrap_or_default();
     let has_more = ids.len() > limit;
@@ -360,7 +361,7 @@ fn exactly(mut ids: Vec<Uuid>, limit: i64) -> Listed<Uuid, Uuid> {
 mod tests {
     use super::*;
 
-    /// Walks over rows of which every `nth` is wanted; the ids found on each page.
+    /// Walks over rows of which every `nth` is wanted; the number of items on each page.
     fn pages(rows: u128, nth: u128, limit: i64) -> Vec<usize> {
         let (mut pages, mut before) = (Vec::new(), None);
         loop {
@@ -386,7 +387,7 @@ mod tests {
         assert_eq!(pages(8, 1, 4), [4, 4]);
         assert_eq!(pages(0, 1, 4), [0]);
         assert_eq!(pages(1000, 100, 4), [4, 4, 2]);
-        // One in thirty thousand: pages that hold nothing, and say where to go on.
+        // One in 30,000: pages without items, which name the start of the next one.
         let rare = pages(90_000, 30_000, 50);
         assert_eq!(rare.iter().sum::<usize>(), 3);
         assert!(rare.len() >= 9 && rare.len() <= 11, "{rare:?}");

@@ -1,8 +1,8 @@
-//! Turns that claims pass over, since somebody else has locked their row or their conversation.
+//! Claims skip turns whose row or conversation another session has locked.
 //!
-//! A claim takes many turns in one statement and waits for each row, so one locked row would hold up all of them. Locked
-//! rows are looked for after a claim has waited in vain, then once a second until none is locked: a claim without such a
-//! neighbour costs nothing more.
+//! A claim takes many turns in one statement and waits for each row, so one locked row would delay all of them. Locked
+//! rows are looked for after a claim has timed out, then once a second until none is locked. Other claims cost nothing
+//! more.
 
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -18,12 +18,12 @@ use crate::{
 };
 
 impl Store {
-    /// The first turn that claims pass over, and when to look at it again.
+    /// The first turn that claims skip, and when to look again.
     pub fn first_passed_over(&self) -> Option<(TurnId, Instant)> {
         self.locked_turns().first()
     }
 
-    /// The conversations whose turns no claim takes now.
+    /// The conversations that claims skip now. Looks again if a look is due.
     pub(in crate::store) async fn passed_over(&self) -> Vec<Uuid> {
         let due = self.first_passed_over().filter(|(_, at)| *at <= Instant::now());
         if let Some((from, _)) = due {
@@ -32,8 +32,8 @@ impl Store {
         self.locked_turns().conversations()
     }
 
-    /// Gives back what a claim from this turn on brought. Where the claim waited in vain, the next one passes over what is
-    /// locked.
+    /// Passes on the result of a claim from this turn on. If the claim timed out on a lock, looks for the locked turns,
+    /// so that the next claim skips them.
     pub(in crate::store) async fn note_if_locked<T>(
         &self,
         claimed: Result<T, StoreError>,
@@ -46,7 +46,7 @@ impl Store {
         claimed
     }
 
-    /// Looks at the queue from this turn on. Where Postgres does not answer, nothing is passed over.
+    /// Looks at the queue from this turn on. If Postgres does not answer, nothing is skipped.
     async fn look_for_locked(&self, from: TurnId) {
         let heads = self.locked_heads(from).await.unwrap_or_else(|why| {
             warn_of!(why, "locked turns not looked for");
@@ -56,7 +56,7 @@ impl Store {
         self.tell_who_locked(heads.into_iter().map(|(turn, _)| TurnId(turn))).await;
     }
 
-    /// Queued turns, and their conversations, of which somebody else has locked one or the other. Waits for none.
+    /// Queued turns, with their conversations, of which another session has locked either. Waits for none.
     async fn locked_heads(&self, from: TurnId) -> Result<Vec<(Uuid, Uuid)>, StoreError> {
         let mut lease = self.lease().await?;
         let rows = lease

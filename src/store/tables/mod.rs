@@ -1,4 +1,4 @@
-//! The statements, one file a table or a matter of several.
+//! The statements, one file per table or per operation on several tables.
 
 pub mod accept;
 pub mod adoption;

@@ -1,7 +1,7 @@
-//! The log, read: what stands after a cursor, a page at a time.
+//! Reads of the log: the events after a cursor, a page at a time.
 //!
-//! Refuses a page without what stands at its cursor: whoever goes on after an event must find that very event in its
-//! place.
+//! Refuses a page without the identity of the event at its cursor: a reader that continues after an event must find the
+//! same event there (I4).
 
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -20,14 +20,14 @@ use crate::{
     },
 };
 
-/// The data in one page of a reader that reads by itself, in bytes.
+/// Bytes of data in a page that a reader queries by itself.
 const PAGE_BYTES: i64 = 1024 * 1024;
 /// What is read of each of many logs together.
 const BEGINNING: Room = Room { rows: 64, bytes: 64 * 1024 };
 
 impl Store {
-    /// Events of a turn after `cursor` (-1 for all), in order: at most `limit` of them, and about
-    /// 1 MiB of data, but never none where there are some. An empty answer is the end of the log.
+    /// Events of a turn after `cursor` (-1: all), in order: at most `limit`, and about 1 MiB of data, but at least one
+    /// if there are any. An empty answer is the end of the log.
     pub async fn read_after(
         &self,
         turn: TurnId,
@@ -37,16 +37,15 @@ impl Store {
         Ok(self.read_on(turn, cursor, limit).await?.events)
     }
 
-    /// The same, and what stands at the cursor, in one snapshot: whoever goes on after an event must
-    /// find that very event in its place.
+    /// As [`Store::read_after`], with the identity of the event at the cursor, in one snapshot.
     pub async fn read_on(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<EventPage, StoreError> {
         let room = Room { rows: limit, bytes: PAGE_BYTES };
         let mut pages = self.read_many(&[Want { turn, cursor }], room).await?;
         pages.pop().unwrap_or_else(|| Ok(EventPage::default()))
     }
 
-    /// As [`Store::read_on`], shared with whoever else follows the turn in this process, and read together
-    /// with what others want. Who has much to catch up on reads by itself.
+    /// As [`Store::read_on`], from the cache that all readers of the turn in this process share, or batched with the
+    /// reads of other turns. `is_behind`: the reader has much to catch up on, and queries by itself.
     pub async fn read_shared(
         &self,
         interest: &Subscription,
@@ -66,7 +65,7 @@ impl Store {
                 false => self.read_gathered(turn, cursor, limit).await,
             }
         };
-        // One who replays what others have behind them must not keep them waiting.
+        // A reader that replays older events must not delay the others.
         if !is_alone && recent.is_beyond(cursor) {
             return read().await;
         }
@@ -82,8 +81,8 @@ impl Store {
         Ok(page)
     }
 
-    /// What stands at the cursor and the next events after it, at most `limit` of them, read together with what others
-    /// want.
+    /// The event at the cursor and up to `limit` events after it, in a batch with other reads if the rest of the log
+    /// fits.
     async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<EventPage, StoreError> {
         if self.uses(Lever::ReadTogether)
             && let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
@@ -94,7 +93,7 @@ impl Store {
         self.read_on(turn, cursor, limit).await
     }
 
-    /// The first events of each of these logs, in their order: all of most, and little of those that are long.
+    /// The first events of each of these logs, in order: 64 events or 64 KiB each.
     pub async fn read_beginnings(
         &self,
         turns: &[TurnId],
@@ -104,8 +103,7 @@ impl Store {
         Ok(pages.into_iter().map(|page| page.map(|page| page.events)).collect())
     }
 
-    /// A page for each of them, in their order, in one snapshot. A log that cannot be read is the
-    /// error of its own reader.
+    /// One page for each want, in order, in one snapshot. A log that cannot be read fails only its own page.
     pub(in crate::store) async fn read_many(
         &self,
         wants: &[Want],

@@ -1,7 +1,7 @@
-//! A conversation's past: its turns, as a worker that has not served them is told of them.
+//! The history of a conversation: its earlier turns, for a worker that has not served them.
 //!
-//! Reads within bounds, newest first: a conversation may be years long and an answer megabytes. Refuses to guess: a row that
-//! does not read is an error, never a turn without words.
+//! Reads within limits, newest first: a conversation may be years long and an answer megabytes. Refuses to guess: an
+//! unreadable row is an error, never a turn without text.
 
 use crate::{
     agent::History,
@@ -11,39 +11,39 @@ use crate::{
     turn::Status,
 };
 
-/// Texts that are longer count as this many times `history.bytes`, so that what is before them is read as well.
+/// Reads up to this many times `history.bytes`, since long texts will be shortened.
 const READ_TIMES: i64 = 4;
-/// Events of turns that are looked at for questions, at most.
+/// Events of turns that are searched for questions, at most.
 const EVENTS_MAX: i64 = 20_000;
-/// The last word's `seq` in a turn that asked and was answered, at least: behind `accepted` and `started`.
+/// The least `seq` of a last word after a question and its answer, which follow `accepted` and `started`.
 const ANSWERED_SEQ_MIN: i32 = 4;
-/// A turn that was cut off is told by its pieces where the turns after it have this many events together, at most.
+/// A turn that was cut off is read by its pieces if the turns after it have at most this many events together.
 const SAID_MAX: i64 = 100_000;
 
-/// A turn of the past.
+/// An earlier turn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PastTurn {
-    /// Which.
+    /// The turn.
     pub id: TurnId,
-    /// Its place in the conversation.
+    /// The turn's number within its conversation.
     pub ordinal: i64,
-    /// How it ended.
+    /// How the turn ended.
     pub status: Status,
     /// JSON object `{text, attachments?}`.
     pub input: String,
-    /// The fields of its last word; `None` where the log is retained no longer.
+    /// The data of the last word; `None` if the log is no longer retained.
     pub last_word: Option<String>,
-    /// What was said before that, with its fields: questions and answers; where there is no whole answer its pieces too, of
-    /// a long one those at its beginning and its end.
+    /// Earlier events with their data: questions and answers; for a turn that did not complete also its pieces, of a
+    /// long text those at its beginning and its end.
     pub said: Vec<(Kind, String)>,
 }
 
 impl Store {
-    /// The turns of a conversation before `ordinal`, newest first: as many as the limits allow, and perhaps some more than
-    /// their bytes.
+    /// The turns of a conversation before `ordinal`, newest first: up to `limits.turns`, until their texts exceed 4 ×
+    /// `limits.bytes`. A single turn counts for at most `limits.bytes`.
     ///
     /// # Errors
-    /// Postgres is away, or a row does not read.
+    /// Postgres is away, or a row is unreadable.
     pub async fn past(
         &self,
         conversation: ConversationId,

@@ -1,7 +1,7 @@
-//! Turns of remote workers: which wait, their claims, and what became of a hold that moved.
+//! Turns of remote workers: which are claimable, their claims, and moves to another holder.
 //!
-//! Keeps I10: a claim comes with the hash of its turn's token, so that only whoever was offered the turn can take
-//! it. How a hold moves is in [`super::adoption`]; `docs/decisions/0016` tells why.
+//! Keeps I10: a claim stores the hash of its turn's token, so that only the worker that was offered the turn can take
+//! it. How a turn moves is in [`super::adoption`]; the reasons are in `docs/decisions/0016`.
 
 use std::collections::HashSet;
 
@@ -22,29 +22,29 @@ use crate::{
     },
 };
 
-/// Runtimes whose turns remote workers run.
+/// Runtimes whose queued turns remote workers take.
 const RUNTIMES: [&str; 1] = ["remote"];
 
-/// A turn that a remote worker could have.
+/// A turn that a remote worker could take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
-    /// Whose.
+    /// The turn's agent.
     pub agent: String,
-    /// Its conversation.
+    /// The turn's conversation.
     pub conversation: ConversationId,
-    /// Whoever served the conversation last: a worker, or, of an agent that was run otherwise, a replica.
+    /// Who served the conversation last: a remote worker, or a replica if the agent had another runtime.
     pub holder: Option<Uuid>,
-    /// Since when it can be claimed.
+    /// Milliseconds since the turn became claimable.
     pub waited_ms: i64,
-    /// Whether a replica holds it while it brings its worker about: for a worker of that conversation alone.
+    /// Whether a replica holds the turn while it starts a worker: only for a worker of this conversation.
     pub is_reserved: bool,
-    /// What it runs with.
+    /// The agent's revision of the turn.
     pub agent_revision: i32,
 }
 
-/// Which turn is to be claimed for which worker, and the hash of the token that comes with it.
+/// A turn to be claimed for a worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Bid {
     /// The turn.
@@ -55,19 +55,19 @@ pub struct Bid {
     pub token_hash: [u8; 32],
 }
 
-/// Who asks for a turn to be moved here.
+/// What entitles a caller to have a turn moved here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Proof {
-    /// Its worker, which was let in by its own token.
+    /// The turn's worker, authenticated by its own token.
     Worker(WorkerId),
-    /// Whoever has the turn's token, of which this is the SHA-256.
+    /// The turn's token, as its SHA-256.
     Token([u8; 32]),
 }
 
 impl Store {
-    /// Turns that workers of any conversation could have, those of these agents, from this one on, the oldest first, 512
-    /// at most; and those that workers of these conversations could have, wherever they are in the queue. The
-    /// turns of `barred` are passed over.
+    /// Turns that workers of any conversation could take: those of these agents, from `from` on, oldest first, 512 at
+    /// most. And turns for workers of these conversations, anywhere in the queue. Turns of `barred` principals are
+    /// skipped.
     pub async fn remote_heads(
         &self,
         agents: &[String],
@@ -136,7 +136,7 @@ impl Store {
         Ok(heads.collect())
     }
 
-    /// Claims these turns, each for its worker. What is missing from the answer is another's by now.
+    /// Claims these turns, each for its worker. A turn that is missing from the answer was claimed by another replica.
     pub async fn claim_remote(&self, bids: &[Bid]) -> Result<Vec<(Claim, WorkerId)>, StoreError> {
         let turns: Vec<Uuid> = bids.iter().map(|bid| bid.turn.0).collect();
         let workers: Vec<Uuid> = bids.iter().map(|bid| bid.worker.0).collect();
@@ -187,7 +187,7 @@ impl Store {
         Ok(claims.collect())
     }
 
-    /// Of these attempts, those that were offered to whoever has this proof of them.
+    /// Those of these attempts that were offered to the holder of the proof.
     pub async fn offered(
         &self,
         asked: &[(TurnId, i32, Proof)],
@@ -220,7 +220,7 @@ impl Store {
         Ok(asked.iter().filter(|&it| proofs.contains(it)).copied().collect())
     }
 
-    /// Of these claims, those that this replica holds no more.
+    /// Those of these claims that this replica no longer holds.
     pub async fn strayed(&self, claims: &[(TurnId, i32)]) -> Result<Vec<(TurnId, i32)>, StoreError> {
         let turns: Vec<Uuid> = claims.iter().map(|(turn, _)| turn.0).collect();
         let epochs: Vec<i32> = claims.iter().map(|(_, epoch)| *epoch).collect();
@@ -246,8 +246,8 @@ impl Store {
         Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch)).collect())
     }
 
-    /// Marks an order as carried out, where this replica still holds the turn: the order must not be lost to
-    /// whoever holds it now.
+    /// Marks an order as carried out; false if this replica no longer holds the turn. The order is then the new
+    /// holder's.
     pub async fn take_command_of(&self, id: i64, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease

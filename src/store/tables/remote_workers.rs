@@ -1,6 +1,6 @@
-//! Remote workers: registering, and ending.
+//! Remote workers: register, end, exit reports.
 //!
-//! A worker belongs to the token that made it: nobody else's may call as that one.
+//! A worker belongs to the token that registered it: another token cannot call as the same worker.
 
 pub use crate::host::process::ExitReport;
 use crate::{
@@ -10,34 +10,34 @@ use crate::{
     token::TokenHash,
 };
 
-/// A remote worker that calls.
+/// A remote worker.
 #[derive(Debug, Clone)]
 pub struct RemoteWorker {
-    /// Its id; the same at every replica that it calls.
+    /// The worker's id, the same at every replica.
     pub id: WorkerId,
-    /// Whose turns it runs.
+    /// The agent whose turns it runs.
     pub agent: String,
-    /// The agent's revision when it called.
+    /// The agent's revision when the worker registered.
     pub agent_revision: i32,
-    /// The only conversation that it serves, where it is bound to one.
+    /// The only conversation that the worker serves, if it is bound to one.
     pub conversation: Option<ConversationId>,
-    /// What its host calls itself.
+    /// The name that the worker's host gave.
     pub name: Option<String>,
 }
 
-/// What became of a registration.
+/// The result of a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
-    /// It calls here from now on.
+    /// The worker is registered at this replica.
     Done,
-    /// It has ended, or this id is another worker's.
+    /// The worker has ended, or the id belongs to another worker.
     Gone,
-    /// Another token made it.
+    /// The worker was registered with another token.
     AnothersToken,
 }
 
 impl Store {
-    /// Records a worker that calls here from now on, with the token of this hash.
+    /// Registers a worker at this replica, with a token of this hash.
     pub async fn register_worker(
         &self,
         worker: &RemoteWorker,
@@ -87,7 +87,7 @@ impl Store {
         Ok(if is_anothers == Some(true) { Registration::AnothersToken } else { Registration::Gone })
     }
 
-    /// Records how a remote worker ended, where it has not turned to another replica.
+    /// Records how a remote worker ended, unless it has registered at another replica.
     pub async fn remote_worker_ended(&self, id: WorkerId, exit: &str) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -107,8 +107,8 @@ impl Store {
         Ok(())
     }
 
-    /// Says why a worker ended: the one of this id, or, without one, each that is bound to the conversation.
-    /// Whoever holds a turn of it makes that the last word. How many workers it was told of.
+    /// Reports why a worker exited: the worker `id` or, without one, every worker bound to the conversation. The
+    /// holders of their turns end these with the reported reason. Returns how many workers were found.
     pub async fn worker_gone(
         &self,
         id: Option<WorkerId>,
@@ -117,7 +117,7 @@ impl Store {
     ) -> Result<u64, StoreError> {
         let (conversation, code) = (conversation.map(|conversation| conversation.0), why.code.as_str());
         let mut lease = self.lease().await?;
-        // A statement each: one for both would read all workers there ever were.
+        // Two statements: a common one would scan all workers, including those that ended long ago.
         let told = match id {
             Some(id) => lease.run("worker_gone", |c| {
                 sqlx::query!(
@@ -152,7 +152,7 @@ impl Store {
         Ok(told.rows_affected())
     }
 
-    /// Of these workers, those of which somebody said why they ended.
+    /// The exit reports of these workers, as far as there are any.
     pub async fn exit_reports(
         &self,
         workers: &[WorkerId],
@@ -179,7 +179,7 @@ impl Store {
         Ok(told.collect())
     }
 
-    /// Removes what nobody asks for any more: offers of turns, and tokens, that ended a day ago.
+    /// Deletes up to 5000 claims of ended turns and 1000 hashes of ended tokens, after at most one day.
     pub async fn sweep_remote(&self) -> Result<u64, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease

@@ -5,8 +5,8 @@
 //!   └──────┬──────────┘
 //!       verdict ──► lost
 //! ```
-//! Both ends are for good: who was judged registers anew under another id. The beat that refutes a
-//! verdict, and the facts a verdict rests on, are in [`super::beat`].
+//! `lost` and `left` are final: a replica that was declared lost registers again under a new id. The beat, and the
+//! evidence of a verdict, are in [`super::beat`].
 
 use chrono::{DateTime, Utc};
 
@@ -19,27 +19,27 @@ use crate::{
 /// A replica as operators see it.
 #[derive(Debug, Clone)]
 pub struct ReplicaRow {
-    /// Its id.
+    /// The replica's id.
     pub id: ReplicaId,
-    /// Where it can be reached.
+    /// The URL of the replica.
     pub url: String,
-    /// Its process id.
+    /// The replica's process id.
     pub pid: i32,
-    /// Its release.
+    /// The replica's release.
     pub version: String,
     /// `ready`, `draining`, `lost` or `left`.
     pub state: String,
-    /// When it registered.
+    /// When the replica registered.
     pub started_at: DateTime<Utc>,
-    /// Its newest beat.
+    /// The time of its newest beat.
     pub beat_at: DateTime<Utc>,
-    /// Turns that it holds.
+    /// How many turns the replica holds.
     pub turns: i64,
 }
 
 impl Store {
-    /// Registers this process under its current id. The listener must hold the session lock.
-    /// `timeline` is the one on which it has compared what it had seen before.
+    /// Registers this process under its current id. The listener must hold the session lock by then. `timeline`: the
+    /// one on which this process last compared what it had seen.
     pub async fn register(&self, url: &str, timeline: i32) -> Result<(), StoreError> {
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
         let mut lease = self.lease().await?;
@@ -65,7 +65,7 @@ impl Store {
         Ok(())
     }
 
-    /// Stops this replica from claiming; false where it was judged already.
+    /// Marks this replica as draining, so that it claims no more; false if it was declared lost before.
     pub async fn start_drain(&self) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
@@ -80,7 +80,7 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Deregisters: the last thing a replica does. What it still holds may be closed at once.
+    /// Marks this replica as left: its last statement. What it still holds may be closed at once.
     pub async fn leave(&self) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -99,8 +99,8 @@ impl Store {
         Ok(())
     }
 
-    /// Ends what a judged replica left behind: its backends, which may hold rows locked while they
-    /// wait for a frozen client, and its workers' lines.
+    /// Cleans up after a lost replica: terminates its backends, which may hold row locks while they wait for a frozen
+    /// client, and marks its workers as ended.
     pub async fn clear_away(&self, judged: &Judged) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -128,7 +128,7 @@ impl Store {
         Ok(())
     }
 
-    /// Replicas, newest first, before one: those at work, and those gone within the last hour.
+    /// Replicas, newest first, before one: those that are alive, and those gone within the last hour.
     pub async fn replicas(
         &self,
         before: Option<ReplicaId>,

@@ -1,7 +1,7 @@
-//! A database that went back in time: comparing what was seen with what is there, and what is told of it.
+//! A failover that lost commits: compares what was seen with what is in the database, and records the difference.
 //!
-//! Owns the table `rewound`. Every statement here finds nothing and changes nothing where no commit was
-//! lost, so it may run at any time.
+//! Owns the table `rewound`. If no commit was lost, every statement here finds and changes nothing, so it may run at
+//! any time.
 
 use uuid::Uuid;
 
@@ -11,33 +11,33 @@ use crate::{
     store::{error::StoreError, handle::Store, live::seen_commits::SeenCommit},
 };
 
-/// What a client is told whose turn is cut off by lost commits.
+/// The message of a turn that was cut off by lost commits.
 const MESSAGE: &str = "The database lost a part of this turn; it cannot be continued.";
 
-/// A turn that is not what this replica has seen of it.
+/// A turn that differs from what this replica has seen of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rewound {
-    /// Which turn.
+    /// The turn.
     pub turn: TurnId,
     /// `closed`, `changed` or `vanished`.
     pub how: String,
-    /// Events that were seen and are not there.
+    /// Events that were seen and no longer exist.
     pub events_lost: i32,
 }
 
-/// What was lost, over all replicas, as operators see it.
+/// Losses of all replicas, for operators.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Turns that were closed, that ended otherwise, or that vanished.
+    /// Turns that were closed, changed or vanished.
     pub turns: i64,
-    /// Events that were seen and are not there.
+    /// Events that were seen and no longer exist.
     pub events: i64,
-    /// Of the turns: those whose acceptance was lost.
+    /// The turns among them whose acceptance was lost.
     pub vanished: i64,
 }
 
 impl Store {
-    /// The timeline that the database is on; 0 where it does not tell.
+    /// The database's timeline; 0 if Postgres does not tell it.
     pub async fn timeline(&self) -> Result<i32, StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -47,7 +47,7 @@ impl Store {
             .await
     }
 
-    /// Compares, closes what was cut off, and tells what nobody has told before. See `lw_reconcile_v1`.
+    /// Compares, closes turns that were cut off, and returns those not reported before. See `lw_reconcile_v1`.
     pub async fn reconcile(&self, seen: &[SeenCommit]) -> Result<Vec<Rewound>, StoreError> {
         let turns: Vec<Uuid> = seen.iter().map(|seen| seen.turn.0).collect();
         let epochs: Vec<i32> = seen.iter().map(|seen| seen.epoch).collect();
@@ -82,8 +82,8 @@ impl Store {
         Ok(rewound)
     }
 
-    /// Says in this replica's row that it has compared on `timeline`; false where the database has gone
-    /// to yet another one meanwhile.
+    /// Records in this replica's row that it has compared on `timeline`; false if the database has changed its timeline
+    /// again.
     pub async fn set_reconciled(&self, timeline: i32) -> Result<bool, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
@@ -96,12 +96,12 @@ impl Store {
                 .execute(c)
             })
             .await?;
-        // Others may have waited for this one.
+        // Other replicas may claim only after this one has compared.
         self.wake().queue.moved();
         Ok(done.rows_affected() == 1)
     }
 
-    /// From which `seq` on a turn's log may have told something else before; `None` for all but a few.
+    /// The `seq` from which a turn's log may differ from what was shown before; `None` for nearly all turns.
     pub async fn rewound_from(&self, turn: TurnId) -> Result<Option<i32>, StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -112,7 +112,7 @@ impl Store {
             .await
     }
 
-    /// What was lost within the last 90 days.
+    /// Losses within the last 90 days.
     pub async fn losses(&self) -> Result<Losses, StoreError> {
         let mut lease = self.lease().await?;
         let row = lease

@@ -1,4 +1,4 @@
-//! Turns: read, cancel. How they come to be is in [`super::accept`], how they are listed in [`super::lists`].
+//! Turns: read, cancel. Accepting is in [`super::accept`], lists are in [`super::lists`].
 
 use std::collections::BTreeMap;
 
@@ -25,16 +25,16 @@ pub struct TurnFilter {
     pub status: Option<Status>,
     /// Only this conversation's.
     pub conversation: Option<ConversationId>,
-    /// Only those past their deadline.
+    /// Only past their deadline.
     pub is_overdue: bool,
-    /// Only those before this one (newest first).
+    /// Only before this turn (newest first).
     pub before: Option<TurnId>,
     /// At most this many.
     pub limit: i64,
 }
 
 impl Store {
-    /// One turn as clients see it.
+    /// One turn as clients see it; `None` if there is none or its conversation was deleted.
     pub async fn turn(&self, id: TurnId) -> Result<Option<Turn>, StoreError> {
         let mut lease = self.lease().await?;
         let row = lease
@@ -58,7 +58,7 @@ impl Store {
         aside(bytes, move || row.map(TurnRow::read).transpose()).await
     }
 
-    /// A conversation's turn ids after an ordinal, in order: what a reader of the whole thread follows.
+    /// A conversation's turn ids after an ordinal, in order.
     pub async fn turn_ids_after(
         &self,
         conversation: ConversationId,
@@ -80,8 +80,8 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.ordinal, TurnId(row.id))).collect())
     }
 
-    /// Cancels turns: the queued end at once, the held get an order and a last chance of 10 s.
-    /// Those missing from the answer had ended before; `true` where one ended here.
+    /// Cancels turns. A queued turn ends at once; the holder of a claimed turn gets an order and 10 s to end it. Turns
+    /// that had ended before are missing from the answer; `true`: the turn ended with this call.
     pub async fn cancel(&self, turns: &[TurnId], by: CancelledBy) -> Result<Vec<(TurnId, bool)>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
         let mut lease = self.lease().await?;
@@ -96,7 +96,7 @@ impl Store {
             })
             .await?;
         let is = |outcome: &str| rows.iter().any(|row| row.outcome == outcome);
-        // Asked before: its holder has the order, or finds it by itself.
+        // No ring for `asked before`: the holder has that order, or finds it with its next poll.
         if is("asked") {
             self.wake().orders_left();
         }
@@ -108,7 +108,7 @@ impl Store {
             self.wake().turns.events_committed(ended);
             self.wake().queue.moved();
         }
-        // A turn that ended here may be told twice: as it was found, and as it was left.
+        // A turn that ended in this call may have two rows: its state before and after.
         let mut outcomes = BTreeMap::new();
         for row in rows {
             *outcomes.entry(TurnId(row.turn)).or_insert(false) |= row.outcome == "cancelled";
@@ -116,7 +116,7 @@ impl Store {
         Ok(outcomes.into_iter().collect())
     }
 
-    /// Turns of a conversation that owe a last word, before an ordinal (`None`: all).
+    /// Turns of a conversation without a last word, before an ordinal (`None`: all), 10,000 at most.
     pub async fn open_turns(
         &self,
         conversation: ConversationId,
@@ -140,7 +140,7 @@ impl Store {
         Ok(rows.into_iter().map(TurnId).collect())
     }
 
-    /// A turn's own input, metadata, agent and conversation, to make a new turn like it.
+    /// A turn's conversation, agent, input and metadata, to accept a new turn like it.
     pub async fn input(
         &self,
         turn: TurnId,
@@ -159,7 +159,7 @@ impl Store {
     }
 }
 
-/// What a turn shows of its last word.
+/// The fields of a last word that a turn shows.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Word {
@@ -168,7 +168,7 @@ struct Word {
     usage: Option<Raw>,
 }
 
-/// A turn as it is read.
+/// A turn as read from the database.
 pub(in crate::store) struct TurnRow {
     pub(in crate::store) id: Uuid,
     pub(in crate::store) conversation_id: Uuid,
@@ -185,7 +185,7 @@ pub(in crate::store) struct TurnRow {
 }
 
 impl TurnRow {
-    /// Of what is read of it.
+    /// Bytes of the JSON that [`TurnRow::read`] parses.
     pub(in crate::store) fn bytes(&self) -> usize {
         [&self.metadata, &self.last_word].into_iter().flatten().map(String::len).sum()
     }

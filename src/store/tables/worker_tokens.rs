@@ -1,7 +1,7 @@
-//! Tokens that let workers in: minted, listed, ended.
+//! Tokens of workers: mint, list, revoke.
 //!
-//! A token is stored as its SHA-256, and told once, when it is minted. One that has ended leaves its hash behind for
-//! a day: that is how each replica learns, within a second, whom to let in no more (`docs/decisions/0027`).
+//! Only a token's SHA-256 is stored; the token itself is shown once. The hash of a revoked or expired token is kept for
+//! a day: from it each replica learns within a second which workers to reject (`docs/decisions/0027`).
 
 use std::collections::HashMap;
 
@@ -13,37 +13,37 @@ use crate::{
     token::{self, Purpose, TokenHash},
 };
 
-/// Tokens that operators may have minted, all in all.
+/// Most tokens that operators may have.
 pub const TOKENS_MAX: i64 = 10_000;
-/// What a turn's last word says of a worker whose token has ended.
+/// The message of a turn whose worker's token has ended.
 pub const ENDED: &str = "The worker handling your request is not let in any more.";
-/// A commit may become visible so long after its time.
+/// A commit may become visible this long after its own timestamp.
 const COMMIT_MAX: TimeDelta = TimeDelta::seconds(10);
 
-/// What a minted token is good for.
+/// What a token permits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// The agent.
+    /// Workers of this agent.
     pub agent: String,
-    /// The conversation; `None`: any of the agent's.
+    /// Workers of this conversation only; `None`: of any conversation.
     pub conversation: Option<ConversationId>,
-    /// Until when; `None`: until it is revoked.
+    /// Until this time; `None`: until revoked.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
-/// A token that an operator has minted, without its secret.
+/// A token that an operator minted, without its secret.
 #[derive(Debug, Clone)]
 pub struct WorkerToken {
-    /// What it is revoked by.
+    /// The id to revoke the token by.
     pub id: WorkerTokenId,
-    /// What it is good for.
+    /// What the token permits.
     pub grant: Grant,
-    /// When it was minted.
+    /// When the token was minted.
     pub created_at: DateTime<Utc>,
 }
 
 impl Store {
-    /// Mints a token that lets workers in, for this and nothing else. It is told here and never again.
+    /// Mints a token without an id, for this grant. The secret is returned here and never again.
     pub async fn mint_worker_token(&self, grant: &Grant) -> Result<String, StoreError> {
         let token = token::mint(Purpose::Worker);
         let token_hash = token::hash(&token);
@@ -65,7 +65,8 @@ impl Store {
         Ok(token)
     }
 
-    /// The same for an operator, who is told its id as well; `None` where there are too many. With how many there are.
+    /// Mints a token with an id, for an operator; `None` at the limit of 10,000. Also returns how many tokens there
+    /// are.
     pub async fn create_worker_token(
         &self,
         grant: &Grant,
@@ -99,7 +100,7 @@ impl Store {
         }))
     }
 
-    /// The tokens that operators have minted and that let workers in, before this one, the newest first.
+    /// Valid tokens that operators minted, newest first, before one.
     pub async fn worker_tokens(
         &self,
         before: Option<WorkerTokenId>,
@@ -133,7 +134,7 @@ impl Store {
         Ok(known.collect())
     }
 
-    /// What the tokens of these hashes are good for; what is missing from the answer lets nobody in.
+    /// The grants of valid tokens by hash. A hash that is missing from the answer is rejected.
     pub async fn worker_grants(&self, hashes: &[TokenHash]) -> Result<HashMap<TokenHash, Grant>, StoreError> {
         let hashes: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
         let mut lease = self.lease().await?;
@@ -156,12 +157,12 @@ impl Store {
         Ok(grants.collect())
     }
 
-    /// Lets in nobody any more by the token of this id, and ends the workers that it let in; false where there is none.
+    /// Revokes the token of this id, and ends the workers that registered with it; false if there is none.
     pub async fn end_worker_token(&self, id: WorkerTokenId) -> Result<bool, StoreError> {
         Ok(self.end_worker_tokens(Some(id)).await? > 0)
     }
 
-    /// The same for the tokens that have expired; how many there were.
+    /// As [`Store::end_worker_token`], for all expired tokens; returns how many.
     pub async fn end_expired_worker_tokens(&self) -> Result<i32, StoreError> {
         self.end_worker_tokens(None).await
     }
@@ -180,13 +181,13 @@ impl Store {
             })
             .await?;
         if ended > 0 {
-            // Whoever holds turns of their workers looks why those ended.
+            // The holders of these workers' turns have to read the exit reports.
             self.wake().orders_left();
         }
         Ok(ended)
     }
 
-    /// Tokens that have ended since then, or a little before.
+    /// Hashes of tokens that have ended since then, or up to 10 s before.
     pub async fn worker_tokens_ended(&self, since: DateTime<Utc>) -> Result<Vec<TokenHash>, StoreError> {
         let mut lease = self.lease().await?;
         let hashes = lease
@@ -201,7 +202,7 @@ impl Store {
         Ok(hashes.into_iter().filter_map(|hash| hash.try_into().ok()).collect())
     }
 
-    /// Lets in nobody any more by a token of this conversation.
+    /// Deletes this conversation's tokens without an id: they authenticate nobody any more.
     pub async fn revoke_worker_tokens(&self, conversation: ConversationId) -> Result<u64, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease
@@ -216,7 +217,7 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// Lets in nobody any more by the token of this hash.
+    /// Deletes the token of this hash: it authenticates nobody any more.
     pub async fn revoke_worker_token(&self, token_hash: TokenHash) -> Result<u64, StoreError> {
         let mut lease = self.lease().await?;
         let done = lease

@@ -1,4 +1,4 @@
-//! Workers: what runs where, for operators. Which turns a worker runs is told by the in-flight rows.
+//! Workers, for operators. Which turns a worker runs is read from the in-flight rows.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -11,52 +11,52 @@ use crate::{
 /// A worker that is being started.
 #[derive(Debug, Clone)]
 pub struct NewWorker {
-    /// Its id.
+    /// The worker's id.
     pub id: WorkerId,
-    /// The agent and the revision that it runs.
+    /// The agent's name.
     pub agent: String,
     /// The agent's revision.
     pub agent_revision: i32,
     /// `process`.
     pub runtime: &'static str,
-    /// The conversation that it serves; none of a shared worker.
+    /// The conversation that the worker serves; `None` for a shared worker.
     pub conversation: Option<ConversationId>,
-    /// Its process id.
+    /// The worker's process id.
     pub pid: i32,
 }
 
 /// A worker as operators see it.
 #[derive(Debug, Clone)]
 pub struct WorkerRow {
-    /// Its id.
+    /// The worker's id.
     pub id: WorkerId,
-    /// The replica that hosts it.
+    /// The replica that hosts the worker, or that the remote worker calls.
     pub replica: ReplicaId,
-    /// Its agent.
+    /// The agent's name.
     pub agent: String,
-    /// `process`, or what its agent's is where it calls: `remote` or `kubernetes`.
+    /// `process`, or for a worker that calls its agent's runtime: `remote` or `kubernetes`.
     pub runtime: String,
-    /// The conversation that it serves; none of a shared worker.
+    /// The conversation that the worker serves; `None` for a shared worker.
     pub conversation: Option<ConversationId>,
-    /// The turn that it runs now; none of a shared worker, which may run many.
+    /// The turn that the worker runs now; `None` for a shared worker, which may run many.
     pub turn: Option<TurnId>,
-    /// How many turns it runs now.
+    /// How many turns the worker runs now.
     pub turns: i64,
-    /// Its process id.
+    /// The worker's process id.
     pub pid: Option<i32>,
-    /// What its host calls itself, where it calls: in a pod, the pod's name.
+    /// The name that a remote worker's host gave; the pod's name in a pod.
     pub name: Option<String>,
     /// `starting`, `ready` or `ended`.
     pub state: String,
-    /// When it was started.
+    /// When the worker was started.
     pub started_at: DateTime<Utc>,
-    /// When it ended.
+    /// When the worker ended.
     pub ended_at: Option<DateTime<Utc>>,
-    /// How it ended.
+    /// How the worker ended.
     pub exit: Option<String>,
-    /// What else is known of that, where somebody watched: of a pod, what Kubernetes said.
+    /// Details of the end, if reported; for a pod, what Kubernetes said.
     pub detail: Option<String>,
-    /// The end of its stderr.
+    /// The end of the worker's stderr.
     pub stderr_tail: Option<String>,
 }
 
@@ -86,7 +86,7 @@ impl Store {
         Ok(())
     }
 
-    /// Records that a worker said it is ready.
+    /// Records that a worker is ready.
     pub async fn worker_ready(&self, id: WorkerId) -> Result<(), StoreError> {
         let mut lease = self.lease().await?;
         lease
@@ -103,7 +103,7 @@ impl Store {
 
     /// Records how a worker ended.
     pub async fn worker_ended(&self, id: WorkerId, exit: &str, stderr_tail: &str) -> Result<(), StoreError> {
-        // Postgres' text cannot hold NUL; a worker's stderr can.
+        // Postgres' text type cannot hold NUL, which stderr may contain.
         let tail = stderr_tail.replace('\0', "\u{fffd}");
         let mut lease = self.lease().await?;
         lease
@@ -124,7 +124,7 @@ impl Store {
         Ok(())
     }
 
-    /// Workers that live, newest first, before one, at most `limit`.
+    /// Live workers, newest first, before one, at most `limit`.
     pub async fn workers(&self, before: Option<WorkerId>, limit: i64) -> Result<Vec<WorkerRow>, StoreError> {
         let before = before.map_or(Uuid::max(), |worker| worker.0);
         let mut lease = self.lease().await?;
@@ -152,7 +152,7 @@ impl Store {
         Ok(rows.into_iter().filter(|row| row.state != "ended").collect())
     }
 
-    /// That worker, even when it has ended.
+    /// One worker, even if it has ended.
     pub async fn worker(&self, id: WorkerId) -> Result<Option<WorkerRow>, StoreError> {
         Ok(self.workers_of(&[id.0]).await?.pop())
     }

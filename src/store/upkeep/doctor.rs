@@ -1,6 +1,6 @@
-//! The doctor's checks: what of this Postgres would make the gateway slow or wrong.
+//! The doctor's checks: what in this Postgres would make the gateway slow or wrong.
 //!
-//! Owns the checks and their remedies. Reads only, and rings one NOTIFY on a channel of its own.
+//! Owns the checks and their remedies. Only reads, and sends one NOTIFY on a channel of its own.
 
 mod check;
 mod session;
@@ -19,23 +19,23 @@ use crate::{
     },
 };
 
-/// Connections of a replica beside its pool: the beat's, the listener's, the notify sender's.
+/// Connections of a replica outside its pool: beat, listener, notify sender.
 const CONNECTIONS_RESERVED: i64 = 3;
-/// How long a check may take.
+/// Deadline of a check.
 const CHECK_MAX: Duration = Duration::from_secs(10);
 const NOTIFY_MAX: Duration = Duration::from_secs(2);
 const SKEW_MAX_S: f64 = 1.0;
 const TRANSACTION_MAX_S: f64 = 300.0;
 
 impl Store {
-    /// Every check, as far as Postgres lets them be made.
+    /// Runs every check that this Postgres permits.
     pub async fn examine(&self, config: &Config) -> Vec<Check> {
         let mut conn = match self.sessions().open("connect", SessionPurpose::Pool(CHECK_MAX)).await {
             Ok(conn) => conn,
             Err(why) => return vec![shut_out(&why)],
         };
         let extent = self.extent().await;
-        // Where nothing is installed that alone is the fault: there is nothing to ask our tables for.
+        // If nothing is installed that alone is the fault: there are no tables to query.
         let has_tables = !matches!(extent, Ok(Extent::Nothing));
         let mut checks = vec![migrations(extent)];
         let mut results = session::checks(&mut conn).await;
@@ -58,7 +58,7 @@ impl Store {
         checks
     }
 
-    /// Whether a failover ever took the database back in time, and whether that would be seen.
+    /// Whether a failover ever lost commits, and whether such a loss could be detected.
     async fn lost_commits(&self) -> Check {
         let remedy = "a standby without the newest commits was promoted: use a synchronous one, or accept it";
         match (self.timeline().await, self.losses().await) {
@@ -81,7 +81,7 @@ impl Store {
         }
     }
 
-    /// Whether a NOTIFY arrives, and how fast: a transaction pooler takes LISTEN and delivers nothing.
+    /// Whether a NOTIFY arrives, and how fast. A transaction pooler accepts LISTEN and delivers nothing.
     async fn notify(&self, conn: &mut Conn) -> Result<Check, sqlx::Error> {
         const CHANNEL: &str = "lastword_doctor";
         let remedy =
@@ -171,7 +171,7 @@ async fn oldest_transaction(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     .fetch_one(conn)
     .await?;
     let Some(seconds) = seconds else {
-        // A forgotten session is mostly a person's, or a backup's.
+        // Forgotten sessions mostly belong to people or backups, under other roles.
         return Ok(fine("oldest transaction", "hidden from this role: pg_read_all_stats would show others'"));
     };
     let finding = format!("{seconds:.0} s old");
@@ -193,7 +193,7 @@ async fn clock_skew(conn: &mut Conn, store: &Store) -> Result<Check, sqlx::Error
     Ok(if skew.abs() <= SKEW_MAX_S {
         fine("clock skew", finding)
     } else {
-        // Nothing is judged by this machine's clock, but logs are read beside each other.
+        // The gateway decides nothing by this machine's clock, but logs of several machines are compared.
         check("clock skew", Severity::Warning, finding, "synchronise this machine's clock")
     })
 }
@@ -223,14 +223,14 @@ async fn partitions(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     })
 }
 
-/// A pooler that hands each transaction to another backend shows in the backend's id.
+/// Detects a transaction pooler: the backend's process id changes between statements.
 async fn pooler(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     let mut backends = std::collections::HashSet::new();
     for _ in 0..5 {
         backends
             .insert(sqlx::query_scalar!(r#"select pg_backend_pid() as "pid!""#).fetch_one(&mut *conn).await?);
     }
-    // What a session began with is gone where a pooler does not pass that on.
+    // Startup parameters are lost if a pooler does not pass them on.
     let path =
         sqlx::query_scalar!(r#"select current_setting('search_path') as "path!""#).fetch_one(conn).await?;
     Ok(if backends.len() == 1 && path == "pg_catalog" {
@@ -241,7 +241,7 @@ async fn pooler(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     })
 }
 
-/// Why there is no connection, and what to do.
+/// The check for a failed connection.
 fn shut_out(why: &StoreError) -> Check {
     let remedy = why.remedy().unwrap_or("check the database URL, and that Postgres runs and can be reached");
     check("postgres", Severity::Fault, why.to_string(), remedy)

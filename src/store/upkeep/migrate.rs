@@ -1,4 +1,4 @@
-//! Migrations: safe with many replicas starting at once, and with older ones still running.
+//! Migrations. Safe when many replicas start at once, and while replicas of older releases run.
 
 use std::borrow::Cow;
 
@@ -15,29 +15,29 @@ use crate::store::{
 
 static MIGRATIONS: Migrator = {
     let mut migrations = sqlx::migrate!();
-    // An older replica still starts on a newer schema.
+    // A replica of an older release must still start on a newer schema.
     migrations.ignore_missing = true;
     migrations
 };
 
-/// How much of this release's schema a database has.
+/// How much of this release's schema is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
     /// No migration was applied.
     Nothing,
-    /// An older release's.
+    /// Migrations of an older release only.
     Some,
     /// Every migration of this release.
     All,
 }
 
 impl Store {
-    /// Brings the schema up to this release, and makes the schema where there is none. Takes an advisory lock; waits
-    /// for whoever holds it. Refuses a database that is not UTF-8 before anything is changed.
+    /// Brings the schema up to this release, and creates it if needed. Takes an advisory lock, and waits for other
+    /// holders of it. Refuses a database that is not UTF-8 before it changes anything.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let failed = |why| StoreError::from_sqlx("migrate", why);
-        // Its own connection: a long migration must not meet the statement deadline. Past a pooler, as
-        // the listener's: the lock is a session's, and is let go of on the backend that took it.
+        // A session without the statement deadline, since migrations can take long. It bypasses a pooler, as the
+        // listener does, since the session's lock must be released on the same backend.
         let mut conn = self.listener_sessions().open("migrate", SessionPurpose::Work).await?;
         self.reachability().heard();
         let encoding = encoding(&mut conn).await.map_err(failed)?;
@@ -57,19 +57,19 @@ impl Store {
         })
     }
 
-    /// Whether a newer release has migrated this database: it may have written words that this one does not know.
+    /// Whether a newer release has migrated this database and may have written values that this release does not know.
     pub(in crate::store) async fn is_schema_newer(&self, conn: &mut Conn) -> Result<bool, StoreError> {
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
         let applied = applied(conn).await.map_err(|why| StoreError::from_sqlx("verify", why))?;
         Ok(applied.iter().any(|version| *version > newest))
     }
 
-    /// Whether every migration of this release has been applied.
+    /// Whether every migration of this release was applied.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         Ok(self.extent().await? == Extent::All)
     }
 
-    /// How much of this release's schema is there.
+    /// How much of this release's schema is installed.
     pub(super) async fn extent(&self) -> Result<Extent, StoreError> {
         let mut lease = self.lease().await?;
         let applied = lease.run("is_migrated", applied).await?;
@@ -81,7 +81,7 @@ impl Store {
     }
 }
 
-/// The migrations, each of them run in the installation's schema.
+/// The migrations, each made to run in the installation's schema.
 fn migrations(schema: &Schema) -> Migrator {
     let place = format!("set local search_path = {}, pg_temp;\n", schema.name());
     let placed = |migration: &Migration| Migration {
@@ -91,33 +91,33 @@ fn migrations(schema: &Schema) -> Migrator {
     Migrator {
         migrations: MIGRATIONS.iter().map(placed).collect::<Vec<_>>().into(),
         ignore_missing: true,
-        // The driver's lock is one for the whole database; replicas of older releases take it.
+        // The driver's lock covers the whole database; replicas of older releases take it.
         locking: schema.is_first(),
         table_name: Cow::Owned(schema.migrations()),
         ..Migrator::DEFAULT
     }
 }
 
-/// The encoding of the database's texts.
+/// The database's encoding.
 pub(in crate::store) async fn encoding(conn: &mut Conn) -> Result<String, sqlx::Error> {
     sqlx::query_scalar!(r#"select current_setting('server_encoding') as "encoding!""#).fetch_one(conn).await
 }
 
-/// Makes the schema where there is none, and keeps others from migrating as long as this session lasts.
+/// Creates the schema if needed, and locks out other migrations until this session ends.
 #[allow(clippy::disallowed_methods, reason = "the schema's name is no parameter")]
 async fn prepare(conn: &mut Conn) -> Result<(), sqlx::Error> {
     let name = conn.schema.name().to_owned();
     let lock = format!("lastword migrations of {name}");
     sqlx::query!("select pg_advisory_lock(hashtextextended($1, 0))", lock).execute(&mut *conn).await?;
     let is_there = sqlx::query_scalar!(r#"select to_regnamespace($1) is not null as "is_there!""#, name);
-    // Asked first: to make a schema takes a right that a role need not have where the schema is there.
+    // Checked first: `create schema` needs a right that the role may lack if the schema already exists.
     if !is_there.fetch_one(&mut *conn).await? {
         sqlx::raw_sql(AssertSqlSafe(format!("create schema {name}"))).execute(&mut *conn).await?;
     }
     Ok(())
 }
 
-/// The versions of the applied migrations; none where nothing is installed.
+/// Versions of the applied migrations; empty if nothing is installed.
 #[allow(clippy::disallowed_methods, reason = "the migration tool makes this table, not a migration")]
 async fn applied(conn: &mut Conn) -> Result<Vec<i64>, sqlx::Error> {
     let table = conn.schema.migrations();

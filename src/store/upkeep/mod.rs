@@ -1,4 +1,4 @@
-//! What keeps an installation well: migrations, partitions, sweeps, and what operators ask.
+//! Maintenance of an installation: migrations, partitions, sweeps, and checks for operators.
 
 mod bounds;
 pub mod doctor;

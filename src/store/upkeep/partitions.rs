@@ -1,7 +1,8 @@
-//! Partitions of the event log: made ahead, dropped whole, and left alone by whoever needs only one of them.
+//! Partitions of the event log, one per day: made ahead, dropped whole, and pruned from statements that need few of
+//! them.
 //!
-//! Never dropped past the oldest turn in flight. DDL gives up after 100 ms of waiting for its lock:
-//! queueing behind a long reader would stop every append behind it.
+//! Refuses to drop a partition that a turn in flight needs. DDL waits at most 100 ms for its lock: while it queued
+//! behind a long reader, every append would queue behind it.
 
 use chrono::{Days, NaiveDate};
 use uuid::Uuid;
@@ -11,15 +12,15 @@ use crate::store::{error::StoreError, handle::Store, warn_of};
 /// How many days ahead partitions are made.
 const DAYS_AHEAD: u64 = 2;
 
-/// The first and the last of these ids. A statement that is told them opens the days in between and no others: which
-/// they are is known when it begins, while the ids themselves come up row by row, when all days are open already.
+/// The smallest and the largest of these ids. A statement with these bounds prunes other partitions when it starts. The
+/// ids themselves would prune nothing: they arrive row by row, after all partitions were opened.
 pub(in crate::store) fn ends(ids: &[Uuid]) -> (Uuid, Uuid) {
     let ends = ids.iter().min().zip(ids.iter().max());
     ends.map(|(first, last)| (*first, *last)).unwrap_or_default()
 }
 
 impl Store {
-    /// Makes what is missing from today to two days ahead. Returns how many it made.
+    /// Makes the missing partitions from today to two days ahead. Returns how many it made.
     pub async fn make_partitions(&self) -> Result<u32, StoreError> {
         let today = self.clock().now().date_naive();
         let mut lease = self.lease().await?;
@@ -46,7 +47,7 @@ impl Store {
         Ok(made)
     }
 
-    /// Drops partitions of days before `keep_from` that no turn in flight needs. Returns their names.
+    /// Drops partitions of days before `keep_from`, except those that a turn in flight needs. Returns their names.
     pub async fn drop_partitions(&self, keep_from: NaiveDate) -> Result<Vec<String>, StoreError> {
         let mut lease = self.lease().await?;
         lease

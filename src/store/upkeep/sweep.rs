@@ -1,7 +1,7 @@
-//! Sweeping: what is retained no longer is removed, oldest first, a batch at a time.
+//! Sweeping: deletes what is past its retention, oldest first, in batches.
 //!
-//! Owns a connection of its own: a batch is bounded by its rows, and must not meet the deadline of the statements that
-//! turns wait for. One replica at a time sweeps turns; the others find that out and do nothing.
+//! Owns a connection of its own: a batch is limited by its rows, and must not fall under the statement deadline of the
+//! pool. One replica at a time sweeps turns; the others notice and do nothing.
 
 use std::time::Duration;
 
@@ -17,44 +17,44 @@ use crate::{
     },
 };
 
-/// How long one batch may take.
+/// Deadline of one batch.
 const BATCH_TAKES_MAX: Duration = Duration::from_secs(60);
-/// Rows of one batch, about.
+/// Rows of one batch, approximately.
 const BATCH_ROWS: i32 = 10_000;
-/// Conversations that one batch looks at.
+/// Conversations examined by one batch.
 const BATCH_CONVERSATIONS: i32 = 2000;
 /// 2023-01-01: before the first release.
 const FIRST_TURN: DateTime<Utc> = DateTime::from_timestamp_secs(1_672_531_200).unwrap();
-/// Of each kind of smaller things at a time.
+/// Most rows per kind and call of the smaller tables.
 pub const BATCH_REST: u64 = 5000;
 
-/// A connection to sweep over.
+/// A connection for sweeps.
 #[derive(Debug)]
 pub struct Sweeper {
     conn: Conn,
 }
 
-/// What one batch came to.
+/// The result of one batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Swept {
-    /// The last id that it looked at; `None` where nothing is left, or another replica is at it.
+    /// The last id examined; `None` if nothing is left, or another replica is sweeping.
     pub last: Option<Uuid>,
-    /// Turns that it removed.
+    /// Turns deleted.
     pub turns: i32,
-    /// Their events.
+    /// Their events deleted.
     pub events: i32,
-    /// Conversations that no turn was left of.
+    /// Conversations deleted, since they had no turn left.
     pub conversations: i32,
 }
 
 impl Store {
-    /// Connects, to sweep.
+    /// Connects.
     pub async fn sweeper(&self) -> Result<Sweeper, StoreError> {
         let conn = self.sessions().open("sweep", SessionPurpose::Task(BATCH_TAKES_MAX)).await?;
         Ok(Sweeper { conn })
     }
 
-    /// Whether a turn is older than anything that is retained. An id of a time before there were turns was never one's.
+    /// Whether a turn's id is older than the retention. Ids from before the first release were never issued.
     pub fn is_past(&self, turn: TurnId) -> bool {
         turn.0 >= first_id(FIRST_TURN) && turn.0 < first_id(self.kept_from())
     }
@@ -64,8 +64,9 @@ impl Store {
         self.clock().now().checked_sub_signed(retain).unwrap_or(DateTime::UNIX_EPOCH)
     }
 
-    /// Removes what nobody asks for any more: replicas gone for a day; workers that ended a day ago, keys and orders of two
-    /// days ago, or of `retain` where that is shorter. At most [`BATCH_REST`] of each; returns how many.
+    /// Deletes replicas gone for a day; workers that ended a day ago, and idempotency keys and orders of two days ago,
+    /// or sooner if `retain` is shorter; records of lost commits after 90 days. At most [`BATCH_REST`] of each. Returns
+    /// the largest count of any kind.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
         let retain_s = self.retain().as_secs_f64();
         let mut lease = self.lease().await?;
@@ -116,7 +117,7 @@ impl Store {
 }
 
 impl Sweeper {
-    /// Removes turns that ended, after one id and older than that, with all that is kept of them.
+    /// Deletes ended turns after the id `after` and older than `keep_from`, with all their data.
     pub async fn turns(&mut self, after: Uuid, keep_from: DateTime<Utc>) -> Result<Swept, StoreError> {
         let row = sqlx::query!(
             r#"
@@ -134,7 +135,7 @@ impl Sweeper {
         Ok(Swept { last: row.last, turns, events, conversations })
     }
 
-    /// Removes conversations that no turn is left of, after one id and older than that.
+    /// Deletes conversations without turns, after the id `after` and older than `keep_from`.
     pub async fn empty(&mut self, after: Uuid, keep_from: DateTime<Utc>) -> Result<Swept, StoreError> {
         let row = sqlx::query!(
             r#"select o_last as last, o_conversations as "conversations!" from lastword.lw_sweep_empty_v1($1, $2, $3)"#,
@@ -149,14 +150,14 @@ impl Sweeper {
     }
 }
 
-/// The smallest id of a moment: the first 48 bits of one are its time.
+/// The smallest id of a moment: the first 48 bits of an id are its time in milliseconds.
 fn first_id(at: DateTime<Utc>) -> Uuid {
     let ms = u128::from(at.timestamp_millis().max(0).unsigned_abs());
     Uuid::from_u128(ms << 80)
 }
 
-/// From when on turns are kept that may end now: all that is older than `retain`, or, where that is two days or more, than
-/// its day, whose log is dropped as a whole.
+/// The time from which ended turns are kept: `retain` ago or, if `retain` is two days or more, the start of that day,
+/// since the log is dropped in whole days. `None`: everything is kept.
 pub fn keep_from(now: DateTime<Utc>, retain: Duration) -> Option<DateTime<Utc>> {
     let keep_from = now.checked_sub_signed(TimeDelta::from_std(retain).ok()?)?;
     let is_in_days = retain >= Duration::from_secs(2 * 86_400);

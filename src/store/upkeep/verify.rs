@@ -1,27 +1,27 @@
-//! `verify`: I1 to I6 over the whole database, as queries that find what breaks them.
+//! `verify`: checks I1 to I6 and I9 over the whole database, by queries for rows that break them.
 //!
-//! Owns the checks; each returns the ids that break it. Turns whose log was dropped with its
-//! partition are not judged by their log.
+//! Owns the checks; each returns the ids that break its rule. Turns whose log was dropped with its partition are not
+//! judged by their log.
 
 use crate::store::{error::StoreError, handle::Store, pool::session::SessionPurpose};
 
-/// One rule and what breaks it.
+/// A rule, and the ids that break it.
 #[derive(Debug, Clone)]
 pub struct Finding {
     /// The invariant.
     pub invariant: &'static str,
     /// The rule, as a sentence.
     pub rule: &'static str,
-    /// Ids that break it, the first 20.
+    /// Ids that break the rule, the first 20.
     pub broken: Vec<String>,
-    /// False where a newer release wrote into this database, and the rule is about words.
+    /// False if the rule is about stored words and a newer release has migrated this database.
     pub is_checked: bool,
 }
 
 struct VerifyRule {
     invariant: &'static str,
     rule: &'static str,
-    /// Returns one text column; `$LOGGED` stands for "the log of turn t is still kept".
+    /// Returns one text column. `$LOGGED` stands for "the log of turn t is still kept".
     sql: &'static str,
 }
 
@@ -104,7 +104,7 @@ const CHECKS: &[VerifyRule] = &[
     },
 ];
 
-/// Rules about words, of which a newer release may have more.
+/// Rules about stored words, of which a newer release may have more.
 const WORDS: &[VerifyRule] = &[
     VerifyRule {
         invariant: "I4",
@@ -127,7 +127,7 @@ const WORDS: &[VerifyRule] = &[
 const LOGGED: &str = "t.id >= (select lastword.lw_first_id(min(p.day)::timestamp at time zone 'UTC') from lastword.lw_partitions p)";
 
 impl Store {
-    /// Runs every check. Takes as long as the database is large; has no statement deadline.
+    /// Runs every check. The time grows with the database; there is no statement deadline.
     #[allow(clippy::disallowed_methods, reason = "inside the store")]
     pub async fn verify(&self) -> Result<Vec<Finding>, StoreError> {
         use sqlx::AssertSqlSafe;

@@ -1,7 +1,7 @@
-//! Where writes go whose turn somebody else has locked.
+//! The queue for writes of turns that another session has locked.
 //!
-//! Remembers for a while that locked turns are about: each would hold up its batch for as long as a statement waits, so
-//! they are looked for before a batch is written.
+//! Remembers recent locks: each locked turn would delay its batch until the lock timeout, so for 30 s after one is
+//! found every batch is checked for locked turns before it is written.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -10,34 +10,34 @@ use std::{
 
 use tokio::{sync::mpsc, time::Instant};
 
-/// After a locked turn others are expected to be locked for so long.
+/// How long further locked turns are expected after one was found.
 const LOCKS_LAST: Duration = Duration::from_secs(30);
 
-/// The way to the task that waits for locks.
+/// The sender to the task for locked turns.
 pub(super) struct Aside<T> {
     held: mpsc::Sender<T>,
-    /// When a locked turn was met last.
+    /// When a locked turn was last found.
     met_at: Mutex<Option<Instant>>,
 }
 
 impl<T> Aside<T> {
-    /// No locked turn was met yet.
+    /// A queue without any lock found yet.
     pub(super) fn new(held: mpsc::Sender<T>) -> Aside<T> {
         Aside { held, met_at: Mutex::default() }
     }
 
-    /// Whether a locked turn was met lately.
+    /// Whether a locked turn was found within the last 30 s.
     pub(super) fn locks_are_about(&self) -> bool {
         let met_at = *self.met_at.lock().unwrap_or_else(PoisonError::into_inner);
         met_at.is_some_and(|at| at.elapsed() < LOCKS_LAST)
     }
 
-    /// A locked turn was met.
+    /// Notes that a locked turn was found.
     pub(super) fn note(&self) {
         *self.met_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Hands a write over. The task that takes it lasts as long as the one that asks.
+    /// Hands a write over. Never fails: the receiving task lives as long as the sending one.
     pub(super) async fn take(&self, asked: T) {
         let _ = self.held.send(asked).await;
     }

@@ -1,4 +1,4 @@
-//! A database URL as it was read: what the driver is told, what TLS is, and the ways in.
+//! A parsed database URL: driver options, TLS parameters, and the ways to connect.
 
 use std::str::FromStr as _;
 
@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// A URL as it was read.
+/// A parsed URL.
 #[derive(Debug)]
 pub(super) struct LoginEntry {
-    /// A secret.
+    /// The URL's text: a secret.
     pub(super) text: String,
     pub(super) options: PgConnectOptions,
     pub(super) tls: TlsParameters,
@@ -90,8 +90,8 @@ impl LoginEntry {
     }
 }
 
-/// Whether two hexadecimal digits follow each `%`. The driver would take another one as it stands, and what it then
-/// sends as a password is refused as a wrong one.
+/// Whether two hex digits follow each `%`. The driver would accept any other `%` literally, and Postgres would then
+/// reject the password as wrong.
 fn is_encoded(text: &str) -> bool {
     let mut codes = text.split('%').skip(1);
     codes.all(|code| code.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2)

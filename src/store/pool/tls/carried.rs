@@ -1,9 +1,8 @@
-//! The way from the driver to a TLS connection: a socket of this process for each, that takes one caller.
+//! The connection from the driver to a TLS stream: one private Unix socket each, which accepts one caller.
 //!
-//! Owns the bytes between the two. The socket's name is random and in no directory (Linux' abstract
-//! namespace), since an image may have no place to write; whoever else might find it is refused by its process id.
-//! An end on one side is an end on the other within a second: a connection to a network that is cut must not
-//! stay open for the quarter of an hour that its last bytes are repeated.
+//! Owns the bytes between the two. The socket has a random name in Linux' abstract namespace, since an image may have
+//! no writable directory; a caller of another process is rejected by its process id. If one side closes, the other
+//! closes within 1 s: on a cut network the kernel would otherwise retransmit for about 15 minutes.
 
 use std::{
     io,
@@ -22,12 +21,12 @@ use tokio_rustls::client::TlsStream;
 use super::fault::{TlsFault, fault};
 use crate::store::pool::denial::Denial;
 
-/// How long the driver may take to call: it does so at once.
+/// How long the driver may take to connect; normally it connects at once.
 const CALL_MAX: Duration = Duration::from_secs(5);
-/// How long what is left may take to be sent after an end.
+/// How long the remaining bytes may take after one side has closed.
 const END_MAX: Duration = Duration::from_secs(1);
 
-/// A TLS connection that waits for its driver.
+/// A TLS stream that waits for its driver.
 #[derive(Debug)]
 pub(in crate::store::pool) struct Carried {
     directory: PathBuf,
@@ -35,14 +34,14 @@ pub(in crate::store::pool) struct Carried {
 }
 
 impl Carried {
-    /// A way to this connection.
+    /// Opens a socket for this stream.
     pub(super) fn new(stream: TlsStream<TcpStream>) -> io::Result<Carried> {
-        // The driver appends `/.s.PGSQL.` and the port, which it is told to be 1.
+        // The driver appends `/.s.PGSQL.` and the port, here 1.
         let directory = PathBuf::from(format!("\0lastword-{:032x}", rand::random::<u128>()));
         let listener = UnixListener::bind(directory.join(".s.PGSQL.1"))?;
         let fault = Arc::new(OnceLock::new());
         let slot = fault.clone();
-        // It ends with either side, and nobody waits for it: no task of the replica.
+        // Not a task of the supervisor: it ends with either side, and nobody has to wait for it.
         #[allow(clippy::disallowed_methods, reason = "a part of one connection, which has its own end")]
         tokio::spawn(async move {
             if let Some(driver) = accept(listener).await {
@@ -52,18 +51,18 @@ impl Carried {
         Ok(Carried { directory, fault })
     }
 
-    /// Where the driver finds it: a directory of sockets, and a port.
+    /// The driver's address of the socket: a directory and a port.
     pub(in crate::store::pool) fn place(&self) -> (&std::path::Path, u16) {
         (&self.directory, 1)
     }
 
-    /// Why TLS ended after its handshake: in TLS 1.3 a server judges the client's certificate after it.
+    /// Why TLS failed after the handshake: in TLS 1.3 a server rejects the client's certificate only then.
     pub(in crate::store::pool) fn fault(&self) -> Option<(Denial, String)> {
         self.fault.get().cloned()
     }
 }
 
-/// The driver; nobody else is let in.
+/// Waits for the driver; rejects other processes.
 async fn accept(listener: UnixListener) -> Option<UnixStream> {
     timeout(CALL_MAX, async {
         loop {
@@ -78,7 +77,7 @@ async fn accept(listener: UnixListener) -> Option<UnixStream> {
     .ok()?
 }
 
-/// The first end of the two is that of both.
+/// Copies in both directions until either side closes.
 async fn carry(driver: UnixStream, server: TlsStream<TcpStream>, slot: &OnceLock<(Denial, String)>) {
     let (mut from_driver, mut to_driver) = driver.into_split();
     let (mut from_server, mut to_server) = tokio::io::split(server);
@@ -87,7 +86,7 @@ async fn carry(driver: UnixStream, server: TlsStream<TcpStream>, slot: &OnceLock
             let _ = timeout(END_MAX, to_server.shutdown()).await;
         }
         ended = tokio::io::copy(&mut from_server, &mut to_driver) => {
-            // Before the driver sees the end: it is asked for then.
+            // Before the driver sees the close, since it asks for the fault then.
             if let Err(why) = ended
                 && let TlsFault::Denied(denial, why) = fault(why)
             {

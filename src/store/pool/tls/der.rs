@@ -1,25 +1,25 @@
-//! A certificate's parts, as far as they are needed to take certificates as libpq takes them: those of
-//! version 1, and names in the subject alone.
+//! A parser for the parts of a certificate that libpq's rules need: certificates of version 1, and names that stand
+//! only in the subject.
 //!
-//! Refuses what is not DER of the shape that X.509 has. Decides nothing about trust.
+//! Refuses anything that is not DER in the shape of X.509. Decides nothing about trust.
 
 use std::ops::Range;
 
-/// A certificate's parts; slices of it.
+/// The parts of a certificate, as slices of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Parts<'a> {
-    /// From 1.
+    /// 1 to 3.
     pub version: u8,
-    /// What is signed.
+    /// The signed bytes (TBSCertificate).
     pub signed: &'a [u8],
-    /// With what: the inside of an AlgorithmIdentifier.
+    /// The signature algorithm: the contents of an AlgorithmIdentifier.
     pub algorithm: &'a [u8],
     pub signature: &'a [u8],
     pub issuer: &'a [u8],
     pub subject: &'a [u8],
-    /// From when to when, in seconds since 1970, both included.
+    /// Validity in seconds since 1970, both ends included.
     pub valid: Range<i64>,
-    /// A SubjectPublicKeyInfo, whole.
+    /// The whole SubjectPublicKeyInfo.
     pub key: &'a [u8],
     /// The last common name of the subject.
     pub common_name: Option<&'a str>,
@@ -33,12 +33,12 @@ const SET: u8 = 0x31;
 const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
-/// UTF8String, PrintableString, TeletexString, IA5String.
+/// Tags of UTF8String, PrintableString, TeletexString, IA5String.
 const TEXTS: [u8; 4] = [0x0c, 0x13, 0x14, 0x16];
-/// 2.5.4.3
+/// OID 2.5.4.3.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
-/// The parts of a certificate; `None` for what is none.
+/// Parses a certificate; `None` if it is malformed.
 pub(super) fn read(certificate: &[u8]) -> Option<Parts<'_>> {
     let mut outer = Reader(Reader(certificate).take(SEQUENCE)?.inside);
     let tbs = outer.take(SEQUENCE)?;
@@ -75,7 +75,7 @@ fn common_name(subject: &[u8]) -> Option<&str> {
     found
 }
 
-/// Whole bytes only.
+/// The bytes of a BIT STRING; `None` if it has unused bits.
 fn bits(inside: &[u8]) -> Option<&[u8]> {
     inside.split_first().filter(|(unused, _)| **unused == 0).map(|(_, bytes)| bytes)
 }
@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
         self.0.first().copied()
     }
 
-    /// The next element, where it has this tag.
+    /// The next element if it has this tag.
     fn take(&mut self, tag: u8) -> Option<Element<'a>> {
         let [found, first, rest @ ..] = self.0 else { return None };
         let (length, head) = match first {

@@ -1,4 +1,4 @@
-//! Why there is no TLS.
+//! Failures of TLS, and the denial that each stands for.
 
 use std::io;
 
@@ -6,12 +6,12 @@ use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
 use crate::store::pool::denial::{self, Denial};
 
-/// Why there is no TLS.
+/// Why a TLS connection failed.
 #[derive(Debug)]
 pub(in crate::store::pool) enum TlsFault {
-    /// The network, or a Postgres that went away.
+    /// The network failed, or the server closed the connection.
     Io(io::Error),
-    /// What no wait heals.
+    /// A cause that waiting does not cure.
     Denied(Denial, String),
 }
 

@@ -1,11 +1,11 @@
-//! Which certificates of a Postgres are taken: those that libpq takes.
+//! Verification of the server's certificate by libpq's rules.
 //!
-//! Chains are verified by webpki. Beside it stands what webpki refuses and libpq does not: certificates of
-//! version 1, which PostgreSQL's manual has made for many years; a self-signed certificate that is itself
-//! trusted; names in the subject, where no other names stand. A certificate of version 1 must be from a
-//! trusted CA itself: one in between is verified for no such certificate.
+//! webpki verifies chains. This module adds what libpq accepts and webpki rejects: certificates of version 1, which
+//! PostgreSQL's manual has produced for many years; a self-signed certificate that is itself trusted; and names in the
+//! subject, if the certificate has no others. A version 1 certificate must be issued directly by a trusted CA, without
+//! an intermediate.
 //!
-//! Without trust (`prefer`, `require`) any certificate is taken, but the server must hold its key.
+//! Without roots (`prefer`, `require`) any certificate is accepted, but the server must prove that it has the key.
 
 use std::sync::Arc;
 
@@ -23,17 +23,17 @@ use webpki::RawPublicKeyEntity;
 
 use super::der::{self, Parts};
 
-/// What a server's certificate is held against.
+/// The requirements on a server's certificate.
 #[derive(Debug)]
 pub(super) struct Trust {
     pub provider: Arc<CryptoProvider>,
     /// `None`: any certificate.
     pub roots: Option<Roots>,
-    /// The host whose name the certificate must have.
+    /// The host that the certificate must name; `None`: any.
     pub host: Option<String>,
 }
 
-/// CAs, and certificates that are trusted by themselves.
+/// Trusted CAs, and individually trusted certificates.
 #[derive(Debug)]
 pub(super) struct Roots {
     store: RootCertStore,
@@ -41,7 +41,7 @@ pub(super) struct Roots {
 }
 
 impl Roots {
-    /// `None` where there is not one that can be used.
+    /// `None` if no certificate is usable.
     pub(super) fn new(certificates: Vec<CertificateDer<'static>>) -> Option<Roots> {
         let mut store = RootCertStore::empty();
         let (used, _) = store.add_parsable_certificates(certificates.iter().cloned());
@@ -92,7 +92,7 @@ impl ServerCertVerifier for Trust {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        // Of PKCS#1 and others TLS 1.3 knows nothing, and a scheme means its first algorithm alone.
+        // TLS 1.3 has no PKCS#1 signatures, and there a scheme stands for its first algorithm only.
         if matches!(signed.scheme, SignatureScheme::RSA_PKCS1_SHA256 | SignatureScheme::RSA_PKCS1_SHA384)
             || matches!(signed.scheme, SignatureScheme::RSA_PKCS1_SHA512 | SignatureScheme::RSA_PKCS1_SHA1)
         {
@@ -107,7 +107,7 @@ impl ServerCertVerifier for Trust {
 }
 
 impl Trust {
-    /// Whether a trusted CA has issued it, or it is trusted and self-signed.
+    /// Whether a trusted CA issued the certificate directly, or the certificate is itself trusted and self-signed.
     fn is_trusted_by_itself(
         &self,
         roots: &Roots,
@@ -118,7 +118,7 @@ impl Trust {
             let is_itself = ***root == **certificate;
             let constraints =
                 webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.name_constraints.is_some());
-            // What a CA is confined to is judged by webpki alone.
+            // Only webpki can check the constraints of a CA.
             is_itself || matches!(constraints, Ok(false))
         });
         for issuer in issuers.filter_map(|root| der::read(root)) {
@@ -137,7 +137,7 @@ impl Trust {
             .any(|algorithm| key.verify_signature(*algorithm, parts.signed, parts.signature).is_ok())
     }
 
-    /// Whether the server holds the certificate's key: it has signed the handshake with it.
+    /// Whether the server has the certificate's key: verifies the signature of the handshake.
     fn has_key(
         &self,
         message: &[u8],
@@ -160,8 +160,8 @@ impl Trust {
     }
 }
 
-/// A certificate that may issue others serves no host, says webpki, which has looked at its dates then; libpq does
-/// not mind.
+/// Whether webpki rejects the certificate only because it is a CA's. webpki has checked the validity dates by then;
+/// libpq accepts such a certificate.
 fn is_for_a_ca(why: &Error) -> bool {
     let Error::InvalidCertificate(CertificateError::Other(other)) = why else { return false };
     matches!(other.0.downcast_ref::<webpki::Error>(), Some(webpki::Error::CaUsedAsEndEntity))
@@ -176,7 +176,7 @@ fn is_valid_at(parts: &Parts<'_>, now: UnixTime) -> Result<(), Error> {
     }
 }
 
-/// Whether the certificate has the host's name: among its names, or, where it has none, in its subject.
+/// Checks the host name: against the certificate's names or, if it has none, against the subject.
 fn is_for(host: &str, certificate: &CertificateDer<'_>, parts: &Parts<'_>) -> Result<(), Error> {
     if parts.version > 1 {
         let name = ServerName::try_from(host).map_err(|_| CertificateError::NotValidForName)?;
@@ -191,7 +191,7 @@ fn is_for(host: &str, certificate: &CertificateDer<'_>, parts: &Parts<'_>) -> Re
     is_named.then_some(()).ok_or_else(|| CertificateError::NotValidForName.into())
 }
 
-/// `*.example.org` stands for one label.
+/// Compares a name with the host; `*.example.org` covers one label.
 fn matches(name: &str, host: &str) -> bool {
     if name.eq_ignore_ascii_case(host) {
         return true;

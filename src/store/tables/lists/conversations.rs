@@ -1,4 +1,4 @@
-//! Lists of conversations: of one agent, or of all.
+//! Lists of conversations, of one agent or of all.
 
 use uuid::Uuid;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Store {
-    /// Conversations, newest first, of one agent or all, before one.
+    /// Conversations, newest first, before one, of one agent or of all.
     pub async fn conversations(
         &self,
         agent: Option<&str>,
@@ -85,7 +85,7 @@ struct ConversationRow {
 }
 
 impl ConversationRow {
-    /// `None` where it was deleted.
+    /// `None` if the conversation was deleted.
     fn read(self) -> Option<Conversation> {
         let ConversationRow { id, agent, next_ordinal, created_at, deleted_at } = self;
         let there = Conversation { id: ConversationId(id), agent, turns: next_ordinal - 1, created_at };

@@ -1,26 +1,26 @@
-//! One thing that the doctor looks at.
+//! The result of one check of the doctor.
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     /// Nothing to do.
     Fine,
-    /// It works, but not as well as it could.
+    /// Works, but could work better.
     Warning,
-    /// It does not work.
+    /// Does not work.
     Fault,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// What was looked at.
+    /// The name of the check.
     pub name: &'static str,
-    /// How bad it is.
+    /// How bad the finding is.
     pub severity: Severity,
-    /// What was found.
+    /// The finding.
     pub finding: String,
-    /// What to do about it.
+    /// The remedy; `None` if nothing has to be done.
     pub remedy: Option<&'static str>,
 }
 

@@ -1,9 +1,9 @@
-//! Checks of what a session finds: encoding, isolation, what is read-only, TLS, the schema, settings that a pooler drops.
+//! Checks of a session: encoding, isolation level, read-only state, TLS, settings dropped by a pooler, schema.
 
 use super::check::{Check, Severity, check, fine};
 use crate::store::{pool::conn::Conn, upkeep::migrate::encoding};
 
-/// All of them, on one session.
+/// Runs the checks on one session.
 pub(super) async fn checks(conn: &mut Conn) -> Vec<Result<Check, sqlx::Error>> {
     vec![
         texts(conn).await,
