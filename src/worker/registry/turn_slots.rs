@@ -21,7 +21,8 @@ use crate::{config::Config, id::TurnId, principal::Principal, store::Store};
 struct Share {
     /// With this many slots taken, the queue passes over the token's turns.
     usual: usize,
-    /// Hard limit, since one claim may take several turns at once: above `usual`, yet never all that is left to others.
+    /// Hard limit, since one claim may take several turns at once: above `usual`, yet never all that is left to
+    /// others.
     most: usize,
 }
 

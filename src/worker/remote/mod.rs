@@ -1,12 +1,13 @@
-//! Remote workers: a turn whose worker calls over HTTP, and the move of one from another replica.
+//! Remote workers: turns whose worker calls over HTTP, and the move of a turn from another replica.
 //!
 //! ```text
 //! take_remote ─► serve ─► offer ─► (its worker takes it) ─► running ─► run: as with every other worker
-//! adopt ───────► serve ─► resume: what the log tells ─────────────────┘
+//! adopt ───────► serve ─► resume: the state from the log ──────────────┘
 //! ```
-//! Upper half of a turn's line; the lower half is at the rendezvous ([`crate::rendezvous`]), where a door brings
-//! what the worker sends. A remote worker is nobody's child: there is nothing to kill. Its authority ends
-//! with the line, which is all that it can write on (I11).
+//!
+//! This is the engine's end of a turn's line. The other end is at the rendezvous ([`crate::rendezvous`]), where
+//! the HTTP handlers deliver the worker's messages. A remote worker is no child process and cannot be killed: the
+//! worker's authority ends with the line, its only way to write (I11).
 
 mod link;
 mod offer;
@@ -51,6 +52,7 @@ impl RemoteCapacity {
 /// A turn that was claimed for a remote worker, ready to be offered.
 #[derive(Debug)]
 pub struct Call {
+    /// The claim.
     pub claim: Claim,
     /// The worker to offer the turn to.
     pub guard: OfferGuard,
