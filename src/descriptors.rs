@@ -62,7 +62,8 @@ pub fn former() -> Option<u64> {
 
 /// Sets this process's own soft limit. Safe between fork and exec.
 ///
-/// # Errors The system's error.
+/// # Errors
+/// The system's error.
 pub fn lower(soft: u64) -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)

@@ -56,7 +56,8 @@ pub enum TelemetryError {
 /// Starts the log, the metrics and, if a collector is configured, the traces of this process. `replica` is its
 /// instance name in traces. A second call in one process leaves the first log in place.
 ///
-/// # Errors An invalid `log` filter.
+/// # Errors
+/// An invalid `log` filter.
 pub fn init(config: &Config, replica: &str) -> Result<Telemetry, TelemetryError> {
     let variables = kept::variables();
     let get = |name: &str| {

@@ -1,13 +1,15 @@
-//! `lastword work`: a host of workers, which calls a gateway over HTTP and runs a program that speaks the
-//! native protocol on its stdio.
+//! `lastword work`: a host that calls a gateway over HTTP and runs a worker program with the native protocol on
+//! its stdio.
 //!
 //! ```text
 //! beat ──► which replica is called; orders, and what is over ─┐
 //! claims ─► offers ─► turn ─► outbox ──► messages             ├─► the gateway
 //!                      └─► crate::host: a process a conversation, or one for all
 //! ```
-//! Owns the order of its end: SIGTERM takes on nothing more, lets turns end until the drain is over, says
-//! `interrupted` of the rest, says goodbye. The second signal means now. However it ends, its processes do.
+//!
+//! Owns the order of its end: SIGTERM stops new turns, running turns may end until the drain is over, the rest is
+//! reported as `interrupted`, then the host says goodbye. The second signal interrupts at once. Its processes end
+//! with it in every case.
 
 mod beat;
 mod claims;
@@ -46,9 +48,9 @@ use crate::{
     units::Span,
 };
 
-/// How long the last words of interrupted turns, and the ends of processes, may take.
+/// Time limit for the last words of interrupted turns and the ends of processes.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// How often the guards of processes get a proof of life.
+/// How often the processes' guards are renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 
 /// Hosts a worker program for a gateway that is called over HTTP.
@@ -104,10 +106,10 @@ pub struct Args {
     command: Vec<String>,
 }
 
-/// Works until told to stop, or until there was nothing to do for too long.
+/// Works until told to stop, or until idle for too long.
 ///
 /// # Errors
-/// A token that cannot be read, a URL that is none, and a gateway that refuses this worker.
+/// An unreadable token, an invalid URL, or a gateway that refuses this worker.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let token = std::fs::read_to_string(&args.token_file)
         .with_context(|| format!("cannot read {}", args.token_file.display()))?;
@@ -154,7 +156,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         done = beat::keep(&host) => done,
         () = work(&host, args.drain.0) => Ok(()),
     };
-    // Refused, or gone: whatever still runs has nobody to answer to.
+    // The gateway refused this host or it has left: what still runs has no receiver.
     host.leave();
     host.now.cancel();
     host.turns.end_all();
@@ -168,7 +170,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Takes on turns, then lets them end. Returns long after the beat has said goodbye, which ends the wait.
+/// Takes turns, then lets them end. The final sleep outlasts the beat's goodbye, which ends the caller's wait.
 async fn work(host: &HostState, drain: Duration) {
     claims::take_on(host).await;
     host.leaving().await;
@@ -182,14 +184,14 @@ async fn work(host: &HostState, drain: Duration) {
     sleep(CLOSE_MAX).await;
 }
 
-/// Proves this host's life to the guards of its processes, until cancelled.
+/// Renews the lifeline of the processes' guards until cancelled.
 async fn renew_on(workers: WorkerHost<Programs>, until: CancellationToken) {
     while until.run_until_cancelled(sleep(RENEW_EVERY)).await.is_some() {
         workers.renew();
     }
 }
 
-/// The first SIGTERM or SIGINT drains; the second means now.
+/// The first SIGTERM or SIGINT drains; the second interrupts.
 fn stop_signals(supervisor: &Supervisor, host: &HostState) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
@@ -210,7 +212,7 @@ fn stop_signals(supervisor: &Supervisor, host: &HostState) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Finds the program's user once and for all, and opens its way to the workspaces.
+/// Resolves the program's user once, and makes the workspaces reachable for it.
 fn settle_user(text: &str, data_dir: &std::path::Path) -> anyhow::Result<String> {
     let found = User::find(text).and_then(|user| User::may_become().map(|()| user));
     let user = found.map_err(|why| anyhow::anyhow!("--worker-user {why}"))?;
@@ -219,7 +221,7 @@ fn settle_user(text: &str, data_dir: &std::path::Path) -> anyhow::Result<String>
     Ok(user.to_string())
 }
 
-/// The environment that a worker finds: this host's own, without what is for the host alone.
+/// The environment of a worker: this host's own, without its private variables.
 fn passed_on() -> BTreeMap<String, String> {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))

@@ -12,7 +12,8 @@ static KEPT: OnceLock<Vec<(OsString, OsString)>> = OnceLock::new();
 
 /// Copies the environment, then removes the configuration's secrets from the original.
 ///
-/// # Safety No other thread may run yet.
+/// # Safety
+/// No other thread may run yet.
 #[allow(unsafe_code, reason = "an environment has no safe form of forgetting")]
 pub unsafe fn keep() {
     if KEPT.set(std::env::vars_os().collect()).is_err() {

@@ -40,7 +40,8 @@ pub struct Overrides {
 impl Config {
     /// The complete, valid configuration of this process.
     ///
-    /// # Errors An unreadable or invalid value, with its source, or a refusal of [`Config::validate`].
+    /// # Errors
+    /// An unreadable or invalid value, with its source, or a refusal of [`Config::validate`].
     pub fn load(flags: Overrides) -> Result<Self, ConfigError> {
         let config = Config::read(flags, &Surroundings::of_this_process()?)?;
         config.validate()?;
@@ -49,7 +50,8 @@ impl Config {
 
     /// The configuration from these surroundings and flags, not validated as a whole.
     ///
-    /// # Errors An unreadable or invalid value, with its source.
+    /// # Errors
+    /// An unreadable or invalid value, with its source.
     pub fn read(flags: Overrides, around: &Surroundings) -> Result<Self, ConfigError> {
         read(flags, around)
     }

@@ -20,14 +20,16 @@ pub struct Surroundings {
 impl Surroundings {
     /// The surroundings of this process.
     ///
-    /// # Errors A variable of ours that is not UTF-8.
+    /// # Errors
+    /// A variable of ours that is not UTF-8.
     pub fn of_this_process() -> Result<Self, ConfigError> {
         Self::new(kept::variables(), PathBuf::new())
     }
 
     /// These variables; `directory` holds `lastword.toml` and is the base of relative paths.
     ///
-    /// # Errors A variable of ours that is not UTF-8.
+    /// # Errors
+    /// A variable of ours that is not UTF-8.
     pub fn new(
         variables: impl IntoIterator<Item = (OsString, OsString)>,
         directory: impl Into<PathBuf>,

@@ -15,7 +15,7 @@
 //! | [`retain`] | creates partitions ahead, drops and sweeps old data |
 //! | [`drain`] | leaves |
 //!
-//! Knows no request: the API and the engine meet only in Postgres.
+//! Knows no request: the API and the engine meet in the store and at the rendezvous.
 
 pub mod dispatch;
 pub mod drain;

@@ -19,7 +19,8 @@ pub trait Link: Send + Sync {
 
     /// Queues a message for the worker. Never blocks.
     ///
-    /// # Errors Nothing of the message was sent.
+    /// # Errors
+    /// Nothing of the message was sent.
     fn send(&mut self, message: &ToWorker) -> Result<(), SendError>;
 
     /// The conversation's turn that this worker served before. `None` if the worker is not expected to remember
@@ -63,6 +64,7 @@ pub trait Link: Send + Sync {
 pub trait ProcessLink: Link {
     /// Queues an encoded message. Its last byte is a newline, and its only one.
     ///
-    /// # Errors Nothing of the message was sent.
+    /// # Errors
+    /// Nothing of the message was sent.
     fn send_line(&mut self, line: Vec<u8>) -> Result<(), SendError>;
 }

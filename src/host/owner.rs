@@ -199,7 +199,8 @@ impl From<NotReady> for Obstacle {
 
 /// Runs a step that a turn waits for, unless the turn is called off first.
 ///
-/// # Errors The step's failure, or why the turn was called off.
+/// # Errors
+/// The step's failure, or why the turn was called off.
 pub async fn unless_called_off<T>(
     turn: &mut impl HostedTurn,
     step: impl Future<Output = Result<T, Obstacle>>,

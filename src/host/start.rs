@@ -56,7 +56,8 @@ pub(super) async fn ready(process: &mut Process) -> Result<(), Obstacle> {
 
 /// Sleeps until a retry makes sense.
 ///
-/// # Errors None; the signature is that of a step for [`unless_called_off`].
+/// # Errors
+/// None; the signature is that of a step for [`unless_called_off`].
 pub async fn pause() -> Result<(), Obstacle> {
     tokio::time::sleep(TRY_AGAIN).await;
     Ok(())

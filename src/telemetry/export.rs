@@ -29,7 +29,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// The exporter of this process's spans, configured by `wishes`.
 ///
-/// # Errors The exporter cannot be built, for example because TLS is needed and this machine trusts no CA.
+/// # Errors
+/// The exporter cannot be built, for example because TLS is needed and this machine trusts no CA.
 pub fn provider(
     export: &Export,
     wishes: &Wishes,

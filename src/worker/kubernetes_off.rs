@@ -11,7 +11,8 @@ pub struct Pods(Infallible);
 
 /// Always `None`.
 ///
-/// # Errors None: [`Config::validate`] refuses a configuration that asks for pods.
+/// # Errors
+/// None: [`Config::validate`] refuses a configuration that asks for pods.
 pub async fn connect(_config: &Config, _url: &str) -> Result<Option<Pods>, Infallible> {
     Ok(None)
 }

@@ -12,7 +12,8 @@ impl Host {
     /// Removes the workspaces of deleted conversations, except where a worker still runs. Returns how many were
     /// removed.
     ///
-    /// # Errors Postgres is away. A directory that cannot be removed is logged and retried at the next call.
+    /// # Errors
+    /// Postgres is away. A directory that cannot be removed is logged and retried at the next call.
     pub async fn remove_leftovers(&self) -> Result<usize, StoreError> {
         let dir = self.deps().workspaces().to_owned();
         let there = spawn_blocking(move || workspace::conversations(&dir)).await;

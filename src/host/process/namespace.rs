@@ -32,7 +32,8 @@ pub(super) const PROBE: &str = "probe";
 
 /// Tests whether workers get their own namespace here.
 ///
-/// # Errors The system's error.
+/// # Errors
+/// The system's error.
 pub fn probe() -> Result<(), String> {
     probe_with(Path::new(OWN_PROGRAM))
 }
@@ -83,7 +84,7 @@ fn apart<T: Send + 'static>(start: impl FnOnce() -> io::Result<T> + Send + 'stat
 
 /// The namespace whose first process this guard is.
 pub(super) struct Own {
-    /// `/proc` as it is outside.
+    /// The outer `/proc`.
     outside: File,
 }
 

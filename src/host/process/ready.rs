@@ -23,7 +23,8 @@ pub struct NotReady {
 
 /// Waits for the worker's `ready`, without a deadline of its own.
 ///
-/// # Errors The worker ended, or sent a message that is not allowed before `ready`.
+/// # Errors
+/// The worker ended, or sent a message that is not allowed before `ready`.
 pub async fn until_ready(process: &mut Process) -> Result<(), NotReady> {
     loop {
         match process.recv().await {

@@ -26,7 +26,8 @@ static GUARDS: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
 
 /// Makes this process adopt orphaned descendants, even if their guards are gone.
 ///
-/// # Errors The operating system's error.
+/// # Errors
+/// The operating system's error.
 pub fn take_in() -> io::Result<()> {
     Ok(prctl::set_child_subreaper(true)?)
 }

@@ -24,7 +24,8 @@ pub struct User {
 impl User {
     /// The user given by a name, a number, or `UID:GID`.
     ///
-    /// # Errors What is wrong with the text, to be appended to the key's name.
+    /// # Errors
+    /// What is wrong with the text, to be appended to the key's name.
     pub fn find(text: &str) -> Result<User, String> {
         let number = |text: &str| text.parse::<u32>().ok();
         let user = match text.split_once(':') {
@@ -56,7 +57,8 @@ impl User {
 
     /// Whether this process may start, and signal, processes of another user.
     ///
-    /// # Errors What it lacks, to be appended to the key's name.
+    /// # Errors
+    /// What it lacks, to be appended to the key's name.
     pub fn may_become() -> Result<(), String> {
         // A started program keeps root's capabilities, but only the ambient ones of any other user.
         let set = if Uid::effective().is_root() { "CapEff:" } else { "CapAmb:" };

@@ -21,7 +21,8 @@ const PASSABLE: u32 = 0o711;
 
 /// Creates the workspace if missing. Returns its absolute path.
 ///
-/// # Errors The reason, with the path.
+/// # Errors
+/// The reason, with the path.
 pub(super) fn prepare(workspace: &Path, user: Option<User>) -> Result<PathBuf, String> {
     let failed = |why: io::Error| format!("workspace {}: {why}", workspace.display());
     let workspace = std::path::absolute(workspace).map_err(failed)?;
@@ -40,7 +41,8 @@ pub(super) fn prepare(workspace: &Path, user: Option<User>) -> Result<PathBuf, S
 
 /// The conversations that have a workspace below `dir`.
 ///
-/// # Errors The directory cannot be read. A missing directory counts as empty.
+/// # Errors
+/// The directory cannot be read. A missing directory counts as empty.
 pub fn conversations(dir: &Path) -> io::Result<Vec<ConversationId>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -54,7 +56,8 @@ pub fn conversations(dir: &Path) -> io::Result<Vec<ConversationId>> {
 /// Makes the workspaces below `dirs` reachable for `user`: creates the directories, or lets others pass through
 /// those that this process owns.
 ///
-/// # Errors The directory that the user cannot pass, and what to do.
+/// # Errors
+/// The directory that the user cannot pass, and what to do.
 pub fn open(dirs: &[PathBuf], user: User) -> Result<(), String> {
     for dir in dirs {
         let failed = |why: io::Error| format!("{}: {why}", dir.display());

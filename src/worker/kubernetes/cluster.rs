@@ -46,7 +46,8 @@ impl Cluster {
     /// A client for the cluster this process runs in, or the cluster of its kubeconfig. Pods live in `namespace`,
     /// or in this process's own namespace. Makes no call yet.
     ///
-    /// # Errors No configuration was found, or it is unreadable.
+    /// # Errors
+    /// No configuration was found, or it is unreadable.
     pub async fn infer(namespace: Option<&str>) -> Result<Self, kube::Error> {
         let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
         Cluster::new(config, namespace)
@@ -54,7 +55,8 @@ impl Cluster {
 
     /// Like [`infer`](Self::infer), from this configuration.
     ///
-    /// # Errors The configuration is unusable.
+    /// # Errors
+    /// The configuration is unusable.
     pub fn new(mut config: kube::Config, namespace: Option<&str>) -> Result<Self, kube::Error> {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // Retries are made by the caller, within the turn's startup clock.

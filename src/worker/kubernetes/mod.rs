@@ -33,7 +33,8 @@ use crate::{
 /// The pods of this configuration; `None` if it asks for none. `url`: this replica's own URL, which workers call
 /// unless the configuration names another.
 ///
-/// # Errors No cluster was found, or its credentials are unreadable.
+/// # Errors
+/// No cluster was found, or its credentials are unreadable.
 pub async fn connect(config: &Config, url: &str) -> Result<Option<Pods>, kube::Error> {
     if !config.kubernetes {
         return Ok(None);

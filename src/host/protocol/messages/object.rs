@@ -19,7 +19,8 @@ pub struct Object<'a> {
 impl<'a> Object<'a> {
     /// Parses a line of JSON without lone surrogates.
     ///
-    /// # Errors The line is not JSON, or (category `Data`) not an object.
+    /// # Errors
+    /// The line is not JSON, or (category `Data`) not an object.
     pub fn of(line: &'a str) -> Result<Self, serde_json::Error> {
         let whole: &RawValue = serde_json::from_str(line)?;
         Ok(Object { whole, fields: serde_json::from_str(whole.get())? })
@@ -44,7 +45,8 @@ impl<'a> Object<'a> {
 
     /// A string field; `None` if absent.
     ///
-    /// # Errors The field is of another type.
+    /// # Errors
+    /// The field is of another type.
     pub fn text_if_any(&self, field: &'static str) -> Result<Option<String>, BadField> {
         self.read(field, "a string")
     }

@@ -15,7 +15,8 @@ use crate::{
 impl Pods {
     /// Asks the cluster once for a pod. If dropped before the answer the pod may exist: the watch then shows it.
     ///
-    /// # Errors The cluster's refusal. The same order may be sent again.
+    /// # Errors
+    /// The cluster's refusal. The same order may be sent again.
     pub async fn create(&self, order: &Order) -> Result<watch::Receiver<Seen>, Refusal> {
         let owner = self.0.owner.borrow().clone();
         let home = Home { fleet: self.0.fleet.clone(), gateway_url: self.0.gateway_url.clone(), owner };
