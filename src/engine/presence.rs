@@ -35,7 +35,7 @@ pub const LINE: &str = "presence";
 const BEAT_EVERY: Duration = Duration::from_millis(500);
 /// Poll interval until the listener holds its lock, before the first beat.
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Tries to clear away the sessions of a lost replica.
+/// Tries to end the backends and workers' lines that a lost replica left behind.
 const CLEAR_AWAY_TRIES: u32 = 20;
 /// Added to `postgres_away_max`. The last beat is older than the outage, and the next one waits for a reconnect,
 /// which Postgres answers only after the attempts that were abandoned during the outage.
