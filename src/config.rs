@@ -1,8 +1,8 @@
-//! Configuration: what one replica is told, from `lastword.toml`, then `LASTWORD_*`, then flags.
+//! Configuration of one replica: from `lastword.toml`, then `LASTWORD_*`, then flags.
 //!
-//! Owns the fields, their defaults and what is refused as a whole. It refuses unknown keys and
-//! variables (a limit that is misspelt is a limit that is not there), and to listen beyond loopback
-//! without tokens. The order of the sources is in [`source`], hiding secrets in [`redact`].
+//! Owns the fields, their defaults, and the checks of the whole. Refuses unknown keys and variables (a misspelt
+//! limit is no limit), and listening beyond loopback without tokens. [`source`] has the order of the sources,
+//! [`redact`] hides secrets.
 
 mod doors;
 mod error;

@@ -1,9 +1,8 @@
-//! Telemetry: what operators see of this process from outside.
+//! Telemetry: the log, traces and metrics of this process.
 //!
-//! Owns the log on stderr, the traces of this process, and their end. Metrics are named in [`metrics`],
-//! trace context is read and written in [`trace`], variables are read in [`wishes`]. It refuses to hold anything up: spans are
-//! exported by a thread of their own, at most [`FLUSH_MAX`] is spent on the last of them, and a
-//! collector that is away costs spans, never turns.
+//! Owns the log on stderr, the export of traces, and its end. [`metrics`] names the metrics, [`trace`] reads and
+//! writes trace context, [`wishes`] reads the variables. Never delays work: a thread exports the spans, the last
+//! flush takes at most [`FLUSH_MAX`], and an unreachable collector costs spans, never turns.
 
 mod export;
 pub mod metrics;
@@ -36,31 +35,29 @@ use crate::{
 };
 use wishes::Wishes;
 
-/// The longest that the last flush may take.
+/// Time limit of the last flush.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
 
-/// Keeps the export of traces going. Dropping it exports what is left, blocking for at most 3 s:
-/// drop it last.
+/// Keeps the export of traces alive. Dropping it exports the rest, blocking for at most 3 s, so drop it last.
 #[derive(Debug)]
 #[must_use = "traces end when it is dropped"]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
 }
 
-/// Why there is no telemetry.
+/// Why telemetry cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// `log` is no filter.
+    /// `log` is not a valid filter.
     #[error("log: {0}")]
     Log(#[from] ParseError),
 }
 
-/// Starts the log, the metrics and, where the configuration or a variable names a collector, the traces of this
-/// process, which calls itself `replica` in them. A second call in one process leaves the first log
-/// in place.
+/// Starts the log, the metrics and, if a collector is configured, the traces of this process. `replica` is its
+/// instance name in traces. A second call in one process leaves the first log in place.
 ///
 /// # Errors
-/// A `log` filter that means nothing.
+/// An invalid `log` filter.
 pub fn init(config: &Config, replica: &str) -> Result<Telemetry, TelemetryError> {
     let variables = kept::variables();
     let get = |name: &str| {
@@ -87,12 +84,12 @@ impl Drop for Telemetry {
 }
 
 fn build(config: &Config, wishes: &Wishes, replica: &str) -> Result<(Telemetry, Dispatch), TelemetryError> {
-    // What is wrong with the traces is told before there are any.
+    // Warnings about traces are logged before the final subscriber exists.
     let told = lines(config.log_format).with_filter(filter(&config.log)?);
     let told = Dispatch::new(tracing_subscriber::registry().with(told));
     let traces = tracing::dispatcher::with_default(&told, || traces(wishes, replica));
     let spans = traces.as_ref().map(|provider| {
-        // Our own spans alone: the exporter's client must not be traced by what it sends.
+        // Our own spans only: spans of the exporter's client would be exported too, and so create more.
         let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
         tracing_opentelemetry::layer().with_tracer(export::tracer(provider)).with_filter(ours)
     });
@@ -101,7 +98,7 @@ fn build(config: &Config, wishes: &Wishes, replica: &str) -> Result<(Telemetry, 
     Ok((Telemetry { traces }, Dispatch::new(subscriber)))
 }
 
-/// The traces that are wished for, each warning told once.
+/// Starts the configured traces; logs each warning once.
 fn traces(wishes: &Wishes, replica: &str) -> Option<SdkTracerProvider> {
     for warning in &wishes.warnings {
         tracing::warn!("{warning}");
@@ -120,8 +117,8 @@ fn traces(wishes: &Wishes, replica: &str) -> Option<SdkTracerProvider> {
     }
 }
 
-/// What is logged. Not what the driver says of each connection and each statement while Postgres is away (that it
-/// shuts down, that a statement waits), unless that is asked for: the store tells of an absence in one line.
+/// The log filter. Unless asked for, silences the driver's lines for each connection and statement during an
+/// outage of Postgres: the store reports an outage in one line.
 fn filter(log: &str) -> Result<EnvFilter, ParseError> {
     let mut filter = EnvFilter::try_new(log)?;
     if !log.contains("sqlx") {
@@ -132,8 +129,8 @@ fn filter(log: &str) -> Result<EnvFilter, ParseError> {
     Ok(filter)
 }
 
-/// The log's lines, on stderr: stdout belongs to what a command answers. An event is one line, and what
-/// a worker or a client said in it steers no terminal: such characters stand escaped.
+/// The log on stderr; stdout carries the output of commands. An event is one line, and control characters from
+/// workers and clients are escaped so that they cannot steer a terminal.
 fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -161,8 +158,7 @@ where
     }
 }
 
-/// Writes events that come as JSON, one a call, as one line each for every reader, without what looks like a
-/// secret.
+/// Writes each JSON event as one line for every reader, with secrets hidden. One event a call.
 struct OneLine<W>(W);
 
 impl<W: io::Write> io::Write for OneLine<W> {
@@ -179,7 +175,7 @@ impl<W: io::Write> io::Write for OneLine<W> {
     }
 }
 
-/// Text by text: a shape must not reach from one into the next.
+/// Hides secrets string by string, so that a match never spans two strings.
 fn without_secrets(json: &str) -> Cow<'_, str> {
     if matches!(secret::hidden(json), Cow::Borrowed(_)) {
         return Cow::Borrowed(json);
@@ -211,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes one HTTP request and answers 200. Gives its first line and its body.
+    /// Takes one HTTP request and answers 200. Returns its first line and its body.
     fn one_request(listener: &TcpListener) -> (String, Vec<u8>) {
         let (mut peer, _) = listener.accept().unwrap();
         peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

@@ -1,24 +1,23 @@
-//! Secrets among the arguments.
+//! Refuses secrets among the arguments.
 //!
-//! Refuses them: every user of the machine reads the arguments of every process. What names a secret takes a
-//! file or a variable instead.
+//! Every user of the machine can read the arguments of every process, so secrets come from files or variables.
 
 use std::{borrow::Cow, ffi::OsString};
 
 use crate::secret;
 
-/// Flags whose value is an address.
+/// Flags that take a URL, and what to do if it holds a secret.
 const ADDRESSES: [(&str, &str); 2] = [
     ("--url", "set LASTWORD_URL"),
     ("--database-url", "set DATABASE_URL, or name a file that holds it in LASTWORD_DATABASE_URL_FILE"),
 ];
 
-/// Refuses flags that show a secret.
+/// Refuses flags that contain a secret.
 ///
 /// # Errors
 /// What to do instead.
 pub fn refuse_secrets(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
-    // What comes after `--` is a worker's.
+    // Arguments after `--` belong to the worker's command.
     let mut arguments = arguments.take_while(|argument| argument != "--").peekable();
     let text = |argument: &OsString| argument.to_string_lossy().into_owned();
     while let Some(argument) = arguments.next().as_ref().map(text) {

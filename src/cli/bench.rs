@@ -1,6 +1,6 @@
-//! `lastword bench`: runs `lastword-bench` where it is installed beside this program.
+//! `lastword bench`: runs `lastword-bench`, if installed beside this program.
 //!
-//! The measuring itself is a program of its own, so that no gateway has its SQL.
+//! Measuring is a separate program, so that no gateway contains its SQL.
 
 use std::{
     ffi::OsString,
@@ -19,10 +19,10 @@ pub struct BenchArgs {
     words: Vec<OsString>,
 }
 
-/// Becomes `lastword-bench`.
+/// Replaces this process with `lastword-bench`.
 ///
 /// # Errors
-/// There is none beside this program.
+/// `lastword-bench` is not installed beside this program.
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let own = std::env::current_exe().context("cannot find this program's own file")?;
     let bench = own.with_file_name("lastword-bench");

@@ -1,4 +1,4 @@
-//! `config print`: the configuration that a replica would run with here, secrets hidden.
+//! `config print`: shows the configuration a replica would use here, without secrets.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -12,15 +12,15 @@ pub struct ConfigPrintArgs {
     config: Option<PathBuf>,
 }
 
-/// Prints TOML to stdout; what `serve` would refuse goes to stderr and makes the exit code 1.
+/// Prints TOML to stdout. If `serve` would refuse it, prints the reason to stderr and exits with 1.
 ///
 /// # Errors
-/// A source that cannot be read or means nothing, or a stdout that is closed.
+/// A source is unreadable or invalid, or stdout is closed.
 pub async fn run(args: ConfigPrintArgs) -> anyhow::Result<ExitCode> {
     let flags = Overrides { config: args.config, ..Overrides::default() };
     let config = Config::read(flags, &Surroundings::of_this_process()?)?;
     std::io::stdout().write_all(config.redacted().as_bytes())?;
-    // Shown first: whoever asks why it is refused wants to see it.
+    // Printed before the check, since the configuration helps to understand a refusal.
     if let Err(why) = config.validate() {
         note!("serve would refuse this: {why}");
         return Ok(ExitCode::FAILURE);

@@ -1,4 +1,4 @@
-//! Which database a command means: the flag, the environment, or a running `dev`'s directory.
+//! Finds the database of a command: from the flag, the environment, or a running `dev`'s directory.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ impl DatabaseArgs {
     /// The configuration with that database.
     ///
     /// # Errors
-    /// No database is named anywhere, or the directory is not one of a running `dev`.
+    /// No database is named, or the directory is not that of a running `dev`.
     pub fn config(&self) -> anyhow::Result<Config> {
         let database_url = match &self.data {
             Some(dir) => Some(of_dev(dir)?),
@@ -36,13 +36,13 @@ impl DatabaseArgs {
     /// A store on that database.
     ///
     /// # Errors
-    /// As [`DatabaseArgs::config`], or a URL that cannot be read.
+    /// As for [`DatabaseArgs::config`], or an invalid URL.
     pub fn store(&self) -> anyhow::Result<Store> {
         Store::open(&self.config()?).map_err(explained)
     }
 }
 
-/// An error of the database as one message: the cause and, where somebody must do something, the remedy.
+/// A database error as one message: the cause and, if one is known, the remedy.
 pub(super) fn explained(why: StoreError) -> anyhow::Error {
     match why.denial() {
         Some(denial) => anyhow::anyhow!("{why}\n  → {}", denial.remedy),

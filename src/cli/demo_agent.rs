@@ -1,9 +1,8 @@
 //! `lastword demo-agent`: a worker on the native stdio protocol that misbehaves on request.
 //!
-//! Owns the loop over orders and the turns under way. It is a real worker, not a mock: the gateway's
-//! tests and `lastword dev` run it as any other program, with one turn at a time or, as a shared worker,
-//! with many. All of them run in one task, so no two of them can mix their lines; one thread beside it
-//! reads stdin, so a turn under way hears of a cancel at once.
+//! Owns the loop over orders and running turns. A real worker, not a mock: tests and `lastword dev` run it like
+//! any program, with one turn at a time or, as a shared worker, with many. All turns run in one task, so their
+//! lines never mix; a separate thread reads stdin, so a running turn learns of a cancel at once.
 
 mod acts;
 pub mod pace;
@@ -54,7 +53,7 @@ pub async fn run(args: DemoAgentArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs every turn that comes, side by side, until it should leave.
+/// Runs all turns concurrently until told to leave.
 async fn serve(orders: &mut StageOrders, receipts: &mut Receipts) -> anyhow::Result<()> {
     let memory = AgentMemory::default();
     let mut cues: BTreeMap<String, mpsc::Sender<Cue>> = BTreeMap::new();
@@ -81,7 +80,7 @@ async fn serve(orders: &mut StageOrders, receipts: &mut Receipts) -> anyhow::Res
             }
         }
     }
-    // One that is frozen never ends, and keeps the process.
+    // A frozen turn never ends, and keeps the process alive.
     while memory.is_frozen() {
         turns.next().await;
     }
@@ -94,7 +93,7 @@ fn cue(cues: &BTreeMap<String, mpsc::Sender<Cue>>, turn_id: &str, cue: Cue) {
     }
 }
 
-/// Runs one turn to its end; its id, and whether the process may go on.
+/// Runs one turn to its end. Returns its id, and whether the process may go on.
 async fn play(
     memory: &AgentMemory,
     turn: StageTurn,
@@ -109,7 +108,7 @@ async fn play(
     (turn.turn_id, played)
 }
 
-/// How it comes up: `DEMO_STARTUP` is `exit0`, `exit1`, `never` or `slow:MS`.
+/// The behaviour at start: `DEMO_STARTUP` is `exit0`, `exit1`, `never` or `slow:MS`.
 enum Startup {
     At(Duration),
     Exit(u8),
@@ -135,8 +134,8 @@ impl Startup {
     }
 }
 
-/// Where each turn that was received is noted, a line with its id: the file `DEMO_RECEIPTS`, which any number
-/// of workers may share. What tells a turn that was given to two workers, whatever its log says.
+/// A file (`DEMO_RECEIPTS`) that lists each turn received, one id a line. Workers may share it: it proves whether
+/// a turn was given to two workers, whatever the turn's log says.
 struct Receipts(Option<File>);
 
 impl Receipts {
@@ -146,7 +145,7 @@ impl Receipts {
     }
 
     fn note(&mut self, turn_id: &str) -> io::Result<()> {
-        // One write, so that the lines of two workers do not mix.
+        // One write, so that lines of two workers never mix.
         self.0.as_mut().map_or(Ok(()), |file| file.write_all(format!("{turn_id}\n").as_bytes()))
     }
 }

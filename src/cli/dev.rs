@@ -1,7 +1,7 @@
-//! `lastword dev`: everything on one machine, from nothing.
+//! `lastword dev`: a whole cluster on one machine.
 //!
-//! Owns the order of start and stop: Postgres first and last, the replicas in between, and what is
-//! said to the person at the terminal. The processes are kept by [`cluster`], the directory by [`home`].
+//! Owns the order of start and stop (Postgres first and last, the replicas in between) and the output at the
+//! terminal. [`cluster`] owns the processes, [`home`] the directory.
 
 mod cluster;
 pub mod demo;
@@ -18,7 +18,7 @@ use lastword_devkit::signals::Signals;
 
 use self::cluster::{DevCluster, DevPlan};
 
-/// How often the processes are looked at. One that dies is back within a second.
+/// Poll interval for dead processes. A process that dies is restarted within a second.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Flags of `lastword dev`.
@@ -38,12 +38,11 @@ pub struct DevArgs {
     postgres_bin: Option<PathBuf>,
 }
 
-/// Starts it all, brings back what dies, and stops it all at a signal: gently at the first, at once
-/// at the second.
+/// Starts the cluster, restarts what dies, and stops it at a signal: gently at the first, at once at the second.
 ///
 /// # Errors
-/// No Postgres was found or it does not start, a port is taken, another `dev` works in the same
-/// directory, or the replicas do not become ready.
+/// Postgres is missing or does not start, a port is taken, another `dev` uses the directory, or the
+/// replicas do not become ready.
 pub async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     let plan = DevPlan {
         dir: args.data,
@@ -64,7 +63,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     lived.map(|()| ExitCode::SUCCESS)
 }
 
-/// Returns only when something fails for good.
+/// Returns only on a permanent failure.
 async fn live(cluster: &mut DevCluster) -> anyhow::Result<()> {
     cluster.settle().await?;
     cluster.install_demo_agent().await?;
@@ -100,12 +99,12 @@ fn welcome(cluster: &DevCluster) {
     say!("  {} chat --agent demo --data {}\n", us(), shown(cluster.dir()));
 }
 
-/// How this program was called, so that the commands shown can be pasted.
+/// The name this program was called by, so that printed commands can be pasted.
 fn us() -> String {
     std::env::args().next().unwrap_or_else(|| "lastword".to_owned())
 }
 
-/// The shorter of a path and what is left of it below the current directory.
+/// The path, relative to the current directory if it lies below.
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let short = path.strip_prefix(here).ok().filter(|short| !short.as_os_str().is_empty());

@@ -1,4 +1,4 @@
-//! `lastword doctor`: looks for what would make the gateway slow or wrong, with a remedy for each.
+//! `lastword doctor`: finds what would make the gateway slow or wrong, with a remedy for each finding.
 
 use std::process::ExitCode;
 
@@ -20,10 +20,10 @@ pub struct DoctorArgs {
     output: String,
 }
 
-/// Prints a line a check; exits with 1 when one found a fault.
+/// Prints a line for each check; exits with 1 if a check found a fault.
 ///
 /// # Errors
-/// No database is named, or its URL cannot be read. A Postgres that is away is a finding.
+/// No database is named, or its URL is invalid. An unreachable Postgres is a finding.
 pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let config = args.database.config()?;
     let mut checks = args.database.store()?.examine(&config).await;
@@ -43,7 +43,7 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(if has_fault { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What keeps the workers of this machine's and this user's replica from it, bounds them, and ends them with it.
+/// Checks how this replica's workers are isolated from it, and end with it.
 fn workers(config: &Config) -> [Check; 3] {
     let fine = |name, finding| Check { name, severity: Severity::Fine, finding, remedy: None };
     let namespaces = match namespace::probe() {

@@ -1,4 +1,4 @@
-//! `lastword migrate`: brings the schema up to this release. Safe beside running replicas.
+//! `lastword migrate`: migrates the schema to this release. Safe beside running replicas.
 
 use std::process::ExitCode;
 
@@ -11,10 +11,10 @@ pub struct MigrateArgs {
     database: DatabaseArgs,
 }
 
-/// Migrates; waits for another replica that does.
+/// Migrates the schema; waits if another replica is migrating.
 ///
 /// # Errors
-/// Postgres cannot be reached, or refuses a migration.
+/// Postgres is unreachable, or refuses a migration.
 pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
     let store = args.database.store()?;
     store.knock().await.map_err(explained)?;

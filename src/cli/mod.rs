@@ -1,7 +1,7 @@
-//! The command line: the tree of commands, and which file runs which.
+//! The command line: the tree of commands, and the file of each.
 //!
-//! Owns the names. Each command is one file with its `Args` and its `run`. Usage errors leave with
-//! 2, which clap does by itself; an error that a command has no exit code for leaves with 1.
+//! Each command is one file with its `Args` and its `run`. Usage errors exit with 2 (clap's default); an error
+//! without an exit code of its own exits with 1.
 
 #[macro_use]
 pub mod say;
@@ -90,7 +90,7 @@ pub enum ConfigCommand {
     Print(config_print::ConfigPrintArgs),
 }
 
-/// Reads the command line; leaves with 2 where it makes no sense, or shows a secret.
+/// Parses the command line; exits with 2 if it is invalid or contains a secret.
 pub fn parse() -> CliCommand {
     let command = Cli::parse().command;
     if let Err(why) = arguments::refuse_secrets(std::env::args_os().skip(1)) {
@@ -99,11 +99,11 @@ pub fn parse() -> CliCommand {
     command
 }
 
-/// Keeps what a command knows from the programs that it starts, where they are other people's: its memory from
-/// their eyes, and its secrets out of its environment once those are read. To be called before any thread runs.
+/// Hides this process's memory and secrets from the programs it starts, for commands that start other people's
+/// programs. Secrets are removed from the environment after they are read. Must be called before any thread runs.
 ///
 /// # Errors
-/// What the operating system says.
+/// The operating system's error.
 pub fn seclude(command: &CliCommand) -> io::Result<()> {
     if !matches!(command, CliCommand::Serve(_) | CliCommand::Work(_)) {
         return Ok(());
@@ -120,7 +120,7 @@ pub fn seclude(command: &CliCommand) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs one command to its exit code.
+/// Runs one command. Returns its exit code.
 pub async fn run(command: CliCommand) -> ExitCode {
     let done = match command {
         #[cfg(feature = "dev")]

@@ -1,33 +1,32 @@
-//! What a command says to the person who called it.
+//! Output of commands for the person at the terminal.
 //!
-//! Keeps the rule that nothing from outside steers a terminal: a name, an error, a log's end may hold what a
-//! worker or another client wrote. Control characters and what turns the direction of text are shown as
-//! escapes, into a file too, since a file is looked at later. What programs read (JSON, TOML) and an agent's
-//! answer have ways of their own.
+//! Nothing from outside may steer a terminal: a name, an error or a log may contain text of a worker or another
+//! client. So control characters and direction marks are escaped, even in a file, since a file is displayed later.
+//! Output for programs (JSON, TOML) and an agent's answer are written elsewhere.
 
 use std::io::{self, Write};
 
 use crate::{secret, text};
 
-/// Says a line on stdout, as `println!` does.
+/// Prints a line on stdout, like `println!`.
 #[macro_export]
 macro_rules! say {
     () => { $crate::cli::say::line_out("") };
     ($($what:tt)+) => { $crate::cli::say::line_out(&format!($($what)+)) };
 }
 
-/// Says a line on stderr, as `eprintln!` does.
+/// Prints a line on stderr, like `eprintln!`.
 #[macro_export]
 macro_rules! note {
     ($($what:tt)+) => { $crate::cli::say::line_err(&format!($($what)+)) };
 }
 
-/// A line on stdout. One that nobody reads any more is no fault.
+/// Prints a line on stdout. A closed stdout is no error.
 pub fn line_out(line: &str) {
     let _ = writeln!(io::stdout().lock(), "{}", text::visible(line));
 }
 
-/// A line on stderr, without what looks like a secret: errors quote what they met.
+/// Prints a line on stderr with secrets hidden, since errors quote their input.
 pub fn line_err(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", text::visible(&secret::hidden(line)));
 }

@@ -1,8 +1,8 @@
-//! `lastword serve`: one replica, from its configuration to its last byte.
+//! `lastword serve`: one replica, from its configuration to its end.
 //!
-//! Owns the order: listen first (a taken port is known at once), migrate, start the passes, answer.
-//! SIGTERM or SIGINT drains; the second one means now. A panic, or the end of a task that the
-//! replica cannot live without, drains as well and makes the exit code 1.
+//! Owns the order: listen first (a taken port is known at once), migrate, start the passes, answer. SIGTERM or
+//! SIGINT drains; the second signal interrupts. A panic, or the end of a task the replica needs, drains too and
+//! sets exit code 1.
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -27,9 +27,9 @@ use crate::{
     worker::kubernetes,
 };
 
-/// How long the last tasks get to end once everything is said.
+/// Time for the last tasks to end after the drain.
 const END_MAX: Duration = Duration::from_secs(5);
-/// Connections to Postgres beside the pool's: the beat's, the listener's and the notify sender's.
+/// Connections to Postgres outside the pool: the beat's, the listener's and the notify sender's.
 const RESERVED_CONNECTIONS: u32 = 3;
 
 /// Runs one replica.
@@ -64,7 +64,7 @@ pub struct ServeArgs {
 /// Serves until told to stop.
 ///
 /// # Errors
-/// A configuration that makes no sense, an address that is taken, a schema that cannot be migrated.
+/// An invalid configuration, an address in use, a schema that cannot be migrated.
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let mut config = Config::load(Overrides {
         config: args.config,
@@ -130,7 +130,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Finds the workers' user once and for all, and opens its way to the workspaces.
+/// Resolves the workers' user once, and makes the workspaces reachable for it.
 fn settle_worker_user(config: &mut Config) -> anyhow::Result<()> {
     let Some(text) = config.worker_user.as_deref() else { return Ok(()) };
     let refuse = |why: String| ConfigError::Refused { key: "worker_user", why };
@@ -142,7 +142,7 @@ fn settle_worker_user(config: &mut Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Raises the limit of descriptors, and says where it is lower than what this replica was told to serve.
+/// Raises the descriptor limit, and logs if it is too low for the configured connections.
 fn note_descriptors(config: &Config) {
     let descriptors = descriptors::raise(config.pool_max + RESERVED_CONNECTIONS);
     let connections = descriptors::connections(config.connections_max, config.workers_max());
@@ -156,7 +156,7 @@ fn note_descriptors(config: &Config) {
     }
 }
 
-/// Logs in and migrates, waiting for a Postgres that is not there yet. What no wait heals is an error.
+/// Connects and migrates; waits for a Postgres that is not up yet. A permanent error is returned.
 async fn migrate(store: &Store) -> anyhow::Result<()> {
     loop {
         let migrated = match store.knock().await {
@@ -174,8 +174,8 @@ async fn migrate(store: &Store) -> anyhow::Result<()> {
     }
 }
 
-/// The first SIGTERM or SIGINT drains, the second means `now`: what runs is interrupted, and its last
-/// words are still written. The third stops everything as it is. The guard ends the watch.
+/// The first SIGTERM or SIGINT drains. The second cancels `now`: running turns are interrupted and their last
+/// words still written. The third stops everything at once. Dropping the guard ends the watch.
 fn stop_signals(
     supervisor: &Supervisor,
     now: CancellationToken,

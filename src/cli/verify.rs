@@ -1,4 +1,4 @@
-//! `lastword verify`: I1 to I6 and I9 over the whole database.
+//! `lastword verify`: checks I1 to I6 and I9 over the whole database.
 
 use std::process::ExitCode;
 
@@ -15,10 +15,10 @@ pub struct VerifyArgs {
     output: String,
 }
 
-/// Prints a line a rule; exits with 1 when one is broken, and names the offending ids.
+/// Prints a line for each rule; exits with 1 if a rule is broken, and names the offending ids.
 ///
 /// # Errors
-/// Postgres cannot be reached.
+/// Postgres is unreachable.
 pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let findings = args.database.store()?.verify().await.map_err(explained)?;
     let is_clean = findings.iter().all(|finding| finding.broken.is_empty());

@@ -1,7 +1,15 @@
-//! `lastword work`: a host of workers, which calls a gateway over HTTP and runs a program that speaks the
-//! native protocol on its stdio.
+//! `lastword work`: a host that calls a gateway over HTTP and runs a worker program with the native protocol on
+//! its stdio.
 //!
-//! Owns what the host is told, and its signals; the host itself is [`crate::host::calling`].
+//! ```text
+//! beat ──► which replica is called; orders, and what is over ─┐
+//! claims ─► offers ─► turn ─► outbox ──► messages             ├─► the gateway
+//!                      └─► crate::host: a process a conversation, or one for all
+//! ```
+//!
+//! Owns the order of its end: SIGTERM stops new turns, running turns may end until the drain is over, the rest is
+//! reported as `interrupted`, then the host says goodbye. The second signal interrupts at once. Its processes end
+//! with it in every case.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -21,6 +29,8 @@ use crate::{
     telemetry,
     units::Span,
 };
+/// Time limit for the last words of interrupted turns and the ends of processes.
+/// How often the processes' guards are renewed.
 
 /// Hosts a worker program for a gateway that is called over HTTP.
 #[derive(Debug, clap::Args)]
@@ -75,10 +85,10 @@ pub struct Args {
     command: Vec<String>,
 }
 
-/// Works until told to stop, or until there was nothing to do for too long.
+/// Works until told to stop, or until idle for too long.
 ///
 /// # Errors
-/// A token that cannot be read, a URL that is none, and a gateway that refuses this worker.
+/// An unreadable token, an invalid URL, or a gateway that refuses this worker.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let token = std::fs::read_to_string(&args.token_file)
         .with_context(|| format!("cannot read {}", args.token_file.display()))?;
@@ -131,7 +141,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first SIGTERM or SIGINT drains; the second means now.
+/// Takes turns, then lets them end. The final sleep outlasts the beat's goodbye, which ends the caller's wait.
 fn stop_signals(supervisor: &Supervisor, host: &CallingHost) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
@@ -149,7 +159,7 @@ fn stop_signals(supervisor: &Supervisor, host: &CallingHost) -> anyhow::Result<(
     Ok(())
 }
 
-/// Finds the program's user once and for all, and opens its way to the workspaces.
+/// Resolves the program's user once, and makes the workspaces reachable for it.
 fn settle_user(text: &str, data_dir: &std::path::Path) -> anyhow::Result<String> {
     let found = User::find(text).and_then(|user| User::may_become().map(|()| user));
     let user = found.map_err(|why| anyhow::anyhow!("--worker-user {why}"))?;
@@ -158,7 +168,7 @@ fn settle_user(text: &str, data_dir: &std::path::Path) -> anyhow::Result<String>
     Ok(user.to_string())
 }
 
-/// The environment that a worker finds: this host's own, without what is for the host alone.
+/// The environment of a worker: this host's own, without its private variables.
 fn passed_on() -> BTreeMap<String, String> {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))

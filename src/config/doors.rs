@@ -1,12 +1,12 @@
-//! Who may come in, and from where: what of a configuration is refused for it.
+//! Who may call, and from where: the checks of tokens, origins and addresses.
 
 use super::{error::ConfigError, redact, settings::Config};
 
-/// Of a token that lets in who comes from beyond loopback.
+/// Shortest token accepted when the gateway listens beyond loopback.
 const TOKEN_CHARS_MIN: usize = 16;
 
 impl Config {
-    /// Who may come in, and from where.
+    /// Checks who may call, and from where.
     pub(super) fn validate_doors(&self) -> Result<(), ConfigError> {
         let refuse = |key, why: &str| Err(ConfigError::Refused { key, why: why.to_owned() });
         let tokens = [
@@ -51,7 +51,7 @@ impl Config {
                  or insecure if something else guards the door",
             );
         }
-        // Whoever made operator tokens means to keep somebody out.
+        // Operator tokens show that some callers are meant to be kept out.
         let are_clients_let_in = self.client_tokens.is_empty() && !self.operator_tokens.is_empty();
         if is_loopback && are_clients_let_in && !self.insecure && !self.dev {
             return refuse(

@@ -1,20 +1,20 @@
-//! Why there is no configuration, naming where the value came from.
+//! Configuration errors; each names the source of the value.
 
 use std::path::PathBuf;
 
 use crate::secret;
 
-/// Why there is no configuration.
+/// Why there is no valid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file that is named cannot be read.
+    /// A named file cannot be read.
     #[error("{source_name}: cannot read {}: {why}", secret::suspected(&path.display().to_string()))]
     Unreadable {
-        /// Who named the file.
+        /// The flag, key or variable that named the file.
         source_name: String,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         why: std::io::Error,
     },
     /// The file is not TOML.
@@ -22,20 +22,20 @@ pub enum ConfigError {
     NotToml {
         /// The file.
         path: PathBuf,
-        /// Where, from 1.
+        /// The line, from 1.
         line: usize,
-        /// What; the line itself is not shown, since a password may stand in it.
+        /// The error. The line itself is not shown, since it may contain a password.
         why: String,
     },
-    /// A key or variable that does not exist.
+    /// An unknown key or variable.
     #[error("{source_name}: unknown{}", nearest.as_ref().map(|n| format!(", did you mean {n}?")).unwrap_or_default())]
     Unknown {
         /// `file: key`, or the variable.
         source_name: String,
-        /// The nearest one that does.
+        /// The nearest known name, if any is close.
         nearest: Option<String>,
     },
-    /// A value that means nothing.
+    /// An invalid value.
     #[error("{source_name}: {}", secret::suspected(why))]
     Invalid {
         /// `file: key`, or the variable.
@@ -43,18 +43,18 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
-    /// A variable of ours that is not text.
+    /// A variable of ours that is not UTF-8.
     #[error("{variable}: is not UTF-8")]
     NotText {
         /// The variable.
         variable: String,
     },
-    /// Values that parse, and that no replica should run with.
+    /// Values that parse, but that no replica should run with.
     #[error("{key} {why}")]
     Refused {
         /// The key.
         key: &'static str,
-        /// Why, and what to do.
+        /// The reason, and what to do.
         why: String,
     },
 }

@@ -1,14 +1,14 @@
-//! Values that lie in files: URLs that are read again while a replica runs, and secrets.
+//! Values kept in files: URLs that are read again while a replica runs, and secrets.
 
 use std::path::Path;
 
 use super::{error::ConfigError, surroundings::Surroundings};
 
-/// Keys whose value is read again while a replica runs, and the keys that name their files.
+/// Keys whose value is read again while a replica runs, each with the key that names its file.
 pub(super) const FILES: [(&str, &str); 2] =
     [("database_url", "database_url_file"), ("listener_database_url", "listener_database_url_file")];
 
-/// What a file holds, without blanks around it.
+/// A file's content, trimmed. An empty file is an error.
 pub(super) fn held_in(
     path: &Path,
     source_name: String,

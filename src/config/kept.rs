@@ -1,8 +1,7 @@
-//! The environment of this process, read once; its secrets are then taken out of it.
+//! The environment of this process, read once; then its secrets are removed.
 //!
-//! Owns the copy that a configuration is read from. What a process was started with stays readable in
-//! `/proc/PID/environ`, for whoever may look into its memory, also after a variable was removed: so the bytes
-//! are overwritten where they lie.
+//! Owns the copy that the configuration is read from. The original environment stays readable in
+//! `/proc/PID/environ`, even after `remove_var`, so the bytes of secret values are overwritten in place.
 
 use std::{ffi::OsString, sync::OnceLock};
 
@@ -11,7 +10,7 @@ use crate::telemetry::wishes;
 
 static KEPT: OnceLock<Vec<(OsString, OsString)>> = OnceLock::new();
 
-/// Keeps a copy of the environment, and takes the secrets of a replica's configuration out of the original.
+/// Copies the environment, then removes the configuration's secrets from the original.
 ///
 /// # Safety
 /// No other thread may run yet.
@@ -35,7 +34,7 @@ pub fn variables() -> Vec<(OsString, OsString)> {
     KEPT.get().cloned().unwrap_or_else(|| std::env::vars_os().collect())
 }
 
-/// Overwrites a variable's value where the system put it.
+/// Overwrites a variable's value in place.
 #[allow(unsafe_code, reason = "an environment has no safe form of forgetting")]
 unsafe fn overwrite(name: &str) {
     // SAFETY: `environ` is a list of texts that ends with a null pointer, each ends with a null byte, and

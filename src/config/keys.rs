@@ -1,10 +1,10 @@
-//! The keys of the file, and their variables.
+//! The keys of the configuration file, and their variables.
 
 use super::shape::ValueShape;
 
-/// What the variables of ours begin with.
+/// The prefix of our variables.
 pub(super) const PREFIX: &str = "LASTWORD_";
-/// Variables of ours that are not configuration of a replica.
+/// Variables with our prefix that are not part of a replica's configuration.
 pub(super) const OTHERS: [&str; 11] = [
     "LASTWORD_AGENT",
     "LASTWORD_CONFIG",
@@ -19,17 +19,17 @@ pub(super) const OTHERS: [&str; 11] = [
     "LASTWORD_WORKER_TOKEN_FILE",
 ];
 
-/// One key of the file and its variables.
+/// One key, and its variables.
 pub(super) struct Key {
-    /// Its name in the file.
+    /// The name in the file.
     pub(super) name: &'static str,
-    /// What form its value has.
+    /// The form of its value.
     pub(super) shape: ValueShape,
-    /// Where it is not `LASTWORD_` and the name.
+    /// The variable, if it is not `LASTWORD_` and the key's name.
     variable: Option<&'static str>,
-    /// A customary variable of other programs; ours wins.
+    /// A customary variable of other programs; our own takes precedence.
     pub(super) foreign: Option<&'static str>,
-    /// Whether `…_FILE` may name a file that holds it.
+    /// Whether `…_FILE` may name a file that holds the value. True for secrets.
     pub(super) has_file: bool,
 }
 
@@ -41,7 +41,7 @@ const fn secret(name: &'static str, shape: ValueShape, foreign: Option<&'static 
     Key { name, shape, variable: None, foreign, has_file: true }
 }
 
-/// Every key; a test holds them against the fields of [`super::Config`].
+/// Every key; a test compares them with the fields of [`super::Config`].
 pub(super) const KEYS: &[Key] = &[
     secret("database_url", ValueShape::Text, Some("DATABASE_URL")),
     secret("listener_database_url", ValueShape::Text, None),
@@ -95,24 +95,24 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 impl Key {
-    /// Its variable.
+    /// The key's variable.
     pub(super) fn variable(&self) -> String {
         self.variable.map_or_else(|| format!("{PREFIX}{}", self.name.to_uppercase()), str::to_owned)
     }
 
-    /// The variable that names a file with its value, where there is one.
+    /// The variable that names a file with the value, if there is one.
     pub(super) fn file_variable(&self) -> Option<String> {
         self.has_file.then(|| self.variable() + "_FILE")
     }
 }
 
-/// The variables that hold secrets themselves.
+/// The variables that hold secrets.
 pub(super) fn secret_variables() -> Vec<String> {
     let secrets = KEYS.iter().filter(|key| key.has_file);
     secrets.flat_map(|key| [Some(key.variable()), key.foreign.map(str::to_owned)]).flatten().collect()
 }
 
-/// The names of all keys, in the order in which they are declared.
+/// The names of all keys, in declaration order.
 pub(super) fn key_names() -> impl Iterator<Item = &'static str> {
     KEYS.iter().map(|key| key.name)
 }

@@ -1,28 +1,27 @@
-//! Levers: what makes a replica fast, each of which a measurement can pull back to show its worth.
+//! Levers: optimisations that a measurement can switch off to show their effect.
 //!
-//! Owns their names, which stand nowhere else: in `LASTWORD_ABLATE` and `lastword bench --ablate`. A
-//! lever that is pulled back changes how fast the same things happen, never what is promised. Refuses
-//! unknown names, or a comparison would compare nothing.
+//! Owns their names, used only in `LASTWORD_ABLATE` and `lastword bench --ablate`. Without a lever everything is
+//! slower, and every promise still holds. Refuses unknown names: the comparison would compare nothing.
 
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that is done for speed alone.
+/// One optimisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lever {
-    /// A turn is claimed in the commit that accepts it, where its replica has room.
+    /// A turn is claimed in the commit that accepts it, if its replica has capacity.
     ClaimedWithAccept,
-    /// Turns that are posted in the same moment share a commit.
+    /// Turns posted at the same time share a commit.
     AcceptedTogether,
     /// Events and last words of many turns share a commit.
     GroupCommit,
-    /// A replica's readers are shown what it has committed itself, and read only what others have.
+    /// A replica's readers get events it committed itself from memory, and read only other replicas' events.
     ShownFromMemory,
-    /// What many readers ask for in the same moment is one statement.
+    /// Reads requested at the same time share a statement.
     ReadTogether,
-    /// A plan is made once a connection, and goes by indexes.
+    /// Statements are planned once a connection, and use indexes.
     KeptPlans,
 }
 

@@ -1,14 +1,14 @@
-//! Variables of this process that its workers find too: those that an operator names, such as a proxy's or a CA file's.
+//! Variables of this process that its workers receive: those an operator names, such as a proxy's or a CA file's.
 //!
-//! Refuses what is the gateway's own: its secrets are nobody else's.
+//! Refuses the gateway's own variables, since they may hold its secrets.
 
 use std::collections::BTreeMap;
 
-/// What a worker never gets from here.
+/// Never passed to a worker.
 const OWN_PREFIX: &str = "LASTWORD_";
 const OWN: &str = "DATABASE_URL";
 
-/// What is wrong with names of variables; `None`: nothing.
+/// What is wrong with these names; `None` if nothing is.
 pub fn wrong_with(names: &[String]) -> Option<String> {
     let is_own = |name: &str| name.starts_with(OWN_PREFIX) || name == OWN;
     names.iter().find_map(|name| match name.as_str() {
@@ -21,7 +21,7 @@ pub fn wrong_with(names: &[String]) -> Option<String> {
     })
 }
 
-/// The variables of these names that are set.
+/// Those of the named variables that are set.
 pub fn passed(names: &[String]) -> BTreeMap<String, String> {
     let value = |name: &String| Some((name.clone(), std::env::var_os(name)?.into_string().ok()?));
     names.iter().filter_map(value).collect()

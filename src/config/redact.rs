@@ -1,8 +1,7 @@
-//! Showing a configuration without its secrets.
+//! Shows a configuration without its secrets.
 //!
-//! Owns which fields are secret. Every other text is looked at too: a secret has a shape wherever it was put.
-//! It would rather hide too much: an address that cannot be parsed is hidden whole, since nobody can say where
-//! in it a password stands.
+//! Owns which fields are secret. Every other text is checked for the shape of a secret. Hides too much rather than
+//! too little: a URL that does not parse is hidden whole, since its password cannot be located.
 
 use std::fmt;
 
@@ -16,7 +15,7 @@ use crate::{
 };
 
 impl Config {
-    /// The configuration as TOML, tokens and passwords hidden. It reads back as the same otherwise.
+    /// The configuration as TOML, without tokens and passwords. The rest reads back unchanged.
     pub fn redacted(&self) -> String {
         to_toml(self)
     }
@@ -29,7 +28,7 @@ impl fmt::Debug for Config {
     }
 }
 
-/// The configuration as TOML, secrets hidden, and nothing in it that a terminal obeys.
+/// The configuration as TOML, without secrets and terminal control characters.
 fn to_toml(config: &Config) -> String {
     let mut shown = config.clone();
     shown.database_url = hide_in_url(&config.database_url);
@@ -44,12 +43,12 @@ fn to_toml(config: &Config) -> String {
     for tokens in [&mut shown.client_tokens, &mut shown.operator_tokens, &mut shown.worker_tokens] {
         tokens.fill(HIDDEN.to_owned());
     }
-    // Every field is a plain value, so this cannot fail; a test writes all of them.
+    // Every field is a plain value, so this cannot fail; a test serialises all of them.
     let written = written(&shown).unwrap_or_else(|why| format!("# cannot be shown: {why}\n"));
     text::visible(&written).into_owned()
 }
 
-/// Field after field, in the order in which they are declared.
+/// The fields as TOML, in declaration order.
 fn written(shown: &Config) -> Result<String, toml::ser::Error> {
     let mut fields = Table::try_from(shown)?;
     let mut written = String::new();
@@ -70,12 +69,12 @@ fn hide_everywhere(value: &mut Value) {
     }
 }
 
-/// Whether this is the address of a web server.
+/// Whether the text is an http or https URL with a host.
 pub(super) fn is_http_url(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
-/// Whether this is an origin as browsers send it: a scheme, a host, a port that does not go without saying.
+/// Whether the text is an origin as browsers send it: scheme, host, and port unless it is the default.
 pub(super) fn is_origin(text: &str) -> bool {
     is_http_url(text)
         && !text.contains('*')
@@ -83,7 +82,7 @@ pub(super) fn is_origin(text: &str) -> bool {
 }
 
 fn hide_in_url(text: &str) -> String {
-    // Without a scheme, a user's name would pass for one.
+    // Without a scheme the user name would parse as the scheme.
     let is_clear = !text.contains('@') || text.contains("://");
     match text.is_empty() || (is_clear && Url::parse(text).is_ok()) {
         true => secret::hidden(text).into_owned(),

@@ -1,6 +1,6 @@
-//! Which names a schema may have.
+//! Valid names of the database schema.
 
-/// Whether a name can be a schema's without quotes.
+/// Whether the name can be used as a schema without quotes.
 pub(super) fn is_name(name: &str) -> bool {
     let is_word = |letter: u8| letter.is_ascii_lowercase() || letter == b'_';
     let (first, len) = (name.as_bytes().first(), name.len());

@@ -1,18 +1,18 @@
-//! Variables that Kubernetes makes for Services, which are nobody's settings.
+//! Recognises variables that Kubernetes creates for Services; they are no settings.
 //!
-//! A pod finds some for each Service of its namespace, named after it: a Service `lastword` gives `LASTWORD_PORT` and its like,
-//! with a prefix that is ours. Name and value together tell them from a setting that is misspelt.
+//! A pod gets several for each Service of its namespace: a Service named `lastword` yields `LASTWORD_PORT` and
+//! others with our prefix. Name and value together distinguish them from a misspelt setting.
 
 use std::net::{IpAddr, SocketAddr};
 
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
-/// Whether Kubernetes makes such a variable with such a value.
+/// Whether Kubernetes creates such a variable with such a value.
 pub(super) fn is_of_service(name: &str, value: &str) -> bool {
     if let Some(service) = name.strip_suffix("_SERVICE_HOST") {
         return is_word(service) && is_address(value);
     }
-    // A Service's name may have these words in it too: each place where it may end is looked at.
+    // A Service's own name may contain `_PORT`, so every possible end of the name is tried.
     let mut ends = name.match_indices("_PORT").map(|(at, end)| name.split_at(at + end.len()));
     ends.any(|(start, rest)| match start.strip_suffix("_SERVICE_PORT") {
         Some(service) if is_word(service) => {
@@ -22,7 +22,7 @@ pub(super) fn is_of_service(name: &str, value: &str) -> bool {
     })
 }
 
-/// Whether a variable of a port may go on so after `…_PORT`: not at all, or by `_80_TCP` and perhaps a part of it.
+/// Whether `rest` may follow `…_PORT`: nothing, or `_80_TCP`, optionally with `_PROTO`, `_PORT` or `_ADDR`.
 fn is_of_port(rest: &str, value: &str) -> bool {
     if rest.is_empty() {
         return is_url(value, None);
@@ -41,7 +41,7 @@ fn is_of_port(rest: &str, value: &str) -> bool {
     is_one && is_right && words.next().is_none()
 }
 
-/// `tcp://10.0.0.1:80`; of this protocol and port, where they are known.
+/// Whether the value is like `tcp://10.0.0.1:80`, of this protocol and port if they are given.
 fn is_url(value: &str, of: Option<(&str, &str)>) -> bool {
     let Some((protocol, address)) = value.split_once("://") else { return false };
     let Ok(address) = address.parse::<SocketAddr>() else { return false };
@@ -57,7 +57,7 @@ fn is_port(value: &str) -> bool {
     value.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
-/// What a name of Kubernetes' becomes in a variable's.
+/// Whether the text is a Service's name as it appears in a variable.
 fn is_word(text: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     !text.is_empty() && !text.ends_with('_') && text.chars().all(is_plain)

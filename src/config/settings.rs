@@ -1,4 +1,4 @@
-//! The settings of one replica, their defaults, and what follows from them.
+//! The settings of one replica, their defaults, and values derived from them.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,117 +10,115 @@ use serde::{Deserialize, Serialize};
 use super::lever::Lever;
 use crate::units::{Size, Span};
 
-/// What one replica is told.
+/// The configuration of one replica.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where Postgres is: `postgres://USER:PASSWORD@HOST:PORT/NAME`. Also `DATABASE_URL`, and
+    /// URL of Postgres: `postgres://USER:PASSWORD@HOST:PORT/NAME`. Also `DATABASE_URL`, and
     /// `LASTWORD_DATABASE_URL_FILE` for a file that holds it.
     pub database_url: String,
-    /// Where Postgres is without a transaction pooler between, for the doorbell and presence;
-    /// `database_url` where absent.
+    /// URL of Postgres without a transaction pooler, for the doorbell and presence. Default: `database_url`.
     pub listener_database_url: Option<String>,
-    /// The schema that everything is in; `lastword` where absent, or where an older release has put it.
+    /// The schema of all tables. Default: `lastword`, or the schema that an older release has used.
     pub database_schema: Option<String>,
-    /// The file that `database_url` was read from, which is read again when a login is refused and when it changes.
+    /// The file that `database_url` was read from. It is read again when it changes, and when a login is refused.
     pub database_url_file: Option<PathBuf>,
-    /// The same for `listener_database_url`.
+    /// Like `database_url_file`, for `listener_database_url`.
     pub listener_database_url_file: Option<PathBuf>,
     /// The address to listen on.
     pub listen: SocketAddr,
-    /// Where other replicas and operators reach this one; `http://` and the address where absent.
-    /// Its variable is `LASTWORD_ADVERTISED_URL`, since `LASTWORD_URL` is the gateway a client calls.
+    /// The URL at which other replicas and operators reach this one. Default: `http://` and the address. The
+    /// variable is `LASTWORD_ADVERTISED_URL`, since `LASTWORD_URL` is the gateway that a client calls.
     pub url: Option<String>,
-    /// Where workspaces live.
+    /// The directory that holds the workspaces.
     pub data_dir: PathBuf,
-    /// Bearer tokens that open the client routes. In the environment separated by commas.
+    /// Bearer tokens for the client routes. Comma-separated in the environment.
     pub client_tokens: Vec<String>,
-    /// Bearer tokens that open every route. In the environment separated by commas.
+    /// Bearer tokens for every route. Comma-separated in the environment.
     pub operator_tokens: Vec<String>,
-    /// Bearer tokens that let remote workers in, for any agent. In the environment separated by commas.
+    /// Bearer tokens of remote workers, for any agent. Comma-separated in the environment.
     pub worker_tokens: Vec<String>,
-    /// Leave the client routes open where that is refused otherwise: beyond loopback, and beside operator tokens.
-    /// Something else guards the door: pages of other sites are refused, and nothing else.
+    /// Leaves the client routes open where this is otherwise refused: beyond loopback, and beside operator tokens.
+    /// For a gateway that something else protects. Only pages of other sites are still refused.
     pub insecure: bool,
-    /// A replica of `lastword dev`: on loopback only, `Host` checked.
+    /// Marks a replica of `lastword dev`: loopback only, `Host` checked.
     pub dev: bool,
     /// The largest request body.
     pub body_max: Size,
-    /// What this replica holds of request bodies at once, beyond the first 16 KiB of each.
+    /// Bytes of request bodies held at once, beyond the first 16 KiB of each.
     pub bodies_max: Size,
-    /// Turns that may wait, in all; past it a new one gets 429. Of a large queue the length is known within an eighth of
-    /// what is free.
+    /// Queued turns in all; beyond it a new turn gets 429. The length of a large queue is known to within an
+    /// eighth of the free places.
     pub queue_max: u32,
-    /// Turns that may wait in one conversation.
+    /// Queued turns in one conversation.
     pub conversation_depth_max: u32,
     /// Turns that this replica runs at once.
     pub turns_max: u32,
-    /// Worker processes that this replica has at once, idle ones included; half again as many as `turns_max`, and at
-    /// least 16, where absent.
+    /// Worker processes at once, idle ones included. Default: 1.5 × `turns_max`, at least 16.
     pub workers_max: Option<u32>,
-    /// Who worker processes run as, where not as this replica: a user's name, its number, or `UID:GID`.
+    /// The user of worker processes: a name, a number, or `UID:GID`. Default: this replica's own.
     pub worker_user: Option<String>,
-    /// Variables of this process that worker processes find too. In the environment separated by commas.
+    /// Variables of this process that worker processes receive. Comma-separated in the environment.
     pub worker_env_pass: Vec<String>,
-    /// Whether worker processes get a process namespace of their own where this machine gives one.
+    /// Whether worker processes get their own PID namespace, where the machine allows it.
     pub worker_namespaces: bool,
     /// Whether worker processes get a control group of their own where this machine gives one.
     pub worker_cgroups: bool,
     /// The largest file that a worker process may write.
     pub worker_file_max: Size,
-    /// Connections to Postgres, beside the listener's and presence's own.
+    /// Pooled connections to Postgres; the listener and presence have their own.
     pub pool_max: u32,
     /// Event streams that this replica serves at once.
     pub streams_max: u32,
-    /// Connections that this replica takes at once; fewer where the system permits it too few descriptors.
+    /// Client connections at once; fewer if the descriptor limit requires it.
     pub connections_max: u32,
-    /// Connections from one address, whichever that is. Where absent half of all, and of this machine's own any.
+    /// Client connections from one address. Default: half of all, and no limit for this machine's own addresses.
     pub connections_per_address_max: Option<u32>,
-    /// Requests that may wait for something at once on this replica: for a turn's end, or for an event.
+    /// Requests that may wait at once on this replica for a turn's end or an event.
     pub waits_max: u32,
-    /// Bytes of answers that their clients have not read, on this replica; one that is larger is served alone.
+    /// Bytes of answers that clients have not read yet, on this replica. A larger answer is served alone.
     pub unread_max: Size,
-    /// Which part of a bound that all clients share one client token may take, in percent: of the queue, the streams,
-    /// the waits and the unread bytes, and, where there are several client tokens, of the turns at once.
+    /// The share of a common bound that one client token may use, in percent: of the queue, the streams, the
+    /// waits, the unread bytes, and, with several client tokens, the turns at once.
     pub token_share: u32,
-    /// Turns and conversations that one client token may make in a minute on this replica.
+    /// Turns and conversations that one client token may create in a minute on this replica.
     pub token_rows_per_minute_max: u32,
-    /// Whether replicas wake each other by NOTIFY. `off` is only slower.
+    /// Whether replicas wake each other by NOTIFY. `off` only makes them slower.
     pub doorbell: Doorbell,
-    /// How long running turns get to end after a SIGTERM.
+    /// How long running turns may take to end after SIGTERM.
     pub drain: Span,
     /// How long ended turns are kept.
     pub retain: Span,
-    /// Between two comments that keep a silent stream open.
+    /// Interval of the comments that keep a silent stream open.
     pub keep_alive: Span,
-    /// How long a connection may have no request: longer than any balancer keeps one for its next.
+    /// How long a connection may have no request. Longer than any load balancer keeps an idle connection.
     pub connection_idle_max: Span,
-    /// How long a client may read nothing of a stream, as long as it acknowledges what asks whether it is there.
+    /// How long a client may read nothing of a stream while its host still acknowledges probes.
     pub stream_stall_max: Span,
-    /// Origins whose pages may use this gateway from a browser, such as `https://chat.example`; none where empty. In the
-    /// environment separated by commas.
+    /// Origins whose pages may call this gateway from a browser, such as `https://chat.example`; empty: none.
+    /// Comma-separated in the environment.
     pub cors_origins: Vec<String>,
-    /// What is logged, as `level` or `target=level,…`.
+    /// The log filter: `level` or `target=level,…`.
     pub log: String,
-    /// How it is logged.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// Where traces go by OTLP, such as `http://collector:4318`. Also `OTEL_EXPORTER_OTLP_ENDPOINT`. What else the
-    /// variables of OpenTelemetry ask for is read with the traces.
+    /// The OTLP endpoint for traces, such as `http://collector:4318`. Also `OTEL_EXPORTER_OTLP_ENDPOINT`. The
+    /// other OpenTelemetry variables are read with the traces.
     pub otlp_endpoint: Option<String>,
-    /// How long workers live on while Postgres cannot be reached.
+    /// How long workers keep running while Postgres is unreachable.
     pub postgres_away_max: Span,
-    /// Run agents whose runtime is `kubernetes`: a pod a conversation. The cluster is the one that this process
-    /// runs in, or its kubeconfig's.
+    /// Runs agents with runtime `kubernetes`, one pod a conversation, in the cluster of this process or of its
+    /// kubeconfig.
     pub kubernetes: bool,
-    /// Where those pods run; where this process does, if absent.
+    /// The namespace of those pods. Default: this process's own.
     pub kubernetes_namespace: Option<String>,
-    /// What those pods are labelled with. Gateways of one name share a database, and no others do.
+    /// The fleet label of those pods. Gateways with the same name must share a database, and no others may use it.
     pub kubernetes_fleet: String,
-    /// The Deployment that those pods belong to, in their namespace: its end is theirs.
+    /// The Deployment that owns those pods, in their namespace: they are deleted with it.
     pub kubernetes_owner: Option<String>,
-    /// Where the workers in those pods call; this replica's own address where absent.
+    /// The URL that workers in those pods call. Default: this replica's own.
     pub kubernetes_gateway_url: Option<String>,
-    /// For measurements alone: what this replica does without. Shown only where it is set.
+    /// Levers switched off, for measurements only. Shown only if set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ablate: Vec<Lever>,
 }
@@ -129,17 +127,17 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Doorbell {
-    /// They ring after each commit.
+    /// Replicas ring after each commit.
     On,
-    /// They only look by themselves.
+    /// Replicas only poll.
     Off,
 }
 
-/// How lines of the log are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Readable text.
     Text,
     /// One JSON object a line.
     Json,
@@ -184,7 +182,7 @@ impl Default for Config {
             drain: Span::seconds(45),
             retain: Span::seconds(30 * 24 * 3600),
             keep_alive: Span::seconds(15),
-            // Google's balancers keep theirs for 600 s, the longest of those that are common.
+            // Google's load balancers keep idle connections for 600 s, the longest of the common ones.
             connection_idle_max: Span::seconds(620),
             stream_stall_max: Span::seconds(600),
             cors_origins: Vec::new(),
@@ -203,20 +201,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The largest batch of a remote worker's messages.
+    /// The largest batch of a remote worker's messages, in bytes.
     pub const BATCH_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
-    /// How many turns of one client token this replica runs at once; `None`: as many as there are places, since there
-    /// are no other tokens' turns to leave places to.
+    /// Turns of one client token that this replica runs at once; `None`: no limit, since there are no other tokens
+    /// whose turns need slots.
     pub fn turn_share(&self) -> Option<u32> {
         let share = u64::from(self.turns_max) * u64::from(self.token_share) / 100;
         let share = u32::try_from(share.max(1)).unwrap_or(u32::MAX);
         (self.client_tokens.len() > 1 && share < self.turns_max).then_some(share)
     }
 
-    /// Where others reach this replica, once it listens on `bound`.
+    /// The URL of this replica, once it listens on `bound`.
     pub fn advertised_url(&self, bound: SocketAddr) -> String {
-        // "Every address" is none that anybody can call.
+        // Clients cannot connect to the unspecified address.
         let ip = match bound.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -226,18 +224,18 @@ impl Config {
         self.url.as_ref().map_or_else(fallback, |url| url.trim_end_matches('/').to_owned())
     }
 
-    /// Worker processes that this replica has at once.
+    /// Worker processes at once.
     pub fn workers_max(&self) -> u32 {
         self.workers_max.unwrap_or_else(|| workers_for(self.turns_max))
     }
 
-    /// Where the doorbell and presence connect.
+    /// The URL that the doorbell and presence connect to.
     pub fn listener_url(&self) -> &str {
         self.listener_database_url.as_deref().unwrap_or(&self.database_url)
     }
 }
 
-/// Worker processes for so many turns at once, some of them idle.
+/// The default of `workers_max` for this many turns at once; some of the workers are idle.
 pub fn workers_for(turns: u32) -> u32 {
     turns.saturating_add(turns / 2).max(16)
 }

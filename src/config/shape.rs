@@ -2,7 +2,7 @@
 
 use toml::Value;
 
-/// How a variable's text becomes a value.
+/// The kind of a key's value.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum ValueShape {
     Text,
@@ -11,7 +11,7 @@ pub(super) enum ValueShape {
     List,
 }
 
-/// The value that a text stands for; else what is wrong with the text.
+/// The value of a text, or what is wrong with the text.
 pub(super) fn shape(shape: ValueShape, text: &str) -> Result<Value, String> {
     match shape {
         ValueShape::Text => Ok(Value::String(text.to_owned())),

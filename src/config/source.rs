@@ -1,7 +1,7 @@
-//! Where a configuration comes from: a file, then the environment, then flags; the later one wins.
+//! Where a configuration comes from: a file, then the environment, then flags; later sources win.
 //!
-//! Owns the order. The keys and their variables are in [`super::keys`]. Every value is tried alone before all are merged,
-//! so that an error can name the file and key, or the variable, that it came from.
+//! Owns the order. [`super::keys`] has the keys and their variables. Each value is checked alone before all are
+//! merged, so that an error names the file and key, or the variable.
 
 use std::{
     net::SocketAddr,
@@ -20,7 +20,7 @@ use super::{
     surroundings::Surroundings,
 };
 
-/// The flags of `serve`; what is given wins over every other source.
+/// The flags of `serve`; they win over every other source.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// The configuration file; must exist.
@@ -38,20 +38,20 @@ pub struct Overrides {
 }
 
 impl Config {
-    /// The configuration of this process, complete and valid.
+    /// The complete, valid configuration of this process.
     ///
     /// # Errors
-    /// What cannot be read or means nothing, naming its source, and what [`Config::validate`] refuses.
+    /// An unreadable or invalid value, with its source, or a refusal of [`Config::validate`].
     pub fn load(flags: Overrides) -> Result<Self, ConfigError> {
         let config = Config::read(flags, &Surroundings::of_this_process()?)?;
         config.validate()?;
         Ok(config)
     }
 
-    /// The configuration that these surroundings and flags give, perhaps incomplete.
+    /// The configuration from these surroundings and flags, not validated as a whole.
     ///
     /// # Errors
-    /// What cannot be read or means nothing, naming its source.
+    /// An unreadable or invalid value, with its source.
     pub fn read(flags: Overrides, around: &Surroundings) -> Result<Self, ConfigError> {
         read(flags, around)
     }
@@ -62,7 +62,8 @@ fn read(flags: Overrides, around: &Surroundings) -> Result<Config, ConfigError> 
     let mut merged = from_file(flags.config.as_deref(), around)?;
     let by_environment = from_environment(around)?;
     for (url, file) in FILES {
-        // A URL that comes from nearer than the file's name does not come from that file.
+        // If the environment sets the URL directly, the URL does not come from the file that `lastword.toml`
+        // names.
         if by_environment.contains_key(url) && !by_environment.contains_key(file) {
             merged.remove(file);
         }
@@ -87,7 +88,8 @@ fn read(flags: Overrides, around: &Surroundings) -> Result<Config, ConfigError> 
     Ok(config)
 }
 
-/// The file named by a flag or `LASTWORD_CONFIG`, which must exist, or `lastword.toml`, which need not.
+/// Reads the file named by a flag or `LASTWORD_CONFIG`, which must exist, or `lastword.toml`, which may be
+/// missing.
 fn from_file(flag: Option<&Path>, around: &Surroundings) -> Result<Table, ConfigError> {
     let by_variable = || around.get("LASTWORD_CONFIG").map(|path| ("LASTWORD_CONFIG", PathBuf::from(path)));
     let named = flag.map(|path| ("--config", path.to_owned())).or_else(by_variable);
@@ -126,7 +128,7 @@ fn from_file(flag: Option<&Path>, around: &Surroundings) -> Result<Table, Config
     Ok(table)
 }
 
-/// What the variables say.
+/// Reads the variables.
 fn from_environment(around: &Surroundings) -> Result<Table, ConfigError> {
     refuse_unknown_variables(around)?;
     let mut table = Table::new();
@@ -154,7 +156,7 @@ fn refuse_unknown_variables(around: &Surroundings) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// The variable that gives this key, and its text: ours, a file named by ours, a customary one.
+/// The variable that sets this key, and its text. Precedence: ours, the file named by ours, the customary one.
 fn look_up(key: &Key, around: &Surroundings) -> Result<Option<(String, String)>, ConfigError> {
     let variable = key.variable();
     let direct = around.get(&variable).map(str::to_owned);
@@ -172,12 +174,12 @@ fn look_up(key: &Key, around: &Surroundings) -> Result<Option<(String, String)>,
     }
 }
 
-/// Tries one value alone, so that the error names its source.
+/// Checks one value alone, so that the error names its source.
 fn check(key: &Key, value: &Value, source_name: String) -> Result<(), ConfigError> {
     let alone = Table::from_iter([(key.name.to_owned(), value.clone())]);
     let why = match alone.try_into::<Config>() {
         Ok(_) => return Ok(()),
-        // The parser would quote the value.
+        // The parser's message would quote the secret.
         Err(_) if key.has_file && key.shape == ValueShape::List => "must be a list of texts".to_owned(),
         Err(_) if key.has_file => "must be a text".to_owned(),
         Err(why) => why.message().to_owned(),

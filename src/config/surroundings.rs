@@ -8,35 +8,35 @@ use super::{
     keys::{KEYS, PREFIX},
 };
 
-/// What a process finds around itself: passed in, so that tests need not change their own.
+/// The environment of a process, passed in so that tests need not change their own.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
-    /// Those of ours, and the customary ones of [`super::keys`].
+    /// Our variables, and the customary ones of [`super::keys`].
     pub(super) variables: Vec<(String, String)>,
-    /// What relative paths begin at.
+    /// The base of relative paths.
     pub(super) directory: PathBuf,
 }
 
 impl Surroundings {
-    /// Those of this process.
+    /// The surroundings of this process.
     ///
     /// # Errors
-    /// A variable of ours that is not text.
+    /// A variable of ours that is not UTF-8.
     pub fn of_this_process() -> Result<Self, ConfigError> {
         Self::new(kept::variables(), PathBuf::new())
     }
 
-    /// These variables, and `lastword.toml` and relative paths in this directory.
+    /// These variables; `directory` holds `lastword.toml` and is the base of relative paths.
     ///
     /// # Errors
-    /// A variable of ours that is not text.
+    /// A variable of ours that is not UTF-8.
     pub fn new(
         variables: impl IntoIterator<Item = (OsString, OsString)>,
         directory: impl Into<PathBuf>,
     ) -> Result<Self, ConfigError> {
         let mut ours = Vec::new();
         for (name, value) in variables {
-            // A name that is not text cannot be ours.
+            // A name that is not UTF-8 cannot be ours.
             let Ok(name) = name.into_string() else { continue };
             if !name.starts_with(PREFIX) && !KEYS.iter().any(|key| key.foreign == Some(name.as_str())) {
                 continue;

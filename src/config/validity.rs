@@ -1,4 +1,4 @@
-//! What of a configuration is refused as a whole: values that parse, and that no replica should run with.
+//! Checks of the whole configuration: values that parse, but that no replica should run with.
 
 use super::{error::ConfigError, pass, schema, settings::Config};
 use crate::{agent::is_label_value, units::Span};

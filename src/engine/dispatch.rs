@@ -1,6 +1,6 @@
-//! Dispatch: claims queued turns for free slots, and brings orders to the turns that run here.
+//! Dispatch: claims queued turns for free slots, and passes commands to the turns that run here.
 //!
-//! Both passes look when the doorbell rings, and now and then all the same (I13, `Rings::look_due`).
+//! Both passes run when the doorbell rings, and by a fallback poll (I13, `Rings::look_due`).
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ use crate::{
     turn::CancelledBy,
 };
 
-/// The line of the claims on the board.
+/// The name of the claims task on the task board.
 pub(super) const LINE: &str = "dispatch";
-/// A little more than the head start that a warm worker's replica has.
+/// A little more than the 50 ms head start of a warm worker's replica.
 const HEAD_START: Duration = Duration::from_millis(60);
 /// Claims in one statement.
 const CLAIMS_MAX: usize = 256;
 
-/// Claims until told to take on nothing new.
+/// Claims turns until cancelled.
 pub async fn claim_on(engine: Engine, until: CancellationToken) {
     let (mut search, mut looked_at) = (Search::default(), Instant::now());
     loop {
@@ -36,7 +36,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             () = wake.rings.look_due(looked_at) => true,
         };
         let call = wake.queue.take_call();
-        // However many rings there are: each says of its own turns only.
+        // The fallback poll covers the whole queue even if rings are frequent: each ring names only its own turns.
         if looked_at.elapsed() >= wake.rings.look_every() {
             looked_at = Instant::now();
             search.widen(wake.queue.front());
@@ -52,7 +52,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             if is_due || call.is_for_queue { WorkersSought::All } else { WorkersSought::Kept(call.kept) };
         match remote::claim(&engine, &reach).await {
             Ok(false) => {}
-            // Somebody else's conversation: it may come to it.
+            // A turn was left to the former holder of its conversation: look again after the head start.
             Ok(true) => search.look_again(Instant::now()),
             Err(why) => warn_of!(why, "nothing claimed for remote workers"),
         }
@@ -61,17 +61,17 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
     }
 }
 
-/// Where the queue is still to be looked at.
+/// Which parts of the queue are still to be searched.
 #[derive(Debug, Default)]
 struct Search {
-    /// From this turn on; `None`: nowhere.
+    /// First turn to search from; `None`: nothing to search.
     from: Option<TurnId>,
-    /// From where on others' conversations may have been met within their own replica's head start.
+    /// First queued turn that may have been skipped because its warm replica still had its 50 ms head start.
     met: Option<TurnId>,
-    /// When to look again, and from where on for those.
+    /// When to search again, and the first turn of that search.
     again_at: Option<Instant>,
     again: Option<TurnId>,
-    /// The first turn that claims pass over, since somebody else has locked it, and when to look at it.
+    /// First turn skipped because another session holds its lock, and when to try it again.
     locked: Option<(TurnId, Instant)>,
 }
 
@@ -80,7 +80,7 @@ impl Search {
         self.from = first(self.from, Some(from));
     }
 
-    /// Goes on with what is new, and what is due.
+    /// Adds newly named turns, and searches that are due now.
     fn go_on(&mut self, news: Option<TurnId>, now: Instant) {
         if self.again_at.take_if(|at| *at <= now).is_some() {
             self.from = first(self.from, self.again.take());
@@ -92,7 +92,7 @@ impl Search {
         self.met = first(self.met, news);
     }
 
-    /// A look found as many as there were slots for, up to `last`; `None`: fewer.
+    /// Notes a completed search. `last`: its last claim if it found a turn for every slot, else `None`.
     fn looked(&mut self, last: Option<TurnId>, now: Instant) {
         self.from = last;
         if self.again.is_none() && self.met.is_some() {
@@ -105,13 +105,13 @@ impl Search {
         self.again_at.get_or_insert(now + HEAD_START);
     }
 
-    /// When to look though nothing rings.
+    /// When to search even if no ring arrives.
     fn due_at(&self) -> Option<Instant> {
         first(self.again_at, self.locked.map(|(_, at)| at))
     }
 }
 
-/// One look at the queue: claims what there are slots for.
+/// One search: claims as many turns as there are slots.
 async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) -> Result<(), StoreError> {
     let Some(from) = search.from else { return Ok(()) };
     if until.is_cancelled() || !engine.can_start() {
@@ -124,12 +124,12 @@ async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) 
     let last = claims.iter().map(|claim| claim.turn).max();
     search.looked(last.filter(|_| claims.len() >= slots), Instant::now());
     if search.from.is_some() {
-        // Behind them, after what is new before them.
+        // The rest of the queue comes after any newer turns in front.
         engine.store.wake().queue.look();
     }
     for claim in claims {
         let (turn, epoch) = (claim.turn, claim.epoch);
-        // A drain may have begun while the answer was on its way.
+        // A drain may have begun while the claim was in flight.
         if until.is_cancelled() || !engine.host.take(claim, &mut capacity) {
             engine.give_back(turn, epoch).await;
         }
@@ -137,7 +137,7 @@ async fn claim(engine: &Engine, search: &mut Search, until: &CancellationToken) 
     Ok(())
 }
 
-/// Brings orders to the turns that run here, until cancelled.
+/// Passes commands to the turns that run here, until cancelled.
 pub async fn order_on(engine: Engine, until: CancellationToken) {
     loop {
         let wake = engine.store.wake();
@@ -162,7 +162,7 @@ async fn bring_orders(engine: &Engine) -> Result<(), StoreError> {
     }
     if engine.host.lives() > 0 || engine.rendezvous.has_sessions() {
         for worker in engine.store.stops().await? {
-            // A stop that finds a live turn goes through the same last word as everything else.
+            // Cancels the worker's running turns, so they end by the usual path.
             let turns = engine.host.stop_worker(worker);
             if let Some(session) = engine.rendezvous.session(worker) {
                 session.stop();
@@ -205,7 +205,7 @@ mod tests {
         search.go_on(Some(turn(5)), now);
         search.looked(None, now);
         let due = search.again_at.unwrap();
-        // Met before the other's time is over, it has its own.
+        // Skipped within the other replica's head start, so the turn gets its own second look.
         now += HEAD_START / 2;
         search.go_on(Some(turn(7)), now);
         search.looked(None, now);

@@ -1,8 +1,7 @@
-//! Drain: how a replica leaves. Takes on nothing new, lets turns end, closes what is left,
-//! deregisters last.
+//! Drain: how a replica leaves. Claims nothing new, lets turns end, closes the rest, deregisters last.
 //!
-//! The beat goes on until the last turn is closed: a replica that still holds turns must not look
-//! dead, or another would close them too early.
+//! The beat goes on until the last turn is closed: a replica that still holds turns must not look dead, or another
+//! replica would close them early.
 
 use std::time::Duration;
 
@@ -16,26 +15,26 @@ use crate::{
     worker::host::Halt,
 };
 
-/// How long the last words of interrupted turns, and the ends of workers, may take.
+/// Time limit for the last words of interrupted turns and the ends of workers.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// What a drain waits for is told after so long, and once a minute.
+/// The first log line about what the drain waits for comes after this time, further ones once a minute.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// Turns that one line names.
+/// Turn ids in one log line.
 const NAMED_MAX: usize = 8;
 
-/// Drains until nothing runs here, the deadline, or `now`; then deregisters. The caller stops every
-/// task afterwards, not before: the last words of what is interrupted are still to be written.
+/// Drains until nothing runs here, the deadline passes, or `now` is cancelled; then deregisters. The caller stops
+/// the tasks afterwards: they still have to write the last words of interrupted turns.
 pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken) {
     let until = Instant::now() + deadline;
     if let Err(why) = engine.store.start_drain().await {
-        // It claims nothing all the same; the verdict or `left` tells the others.
+        // This replica claims nothing in any case; the others learn of the drain by `left` or a verdict.
         warn_of!(why, "the drain was not announced");
     }
     tracing::info!(turns = engine.host.runs().len(), "draining");
     engine.host.retire_workers();
-    // A claim may still be on its way: only when dispatch has ended does an empty host mean the end.
+    // A claim may be in flight, so an idle host counts only once dispatch has ended.
     let is_claiming = || engine.supervisor.board().state(dispatch::LINE).is_some();
     let nothing_runs = || !is_claiming() && engine.host.runs().is_empty();
     tokio::select! {
@@ -66,7 +65,7 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     if let Ok(Err(why)) = timeout_at(end, settle::settle_last(engine)).await {
         warn_of!(why, "claims of our own not looked at before leaving");
     }
-    // Nobody else knows what this replica has seen.
+    // No other replica knows which commits this one has seen.
     if !engine.is_present()
         && let Ok(Err(why)) = timeout_at(end, reconcile::compare(engine)).await
     {
@@ -77,7 +76,7 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     }
 }
 
-/// Tells which turns are waited for, and which sessions of somebody else's these wait for. Does not end.
+/// Logs the turns the drain waits for, and the foreign sessions that block them. Never returns.
 async fn tell_waits(engine: &Engine) {
     tokio::time::sleep(TOLD_AFTER).await;
     loop {
@@ -99,14 +98,14 @@ async fn tell_waits(engine: &Engine) {
     }
 }
 
-/// What runs here.
+/// The turns that run here, sorted.
 fn turns(engine: &Engine) -> Vec<TurnId> {
     let mut turns: Vec<TurnId> = engine.host.runs().into_keys().collect();
     turns.sort();
     turns
 }
 
-/// The first of these turns, for a line in the log.
+/// The first ids, for a log line.
 fn named(turns: &[TurnId]) -> String {
     let named: Vec<String> = turns.iter().take(NAMED_MAX).map(TurnId::to_string).collect();
     named.join(" ")

@@ -1,8 +1,8 @@
-//! Intake: accepts the turns that were handed in, and takes those at once that this replica has room for.
+//! Intake: commits accepted turns in batches, and claims those that this replica has capacity for.
 //!
-//! A turn that is taken here is claimed in the commit that accepts it: one statement fewer, and its worker
-//! has it sooner. Refuses to reserve what it does not use: a slot that was offered for a turn that is
-//! refused, or is another's, is free again. What cannot be committed in company goes by itself.
+//! A turn that is taken here is claimed in the commit that accepts it, which saves a statement and time. A slot
+//! reserved for a turn that is refused, or claimed elsewhere, is freed at once. A turn that makes a batch fail is
+//! committed alone.
 
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use crate::{
 /// Turns in one commit.
 const TAKEN_MAX: usize = 64;
 
-/// Accepts until cancelled. Goes on through a drain: then it claims nothing.
+/// Accepts turns until cancelled. Goes on through a drain, without claiming.
 pub async fn accept_on(engine: Engine, until: CancellationToken) {
     let taken_max = if engine.store.uses(Lever::AcceptedTogether) { TAKEN_MAX } else { 1 };
     let accepting = async {
@@ -50,7 +50,7 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
                 wanted.answer(verdict);
             }
         }
-        // One of them may be what Postgres does not take.
+        // One turn of the batch may hold something Postgres refuses, so each is tried alone.
         Err(why) if !why.is_away() && wanted.len() > 1 => {
             drop(reserved);
             for one in wanted {
@@ -71,8 +71,8 @@ async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
     engine.host.look_if_wanted();
 }
 
-/// Refuses the turns whose conversation somebody else has locked; the others go on together. Where none is locked, a
-/// table is: all are refused.
+/// Refuses the turns whose conversation another session has locked, and returns the others. If no conversation is
+/// locked a table is, and all are refused.
 async fn without_locked(engine: &Engine, wanted: Vec<Wanted>, why: &StoreError) -> Option<Vec<Wanted>> {
     let conversations: Vec<_> = wanted.iter().map(|wanted| wanted.new.conversation).collect();
     let locked = engine.store.locked_conversations(&conversations).await.unwrap_or_default();
@@ -82,7 +82,7 @@ async fn without_locked(engine: &Engine, wanted: Vec<Wanted>, why: &StoreError) 
     (!free.is_empty()).then_some(free)
 }
 
-/// Refuses turns, and tells whose lock keeps them out where one does.
+/// Refuses turns, and logs the session whose lock blocks them, if one does.
 async fn refuse(engine: &Engine, refused: Vec<Wanted>, why: &StoreError) {
     let conversations: Vec<_> = refused.iter().map(|wanted| wanted.new.conversation).collect();
     for one in refused {
@@ -93,7 +93,7 @@ async fn refuse(engine: &Engine, refused: Vec<Wanted>, why: &StoreError) {
     }
 }
 
-/// A slot for the turn, where this replica may host it.
+/// Reserves capacity for the turn, if this replica may claim and host it.
 fn reserve(engine: &Engine, new: &NewTurn) -> Option<Reservation> {
     let is_taking = engine.can_start() && !engine.supervisor.soft().is_cancelled();
     let is_taking = is_taking && engine.store.uses(Lever::ClaimedWithAccept);

@@ -1,8 +1,8 @@
-//! Means: whether this replica has what the start of a worker takes, looked at once a second.
+//! Means: checks once a second whether this replica has the resources to start workers.
 //!
-//! While it lacks something it claims nothing that a worker may have to be started for, is not ready, and ends
-//! workers that have no turn: what they hold is what is lacking. Turns of remote workers go on being claimed: they
-//! need nothing to be started. Keeps I8: a want of this replica's own is nobody's failure.
+//! While a resource is short this replica is not ready, claims nothing that may need a new worker, and stops idle
+//! workers to free what they hold. Turns of remote workers are still claimed, since they start nothing here. Keeps
+//! I8: a shortage of this replica fails no turn.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::{
 };
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Idle workers that are ended at a look: enough for the starts of the next second, and not all that are warm.
+/// Idle workers stopped by one check: enough for the starts of the next second, yet some stay warm.
 const ENDED_MAX: usize = 4;
 
-/// Looks until cancelled.
+/// Checks until cancelled.
 pub async fn look_on(engine: Engine, until: CancellationToken) {
     let mut before = None;
     loop {
@@ -41,7 +41,7 @@ pub async fn look_on(engine: Engine, until: CancellationToken) {
     }
 }
 
-/// Tells operators.
+/// Publishes the metrics, and logs the begin and end of a shortage.
 fn note(before: Option<Lack>, now: Option<Lack>) {
     let descriptors::LimitUse { used, max } = descriptors::seen();
     metrics::bound("descriptors", used, max);

@@ -1,21 +1,21 @@
-//! The engine: the passes of one replica. Each is periodic, idempotent and takes no input; it wakes
-//! by a ring, by a clock, and now and then by itself.
+//! The engine: the passes of one replica. Each pass is idempotent, takes no input, and wakes by the doorbell, by a
+//! clock, and by a fallback poll.
 //!
 //! | pass | what it does |
 //! |---|---|
-//! | [`presence`] | beats, judges the dead, starts over when judged |
-//! | [`intake`] | accepts what was handed in, and takes at once what there is room for |
-//! | [`means`] | looks whether there is what a worker's start takes |
-//! | [`dispatch`] | claims queued turns; brings orders to those that run here |
-//! | `settle` | compares what is held in its name with what runs here |
-//! | [`reconcile`] | compares what was seen with a database that may have gone back in time |
-//! | `remote` | claims for remote workers, and moves turns to where they call |
+//! | [`presence`] | beats, judges lost replicas, starts over when judged itself |
+//! | [`intake`] | accepts posted turns, and claims those there is capacity for |
+//! | [`means`] | checks the resources for worker starts |
+//! | [`dispatch`] | claims queued turns; passes commands to running turns |
+//! | `settle` | compares the turns held in this replica's name with those that run here |
+//! | [`reconcile`] | after a failover, compares commits seen here with the database |
+//! | `remote` | claims turns for remote workers, and moves turns to the replica their worker calls |
 //! | `tokens` | refuses remote workers whose token has ended |
-//! | [`reap`] | closes what is overdue or held by the gone |
-//! | [`retain`] | partitions ahead, old days out |
+//! | [`reap`] | closes turns that are overdue or held by lost replicas |
+//! | [`retain`] | creates partitions ahead, drops and sweeps old data |
 //! | [`drain`] | leaves |
 //!
-//! Knows no request: the doors and the engine meet in Postgres alone.
+//! Knows no request: the API and the engine meet in the store and at the rendezvous.
 
 pub mod dispatch;
 pub mod drain;
@@ -47,7 +47,7 @@ use crate::{
 };
 
 impl Engine {
-    /// Makes an engine and starts its passes. `url` is where this replica can be reached.
+    /// Creates an engine and starts its passes. `url`: this replica's own URL.
     pub fn start(
         store: Store,
         rendezvous: Arc<Rendezvous>,
@@ -83,7 +83,7 @@ impl Engine {
     fn spawn_all(&self, inbox: Inbox) {
         let (soft, hard) = (self.supervisor.soft().clone(), self.supervisor.hard().clone());
         let spawn = |name: &'static str, task: BoxTask| self.supervisor.spawn(Kind::Replica, name, task);
-        // All but the claims go on through a drain: turns still run, and this replica still counts.
+        // Only the claims end with a drain: the other passes serve running turns, and this replica still counts.
         spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
         spawn("intake", Box::pin(intake::accept_on(self.clone(), hard.clone())));
         spawn("listener", Box::pin(notify_listener::listen_on(self.store.clone(), hard.clone())));

@@ -1,11 +1,12 @@
-//! Presence: this replica's beat, and its verdicts on others.
+//! Presence: this replica's beat, and its verdicts on other replicas.
 //!
 //! ```text
 //! waiting for the listener's lock ──► register ──► beating ──judged──► (again, as another replica)
 //! ```
-//! Beats are at least 500 ms apart and never caught up. A replica that was judged has lost every
-//! claim: it ends its workers and registers anew under a fresh id. One that cannot reach Postgres
-//! for `postgres_away_max` ends its workers too (I8, I9): by then another may have its turns.
+//!
+//! Beats are at least 500 ms apart; missed beats are not made up. A replica that was judged lost has lost every
+//! claim: it ends its workers and registers under a new id. A replica that cannot reach Postgres for
+//! `postgres_away_max` ends its workers too (I8, I9), since by then another replica may have their turns.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -28,16 +29,16 @@ use crate::{
     worker::host::Halt,
 };
 
-/// The task's line on the board. Its states: `registering`, `ready`, `away`.
+/// The task's name on the task board. Its states: `registering`, `ready`, `away`.
 pub const LINE: &str = "presence";
 
 const BEAT_EVERY: Duration = Duration::from_millis(500);
-/// How often it is looked whether the listener holds its lock, before the first beat.
+/// Poll interval until the listener holds its lock, before the first beat.
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How often it is tried to end what a lost replica left behind.
+/// Tries to end the backends and workers' lines that a lost replica left behind.
 const CLEAR_AWAY_TRIES: u32 = 20;
-/// The last beat came before Postgres went away, and the next one needs a connection first: behind those
-/// that were given up while it was away, each of which it answers when it is back.
+/// Added to `postgres_away_max`. The last beat is older than the outage, and the next one waits for a reconnect,
+/// which Postgres answers only after the attempts that were abandoned during the outage.
 const AWAY_MARGIN: Duration = Duration::from_secs(8);
 
 /// Registers and beats until cancelled.
@@ -53,12 +54,12 @@ pub async fn beat_on(engine: Engine, until: CancellationToken) {
     until.run_until_cancelled(presence.run()).await;
 }
 
-/// What a step came to.
+/// The result of one step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum BeatOutcome {
     /// A beat.
     Beat,
-    /// The listener has no lock yet.
+    /// The listener does not hold its lock yet.
     WaitForLock,
 }
 
@@ -69,7 +70,7 @@ struct Presence {
     is_registered: bool,
     /// When this replica last knew that its claims were its own.
     last_beat: Instant,
-    /// Whether the workers were ended because Postgres was away for too long.
+    /// Whether the workers were ended because Postgres was away too long.
     is_abandoned: bool,
 }
 
@@ -99,7 +100,7 @@ impl Presence {
                         .supervisor
                         .report(LINE, if self.is_registered { "away" } else { "registering" });
                     self.abandon_if_away_too_long();
-                    // No back-off: the sooner it beats again, the fewer doubt it.
+                    // No back-off: a prompt beat keeps other replicas from suspecting this one.
                     tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
                 }
             }
@@ -109,15 +110,15 @@ impl Presence {
     async fn step(&mut self) -> Result<BeatOutcome, StoreError> {
         let engine = self.engine.clone();
         if self.session.is_none() {
-            // First of all: until this has come about, nobody else here knocks at Postgres.
+            // The beat connects first: until it has, the pool opens no other connections.
             self.session = Some(BeatSession::open(&engine.store).await?);
         }
         if !self.is_registered {
-            // First the lock, then the row: a peer that sees the row must find the lock held.
+            // The lock comes before the row: a peer that sees the row must find the lock held.
             if engine.store.wake().lock_key() == 0 {
                 return Ok(BeatOutcome::WaitForLock);
             }
-            // Under another id than before: first what is remembered of that life.
+            // Commits seen under the former id are compared before the new registration.
             let timeline = engine.store.timeline().await?;
             reconcile::compare(&engine).await?;
             engine.store.register(&engine.url, timeline).await?;
@@ -141,7 +142,7 @@ impl Presence {
         Ok(BeatOutcome::Beat)
     }
 
-    /// Another timeline, or a connection that broke, may mean lost commits.
+    /// A new timeline or a broken connection may mean lost commits.
     fn reconcile(&mut self, seen: &BeatAnswer) {
         let is_behind = seen.timeline != seen.timeline_now;
         self.engine.set_present(!is_behind);
@@ -150,11 +151,11 @@ impl Presence {
         }
     }
 
-    /// This replica was judged: whatever it held is another's.
+    /// This replica was judged lost: every claim now belongs to other replicas.
     fn start_over(&mut self) {
         let judged = self.engine.store.replica();
         self.engine.host.halt_all(Halt::Lost);
-        // Who calls here is recorded under another id.
+        // The sessions of remote workers are recorded under the former id.
         self.engine.rendezvous.dismiss_all();
         let fresh = self.engine.store.rename_replica();
         tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
@@ -172,8 +173,8 @@ impl Presence {
         }
     }
 
-    /// Verdicts go over the beat's own connection, so that a busy pool cannot hold up our beat; what
-    /// follows from one does not wait here.
+    /// Passes verdicts over the beat's own connection, so a busy pool cannot delay the beat. Clean-up runs in
+    /// tasks.
     async fn judge(&mut self, seen: &BeatAnswer) -> Result<(), StoreError> {
         for Suspect { id, beat_n, evidence } in self.detector.observe(&seen.peers) {
             let Some(session) = &mut self.session else { return Ok(()) };
@@ -194,7 +195,7 @@ impl Presence {
             engine.recent_loss.store(true, Ordering::Relaxed);
             engine.store.wake().holder_gone();
             self.engine.supervisor.spawn(Kind::Turn, "verdict", async move {
-                // Again while Postgres is away: a backend that waits for a frozen client may hold rows.
+                // Retried while Postgres is away: a backend that waits for a frozen client may hold row locks.
                 for _ in 0..CLEAR_AWAY_TRIES {
                     let Err(why) = engine.store.clear_away(&judged).await else { break };
                     warn_of!(why, replica = %id, "what a lost replica left was not cleared away");

@@ -1,9 +1,9 @@
-//! Reap: closes what is overdue or held by the gone, on any replica, without an election.
+//! Reap: closes turns that are overdue or held by lost replicas. Runs on every replica, without an election.
 //!
-//! Sleeps until the next deadline, a verdict or a ring. What a living holder has left overdue is
-//! closed only after this replica's own 20 beats: its holder closes its turns exactly, and a step
-//! of the database's clock kills nobody (I6). Held by the gone: at once, and once a second for a
-//! minute after, since a zombie's claim can commit after the first pass.
+//! Sleeps until the next deadline, a verdict or a ring. A row left overdue by a living holder is closed only after
+//! 20 of this replica's own looks: the holder closes its turns exactly, and a step of the database's clock must
+//! end no turn (I6). Rows of lost holders are closed at once, and looked for once a second for a minute: a
+//! zombie's claim may commit after the first pass.
 
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
@@ -24,17 +24,17 @@ use crate::{
 
 /// The longest sleep between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Between two looks while something is overdue, or somebody was lost.
+/// Sleep while rows remain to be closed.
 const LOOK_SOON: Duration = Duration::from_millis(100);
 const LOOK_AFTER_LOSS: Duration = Duration::from_secs(1);
-/// Looks of our own through which a living holder's row was overdue, at least so far apart. Counted,
-/// not timed: a Postgres that stalls stops our looks as well.
+/// A living holder's row is closed after this many looks found it overdue, each at least `LOOK_OVERDUE` apart.
+/// Counted, not timed, because a stalled Postgres stops the looks too.
 const OVERDUE_LOOKS: u32 = 20;
 const LOOK_OVERDUE: Duration = Duration::from_millis(500);
 /// Last words in one statement.
 const CLOSE_MAX: i32 = 500;
 
-/// Closes until cancelled.
+/// Closes turns until cancelled.
 pub async fn close_on(engine: Engine, until: CancellationToken) {
     let mut overdue = HashMap::new();
     let mut wait = Duration::ZERO;
@@ -54,7 +54,7 @@ pub async fn close_on(engine: Engine, until: CancellationToken) {
     }
 }
 
-/// One pass; how long to sleep after it.
+/// One pass. Returns how long to sleep afterwards.
 async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Looks>) -> Result<Duration, StoreError> {
     let is_after_loss = engine.recent_loss.swap(false, Ordering::Relaxed);
     let mut outlook = engine.store.outlook().await?;
@@ -81,7 +81,7 @@ async fn pass(engine: &Engine, seen: &mut HashMap<Overdue, Looks>) -> Result<Dur
     Ok((until_next + Duration::from_millis(5)).min(longest))
 }
 
-/// Which rows a living holder has left overdue for long enough, with the same deadline.
+/// The rows that a living holder has left overdue long enough, under an unchanged deadline.
 fn left_overdue(outlook: &Outlook, seen: &mut HashMap<Overdue, Looks>, now: Instant) -> Vec<TurnId> {
     let mut lapsed = Vec::new();
     let mut still = HashMap::with_capacity(outlook.overdue.len());
@@ -99,7 +99,7 @@ fn left_overdue(outlook: &Outlook, seen: &mut HashMap<Overdue, Looks>, now: Inst
     lapsed
 }
 
-/// How often a row was seen overdue.
+/// How often a row was seen overdue, and when last.
 #[derive(Debug, Clone, Copy)]
 struct Looks {
     count: u32,
@@ -116,7 +116,7 @@ async fn close(engine: &Engine, lapsed: &[TurnId]) -> Result<(), StoreError> {
                 Err(_) => metrics::requeued("replica_lost"),
             }
         }
-        // Looped until a short page: what is left over is due as well.
+        // Loops until a page is short: the remaining rows are due as well.
         if closed.len() < usize::try_from(CLOSE_MAX).unwrap_or(usize::MAX) {
             return Ok(());
         }

@@ -1,14 +1,14 @@
-//! Reconcile: after the database went to another timeline, compares what this replica has seen with what
-//! is there (a promoted standby may lack the newest commits).
+//! Reconcile: after the database moved to another timeline, compares the commits this replica has seen with the
+//! database. A promoted standby may lack the newest commits.
 //!
 //! ```text
 //! beat: the row's timeline ≠ the database's ──► compare ──► close what was cut off ──► timeline into the row
 //!                                                     meanwhile nobody claims
 //! ```
-//! Keeps I10: a turn that a worker has received may look queued again, so nothing is claimed before
-//! every replica at work has compared. Keeps I8: where nothing was lost nothing is found, and nothing
-//! happens. Runs after every broken connection too: a crash without `synchronous_commit` loses commits
-//! on the same timeline.
+//!
+//! Keeps I10: a turn that a worker has received may look queued again, so nothing is claimed before every working
+//! replica has compared. Keeps I8: without lost commits nothing changes. Also runs after every broken connection,
+//! because a crash without `synchronous_commit` loses commits on the same timeline.
 
 use std::sync::atomic::Ordering;
 
@@ -22,11 +22,11 @@ use crate::{
 /// Turns in one statement.
 const TURNS_MAX: usize = 500;
 
-/// Compares everything that is remembered, and says what was lost.
+/// Compares all remembered commits, and reports what was lost.
 pub(super) async fn compare(engine: &Engine) -> Result<(), StoreError> {
     let store = &engine.store;
     let breaks = store.breaks();
-    // The new primary may be another machine, with a clock of its own.
+    // The new primary may be another machine with another clock.
     store.probe().await?;
     let seen = store.seen_commits().all();
     let (mut turns, mut events) = (0, 0);
@@ -51,18 +51,18 @@ pub(super) async fn compare(engine: &Engine) -> Result<(), StoreError> {
     if turns > 0 {
         tracing::error!(turns, events, "the database went back in time: commits are lost");
     }
-    // Not before the end: one that failed, or that a break overtook, has to be done again.
+    // Stored last: a comparison that failed, or was overtaken by another break, is repeated.
     engine.compared_breaks.store(breaks, Ordering::Release);
     Ok(())
 }
 
-/// Whether a comparison that began after the last broken connection came to its end.
+/// Whether a comparison that began after the last broken connection has completed.
 pub(super) fn is_up_to_date(engine: &Engine) -> bool {
     engine.compared_breaks.load(Ordering::Acquire) == engine.store.breaks()
 }
 
-/// Compares in the background, so that the beat goes on. With `timeline` it says in this replica's row
-/// that it has; until then nobody claims.
+/// Compares in the background while the beat goes on. With `timeline`, records in this replica's row that it has
+/// compared; until then no replica claims.
 pub(super) fn spawn(engine: &Engine, timeline: Option<i32>) {
     if engine.is_reconciling.swap(true, Ordering::AcqRel) {
         return;
@@ -71,7 +71,7 @@ pub(super) fn spawn(engine: &Engine, timeline: Option<i32>) {
     let supervisor = engine.supervisor.clone();
     supervisor.spawn(crate::task::Kind::Turn, "reconcile", async move {
         if let Err(why) = on_timeline(&engine, timeline).await {
-            // The next beat asks again.
+            // The next beat starts another comparison.
             warn_of!(why, "what was seen is not compared yet");
         }
         engine.is_reconciling.store(false, Ordering::Release);
@@ -81,7 +81,7 @@ pub(super) fn spawn(engine: &Engine, timeline: Option<i32>) {
 async fn on_timeline(engine: &Engine, timeline: Option<i32>) -> Result<(), StoreError> {
     let Some(timeline) = timeline else { return compare(engine).await };
     tracing::warn!(timeline, "the database is on another timeline; comparing it with what was seen");
-    // A worker's own memory may hold what is lost; a fresh one is told what there is.
+    // A warm worker may remember turns that are lost; a fresh worker is given the history that exists.
     engine.host.retire_workers();
     compare(engine).await?;
     if engine.store.set_reconciled(timeline).await? {

@@ -1,8 +1,8 @@
-//! Remote workers: turns for those that wait for some, the move of turns to the replica that their worker
-//! calls, and the end of those that are not heard any more.
+//! Remote workers: claims turns for them, moves turns to the replica their worker calls, and dismisses silent
+//! workers.
 //!
-//! Works off the rendezvous ([`crate::rendezvous`]), where the doors put what workers bring. Dispatch calls
-//! [`claim`] whenever it is woken for the queue, and [`look_after`] whenever it looks for orders.
+//! Works through the rendezvous ([`crate::rendezvous`]), where the HTTP handlers leave what workers send. Dispatch
+//! calls [`claim`] when it searches the queue, and [`look_after`] when it reads commands.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -27,22 +27,22 @@ use crate::{
 
 /// Claims in one statement.
 const CLAIMS_MAX: usize = 64;
-/// Turns that are moved here in one statement: a replica's death moves all that it held.
+/// Moves in one statement: the death of a replica moves all its turns.
 const MOVES_MAX: usize = 64;
-/// Such statements at a time: the database does them side by side, and the logs of one's turns are read meanwhile.
+/// Move statements in flight; the logs of one batch are read while Postgres moves the next.
 const MOVING_MAX: usize = 4;
-/// How long whoever served a conversation last is waited for.
+/// Head start of the worker that served a conversation last.
 const HEAD_START_MS: i64 = 50;
 
 /// Which turn goes to which worker.
 type Match = (TurnId, Arc<WorkerSession>);
 
-/// For whom turns are looked for.
+/// The workers a search is for.
 #[derive(Debug)]
 pub(super) enum WorkersSought {
-    /// For every worker that waits.
+    /// Every worker that waits.
     All,
-    /// For the workers of these conversations, whose turns are kept for them.
+    /// Workers bound to these conversations, whose turns are reserved for them.
     Kept(HashSet<ConversationId>),
 }
 
@@ -57,9 +57,9 @@ impl WorkersSought {
     }
 }
 
-/// Claims turns for workers that wait for some; whether one was left to whoever served its conversation last.
-/// From the queue's front on: the workers that wait are of other agents each time. For those that are bound to a
-/// conversation it is not looked at.
+/// Claims turns for waiting workers. Returns whether a turn was left to the worker that served its conversation
+/// last. Searches from the front of the queue each time, since the waiting workers belong to other agents each
+/// time; workers bound to a conversation need no search.
 pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool, StoreError> {
     let rendezvous = &engine.rendezvous;
     let is_waiting = |session: &Arc<WorkerSession>| reach.is_for(session) && session.room() > 0;
@@ -87,7 +87,7 @@ pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool
     let mut calls: HashMap<(TurnId, WorkerId), _> = HashMap::new();
     let mut bids = Vec::new();
     for (turn, session) in matches.into_iter().take(capacity.count()) {
-        // Passed over before they were matched, mostly: these are more of one token than it may have at once.
+        // The share may run out here: one token's turns may match more workers than the token has slots for.
         let is_claimed = heads.iter().any(|head| head.turn == turn && head.is_reserved);
         let share = if is_claimed { engine.host.share_of_held(turn) } else { engine.host.share(turn) };
         let Some(share) = share else { continue };
@@ -97,14 +97,14 @@ pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool
         calls.insert((turn, worker), (session.offer_guard(), token, share));
     }
     let claims = engine.store.claim_remote(&bids).await?;
-    // Where none could be claimed, the next look would find the same.
+    // Without a claim the next search would find the same turns.
     if are_more && !claims.is_empty() {
         engine.store.wake().queue.look();
     }
     for (claim, worker) in claims {
         let Some((guard, token, share)) = calls.remove(&(claim.turn, worker)) else { continue };
         let (turn, epoch) = (claim.turn, claim.epoch);
-        // A drain may have begun while the answer was on its way.
+        // A drain may have begun while the claim was in flight.
         let is_taken = !engine.supervisor.soft().is_cancelled()
             && engine.host.take_remote(RemoteClaim { claim, guard, token, share }, &mut capacity);
         if !is_taken {
@@ -115,14 +115,14 @@ pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool
 }
 
 impl Head {
-    /// Whether the head start of whoever served its conversation last is over.
+    /// Whether the head start of the conversation's last worker is over.
     fn has_waited(&self) -> bool {
         self.is_reserved || self.holder.is_none() || self.waited_ms >= HEAD_START_MS
     }
 }
 
-/// A worker for each turn that can have one: the one that served its conversation last, where it waits;
-/// else, after a head start, whichever has most room.
+/// Chooses a worker for each turn: the bound worker, else the worker that served the conversation last, else,
+/// after the head start, the worker with the most capacity.
 fn matches(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<Match> {
     let mut room: HashMap<WorkerId, u32> =
         waiting.iter().map(|session| (session.worker().id, session.room())).collect();
@@ -131,7 +131,7 @@ fn matches(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<Match> {
         let can_have = |session: &&Arc<WorkerSession>| {
             let worker = session.worker();
             let is_its = worker.conversation.map_or(!head.is_reserved, |bound| bound == head.conversation);
-            // Who was started for an older revision runs that.
+            // A worker that was started for another revision cannot run this turn.
             let is_its = is_its && (!head.is_reserved || worker.agent_revision == head.agent_revision);
             worker.agent == head.agent && is_its && room.get(&worker.id).is_some_and(|room| *room > 0)
         };
@@ -149,8 +149,8 @@ fn matches(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<Match> {
     matches
 }
 
-/// Moves turns here that workers ask for, until cancelled: those of one moment together. Of one turn one after
-/// another: two requests for it are one move.
+/// Moves turns here for the workers that call this replica, until cancelled. Requests are batched; two requests
+/// for one turn are never in flight at once.
 pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
     let adopting = async {
         let mut waiting: VecDeque<AdoptRequest> = VecDeque::new();
@@ -182,7 +182,7 @@ pub(super) async fn adopt_on(engine: Engine, until: CancellationToken) {
     until.run_until_cancelled(adopting).await;
 }
 
-/// The first that wait and can be moved now, in one statement.
+/// The next batch: waiting requests whose turns are not being moved.
 fn together(waiting: &mut VecDeque<AdoptRequest>, moving: &mut HashSet<TurnId>) -> Vec<AdoptRequest> {
     let mut together = Vec::new();
     for request in std::mem::take(waiting) {
@@ -201,7 +201,7 @@ async fn adopt(engine: &Engine, requests: Vec<AdoptRequest>) -> Vec<TurnId> {
     turns
 }
 
-/// Says whether this replica takes on turns, and forgets workers that are not heard, until cancelled.
+/// Publishes whether this replica takes turns, and dismisses silent workers, until cancelled.
 pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
     loop {
         tokio::select! {
@@ -225,8 +225,8 @@ pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
     }
 }
 
-/// Lets go of turns that are held elsewhere by now, and tells turns why their worker ended where somebody
-/// knows. Before orders are read: they are for whoever holds the turn.
+/// Ends runs whose turns are now held elsewhere, and passes known exit reports to their turns. Runs before
+/// commands are read, because commands are for the present holder.
 pub(super) async fn look_after(engine: &Engine) -> Result<(), StoreError> {
     let lines = engine.rendezvous.lines();
     if lines.is_empty() {

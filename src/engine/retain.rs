@@ -1,7 +1,7 @@
-//! Retain: makes the log's partitions ahead, drops old ones whole, sweeps what is retained no longer.
+//! Retain: creates the log's partitions ahead, drops old ones, sweeps rows that are past retention.
 //!
-//! Paced: a sweep takes half of the time of one connection at most, so that turns under way go on, and it begins often
-//! enough that it never has more to do than a part of what is retained.
+//! Paced: a sweep uses one connection for at most half of the time, so running turns are not slowed down. It runs
+//! often enough that each pass has only a fraction of the retained rows to remove.
 
 use std::time::Duration;
 
@@ -20,25 +20,26 @@ use crate::{
     telemetry::metrics,
 };
 
-/// A pass begins so often, or several times within what is retained.
+/// Interval of passes: `retain` / `PASSES_WITHIN`, between these bounds.
 const PASS_EVERY: Duration = Duration::from_secs(600);
 const PASS_EVERY_MIN: Duration = Duration::from_secs(1);
 const PASSES_WITHIN: u32 = 20;
 const AGAIN_SOON: Duration = Duration::from_secs(5);
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
-/// The rest after a batch, in times of the batch.
+/// Pause after a batch, as a multiple of the batch's duration.
 const REST: u32 = 1;
-/// What a sweep passed over, since it was in flight then, is looked for again so often, or within what is retained.
+/// How often a sweep restarts from the front, to find rows that were in flight when it passed them; at most
+/// `retain`.
 const FROM_THE_FRONT_EVERY: Duration = Duration::from_secs(600);
 
-/// How far the sweeps have come.
+/// Where the sweeps left off.
 struct SweepPositions {
     turns: Uuid,
     conversations: Uuid,
     from_the_front: Instant,
 }
 
-/// Keeps house until cancelled.
+/// Runs passes until cancelled.
 pub async fn retain_on(engine: Engine, until: CancellationToken) {
     let mut places =
         SweepPositions { turns: Uuid::nil(), conversations: Uuid::nil(), from_the_front: Instant::now() };
@@ -53,7 +54,7 @@ pub async fn retain_on(engine: Engine, until: CancellationToken) {
             }
             None => return,
         };
-        // One that takes as long as what it is to keep does not keep up.
+        // A pass that takes as long as `retain` does not keep up.
         metrics::bound("sweep", began.elapsed().as_secs(), engine.retain.as_secs().max(1));
         tokio::select! {
             () = until.cancelled() => return,
@@ -72,7 +73,7 @@ async fn pass(engine: &Engine, places: &mut SweepPositions) -> Result<(), StoreE
         None => Vec::new(),
     };
     let (turns, conversations) = sweep_turns(engine, places).await?;
-    // What was deleted while a turn ran, or by a call that ended before it had erased everything.
+    // Erases conversations deleted while a turn ran, or whose erasure was interrupted.
     while store.erase(None, ERASED_AT_ONCE).await? > 0 {}
     let mut swept = 0;
     loop {
@@ -89,7 +90,7 @@ async fn pass(engine: &Engine, places: &mut SweepPositions) -> Result<(), StoreE
     Ok(())
 }
 
-/// Sweeps turns, and conversations that none is left of, until nothing older is there.
+/// Sweeps turns, then empty conversations, until none is past retention.
 async fn sweep_turns(engine: &Engine, places: &mut SweepPositions) -> Result<(i64, i64), StoreError> {
     let kept = || keep_from(engine.store.clock().now(), engine.retain);
     if places.from_the_front.elapsed() > FROM_THE_FRONT_EVERY.min(engine.retain) {
@@ -119,8 +120,8 @@ async fn sweep_turns(engine: &Engine, places: &mut SweepPositions) -> Result<(i6
     Ok((turns, conversations))
 }
 
-/// What must happen now and then, whatever Postgres does: workers' guards hear that this replica
-/// lives, and histograms give back their memory.
+/// Periodic work that does not depend on Postgres: renews the lifeline of worker guards, and frees histogram
+/// memory.
 pub async fn upkeep_on(engine: Engine, until: CancellationToken) {
     loop {
         tokio::select! {

@@ -1,7 +1,8 @@
-//! Settle: what is held in this replica's name is compared with what runs here, until the replica has left.
+//! Settle: compares the turns held in this replica's name with the turns that run here, until the replica has
+//! left.
 //!
-//! An answer of Postgres may be lost after its commit: then a claim is ours, and nothing runs. It is found here, also during
-//! a drain: what is left behind then would look as if it had died with this replica.
+//! Postgres' answer may be lost after its commit: this replica then holds a claim that runs nowhere. Settle finds
+//! such claims, also during a drain, so that they do not look like turns that died with the replica.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -14,7 +15,7 @@ use crate::{
     store::{StoreError, inflight::Held, warn_of},
 };
 
-/// Between two comparisons.
+/// Pause between two comparisons.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
 /// Compares until cancelled.
@@ -31,7 +32,7 @@ pub async fn settle_on(engine: Engine, until: CancellationToken) {
     }
 }
 
-/// The same at the end, when no claim is on its way any more: what does not run here now never will.
+/// The last comparison, when no claim is in flight any more: what does not run here now never will.
 pub async fn settle_last(engine: &Engine) -> Result<(), StoreError> {
     let mut missing = HashSet::new();
     for _ in 0..2 {
@@ -40,11 +41,10 @@ pub async fn settle_last(engine: &Engine) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Settles what the database and this process disagree about: gives back rows that are ours and that no
-/// worker has had (a claim whose answer was lost), disowns those that one may have had (it was ended while
-/// Postgres was away), for the close pass to settle; ends runs that are not ours any more, and idle workers whose conversation is
-/// served elsewhere now. A row must have been `missing` here twice in a row: the answer to its claim may be
-/// on its way.
+/// Resolves differences between the database and this process. Gives back rows that no worker has received (the
+/// claim's answer was lost). Disowns rows that a worker may have received (the run ended while Postgres was away),
+/// which the close pass then ends. Ends runs no longer held here, and idle workers whose conversation moved away.
+/// A row must be missing here in two comparisons in a row, because the answer to its claim may be in flight.
 async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result<(), StoreError> {
     let left = engine.host.time_left();
     if !left.is_empty() {
@@ -61,7 +61,7 @@ async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result
     let is_here = |turn| now.contains_key(turn) || before.contains_key(turn);
     let gone: HashSet<_> = held.iter().filter(|(turn, _)| !is_here(turn)).map(|(&t, &e)| (t, e)).collect();
     for &(turn, epoch) in gone.intersection(missing) {
-        // Where the answer to its claim was lost no worker has had it, whatever its phase.
+        // If the claim's answer was lost no worker has received the turn, whatever its phase.
         if engine.host.release_unless_delivered(turn, epoch)
             && engine.store.release(turn, epoch, true).await?
         {

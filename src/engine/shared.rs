@@ -1,4 +1,4 @@
-//! What the passes share: the store, what runs here, and the few words that one pass leaves for another.
+//! State shared by the passes: the store, the host, and flags that one pass sets for another.
 
 use std::{
     sync::{
@@ -17,53 +17,52 @@ use crate::{
     worker::host::Host,
 };
 
-/// What the passes share. Cheap to clone.
+/// State shared by the passes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    /// Postgres.
     pub(super) store: Store,
-    /// What this replica runs.
+    /// The workers and turns of this replica.
     pub(super) host: Host,
-    /// Where remote workers meet this replica.
+    /// Where remote workers' calls meet this replica.
     pub(super) rendezvous: Arc<Rendezvous>,
-    /// Home of tasks.
+    /// Spawns and stops tasks.
     pub(super) supervisor: Supervisor,
-    /// Where this replica is reached.
+    /// This replica's own URL.
     pub(super) url: Arc<str>,
-    /// Without Postgres for so long it ends its workers.
+    /// After this time without Postgres the workers are ended.
     pub(super) postgres_away_max: Duration,
     /// How long turns are kept.
     pub(super) retain: Duration,
-    /// How many turns may wait.
+    /// How many turns may be queued.
     pub(super) queue_max: u32,
-    /// Set by presence, taken by reap: somebody was lost within the last minute.
+    /// Set by presence, cleared by reap: a replica was lost within the last minute.
     pub(super) recent_loss: Arc<AtomicBool>,
-    /// Set by presence: registered, and the last beat came back.
+    /// Set by presence: registered, and the last beat was answered.
     pub(super) is_present: Arc<AtomicBool>,
-    /// Whether a comparison is under way.
+    /// Whether a comparison is under way (see `reconcile`).
     pub(super) is_reconciling: Arc<AtomicBool>,
-    /// How often the beat's connection had broken when the last comparison began that came to its end.
+    /// Broken beat connections counted at the start of the last completed comparison.
     pub(super) compared_breaks: Arc<AtomicU64>,
 }
 
 impl Engine {
-    /// What this replica runs.
+    /// The workers and turns of this replica.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// Whether this replica may claim: it has registered, and beats.
+    /// Whether this replica may claim: it is registered and beats.
     pub(super) fn is_present(&self) -> bool {
         self.is_present.load(Ordering::Relaxed)
     }
 
-    /// Whether this replica may claim what it may have to start a worker for: it lacks nothing besides. What it
-    /// claimed without it would fail here, and another replica may have it.
+    /// Whether this replica may claim turns that may need a new worker: nothing is short. A turn claimed during a
+    /// shortage would fail here although another replica could run it.
     pub(super) fn can_start(&self) -> bool {
         self.is_present() && descriptors::shortage().is_none()
     }
 
-    /// Whether this replica may claim from now on; remote workers are told.
+    /// Sets whether this replica may claim, and passes it on to remote workers.
     pub(super) fn set_present(&self, is_present: bool) {
         let was_present = self.is_present.swap(is_present, Ordering::Relaxed);
         self.open_or_shut();
@@ -72,12 +71,12 @@ impl Engine {
         }
     }
 
-    /// Tells remote workers whether this replica takes on turns.
+    /// Tells remote workers whether this replica takes turns.
     pub(super) fn open_or_shut(&self) {
         self.rendezvous.set_takes_turns(self.is_present() && !self.supervisor.soft().is_cancelled());
     }
 
-    /// Gives back a turn that was claimed without a place for it. Where that fails, it is settled later.
+    /// Gives back a claimed turn that there is no slot for. If that fails, `settle` gives it back later.
     pub(super) async fn give_back(&self, turn: TurnId, epoch: i32) {
         match self.store.release(turn, epoch, true).await {
             Ok(is_released) => {

@@ -23,12 +23,12 @@ use crate::{
     store::beat::{PeerSeen, Trace},
 };
 
-/// Our beats without a change, by the evidence.
+/// This replica's own beats without a change, by evidence.
 const BEATS_LOCK_LET_GO: u32 = 2;
 const BEATS_LOCK_FREE: u32 = 8;
 const BEATS_SILENT: u32 = 20;
 
-/// What this replica's beats have seen of the others.
+/// What this replica's beats have seen of its peers.
 #[derive(Debug, Default)]
 pub struct FailureDetector {
     peers: HashMap<ReplicaId, PeerState>,
@@ -37,9 +37,9 @@ pub struct FailureDetector {
 #[derive(Debug)]
 struct PeerState {
     beat_n: i64,
-    /// Our completed beats since its count last changed.
+    /// Our completed beats since the count last changed.
     unchanged: u32,
-    /// Those through which nothing was left of it.
+    /// Our completed beats in a row through which nothing was left of the peer.
     bare: u32,
     was_held: bool,
 }
@@ -47,22 +47,22 @@ struct PeerState {
 /// A peer that looks dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suspect {
-    /// Which replica.
+    /// The peer.
     pub id: ReplicaId,
-    /// Where its count stands; a beat that comes in between refutes the verdict.
+    /// The peer's count; a beat that comes in between refutes the verdict.
     pub beat_n: i64,
-    /// Why it is suspected.
+    /// The reason for the suspicion.
     pub evidence: Evidence,
 }
 
 /// Why a peer is suspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// Its session lock was let go, and nothing is left of it.
+    /// The session lock was let go, and nothing is left of the peer.
     LockLetGo,
-    /// Nothing is left of it, and its session lock was never seen held.
+    /// Nothing is left of the peer, and its session lock was never seen held.
     LockFree,
-    /// It has not beaten for long, whatever is left of it.
+    /// The peer has not beaten for 20 of our beats, whatever is left of it.
     Silent,
 }
 
@@ -76,21 +76,21 @@ impl Evidence {
         }
     }
 
-    /// Whether a backend of the suspect's that is still there refutes it. A frozen process keeps its
-    /// backends, so for it they prove nothing.
+    /// Whether a backend of the suspect that still exists refutes the verdict. A frozen process keeps its
+    /// backends, so they prove nothing about a silent peer.
     pub const fn is_refuted_by_backends(self) -> bool {
         !matches!(self, Evidence::Silent)
     }
 }
 
 impl FailureDetector {
-    /// Takes in what one completed beat saw; who looks dead by now.
+    /// Takes in what one completed beat saw. Returns the peers that look dead now.
     pub fn observe(&mut self, peers: &[PeerSeen]) -> Vec<Suspect> {
         self.peers.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
         let mut suspects = Vec::new();
         for peer in peers {
             let seen = match self.peers.entry(peer.id) {
-                // The first sight counts no beat: it could be the very one it last beat at.
+                // The first sight counts no beat: the peer may have died right after it.
                 Entry::Vacant(first) => {
                     first.insert(PeerState { beat_n: peer.beat_n, unchanged: 0, bare: 0, was_held: false })
                 }
@@ -103,8 +103,8 @@ impl FailureDetector {
             };
             seen.bare = if peer.trace == Trace::Nothing { seen.bare + 1 } else { 0 };
             let (evidence, needed) = match seen.was_held {
-                // Long enough is long enough: behind a pooler a backend may bear the name of a dead
-                // process for ever.
+                // After 20 beats no trace helps: behind a pooler a backend may carry the name of a dead process
+                // for ever.
                 _ if seen.unchanged >= BEATS_SILENT => (Evidence::Silent, 0),
                 true => (Evidence::LockLetGo, BEATS_LOCK_LET_GO),
                 false => (Evidence::LockFree, BEATS_LOCK_FREE),
@@ -117,7 +117,7 @@ impl FailureDetector {
         suspects
     }
 
-    /// A new beat session: what the last one saw proves nothing any more.
+    /// Starts over with a new beat session: what the last session saw proves nothing any more.
     pub fn forget(&mut self) {
         self.peers.clear();
     }

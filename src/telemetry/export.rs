@@ -1,7 +1,7 @@
-//! Spans on their way to a collector.
+//! The export of spans to a collector.
 //!
-//! Owns the exporter, its bound, and what the log says of a collector that is away: one line at once, one a minute with a
-//! count, one when it is back. It never fails what made a span.
+//! Owns the exporter, its time limit, and the log lines about an unreachable collector: one at once, one a minute
+//! with a count, one when it is back. A failed export never affects the code that made the span.
 
 use std::{
     collections::HashMap,
@@ -24,13 +24,13 @@ use tokio::runtime::Handle;
 
 use super::wishes::{Export, Protocol, Wishes};
 
-/// From one line to the next about a collector that is away.
+/// Interval of log lines about an unreachable collector.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
-/// What exports this process's spans as `wishes` has it.
+/// The exporter of this process's spans, configured by `wishes`.
 ///
 /// # Errors
-/// What cannot be exported to, such as a place that only TLS reaches where this machine trusts nobody.
+/// The exporter cannot be built, for example because TLS is needed and this machine trusts no CA.
 pub fn provider(
     export: &Export,
     wishes: &Wishes,
@@ -43,7 +43,7 @@ pub fn provider(
     ];
     let own = own.map(|(key, value)| KeyValue::new(key, value.to_owned()));
     let given = wishes.attributes.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
-    // Without the detector of variables, which takes them undecoded.
+    // Without the detector of variables, which does not decode them.
     let resource = Resource::builder_empty().with_detector(Box::new(TelemetryResourceDetector));
     let resource = resource.with_attributes(own).with_attributes(given).build();
     let told = ToldExporter {
@@ -83,17 +83,17 @@ fn exporter(export: &Export) -> Result<SpanExporter, ExporterBuildError> {
     }
 }
 
-/// Exports, and tells of what fails.
+/// An exporter that logs failures.
 #[derive(Debug)]
 struct ToldExporter {
     exporter: SpanExporter,
     timeout: Duration,
-    /// What gRPC runs on: the thread that exports has no clock of its own.
+    /// The runtime for gRPC: the exporting thread has no timers of its own.
     runtime: Option<Handle>,
     absence: Mutex<Option<Absence>>,
 }
 
-/// A collector that takes no spans.
+/// An outage of the collector.
 #[derive(Debug)]
 struct Absence {
     began: Instant,
@@ -106,7 +106,7 @@ impl Exporter for ToldExporter {
         let spans = batch.len();
         let exported = self.exporter.export(batch);
         let done = match &self.runtime {
-            // A connection that never comes about has no bound in there.
+            // The exporter itself does not bound the time to connect.
             Some(runtime) => {
                 let bounded = {
                     let _inside = runtime.enter();
@@ -117,7 +117,7 @@ impl Exporter for ToldExporter {
             None => exported.await,
         };
         self.tell(spans, done.err());
-        // The SDK would log each one.
+        // `Ok`, because the SDK would log every error.
         Ok(())
     }
 
@@ -156,7 +156,7 @@ impl ToldExporter {
     }
 }
 
-/// The tracer that spans of this program come from.
+/// The tracer of this program's spans.
 pub fn tracer(provider: &SdkTracerProvider) -> opentelemetry_sdk::trace::SdkTracer {
     provider.tracer(env!("CARGO_PKG_NAME"))
 }

@@ -1,7 +1,7 @@
-//! Metrics: every one that this program has, with its unit and what it tells.
+//! Metrics: every metric of this program, with its unit and meaning.
 //!
-//! Owns the names (that of late output is the host's), and the recorder that `/metrics` renders. Labels take
-//! only what is bounded: agents, codes, routes, reasons; never ids.
+//! Owns the names (except late output, which is the host's), and the recorder behind `/metrics`. Label values come
+//! from bounded sets only: agents, codes, routes, reasons; never ids.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -18,7 +18,7 @@ enum MetricShape {
     Histogram,
 }
 
-/// Name, shape, unit, what it tells.
+/// Name, shape, unit, meaning.
 type Metric = (&'static str, MetricShape, Unit, &'static str);
 
 const TURNS_ACCEPTED: &str = "lastword_turns_accepted_total";
@@ -105,15 +105,15 @@ const METRICS: [Metric; 30] = [
     (HTTP_SECONDS, Histogram, Unit::Seconds, "From a request to the head of its answer."),
 ];
 
-/// Upper bounds, in seconds: from a wake-up on one machine to the longest queue clock.
+/// Bucket bounds in seconds: from a wake-up on one machine to the longest queue clock.
 const SECONDS: [f64; 16] =
     [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 300.0];
-/// Upper bounds, in events.
+/// Bucket bounds in events.
 const EVENTS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
-/// Starts recording. A second call in one process changes nothing.
+/// Starts recording. A second call in one process does nothing.
 pub fn install() {
     RECORDER.get_or_init(|| {
         let installed = builder().and_then(PrometheusBuilder::install_recorder);
@@ -125,14 +125,13 @@ pub fn install() {
     });
 }
 
-/// All metrics in Prometheus' text form; empty before [`install`].
+/// All metrics in Prometheus' text format; empty before [`install`].
 pub fn render() -> String {
     upkeep();
     RECORDER.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
 }
 
-/// Folds recorded samples together. Call it every few seconds: where nobody asks for the metrics,
-/// samples would pile up.
+/// Merges recorded samples. Must be called every few seconds: samples pile up if nobody reads the metrics.
 pub fn upkeep() {
     if let Some(recorder) = RECORDER.get().and_then(Option::as_ref) {
         recorder.run_upkeep();
@@ -155,110 +154,111 @@ fn describe() {
     }
 }
 
-/// A turn was accepted.
+/// Counts an accepted turn.
 pub fn turns_accepted(agent: &str) {
     counter!(TURNS_ACCEPTED, "agent" => agent.to_owned()).increment(1);
 }
 
-/// A last word was written; `code` is the failure's, empty where there is none.
+/// Counts a last word; `code` is the failure's, else empty.
 pub fn last_words(kind: Kind, code: &str) {
     counter!(LAST_WORDS, "kind" => kind.as_str(), "code" => code.to_owned()).increment(1);
 }
 
-/// So many turns are in flight, in all.
+/// Sets the number of turns in flight on all replicas.
 pub fn inflight(turns: u64) {
     gauge!(INFLIGHT).set(turns as f64);
 }
 
-/// So many of them are queued.
+/// Sets the number of queued turns.
 pub fn queued(turns: u64) {
     gauge!(QUEUED).set(turns as f64);
 }
 
-/// So many of them are overdue.
+/// Sets the number of overdue turns.
 pub fn overdue(turns: u64) {
     gauge!(OVERDUE).set(turns as f64);
 }
 
-/// A write was refused because another one holds the turn now.
+/// Counts a write that was refused because the turn is held elsewhere.
 pub fn leases_lost() {
     counter!(LEASES_LOST).increment(1);
 }
 
-/// This replica judged another one lost.
+/// Counts a verdict of this replica on another one.
 pub fn verdicts(reason: &'static str) {
     counter!(VERDICTS, "reason" => reason).increment(1);
 }
 
-/// The database lost commits of a turn: `closed`, `changed` or `vanished`.
+/// Counts a turn of which the database lost commits, and its lost events. `how`: `closed`, `changed` or
+/// `vanished`.
 pub fn rewound(how: &str, events: i32) {
     counter!(REWOUND_TURNS, "how" => how.to_owned()).increment(1);
     counter!(REWOUND_EVENTS).increment(u64::from(events.unsigned_abs()));
 }
 
-/// A replica was judged that had not compared what it had seen since a failover.
+/// Counts a lost replica that had not compared its commits since a failover.
 pub fn unreconciled() {
     counter!(UNRECONCILED).increment(1);
 }
 
-/// A turn was put back into the queue.
+/// Counts a turn put back into the queue.
 pub fn requeued(reason: &'static str) {
     counter!(REQUEUED, "reason" => reason).increment(1);
 }
 
-/// A turn was claimed, so long after it was accepted.
+/// Records the time from acceptance to claim.
 pub fn queue_wait(waited: Duration) {
     histogram!(QUEUE_WAIT).record(waited);
 }
 
-/// A turn's worker said its first event, so long after the turn was accepted.
+/// Records the time from acceptance to the worker's first event.
 pub fn time_to_first_event(waited: Duration) {
     histogram!(TIME_TO_FIRST_EVENT).record(waited);
 }
 
-/// So many events were appended.
+/// Counts appended events.
 pub fn events_appended(events: usize) {
     counter!(EVENTS_APPENDED).increment(events as u64);
 }
 
-/// One commit held so many events.
+/// Records the number of events in one commit.
 pub fn append_batch(events: usize) {
     histogram!(APPEND_BATCH).record(events as f64);
 }
 
-/// The doorbell was rung.
+/// Counts a ring of the doorbell.
 pub fn doorbell_rings() {
     counter!(DOORBELL_RINGS).increment(1);
 }
 
-/// This replica heard its own ring, so long after it sent it.
+/// Records the time until this replica heard its own ring.
 pub fn doorbell_round_trip(took: Duration) {
     histogram!(DOORBELL_ROUND_TRIP).record(took);
 }
 
-/// So much of a bound is in use, and so much is allowed. `bound` is one of a fixed set of names, such as `streams`.
+/// Sets how much of a bound is used, and the bound. `bound` comes from a fixed set of names, such as `streams`.
 pub fn bound(bound: &'static str, used: u64, max: u64) {
     gauge!(BOUND_USED, "bound" => bound).set(used as f64);
     gauge!(BOUND_MAX, "bound" => bound).set(max as f64);
 }
 
-/// A connection was refused (`full`, `address`), or had to make room (`idle`).
+/// Counts a connection that was refused (`full`, `address`) or closed to make room (`idle`).
 pub fn connections_cut(reason: &'static str) {
     counter!(CONNECTIONS_CUT, "reason" => reason).increment(1);
 }
 
-/// Whether this replica claims nothing, since it lacks what a worker's start takes.
+/// Sets whether this replica claims nothing because it cannot start workers.
 pub fn claims_paused(is_paused: bool) {
     gauge!(CLAIMS_PAUSED).set(f64::from(u8::from(is_paused)));
 }
 
-/// One more stream is open, until what this returns is dropped.
+/// Counts an open stream until the returned value is dropped.
 pub fn streams_open() -> OpenStream {
     gauge!(STREAMS_OPEN).increment(1);
     OpenStream(())
 }
 
-/// A stream that counts as open until it is dropped.
+/// One open stream, until dropped.
 #[derive(Debug)]
 #[must_use = "the stream counts as closed when it is dropped"]
 pub struct OpenStream(());
@@ -269,32 +269,32 @@ impl Drop for OpenStream {
     }
 }
 
-/// So many of this replica's workers are in this state.
+/// Sets the number of this replica's workers in a state.
 pub fn workers(state: &'static str, workers: usize) {
     gauge!(WORKERS, "state" => state).set(workers as f64);
 }
 
-/// A worker ended.
+/// Counts a worker's end.
 pub fn worker_exits(reason: &'static str) {
     counter!(WORKER_EXITS, "reason" => reason).increment(1);
 }
 
-/// Postgres did not carry out a statement.
+/// Counts a statement that Postgres did not execute.
 pub fn db_errors(op: &'static str) {
     counter!(DB_ERRORS, "op" => op).increment(1);
 }
 
-/// A session of somebody else's holds what is to be written.
+/// Counts a foreign session that holds a lock which a write needs.
 pub fn blocker_met() {
     counter!(BLOCKERS).increment(1);
 }
 
-/// A request was refused for a token that nobody knows.
+/// Counts a request refused for an unknown token.
 pub fn auth_failures() {
     counter!(AUTH_FAILURES).increment(1);
 }
 
-/// A request was answered. `route` is the pattern that matched, never the path.
+/// Counts an answered request. `route` is the matched pattern, never the path.
 pub fn http_requests(route: &str, status: u16, took: Duration) {
     counter!(HTTP_REQUESTS, "route" => route.to_owned(), "status" => status.to_string()).increment(1);
     histogram!(HTTP_SECONDS, "route" => route.to_owned()).record(took);

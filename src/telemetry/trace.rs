@@ -1,8 +1,7 @@
-//! Trace context, in the W3C's form: `00-TRACE_ID-SPAN_ID-FLAGS`.
+//! Trace context in the W3C format: `00-TRACE_ID-SPAN_ID-FLAGS`.
 //!
-//! Owns reading and writing it. A turn keeps its context in its row, so that the replica which runs
-//! or closes it continues the trace of the one that accepted it. What is no valid context is never
-//! adopted: it comes from outside.
+//! Owns reading and writing it. A turn's row keeps its context, so the replica that runs or closes the turn
+//! continues the trace of the replica that accepted it. Context comes from outside, so an invalid one is ignored.
 
 use opentelemetry::{
     Context,
@@ -10,7 +9,7 @@ use opentelemetry::{
 };
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// The context of the current span, for what runs elsewhere; `None` where nothing is traced.
+/// The context of the current span, for work done elsewhere; `None` if nothing is traced.
 pub fn current_traceparent() -> Option<String> {
     let context = tracing::Span::current().context();
     let span = context.span();
@@ -19,22 +18,22 @@ pub fn current_traceparent() -> Option<String> {
         .then(|| format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8()))
 }
 
-/// Makes `span` a child of `traceparent`. Call it before the span is entered; a text that is no
-/// context changes nothing.
+/// Makes `span` a child of `traceparent`. Must be called before the span is entered. An invalid context changes
+/// nothing.
 pub fn adopt(span: &tracing::Span, traceparent: &str) {
     if let Some(parent) = parse(traceparent) {
-        // It fails where the span is not traced or has begun: it then keeps a trace of its own.
+        // Fails if the span is not traced or has begun: it then keeps its own trace.
         let _ = span.set_parent(Context::new().with_remote_span_context(parent));
     }
 }
 
-/// A fresh context, so that a turn has a trace id also where nothing is traced.
+/// A new context: a turn has a trace id even if nothing is traced.
 pub fn new_traceparent() -> String {
     // Zero means "none" in both ids.
     format!("00-{:032x}-{:016x}-01", rand::random::<u128>().max(1), rand::random::<u64>().max(1))
 }
 
-/// The trace id in a valid context: 32 lower-case hexadecimal digits.
+/// The trace id of a valid context: 32 lower-case hexadecimal digits.
 pub fn trace_id(traceparent: &str) -> Option<&str> {
     parse(traceparent)?;
     traceparent.get(3..35)
@@ -45,7 +44,7 @@ fn parse(text: &str) -> Option<SpanContext> {
     let mut parts = text.split('-');
     let mut field = |length| parts.next().filter(|part| part.len() == length && is_hex(part));
     let (version, trace, span, flags) = (field(2)?, field(32)?, field(16)?, field(2)?);
-    // Later versions may append fields; the first one has none, and `ff` is forbidden.
+    // Later versions may append fields, version `00` has none, and `ff` is invalid.
     let has_more = parts.next().is_some();
     if version == "ff" || (version == "00" && has_more) {
         return None;

@@ -1,47 +1,47 @@
-//! What the variables of OpenTelemetry ask for.
+//! What the OpenTelemetry variables ask for.
 //!
-//! Owns their meaning, as the specification has it. Refuses nothing: what means nothing is passed over with a warning, since
-//! no turn depends on a trace. An empty variable counts as not set.
+//! Owns their meaning, as the specification defines it. Refuses nothing: an invalid value is skipped with a
+//! warning, since no turn depends on a trace. An empty variable counts as not set.
 
 use std::time::Duration;
 
 use reqwest::Url;
 
-/// How long one export may take, where no variable says.
+/// Default time limit of one export.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The port that collectors take gRPC on, and the one for HTTP.
+/// The standard ports of collectors for gRPC and HTTP.
 const GRPC_PORT: u16 = 4317;
 const HTTP_PORT: u16 = 4318;
 const TRACES_PATH: &str = "/v1/traces";
 
-/// Variables that hold secrets: keys of those who keep traces.
+/// Variables that hold secrets: API keys of trace services.
 pub const SECRET_VARIABLES: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 
-/// What is to be exported, and as what.
+/// The requested export.
 #[derive(Debug, Default, PartialEq)]
 pub struct Wishes {
-    /// Where to; nowhere where absent.
+    /// The destination; `None`: no export.
     pub export: Option<Export>,
-    /// More attributes of the resource; `service.name` among them.
+    /// Further resource attributes, `service.name` among them.
     pub attributes: Vec<(String, String)>,
-    /// What was passed over, a sentence each.
+    /// What was skipped, one sentence each.
     pub warnings: Vec<String>,
 }
 
 /// Where traces go, and how.
 #[derive(Debug, PartialEq)]
 pub struct Export {
-    /// The whole URL; gRPC has no use for its path.
+    /// The whole URL; gRPC ignores its path.
     pub url: Url,
-    /// What is spoken there.
+    /// The protocol of the collector.
     pub protocol: Protocol,
-    /// What each request carries beside.
+    /// Headers of each request.
     pub headers: Vec<(String, String)>,
-    /// The longest that one export may take, repeats included.
+    /// Time limit of one export, retries included.
     pub timeout: Duration,
 }
 
-/// What a collector is spoken to in.
+/// The protocol of a collector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// OTLP over gRPC.
@@ -51,7 +51,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// As the variable names it.
+    /// The name in the variable.
     pub fn name(self) -> &'static str {
         match self {
             Protocol::Grpc => "grpc",
@@ -60,18 +60,18 @@ impl Protocol {
     }
 }
 
-/// The variables, and what is to be said about them.
+/// The variables, and the warnings so far.
 struct WishReading<'a> {
     get: &'a dyn Fn(&str) -> Option<String>,
     warnings: Vec<String>,
 }
 
 impl Wishes {
-    /// Those of the variables that `get` finds, and of the configuration's `otlp_endpoint`.
+    /// Reads the variables through `get`; `otlp_endpoint` is the configuration's.
     pub fn read(otlp_endpoint: Option<&str>, get: &dyn Fn(&str) -> Option<String>) -> Wishes {
         let mut reading = WishReading { get, warnings: Vec::new() };
         let export = reading.export(otlp_endpoint);
-        // What nobody exports needs no name.
+        // Attributes are read only if something is exported.
         let attributes = export.as_ref().map(|_| reading.attributes()).unwrap_or_default();
         Wishes { export, attributes, warnings: reading.warnings }
     }
@@ -82,7 +82,7 @@ impl WishReading<'_> {
         (self.get)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
-    /// The variable for traces, else the one for everything, and which it is.
+    /// The value and name of the variable for traces, else of the general one.
     fn of_traces(&self, name: &str) -> Option<(String, String)> {
         let names = [format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")];
         names.into_iter().find_map(|name| Some((self.get(&name)?, name)))
@@ -120,7 +120,7 @@ impl WishReading<'_> {
         is_disabled
     }
 
-    /// Whether traces are to be exported; `None` where no variable says.
+    /// Whether traces are exported; `None` if no variable says.
     fn exporter(&mut self) -> Option<bool> {
         let named = self.get("OTEL_TRACES_EXPORTER")?;
         let mut wanted = None;
@@ -156,8 +156,8 @@ impl WishReading<'_> {
         }
     }
 
-    /// Where to, by the nearest that says: `LASTWORD_OTLP_ENDPOINT`, the variable for traces, the one for everything, the file.
-    /// The configuration holds all of them but the variable for traces.
+    /// The destination. Precedence: `LASTWORD_OTLP_ENDPOINT`, the variable for traces, the general variable, the
+    /// file. The configuration merges all but the variable for traces.
     fn endpoint(&mut self, otlp_endpoint: Option<&str>, named: Option<Protocol>) -> Option<(Url, Protocol)> {
         let is_ours = self.get("LASTWORD_OTLP_ENDPOINT").is_some();
         let whole = self.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").filter(|_| !is_ours);
@@ -172,7 +172,7 @@ impl WishReading<'_> {
         let parsed = if has_scheme { Url::parse(text) } else { with_scheme("http") };
         let usable = parsed.ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let Some(mut url) = usable else {
-            // Not shown: a password may stand in it.
+            // Not shown: it may contain a password.
             self.warn(format!("{source}: is no http:// or https:// URL, and no traces are exported"));
             return None;
         };
@@ -212,7 +212,7 @@ impl WishReading<'_> {
         self.of_traces("INSECURE").is_some_and(|(value, _)| value.eq_ignore_ascii_case("true"))
     }
 
-    /// What the specification has, and this program has not.
+    /// Warns about features of the specification that this program lacks.
     fn unsupported(&mut self) {
         for name in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
             if let Some((_, name)) = self.of_traces(name) {
@@ -233,7 +233,7 @@ impl WishReading<'_> {
         for pair in value.split(',').filter(|pair| !pair.trim().is_empty()) {
             match pair_of(pair).filter(|(key, value)| is_header(key, value)) {
                 Some(header) => headers.push(header),
-                // Neither is shown: a key that lacks its `=` may be the secret itself.
+                // Neither is shown: a key without `=` may be the secret itself.
                 None => self.warn(format!(
                     "{name}: an entry is no `name=value`, percent-encoded where needed, and is passed over"
                 )),
@@ -256,7 +256,7 @@ impl WishReading<'_> {
     fn attributes(&mut self) -> Vec<(String, String)> {
         let text = self.get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
         let pairs = text.split(',').filter(|pair| !pair.trim().is_empty());
-        // All or none: a part of them would be another resource.
+        // All or none: a part of them would describe another resource.
         let mut attributes = pairs.map(pair_of).collect::<Option<Vec<_>>>().unwrap_or_else(|| {
             self.warn(
                 "OTEL_RESOURCE_ATTRIBUTES: is no list of `key=value`, percent-encoded where needed, and is passed over",
@@ -274,7 +274,7 @@ fn pair_of(text: &str) -> Option<(String, String)> {
     (!key.is_empty()).then_some((key, value))
 }
 
-/// What a percent-encoded text stands for.
+/// Decodes percent-encoding.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

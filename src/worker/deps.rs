@@ -1,4 +1,4 @@
-//! What the turns of this replica need: the store, the writer, the lists of what runs, and how workers are started.
+//! Shared dependencies of this replica's turns: store, writer, lists of what runs, and how workers are launched.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use crate::{
     units::Size,
 };
 
-/// What turns need of this replica. Cheap to clone.
+/// Shared dependencies of this replica's turns. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Deps(Arc<DepsParts>);
 
@@ -37,7 +37,7 @@ struct DepsParts {
     worker_user: Option<String>,
     worker_namespaces: bool,
     worker_cgroups: bool,
-    /// What workers find of this process's environment.
+    /// The part of this process's environment that workers receive.
     worker_env: BTreeMap<String, String>,
     worker_file_max: Size,
     slots: TurnSlots,
@@ -78,7 +78,7 @@ impl Deps {
         &self.0.store
     }
 
-    /// Where remote workers meet this replica.
+    /// Where remote workers' calls meet the turns of this replica.
     pub(super) fn rendezvous(&self) -> &Arc<Rendezvous> {
         &self.0.rendezvous
     }
@@ -91,33 +91,30 @@ impl Deps {
         &self.0.supervisor
     }
 
-    /// Checks of inputs.
     pub(super) fn guards(&self) -> &Arc<InputGuards> {
         &self.0.guards
     }
 
-    /// Worker pods, where this replica makes some.
+    /// `None` where this replica starts no worker pods.
     pub(super) fn pods(&self) -> Option<&Pods> {
         self.0.pods.as_ref()
     }
 
-    /// The slots for turns.
     pub(super) fn slots(&self) -> &TurnSlots {
         &self.0.slots
     }
 
-    /// Turns that run here, as others reach them.
     pub(super) fn running(&self) -> &Arc<Running> {
         &self.0.running
     }
 
-    /// The workspaces of conversations.
+    /// The directory that holds all workspaces.
     pub(super) fn workspaces(&self) -> &Path {
         &self.0.workspaces
     }
 
-    /// A conversation's own directory, or the one of all shared workers of an agent; a worker that is
-    /// started again finds what it left there.
+    /// The working directory of a conversation, or of all shared workers of an agent. The directory outlives a
+    /// worker: the next process finds the files of the last one.
     pub(super) fn workspace(&self, agent: &str, conversation: Option<ConversationId>) -> PathBuf {
         match conversation {
             Some(conversation) => self.0.workspaces.join(conversation.to_string()),
@@ -125,7 +122,7 @@ impl Deps {
         }
     }
 
-    /// A launch in `workspace` with what this replica says of all its workers.
+    /// A launch in `workspace` with the settings that all workers of this replica share.
     pub(super) fn launch(&self, command: Vec<String>, workspace: PathBuf) -> Launch {
         Launch {
             silence_max: self.0.silence_max,

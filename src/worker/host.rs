@@ -1,7 +1,7 @@
-//! What this replica runs: its workers, and the turns under way.
+//! The workers of this replica and its turns under way.
 //!
-//! Owns the ways to reach a turn that runs here: orders from clients, and the two stops (lost: say nothing
-//! more; interrupted: a deploy ends it). It holds the work; no request does (I12).
+//! Owns every way to reach a turn that runs here: commands from clients, and the two stops (lost: write nothing
+//! more; interrupted: a deploy ends the turn). The host holds the work; no request does (I12).
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -19,14 +19,14 @@ use crate::{
     telemetry::metrics,
 };
 
-/// What this replica runs. Cheap to clone.
+/// The workers and turns of this replica. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Host {
     workers: WorkerHost<Deps>,
 }
 
 impl Host {
-    /// A host of nothing yet.
+    /// A host without workers.
     pub fn new(
         store: Store,
         rendezvous: Arc<Rendezvous>,
@@ -48,7 +48,7 @@ impl Host {
         self.workers.owner()
     }
 
-    /// The runtimes that it hosts.
+    /// The runtimes this replica hosts.
     pub fn runtimes(&self) -> &'static [Runtime] {
         if self.deps().pods().is_some() {
             &[Runtime::Process, Runtime::Kubernetes]
@@ -57,9 +57,9 @@ impl Host {
         }
     }
 
-    /// Conversations that have a worker here. Busy workers too: their next turn can be claimed the moment
-    /// their last word is written, before the worker is idle again. Shared workers belong to no
-    /// conversation.
+    /// Conversations that have their own worker here. Includes busy workers: the next turn may be claimed as soon
+    /// as the last word is written, before the worker is idle again. Shared workers belong to no conversation and
+    /// are left out.
     pub fn warm(&self) -> Vec<Warm> {
         self.workers.own_workers(|(&conversation, own)| warm(conversation, own))
     }
@@ -69,8 +69,8 @@ impl Host {
         self.workers.own_worker(conversation, |own| warm(conversation, own))
     }
 
-    /// Releases a claim that does not run here, so that no worker here receives it; false where a worker may have
-    /// received it.
+    /// Releases a claim that does not run here: from now on no worker here receives the turn. Returns false if a
+    /// worker may already have received the turn.
     pub fn release_unless_delivered(&self, turn: TurnId, epoch: i32) -> bool {
         self.deps().running().release_unless_delivered(turn, epoch)
     }
@@ -80,24 +80,25 @@ impl Host {
         self.deps().running().epochs()
     }
 
-    /// How long each turn that runs here has until its next clock lapses.
+    /// The time until the next deadline of each turn that runs here.
     pub fn time_left(&self) -> Vec<(TurnId, i32, Duration)> {
         self.deps().running().time_left()
     }
 
-    /// Hands an order to a turn that runs here; it is read again later where that is not possible.
+    /// Passes a command to a turn that runs here. A command that cannot be delivered is read from the database
+    /// again later.
     pub fn order(&self, command: Command) {
         self.deps().running().order(command);
     }
 
-    /// Stops a worker when the turns that it runs have ended; they are for the caller to cancel.
+    /// Retires a worker: the process ends when its turns have ended. Returns those turns; the caller cancels them.
     pub fn stop_worker(&self, worker: WorkerId) -> Vec<TurnId> {
         self.workers.retire(worker);
         self.deps().running().of_worker(worker)
     }
 
-    /// Stops idle workers of these conversations, where they are still the workers that `seen` told of: they
-    /// can never serve again.
+    /// Stops idle workers of conversations that another replica has taken over: such a worker can never serve
+    /// again. `seen` holds the generations the caller compared; a worker of a newer generation is left alone.
     pub fn stop_taken_over(&self, seen: &[(ConversationId, i64)], taken_over: &[ConversationId]) {
         self.workers.stop_where(|conversation, own| {
             own.is_idle
@@ -106,40 +107,40 @@ impl Host {
         });
     }
 
-    /// Lets no worker serve another turn: idle workers end now, others end with their turns.
+    /// Gives no worker another turn: idle workers end now, busy workers end with their turns.
     pub fn retire_workers(&self) {
         self.workers.retire_all();
     }
 
-    /// Ends every turn here in this way, and every worker.
+    /// Halts every turn here for this reason, and retires every worker.
     pub fn halt_all(&self, why: Halt) {
         self.deps().running().halt_all(why);
         self.retire_workers();
         if why == Halt::Lost {
-            // Each turn ends a worker of its own; a shared one has no turn left to wait for.
+            // A halted turn ends its own worker, but a shared worker has no turn left to end with.
             self.workers.kill_shared();
         }
     }
 
-    /// Ends the turns that this replica holds no more.
+    /// Halts one attempt that this replica no longer holds.
     pub fn halt(&self, turn: TurnId, epoch: i32) {
         self.deps().running().halt(turn, epoch, Halt::Lost);
     }
 
-    /// Proves this replica's life to its workers' guards, and counts the workers. The guards' limit is the longest absence
-    /// of Postgres.
+    /// Renews the lifeline of the worker guards and publishes the worker metrics. Without a renewal the guards end
+    /// their workers after `postgres_away_max`.
     pub fn renew(&self) {
         self.deps().guards().tell_bounds();
         let census = self.workers.renew();
         let slots = self.workers.slots();
-        // An idle worker leaves for the next that is needed, so it fills nothing.
+        // Idle workers do not count: an idle worker is stopped as soon as its slot is needed.
         let used = slots.used().saturating_sub(census.idle);
         metrics::bound("workers", used as u64, slots.max() as u64);
         metrics::workers("idle", census.idle);
         metrics::workers("busy", census.busy);
     }
 
-    /// Tells operators how near this replica's bounds are.
+    /// Publishes how full this replica's bounds are.
     pub fn note_bounds(&self) {
         let slots = self.deps().slots();
         let taken = slots.count().saturating_sub(slots.free());
@@ -147,38 +148,38 @@ impl Host {
         self.deps().writer().note_bounds();
     }
 
-    /// How many workers live here.
+    /// The number of worker processes here.
     pub fn lives(&self) -> usize {
         self.workers.count()
     }
 
-    /// Ends this many workers that have no turn, the longest idle first: what they hold is wanted by others.
+    /// Ends at most this many idle workers, the longest idle first, to free what they hold for others.
     pub fn end_idle(&self, most: usize) {
         self.workers.end_idle(most);
     }
 
-    /// Where a turn may have waited for room meanwhile, the queue is looked at.
+    /// Polls the queue if a turn may have waited for a slot and a slot is free.
     pub fn look_if_wanted(&self) {
         self.deps().slots().look_if_wanted();
     }
 
-    /// Whose turns wait, since they have as many slots here as one token may have.
+    /// The principals whose turns must wait because they use their whole share of the slots here.
     pub fn barred(&self) -> Vec<Principal> {
         self.deps().slots().barred()
     }
 
-    /// A part of its token's share for a turn; `None` where the token has all of it.
+    /// Takes one slot from the share of the turn's principal; `None` if the share is used up.
     pub fn share(&self, turn: TurnId) -> Option<SlotShare> {
         self.deps().slots().share(turn)
     }
 
-    /// The same for a turn that has a slot elsewhere, or here: it is not refused.
+    /// Like [`share`](Self::share) for a turn that is already held: never refused.
     pub fn share_of_held(&self, turn: TurnId) -> Option<SlotShare> {
         self.deps().slots().share_of_held(turn)
     }
 }
 
-/// A conversation's worker as a claim must know it; `None` where the worker is not wanted any more.
+/// A conversation's worker as a claim needs to know it; `None` if the worker takes no more turns.
 fn warm<T: HostedTurn<Fit = Fit>>(conversation: ConversationId, own: &OwnWorker<T>) -> Option<Warm> {
     let Fit { generation, revision, is_guarded } = own.fit;
     let idle = (own.is_idle && !is_guarded).then_some((own.worker, revision));

@@ -1,18 +1,18 @@
-//! The runtime `kubernetes` where it is not in the build: there are no pods, and no value of their type.
+//! Stand-in for `kubernetes` in a build without that feature: [`Pods`] cannot be constructed.
 
 use std::convert::Infallible;
 
 use super::{deps::Deps, turn::Job};
 use crate::{config::Config, store::Store, task::Supervisor};
 
-/// The pods of a fleet: none.
+/// Never constructed in this build.
 #[derive(Debug, Clone)]
 pub struct Pods(Infallible);
 
-/// Refused: see [`Config::validate`].
+/// Always `None`.
 ///
 /// # Errors
-/// None; a configuration that asks for pods is refused before.
+/// None: [`Config::validate`] refuses a configuration that asks for pods.
 pub async fn connect(_config: &Config, _url: &str) -> Result<Option<Pods>, Infallible> {
     Ok(None)
 }

@@ -1,18 +1,19 @@
-//! Workspaces of conversations that are gone: this replica removes its own.
+//! Removes the workspaces of conversations that are gone, on this replica's own disk.
 
 use tokio::task::spawn_blocking;
 
 use super::host::Host;
 use crate::{host::process::workspace, store::StoreError};
 
-/// Workspaces that one statement asks for.
+/// Conversations looked up by one statement.
 const ASKED_AT_ONCE: usize = 500;
 
 impl Host {
-    /// Removes the workspaces of conversations that are gone, but for those that a worker still lives in. Returns how many.
+    /// Removes the workspaces of deleted conversations, except where a worker still runs. Returns how many were
+    /// removed.
     ///
     /// # Errors
-    /// Postgres is away. A directory that cannot be removed is logged, and tried again the next time.
+    /// Postgres is away. A directory that cannot be removed is logged and retried at the next call.
     pub async fn remove_leftovers(&self) -> Result<usize, StoreError> {
         let dir = self.deps().workspaces().to_owned();
         let there = spawn_blocking(move || workspace::conversations(&dir)).await;
@@ -31,7 +32,7 @@ impl Host {
                     continue;
                 }
                 let workspace = self.deps().workspace("", Some(conversation));
-                // What a worker has put there may be large, and its links are not followed.
+                // A workspace may be large, so the removal may block. `remove_dir_all` follows no links.
                 match spawn_blocking(move || std::fs::remove_dir_all(workspace)).await {
                     Ok(Ok(())) => removed += 1,
                     Ok(Err(why)) => tracing::warn!(%conversation, %why, "a workspace cannot be removed"),

@@ -6,9 +6,9 @@
 //!                     calls some replica                ├─► turn::run ─► turn::finish ─► the log
 //! remote: a worker that calls this replica ─────────────┘
 //! ```
-//! [`host`] is what the engine and the doors reach: workers, turns under way, orders, stops. `deps` is what all of it needs,
-//! `registry` the lists of what runs, `turn` one turn, `owner` what this replica is to [`crate::host`]. A runtime is one folder
-//! with a [`Link`](crate::host::Link).
+//! [`host`] is the entry point for the engine and the API: workers, turns under way, commands, stops. `deps` holds
+//! what all of these need, `registry` the lists of what runs, `turn` the life of one turn, `owner` this replica's
+//! side of [`crate::host`]. Each runtime is one folder with an implementation of [`Link`](crate::host::Link).
 
 mod deps;
 pub mod host;

@@ -1,4 +1,4 @@
-//! What this replica is to its host of workers: what it starts, how its turns run, and what operators see of workers.
+//! This replica's side of [`crate::host`]: which program to start, how turns run, what operators see of workers.
 
 use super::{
     deps::Deps,
@@ -94,7 +94,8 @@ impl HostOwner for Deps {
     }
 }
 
-/// Tells the client, unless there is nothing for this replica to tell.
+/// Ends a turn whose worker was not started: writes the last word, gives the claim back, or does nothing where the
+/// turn is no longer this replica's.
 pub(super) async fn not_started(deps: &Deps, job: &Job, why: Obstacle, process: Option<&Process>) {
     let claim = &job.claim;
     let word = match why.told(process) {

@@ -1,9 +1,9 @@
-//! Capacity that is kept here for turns while they are accepted, or claimed.
+//! Capacity reserved here for turns while they are accepted or claimed.
 //!
-//! Owns what is offered: slots, and, of workers that are ready, lanes. A turn that is offered a worker is
-//! `running` from its claim on: the worker receives the turn as soon as that is known to be committed (I10).
-//! Refuses to keep what is not used: the drop of a reservation frees all of it. Refuses the whole of a
-//! worker to one claim: turns that are accepted meanwhile must not start another one.
+//! Owns what is offered: turn slots, and lanes of shared workers that are ready. A turn that is offered a worker
+//! is `running` from its claim on, and the worker receives the turn once that commit is known (I10). Unused
+//! capacity is freed when the reservation is dropped. One claim never takes all lanes of a worker: turns that are
+//! accepted at the same time would have to start another one.
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
@@ -24,17 +24,17 @@ use crate::{
     task::Kind,
 };
 
-/// A slot for a turn that is about to be accepted, and what a claim for it may be offered.
+/// A slot for a turn that is about to be accepted, and what its claim may be offered.
 #[derive(Debug)]
 pub struct Reservation {
     slot: TurnSlot,
     offer: ClaimOffer,
-    /// To the shared worker of the offer.
+    /// A lane of the shared worker named in the offer.
     lane: Option<Lane>,
 }
 
 impl Reservation {
-    /// What may be claimed for it.
+    /// What the accept statement may claim for the turn.
     pub fn offer(&self) -> ClaimOffer {
         self.offer
     }
@@ -49,24 +49,24 @@ pub struct ClaimCapacity {
 }
 
 impl ClaimCapacity {
-    /// How many turns it is for.
+    /// The number of turns this capacity is for.
     pub fn slots(&self) -> usize {
         self.permits.num_permits()
     }
 
-    /// Workers that can have a turn at once.
+    /// Workers that can take a turn without a start.
     pub fn ready(&self) -> &Ready {
         &self.ready
     }
 
-    /// The lane that was kept for a turn which was claimed for a shared worker.
+    /// The lane reserved for this claim, if the claim was made for a shared worker.
     fn lane(&mut self, claim: &Claim) -> Option<Lane> {
         let is_for = |lanes: &&mut ReservedLanes| claim.phase == Phase::Running(lanes.worker());
         self.lanes.iter_mut().find(is_for)?.take(claim.turn)
     }
 }
 
-/// Lanes as a claim must know them.
+/// Reserved lanes as the claim statement needs to know them.
 fn describe(lanes: &ReservedLanes) -> Seats {
     let (agent, revision) = lanes.agent();
     let count = i32::try_from(lanes.count()).unwrap_or(i32::MAX);
@@ -74,8 +74,8 @@ fn describe(lanes: &ReservedLanes) -> Seats {
 }
 
 impl Host {
-    /// Keeps room for a turn that is about to be accepted; `None` where there is none, or where no worker could
-    /// be started for it.
+    /// Reserves capacity for a turn that is about to be accepted; `None` if there is no slot, or no worker and no
+    /// room to start one.
     pub fn reserve(&self, new: &NewTurn) -> Option<Reservation> {
         if descriptors::starts() == 0 {
             return None;
@@ -86,7 +86,7 @@ impl Host {
         let has_room = || workers.startable(1) > 0;
         let spec = &new.agent.spec;
         if spec.scope == Scope::Shared {
-            // An input that must be checked first is not for a worker yet.
+            // A guarded agent's input is checked before a worker may be chosen, so the turn gets no lane yet.
             let agent = (new.agent.name.as_str(), new.agent.revision);
             let lane = spec.guards.is_empty().then(|| workers.lane_at_once(agent, new.id)).flatten();
             if lane.is_none() && !has_room() && !workers.has_free_lane() {
@@ -105,11 +105,11 @@ impl Host {
         Some(Reservation { slot, offer, lane: None })
     }
 
-    /// Keeps capacity for this many turns at most; `None` where there is none: the queue is looked at again when
-    /// there is.
+    /// Reserves capacity for at most this many turns; `None` if there is none. The queue is then polled when
+    /// capacity is free again.
     pub fn capacity(&self, most: usize) -> Option<ClaimCapacity> {
         let (slots, workers) = (self.deps().slots(), self.workers());
-        // A turn may need a worker, so without room for one the turn waits in the queue.
+        // Any turn may need a new worker, so turns stay queued where none can be started.
         let most = most.min(descriptors::starts());
         let startable = || if workers.has_free_lane() { most } else { workers.startable(most) };
         let Some(permits) = slots.take(slots.free().div_ceil(2).min(startable())) else {
@@ -124,8 +124,8 @@ impl Host {
         Some(ClaimCapacity { permits, ready, lanes })
     }
 
-    /// Takes a turn that was accepted for this reservation. Asked for again after its answer was lost it may run
-    /// here already, or there may be no room any more: then it is left to be adopted.
+    /// Takes a turn that was accepted for this reservation. After a retried accept the turn may already run here,
+    /// or the reservation may be gone: the turn is then left for `settle`.
     pub fn take_in(&self, accepted: &Accepted, agent: Agent, reserved: Option<Reservation>) {
         let running = self.deps().running();
         let Some(claim) = accepted.claim.clone().filter(|claim| !running.has(claim)) else { return };
@@ -136,8 +136,8 @@ impl Host {
         self.deps().supervisor().spawn(Kind::Turn, "turn", finding);
     }
 
-    /// Takes a turn that was claimed for this capacity. Without a slot, or released meanwhile, it is not
-    /// taken, and the claim is left to be given back.
+    /// Takes a turn that was claimed for this capacity. Returns false if no slot is left or the claim was released
+    /// meanwhile: the claim is then given back by `settle`.
     pub fn take(&self, claim: Claim, capacity: &mut ClaimCapacity) -> bool {
         let Some(permit) = capacity.permits.split(1) else { return false };
         let Some(share) = self.deps().slots().share_of_claimed(claim.turn) else { return false };
@@ -151,7 +151,7 @@ impl Host {
     }
 }
 
-/// A turn that no worker has yet may need one of its own.
+/// A turn in `starting` may need a new process: reserves the descriptors of one start.
 fn note_start(claim: &Claim) {
     if claim.phase == Phase::Starting {
         descriptors::promised();

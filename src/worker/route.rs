@@ -1,6 +1,6 @@
-//! From a claim to a worker: a turn's agent is read, its input checked, and a worker found.
+//! From a claim to a worker: reads the turn's agent, checks the input, finds a worker.
 //!
-//! Refuses what an input guard stops, before anything is started.
+//! Refuses input that a guard stops, before any process is started.
 
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -21,15 +21,15 @@ use crate::{
     },
 };
 
-/// Reads a claimed turn's agent and finds the turn its worker.
+/// Reads a claimed turn's agent, then finds a worker.
 pub(super) async fn find_worker(host: Host, claim: Claim, reach: Reach, lane: Option<Lane>) {
     if let Some(job) = prepare(host.deps(), claim, reach, true).await {
         route(host, job, lane).await;
     }
 }
 
-/// Finds a claimed turn its worker, unless it has a `lane` to a shared one already. `claimed_at`: when its
-/// clocks began.
+/// Finds a worker for a claimed turn, unless the turn already has a `lane`. `claimed_at`: start of the turn's
+/// clocks.
 pub(super) async fn find_worker_of(
     host: Host,
     claim: Claim,
@@ -50,7 +50,7 @@ async fn route(host: Host, job: Job, lane: Option<Lane>) {
             (Phase::Running(worker), Some(lane)) if lane.worker() == worker => {
                 workers.serve_on(lane, job).await;
             }
-            // Its own worker knows it, or has ended.
+            // The conversation's own worker takes the turn, or has already ended.
             (Phase::Running(_), None) if !job.is_shared() => workers.place(job),
             (Phase::Running(_) | Phase::Forsaken, _) => give_back(deps, &job.claim, "drain").await,
             (Phase::Starting, _) => {
@@ -67,7 +67,7 @@ async fn route(host: Host, job: Job, lane: Option<Lane>) {
     .await;
 }
 
-/// The turn, where its input may reach a worker; otherwise the turn has ended, or somebody else has it.
+/// Checks the input. `None`: the turn has ended, or is no longer held here.
 pub(super) async fn checked(host: &Host, mut job: Job) -> Option<Job> {
     let deps = host.deps();
     if job.agent.spec.guards.is_empty() {

@@ -1,17 +1,17 @@
-//! Following one turn to its last word, over whichever replica answers.
+//! Follows one turn to its last word, on whichever replica answers.
 //!
-//! Owns the cursor and every second try. A body that ends before the terminal event is a broken one,
-//! however clean the end looked; it goes on at the next URL after the last `seq` that was heard.
+//! Owns the cursor and the retries. A body that ends before the terminal event counts as broken, even if it ended
+//! cleanly; the next URL is then asked for events after the last `seq` received.
 //!
 //! ```text
 //! (no turn id) POST, same Idempotency-Key ──first event──► GET …/events, Last-Event-ID ──► End
 //!        └──────────── broken: next URL ────────┘  └── broken: next URL ──┘
 //! ```
-//! A log that was rewound (the database lost commits) is heard again from its start, after a
-//! [`FollowStep::Reset`].
 //!
-//! Keeps: no event is heard twice, none is skipped, and only events refill the idle budget (a
-//! keep-alive proves a connection, not a turn).
+//! If the database lost commits, the log is read again from its start, after a [`FollowStep::Reset`].
+//!
+//! Keeps: no event is returned twice, none is skipped. Only events refill the idle budget: a keep-alive proves a
+//! connection, not a turn.
 
 use std::{
     pin::Pin,
@@ -27,33 +27,33 @@ use tokio::time::{sleep, timeout};
 use crate::gateway::{CallError, GatewayClient, ProblemAnswer, cause, problem, segment};
 use lastword_words::{event::Kind, json};
 
-/// A replica that has not begun to answer by then is left for the next.
+/// Timeout until a replica begins its answer; then the next replica is tried.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where nothing listens and nothing can have been accepted, nobody should wait for long.
+/// Shorter limit while no replica has answered at all and none can have accepted the turn.
 const NOBODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
-/// How long a question may wait for the person in front of it; the server's answer clock is shorter.
+/// How long a question may wait for the person at the terminal; the server's answer clock is shorter.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Announced budgets and `Retry-After` are taken at their word up to this.
+/// Upper bound of announced budgets and `Retry-After`.
 const TRUST_MAX: Duration = Duration::from_secs(24 * 3600);
 
 type FrameStream = Pin<Box<dyn Stream<Item = Result<eventsource_stream::Event, String>> + Send>>;
 
-/// What to follow.
+/// Where to begin.
 pub enum FollowFrom {
-    /// A new turn: the body of `POST /v1/turns`, and the key that makes repeating it safe.
+    /// A new turn: the body of `POST /v1/turns`, and the key that makes a retry safe.
     NewTurn {
         /// The request.
         body: Value,
         /// `Idempotency-Key`
         key: String,
     },
-    /// A turn that exists, after this `seq`.
+    /// An existing turn, after this `seq`.
     Log {
         /// `turn_…`
         turn_id: String,
-        /// The last event that is known already.
+        /// The last event already known.
         after: Option<i64>,
     },
 }
@@ -63,14 +63,14 @@ pub enum FollowFrom {
 pub struct FollowedEvent {
     /// `turn_…`
     pub turn_id: String,
-    /// Its kind's name; kinds of newer gateways come through.
+    /// The kind's name; unknown kinds of newer gateways are passed through.
     pub kind: String,
     /// The whole event.
     pub body: Value,
 }
 
 impl FollowedEvent {
-    /// One of the kind's own texts; empty where it has none.
+    /// A text field of the event; empty if absent.
     pub fn text(&self, field: &str) -> &str {
         self.body.get(field).and_then(Value::as_str).unwrap_or_default()
     }
@@ -81,43 +81,43 @@ impl FollowedEvent {
     }
 }
 
-/// What a frame means.
+/// What a stream's frame means.
 enum FrameMeaning {
     /// The next event.
     Event(FollowedEvent),
-    /// One that was heard before.
+    /// An event that was received before.
     Known,
-    /// Forget what was heard.
+    /// The log starts over.
     Reset,
 }
 
-/// What [`Follow::next`] brings.
+/// What [`Follow::next`] returns.
 pub enum FollowStep {
     /// The next event.
     Event(FollowedEvent),
-    /// The connection broke, for this reason; the next call tries to go on.
+    /// The connection broke, for this reason; the next call retries.
     Outage(String),
-    /// What was heard does not stand any more: the log is told again from its start.
+    /// Events received so far are void: the log is read again from its start.
     Reset,
     /// Connected.
     Connected,
-    /// There is nothing after the cursor: the last word was heard, or lies before it.
+    /// Nothing follows the cursor: the last word was received, or lies before it.
     End,
 }
 
 /// Why following ended without a last word.
 #[derive(Debug, thiserror::Error)]
 pub enum Lost {
-    /// The gateway would not take the turn, or show it.
+    /// The gateway refused the turn, or to show it.
     #[error("{0}")]
     Refused(ProblemAnswer),
-    /// It once could be followed, and now cannot.
+    /// The stream was open before, but cannot be resumed.
     #[error("the stream cannot be resumed: {0}")]
     NotResumable(ProblemAnswer),
-    /// Nobody answers.
+    /// No replica answers.
     #[error("{0}")]
     Unreachable(CallError),
-    /// No event for so long.
+    /// No event for this long.
     #[error("no event for {0:?}{1}")]
     Idle(Duration, String),
 }
@@ -129,20 +129,20 @@ pub struct Follow<'g> {
     turn_id: Option<String>,
     seq: Option<i64>,
     frames: Option<FrameStream>,
-    /// Which URL is tried next, counted round and round.
+    /// The next URL to try, modulo their number.
     replica: usize,
     /// Tries since the last event.
     tries: u32,
     /// What happened at the last try.
     why: String,
-    /// The gateway is busy, and said for how long.
+    /// The end of the gateway's `Retry-After`.
     not_before: Option<Instant>,
-    /// When an event was last heard.
+    /// When the last event was received.
     heard_at: Instant,
     idle: Duration,
-    /// The turn said that it may be quiet for this long.
+    /// How long the turn has announced to be quiet.
     announced: Duration,
-    /// A person is asked, here at this terminal.
+    /// A question to the person at this terminal is open.
     is_asking: bool,
     answers_here: bool,
     has_connected: bool,
@@ -152,8 +152,8 @@ pub struct Follow<'g> {
 }
 
 impl<'g> Follow<'g> {
-    /// Follows `start`, and gives up `idle` after the last event. With `answers_here` a question of
-    /// the turn stops that clock, since the person who thinks about it sits here.
+    /// Follows `start`; gives up `idle` after the last event. With `answers_here` an open question stops that
+    /// clock, since the person who answers sits at this terminal.
     pub fn new(gateway: &'g GatewayClient, start: FollowFrom, idle: Duration, answers_here: bool) -> Self {
         let (turn_id, seq) = match &start {
             FollowFrom::NewTurn { .. } => (None, None),
@@ -180,7 +180,7 @@ impl<'g> Follow<'g> {
         }
     }
 
-    /// What comes next. After an `Err` or [`FollowStep::End`] nothing does.
+    /// The next step. Nothing follows an `Err` or [`FollowStep::End`].
     pub async fn next(&mut self) -> Result<FollowStep, Lost> {
         if self.has_ended {
             return Ok(FollowStep::End);
@@ -223,7 +223,7 @@ impl<'g> Follow<'g> {
         }
     }
 
-    /// One frame, or the reason to go elsewhere.
+    /// Reads one frame, or returns the reason to try another replica.
     fn take(&mut self, frame: &eventsource_stream::Event) -> Result<FrameMeaning, String> {
         match frame.event.as_str() {
             "reconnect" => return Err("the replica lets its streams go".to_owned()),
@@ -255,7 +255,7 @@ impl<'g> Follow<'g> {
         Ok(FrameMeaning::Event(event))
     }
 
-    /// Forgets what was heard; what comes next is the start of the log.
+    /// Forgets the events received; the log is read from its start.
     fn reset(&mut self) -> FollowStep {
         self.seq = None;
         self.is_asking = false;
@@ -265,7 +265,7 @@ impl<'g> Follow<'g> {
 
     fn outage(&mut self, why: String) -> FollowStep {
         if self.is_asking && self.answers_here {
-            // The clock stood still while the question was open; now it runs from here.
+            // The clock stood still while the question was open; it runs again from here.
             self.heard_at = Instant::now();
         }
         self.frames = None;
@@ -274,8 +274,8 @@ impl<'g> Follow<'g> {
         FollowStep::Outage(why)
     }
 
-    /// How long before the next try. Grows with each round over all URLs, since the next URL is
-    /// usually well; never without jitter.
+    /// The pause before the next try. Grows with each round over all URLs, since the next URL usually works.
+    /// Always has jitter.
     fn pause(&self) -> Duration {
         if self.tries == 0 {
             return Duration::ZERO;
@@ -313,7 +313,7 @@ impl<'g> Follow<'g> {
         }
     }
 
-    /// A response: the stream, its end, or a refusal.
+    /// Handles a response: the stream, its end, or a refusal.
     async fn open(&mut self, response: Response) -> Result<Option<FollowStep>, Lost> {
         self.may_be_accepted = true;
         let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
@@ -337,7 +337,7 @@ impl<'g> Follow<'g> {
             }
             _ => match problem(response).await {
                 problem if problem.is_transient() => Ok(self.put_off(&problem)),
-                // The cursor came from this gateway: its event is gone, or not the one that was heard.
+                // The cursor came from this gateway, so its event was lost or replaced.
                 problem if self.seq.is_some() && problem.is_rewound() => Ok(Some(self.reset())),
                 problem if self.has_connected => Err(Lost::NotResumable(problem)),
                 problem => Err(Lost::Refused(problem)),
@@ -345,7 +345,7 @@ impl<'g> Follow<'g> {
         }
     }
 
-    /// "Not now": said once, then tried again. A wait is heeded where it speaks for all replicas.
+    /// Handles "not now": reports it once and retries. `Retry-After` counts only if it holds for all replicas.
     fn put_off(&mut self, problem: &ProblemAnswer) -> Option<FollowStep> {
         if problem.status == 429 || self.gateway.urls().len() == 1 {
             self.not_before = problem.retry_after.map(|after| Instant::now() + after.min(TRUST_MAX));
@@ -366,7 +366,7 @@ impl<'g> Follow<'g> {
         Ok(None)
     }
 
-    /// Why it ends here, and how to go on by hand.
+    /// Why following ends here, and how to resume by hand.
     fn give_up(&self) -> Lost {
         if self.frames.is_none() {
             return Lost::Unreachable(self.gateway.unreachable(&self.why));
@@ -379,7 +379,7 @@ impl<'g> Follow<'g> {
     }
 }
 
-/// A turn that waits for a tool says for how long it may be quiet.
+/// How long a turn that waits for a tool has announced to be quiet.
 fn announced(event: &FollowedEvent) -> Duration {
     let seconds = event.body.get("budget_s").and_then(Value::as_f64).unwrap_or(0.0);
     Duration::try_from_secs_f64(seconds).unwrap_or_default().min(TRUST_MAX)

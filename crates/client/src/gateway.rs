@@ -1,6 +1,6 @@
-//! The gateway as a client sees it: several base URLs of equal replicas, and one token.
+//! The gateway as a client sees it: the base URLs of equal replicas, and one token.
 //!
-//! Owns single requests and what went wrong with them. Following a turn is `follow`'s.
+//! Owns single requests and their errors. `follow` follows a turn.
 
 use std::{fmt, time::Duration};
 
@@ -11,46 +11,46 @@ use reqwest::{
 use serde::Deserialize;
 use serde_json::Value;
 
-/// One request, all of it; a frozen replica is left for the next after this.
+/// Timeout of one whole request; a frozen replica is then left for the next.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// A connection that is not there by then is tried elsewhere.
+/// Timeout of one connection; then the next replica is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Streams send a comment every 15 s; a connection silent for longer than two is dead.
+/// Streams send a comment every 15 s; a connection silent for longer than two intervals is dead.
 const READ_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// Replicas that are as good as each other.
+/// Equal replicas of one gateway.
 pub struct GatewayClient {
     http: reqwest::Client,
     urls: Vec<String>,
     token: Option<String>,
 }
 
-/// Why a request brought nothing.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The gateway answered, and said no.
+    /// The gateway refused the request.
     #[error("{0}")]
     Refused(ProblemAnswer),
     /// No replica answered.
     #[error("cannot reach the gateway at {urls}: {why}")]
     Unreachable {
-        /// Where it was looked for.
+        /// The URLs that were tried.
         urls: String,
-        /// What happened at the last one.
+        /// The error of the last one.
         why: String,
     },
-    /// The address makes no sense.
+    /// The address is invalid.
     #[error("{0}")]
     Setup(String),
 }
 
-/// What the gateway says when it says no: RFC 9457, as far as a person needs it.
+/// An error of the gateway (RFC 9457), as far as a person needs it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ProblemAnswer {
     /// The HTTP status.
     #[serde(default)]
     pub status: u16,
-    /// Stable, for programs.
+    /// The stable code, for programs.
     #[serde(default)]
     pub code: String,
     /// For people.
@@ -58,10 +58,10 @@ pub struct ProblemAnswer {
     pub detail: String,
     #[serde(default)]
     title: String,
-    /// Where the conversation is busy: with which turn.
+    /// The active turn of a busy conversation.
     #[serde(default)]
     active_turn_id: Option<String>,
-    /// Not before this many seconds; from the header.
+    /// The `Retry-After` header.
     #[serde(skip)]
     pub retry_after: Option<Duration>,
 }
@@ -81,12 +81,12 @@ impl fmt::Display for ProblemAnswer {
 }
 
 impl ProblemAnswer {
-    /// Whether the same request may succeed later or elsewhere.
+    /// Whether the same request may succeed later or on another replica.
     pub fn is_transient(&self) -> bool {
         matches!(self.status, 408 | 429) || self.status >= 500
     }
 
-    /// Whether a cursor that the gateway gave out is not good any more: its database lost events.
+    /// Whether the gateway's own cursor became invalid because its database lost events.
     pub fn is_rewound(&self) -> bool {
         matches!(self.code.as_str(), "log_rewound" | "cursor_past_head")
     }
@@ -102,7 +102,7 @@ impl ProblemAnswer {
         problem
     }
 
-    /// What a stream stands for that says only when to come back: who comes back to one is refused so.
+    /// The refusal hidden in a stream that only says when to come back: reconnecting clients are refused that way.
     pub fn put_off(headers: &HeaderMap) -> Option<Self> {
         let retry_after = Some(retry_after(headers)?);
         let detail = "it cannot serve this stream just now".to_owned();
@@ -121,7 +121,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 impl GatewayClient {
-    /// A gateway at these base URLs; refuses what is no HTTP URL.
+    /// A gateway at these base URLs; refuses URLs that are not HTTP.
     pub fn new(urls: &[String], token: Option<String>) -> Result<Self, CallError> {
         let mut bases = Vec::with_capacity(urls.len());
         let mut all_local = true;
@@ -138,14 +138,14 @@ impl GatewayClient {
             .read_timeout(READ_TIMEOUT)
             .user_agent(concat!("lastword/", env!("CARGO_PKG_VERSION")));
         if all_local {
-            // A proxy of the environment knows nothing of this machine's own ports.
+            // A proxy cannot reach this machine's own ports.
             http = http.no_proxy();
         }
         let http = http.build().map_err(|why| CallError::Setup(cause(&why)))?;
         Ok(GatewayClient { http, urls: bases, token })
     }
 
-    /// The base URLs, without a slash at the end.
+    /// The base URLs, without a trailing slash.
     pub fn urls(&self) -> &[String] {
         &self.urls
     }
@@ -156,7 +156,7 @@ impl GatewayClient {
         self.token.as_deref()
     }
 
-    /// A request to the `n`-th replica, counted round and round.
+    /// A request to the `n`-th replica, modulo their number.
     pub fn request(&self, n: usize, method: Method, path: &str) -> RequestBuilder {
         let base = self.urls.get(n % self.urls.len().max(1)).map_or("", String::as_str);
         let request = self.http.request(method, format!("{base}{path}"));
@@ -166,13 +166,13 @@ impl GatewayClient {
         }
     }
 
-    /// Reads one thing.
+    /// Reads one resource.
     pub async fn get(&self, path: &str) -> Result<Value, CallError> {
         self.call(Method::GET, path, None).await
     }
 
-    /// One request with a JSON answer, from the first replica that gives one. Every route called
-    /// this way can be called twice to the same end, so a lost answer is asked for elsewhere.
+    /// One request with a JSON answer, from the first replica that answers. Every route called this way is
+    /// idempotent, so a lost answer is requested again elsewhere.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, CallError> {
         let mut why = CallError::Setup("no URL to call".to_owned());
         for n in 0..self.urls.len() {
@@ -202,24 +202,24 @@ impl GatewayClient {
         Err(why)
     }
 
-    /// What to say when nobody answers.
+    /// The error if no replica answers.
     pub fn unreachable(&self, why: &str) -> CallError {
         CallError::Unreachable { urls: self.urls.join(", "), why: why.to_owned() }
     }
 }
 
-/// What is wrong with a response that is no success.
+/// The error in an unsuccessful response.
 pub async fn problem(response: Response) -> ProblemAnswer {
     ProblemAnswer::of(response).await
 }
 
-/// `text` as one segment of a path, or one value of a query.
+/// Percent-encodes `text` as a path segment or query value.
 pub fn segment(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-/// The innermost reason of an error: "connection refused" says more than "error sending request".
+/// The innermost cause of an error: "connection refused" says more than "error sending request".
 pub fn cause(why: &dyn std::error::Error) -> String {
     let mut innermost = why;
     while let Some(source) = innermost.source() {

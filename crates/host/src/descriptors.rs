@@ -1,10 +1,10 @@
-//! Descriptors: how many this process may have open, how many it has, and whether that is enough to go on.
+//! File descriptors: how many this process may open, how many it has open, and whether it can start workers.
 //!
-//! Owns the process's own limit. It is raised at the start as far as the system lets it: the usual soft limit
-//! is meant for programs that use `select`, and a replica has a descriptor a connection. Workers get the
-//! former limit back. Refuses to guess: what is used is counted ([`measure`]), and what a start lacked is told
-//! by whoever failed ([`lacked`]). Whoever starts workers asks [`shortage`] first, and claims nothing while
-//! there is one: a turn that waits in the queue can be had by another replica, one that fails here cannot.
+//! Owns the process's own limit, raised at start as far as the system allows: the usual soft limit is meant for
+//! programs that use `select`, and a replica needs one descriptor a connection. Workers get the former limit back.
+//! Never guesses: usage is counted ([`measure`]), and failed starts are reported ([`lacked`]). Before a claim the
+//! engine asks [`shortage`] and claims nothing during one: a queued turn can run on another replica, a turn that
+//! fails here cannot.
 
 use std::{
     fs,
@@ -21,25 +21,24 @@ use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
 };
 
-/// What a worker takes of its replica: three pipes, a lifeline twice and the guard; and, for the moment of its
-/// start, the other ends of them.
+/// Descriptors of a worker: three pipes, the lifeline twice and the guard; during its start also their other ends.
 const PER_WORKER: u64 = 8;
-/// What a replica has open when nobody calls and nothing runs, but for Postgres.
+/// Open descriptors of an idle replica, without Postgres.
 const AT_REST: u64 = 32;
-/// What is kept for everything that nobody counts, beside Postgres' connections.
+/// Reserve for everything uncounted, beside Postgres' connections.
 const KEPT: u64 = 16;
-/// Nobody needs more; and where the system has no limit at all, a number is easier to explain.
+/// Upper bound of the raised limit; also used where the system has no limit.
 const LIMIT_MAX: u64 = 1 << 20;
-/// The pause after a start that failed for want of something: it doubles with each until one goes well.
+/// The pause after a start failed for lack of a resource. Doubles with each failure until a start succeeds.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The soft limit that this process was started with.
+/// The soft limit this process was started with.
 static FORMER: OnceLock<u64> = OnceLock::new();
 static GAUGE: Gauge = Gauge::new();
 
-/// Raises the limit of this process to what the system permits, and keeps a reserve for so many connections to
-/// Postgres and what else is opened without asking. The limit that is in force then.
+/// Raises this process's limit as far as allowed, and sets the reserve for `postgres` connections and everything
+/// uncounted. Returns the limit now in force.
 pub fn raise(postgres: u32) -> u64 {
     GAUGE.reserve.store(u64::from(postgres) + KEPT, Relaxed);
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -55,24 +54,24 @@ pub fn raise(postgres: u32) -> u64 {
     seen().max
 }
 
-/// What a worker's limit is set to: the soft one that this process was started with. `None`: nothing was raised.
-/// Safe between fork and exec.
+/// The limit of a worker: the soft limit this process was started with. `None`: the limit was not raised. Safe
+/// between fork and exec.
 pub fn former() -> Option<u64> {
     FORMER.get().copied()
 }
 
-/// Sets the limit of this very process to so many. Safe between fork and exec.
+/// Sets this process's own soft limit. Safe between fork and exec.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn lower(soft: u64) -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
 }
 
-/// Counts what is open where that takes a moment only; false where it takes [`measure`].
+/// Counts the open descriptors if that is fast; returns false if [`measure`] is needed.
 fn measure_at_once() -> bool {
-    // Since Linux 6.2 the directory's size is the count, which costs no descriptor to read.
+    // Since Linux 6.2 the directory's size is the count, and reading it needs no descriptor.
     match fs::metadata("/proc/self/fd").map(|directory| directory.len()) {
         Ok(used) if used > 0 => {
             GAUGE.measured(used, limit());
@@ -84,21 +83,21 @@ fn measure_at_once() -> bool {
     }
 }
 
-/// Counts what is open, off the runtime's threads where that takes longer than a moment.
+/// Counts the open descriptors, on a blocking thread if that is slow.
 pub async fn look() {
     if !measure_at_once() {
-        // It fails where it panics, which the panic has told.
+        // Fails only after a panic, which is reported elsewhere.
         let _ = tokio::task::spawn_blocking(measure).await;
     }
 }
 
-/// Counts what is open. It may read a directory with an entry each: not on a runtime's thread.
+/// Counts the open descriptors. May read a directory with one entry each, so not for the runtime's threads.
 fn measure() {
     if measure_at_once() {
         return;
     }
     match fs::read_dir("/proc/self/fd") {
-        // But for the one that reads.
+        // Without the descriptor that reads.
         Ok(open) => GAUGE.measured((open.count() as u64).saturating_sub(1), limit()),
         Err(why) if Lack::of(&why) == Some(Lack::Descriptors) => GAUGE.measured(limit(), limit()),
         Err(_) => {}
@@ -109,43 +108,43 @@ fn limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
-/// What was counted last, and the limit; both 0 where nothing was.
+/// The last count and the limit; both 0 before the first count.
 pub fn seen() -> LimitUse {
     LimitUse { used: GAUGE.used.load(Relaxed), max: GAUGE.max.load(Relaxed) }
 }
 
-/// How many connections may be taken at most: as many as wanted, as long as Postgres and so many workers have
-/// their share. They get half at most, since a replica that nobody reaches needs no workers.
+/// The bound on client connections: `wanted`, less if Postgres and `workers` need their share. Workers get at most
+/// half: a replica that nobody can reach needs no workers.
 pub fn connections(wanted: u32, workers: u32) -> usize {
     GAUGE.connections(wanted, workers)
 }
 
-/// How many workers may be started now.
+/// The number of workers that may be started now.
 pub fn starts() -> usize {
     GAUGE.starts()
 }
 
-/// A worker is about to be started: until the next count its descriptors are taken as open.
+/// Counts the descriptors of a start that is about to happen, until the next measurement.
 pub fn promised() {
     GAUGE.promised.fetch_add(1, Relaxed);
 }
 
-/// A worker could not be started for want of this: nothing is claimed for a while.
+/// Records a start that failed for lack of this resource: nothing is claimed for a while.
 pub fn lacked(lack: Lack) {
     GAUGE.lacked(lack, Instant::now());
 }
 
-/// A worker was started.
+/// Records a successful start.
 pub fn started() {
     GAUGE.started();
 }
 
-/// What this process lacks to start a worker; `None`: nothing.
+/// The resource that is short, if any.
 pub fn shortage() -> Option<Lack> {
     GAUGE.shortage(Instant::now())
 }
 
-/// Used and allowed.
+/// Used and allowed descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitUse {
     /// Open descriptors.
@@ -154,19 +153,19 @@ pub struct LimitUse {
     pub max: u64,
 }
 
-/// What a process may lack, through no fault of what it was to start.
+/// A resource that a process may be short of, through no fault of the program to be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lack {
-    /// Descriptors, its own or the system's.
+    /// Descriptors of the process or the system.
     Descriptors,
-    /// Processes, its user's or its control group's.
+    /// Processes of the user or the control group.
     Processes,
     /// Memory.
     Memory,
 }
 
 impl Lack {
-    /// What an error says is lacking; `None`: it is about something else.
+    /// The resource that an error is about, if it is about one.
     pub fn of(why: &io::Error) -> Option<Lack> {
         match why.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EMFILE | Errno::ENFILE) => Some(Lack::Descriptors),
@@ -177,7 +176,7 @@ impl Lack {
         }
     }
 
-    /// Its name, in logs and answers.
+    /// The name in logs and answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Lack::Descriptors => "descriptors",
@@ -187,7 +186,7 @@ impl Lack {
     }
 }
 
-/// What is known of one process.
+/// The state of one process.
 #[derive(Debug)]
 struct Gauge {
     used: AtomicU64,
@@ -201,7 +200,7 @@ struct Gauge {
 
 #[derive(Debug)]
 struct StartsPause {
-    /// The last lack, and until when nothing is claimed for it.
+    /// The last shortage, and until when nothing is claimed because of it.
     last: Option<(Lack, Instant)>,
     next: Duration,
 }
@@ -223,12 +222,12 @@ impl Gauge {
         self.max.store(max, Relaxed);
         self.promised.store(0, Relaxed);
         let above_reserve = max.saturating_sub(used).saturating_sub(self.reserve());
-        // Once there are too few there must be enough for two: else it would be said and unsaid all the time.
+        // Hysteresis: a shortage ends only when two workers could be started.
         let needed = if self.is_low.load(Relaxed) { 2 * PER_WORKER } else { PER_WORKER };
         self.is_low.store(above_reserve < needed, Relaxed);
     }
 
-    /// A quarter at most: where there are few, the rest must do.
+    /// The reserve; at most a quarter of the limit.
     fn reserve(&self) -> u64 {
         self.reserve.load(Relaxed).min(self.max.load(Relaxed) / 4)
     }
@@ -255,7 +254,7 @@ impl Gauge {
 
     fn lacked(&self, lack: Lack, now: Instant) {
         let mut pause = self.pause();
-        // Those that began together fail together: that is one failure.
+        // Starts that began together fail together and count as one failure.
         if pause.last.is_some_and(|(_, until)| now < until) {
             return;
         }
@@ -317,7 +316,7 @@ mod tests {
         assert_eq!((gauge.starts(), gauge.shortage(Instant::now())), (16, None));
         gauge.promised.fetch_add(15, Relaxed);
         assert_eq!(gauge.starts(), 1);
-        // The next count has them.
+        // The next count includes them.
         gauge.measured(230, 256);
         assert_eq!((gauge.starts(), gauge.shortage(Instant::now())), (0, Some(Lack::Descriptors)));
         gauge.measured(222, 256);

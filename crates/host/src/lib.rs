@@ -5,11 +5,11 @@
 //!      └──────► shared: router ─► a lane a turn ────┴─► Link ─► run ─► Outlet ┤
 //!                                                                            └─► HTTP         (`lastword work`)
 //! ```
-//! One host serves both programs that run workers. What differs stands behind three traits: [`HostOwner`] is the program,
-//! [`HostedTurn`] is what the program runs, and an [`Outlet`] takes what a worker says. A [`Link`] is a turn's line to any worker,
-//! also to one that is no process of this host.
+//! One host serves both programs that run workers. Three traits hold what differs: [`HostOwner`] is the program,
+//! [`HostedTurn`] what it runs, and an [`Outlet`] takes a worker's messages. A [`Link`] is a turn's line to any
+//! worker, including workers that are no process of this host.
 //!
-//! Owns which worker serves which turn, the count of processes, and the proof of life for their guards.
+//! Owns which worker serves which turn, the number of processes, and the lifeline of their guards.
 
 pub mod calling;
 mod conversation;

@@ -1,4 +1,4 @@
-//! What a host of workers asks of the program that it is part of, and of each turn.
+//! What the host needs from its program, and from each turn.
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -12,10 +12,10 @@ use lastword_words::{
     id::{ConversationId, TurnId, WorkerId},
 };
 
-/// The name of the counter for what workers say after a turn's end.
+/// The counter of messages that arrive after their turn's end.
 pub const LATE_OUTPUT: &str = "lastword_late_output_total";
 
-/// One turn that a worker of this host is to run. Its drop frees what it holds.
+/// A turn for a worker of this host. Dropping it frees its resources.
 pub trait HostedTurn: fmt::Debug + Send + 'static {
     /// What a turn and its conversation's worker must agree on.
     type Fit: fmt::Debug + Send + 'static;
@@ -23,57 +23,56 @@ pub trait HostedTurn: fmt::Debug + Send + 'static {
     /// The turn's id.
     fn id(&self) -> TurnId;
 
-    /// Its conversation.
+    /// The turn's conversation.
     fn conversation(&self) -> ConversationId;
 
-    /// Its agent's name, and the revision.
+    /// Name and revision of the turn's agent.
     fn agent(&self) -> (&str, i32);
 
-    /// Whether its workers serve many turns at once.
+    /// Whether the agent's workers serve many turns at once.
     fn is_shared(&self) -> bool;
 
-    /// The span that its log lines belong to.
+    /// The span of the turn's log lines.
     fn span(&self) -> tracing::Span;
 
-    /// How long a worker that served it stays without another turn.
+    /// How long a worker stays idle after this turn.
     fn idle_ttl(&self) -> Duration;
 
-    /// What a worker that is given this turn serves from then on.
+    /// What a worker serves once it is given this turn.
     fn fit(&self) -> Self::Fit;
 
-    /// Whether a worker that serves `fit` may have this turn.
+    /// Whether a worker that serves `fit` can take this turn.
     fn fits(&self, fit: &Self::Fit) -> bool;
 
-    /// The only worker that may have this turn, where there is such a one.
+    /// The only worker that may take this turn, if the claim chose one.
     fn bound_to(&self) -> Option<WorkerId> {
         None
     }
 
-    /// Whether a start that failed for want of something on this machine is tried again here: nobody else could.
+    /// Whether a start that fails for lack of resources is retried here: no other host could run the turn.
     fn must_start_here(&self) -> bool;
 
-    /// Until the turn need not wait for its worker any more: a clock, a cancel, a halt. Cancel-safe.
+    /// Waits until the turn no longer needs its worker: a deadline, a cancel or a halt. Cancel-safe.
     fn called_off(&mut self) -> impl Future<Output = Obstacle> + Send;
 }
 
-/// The program whose workers a host runs.
+/// The program that a host runs workers for.
 pub trait HostOwner: fmt::Debug + Send + Sync + Sized + 'static {
-    /// What the workers run.
+    /// The program's kind of turn.
     type Turn: HostedTurn;
 
-    /// Starts the host's tasks.
+    /// Spawns the host's tasks.
     fn supervisor(&self) -> &Supervisor;
 
-    /// A new worker's id.
     fn mint(&self) -> WorkerId;
 
-    /// What to start for turns like this one.
+    /// The program to start for turns like this one.
     fn program(&self, turn: &Self::Turn) -> Program;
 
-    /// Runs a turn on its worker, which is ready, to the turn's end. What becomes of the worker.
+    /// Runs a turn to its end on a ready worker. Returns the worker's fate.
     fn run<L: ProcessLink>(&self, turn: &mut Self::Turn, link: &mut L) -> impl Future<Output = Fate> + Send;
 
-    /// Tells that the turn was not started; `process` is there where its program ran.
+    /// Ends a turn that was not started. `process`: the worker's process, if its program ran.
     fn not_started(
         &self,
         turn: Self::Turn,
@@ -81,108 +80,106 @@ pub trait HostOwner: fmt::Debug + Send + Sync + Sized + 'static {
         process: Option<&Process>,
     ) -> impl Future<Output = ()> + Send;
 
-    /// The only worker that may have this turn has ended, and has received nothing of it.
+    /// Called if the only worker that may take this turn has ended before it received anything of it.
     fn forsaken(&self, turn: Self::Turn) -> impl Future<Output = ()> + Send;
 
-    /// A worker's program runs.
     fn note_started(&self, started: Started<'_>) -> impl Future<Output = ()> + Send;
 
-    /// The worker can take turns.
     fn note_ready(&self, worker: WorkerId) -> impl Future<Output = ()> + Send;
 
-    /// The worker and all that it started are gone. `stderr`: the end of its log.
+    /// Called when the worker and its whole process tree are gone. `stderr`: the end of its log.
     fn note_ended(&self, worker: WorkerId, exit: Exit, stderr: String) -> impl Future<Output = ()> + Send;
 
-    /// A worker fell idle, or a process ended: a turn that waits for room may have it.
+    /// Called when a worker falls idle or a process ends: a waiting turn may use the capacity.
     fn note_room(&self) {}
 }
 
-/// A worker's program runs: what operators see of it.
+/// A started worker, as operators see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Started<'a> {
-    /// The worker.
+    /// The worker's id.
     pub worker: WorkerId,
-    /// Its agent's name.
+    /// The agent's name.
     pub agent: &'a str,
     /// The agent's revision.
     pub revision: i32,
-    /// The conversation that it serves alone; `None` for a shared worker.
+    /// The conversation, or `None` for a shared worker.
     pub conversation: Option<ConversationId>,
-    /// Its process id.
+    /// The worker's process id.
     pub pid: i32,
 }
 
-/// What to start for an agent's turns, and how the worker is used.
+/// The program of an agent, and how its workers are used.
 #[derive(Debug, Clone)]
 pub struct Program {
     /// The agent's name.
     pub agent: String,
     /// The agent's revision.
     pub revision: i32,
-    /// The process.
+    /// Command, environment and limits of the process.
     pub launch: Launch,
-    /// Turns at once.
+    /// Turns that one worker serves at once.
     pub turns: usize,
-    /// From the start to `ready`.
+    /// Time limit from the start to `ready`.
     pub startup: Duration,
     /// How long a shared worker stays without a turn.
     pub idle_ttl: Duration,
-    /// Whether an input is checked before a worker may have it.
+    /// Whether input must pass guards before a worker receives it.
     pub is_guarded: bool,
 }
 
 /// What becomes of a worker after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It may serve the next one.
+    /// The worker may serve the next turn.
     Keep,
-    /// It must not.
+    /// The worker must end.
     End,
 }
 
-/// Why a turn must end here although its worker is well.
+/// Why a turn must end here although its worker is fine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Halt {
-    /// Somebody else holds it: nothing may be written (I5).
+    /// Another replica holds the turn: nothing may be written (I5).
     Lost,
-    /// A drain is over.
+    /// A drain reached its deadline.
     Interrupted,
-    /// Its remote worker calls another replica, which holds it now.
+    /// The turn's remote worker now calls another replica, which holds the turn.
     Moved,
 }
 
 /// Why a turn was not started.
 #[derive(Debug)]
 pub enum Obstacle {
-    /// No worker came to be.
+    /// No worker could be started.
     Failed {
-        /// For a person.
+        /// For clients.
         message: String,
         /// For operators.
         detail: Option<String>,
     },
-    /// This machine lacks what the start of any worker takes: another one may have it.
+    /// This machine is short of a resource that every worker start needs; another machine may not be.
     Lacks {
-        /// What.
+        /// The resource.
         lack: Lack,
         /// For operators.
         detail: String,
     },
-    /// The startup clock.
+    /// The startup clock lapsed.
     Lapsed,
-    /// By this canceller.
+    /// The turn was cancelled; names the canceller.
     Cancelled(String),
-    /// It must end here.
+    /// The turn must end here.
     Halted(Halt),
 }
 
 impl Obstacle {
-    /// A failure in these words.
+    /// A failure with this message.
     pub fn failed(message: &str) -> Obstacle {
         Obstacle::Failed { message: message.to_owned(), detail: None }
     }
 
-    /// The same obstacle, with a lapse told in words: `process` is there where the program runs.
+    /// Turns a lapse into a failure with a message. `process`: the worker's process, if its program runs.
     #[must_use]
     pub fn told(self, process: Option<&Process>) -> Obstacle {
         match (self, process) {
@@ -199,10 +196,10 @@ impl From<NotReady> for Obstacle {
     }
 }
 
-/// A step that a turn waits for, unless the turn is called off.
+/// Runs a step that a turn waits for, unless the turn is called off first.
 ///
 /// # Errors
-/// What the step failed with, or why the turn was called off.
+/// The step's failure, or why the turn was called off.
 pub async fn unless_called_off<T>(
     turn: &mut impl HostedTurn,
     step: impl Future<Output = Result<T, Obstacle>>,

@@ -1,4 +1,4 @@
-//! Which worker has a turn: its conversation's own, a shared one with room, or a fresh one.
+//! Finds a turn's worker: its conversation's own, a shared one with room, or a new one.
 
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
@@ -15,18 +15,19 @@ use super::{
 use crate::task::Kind;
 
 impl<O: HostOwner> WorkerHost<O> {
-    /// Finds the turn its worker, and runs the turn there. Returns once the turn has ended, or a worker of its own has it.
+    /// Finds a worker for the turn and runs the turn there. Returns when the turn has ended, or its own worker has
+    /// taken it.
     pub async fn serve(&self, turn: O::Turn) {
         if turn.is_shared() { shared::serve(self, turn).await } else { self.place(turn) }
     }
 
-    /// Runs a turn on the shared worker at the other end of `lane`, which is ready.
+    /// Runs a turn on the ready shared worker of `lane`.
     pub async fn serve_on(&self, lane: Lane, turn: O::Turn) {
         shared::serve_on(self, lane, turn).await;
     }
 
-    /// Hands a turn to its conversation's worker, or starts a fresh one for it. A turn that is bound to a worker which has
-    /// ended is forsaken.
+    /// Passes a turn to its conversation's worker, or starts a new worker. A turn whose bound worker has ended is
+    /// forsaken.
     pub fn place(&self, turn: O::Turn) {
         let mut owned = self.owned();
         let conversation = turn.conversation();
@@ -40,7 +41,7 @@ impl<O: HostOwner> WorkerHost<O> {
                 match own.turns.try_send(turn) {
                     Ok(()) => {
                         (own.fit, own.is_idle) = (fit, false);
-                        // Its guard looks more often from now on.
+                        // Makes the guard check this replica's life more often, as for every busy worker.
                         own.renewer.as_ref().inspect(|renewer| renewer.renew(true));
                         return;
                     }

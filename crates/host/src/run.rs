@@ -1,9 +1,9 @@
-//! One turn on a ready worker: what the worker says goes to an outlet, until the turn ends.
+//! The loop of one turn on a ready worker: passes the worker's messages to an outlet until the turn ends.
 //!
-//! One loop, four things to wait for: the outlet's writes and calls, the worker, a clock. While the outlet is full the
-//! worker is not listened to: its pipe fills, and it waits.
+//! Waits for four things: the outlet's writes, the outlet's calls, the worker, a clock. While the outlet is full
+//! the worker is not read, so its pipe fills and the worker blocks.
 //!
-//! Keeps I7: the end of a worker is told after everything that the worker said.
+//! Keeps I7: a worker's end is passed on after everything the worker said.
 
 use std::{future::Future, time::Duration};
 
@@ -19,13 +19,13 @@ use super::{
 };
 use lastword_words::{failure::Code, id::TurnId};
 
-/// How long a worker may live on after it closed its output.
+/// How long a worker may keep running after it closed its output.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
 
-/// Where a turn's words go: to the log, or over HTTP to the replica that holds the turn. Owns the turn's clocks, and what
-/// reaches it from outside.
+/// Takes the output of a turn: to the log, or over HTTP to the replica that holds the turn. Owns the turn's
+/// clocks, and commands for the turn.
 pub trait Outlet<L: Link>: Send {
-    /// An order from a client, for the worker.
+    /// A client's command for the worker.
     type Order: Send;
     /// How the turn ends.
     type End: Send;
@@ -33,76 +33,76 @@ pub trait Outlet<L: Link>: Send {
     /// The turn.
     fn turn(&self) -> TurnId;
 
-    /// Whether no more should be heard for now.
+    /// Whether the worker must not be read for now.
     fn is_full(&self) -> bool;
 
-    /// Begins to write what was heard, unless a write is under way.
+    /// Starts to write what was gathered, unless a write is in flight.
     fn flush(&mut self);
 
-    /// Until a write has ended, or somebody calls. Cancel-safe.
+    /// Waits for the end of a write, or a call. Cancel-safe.
     fn step(&mut self) -> impl Future<Output = Step<Self::Order, Self::End>> + Send;
 
-    /// A write is done.
+    /// Called after each completed write.
     fn written(&mut self, link: &mut L);
 
-    /// Carries out an order; the turn's end, where the order leads to one.
+    /// Carries out a command. Returns the turn's end if the command causes it.
     fn obey(&mut self, order: Self::Order, link: &mut L) -> impl Future<Output = Option<Self::End>> + Send;
 
-    /// Takes a message of the worker on this turn; the turn's end, where the message is one.
+    /// Takes a worker's message for this turn. Returns the turn's end if the message is one.
     fn heed(&mut self, message: FromWorker, link: &mut L) -> Option<Self::End>;
 
-    /// The worker will say nothing more that counts; the turn's end.
+    /// Called when no further message of the worker counts. Returns the turn's end.
     fn broken(&mut self, broken: Broken) -> Self::End;
 
-    /// When the next clock lapses. Asked for before each wait; `is_listening`: whether the worker is heard meanwhile.
+    /// The next deadline, asked for before each wait. `is_listening`: whether the worker is read during the wait.
     fn due(&mut self, is_listening: bool) -> Option<Instant>;
 
-    /// The clock has lapsed; the turn's end, unless there is more time.
+    /// Called at the deadline. Returns the turn's end, unless the turn has more time.
     fn lapsed(&mut self, link: &mut L) -> Option<Self::End>;
 }
 
-/// What a turn's outlet comes to while the turn waits.
+/// What [`Outlet::step`] returns.
 #[derive(Debug)]
 pub enum Step<O, E> {
-    /// A write is done.
+    /// A write has completed.
     Written,
-    /// A client wants something of the turn.
+    /// A client's command.
     Order(O),
-    /// The turn ends.
+    /// The turn's end.
     End(E),
 }
 
-/// Why a worker's words are over before its turn's end.
+/// Why a worker's messages end before its turn does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breach {
-    /// It said what no worker may say.
+    /// The worker broke the protocol.
     Protocol,
-    /// It closed its output, and lives.
+    /// The worker closed its output but still runs.
     Closed,
-    /// It is gone, and with it what it had not said.
+    /// The worker has ended; messages it had not sent are lost.
     Gone,
 }
 
-/// The end of a worker's words, as a failure of its turn.
+/// The end of a worker's messages, as a failure of its turn.
 #[derive(Debug, Clone)]
 pub struct Broken {
-    /// The kind.
+    /// The kind of breach.
     pub breach: Breach,
-    /// What the turn's last word says.
+    /// The code of the turn's last word.
     pub code: Code,
-    /// For a person.
+    /// For clients.
     pub message: String,
     /// For operators.
     pub detail: Option<String>,
 }
 
 impl Broken {
-    /// The worker said what no worker may say.
+    /// A breach of the protocol.
     pub fn protocol(message: String, detail: Option<String>) -> Broken {
         Broken { breach: Breach::Protocol, code: Code::WorkerProtocol, message, detail }
     }
 
-    /// What was heard, where that ends the worker's words; otherwise a message, or nothing for a closed output.
+    /// A message, `None` if the worker closed its output, or the end of the worker's messages as an error.
     fn read(heard: Heard, link: &impl Link) -> Result<Option<FromWorker>, Broken> {
         match heard {
             Heard::Message(from) => Ok(Some(from)),
@@ -123,7 +123,7 @@ impl Broken {
         }
     }
 
-    /// The worker closed its output, and did not end after that.
+    /// The worker closed its output and kept running.
     fn closed() -> Broken {
         let message = "The worker handling your request closed its output in the middle of the turn.";
         let (breach, code, detail) = (Breach::Closed, Code::WorkerExited, None);
@@ -131,11 +131,11 @@ impl Broken {
     }
 }
 
-/// Hears a worker until its turn ends.
+/// Runs the loop until the turn ends.
 pub async fn until_end<L: Link, O: Outlet<L>>(link: &mut L, outlet: &mut O) -> O::End {
     let mut closed_until = None;
     loop {
-        // What is said in one breath goes into one write, or with the last word.
+        // Reads all messages that are ready, so that they share one write or go with the last word.
         while !outlet.is_full()
             && let Some(heard) = link.recv().now_or_never()
         {
@@ -179,7 +179,7 @@ fn hear<L: Link, O: Outlet<L>>(
         Ok(Some(message)) => match message.turn_id.filter(|&turn| turn != outlet.turn()) {
             None => outlet.heed(message, link),
             Some(turn) if Some(turn) == link.last_turn() => {
-                // Its turn has had its last word: the message cannot become an event any more (I3).
+                // The turn of this message has its last word, so the message cannot become an event (I3).
                 counter!(LATE_OUTPUT).increment(1);
                 tracing::warn!(late_for = %turn, "a worker spoke after its turn's end; not kept");
                 None

@@ -1,7 +1,6 @@
-//! Slots: how many worker processes this host may have at once, whatever they do: start, work, wait or end.
+//! Slots: the bound on this host's worker processes, in every state from start to end.
 //!
-//! Owns the count. Refuses one beyond it: who needs one waits until another has ended, and has an idle one sent
-//! away for it.
+//! Owns the count. A start beyond the bound waits until a process has ended, and makes an idle worker leave.
 
 use std::sync::{
     Arc,
@@ -20,11 +19,11 @@ struct SlotCounts {
     max: usize,
     /// Starts that wait for a slot.
     waiting: AtomicUsize,
-    /// Workers that are about to give theirs up.
+    /// Workers that are about to free their slots.
     leaving: AtomicUsize,
 }
 
-/// A worker's slot, from before its start to after its end. Its drop frees it.
+/// A worker's slot, held from before its start until after its end. Dropping it frees the slot.
 #[derive(Debug)]
 pub struct Slot {
     slots: Slots,
@@ -33,41 +32,40 @@ pub struct Slot {
 }
 
 impl Slots {
-    /// So many.
+    /// A bound of `max` processes.
     pub fn new(max: u32) -> Self {
         let max = max as usize;
         let free = Arc::new(Semaphore::new(max));
         Slots(Arc::new(SlotCounts { free, max, waiting: AtomicUsize::new(0), leaving: AtomicUsize::new(0) }))
     }
 
-    /// A slot; where none is free, once one is. `evict` sends the idle worker away that has waited longest, where
-    /// there is one. Cancel-safe.
+    /// Takes a slot, or waits for one. `evict` stops the longest idle worker, if any. Cancel-safe.
     pub async fn take(&self, evict: impl FnOnce()) -> Slot {
         if let Ok(permit) = self.0.free.clone().try_acquire_owned() {
             return self.slot(Some(permit));
         }
         let _waiting = SlotWait::begin(self);
         evict();
-        // Never closed.
+        // The semaphore is never closed.
         self.slot(self.0.free.clone().acquire_owned().await.ok())
     }
 
-    /// Whether a start waits for which nobody leaves yet: whoever falls idle is to leave.
+    /// Whether more starts wait than workers are leaving: a worker that falls idle should then leave.
     pub fn is_short(&self) -> bool {
         self.0.waiting.load(Ordering::Acquire) > self.0.leaving.load(Ordering::Acquire)
     }
 
-    /// How many are free.
+    /// The number of free slots.
     pub fn free(&self) -> usize {
         self.0.free.available_permits()
     }
 
-    /// How many are taken.
+    /// The number of slots in use.
     pub fn used(&self) -> usize {
         self.0.max.saturating_sub(self.free())
     }
 
-    /// How many there are.
+    /// The bound.
     pub fn max(&self) -> usize {
         self.0.max
     }
@@ -78,7 +76,7 @@ impl Slots {
 }
 
 impl Slot {
-    /// Its worker takes no more turns, and ends.
+    /// Marks the worker as leaving: it takes no more turns.
     pub fn leave(&self) {
         if !self.is_leaving.swap(true, Ordering::AcqRel) {
             self.slots.0.leaving.fetch_add(1, Ordering::AcqRel);
@@ -94,7 +92,7 @@ impl Drop for Slot {
     }
 }
 
-/// A start that waits, from its beginning to its drop.
+/// Counts a waiting start until dropped.
 struct SlotWait<'a>(&'a Slots);
 
 impl<'a> SlotWait<'a> {

@@ -1,6 +1,6 @@
-//! A worker's start: from a slot to a program that said `ready`.
+//! The start of a worker: from a slot to `ready`.
 //!
-//! Keeps I10's first half: while this goes on no worker has received the turn.
+//! Keeps I10: until then no worker has received the turn.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use super::{
 };
 use crate::descriptors;
 
-/// The pause between two tries of a start that nobody else can make.
+/// Pause between two tries of a start that only this host can make.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
-/// Starts a program once there is a slot for it. Dropping the future leaves nothing behind.
+/// Starts a program once a slot is free. Dropping the future leaves nothing behind.
 pub(super) fn launch<O: HostOwner>(
     host: &WorkerHost<O>,
     program: &Program,
 ) -> impl Future<Output = Result<(Slot, Process), Obstacle>> + Send + use<O> {
     let (host, launch) = (host.clone(), program.launch.clone());
-    // A worker may be told two things of each turn in one moment.
+    // A worker may be sent two messages for each of its turns at the same moment.
     let launch = Launch { unread_max: launch.unread_max + 2 * program.turns, ..launch };
     async move {
         let slot = host.slot().await;
@@ -32,7 +32,7 @@ pub(super) fn launch<O: HostOwner>(
     }
 }
 
-/// Starts a program for a turn; again and again where nobody else could.
+/// Starts a program for a turn; retries if no other host could.
 pub(super) async fn launch_for<O: HostOwner>(
     host: &WorkerHost<O>,
     turn: &mut O::Turn,
@@ -49,15 +49,15 @@ pub(super) async fn launch_for<O: HostOwner>(
     }
 }
 
-/// Waits for the worker's `ready`. Has no deadline of its own.
+/// Waits for the worker's `ready`, without a deadline of its own.
 pub(super) async fn ready(process: &mut Process) -> Result<(), Obstacle> {
     Ok(until_ready(process).await?)
 }
 
-/// Lets a moment pass in which something may come free.
+/// Sleeps until a retry makes sense.
 ///
 /// # Errors
-/// None: the form of a step.
+/// None; the signature is that of a step for [`unless_called_off`].
 pub async fn pause() -> Result<(), Obstacle> {
     tokio::time::sleep(TRY_AGAIN).await;
     Ok(())
@@ -66,7 +66,7 @@ pub async fn pause() -> Result<(), Obstacle> {
 fn refused(why: StartError) -> Obstacle {
     match why.lack {
         Some(lack) => {
-            // Noted before the turn is in the queue again, so that this host does not claim it.
+            // Recorded before the turn returns to the queue, so that this host does not claim it again.
             descriptors::lacked(lack);
             Obstacle::Lacks { lack, detail: why.detail }
         }

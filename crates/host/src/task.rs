@@ -1,9 +1,8 @@
 //! The supervisor: every task of this process, what its end means, and the two ways to stop.
 //!
-//! Owns `tokio::spawn`, the soft and the hard stop, and the board of what each task is doing. It
-//! refuses to lose a panic: one anywhere is a soft stop of the whole replica, and the process then
-//! exits with an error. It never aborts a task, because a task that is cut off in the middle could
-//! owe a last word; tasks watch the two tokens themselves.
+//! Owns `tokio::spawn`, the soft and the hard stop, and the board of what each task is doing. Loses no panic: a
+//! panic drains the whole replica, and the process exits with an error. Never aborts a task, since an aborted task
+//! could owe a last word; tasks watch the two tokens themselves.
 //!
 //! ```text
 //! living ──soft: take on nothing new──► draining ──hard: end now──► ending ──► ended
@@ -28,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::aside::aside;
 
-/// Starts tasks, stops them, and knows what they are doing. Clones are the same supervisor.
+/// Starts tasks, stops them, and knows what they are doing. Clones share one supervisor.
 #[derive(Clone, Debug)]
 pub struct Supervisor(Arc<SupervisorParts>);
 
@@ -49,12 +48,12 @@ impl Default for Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor of nothing yet.
+    /// A supervisor without tasks.
     pub fn new() -> Self {
         let hard = CancellationToken::new();
         Supervisor(Arc::new(SupervisorParts {
             tracker: TaskTracker::new(),
-            // A child: who must end now must not take on anything new either.
+            // A child token: a hard stop is a soft stop too.
             soft: hard.child_token(),
             hard,
             panicked: OnceLock::new(),
@@ -63,8 +62,8 @@ impl Supervisor {
         }))
     }
 
-    /// Starts a task. `kind` says what its end means; `name` is its line on the board, which tasks
-    /// of one name share. Needs a tokio runtime.
+    /// Starts a task. `kind` decides what its end means. `name` is its line on the board; tasks of one name share
+    /// a line. Needs a tokio runtime.
     #[allow(clippy::disallowed_methods, reason = "this is the home of spawning")]
     pub fn spawn(
         &self,
@@ -77,21 +76,21 @@ impl Supervisor {
             let outcome = AssertUnwindSafe(future).catch_unwind().await;
             line.settle(outcome);
         };
-        // Dropped at once: a task ends by itself, and the tracker waits for it.
+        // Not kept: the tracker waits for the task.
         drop(tokio::spawn(self.0.tracker.track_future(task)));
     }
 
-    /// "Take on nothing new": cancelled when this replica drains.
+    /// The soft stop, "take on nothing new": cancelled when this replica drains.
     pub fn soft(&self) -> &CancellationToken {
         &self.0.soft
     }
 
-    /// "End now": cancelled when the drain is over, or was cut short. Implies the soft stop.
+    /// The hard stop, "end now": cancelled when the drain is over or cut short. Implies the soft stop.
     pub fn hard(&self) -> &CancellationToken {
         &self.0.hard
     }
 
-    /// Waits until every task has ended. Bound it: a task that ignores both stops never ends.
+    /// Waits until every task has ended. Needs a time limit: a task that ignores both stops never ends.
     pub async fn ended(&self) {
         self.0.tracker.close();
         self.0.tracker.wait().await;
@@ -107,13 +106,13 @@ impl Supervisor {
         self.0.ended_early.get().cloned()
     }
 
-    /// What every living task is doing, now.
+    /// What every living task is doing now.
     pub fn board(&self) -> Board {
         self.0.board.borrow().clone()
     }
 
-    /// Sets the state on `name`'s line. Without a living task of that name nothing happens, so that
-    /// a late report leaves no line behind. The same state again keeps its time.
+    /// Sets the state on the line of `name`. Does nothing without a living task of that name, so a late report
+    /// leaves no line behind. An unchanged state keeps its time.
     pub fn report(&self, name: &str, state: &str) {
         self.0.board.send_if_modified(|board| match board.lines.get_mut(name) {
             Some(entry) if entry.state != state => {
@@ -125,32 +124,32 @@ impl Supervisor {
         });
     }
 
-    /// Waits until the board looks as wanted. Bound it: that may never be.
+    /// Waits until the board satisfies `wanted`. Needs a time limit: it may never do so.
     pub async fn until(&self, mut wanted: impl FnMut(&Board) -> bool) {
-        // It cannot fail: `self` keeps the sender alive.
+        // Cannot fail: `self` keeps the sender alive.
         let _ = self.0.board.subscribe().wait_for(|board| wanted(board)).await;
     }
 }
 
-/// What a task is for, and so what its end means.
+/// What a task is for, which decides what its end means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The replica cannot live without it: its end before a stop drains the replica.
+    /// The replica needs it: its end before a stop drains the replica.
     Replica,
-    /// It runs one turn.
+    /// Runs one turn.
     Turn,
-    /// It serves one client.
+    /// Serves one client.
     Client,
-    /// It minds one worker.
+    /// Serves one worker.
     Worker,
 }
 
-/// What the end of a task means while no stop was asked for.
+/// What the end of a task before a stop means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskEnd {
     /// Its work is done.
     Done,
-    /// The replica is not whole any more: a soft stop.
+    /// The replica is incomplete: a soft stop.
     Drains,
 }
 
@@ -173,7 +172,7 @@ impl Kind {
         }
     }
 
-    /// What a panic leaves behind, and who picks it up: for the log.
+    /// What a panic leaves behind and who handles it, for the log.
     pub const fn left_behind(self) -> &'static str {
         match self {
             Kind::Replica => "a replica that is not whole: it drains, and the others take over",
@@ -195,16 +194,16 @@ pub struct Board {
 pub struct BoardEntry {
     /// What the tasks of this name are for.
     pub kind: Kind,
-    /// What the last report said; `running` before the first.
+    /// The last reported state; `running` before the first report.
     pub state: String,
-    /// When it began to say so.
+    /// When this state was first reported.
     pub since: Instant,
-    /// How many living tasks share the line.
+    /// The number of living tasks on this line.
     pub tasks: usize,
 }
 
 impl BoardEntry {
-    /// How long it has said so.
+    /// How long the state has been unchanged.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
     }
@@ -221,18 +220,18 @@ impl Board {
         self.get(name).map(|entry| entry.state.as_str())
     }
 
-    /// Every line, by name.
+    /// All lines, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &BoardEntry)> {
         self.lines.iter().map(|(name, entry)| (name.as_ref(), entry))
     }
 
-    /// How many tasks of this kind live.
+    /// The number of living tasks of this kind.
     pub fn count(&self, kind: Kind) -> usize {
         self.lines.values().filter(|entry| entry.kind == kind).map(|entry| entry.tasks).sum()
     }
 }
 
-/// One task's share of its line. Dropping it wipes the share, also where the runtime drops the task.
+/// One task's share of its line. Dropping it removes the share, also if the runtime drops the task.
 struct BoardShare {
     supervisor: Supervisor,
     kind: Kind,
@@ -248,7 +247,7 @@ impl BoardShare {
         BoardShare { supervisor: supervisor.clone(), kind, name }
     }
 
-    /// Draws the conclusions from the task's end, before its line vanishes.
+    /// Acts on the task's end, before its line disappears.
     fn settle(self, outcome: Result<(), Box<dyn Any + Send>>) {
         let SupervisorParts { soft, panicked, ended_early, .. } = &*self.supervisor.0;
         let (kind, name) = (self.kind.as_str(), self.name.as_ref());
@@ -262,7 +261,7 @@ impl BoardShare {
                     left_behind = self.kind.left_behind(),
                     "a task panicked: this replica drains"
                 );
-                // Only the first counts; later ones are often its consequences.
+                // Only the first panic is kept; later ones are often its consequences.
                 let _ = panicked.set(format!("{name}: {message}"));
                 soft.cancel();
             }

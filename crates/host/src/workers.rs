@@ -1,7 +1,7 @@
-//! The workers of this program: which of them serves which turn.
+//! The workers of one program, and which of them serves which turn.
 //!
-//! Owns the conversations' own workers, the pool of shared ones, and the slots that all of them take. Refuses a process
-//! beyond the slots: the longest idle worker leaves for a start that finds none.
+//! Owns the conversations' own workers, the pool of shared workers, and the slots of all processes. Never exceeds
+//! the slots: a start without a free slot makes the longest idle worker leave.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use super::{
 };
 use lastword_words::id::{ConversationId, TurnId, WorkerId};
 
-/// The interval at which the last processes' ends are looked for.
+/// Poll interval for the ends of the last processes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The workers of one program. Cheap to clone.
@@ -40,33 +40,33 @@ struct HostParts<O: HostOwner> {
 
 pub(super) type Owned<O> = HashMap<ConversationId, OwnWorker<<O as HostOwner>::Turn>>;
 
-/// A conversation's own worker, as others reach it.
+/// A conversation's own worker, as the rest of the host reaches it.
 #[derive(Debug)]
 pub struct OwnWorker<T: HostedTurn> {
-    /// The worker.
+    /// The worker's id.
     pub worker: WorkerId,
-    /// What it serves.
+    /// What the worker serves.
     pub fit: T::Fit,
-    /// Whether it has no turn.
+    /// Whether the worker has no turn.
     pub is_idle: bool,
     pub(super) turns: mpsc::Sender<T>,
     pub(super) stop: CancellationToken,
     pub(super) renewer: Option<Renewer>,
-    /// When it fell idle last.
+    /// When the worker last fell idle.
     pub(super) idle_since: Instant,
 }
 
-/// How many workers there are.
+/// The number of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Census {
-    /// Those without a turn.
+    /// Workers without a turn.
     pub idle: usize,
-    /// Those with one.
+    /// Workers with a turn.
     pub busy: usize,
 }
 
 impl<T: HostedTurn> OwnWorker<T> {
-    /// Whether it is given turns.
+    /// Whether the worker takes more turns.
     pub fn is_wanted(&self) -> bool {
         !self.stop.is_cancelled()
     }
@@ -83,13 +83,13 @@ impl<O: HostOwner> Clone for WorkerHost<O> {
 }
 
 impl<O: HostOwner> WorkerHost<O> {
-    /// A host of no workers yet, and of this many at most.
+    /// An empty host with `workers_max` slots.
     pub fn new(owner: O, workers_max: u32) -> Self {
         let (slots, own, pool) = (Slots::new(workers_max), Mutex::default(), Pool::default());
         WorkerHost(Arc::new(HostParts { owner, slots, own, pool }))
     }
 
-    /// The program that this host is part of.
+    /// The program this host belongs to.
     pub fn owner(&self) -> &O {
         &self.0.owner
     }
@@ -103,7 +103,7 @@ impl<O: HostOwner> WorkerHost<O> {
         &self.0.pool
     }
 
-    /// What `look` makes of each conversation's own worker.
+    /// Maps the conversations' own workers through `look`.
     pub fn own_workers<R>(
         &self,
         look: impl FnMut((&ConversationId, &OwnWorker<O::Turn>)) -> Option<R>,
@@ -111,7 +111,7 @@ impl<O: HostOwner> WorkerHost<O> {
         self.owned().iter().filter_map(look).collect()
     }
 
-    /// What `look` makes of one conversation's own worker.
+    /// Passes one conversation's own worker to `look`; `None` if it has none.
     pub fn own_worker<R>(
         &self,
         conversation: ConversationId,
@@ -120,35 +120,35 @@ impl<O: HostOwner> WorkerHost<O> {
         look(self.owned().get(&conversation)?)
     }
 
-    /// A lane for `turn` to a shared worker of its agent that is ready at once.
+    /// A lane for `turn` at a ready shared worker of its agent.
     pub fn lane_at_once(&self, agent: (&str, i32), turn: TurnId) -> Option<Lane> {
         self.0.pool.lane_at_once(agent, turn)
     }
 
-    /// Lanes of ready shared workers, kept for turns that are about to be claimed: half of what each has, and `most` of each
-    /// at most. Workers whose inputs are checked first have none.
+    /// Reserves lanes of ready shared workers for turns about to be claimed: half of each worker's free lanes, at
+    /// most `most` each. Workers of guarded agents are left out.
     pub fn reserve_lanes(&self, most: usize) -> Vec<ReservedLanes> {
         self.0.pool.reserve(most)
     }
 
-    /// Whether a shared worker has room for another turn.
+    /// Whether a shared worker has a free lane.
     pub fn has_free_lane(&self) -> bool {
         self.0.pool.has_room()
     }
 
-    /// Lets a worker serve no other turn: it ends when it has none.
+    /// Gives the worker no more turns: it ends when it is idle.
     pub fn retire(&self, worker: WorkerId) {
         self.stop_where(|_, own| own.worker == worker);
         self.0.pool.retire(Some(worker));
     }
 
-    /// Lets no worker serve another turn: idle ones end now, others end with their turns.
+    /// Gives no worker more turns: idle workers end now, busy workers end with their turns.
     pub fn retire_all(&self) {
         self.stop_where(|_, _| true);
         self.0.pool.retire(None);
     }
 
-    /// Stops conversations' own workers when the turn that each runs has ended.
+    /// Stops the selected conversations' own workers as soon as each has finished its turn.
     pub fn stop_where(&self, is_meant: impl Fn(ConversationId, &OwnWorker<O::Turn>) -> bool) {
         for (&conversation, own) in self.owned().iter() {
             if is_meant(conversation, own) {
@@ -157,19 +157,20 @@ impl<O: HostOwner> WorkerHost<O> {
         }
     }
 
-    /// Stops the conversation's own worker when its turn has ended: another worker has the next turn.
+    /// Stops the conversation's own worker as soon as it has finished its turn: another worker serves the next
+    /// one.
     pub fn stop_worker_of(&self, conversation: ConversationId) {
         if let Some(own) = self.owned().get(&conversation) {
             own.stop.cancel();
         }
     }
 
-    /// Ends every shared worker at once.
+    /// Kills every shared worker.
     pub fn kill_shared(&self) {
         self.0.pool.kill();
     }
 
-    /// Proves this program's life to its workers' guards, and counts the workers.
+    /// Renews the lifeline of the workers' guards. Returns the number of workers.
     pub fn renew(&self) -> Census {
         let (mut idle, mut busy) = self.0.pool.renew();
         for own in self.owned().values() {
@@ -181,36 +182,35 @@ impl<O: HostOwner> WorkerHost<O> {
         Census { idle, busy }
     }
 
-    /// How many workers take turns here.
+    /// The number of workers that take turns.
     pub fn count(&self) -> usize {
         self.owned().len() + self.0.pool.len()
     }
 
-    /// Until no process is left.
+    /// Waits until no process is left.
     pub async fn none_left(&self) {
         while self.0.slots.used() > 0 {
             sleep(LOOK_EVERY).await;
         }
     }
 
-    /// The total time for which the pipe of a shared worker waited, since one of its turns had more to say than was taken.
-    /// Waits at one time count once.
+    /// Total time in which a shared worker's pipe was blocked by a turn with too much output. Overlapping waits
+    /// count once.
     pub fn waited(&self) -> Duration {
         self.0.pool.waited()
     }
 
-    /// A slot for a worker that is to be started; the worker that has been idle for longest leaves for it where
-    /// none is free. Cancel-safe.
+    /// A slot for a new worker. If none is free the longest idle worker leaves. Cancel-safe.
     pub(super) async fn slot(&self) -> Slot {
         self.0.slots.take(|| self.evict()).await
     }
 
-    /// Ends this many workers that have no turn, the longest idle first: what they hold is wanted by others.
+    /// Ends at most this many idle workers, the longest idle first, to free what they hold for others.
     pub fn end_idle(&self, most: usize) {
         (0..most).for_each(|_| self.evict());
     }
 
-    /// Sends the worker away that has been idle for longest; none where all have something to do.
+    /// Stops the longest idle worker, if any.
     fn evict(&self) {
         let owned = self.owned();
         let idle = owned.values().filter(|own| own.is_evictable());
@@ -225,8 +225,8 @@ impl<O: HostOwner> WorkerHost<O> {
         }
     }
 
-    /// How many workers more could be started now, as far as `most`: for each there is a slot, or an idle worker
-    /// that would leave.
+    /// How many workers could be started now, at most `most`: one for each free slot and each idle worker that
+    /// would leave.
     pub fn startable(&self, most: usize) -> usize {
         let free = self.0.slots.free();
         if free >= most {
@@ -242,10 +242,10 @@ impl<O: HostOwner> WorkerHost<O> {
         }
     }
 
-    /// The worker waits for its next turn; false where it is not wanted any more.
+    /// Marks the worker as idle. Returns false if the worker is to end instead.
     pub(super) fn note_idle(&self, conversation: ConversationId, worker: WorkerId) -> bool {
         match self.owned().get_mut(&conversation).filter(|own| own.worker == worker) {
-            // Its slot is wanted for another.
+            // Another start waits for this slot.
             Some(_) if self.0.slots.is_short() => false,
             Some(own) if own.is_wanted() => {
                 own.is_idle = true;
@@ -256,7 +256,7 @@ impl<O: HostOwner> WorkerHost<O> {
         }
     }
 
-    /// The worker takes no more turns.
+    /// Removes a worker that takes no more turns.
     pub(super) fn forget(&self, conversation: ConversationId, worker: WorkerId) {
         let mut owned = self.owned();
         if owned.get(&conversation).is_some_and(|own| own.worker == worker) {

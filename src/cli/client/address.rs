@@ -1,4 +1,4 @@
-//! Where the gateway is, and who asks: flags, environment, or the folder of a running `dev`.
+//! Finds the gateway and the token: from flags, the environment, or the directory of a running `dev`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use lastword_client::gateway::{CallError, GatewayClient};
 
-/// Where `lastword dev` keeps its tokens unless told otherwise.
+/// Default directory of `lastword dev`.
 const DEFAULT_DATA: &str = ".lastword";
-/// Where it listens.
+/// Default URLs of `lastword dev`.
 const DEFAULT_URLS: [&str; 2] = ["http://127.0.0.1:8080", "http://127.0.0.1:8081"];
 
 /// The flags that every client command takes.
@@ -38,12 +38,12 @@ pub struct TokenArgs {
 }
 
 impl TokenArgs {
-    /// The token. A file that is named goes before the variable.
+    /// The token. A named file takes precedence over the variable.
     pub fn read(&self) -> anyhow::Result<Option<String>> {
         let Some(path) = &self.token_file else { return Ok(self.token.clone()) };
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        // A replica's own file may hold several.
+        // A replica's own token file may hold several.
         let first = text.split([',', '\n']).map(str::trim).find(|token| !token.is_empty());
         let token = first.with_context(|| format!("{} is empty", path.display()))?;
         Ok(Some(token.to_owned()))
@@ -51,7 +51,7 @@ impl TokenArgs {
 }
 
 impl Address {
-    /// The gateway meant by these flags. Flags go before the folder, the folder before defaults.
+    /// The gateway for these flags. Flags take precedence over the directory, the directory over the defaults.
     pub fn gateway(&self) -> Result<GatewayClient, CallError> {
         let (urls, token) = self.resolve().map_err(|why| CallError::Setup(format!("{why:#}")))?;
         GatewayClient::new(&urls, token)
@@ -61,7 +61,7 @@ impl Address {
         self.resolve_in(Path::new(""))
     }
 
-    /// Flags that say nothing mean the `dev` that runs in this directory, if one does.
+    /// Without flags, uses the `dev` that runs in this directory, if one does.
     fn resolve_in(&self, here: &Path) -> anyhow::Result<(Vec<String>, Option<String>)> {
         let usual = here.join(DEFAULT_DATA);
         let own = self.token.read()?;
@@ -84,7 +84,7 @@ impl Address {
     }
 }
 
-/// What `lastword dev` writes for others: only what is needed here.
+/// The part of `dev.json` that is needed here.
 #[derive(Deserialize)]
 struct DevFile {
     urls: Vec<String>,
@@ -99,7 +99,7 @@ fn dev_urls(dir: &Path) -> anyhow::Result<Vec<String>> {
     Ok(dev.urls)
 }
 
-/// A folder without a token is one of a gateway that needs none.
+/// The token in the directory. A directory without one belongs to a gateway that needs none.
 fn operator_token(dir: &Path) -> anyhow::Result<Option<String>> {
     let path = dir.join("operator.token");
     match std::fs::read_to_string(&path) {

@@ -53,7 +53,7 @@ enum AgentsCommand {
     },
 }
 
-/// Runs one of them.
+/// Runs `lastword agents`.
 pub async fn run(args: AgentsArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {

@@ -1,7 +1,7 @@
-//! `lastword apply`: agents from a TOML file.
+//! `lastword apply`: creates or changes agents from a TOML file.
 //!
-//! Owns the check of the whole file before anything is sent: a file with one mistake changes
-//! nothing. What is sent is what was written, so that defaults stay the gateway's.
+//! Checks the whole file before anything is sent, so a file with a mistake changes nothing. Sends the file's
+//! fields as they are written: defaults remain the gateway's.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ pub struct ApplyArgs {
     file: PathBuf,
 }
 
-/// Puts every agent of the file.
+/// Sends every agent of the file.
 pub async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let agents = match read(&args.file) {
         Ok(agents) => agents,
@@ -61,14 +61,14 @@ fn runs_here(spec: &Value) -> bool {
     spec.get("runtime").and_then(Value::as_str) == Some(Runtime::Process.as_str())
 }
 
-/// The file as this program understands it; a mistake comes with its line.
+/// The file, fully parsed; an error names its line.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Checked {
     agents: BTreeMap<String, AgentSpec>,
 }
 
-/// The same file as it was written.
+/// The same file, as it was written.
 #[derive(Deserialize)]
 struct WrittenFile {
     agents: BTreeMap<String, Value>,

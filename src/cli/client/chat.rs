@@ -17,7 +17,7 @@ use lastword_client::{
     lastword_client::follow::FollowFrom,
 };
 
-/// The agent that `lastword dev` brings along.
+/// The agent that `lastword dev` creates.
 const DEFAULT_AGENT: &str = "demo";
 
 /// Flags of `lastword chat`.
@@ -41,7 +41,7 @@ pub struct ChatArgs {
     message: Option<String>,
 }
 
-/// Talks.
+/// Runs `lastword chat`.
 pub async fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     let agent = match (args.agent, &args.conversation) {
@@ -64,7 +64,7 @@ pub async fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// The agent that a conversation is with.
+/// The agent of a conversation.
 async fn agent_of(gateway: &GatewayClient, conversation_id: &str) -> anyhow::Result<String> {
     let conversation = gateway.get(&format!("/v1/conversations/{}", segment(conversation_id))).await?;
     Ok(conversation.get("agent").and_then(Value::as_str).unwrap_or(DEFAULT_AGENT).to_owned())
@@ -80,8 +80,8 @@ struct Chat<'g> {
 }
 
 impl Chat<'_> {
-    /// Every line of stdin is a turn of one conversation. The exit code is the last turn's; what
-    /// makes all further turns pointless ends it at once.
+    /// Sends each line of stdin as a turn of one conversation. Returns the last turn's exit code. Stops at an
+    /// error that would fail every further turn too.
     async fn talk(&mut self) -> anyhow::Result<u8> {
         let mut code = COMPLETED;
         loop {
@@ -103,7 +103,7 @@ impl Chat<'_> {
         }
     }
 
-    /// One turn to its end.
+    /// Runs one turn to its end. Returns its exit code.
     async fn say(&mut self, message: &str) -> anyhow::Result<u8> {
         let watch = WatchOptions {
             gateway: self.gateway,

@@ -55,7 +55,7 @@ enum ConversationsCommand {
     },
 }
 
-/// Runs one of them.
+/// Runs `lastword conversations`.
 pub async fn run(args: ConversationsArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {

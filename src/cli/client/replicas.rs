@@ -42,7 +42,7 @@ enum ReplicasCommand {
     },
 }
 
-/// Runs it.
+/// Runs `lastword replicas`.
 pub async fn run(args: ReplicasArgs) -> anyhow::Result<ExitCode> {
     let ReplicasCommand::List { page, output } = args.command;
     let gateway = args.address.gateway()?;

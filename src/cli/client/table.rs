@@ -1,7 +1,7 @@
-//! Lists and single things on the screen: a table for people, JSON for programs.
+//! Prints lists and single resources: a table for people, JSON for programs.
 //!
-//! Owns the columns' layout and the colours, which appear on a terminal only. JSON is what the
-//! gateway sent; what a reader of lines or a terminal would obey stands escaped in both.
+//! Owns layout and colours (on a terminal only). JSON is what the gateway sent. Control characters are escaped in
+//! both.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -32,7 +32,7 @@ pub struct PageArgs {
 }
 
 impl PageArgs {
-    /// The path with this page and the filters that are set.
+    /// The path with this page and the given filters.
     pub fn path(&self, path: &str, filters: &[(&str, Option<&str>)]) -> String {
         let mut path = format!("{path}?limit={}", self.limit);
         for (name, value) in filters.iter().chain(&[("cursor", self.cursor.as_deref())]) {
@@ -44,8 +44,8 @@ impl PageArgs {
     }
 }
 
-/// A column: its heading, and the field under it: a JSON pointer without the first slash, or several
-/// with `|` between them, of which the first that is there counts.
+/// A column: its heading, and its field as a JSON pointer without the first slash. Several pointers may be
+/// separated by `|`; the first present one counts.
 pub type Column = (&'static str, &'static str);
 
 /// Prints a list: `{"items": […], "next": CURSOR|null}`.
@@ -63,7 +63,7 @@ pub fn list(output: Output, columns: &[Column], body: &Value) -> io::Result<()> 
     Ok(())
 }
 
-/// Prints one thing, a field a line.
+/// Prints one resource, a field a line.
 pub fn one(output: Output, body: &Value) -> io::Result<()> {
     match (output, body.as_object()) {
         (Output::Table, Some(fields)) => {
@@ -85,7 +85,7 @@ fn cell(item: &Value, field: &str) -> String {
     let found = field.split('|').filter_map(|one| item.pointer(&format!("/{one}")));
     match found.into_iter().find(|value| !value.is_null()) {
         None => "-".to_owned(),
-        // A line end in a cell would begin a row that nobody wrote.
+        // A line end in a cell would start a false row.
         Some(Value::String(cell)) => text::visible_line(cell).into_owned(),
         Some(other) => text::visible_line(&other.to_string()).into_owned(),
     }
@@ -102,7 +102,7 @@ fn print_rows(rows: &[Vec<String>], has_heading: bool) -> io::Result<()> {
     out.write_all(text.as_bytes())
 }
 
-/// Rows as lines, columns two spaces apart; `paint` sees each cell after it got its width.
+/// Rows as lines, columns two spaces apart; `paint` is applied to each padded cell.
 fn layout(rows: &[Vec<String>], paint: impl Fn(usize, &str, &str) -> String) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

@@ -1,10 +1,9 @@
 //! What a person reads of a turn.
 //!
-//! Owns the split: what the agent says (`delta`, `content`) goes to stdout as it is, everything else
-//! to stderr as one readable line each, so that `lastword chat … > answer.txt` holds the answer and
-//! nothing but. A `content` message is something said, and stands on lines of its own. Control characters are
-//! shown, not obeyed: an agent must not move the reader's cursor. Only an answer that goes into a file or to a
-//! program is what the agent said, to the byte.
+//! Owns the split: the agent's answer (`delta`, `content`) goes to stdout unchanged, everything else to stderr as
+//! one line each, so that `lastword chat … > answer.txt` holds only the answer. A `content` message stands on
+//! lines of its own. Control characters are escaped on a terminal, so an agent cannot move the reader's cursor; a
+//! file or a pipe gets the answer byte for byte.
 
 use std::{
     borrow::Cow,
@@ -16,24 +15,24 @@ use serde_json::Value;
 use crate::text;
 use lastword_client::follow::FollowedEvent;
 
-/// Two outputs and what stands on them.
+/// Both outputs, and what stands on them.
 pub struct TranscriptView {
     out: Box<dyn Write>,
     err: Box<dyn Write>,
     out_is_terminal: bool,
     is_coloured: bool,
     is_json: bool,
-    /// The last character on stdout was no line end.
+    /// Whether stdout's last character was not a line end.
     is_mid_line: bool,
-    /// The deltas of this turn, to see what of the whole answer is still unsaid.
+    /// The deltas of this turn, to find the part of the whole answer not printed yet.
     streamed: String,
     contents: Vec<String>,
-    /// Whether the turn's first event was among those printed.
+    /// Whether the turn's first event was printed.
     is_whole: bool,
 }
 
 impl TranscriptView {
-    /// On this process' stdout and stderr; with `is_json` every event as one line of JSON.
+    /// On this process's stdout and stderr. With `is_json`, prints every event as one line of JSON.
     pub fn stdio(is_json: bool) -> Self {
         let (out, err) = (io::stdout(), io::stderr());
         let out_is_terminal = out.is_terminal();
@@ -95,7 +94,7 @@ impl TranscriptView {
         }
     }
 
-    /// Says why a turn failed: its `error` object.
+    /// Prints why a turn failed, from its `error` object.
     pub fn failure(&mut self, error: &Value) -> io::Result<()> {
         let field = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
         self.line(&format!("Agent error: {}", field("message")))?;
@@ -108,12 +107,12 @@ impl TranscriptView {
         self.note(&format!("[{}{safe}{trace}]", field("code")))
     }
 
-    /// A line for the person, apart from the answer.
+    /// Prints a line for the person, apart from the answer.
     pub fn line(&mut self, text: &str) -> io::Result<()> {
         self.apart(&text::visible(text))
     }
 
-    /// A line that matters less.
+    /// Prints a less important line.
     pub fn note(&mut self, text: &str) -> io::Result<()> {
         match self.is_coloured {
             true => self.apart(&format!("\x1b[2m{}\x1b[0m", text::visible(text))),
@@ -123,7 +122,7 @@ impl TranscriptView {
 
     fn apart(&mut self, text: &str) -> io::Result<()> {
         if self.is_mid_line && self.out_is_terminal {
-            // Both outputs share the screen; stdout itself gets nothing that was not said.
+            // Both outputs share the screen; stdout itself gets only the answer.
             self.err.write_all(b"\n")?;
             self.is_mid_line = false;
         }
@@ -131,7 +130,7 @@ impl TranscriptView {
         self.err.flush()
     }
 
-    /// Asks for the next line.
+    /// Prints the prompt for the next line.
     pub fn prompt(&mut self) -> io::Result<()> {
         self.err.write_all(b"> ")?;
         self.err.flush()
@@ -152,8 +151,8 @@ impl TranscriptView {
         }
     }
 
-    /// What of the whole answer has not been printed. An answer that was streamed in part is
-    /// completed; one that came only with the last word is printed whole.
+    /// The part of the whole answer that was not printed. Completes a partly streamed answer; returns an answer
+    /// that came only with the last word in full.
     fn unsaid<'t>(&self, whole: &'t str) -> &'t str {
         if !self.streamed.is_empty() || !self.is_whole {
             let rest = if self.is_whole { whole.strip_prefix(self.streamed.as_str()) } else { None };
@@ -164,7 +163,7 @@ impl TranscriptView {
     }
 }
 
-/// The line for an event that is not part of the answer; `None` where there is nothing to say.
+/// The line for an event that is not part of the answer; `None` if there is none.
 fn aside(event: &FollowedEvent) -> Option<String> {
     let text = |field| event.text(field);
     match event.kind.as_str() {
@@ -189,7 +188,7 @@ fn aside(event: &FollowedEvent) -> Option<String> {
     }
 }
 
-/// The line for a question: the prompt, and what may be answered where that is limited.
+/// The line for a question: the prompt, and the options if there are any.
 fn question(event: &FollowedEvent) -> String {
     let options = event.body.get("options").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let options = options.iter().map(|one| one.as_str().map_or_else(|| one.to_string(), str::to_owned));

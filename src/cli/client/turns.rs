@@ -19,7 +19,7 @@ use lastword_client::{
     lastword_client::follow::FollowFrom,
 };
 
-/// What a list of turns shows.
+/// The columns of a list of turns.
 pub const COLUMNS: &[Column] = &[
     ("ID", "id"),
     ("STATUS", "status"),
@@ -96,7 +96,7 @@ struct TailArgs {
     output: Output,
 }
 
-/// Runs one of them.
+/// Runs `lastword turns`.
 pub async fn run(args: TurnsArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {
@@ -129,7 +129,7 @@ pub async fn run(args: TurnsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends as `chat` ends, but Ctrl-C only stops looking.
+/// Exits like `chat`, except that Ctrl-C does not cancel the turn.
 async fn tail(gateway: &GatewayClient, wanted: TailArgs) -> anyhow::Result<ExitCode> {
     let watch = WatchOptions {
         gateway,

@@ -1,6 +1,6 @@
-//! A turn, the person in front of it, and the screen between them.
+//! Watches a turn for the person at the terminal.
 //!
-//! Owns what Ctrl-C and a typed line mean while a turn is under way, and the turn's exit code.
+//! Owns the meaning of Ctrl-C and of typed lines while a turn runs, and the turn's exit code.
 
 use std::{
     io::{BufRead, IsTerminal},
@@ -23,11 +23,11 @@ use lastword_client::{
     gateway::{CallError, GatewayClient, segment},
 };
 
-/// The person: typed lines and Ctrl-C.
+/// The person's input: typed lines and Ctrl-C.
 pub struct Keyboard {
-    /// Whether somebody may be typing.
+    /// Whether stdin is a terminal.
     pub is_terminal: bool,
-    /// Open from the first wait for a line on: who types nothing here may need stdin elsewhere.
+    /// Opened at the first wait for a line: until then stdin is left alone.
     lines: Option<Receiver<StdinLine>>,
     interrupts: Signal,
 }
@@ -36,13 +36,13 @@ pub struct Keyboard {
 type StdinLine = std::io::Result<String>;
 
 impl Keyboard {
-    /// This process' stdin and SIGINT, which from now on no longer ends the process by itself.
+    /// This process's stdin and SIGINT, which from now on does not end the process.
     pub fn open() -> anyhow::Result<Self> {
         let interrupts = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
         Ok(Keyboard { is_terminal: std::io::stdin().is_terminal(), lines: None, interrupts })
     }
 
-    /// The next line, `None` at the end of stdin; or Ctrl-C as `Err`.
+    /// The next line (`None` at the end of stdin), or `Err` for Ctrl-C.
     pub async fn line_or_interrupt(&mut self) -> Result<Option<StdinLine>, ()> {
         tokio::select! {
             line = next_line(&mut self.lines) => Ok(line),
@@ -51,11 +51,11 @@ impl Keyboard {
     }
 }
 
-/// The next line; dropped half-way, it loses none.
+/// The next line. Cancel-safe.
 async fn next_line(lines: &mut Option<Receiver<StdinLine>>) -> Option<StdinLine> {
     let lines = lines.get_or_insert_with(|| {
         let (sender, lines) = channel(1);
-        // A thread of its own: a read of stdin cannot be given up, and must not hold the runtime.
+        // On a thread: a read of stdin cannot be cancelled, and must not block the runtime.
         std::thread::spawn(move || read_lines(&sender));
         lines
     });
@@ -74,35 +74,35 @@ fn read_lines(sender: &Sender<StdinLine>) {
 /// What Ctrl-C means.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Interrupt {
-    /// It cancels the turn; the second one leaves.
+    /// Cancels the turn; the second one leaves.
     Cancels,
-    /// It leaves; the turn goes on.
+    /// Leaves; the turn goes on.
     Leaves,
 }
 
-/// How to watch.
+/// How to watch a turn.
 pub struct WatchOptions<'a> {
-    /// Whose turn.
+    /// The gateway of the turn.
     pub gateway: &'a GatewayClient,
-    /// Where it is printed.
+    /// Where the turn is printed.
     pub transcript: &'a mut TranscriptView,
-    /// Who is asked.
+    /// The person's input.
     pub keyboard: &'a mut Keyboard,
-    /// How long without an event.
+    /// How long to wait without an event.
     pub idle: Duration,
     /// What Ctrl-C means.
     pub interrupt: Interrupt,
 }
 
-/// How it ended.
+/// How watching ended.
 pub struct WatchEnd {
     /// The exit code.
     pub code: u8,
-    /// The turn's conversation, where it was said.
+    /// The turn's conversation, if known.
     pub conversation_id: Option<String>,
 }
 
-/// Something that the person did, or the stream brought.
+/// An input of the person, or a step of the stream.
 enum News {
     Heard(Result<FollowStep, Lost>),
     Line(Option<StdinLine>),
@@ -128,7 +128,7 @@ impl WatchOptions<'_> {
         }
         let mut follow = Follow::new(self.gateway, start, self.idle, self.keyboard.is_terminal);
         let code = loop {
-            // Pinned, so that a line or Ctrl-C does not throw away a request that is under way.
+            // Pinned: a typed line or Ctrl-C must not drop a request in flight.
             let mut next = pin!(follow.next());
             let heard = loop {
                 let may_type = self.keyboard.is_terminal && known.ask_id.is_some() && !known.is_stdin_over;
@@ -152,7 +152,7 @@ impl WatchOptions<'_> {
         Ok(WatchEnd { code, conversation_id: known.conversation_id })
     }
 
-    /// What the stream brought; the exit code where that is the end.
+    /// Handles a step of the stream. Returns the exit code if it was the last.
     async fn heard(
         &mut self,
         known: &mut Known,
@@ -189,7 +189,7 @@ impl WatchOptions<'_> {
         }
     }
 
-    /// The cursor was at the last word already, so it is not among the events that were printed.
+    /// Prints the end of a turn whose last word lies before the cursor, so was not received.
     async fn ended_before(&mut self, known: &Known) -> anyhow::Result<u8> {
         let path = format!("/v1/turns/{}", segment(known.turn_id.as_deref().unwrap_or_default()));
         let turn = self.gateway.get(&path).await?;
@@ -200,7 +200,7 @@ impl WatchOptions<'_> {
         Ok(exit_code(status))
     }
 
-    /// Ctrl-C: whether to stay for the last word.
+    /// Handles Ctrl-C. Returns whether to wait for the last word.
     async fn interrupted(&mut self, known: &mut Known) -> anyhow::Result<bool> {
         known.interrupts += 1;
         if known.interrupts > 1 || self.interrupt == Interrupt::Leaves {
@@ -209,12 +209,12 @@ impl WatchOptions<'_> {
         self.transcript.note("[cancelling; Ctrl-C again to leave]")?;
         match known.turn_id {
             Some(_) => self.cancel(known).await,
-            // Not known yet whether there is a turn: the first event will tell, then it is cancelled.
+            // Whether there is a turn is not known yet; the first event tells, and the turn is then cancelled.
             None => Ok(true),
         }
     }
 
-    /// Asks for the cancel; a second Ctrl-C does not wait for it.
+    /// Requests the cancel; a second Ctrl-C does not wait for the answer.
     async fn cancel(&mut self, known: &Known) -> anyhow::Result<bool> {
         let path = format!("/v1/turns/{}/cancel", segment(known.turn_id.as_deref().unwrap_or_default()));
         let body = json!({});
@@ -225,7 +225,7 @@ impl WatchOptions<'_> {
         Ok(true)
     }
 
-    /// A typed line, while a question is open.
+    /// Handles a line typed while a question is open.
     async fn answer(&mut self, known: &mut Known, line: Option<String>) -> anyhow::Result<()> {
         let Some(line) = line else {
             known.is_stdin_over = true;
@@ -256,7 +256,7 @@ impl Known {
     }
 }
 
-/// The exit code of a last word, by its name.
+/// The exit code of a last word.
 fn exit_code(last_word: &str) -> u8 {
     match last_word {
         "completed" => COMPLETED,

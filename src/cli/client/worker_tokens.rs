@@ -63,7 +63,7 @@ enum WorkerTokensCommand {
     },
 }
 
-/// Runs one of them.
+/// Runs `lastword worker-tokens`.
 pub async fn run(args: WorkerTokensArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {
@@ -72,7 +72,7 @@ pub async fn run(args: WorkerTokensArgs) -> anyhow::Result<ExitCode> {
             let body = json!({ "agent": agent, "conversation_id": conversation, "expires": expires });
             let minted = gateway.call(Method::POST, "/v1/worker-tokens", Some(&body)).await?;
             match (output, minted["token"].as_str()) {
-                // The secret alone, to be written to a file.
+                // The secret alone, so that it can be redirected to a file.
                 (Output::Table, Some(token)) => {
                     say!("{token}");
                     let until = minted["expires_at"].as_str().unwrap_or("it is revoked");

@@ -53,7 +53,7 @@ enum WorkersCommand {
     },
 }
 
-/// Runs one of them.
+/// Runs `lastword workers`.
 pub async fn run(args: WorkersArgs) -> anyhow::Result<ExitCode> {
     let gateway = args.address.gateway()?;
     match args.command {

@@ -1,6 +1,6 @@
-//! What the demo agent does with a message: the friendly answer, and every misdeed by name.
+//! What the demo agent does with a message: the friendly answer, and each misdeed by name.
 //!
-//! Owns the commands at the start of a message. Each one says in `HELP` what it does to the host.
+//! Owns the commands at the start of a message; `HELP` describes the effect of each on the host.
 
 use std::{process::Stdio, time::Duration};
 
@@ -35,14 +35,14 @@ A message may begin with a command:
                  goes on after its end
   /help          this";
 
-/// Between two words of a friendly answer.
+/// Pause between two words of a friendly answer.
 const WORD_PAUSE: Duration = Duration::from_millis(15);
-/// Between two beats of `/hang`.
+/// Pause between two beats of `/hang`.
 const BEAT_PAUSE: Duration = Duration::from_millis(200);
-/// A line beyond what the protocol lets through.
+/// Length of a line that the protocol refuses.
 const LONG_LINE_BYTES: usize = 2 * 1024 * 1024;
 
-/// Runs one turn to its end, or until something stops it.
+/// Runs one turn to its end, or until it is stopped.
 pub async fn perform(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     let text = turn.input.text.trim();
     let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
@@ -137,7 +137,7 @@ async fn flood(stage: &mut TurnStage<'_>, turn: &StageTurn, pieces: u64) -> Resu
     Ok(())
 }
 
-/// One character of several code points is cut in two pieces.
+/// Splits a character of several code points between two pieces.
 fn emoji(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     for piece in ["Grüße, 世界! ", "🦀🎉 ", "\u{1F469}\u{200D}", "\u{1F680}", " \u{2028}é\u{301}"] {
         stage.delta(turn, piece)?;
@@ -145,13 +145,13 @@ fn emoji(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The process left behind keeps this one's stdout open, as they do in real life.
+/// The process left behind keeps this one's stdout open, as stray processes do in practice.
 fn orphan(stage: &mut TurnStage<'_>, turn: &StageTurn) -> Result<(), Stop> {
     let child = std::process::Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
     stage.delta(turn, &child.id().to_string())
 }
 
-/// The ways to end a turn without an end.
+/// Ends a turn without a last message, in several ways.
 #[allow(clippy::disallowed_methods, reason = "to exit in the middle of everything is what was asked for")]
 async fn die(stage: &mut TurnStage<'_>, turn: &StageTurn, way: &str, rest: &str) -> Result<(), Stop> {
     match way {
@@ -172,7 +172,7 @@ async fn die(stage: &mut TurnStage<'_>, turn: &StageTurn, way: &str, rest: &str)
             stage.wait(BEAT_PAUSE).await?;
         },
         _ => {
-            // Once a listener exists the signal's default, to end the process, is gone for good.
+            // tokio never restores the signal's default action, so SIGTERM no longer ends the process.
             let _deaf = tokio::signal::unix::signal(SignalKind::terminate())?;
             stage.freeze().await
         }
@@ -195,7 +195,7 @@ fn is_mangled(command: &str) -> bool {
     MANGLED.contains(&command)
 }
 
-/// Bends the protocol in one place; the caller completes the turn.
+/// Breaks the protocol in one place; the caller completes the turn.
 fn mangle(stage: &mut TurnStage<'_>, turn: &StageTurn, command: &str) -> Result<(), Stop> {
     let id = &turn.turn_id;
     let raw = |text: &[u8]| {

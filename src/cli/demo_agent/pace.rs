@@ -1,9 +1,9 @@
-//! The demo agent as a measure: many turns at once, and the moment of each piece in the piece itself.
+//! The demo agent for measurements: many turns at once, each piece stamped with its time.
 //!
-//! Owns the script of a measured turn and the stamp that a reader takes a latency from: the steady
-//! clock, which all processes of a machine share. One thread reads and writes, since a hand-over
-//! between two would be measured as well. A piece that was due while its pipe was full carries the
-//! moment at which it was due: what holds a worker back counts as latency, not as an idle worker.
+//! Owns the script of a measured turn, and the stamp from which a reader computes latency: the steady clock that
+//! all processes of a machine share. One thread reads and writes, since a hand-over between threads would be
+//! measured too. A piece that was due while the pipe was full carries its due time, so back-pressure counts as
+//! latency.
 
 use std::{
     io::{self, Write as _},
@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use crate::clock::steady_ns;
 
-/// What a measured turn may be asked for.
+/// What a measured turn may ask for.
 pub const HELP: &str = "\
 With --pace it serves many turns at once, and says of each piece when it was said:
   /pace COUNT RATE BYTES [SECONDS]
@@ -30,23 +30,23 @@ With --pace it serves many turns at once, and says of each piece when it was sai
   /hold SECONDS         one piece, then nothing for so long
   anything else         one piece";
 
-/// Hexadecimal digits of a stamp, at the start of each piece.
+/// Hexadecimal digits of the stamp at the start of each piece.
 pub const STAMP_DIGITS: usize = 16;
-/// Pieces of one turn in one write, so that none that pours keeps the others waiting.
+/// Pieces of one turn in one write, so that a fast turn does not delay the others.
 const CHUNK_PIECES: u64 = 64;
 
-/// What a turn's message asks for.
+/// The script of a turn, from its message.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Script {
-    /// How many pieces; `None`: until the time is over.
+    /// The number of pieces; `None`: until the time is over.
     count: Option<u64>,
-    /// From one to the next; zero: no pause.
+    /// Nanoseconds between pieces; zero: no pause.
     interval_ns: u64,
-    /// Before the first.
+    /// Nanoseconds before the first piece.
     delay_ns: u64,
-    /// The length of a piece.
+    /// Bytes of a piece.
     bytes: usize,
-    /// The turn lasts at least so long.
+    /// The turn lasts at least this many nanoseconds.
     lasts_ns: u64,
 }
 
@@ -78,7 +78,7 @@ impl Script {
     }
 }
 
-/// What the host wants, as far as it matters here.
+/// The orders of the host that matter here.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum PaceOrder {
@@ -101,7 +101,7 @@ struct PaceInput {
     text: String,
 }
 
-/// A turn under way.
+/// A running turn.
 struct PacedTurn {
     turn_id: String,
     script: Script,
@@ -110,7 +110,7 @@ struct PacedTurn {
 }
 
 impl PacedTurn {
-    /// When it has something to say next; `now` or before: at once.
+    /// When the next piece is due; `now` or earlier: at once.
     fn due(&self) -> u64 {
         match self.script.count {
             Some(count) if self.said >= count => self.began + self.script.lasts_ns,
@@ -119,8 +119,8 @@ impl PacedTurn {
         }
     }
 
-    /// Says what is due, up to a chunk of it; true at its end. `held_until` is when the pipe took the
-    /// last write.
+    /// Writes the pieces that are due, at most a chunk. Returns true at the turn's end. `held_until`: when the
+    /// pipe accepted the last write.
     fn speak(&mut self, now: u64, held_until: u64, out: &mut Vec<u8>) -> io::Result<bool> {
         for _ in 0..CHUNK_PIECES {
             let (due, is_over) = (self.due(), self.began + self.script.lasts_ns <= now);
@@ -154,7 +154,7 @@ pub fn run() -> io::Result<()> {
             pacer.held_until = steady_ns();
         }
         if is_readable(&stdin, pacer.wait())? {
-            // Past the standard library's buffer: what lies in there would not wake a poll.
+            // Bypasses the standard library's buffer: data in that buffer would not wake a poll.
             let taken = match unistd::read(&stdin, &mut chunk) {
                 Ok(taken) => taken,
                 Err(Errno::EINTR) => continue,
@@ -168,7 +168,7 @@ pub fn run() -> io::Result<()> {
     }
 }
 
-/// Waits for input until `at` on the steady clock; for ever where it is `None`.
+/// Waits for input until `at` on the steady clock; `None`: without limit.
 fn is_readable(stdin: &io::Stdin, at: Option<u64>) -> io::Result<bool> {
     let left_ms = at.map(|at| at.saturating_sub(steady_ns()).div_ceil(1_000_000));
     let timeout = match left_ms {
@@ -182,7 +182,7 @@ fn is_readable(stdin: &io::Stdin, at: Option<u64>) -> io::Result<bool> {
     }
 }
 
-/// Every turn under way, what was read of the next order, and what is to be written.
+/// All running turns, the unread part of the next order, and the bytes to write.
 #[derive(Default)]
 struct Pacer {
     jobs: Vec<PacedTurn>,
@@ -192,12 +192,12 @@ struct Pacer {
 }
 
 impl Pacer {
-    /// When somebody has something to say; `None`: nobody has, until an order comes.
+    /// When the next piece of any turn is due; `None`: wait for an order.
     fn wait(&self) -> Option<u64> {
         self.jobs.iter().map(PacedTurn::due).min()
     }
 
-    /// Says what is due, of each turn in its turn.
+    /// Writes what is due, turn by turn.
     fn speak(&mut self) -> io::Result<()> {
         let (now, held_until, out) = (steady_ns(), self.held_until, &mut self.out);
         let mut broken = None;
@@ -211,7 +211,7 @@ impl Pacer {
         broken.map_or(Ok(()), Err)
     }
 
-    /// Takes bytes of orders; false when it is told to leave.
+    /// Reads bytes of orders. Returns false when told to leave.
     fn take(&mut self, bytes: &[u8]) -> io::Result<bool> {
         let now = steady_ns();
         self.unread.extend_from_slice(bytes);
@@ -247,7 +247,7 @@ impl Pacer {
 mod tests {
     use super::*;
 
-    /// What a turn of this message says at `now`, one line a piece.
+    /// The output of a turn with this message at `now`, one line a piece.
     fn said(text: &str, began: u64, now: u64, held_until: u64) -> (Vec<String>, bool) {
         let mut job = PacedTurn { turn_id: "turn_1".to_owned(), script: Script::read(text), began, said: 0 };
         let mut out = Vec::new();
@@ -271,7 +271,7 @@ mod tests {
             lines.iter().filter_map(stamp).collect::<Vec<_>>()
         };
         assert_eq!(stamps(3_500_000), [1_000_000, 2_000_000, 3_000_000]);
-        // It merely woke late.
+        // The agent merely woke late.
         assert_eq!(stamps(0), [4_000_000, 4_000_000, 4_000_000]);
     }
 

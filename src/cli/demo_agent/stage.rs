@@ -1,7 +1,7 @@
 //! The demo agent's two pipes, and its memory.
 //!
-//! Owns reading orders, saying messages and waiting. Keeps two rules: a turn that waits hears its cancel
-//! at once, and a line is written whole.
+//! Owns reading orders, writing messages and waiting. Keeps two rules: a waiting turn learns of its cancel at
+//! once, and a line is written whole.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,13 +14,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 
-/// How many conversations are remembered, and texts of one.
+/// Conversations remembered, and texts of one conversation.
 const CONVERSATIONS_MAX: usize = 1000;
 const MEMORY_TEXTS_MAX: usize = 1000;
-/// How many orders wait to be looked at.
+/// Orders that may wait to be read.
 const ORDERS_MAX: usize = 64;
 
-/// What the host wants.
+/// An order from the host.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StageOrder {
@@ -35,12 +35,12 @@ pub enum StageOrder {
     },
     /// Stop this turn.
     Cancel {
-        /// Which.
+        /// The turn.
         turn_id: String,
     },
-    /// Leave; the end of stdin says the same.
+    /// Exit; the end of stdin means the same.
     Shutdown,
-    /// Nothing this agent knows.
+    /// An order this agent does not know.
     #[serde(other)]
     Unknown,
 }
@@ -56,7 +56,7 @@ pub struct StageTurn {
     /// What the user said.
     #[serde(default)]
     pub input: TurnInput,
-    /// What was said before, where the host does not rely on this process to know it; oldest first.
+    /// The conversation so far, oldest first, if the host does not expect this process to know it.
     #[serde(default)]
     pub history: Vec<SaidText>,
 }
@@ -67,7 +67,7 @@ pub struct TurnInput {
     /// The message.
     #[serde(default)]
     pub text: String,
-    /// What came with it.
+    /// The attachments.
     #[serde(default)]
     pub attachments: Vec<Value>,
 }
@@ -77,35 +77,35 @@ pub struct TurnInput {
 pub struct SaidText {
     /// `user` or `assistant`.
     pub role: String,
-    /// What they said.
+    /// The text.
     pub text: String,
 }
 
-/// What a turn under way hears.
+/// What a running turn is told.
 pub enum Cue {
     /// The user's answer to its question.
     Answer(Value),
-    /// It should stop.
+    /// Stop the turn.
     Cancel,
 }
 
-/// Why a turn under way ends early.
+/// Why a running turn ends early.
 #[derive(Debug)]
 pub enum Stop {
-    /// The host cancelled it.
+    /// The host cancelled the turn.
     Cancelled,
     /// The host is gone.
     Leave,
 }
 
 impl From<io::Error> for Stop {
-    /// A host that reads no more is a host that is gone.
+    /// A host that does not read any more is gone.
     fn from(_: io::Error) -> Self {
         Stop::Leave
     }
 }
 
-/// The host's orders, one after another.
+/// The queue of the host's orders.
 pub struct StageOrders(mpsc::Receiver<StageOrder>);
 
 impl StageOrders {
@@ -122,7 +122,7 @@ impl StageOrders {
     }
 }
 
-/// Reads orders until stdin ends; the closed queue then tells the other thread.
+/// Reads orders until stdin ends; then closes the queue, which stops the other thread.
 fn read_orders(orders: &mpsc::Sender<StageOrder>) {
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { return };
@@ -142,7 +142,7 @@ pub fn say(message: &Value) -> Result<(), Stop> {
     write(message.to_string().as_bytes())
 }
 
-/// Writes one line as it is, whatever it is.
+/// Writes one line unchanged, valid or not.
 pub fn write(line: &[u8]) -> Result<(), Stop> {
     let mut out = io::stdout().lock();
     out.write_all(line)?;
@@ -150,7 +150,7 @@ pub fn write(line: &[u8]) -> Result<(), Stop> {
     Ok(out.flush()?)
 }
 
-/// What the agent knows of its conversations, and whether it was frozen.
+/// The agent's memory of its conversations, and whether a turn is frozen.
 #[derive(Default)]
 pub struct AgentMemory {
     conversations: RefCell<BTreeMap<String, Vec<SaidText>>>,
@@ -158,7 +158,7 @@ pub struct AgentMemory {
 }
 
 impl AgentMemory {
-    /// From now on the process leaves for nobody.
+    /// From now on the process never leaves.
     pub fn freeze(&self) {
         self.is_frozen.set(true);
     }
@@ -169,16 +169,16 @@ impl AgentMemory {
     }
 }
 
-/// The stage of one turn.
+/// What one turn acts through.
 pub struct TurnStage<'a> {
     memory: &'a AgentMemory,
     cues: mpsc::Receiver<Cue>,
-    /// What the turn has said so far.
+    /// The turn's output so far.
     saying: String,
 }
 
 impl<'a> TurnStage<'a> {
-    /// A stage for `turn`, with what its `history` says remembered: the host's word counts.
+    /// A stage for `turn`. A `history` replaces what was remembered: the host's version counts.
     pub fn new(memory: &'a AgentMemory, turn: &StageTurn, cues: mpsc::Receiver<Cue>) -> Self {
         let mut conversations = memory.conversations.borrow_mut();
         let known = conversations.entry(turn.conversation_id.clone()).or_default();
@@ -186,20 +186,20 @@ impl<'a> TurnStage<'a> {
             known.clone_from(&turn.history);
         }
         if conversations.len() > CONVERSATIONS_MAX {
-            // Their ids carry the time.
+            // Ids contain the time, so the first one is the oldest.
             conversations.pop_first();
         }
         drop(conversations);
         TurnStage { memory, cues, saying: String::new() }
     }
 
-    /// Says a piece of the turn's answer.
+    /// Sends a piece of the turn's answer.
     pub fn delta(&mut self, turn: &StageTurn, text: &str) -> Result<(), Stop> {
         self.saying.push_str(text);
         say(&json!({"type": "delta", "turn_id": turn.turn_id, "text": text}))
     }
 
-    /// Says a message of the turn whose only field beside the usual ones is `text`.
+    /// Sends a message of the turn with only a `text` field.
     pub fn text(&mut self, turn: &StageTurn, kind: &str, text: &str) -> Result<(), Stop> {
         if kind == "content" {
             self.saying.push_str(text);
@@ -207,7 +207,7 @@ impl<'a> TurnStage<'a> {
         say(&json!({"type": kind, "turn_id": turn.turn_id, "text": text}))
     }
 
-    /// Says that the turn is done.
+    /// Sends `complete`.
     pub fn complete(&mut self, turn: &StageTurn) -> Result<(), Stop> {
         say(&json!({"type": "complete", "turn_id": turn.turn_id}))
     }
@@ -220,7 +220,7 @@ impl<'a> TurnStage<'a> {
         }
     }
 
-    /// Lets the other turns go on, unless this one is cancelled.
+    /// Lets other turns run, unless this one is cancelled.
     pub async fn pause(&mut self) -> Result<(), Stop> {
         tokio::task::yield_now().await;
         self.wait(Duration::ZERO).await
@@ -235,18 +235,18 @@ impl<'a> TurnStage<'a> {
         }
     }
 
-    /// Nothing for ever: what the turn is told now, nobody hears.
+    /// Never returns: what the turn is told from now on is not read.
     pub async fn freeze(&mut self) -> Result<(), Stop> {
         self.memory.freeze();
         std::future::pending().await
     }
 
     async fn cancelled(&mut self) {
-        // An answer that nobody asked for is none.
+        // An answer without a question is ignored.
         while !matches!(self.cues.recv().await, Some(Cue::Cancel) | None) {}
     }
 
-    /// Keeps what a turn said, for the next one of its conversation.
+    /// Remembers the turn for the next one of its conversation.
     pub fn remember(self, turn: &StageTurn) {
         let mut conversations = self.memory.conversations.borrow_mut();
         let known = conversations.entry(turn.conversation_id.clone()).or_default();
@@ -258,7 +258,7 @@ impl<'a> TurnStage<'a> {
         known.drain(..surplus);
     }
 
-    /// What this agent knows of the turn's conversation, oldest first.
+    /// What this agent remembers of the turn's conversation, oldest first.
     pub fn recall(&self, turn: &StageTurn) -> Vec<SaidText> {
         self.memory.conversations.borrow().get(&turn.conversation_id).cloned().unwrap_or_default()
     }

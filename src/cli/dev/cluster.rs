@@ -1,7 +1,7 @@
 //! The processes of one `dev`: a private Postgres and its replicas.
 //!
-//! Owns them all: what dies is brought back, and everything is gone when this is. Keeps the order:
-//! replicas leave before Postgres does, so that each can still say its last words.
+//! Restarts what dies; dropping the cluster ends all of it. Replicas stop before Postgres, so that they can write
+//! their last words.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,20 +21,20 @@ use super::{
 use lastword_devkit::postgres::{Binaries, Options, Postgres, StopMode};
 use lastword_devkit::signals::Signals;
 
-/// How long running turns get after the first signal: a person waits for their prompt.
+/// Drain time of running turns after the first signal: short, since a person waits for the prompt.
 const DRAIN: Duration = Duration::from_secs(3);
-/// What a replica may need beyond its drain.
+/// Time a replica may need beyond its drain.
 const DRAIN_MARGIN: Duration = Duration::from_secs(3);
-/// How long Postgres may take to leave.
+/// Time for Postgres to stop.
 const POSTGRES_STOP_MAX: Duration = Duration::from_secs(20);
-/// How long the replicas may take to become ready.
+/// Time for the replicas to become ready.
 const READY_MAX: Duration = Duration::from_secs(60);
-/// How long one request to a replica may take.
+/// Timeout of one request to a replica.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
-/// How often something that is awaited is looked for.
+/// Poll interval of waits.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// What is to run, and where.
+/// What to run, and where.
 pub(super) struct DevPlan {
     pub(super) dir: PathBuf,
     /// The first replica's port; the others follow.
@@ -44,7 +44,7 @@ pub(super) struct DevPlan {
     pub(super) is_durable: bool,
 }
 
-/// Everything that runs. The fields go in the order in which they must end.
+/// All processes. The fields are in the order in which they must end.
 pub(super) struct DevCluster {
     replicas: Vec<DevReplica>,
     postgres: Postgres,
@@ -56,7 +56,7 @@ pub(super) struct DevCluster {
 }
 
 impl DevCluster {
-    /// Starts Postgres, brings its tables up to date and starts the replicas.
+    /// Starts Postgres, migrates its tables and starts the replicas.
     pub(super) async fn start(plan: &DevPlan) -> anyhow::Result<DevCluster> {
         let home = DevHome::open(&plan.dir)?;
         let replicas = replicas(plan, &home)?;
@@ -96,7 +96,7 @@ impl DevCluster {
         Ok(())
     }
 
-    /// Looks once at every process and starts what is due; says so on stderr.
+    /// Checks every process once and restarts what is due; reports restarts on stderr.
     pub(super) fn look(&mut self) -> anyhow::Result<()> {
         let mut has_changed = false;
         if !self.postgres.is_running() {
@@ -121,7 +121,7 @@ impl DevCluster {
         if has_changed { self.home.publish(&self.state()) } else { Ok(()) }
     }
 
-    /// Makes the agent `demo`, or brings it up to date: its program may have moved.
+    /// Creates or updates the agent `demo`: the path of its program may have changed.
     pub(super) async fn install_demo_agent(&self) -> anyhow::Result<()> {
         let url = format!("{}/v1/agents/demo", self.replicas[0].url());
         let agent = json!({"runtime": "process", "command": [self.program, "demo-agent"]});
@@ -131,7 +131,7 @@ impl DevCluster {
         Ok(())
     }
 
-    /// Ends it all: the replicas, then Postgres. A signal while it waits means at once.
+    /// Stops the replicas, then Postgres. A signal during the wait stops them at once.
     pub(super) async fn stop(&mut self, signals: &mut Signals) {
         for replica in &self.replicas {
             replica.send(Signal::SIGTERM);
@@ -142,7 +142,7 @@ impl DevCluster {
             replicas.is_empty()
         };
         let gently = wait(are_gone, DRAIN + DRAIN_MARGIN, signals).await;
-        // Whoever is still here is killed as it is dropped.
+        // Dropping a replica kills it.
         self.replicas.clear();
         self.postgres.begin_stop(if gently { StopMode::Fast } else { StopMode::Immediate });
         let postgres = &mut self.postgres;
@@ -153,19 +153,19 @@ impl DevCluster {
         self.home.retract();
     }
 
-    /// `lastword SUBCOMMAND` over this cluster's database.
+    /// `lastword SUBCOMMAND` with this cluster's database.
     pub(super) fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
         command
             .arg(subcommand)
             .env("DATABASE_URL", self.postgres.url())
-            // These would send a replica to another database than ours.
+            // These would point a replica at another database.
             .env_remove("LASTWORD_DATABASE_URL")
             .env_remove("LASTWORD_DATABASE_URL_FILE")
             .env_remove("LASTWORD_LISTENER_DATABASE_URL")
             .env_remove("LASTWORD_ADVERTISED_URL")
             .env("LASTWORD_DATA_DIR", self.home.dir().join("workspaces"))
-            // Everybody on this machine reaches the ports: nothing is open there.
+            // Every user of this machine can reach the ports, so nothing is left open.
             .env("LASTWORD_OPERATOR_TOKENS", &self.token)
             .env("LASTWORD_CLIENT_TOKENS", &self.client_token)
             .env_remove("LASTWORD_OPERATOR_TOKENS_FILE")
@@ -194,7 +194,7 @@ impl DevCluster {
         self.home.dir()
     }
 
-    /// Where Postgres listens, without its password.
+    /// The address of Postgres, without its password.
     pub(super) fn postgres_address(&self) -> String {
         format!("127.0.0.1:{}", self.postgres.port())
     }
@@ -243,7 +243,7 @@ fn announce_death(replica: &DevReplica, status: ExitStatus) {
     }
 }
 
-/// Waits until `is_done`; false when time ran out or a signal came first.
+/// Waits until `is_done`. Returns false on a timeout or a signal.
 async fn wait(mut is_done: impl FnMut() -> bool, at_most: Duration, signals: &mut Signals) -> bool {
     let until = Instant::now() + at_most;
     while !is_done() {

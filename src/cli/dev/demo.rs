@@ -1,7 +1,7 @@
-//! `lastword demo`: the promise, shown in half a minute without a key press.
+//! `lastword demo`: shows the promise in half a minute, without input.
 //!
-//! Owns a cluster of its own in a temporary directory and the story told on stdout. It judges, too:
-//! it leaves with 1 when anything it promises did not come true.
+//! Owns a cluster in a temporary directory, and the story on stdout. Also checks the result: exits with 1 if a
+//! promise was broken.
 
 use std::{
     fs,
@@ -22,9 +22,9 @@ use lastword_devkit::signals::Signals;
 
 use super::cluster::{DevCluster, DevPlan};
 
-/// How long one step of the story may take.
+/// Timeout of one step of the story.
 const STEP_MAX: Duration = Duration::from_secs(30);
-/// How many pieces of the answer are seen before the replica is killed.
+/// Pieces of the answer shown before the replica is killed.
 const PIECES: usize = 8;
 /// A turn that would take 20 seconds.
 const MESSAGE: &str = "/slow 200";
@@ -40,7 +40,7 @@ pub struct DemoArgs {
 /// Starts two replicas, kills the one that runs a turn, and shows the last word that the other wrote.
 ///
 /// # Errors
-/// The cluster does not start, or the promise was not kept.
+/// The cluster does not start, or a promise was broken.
 pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let place = DemoDirectory::new()?;
     let plan = DevPlan {
@@ -122,7 +122,7 @@ impl DemoClient {
         Ok(DemoClient { http, urls: cluster.state().urls, token: cluster.token().to_owned() })
     }
 
-    /// Posts the turn to the first replica.
+    /// Posts the turn to the first replica. Returns its id.
     async fn accept(&self) -> anyhow::Result<String> {
         let turn = json!({"agent": "demo", "input": MESSAGE});
         let request = self.http.post(format!("{}/v1/turns", self.urls[0])).json(&turn);
@@ -130,7 +130,7 @@ impl DemoClient {
         Ok(answer["id"].as_str().context("the turn has no id")?.to_owned())
     }
 
-    /// Which of the two replicas runs the turn. The one that accepted it usually does, but it need not.
+    /// The replica that runs the turn: usually, but not always, the one that accepted it.
     async fn holder(&self, turn: &str, cluster: &DevCluster) -> anyhow::Result<usize> {
         let until = Instant::now() + STEP_MAX;
         while Instant::now() < until {
@@ -155,7 +155,7 @@ impl DemoClient {
         Ok(answer["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
-    /// The turn's events as replica `n` streams them, from the first on.
+    /// The turn's events from the first on, as replica `n` streams them.
     async fn watch(&self, n: usize, turn: &str) -> anyhow::Result<impl Stream<Item = anyhow::Result<Value>>> {
         let request = self.http.get(format!("{}/v1/turns/{turn}/events", self.urls[n]));
         let request = request.bearer_auth(&self.token).header("accept", "text/event-stream");
@@ -187,7 +187,7 @@ async fn next(events: &mut (impl Stream<Item = anyhow::Result<Value>> + Unpin)) 
     event.context("the stream ended without a last word")?
 }
 
-/// Tells one event and keeps it.
+/// Prints an event and keeps it.
 fn see(seen: &mut Vec<Value>, event: Value) {
     let (seq, kind) = (event["seq"].to_string(), event["kind"].as_str().unwrap_or("?"));
     let text = |of: &Value| of.as_str().unwrap_or("?").to_owned();
@@ -209,7 +209,7 @@ fn ends(seen: &[Value]) -> bool {
     matches!(kind, Some("completed" | "failed" | "cancelled"))
 }
 
-/// Contiguous from 0, and the last word says what happened.
+/// Checks that the events are contiguous from 0 and that the last word says what happened.
 fn judge(seen: &[Value]) -> anyhow::Result<()> {
     for (expected, event) in seen.iter().enumerate() {
         ensure!(event["seq"] == json!(expected), "event {expected} has seq {}", event["seq"]);
@@ -246,7 +246,7 @@ fn two_free_ports() -> anyhow::Result<u16> {
         .context("no two free ports in a row on 127.0.0.1")
 }
 
-/// The directory of this one demo, removed when it is over.
+/// The demo's temporary directory, removed at the end.
 struct DemoDirectory(PathBuf);
 
 impl DemoDirectory {

@@ -1,6 +1,6 @@
 //! The directory of one `dev`: its lock, its tokens, and `dev.json`.
 //!
-//! Keeps: one `dev` at a time in a directory, and nothing in it that others on this machine can read.
+//! Keeps: one `dev` at a time in a directory, and no file that other users of the machine can read.
 
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
@@ -13,19 +13,19 @@ use anyhow::{Context as _, bail};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
-/// The header of a client's requests.
+/// The file with a client's `Authorization` header.
 pub(super) const CLIENT_HEADER: &str = "client.header";
-/// The way to the console.
+/// The page that opens the console.
 pub(super) const CONSOLE: &str = "console.html";
 
-/// What runs, as `dev.json` tells other commands.
+/// The content of `dev.json`, for other commands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DevState {
-    /// The process of `dev` itself.
+    /// The process id of `dev` itself.
     pub(super) pid: u32,
     /// The replicas' base URLs.
     pub(super) urls: Vec<String>,
-    /// Where the database is.
+    /// The URL of the database.
     pub(super) database_url: String,
     pub(super) postgres: PostgresState,
     pub(super) replicas: Vec<ReplicaState>,
@@ -48,16 +48,16 @@ pub(super) struct ReplicaState {
     pub(super) log: PathBuf,
 }
 
-/// The directory, locked while this lives.
+/// The directory, locked until dropped.
 pub(super) struct DevHome {
     dir: PathBuf,
     _lock: File,
 }
 
 impl DevHome {
-    /// Makes the directory if need be and locks it.
+    /// Creates the directory if missing, and locks it.
     pub(super) fn open(dir: &Path) -> anyhow::Result<DevHome> {
-        // Root's Postgres runs as another user, who must pass through; each file is closed by itself.
+        // For root, Postgres runs as another user who must pass through; the files themselves stay private.
         let mode = if Uid::effective().is_root() { 0o711 } else { 0o700 };
         let make = || DirBuilder::new().recursive(true).mode(mode).create(dir);
         make().with_context(|| format!("cannot make {}", dir.display()))?;
@@ -77,22 +77,21 @@ impl DevHome {
         &self.dir
     }
 
-    /// The operator's token, made at the first start and kept.
+    /// The operator's token, created at the first start and kept.
     pub(super) fn operator_token(&self) -> anyhow::Result<String> {
         self.kept("operator.token")
     }
 
-    /// The token of clients, made at the first start and kept; and what hands it on without showing it in
-    /// the arguments of a process, where everybody on this machine would see it: `client.header`, for
-    /// `curl -H @FILE`.
+    /// The client token, created at the first start and kept. Also writes `client.header` for `curl -H @FILE`,
+    /// since every user of this machine can read a process's arguments.
     pub(super) fn client_token(&self) -> anyhow::Result<String> {
         let token = self.kept("client.token")?;
         write_whole(&self.dir.join(CLIENT_HEADER), &format!("Authorization: Bearer {token}"))?;
         Ok(token)
     }
 
-    /// A page that sends a browser on to the console at this URL with the operator's token: in the fragment,
-    /// which is sent nowhere. The page's own address holds no secret.
+    /// Writes a page that opens the console at this URL with the operator's token. The token is in the fragment,
+    /// which browsers never send; the page's own address contains no secret.
     pub(super) fn write_console(&self, url: &str, token: &str) -> anyhow::Result<()> {
         let page =
             format!("<!doctype html><meta http-equiv=\"refresh\" content=\"0; url={url}/#token={token}\">");
@@ -112,17 +111,17 @@ impl DevHome {
         Ok(token)
     }
 
-    /// Tells other commands what runs.
+    /// Publishes the state for other commands.
     pub(super) fn publish(&self, state: &DevState) -> anyhow::Result<()> {
         write_whole(&self.dir.join("dev.json"), &serde_json::to_string_pretty(state)?)
     }
 
-    /// What ran here last, if it did not stop in order.
+    /// The state of the last run, if it did not stop in order.
     pub(super) fn last_state(&self) -> Option<DevState> {
         state_in(&self.dir)
     }
 
-    /// Says that nothing runs any more.
+    /// Removes the published state.
     pub(super) fn retract(&self) {
         let _ = fs::remove_file(self.dir.join("dev.json"));
     }
@@ -142,7 +141,7 @@ fn state_in(dir: &Path) -> Option<DevState> {
     serde_json::from_str(&fs::read_to_string(dir.join("dev.json")).ok()?).ok()
 }
 
-/// Puts the file in place by a rename: a reader sees the old text or the new, never a half.
+/// Replaces the file by a rename, so that readers never see half of it.
 fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
     let unfinished = path.with_extension("unfinished");
     let write = || {
@@ -155,7 +154,7 @@ fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Opens a file to write, which nobody else on this machine may read.
+/// Opens a file for writing that no other user of this machine may read.
 pub(super) fn private(path: &Path) -> io::Result<File> {
     File::options().write(true).create(true).truncate(false).mode(0o600).open(path)
 }

@@ -1,6 +1,7 @@
-//! One replica: a process of `lastword serve` that is brought back when it dies.
+//! One replica: a process of `lastword serve` that is restarted when it dies.
 //!
-//! Owns the process, its log and the pause before it is started again, which grows when it dies young.
+//! Owns the process, its log, and the pause before a restart, which grows if the process dies soon after its
+//! start.
 
 use std::{
     fs::{self, File},
@@ -20,19 +21,19 @@ use nix::{
 use super::home::{ReplicaState, private};
 use lastword_devkit::child;
 
-/// One that dies younger than this may well die again.
+/// A process that dies younger than this is likely to die again.
 const YOUNG: Duration = Duration::from_secs(5);
-/// The pause before a replica is started again, at first and at most.
+/// The pause before a restart: at first, and at most.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How long a port is waited for.
+/// How long to wait for a port.
 const PORT_MAX: Duration = Duration::from_secs(2);
-/// A log longer than this is begun anew at the next start of `dev`.
+/// A log longer than this is truncated at the next start of `dev`.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// How long a replica that outlived its `dev` gets to leave by itself.
+/// How long a replica that outlived its `dev` may take to leave.
 const STRAY_MAX: Duration = Duration::from_secs(6);
 
-/// A replica, running or about to.
+/// A replica, running or about to be started.
 pub(super) struct DevReplica {
     pub(super) name: char,
     port: u16,
@@ -43,7 +44,7 @@ pub(super) struct DevReplica {
 }
 
 impl DevReplica {
-    /// A replica that [`DevReplica::start`] will start. Refuses a port that somebody else has.
+    /// A replica for [`DevReplica::start`] to start. Refuses a port that is in use.
     pub(super) fn on(
         port: u16,
         name: char,
@@ -53,7 +54,7 @@ impl DevReplica {
         if let Some(stray) = before.and_then(|before| before.pid) {
             evict(stray, port)?;
         }
-        // A process that was killed a moment ago may still hold its port: its threads end one by one.
+        // A process killed a moment ago may still hold its port while its threads end.
         let mut bound = TcpListener::bind(("127.0.0.1", port));
         child::wait(PORT_MAX, || {
             if bound.is_err() {
@@ -69,7 +70,7 @@ impl DevReplica {
         Ok(DevReplica { name, port, log, child: None, born: Instant::now(), pause: PAUSE })
     }
 
-    /// Starts the process; `serve` runs `lastword serve` with everything but its address.
+    /// Starts the process. `serve`: the `lastword serve` command without its address.
     pub(super) fn start(&mut self, mut serve: Command) -> anyhow::Result<()> {
         let mut log = private(&self.log)?;
         log.seek(SeekFrom::End(0))?;
@@ -94,7 +95,7 @@ impl DevReplica {
         ReplicaState { name: self.name, url: self.url(), pid: self.pid(), log: self.log.clone() }
     }
 
-    /// How the process ended, told once.
+    /// The exit status of a dead process, returned once.
     pub(super) fn take_death(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().ok()??;
         self.child = None;
@@ -103,24 +104,24 @@ impl DevReplica {
         Some(status)
     }
 
-    /// Whether the pause since its death is over.
+    /// Whether the pause after its death is over.
     pub(super) fn is_due(&self) -> bool {
         self.child.is_none() && self.born.elapsed() >= self.pause
     }
 
-    /// How long it stays away after a death.
+    /// The pause before the next restart.
     pub(super) fn pause(&self) -> Duration {
         self.pause
     }
 
-    /// Sends it a signal, if it runs.
+    /// Sends a signal, if the process runs.
     pub(super) fn send(&self, which: Signal) {
         if let Some(child) = &self.child {
             let _ = child::send(child, which);
         }
     }
 
-    /// The end of its log, for a person who must find out why it does not start.
+    /// The end of its log, to find out why it does not start.
     pub(super) fn last_lines(&self, count: usize) -> String {
         let read = || {
             let mut log = File::open(&self.log)?;
@@ -145,8 +146,8 @@ impl Drop for DevReplica {
     }
 }
 
-/// Waits for a replica left over by a `dev` that was killed; it has been told to leave. Kills it when
-/// it takes too long. Another program that has its process id by now is let alone.
+/// Waits for a replica left over by a killed `dev` (it was told to leave), and kills it after [`STRAY_MAX`].
+/// Spares another program that has reused its process id.
 fn evict(pid: u32, port: u16) -> anyhow::Result<()> {
     let is_gone = || {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

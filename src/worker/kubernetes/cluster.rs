@@ -1,8 +1,7 @@
-//! The cluster: the few calls to the API server that this runtime needs, and what its refusals mean.
+//! The calls to the Kubernetes API server that this runtime needs.
 //!
-//! Owns which refusal is for good, which may pass, and the words for the person who waits. Refuses to wait
-//! longer than [`CALL_TIMEOUT`] for an answer: a creation without one may have happened, and is asked for again
-//! under the same name.
+//! Owns which refusals are final, which may pass, and their wording for clients. Waits at most [`CALL_TIMEOUT`]
+//! for an answer. A creation that timed out may have happened, so the caller repeats it under the same pod name.
 
 use std::time::Duration;
 
@@ -16,51 +15,51 @@ use tokio::time::timeout;
 
 use super::manifest::Owner;
 
-/// How long an answer may take.
+/// Timeout of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where pods are made, watched and deleted. Cheap to clone.
+/// Client of the API server for one namespace. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
     pods: Api<Pod>,
     client: Client,
-    /// Where this gateway itself runs.
+    /// The namespace of the gateway itself.
     own_namespace: String,
     namespace: String,
 }
 
-/// Why something was not done.
+/// Why a call was refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// For a person, to be put behind "could not be started".
+    /// For clients, as the reason after "could not be started".
     pub message: &'static str,
     /// For operators.
     pub detail: String,
-    /// Whether the same may be done later.
+    /// Whether a retry may succeed.
     pub may_pass: bool,
-    /// How long the server wants to be left alone.
+    /// The server's Retry-After, if any.
     pub after: Option<Duration>,
 }
 
 impl Cluster {
-    /// The cluster that this process runs in, or that its kubeconfig names. Pods live in `namespace`, or where
-    /// this process does. Nothing is called yet.
+    /// A client for the cluster this process runs in, or the cluster of its kubeconfig. Pods live in `namespace`,
+    /// or in this process's own namespace. Makes no call yet.
     ///
     /// # Errors
-    /// Where there is neither, or it cannot be read.
+    /// No configuration was found, or it is unreadable.
     pub async fn infer(namespace: Option<&str>) -> Result<Self, kube::Error> {
         let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
         Cluster::new(config, namespace)
     }
 
-    /// The same, of this configuration.
+    /// Like [`infer`](Self::infer), from this configuration.
     ///
     /// # Errors
-    /// What of it cannot be used.
+    /// The configuration is unusable.
     pub fn new(mut config: kube::Config, namespace: Option<&str>) -> Result<Self, kube::Error> {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
-        // Backing off is done here, within a turn's clock.
+        // Retries are made by the caller, within the turn's startup clock.
         config.default_retry = false;
         let own_namespace = config.default_namespace.clone();
         let namespace = namespace.unwrap_or(&own_namespace).to_owned();
@@ -69,22 +68,22 @@ impl Cluster {
         Ok(Cluster { pods, client, own_namespace, namespace })
     }
 
-    /// Pods, to be watched.
+    /// For the watch.
     pub(super) fn pods(&self) -> Api<Pod> {
         self.pods.clone()
     }
 
-    /// Creates a pod; one of its name counts as this one.
+    /// Creates a pod. A pod of the same name counts as created.
     pub(super) async fn create(&self, pod: &Pod) -> Result<(), Refusal> {
         match self.call(self.pods.create(&PostParams::default(), pod)).await {
             Ok(_) => Ok(()),
-            // Named after its worker: an earlier try, whose answer was lost.
+            // Pod names contain the worker's id, so the pod comes from an earlier try whose answer was lost.
             Err(Failed::Said(status)) if status.is_already_exists() => Ok(()),
             Err(failed) => Err(refused(failed)),
         }
     }
 
-    /// Deletes a pod, if it is there.
+    /// Deletes a pod; no error if there is none.
     pub(super) async fn delete(&self, name: &str) -> Result<(), Refusal> {
         match self.call(self.pods.delete(name, &DeleteParams::default())).await {
             Ok(_) => Ok(()),
@@ -93,10 +92,10 @@ impl Cluster {
         }
     }
 
-    /// The Deployment that new pods belong to; `None` where they cannot.
+    /// The Deployment that owns new pods; `None` if pods cannot have an owner.
     pub(super) async fn owner(&self, name: &str) -> Result<Option<Owner>, Refusal> {
         if self.own_namespace != self.namespace {
-            // An owner in another namespace would be none: its pods would be deleted at once.
+            // Owners do not reach across namespaces: Kubernetes would delete such pods at once.
             return Ok(None);
         }
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.own_namespace);
@@ -130,11 +129,10 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-/// Why a call came to nothing.
 enum Failed {
-    /// The server said no.
+    /// The server refused.
     Said(Box<Status>),
-    /// It said nothing, or nothing that can be understood.
+    /// No answer, or an unreadable one.
     Unheard(String),
 }
 
@@ -147,13 +145,13 @@ fn refused(failed: Failed) -> Refusal {
     }
 }
 
-/// What the server's no means.
+/// Maps the server's status to a refusal.
 fn judged(status: &Status) -> Refusal {
     let is_quota = status.code == 403 && status.message.contains("exceeded quota");
     let (message, may_pass) = match status.code {
         403 if is_quota => ("its namespace has no room for another one", true),
         403 => ("the cluster does not allow it", false),
-        // A token that is just being renewed.
+        // The gateway's own token may be in renewal.
         401 => ("the cluster does not know this gateway", true),
         409 | 429 => ("the cluster is too busy", true),
         500.. => ("the cluster cannot do it now", true),

@@ -1,8 +1,8 @@
-//! The ends of pods whose worker had a turn: why it is gone becomes the last word's reason.
+//! Reports the ends of pods: why a worker is gone becomes the reason of its turn's last word.
 //!
-//! Every replica tells what its watch saw, so that the reason is told also where the replica that asked for the
-//! pod is gone; the store takes the first. Whoever holds the turn, whichever replica that is, speaks.
-//! Refuses to forget one: while the store is away the end is kept, and told when it is back.
+//! Every replica reports what its watch saw, so a reason is recorded even if the replica that created the pod is
+//! gone; the store keeps the first report. The holder of the turn writes the last word. Reports are kept while the
+//! store is away.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Tells them until cancelled.
+/// Reports ends until cancelled.
 pub async fn tell_on(store: Store, pods: Pods, until: CancellationToken) {
     loop {
         let mut ends = tokio::select! {
@@ -54,7 +54,7 @@ async fn tell(store: &Store, ended: &Ended) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// As the last word tells it, where the worker had a turn.
+/// The report that becomes the last word of the worker's turn.
 fn exit_report(ending: &Ending) -> ExitReport {
     let code = if ending.cause == Cause::NodeLost { Code::WorkerLost } else { Code::WorkerExited };
     let message = format!("The worker handling your request stopped unexpectedly ({}).", ending.cause);

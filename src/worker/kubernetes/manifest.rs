@@ -1,8 +1,8 @@
-//! The manifest: one conversation's pod, from its agent's template. Pure.
+//! The pod manifest of one conversation, from its agent's template. Pure.
 //!
-//! Owns the pod's name (made from its worker's id, so that a creation whose answer was lost is not done twice),
-//! the labels by which any replica finds it, and a security context that Kubernetes' `restricted` profile lets
-//! through. Refuses to pass on anything of this replica's own: no variables, no Secrets, no ServiceAccount.
+//! Owns the pod's name (contains the worker's id, so a repeated creation does nothing), the labels by which every
+//! replica finds the pod, and a security context that passes Kubernetes' `restricted` profile. Passes on nothing
+//! of this replica's own: no variables, no Secrets, no ServiceAccount.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -28,69 +28,70 @@ use crate::{
     units::{Size, Span},
 };
 
-/// The pod's labels, without [`OWN_PREFIX`].
+/// Names of labels, without [`OWN_PREFIX`].
 const FLEET: &str = "fleet";
 const WORKER_ID: &str = "worker";
 const CONVERSATION: &str = "conversation";
 const REPLICA: &str = "replica";
 const AGENT: &str = "agent";
-/// An annotation, as a whole agent's name is.
+/// An annotation, like the agent's whole name.
 const REVISION: &str = "agent-revision";
-/// The worker's token, good for its conversation alone and until its pod ends. The pod gets it as a file. Whoever
-/// may read pods there may read it: the right to keep it in a Secret would be one over Secrets.
+/// The worker's token, valid for its conversation until its pod ends. The pod reads it as a file. An annotation,
+/// since a Secret would need the gateway to have rights over Secrets; anybody who may read pods in this namespace
+/// can read it.
 const TOKEN: &str = "token";
-/// Whoever sees the pod end can revoke its token by that. It tells nothing of the token.
+/// Lets any replica that sees the pod end revoke the token. Does not reveal the token.
 const TOKEN_HASH: &str = "token-sha256";
 
-/// Where the worker works; it may write there and in `/tmp`.
+/// The worker's directory; it and `/tmp` are writable.
 const WORKSPACE: &str = "/workspace";
-/// What a pod may live beyond its lifetime and a whole turn.
+/// Added to the pod's own deadline, beyond its lifetime, startup and one whole turn.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
-/// What a worker's host needs of its grace to say goodbye.
+/// The part of the pod's grace period in which the worker's host says goodbye.
 const CLOSE_MARGIN: Duration = Duration::from_secs(5);
-/// What it needs beside the agent's memory: then the agent's own limit is the one that is met, and told.
+/// Memory of the worker's host, beside the agent's. With it the agent's own limit is reached first, and reported.
 const HOST_MEMORY: Size = Size::mib(64);
-/// Where the token stands: not in the environment, which is inherited.
+/// The token is a file, not a variable: child processes inherit variables.
 const TOKEN_DIR: &str = "/run/lastword";
 const TOKEN_FILE: &str = "token";
 
-/// What is the same for every pod of this replica.
+/// Settings shared by all pods of this replica.
 #[derive(Debug, Clone)]
 pub struct Home {
-    /// Whose pods they are: gateways of one name share a database.
+    /// Name of the fleet: the gateways that share one database.
     pub fleet: String,
-    /// Where a worker calls home.
+    /// The URL that workers call.
     pub gateway_url: String,
-    /// The gateway's Deployment, where it stands in the workers' namespace: they go with it. Not a replica's own
-    /// pod, since a worker may outlive the replica that it was started by.
+    /// The gateway's Deployment, if in the workers' namespace: an uninstall then deletes the pods too. Never the
+    /// replica's own pod: a worker may outlive the replica that started it.
     pub owner: Option<Owner>,
 }
 
-/// A Deployment that pods belong to.
+/// A Deployment that owns pods.
 #[derive(Debug, Clone)]
 pub struct Owner {
-    /// Its name.
+    /// The Deployment's name.
     pub name: String,
-    /// Its uid.
+    /// The Deployment's uid.
     pub uid: String,
 }
 
 /// What a pod is made for.
 #[derive(Debug, Clone)]
 pub struct PodOrder {
-    /// The worker inside.
+    /// The worker in the pod.
     pub worker: WorkerId,
-    /// What it runs.
+    /// The worker's agent.
     pub agent: Agent,
-    /// Whose turns.
+    /// The conversation the pod serves.
     pub conversation: ConversationId,
-    /// Who asks for it.
+    /// The replica that creates the pod.
     pub replica: ReplicaId,
-    /// What the worker shows when it calls home.
+    /// The worker's credential for the gateway.
     pub token: Token,
 }
 
-/// A worker's token. Not shown.
+/// A worker's token. `Debug` hides it.
 #[derive(Clone)]
 pub struct Token(pub String);
 
@@ -107,20 +108,20 @@ pub fn name_of(worker: WorkerId) -> String {
 
 const WORKER_PREFIX: &str = "lastword-worker-";
 
-/// Whose a pod is.
+/// Identity of a pod, from its labels and annotations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
-    /// The worker inside.
+    /// The worker in the pod.
     pub worker: WorkerId,
-    /// Whose turns it serves.
+    /// The conversation the pod serves.
     pub conversation: ConversationId,
-    /// The agent, and its revision.
+    /// Name and revision.
     pub agent: (String, i32),
-    /// What the worker's token is known by.
+    /// SHA-256 of the worker's token.
     pub token_hash: Option<TokenHash>,
 }
 
-/// Whose this pod is; `None` where it was not made here.
+/// The identity of a pod; `None` if a gateway did not make it.
 pub fn about(pod: &Pod) -> Option<About> {
     let label = |name: &str| pod.metadata.labels.as_ref()?.get(&own(name)).cloned();
     let note = |name: &str| pod.metadata.annotations.as_ref()?.get(&own(name)).cloned();
@@ -137,7 +138,7 @@ pub fn selector(fleet: &str) -> String {
     format!("app.kubernetes.io/managed-by=lastword,{OWN_PREFIX}{FLEET}={fleet}")
 }
 
-/// The pod; `None` where the agent has no template.
+/// The pod; `None` if the agent has no template.
 pub fn manifest(order: &PodOrder, home: &Home) -> Option<Pod> {
     let spec = &order.agent.spec;
     let template = spec.pod.as_ref()?;
@@ -172,7 +173,7 @@ fn labels(order: &PodOrder, template: &PodTemplate, fleet: &str) -> BTreeMap<Str
         (own(CONVERSATION), order.conversation.to_string()),
         (own(REPLICA), order.replica.to_string()),
     ]);
-    // An agent's name may be one character longer than a label's value, or end in a dash.
+    // An agent's name may be too long for a label's value by one character, or end in a dash.
     if is_label_value(&order.agent.name) {
         labels.insert(own(AGENT), order.agent.name.clone());
     }
@@ -185,7 +186,7 @@ fn annotations(order: &PodOrder, template: &PodTemplate) -> BTreeMap<String, Str
     annotations.insert(own(REVISION), order.agent.revision.to_string());
     annotations.insert(own(TOKEN), order.token.0.clone());
     annotations.insert(own(TOKEN_HASH), token::digits(&token::hash(&order.token.0)));
-    // What saves nodes by moving pods would end a turn in its middle.
+    // An autoscaler that moved the pod would end a turn.
     annotations.insert("cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(), "false".to_owned());
     annotations
 }
@@ -234,7 +235,6 @@ fn pod_spec(order: &PodOrder, spec: &AgentSpec, template: &PodTemplate, home: &H
     }
 }
 
-/// The token's annotation as a file.
 fn token_volume() -> Volume {
     let field = ObjectFieldSelector {
         field_path: format!("metadata.annotations['{}']", own(TOKEN)),
@@ -249,8 +249,8 @@ fn token_volume() -> Volume {
     Volume { name: "token".to_owned(), downward_api: Some(source), ..Volume::default() }
 }
 
-/// The cluster's own clock over a pod. It runs out only where a worker does not retire in time: it takes its last
-/// turn within its lifetime, and that one may take its whole cap.
+/// The deadline Kubernetes keeps for the pod. Only a worker that fails to retire reaches it: the last turn starts
+/// within the lifetime and may take its whole cap.
 fn active_deadline(spec: &AgentSpec, template: &PodTemplate) -> Duration {
     template.lifetime.0 + spec.timeouts.startup.0 + spec.timeouts.cap.0 + DEADLINE_MARGIN
 }
@@ -281,7 +281,7 @@ fn container(order: &PodOrder, spec: &AgentSpec, template: &PodTemplate, home: &
             run_as_non_root: Some(true),
             ..SecurityContext::default()
         }),
-        // The end of what it wrote, where it left no message of its own.
+        // Without a message of its own, the end of the worker's output becomes the termination message.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(vec![
             mount("workspace", WORKSPACE),
@@ -293,7 +293,7 @@ fn container(order: &PodOrder, spec: &AgentSpec, template: &PodTemplate, home: &
     }
 }
 
-/// What calls home.
+/// The command line of the worker's host, which calls the gateway.
 fn host(spec: &AgentSpec, template: &PodTemplate) -> Vec<String> {
     if let Some(command) = &template.command {
         return command.iter().map(|word| as_it_is(word)).collect();
@@ -309,7 +309,7 @@ fn host(spec: &AgentSpec, template: &PodTemplate) -> Vec<String> {
     words
 }
 
-/// Kubernetes replaces `$(NAME)` in arguments and variables; doubled, it leaves it alone.
+/// Kubernetes expands `$(NAME)` in arguments and variables; `$$(NAME)` prevents that.
 fn as_it_is(text: &str) -> String {
     text.replace("$(", "$$(")
 }

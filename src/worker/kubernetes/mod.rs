@@ -1,15 +1,16 @@
-//! The runtime `kubernetes`: a pod a conversation, with a worker inside that calls home.
+//! The runtime `kubernetes`: one pod a conversation, whose worker calls the gateway.
 //!
 //! ```text
 //! begin ─► serve ─► pods ─► cluster ─► the API server
 //!            │        ▲                    │
-//!            │        └───── watch ◄───────┘ ─► ends: why a worker is gone, for whoever holds its turn
+//!            │        └───── watch ◄───────┘ ─► ends: why a worker is gone, for the holder of its turn
 //!            ▼                             └──► sweep: pods that nobody needs, removed by any replica
 //!    the worker calls some replica, which takes the turn from here: `remote`
 //! ```
-//! Owns pods, and nothing of a turn beyond its start: from then on the worker is a remote one like any other, and
-//! a pod's end is one more way to learn why it is gone. A pod belongs to no replica. `manifest` and `verdict`
-//! are pure; `kube` stands in this directory alone.
+//!
+//! Owns pods, and a turn only until a worker takes it: from then on the worker is an ordinary remote worker, and
+//! the end of its pod is one more reason for a last word. A pod belongs to no replica. `manifest` and `verdict`
+//! are pure; `kube` is used in this directory only.
 
 pub mod cluster;
 mod ends;
@@ -29,10 +30,11 @@ use crate::{
     task::{Kind, Supervisor},
 };
 
-/// The pods that this configuration asks for. `url`: where this replica is reached.
+/// The pods of this configuration; `None` if it asks for none. `url`: this replica's own URL, which workers call
+/// unless the configuration names another.
 ///
 /// # Errors
-/// Where there is no cluster to be asked, or its credentials cannot be read.
+/// No cluster was found, or its credentials are unreadable.
 pub async fn connect(config: &Config, url: &str) -> Result<Option<Pods>, kube::Error> {
     if !config.kubernetes {
         return Ok(None);
@@ -44,7 +46,8 @@ pub async fn connect(config: &Config, url: &str) -> Result<Option<Pods>, kube::E
 }
 
 impl Pods {
-    /// Starts what watches, tells and removes. They go on through a drain: what runs still owes last words.
+    /// Starts the watch, deletions, reports and sweep. They run through a drain, since running turns still need
+    /// their reports.
     pub fn start(&self, supervisor: &Supervisor, store: &Store) {
         let until = || supervisor.hard().clone();
         let spawn = |name: &'static str, task: Task| supervisor.spawn(Kind::Replica, name, task);

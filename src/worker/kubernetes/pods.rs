@@ -1,10 +1,10 @@
-//! The pods of the fleet, as the watch shows them to this replica.
+//! The fleet's pods, as the watch shows them to this replica.
 //!
-//! Owns what is known of each pod, who waits for it, and the ends that nobody has been told of yet. Refuses to
-//! take a pod for gone that a list could not have shown: one that was made after the list was asked for.
+//! Owns what is known of each pod, which turns wait for a pod, and ends that are not reported yet. A pod that was
+//! created after a list was requested is never counted as gone because that list lacks it.
 //!
-//! Every replica sees every pod of its fleet, also those that others made: any of them tells how one ended, and
-//! removes those that nobody needs.
+//! Every replica sees every pod of its fleet, whichever replica created it. Any replica reports a pod's end and
+//! removes a pod that nobody needs.
 
 mod asked;
 
@@ -30,11 +30,11 @@ use crate::{
     token::TokenHash,
 };
 
-/// Pods that are asked for at once.
+/// Creations in flight at once.
 const CREATIONS_MAX: usize = 8;
-/// Turns that wait for their pods without a place of their own.
+/// Turns that may wait for their pods without using a turn slot.
 const STARTS_MAX: usize = 256;
-/// Deletions that may wait; those beyond are found again by the sweep.
+/// Deletions that may wait; the sweep finds the rest again.
 const DOOMED_MAX: usize = 1024;
 
 /// The pods of one fleet. Cheap to clone.
@@ -46,11 +46,11 @@ struct FleetParts {
     cluster: Cluster,
     fleet: String,
     gateway_url: String,
-    /// The Deployment that pods belong to, and its uid once it is known.
+    /// The Deployment that owns new pods; `None` until it is looked up.
     owner: watch::Sender<Option<Owner>>,
     owner_name: Option<String>,
     state: Mutex<FleetState>,
-    /// Rung where a pod's end is to be told.
+    /// Notified when an end is to be reported.
     ended: Notify,
     link: watch::Sender<WatchLink>,
     creations: Semaphore,
@@ -62,9 +62,9 @@ struct FleetParts {
 #[derive(Debug, Default)]
 struct FleetState {
     pods: HashMap<String, PodEntry>,
-    /// Counts the lists. A list shows every pod that was made before it began.
+    /// Number of lists so far. A list shows every pod created before it began.
     lists: u64,
-    /// Names that the list under way has shown.
+    /// Names in the list under way.
     listed: Vec<String>,
     untold: Vec<Ended>,
 }
@@ -72,64 +72,64 @@ struct FleetState {
 #[derive(Debug)]
 struct PodEntry {
     seen: watch::Sender<Seen>,
-    /// The list that was the newest one when the pod was known to be there; `None` while it is asked for.
+    /// `State::lists` when the pod was known to exist; `None` while its creation is in flight.
     since_list: Option<u64>,
 }
 
-/// What is known of one pod.
+/// The state of one pod.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Its name.
+    /// The pod's name.
     pub name: String,
-    /// The worker inside.
+    /// The worker in the pod.
     pub worker: WorkerId,
-    /// Whose turns it serves.
+    /// The conversation the pod serves.
     pub conversation: ConversationId,
-    /// The agent and its revision.
+    /// Name and revision.
     pub agent: (String, i32),
-    /// What its worker's token is known by.
+    /// SHA-256 of the worker's token.
     pub token_hash: Option<TokenHash>,
-    /// How it is.
+    /// The pod's phase, from the worker's view.
     pub standing: PodStanding,
-    /// Since when it is so, for this replica.
+    /// When this replica first saw the present standing.
     pub since: Instant,
 }
 
-/// A pod that ended, whose end is to be told.
+/// A pod that ended and whose end is to be reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// Its name.
+    /// The pod's name.
     pub name: String,
-    /// The worker that was inside.
+    /// The worker that was in the pod.
     pub worker: WorkerId,
-    /// What its token is known by.
+    /// SHA-256 of the worker's token.
     pub token_hash: Option<TokenHash>,
-    /// Why.
+    /// Why the worker is gone.
     pub ending: Ending,
 }
 
-/// How the watch stands.
+/// State of the watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchLink {
-    /// All pods are known, and changes are heard.
+    /// All pods are known, and changes arrive.
     Whole,
-    /// Not yet, or not any more; with what the cluster said.
+    /// Not connected, with the cluster's error.
     Broken(String),
 }
 
-/// What a fleet is.
+/// Settings of a fleet.
 #[derive(Debug, Clone)]
 pub struct Fleet {
-    /// Its name: what its pods are labelled with.
+    /// The fleet's name, a label of its pods.
     pub name: String,
-    /// Where workers call home.
+    /// The URL that workers call.
     pub gateway_url: String,
     /// The gateway's Deployment, in the workers' namespace.
     pub owner: Option<String>,
 }
 
 impl Pods {
-    /// The pods of a fleet, none of them known yet: see [`super::watch`].
+    /// The pods of a fleet. Empty until [`super::watch`] lists them.
     pub fn new(cluster: Cluster, fleet: Fleet) -> Self {
         let (doomed, doomed_out) = mpsc::channel(DOOMED_MAX);
         Pods(Arc::new(FleetParts {
@@ -156,12 +156,12 @@ impl Pods {
         manifest::selector(&self.0.fleet)
     }
 
-    /// How the watch stands, now and from now on.
+    /// The state of the watch and its changes.
     pub fn link(&self) -> watch::Receiver<WatchLink> {
         self.0.link.subscribe()
     }
 
-    /// Finds the owner of new pods, once.
+    /// Looks up the owner of new pods, once.
     pub(super) async fn find_owner(&self) -> Result<(), Refusal> {
         if let Some(name) = &self.0.owner_name
             && self.0.owner.borrow().is_none()
@@ -172,7 +172,7 @@ impl Pods {
         Ok(())
     }
 
-    /// Says how the watch stands; whether that is news.
+    /// Sets the state of the watch. Returns whether it changed.
     pub(super) fn set_link(&self, link: WatchLink) -> bool {
         self.0.link.send_if_modified(|it| {
             let is_new = *it != link;
@@ -181,7 +181,7 @@ impl Pods {
         })
     }
 
-    /// The newest living pod of this conversation.
+    /// The newest pod of this conversation that waits or runs.
     pub fn of_conversation(&self, conversation: ConversationId) -> Option<watch::Receiver<Seen>> {
         let state = self.lock();
         let of_it = state.pods.values().filter(|entry| {
@@ -193,34 +193,34 @@ impl Pods {
         of_it.max_by_key(|entry| entry.seen.borrow().worker).map(|entry| entry.seen.subscribe())
     }
 
-    /// Every pod that is known.
+    /// Every known pod.
     pub fn all(&self) -> Vec<Seen> {
         self.lock().pods.values().map(|entry| entry.seen.borrow().clone()).collect()
     }
 
-    /// Has a pod deleted, now or as soon as the cluster can be reached.
+    /// Deletes a pod, now or as soon as the cluster is reachable.
     pub fn bury(&self, name: &str) {
-        // What finds no room is found again by the sweep.
+        // A name that does not fit is found again by the sweep.
         let _ = self.0.doomed.try_send(name.to_owned());
     }
 
-    /// What is to be deleted; the first caller gets it.
+    /// The queue of deletions, for its one consumer; `None` after the first call.
     pub(super) fn doomed(&self) -> Option<mpsc::Receiver<String>> {
         self.0.doomed_out.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Whether this pod is known to have ended, or not known.
+    /// Whether the pod has ended or is unknown.
     pub(super) fn is_ended(&self, name: &str) -> bool {
         let state = self.lock();
         state.pods.get(name).is_none_or(|entry| matches!(entry.seen.borrow().standing, PodStanding::Ended(_)))
     }
 
-    /// A place for a turn that waits for its pod, where there is one.
+    /// A permit for a turn to wait for its pod without a turn slot; `None` if all are in use.
     pub(super) fn start_place(&self) -> Option<OwnedSemaphorePermit> {
         self.0.starts.clone().try_acquire_owned().ok()
     }
 
-    /// Waits for pods whose end is to be told. Each comes once; what is not told must be put back.
+    /// Waits for ends to report. Each end is returned once; put back what could not be reported.
     pub async fn ends(&self) -> Vec<Ended> {
         loop {
             let rung = self.0.ended.notified();
@@ -232,13 +232,13 @@ impl Pods {
         }
     }
 
-    /// Puts back ends that could not be told.
+    /// Returns ends that could not be reported to the queue.
     pub fn put_back(&self, untold: Vec<Ended>) {
         self.lock().untold.extend(untold);
         self.0.ended.notify_one();
     }
 
-    /// Takes in what the watch says.
+    /// Applies one event of the watch.
     pub(super) fn hear(&self, event: Event<Pod>) {
         let mut state = self.lock();
         match event {
@@ -280,7 +280,7 @@ impl FleetState {
         self.untold.extend(ended);
     }
 
-    /// The pod is gone: what its last status said is how it ended, or it was deleted.
+    /// The pod is deleted. Its last status tells how it ended; otherwise the cause is the deletion.
     fn forget(&mut self, name: &str, last: &Pod) {
         let Some(entry) = self.pods.remove(name) else { return };
         let ending = match verdict::standing(last) {
@@ -290,7 +290,7 @@ impl FleetState {
         self.untold.extend(entry.stand(PodStanding::Ended(ending)));
     }
 
-    /// Pods that the list which has just ended should have shown.
+    /// Ends the pods that the completed list lacks though they were created before it.
     fn forget_unlisted(&mut self) {
         let FleetState { pods, lists, listed, untold } = self;
         pods.retain(|name, entry| {
@@ -324,7 +324,7 @@ impl FleetState {
 }
 
 impl PodEntry {
-    /// Takes in how the pod is now; its end, the first time that it is one. An end is for good.
+    /// Updates the standing. Returns the end when it is first seen; an end is final.
     fn stand(&self, standing: PodStanding) -> Option<Ended> {
         let mut ended = None;
         self.seen.send_if_modified(|seen| {

@@ -1,16 +1,17 @@
-//! A turn that needs a pod: this replica holds it as `starting` until the worker inside takes it.
+//! A turn that needs a pod: this replica holds the turn as `starting` until the worker in the pod takes it.
 //!
 //! ```text
-//! claimed ─► a living pod of its conversation? ─no─► asked for, again and again where that may help
+//! claimed ─► a living pod of its conversation? ─no─► creation, retried where that may help
 //!                 │ yes                                        │
 //!                 └────────────► followed ◄─────────────────────┘
 //!                                   │ its worker claims the turn, at any replica: this run ends without a word
 //!                                   │ the pod fails, the startup clock lapses, a cancel: the last word, with why
 //! ```
-//! Owns the bringing about, within the turn's startup clock, and the reason where it fails. Refuses to count a pod
-//! that served before as this turn's start: where it dies before it took the turn, a fresh one is made.
 //!
-//! From the moment that the worker has the turn this file knows nothing of it: see [`super::ends`].
+//! Owns the start of the worker within the turn's startup clock, and the reason if it fails. If a pod that served
+//! the conversation before dies before it takes this turn, a new pod is created instead of failing the turn.
+//!
+//! Once the worker has the turn, [`super::ends`] takes over.
 
 use std::{
     convert::Infallible,
@@ -38,19 +39,20 @@ use crate::{
     worker::{deps::Deps, owner::not_started, turn::Job},
 };
 
-/// How often it is looked whether somebody has the turn, and the replica that its worker calls is told of it.
+/// How often the run checks whether a worker has taken the turn, and announces the turn to the other replicas
+/// again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Pods that one turn is waited for with, one after another, where each was gone before it took the turn.
+/// Pods tried for one turn, one after another, if each is gone before it takes the turn.
 const PODS_MAX: usize = 3;
 
-/// Brings about a worker for this turn, and holds the turn meanwhile.
+/// Starts a worker for this turn, and holds the turn meanwhile.
 pub(in crate::worker) async fn serve(deps: &Deps, pods: &Pods, mut job: Job) {
-    // A turn that waits for its pod takes no slot from those that run.
+    // A turn that waits for its pod frees its slot for turns that can run.
     let _start = pods.start_place().inspect(|_| job.reach.free_slot());
     let start = Start::new(deps, pods, &job);
     let Err(obstacle) = unless_called_off(&mut job, start.bring_about()).await;
     match obstacle {
-        // Its worker has it.
+        // The worker has taken the turn.
         Obstacle::Halted(halt) if halt != Halt::Interrupted => {}
         Obstacle::Failed { .. } => {
             start.give_up();
@@ -65,24 +67,24 @@ pub(in crate::worker) async fn serve(deps: &Deps, pods: &Pods, mut job: Job) {
     }
 }
 
-/// What a turn's start knows.
+/// The state of one turn's start.
 struct Start<'a> {
     deps: &'a Deps,
     pods: &'a Pods,
     order: PodOrder,
     template: Option<PodTemplate>,
     turn: (crate::id::TurnId, i32),
-    /// What it waits for, in the words of a last word; with more for operators.
+    /// What the turn waits for now: the reason of a last word, and the detail for operators.
     waits_for: Mutex<Option<(String, String)>>,
-    /// The pod that was made for this turn.
+    /// The pod created for this turn, if any.
     made: Mutex<Option<String>>,
 }
 
-/// A pod that was followed to where no turn can follow.
+/// Why following a pod ended.
 enum FollowedPod {
-    /// It served before, and is gone or going: another one may serve.
+    /// The pod served before and is gone or leaving; another pod may serve.
     Stale,
-    /// It was made for this turn.
+    /// The turn's start has failed.
     Failed(Obstacle),
 }
 
@@ -93,7 +95,7 @@ impl<'a> Start<'a> {
             agent: job.agent.clone(),
             conversation: job.claim.conversation,
             replica: deps.store().replica(),
-            // Minted when there is to be a pod.
+            // Minted only when a pod is created.
             token: Token(String::new()),
         };
         let template = job.agent.spec.pod.clone();
@@ -101,11 +103,11 @@ impl<'a> Start<'a> {
         Start { deps, pods, order, template, turn, waits_for: Mutex::default(), made: Mutex::default() }
     }
 
-    /// Goes on until something comes between: at best, that the worker takes the turn.
+    /// Runs until interrupted: at best because a worker has taken the turn.
     async fn bring_about(&self) -> Result<Infallible, Obstacle> {
         self.wait_for("the cluster cannot be reached", String::new());
         let mut link = self.pods.link();
-        // Which pods there are must be known once.
+        // The list of existing pods must be complete once.
         let _ = link.wait_for(|link| *link == WatchLink::Whole).await;
         for _ in 0..PODS_MAX {
             let (seen, is_made) = match self.pods.of_conversation(self.order.conversation) {
@@ -125,12 +127,12 @@ impl<'a> Start<'a> {
         Err(could_not("its pods were gone before they could take it", String::new()))
     }
 
-    /// Whether a turn can go to this pod: the worker of an older revision is offered none.
+    /// Whether the pod may serve the turn: a worker of another revision is offered no such turn.
     fn can_serve(&self, seen: &Seen) -> bool {
         seen.agent == (self.order.agent.name.clone(), self.order.agent.revision)
     }
 
-    /// Asks for a pod until there is one, or there never will be.
+    /// Creates a pod, and retries until it succeeds or the refusal is final.
     async fn create(&self) -> Result<watch::Receiver<Seen>, Obstacle> {
         let order = PodOrder { token: self.let_in().await?, ..self.order.clone() };
         let mut pause = Pause::default();
@@ -152,7 +154,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Lets the worker in that will call home; what it shows.
+    /// Mints the token with which the pod's worker will call the gateway.
     async fn let_in(&self) -> Result<Token, Obstacle> {
         let (agent, conversation) = (self.order.agent.name.clone(), Some(self.order.conversation));
         let grant = Grant { agent, conversation, expires_at: None };
@@ -208,7 +210,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Until somebody else holds the turn.
+    /// Waits until another replica holds the turn, or it is over.
     async fn until_taken(&self) {
         loop {
             sleep(LOOK_EVERY).await;
@@ -220,7 +222,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Has the replica look that the worker calls, whichever that is.
+    /// Rings the doorbell, so that the replica this worker calls looks for the turn.
     fn show(&self) {
         self.deps.store().wake().queue.kept(self.turn.0, self.order.conversation);
     }
@@ -229,14 +231,14 @@ impl<'a> Start<'a> {
         *lock(&self.waits_for) = Some((what.to_owned(), detail));
     }
 
-    /// What the turn was waiting for when its startup clock lapsed.
+    /// What the turn waited for when its startup clock lapsed.
     fn waited_for(&self) -> Option<Obstacle> {
         let (what, detail) = lock(&self.waits_for).take()?;
         let message = format!("The worker for this agent could not be started in time: {what}.");
         Some(Obstacle::Failed { message, detail: Some(detail).filter(|detail| !detail.is_empty()) })
     }
 
-    /// The pod that was made for this turn serves nobody.
+    /// Deletes the pod created for this turn: it will serve nobody.
     fn give_up(&self) {
         let Some(name) = lock(&self.made).take() else { return };
         let has_ended = self.pods.is_ended(&name);

@@ -1,8 +1,8 @@
-//! The sweep: pods that nobody needs any more, removed by any replica.
+//! The sweep: removes pods that nobody needs, on any replica.
 //!
-//! Owns what "needs" means: a turn in flight in the pod's conversation, or one not long ago. Refuses to judge
-//! without a look at the store: while that is away nothing is removed. What a replica has not known for long
-//! enough it leaves alone, so a pod that was just made, for a turn that is just claimed, is safe.
+//! A pod is needed while its conversation has a turn in flight, and for the agent's idle time after. Nothing is
+//! removed while the store is away. A replica counts idle time from its own first sight of a pod, so a new pod
+//! whose turn was just claimed is safe.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,9 +23,9 @@ use crate::{
 };
 
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
-/// How much longer than its agent's idle time a pod without a turn is kept: its worker leaves by itself before.
+/// Added to the agent's idle time: the worker leaves by itself before.
 pub(super) const IDLE_MARGIN: Duration = Duration::from_secs(10);
-/// How long a pod that failed can be looked at by operators.
+/// How long a failed pod stays for operators to inspect.
 pub(super) const FAILED_KEPT: Duration = Duration::from_secs(300);
 
 /// Sweeps until cancelled.
@@ -42,7 +42,7 @@ pub async fn sweep_on(store: Store, pods: Pods, until: CancellationToken) {
     }
 }
 
-/// Looks once, and has removed what nobody needs.
+/// One pass: deletes the pods that nobody needs.
 async fn sweep(store: &Store, pods: &Pods, idle: &mut Idle) -> Result<(), StoreError> {
     let all = pods.all();
     if all.is_empty() {
@@ -61,7 +61,7 @@ async fn sweep(store: &Store, pods: &Pods, idle: &mut Idle) -> Result<(), StoreE
     Ok(())
 }
 
-/// How long the pod's agent keeps an idle worker. Of an agent that is not known here: no longer than needed.
+/// How long the pod's agent keeps an idle worker; zero for an unknown agent.
 async fn idle_ttl(store: &Store, seen: &Seen) -> Result<Duration, StoreError> {
     let (agent, revision) = &seen.agent;
     let agent = store.agent_at(agent, *revision).await?;
@@ -69,7 +69,7 @@ async fn idle_ttl(store: &Store, seen: &Seen) -> Result<Duration, StoreError> {
     Ok(spec.map_or(Duration::ZERO, |spec| spec.idle_ttl.0))
 }
 
-/// Since when pods have had no turn, as this replica saw it.
+/// Since when each pod has had no turn, as this replica saw it.
 #[derive(Debug, Default)]
 pub(super) struct Idle {
     since: HashMap<String, Instant>,
@@ -77,7 +77,7 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    /// The pods that may go. Pure but for what it remembers.
+    /// The pods to delete. Pure, apart from its memory.
     pub(super) fn judge(
         &mut self,
         all: &[Seen],
@@ -90,10 +90,10 @@ impl Idle {
         let mut doomed = Vec::new();
         for seen in all {
             let is_over = match &seen.standing {
-                // It ended well: there is nothing to look at.
+                // A clean exit leaves nothing to inspect.
                 PodStanding::Ended(ending) if ending.cause == Cause::Exit(0) => true,
                 PodStanding::Ended(_) => now.saturating_duration_since(seen.since) >= FAILED_KEPT,
-                // It is on its way out.
+                // The pod is already being deleted.
                 PodStanding::Leaving(_) => false,
                 PodStanding::Waiting(_) | PodStanding::Running if busy.contains(&seen.conversation) => {
                     self.since.remove(&seen.name);
@@ -155,7 +155,7 @@ mod tests {
         );
         let first: HashSet<_> = [all[0].conversation].into();
         assert_eq!(idle.judge(&all, &first, idle_from + ttl + IDLE_MARGIN), ["pod-2"]);
-        // The first had a turn meanwhile: it is kept for as long again.
+        // The first had a turn meanwhile, so its idle time starts again.
         assert_eq!(idle.judge(&all, &HashSet::new(), idle_from + 2 * ttl), ["pod-2"]);
     }
 

@@ -1,90 +1,91 @@
 //! The verdict: what a pod's status means for its worker. Pure.
 //!
-//! Owns which of Kubernetes' reasons end a worker, and the words for the person who waits: no image names, no
-//! nodes, no paths in them (those go to operators as [`Ending::detail`]). Refuses to guess at what it does not
-//! know: a reason that is not in the table below leaves the pod waiting, and the turn's startup clock decides.
+//! Owns which Kubernetes reasons end a worker, and their wording for clients: no image names, nodes or paths,
+//! which go to operators as [`Ending::detail`]. An unknown reason decides nothing: the pod counts as waiting until
+//! the turn's startup clock lapses.
 //!
 //! ```text
 //! waiting ──► running ──► leaving ──► ended
 //!    └───────────┴──────────┴───────────┘
 //! ```
-//! What ends the whole pod (eviction, its deadline, a lost node) is named before the exit code that it led to.
+//!
+//! A reason for the whole pod (eviction, its deadline, a lost node) comes before the exit code that it led to.
 
 use std::fmt;
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 use nix::sys::signal::Signal;
 
-/// The container that holds the worker. Others, which a mesh may have put beside it, do not count.
+/// The worker's container. Other containers, such as a service mesh's, do not count.
 pub const WORKER: &str = "worker";
 
-/// How a pod is.
+/// A pod's phase, from the worker's view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PodStanding {
-    /// Its worker does not run yet.
+    /// The worker does not run yet.
     Waiting(Wait),
-    /// Its worker runs. That it is ready, it says itself.
+    /// The worker's process runs; whether it is ready, the worker itself reports.
     Running,
-    /// It was told to end by somebody; what its worker has in hand it may finish.
+    /// The pod is being deleted; the worker may finish its turn.
     Leaving(Ending),
-    /// Its worker is gone, or will never be there.
+    /// The worker is gone, or will never start.
     Ended(Ending),
 }
 
 /// What a pod waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wait {
-    /// Whatever comes first: a look of the scheduler, an image, a start.
+    /// The scheduler, an image, a start.
     Start,
-    /// A node with room: there is none now.
+    /// No node has room now.
     Node(Ending),
 }
 
-/// Why a worker is gone, or will never be there.
+/// Why a worker is gone or will never start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
-    /// Why, in the words of the last word.
+    /// The cause, as the last word names it.
     pub cause: Cause,
-    /// What Kubernetes says, for operators.
+    /// Kubernetes' own words, for operators.
     pub detail: String,
 }
 
-/// Why a worker is gone, or will never be there.
+/// The cause of a worker's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// No node has room, or none fits.
+    /// No node has room or fits.
     Unschedulable,
-    /// Its image cannot be had.
+    /// The image cannot be pulled.
     Image,
-    /// Its pod names something that is missing or wrong: a Secret, a key, a user.
+    /// The pod names something missing or invalid: a Secret, a key, a user.
     Config,
-    /// Its program cannot be started.
+    /// The program cannot be started.
     Program,
-    /// Its node refused it.
+    /// The node refused the pod.
     Refused,
-    /// It took more memory than it may.
+    /// The worker exceeded its memory limit.
     OutOfMemory {
-        /// What it may take, where that is known.
+        /// The limit as a Kubernetes quantity, if known.
         limit: Option<String>,
     },
-    /// Its node took it off: too little memory, disk or processes there.
+    /// Evicted: the node ran out of memory, disk or processes.
     Evicted,
-    /// A more important pod took its place.
+    /// Preempted by a pod of higher priority.
     Preempted,
-    /// Its node was shut down or drained.
+    /// The node was shut down or drained.
     NodeStopped,
-    /// Its node is gone.
+    /// The node is gone.
     NodeLost,
-    /// It lived for longer than a pod may.
+    /// The pod exceeded its deadline.
     Deadline,
-    /// Somebody deleted it.
+    /// The pod was deleted.
     Deleted,
-    /// It ended by itself.
+    /// The worker exited with this code; 128 + n for signal n.
     Exit(i32),
 }
 
 impl Cause {
-    /// A short name, for metrics and tests.
+    /// The name in metrics and tests.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Cause::Unschedulable => "unschedulable",
@@ -104,7 +105,7 @@ impl Cause {
     }
 }
 
-/// As it stands in brackets behind "stopped unexpectedly" or "could not be started".
+/// The reason in brackets after "stopped unexpectedly" or "could not be started".
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -141,13 +142,13 @@ impl Ending {
         Ending { cause, detail }
     }
 
-    /// A pod that is not there any more, and of whose end nothing else was seen.
+    /// The end of a pod that vanished without a known cause.
     pub fn deleted() -> Self {
         Ending::new(Cause::Deleted, "the pod is gone", None)
     }
 }
 
-/// What this pod's status means for its worker.
+/// What a pod's status means for its worker.
 pub fn standing(pod: &Pod) -> PodStanding {
     let nothing = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&nothing);
@@ -164,7 +165,7 @@ pub fn standing(pod: &Pod) -> PodStanding {
     }
     match status.phase.as_deref() {
         Some("Failed" | "Succeeded") => {
-            // Its containers are not listed, or not ended: only the pod as a whole tells.
+            // The containers are not listed or not terminated, so only the pod's status tells.
             let reason = status.reason.as_deref().unwrap_or("the pod ended");
             let ending = Ending::new(Cause::Refused, reason, status.message.as_deref());
             return PodStanding::Ended(why_disrupted(status).unwrap_or(ending));
@@ -183,7 +184,7 @@ pub fn standing(pod: &Pod) -> PodStanding {
     PodStanding::Waiting(without_node(status).map_or(Wait::Start, Wait::Node))
 }
 
-/// What ended the whole pod, by the reason that stands on it.
+/// The cause that a reason on the whole pod names.
 fn ended_as_a_whole(status: &PodStatus) -> Option<Ending> {
     let reason = status.reason.as_deref()?;
     let cause = match reason {
@@ -192,7 +193,7 @@ fn ended_as_a_whole(status: &PodStatus) -> Option<Ending> {
         "NodeLost" => Cause::NodeLost,
         "Preempting" | "Preempted" => Cause::Preempted,
         "NodeShutdown" | "Shutdown" | "Terminated" => Cause::NodeStopped,
-        // What a node says to a pod that it cannot have.
+        // A node's refusals of a pod.
         "NodeAffinity" | "NodePorts" | "NodeName" | "UnexpectedAdmissionError" | "AdmissionFailed" => {
             Cause::Refused
         }
@@ -202,7 +203,7 @@ fn ended_as_a_whole(status: &PodStatus) -> Option<Ending> {
     Some(Ending::new(cause, reason, status.message.as_deref()))
 }
 
-/// A worker that a signal ended while its pod was being deleted did not end by itself.
+/// A signal during the pod's deletion is part of the deletion, not an exit.
 fn on_request(ending: Ending) -> Ending {
     match ending.cause {
         Cause::Exit(code) if code > 128 => Ending { cause: Cause::Deleted, ..ending },
@@ -210,7 +211,7 @@ fn on_request(ending: Ending) -> Ending {
     }
 }
 
-/// Who took the pod off, where the cluster says so.
+/// The cluster's own reason for taking the pod off, if given.
 fn why_disrupted(status: &PodStatus) -> Option<Ending> {
     let conditions = status.conditions.iter().flatten();
     let target = conditions.into_iter().find(|it| it.type_ == "DisruptionTarget" && it.status == "True")?;
@@ -225,7 +226,7 @@ fn why_disrupted(status: &PodStatus) -> Option<Ending> {
     Some(Ending::new(cause, reason, target.message.as_deref()))
 }
 
-/// Why there is no node for the pod.
+/// The reason why no node takes the pod, if so.
 fn without_node(status: &PodStatus) -> Option<Ending> {
     let conditions = status.conditions.iter().flatten();
     let scheduled = conditions.into_iter().find(|it| it.type_ == "PodScheduled" && it.status == "False")?;
@@ -258,7 +259,7 @@ fn cause_of(end: &ContainerStateTerminated, memory: Option<String>) -> Cause {
     }
 }
 
-/// Waits that no time ends, as far as a turn can wait.
+/// Waiting reasons that do not pass within a turn's startup clock.
 fn never_starts(state: &ContainerState) -> Option<Ending> {
     let waiting = state.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
@@ -281,7 +282,7 @@ fn never_starts(state: &ContainerState) -> Option<Ending> {
     Some(Ending::new(cause, reason, waiting.message.as_deref()))
 }
 
-/// A container that had to end well before the worker could start, and did not.
+/// The end of an init container that failed, or will never start.
 fn init_failed(container: &ContainerStatus) -> Option<Ending> {
     let state = container.state.as_ref()?;
     match &state.terminated {

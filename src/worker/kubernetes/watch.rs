@@ -1,13 +1,13 @@
-//! The watch: this replica's eyes on the pods of its fleet, and the hand that deletes them.
+//! The watch: follows the pods of this replica's fleet, and deletes pods.
 //!
 //! ```text
-//! list ──► watch ──event──► pods ──► who waits for one · the ends to be told
-//!   ▲        │ cut, or silent: again from where it was
-//!   └────────┴ too old to go on from (410): everything is listed anew
+//! list ──► watch ──event──► pods ──► turns that wait for one · ends to report
+//!   ▲        │ cut, or silent: watched again from the same version
+//!   └────────┴ version too old (410): everything is listed anew
 //! ```
-//! Owns the way back after the API server was away: it asks again by itself, at first at once and then every few
-//! seconds. Refuses to take silence for news: while the link is broken no pod is taken for gone, and no end is
-//! made up.
+//!
+//! Owns reconnecting: retries at once, then with growing pauses up to 3 s. While the connection is broken no pod
+//! counts as gone and no end is reported.
 
 use std::{pin::pin, time::Duration};
 
@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::pods::{Pods, WatchLink};
 
-/// How long one request to watch lasts. A connection that was cut in silence is noticed 5 s after that.
+/// Duration of one watch request, in seconds. A connection that dies silently is noticed 5 s after that.
 const WATCH_S: u32 = 30;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
-/// Deletions that are tried again, at most; the sweep knows the others.
+/// Failed deletions kept for a retry; the sweep finds the rest again.
 const AGAIN_MAX: usize = 1024;
 
 /// Watches until cancelled.
@@ -46,7 +46,7 @@ async fn watch(pods: &Pods) {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    // The first word of a list comes before the list was asked for.
+                    // `Init` comes before the server has answered.
                     if !matches!(event, Event::Init) {
                         pause = Pause::default();
                     }
@@ -67,14 +67,13 @@ async fn watch(pods: &Pods) {
     }
 }
 
-/// What an error means for the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PodWatchEnd {
-    /// It goes on from where it was.
+    /// The watch continues from where it was.
     Cut,
-    /// There is no going on from where it was: everything is listed anew.
+    /// The version is too old: everything is listed anew.
     Expired,
-    /// The server cannot be asked. Only a list shows that it can be again.
+    /// The server cannot be reached; only a new list shows that it can be again.
     Broken,
 }
 
@@ -89,7 +88,7 @@ fn end_of(why: &watcher::Error) -> PodWatchEnd {
     }
 }
 
-/// Deletes what is to be deleted, until cancelled.
+/// Deletes pods from the queue until cancelled.
 pub async fn bury_on(pods: Pods, until: CancellationToken) {
     let Some(mut doomed) = pods.doomed() else { return };
     let mut again: Vec<String> = Vec::new();
@@ -121,12 +120,12 @@ pub async fn bury_on(pods: Pods, until: CancellationToken) {
     }
 }
 
-/// Pauses that grow, each a bit different.
+/// Pauses with exponential growth and jitter.
 #[derive(Debug, Default)]
 pub(super) struct Pause(u32);
 
 impl Pause {
-    /// The next one; at least `least`, where somebody asked for it.
+    /// Sleeps for the next pause, at least `least`.
     pub(super) async fn take(&mut self, least: Option<Duration>) {
         let span = PAUSE_MIN.saturating_mul(1 << self.0.min(10)).min(PAUSE_MAX);
         self.0 += 1;

@@ -1,4 +1,4 @@
-//! What this replica knows of its turns: those that run, the claims that left, and the slots that turns take.
+//! What this replica knows of its turns: those that run, the fate of past claims, and the turn slots.
 
 mod past_claims;
 mod running;

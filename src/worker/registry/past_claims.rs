@@ -1,7 +1,7 @@
-//! What became of the claims that do not run here any more.
+//! The fate of claims that no longer run here.
 //!
-//! Owns what tells a claim that no worker has received, or will receive, from a claim that a worker may have received.
-//! Refuses to guess: what may have been forgotten counts as received.
+//! Owns the difference between a claim that no worker has received or will receive, and a claim that a worker may
+//! have received. Never guesses: a claim that may have been forgotten counts as received.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,9 +12,10 @@ use tokio::time::Instant;
 
 use crate::id::TurnId;
 
-/// Claims that are remembered.
+/// Claims that are remembered; the oldest is forgotten first.
 const KEPT_MAX: usize = 65_536;
-/// What was forgotten longer ago than this is not asked for any more: rows are compared every few seconds.
+/// How long after a forgotten claim was noted an unknown claim counts as received. `settle` compares every few
+/// seconds, so nobody asks about older claims.
 const ASKED_MAX: Duration = Duration::from_secs(60);
 
 /// What became of a claim.
@@ -22,21 +23,21 @@ const ASKED_MAX: Duration = Duration::from_secs(60);
 pub(super) enum ClaimFate {
     /// A worker may have received the turn.
     MaybeDelivered,
-    /// No worker has received it, and none here will.
+    /// No worker has received the turn, and none here will.
     Released,
 }
 
-/// The newest of them.
+/// The fates of the newest [`KEPT_MAX`] claims.
 #[derive(Debug, Default)]
 pub(super) struct PastClaims {
     known: HashMap<(TurnId, i32), ClaimFate>,
     oldest_first: VecDeque<(TurnId, i32, Instant)>,
-    /// When the newest that is forgotten was noted.
+    /// When the most recently forgotten claim was noted.
     forgotten: Option<Instant>,
 }
 
 impl PastClaims {
-    /// Notes a claim's fate, unless one was noted before; the claim's fate.
+    /// Notes a claim's fate. The first note wins; returns the fate that holds.
     pub(super) fn note(&mut self, turn: TurnId, epoch: i32, fate: ClaimFate) -> ClaimFate {
         self.note_at(turn, epoch, fate, Instant::now())
     }
@@ -58,7 +59,7 @@ impl PastClaims {
         fate
     }
 
-    /// Whether no worker here may receive this claim any more.
+    /// Whether the claim was released: no worker here may receive the turn any more.
     pub(super) fn is_released(&self, turn: TurnId, epoch: i32) -> bool {
         self.known.get(&(turn, epoch)) == Some(&ClaimFate::Released)
     }

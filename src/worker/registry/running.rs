@@ -1,7 +1,7 @@
-//! The turns under way on this replica, and the ways to reach each.
+//! The turns under way on this replica, and the channels to each.
 //!
-//! Owns the list of them, and what became of the claims that have left it ([`super::past_claims`]), under one lock:
-//! at any moment a claim that was admitted is in the one or the other. Refuses a claim that was released.
+//! Owns the list of running turns and the fate of claims that have left it ([`super::past_claims`]), both under
+//! one lock: an admitted claim is always in exactly one of the two. Refuses a claim that was released.
 
 use std::{
     collections::HashMap,
@@ -25,10 +25,9 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Orders that may wait for one turn.
+/// Commands that may wait for one turn.
 const ORDERS_MAX: usize = 16;
 
-/// The turns under way.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Running(Mutex<List>);
 
@@ -36,24 +35,25 @@ pub(in crate::worker) struct Running(Mutex<List>);
 struct List {
     turns: HashMap<TurnId, RunningTurn>,
     past: PastClaims,
-    /// How many were ever admitted.
+    /// Admissions so far; the source of `Entry::number`.
     count: u64,
 }
 
-/// A turn under way, as others reach it.
+/// One running turn, as the rest of the replica reaches it.
 #[derive(Debug)]
 struct RunningTurn {
-    /// Which one: a remote turn may come again with the same epoch.
+    /// Distinguishes two admissions with the same epoch: a remote turn may leave and come back.
     number: u64,
     epoch: i32,
     worker: Option<WorkerId>,
     orders: mpsc::Sender<Command>,
     halt: watch::Sender<Option<Halt>>,
-    /// When its next clock lapses, as its run last set it.
+    /// The turn's next deadline, set by its run loop.
     due: Arc<Mutex<Instant>>,
 }
 
-/// How others reach one turn that runs here. Its drop takes the turn off the list, and then frees its slot.
+/// The run loop's end of the channels to one turn. Dropping it removes the turn from the list, then frees the
+/// slot.
 #[derive(Debug)]
 pub(in crate::worker) struct Reach {
     orders: mpsc::Receiver<Command>,
@@ -66,28 +66,28 @@ pub(in crate::worker) struct Reach {
     slot: Option<TurnSlot>,
 }
 
-/// What reaches a turn from outside.
+/// A message from the rest of the replica to a running turn.
 #[derive(Debug)]
 pub(in crate::worker) enum Interruption {
-    /// A client wants something of it.
+    /// A client's command.
     Order(Command),
-    /// It must end here.
+    /// The turn must end on this replica.
     Halt(Halt),
 }
 
 impl Reach {
-    /// Gives up the turn's slot: the turn only waits, for something that takes no slot here.
+    /// Frees the turn's slot early: the turn waits for a pod, which uses no slot here.
     #[cfg_attr(not(feature = "kubernetes"), allow(dead_code, reason = "nothing waits like that"))]
     pub(in crate::worker) fn free_slot(&mut self) {
         self.slot = None;
     }
 
-    /// Tells others when the turn's next clock lapses.
+    /// Publishes the turn's next deadline.
     pub(in crate::worker) fn set_due(&self, at: Instant) {
         *self.due.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
-    /// Until somebody calls. Cancel-safe.
+    /// Waits for the next call; a halt comes before commands. Cancel-safe.
     pub(in crate::worker) async fn call(&mut self) -> Interruption {
         let Reach { orders, halt, .. } = self;
         tokio::select! {
@@ -97,7 +97,7 @@ impl Reach {
         }
     }
 
-    /// Until this turn must end here; leaves orders waiting. Cancel-safe.
+    /// Waits for a halt and leaves commands in their queue. Cancel-safe.
     pub(in crate::worker) async fn halted(&mut self) -> Halt {
         self.halt.wait_for(Option::is_some).await.map_or(Halt::Lost, |halt| halt.unwrap_or(Halt::Lost))
     }
@@ -110,8 +110,8 @@ impl Drop for Reach {
 }
 
 impl Running {
-    /// Gives a claimed turn its entry in the list; `None` where the claim was released. A turn that is under way
-    /// elsewhere needs no slot to come here.
+    /// Lists a claimed turn as running; `None` if the claim was released. A turn that already runs elsewhere and
+    /// moves here needs no slot.
     pub(in crate::worker) fn admit(self: &Arc<Self>, claim: &Claim, slot: Option<TurnSlot>) -> Option<Reach> {
         let (turn, epoch) = (claim.turn, claim.epoch);
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
@@ -125,8 +125,8 @@ impl Running {
         let number = list.count;
         let entry = RunningTurn { number, epoch, worker: None, orders: sender, halt, due: due.clone() };
         if let Some(older) = list.turns.insert(turn, entry) {
-            // An older claim of the same turn, by this very replica: its epoch is over, or it went on elsewhere
-            // meanwhile.
+            // An earlier admission of the same turn on this replica: its epoch is over, or the turn moved away and
+            // came back.
             older.halt.send_replace(Some(Halt::Lost));
         }
         drop(list);
@@ -136,46 +136,46 @@ impl Running {
 
     fn leave(&self, turn: TurnId, epoch: i32, number: u64) {
         let mut list = self.lock();
-        // A later claim of the same turn has an entry of its own.
+        // A later claim of the same turn has its own entry and stays.
         if list.turns.get(&turn).is_some_and(|entry| entry.number == number) {
             list.turns.remove(&turn);
         }
         list.past.note(turn, epoch, ClaimFate::MaybeDelivered);
     }
 
-    /// Releases a claim that runs here, and that no worker has received: none will.
+    /// Releases a claim that runs here and that no worker has received. From now on no worker here receives the
+    /// turn.
     pub(in crate::worker) fn release(&self, claim: &Claim) {
         self.lock().past.note(claim.turn, claim.epoch, ClaimFate::Released);
     }
 
-    /// Releases a claim that does not run here; false where a worker may have received it.
+    /// Releases a claim that does not run here. Returns false if a worker may already have received the turn.
     pub(in crate::worker) fn release_unless_delivered(&self, turn: TurnId, epoch: i32) -> bool {
         let mut list = self.lock();
         !list.turns.contains_key(&turn)
             && list.past.note(turn, epoch, ClaimFate::Released) == ClaimFate::Released
     }
 
-    /// A worker may have received this claim, whoever held it.
+    /// Records that a worker may have received this claim, whichever replica held the claim.
     pub(in crate::worker) fn note_delivered(&self, turn: TurnId, epoch: i32) {
         self.lock().past.note(turn, epoch, ClaimFate::MaybeDelivered);
     }
 
-    /// Whether this claim runs here.
     pub(in crate::worker) fn has(&self, claim: &Claim) -> bool {
         self.runs_at(claim.turn, claim.epoch)
     }
 
-    /// Whether this attempt of a turn runs here.
+    /// Whether this attempt of the turn runs here.
     pub(in crate::worker) fn runs_at(&self, turn: TurnId, epoch: i32) -> bool {
         self.lock().turns.get(&turn).is_some_and(|entry| entry.epoch == epoch)
     }
 
-    /// Each turn's epoch.
+    /// The epoch of each running turn.
     pub(in crate::worker) fn epochs(&self) -> HashMap<TurnId, i32> {
         self.lock().turns.iter().map(|(&turn, entry)| (turn, entry.epoch)).collect()
     }
 
-    /// How long each has until its next clock lapses.
+    /// The time until each turn's next deadline.
     pub(in crate::worker) fn time_left(&self) -> Vec<(TurnId, i32, Duration)> {
         let now = Instant::now();
         let left = |entry: &RunningTurn| {
@@ -184,7 +184,7 @@ impl Running {
         self.lock().turns.iter().map(|(&turn, entry)| (turn, entry.epoch, left(entry))).collect()
     }
 
-    /// Hands over an order; it is read again later where that is not possible.
+    /// Passes a command on. A command that does not fit the queue is read from the database again later.
     pub(in crate::worker) fn order(&self, command: Command) {
         let orders = self.lock().turns.get(&command.turn).map(|entry| entry.orders.clone());
         if let Some(orders) = orders {
@@ -192,28 +192,25 @@ impl Running {
         }
     }
 
-    /// Halts one attempt of a turn.
     pub(in crate::worker) fn halt(&self, turn: TurnId, epoch: i32, why: Halt) {
         if let Some(entry) = self.lock().turns.get(&turn).filter(|entry| entry.epoch == epoch) {
             entry.halt.send_replace(Some(why));
         }
     }
 
-    /// Halts each, unless it is halted already.
+    /// Halts every turn that is not halted yet.
     pub(in crate::worker) fn halt_all(&self, why: Halt) {
         for entry in self.lock().turns.values() {
             entry.halt.send_if_modified(|halt| halt.is_none() && halt.replace(why).is_none());
         }
     }
 
-    /// The turn runs on this worker.
     pub(in crate::worker) fn note_worker(&self, turn: TurnId, worker: WorkerId) {
         if let Some(entry) = self.lock().turns.get_mut(&turn) {
             entry.worker = Some(worker);
         }
     }
 
-    /// The turns that run on this worker.
     pub(in crate::worker) fn of_worker(&self, worker: WorkerId) -> Vec<TurnId> {
         let list = self.lock();
         list.turns.iter().filter(|(_, entry)| entry.worker == Some(worker)).map(|(&turn, _)| turn).collect()

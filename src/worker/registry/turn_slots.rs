@@ -1,8 +1,8 @@
 //! Turn slots: how many turns this replica runs at once.
 //!
-//! Owns the count, and whether a turn may wait for a slot, so that the queue is looked at when one is free
-//! and not after each turn. Owns also how many of them the turns of one client token have: where there are several
-//! tokens, one token's turns leave some of the slots to others, however many of them wait.
+//! Owns the count, and whether a turn may be waiting for a slot: the queue is polled when a waited-for slot is
+//! free, not after each turn. Owns the share of each client token: with several tokens, one token's turns always
+//! leave some slots to the others.
 
 use std::{
     collections::HashMap,
@@ -16,12 +16,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{config::Config, id::TurnId, principal::Principal, store::Store};
 
-/// What the turns of one token may have.
+/// A token's share of the slots.
 #[derive(Debug, Clone, Copy)]
 struct Share {
-    /// With so many the token's turns are passed over.
+    /// With this many slots taken, the queue passes over the token's turns.
     usual: usize,
-    /// What is claimed at once may be a few more: never all that others were left.
+    /// Hard limit, since one claim may take several turns at once: above `usual`, yet never all that is left to
+    /// others.
     most: usize,
 }
 
@@ -31,14 +32,14 @@ impl Share {
     }
 }
 
-/// Why a turn takes a part of a share.
+/// Why a turn takes a slot of its token's share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ShareReason {
-    /// It is to be claimed.
+    /// The turn is about to be claimed.
     Wanted,
-    /// It was claimed just now.
+    /// The turn was claimed just now.
     Claimed,
-    /// It is held, by whomever.
+    /// The turn is already held, here or by another replica.
     Held,
 }
 
@@ -55,10 +56,10 @@ struct SlotParts {
     shares: TokenShares,
 }
 
-/// How many slots the turns of each token have.
+/// Slots in use by the turns of each token.
 #[derive(Debug)]
 struct TokenShares {
-    /// How many the turns of one token may have; `None`: all.
+    /// The share of one token; `None`: no limit.
     each: Option<Share>,
     taken: Mutex<HashMap<Principal, usize>>,
 }
@@ -75,46 +76,45 @@ impl TurnSlots {
         }))
     }
 
-    /// How many there are.
+    /// The total.
     pub(in crate::worker) fn count(&self) -> usize {
         self.0.count as usize
     }
 
-    /// How many are free.
     pub(in crate::worker) fn free(&self) -> usize {
         self.0.free.available_permits()
     }
 
-    /// So many of them, where there are any and all of them are free.
+    /// Takes this many slots; `None` if `count` is 0 or fewer are free.
     pub(in crate::worker) fn take(&self, count: usize) -> Option<OwnedSemaphorePermit> {
         let count = u32::try_from(count).ok().filter(|count| *count > 0)?;
         self.0.free.clone().try_acquire_many_owned(count).ok()
     }
 
-    /// A turn may wait for the next slot. True where one is free already.
+    /// Records that a turn may wait for the next slot. Returns true if a slot is free already.
     pub(in crate::worker) fn want(&self) -> bool {
         self.0.is_wanting.store(true, Ordering::Release);
         self.free() > 0
     }
 
-    /// Has the queue looked at where a turn may have waited for a slot, and there is one.
+    /// Polls the queue if a slot is free and a turn may have waited for one.
     pub(in crate::worker) fn look_if_wanted(&self) {
         if self.free() > 0 && self.0.is_wanting.swap(false, Ordering::AcqRel) {
             self.0.store.wake().queue.look();
         }
     }
 
-    /// A part of its token's share for a turn; `None` where the token has all of it.
+    /// Takes one slot from the share of the turn's principal; `None` if the share is used up.
     pub(in crate::worker) fn share(&self, turn: TurnId) -> Option<SlotShare> {
         self.share_for(turn, ShareReason::Wanted)
     }
 
-    /// The same for a turn that was claimed just now; without a part it is to be given back.
+    /// Like `share` for a turn that was claimed just now; on `None` the claim must be given back.
     pub(in crate::worker) fn share_of_claimed(&self, turn: TurnId) -> Option<SlotShare> {
         self.share_for(turn, ShareReason::Claimed)
     }
 
-    /// The same for a turn that has a slot elsewhere, or here: it is not refused.
+    /// Like `share` for a turn that is already held: never refused.
     pub(in crate::worker) fn share_of_held(&self, turn: TurnId) -> Option<SlotShare> {
         self.share_for(turn, ShareReason::Held)
     }
@@ -124,7 +124,7 @@ impl TurnSlots {
         self.0.shares.grant(whose, cause).then(|| SlotShare { slots: self.clone(), whose })
     }
 
-    /// Whose turns have as many slots as one token may have: they wait.
+    /// The principals that use their whole share: their turns wait.
     pub(in crate::worker) fn barred(&self) -> Vec<Principal> {
         self.0.shares.barred()
     }
@@ -137,13 +137,12 @@ impl TokenShares {
         TokenShares { each, taken: Mutex::default() }
     }
 
-    /// Whose turns have as many slots as one token may have: they wait.
     fn barred(&self) -> Vec<Principal> {
         let Some(share) = self.each else { return Vec::new() };
         self.taken().iter().filter(|(_, taken)| **taken >= share.usual).map(|(&whose, _)| whose).collect()
     }
 
-    /// Counts a slot of this principal's; false where it is not to have one more.
+    /// Counts one more slot for this principal; false if the share is used up.
     fn grant(&self, whose: Principal, cause: ShareReason) -> bool {
         let Some(share) = self.each.filter(|_| whose != Principal::OPERATOR) else { return true };
         let mut counts = self.taken();
@@ -157,7 +156,7 @@ impl TokenShares {
         is_counted
     }
 
-    /// One less; whether it had its share until now.
+    /// Counts one slot less. Returns whether the principal was at its share until now.
     fn take_back(&self, whose: Principal) -> bool {
         let Some(share) = self.each.filter(|_| whose != Principal::OPERATOR) else { return false };
         let mut counts = self.taken();
@@ -175,7 +174,7 @@ impl TokenShares {
     }
 }
 
-/// What a turn has of its token's share of the slots, until it is dropped.
+/// One slot of a principal's share, until dropped.
 #[derive(Debug)]
 pub struct SlotShare {
     slots: TurnSlots,
@@ -185,16 +184,16 @@ pub struct SlotShare {
 impl Drop for SlotShare {
     fn drop(&mut self) {
         if self.slots.0.shares.take_back(self.whose) {
-            // Its turns were passed over: the next look at the queue begins before them.
+            // The queue had passed over this principal's turns: the next poll starts from the front again.
             self.slots.0.store.wake().queue.look_from_front();
         }
     }
 }
 
-/// A turn's slot, with its part of its token's share.
+/// A turn's slot and its place in the token's share.
 #[derive(Debug)]
 pub(in crate::worker) struct TurnSlot {
-    /// First the slot is free, and then the share.
+    /// Freed before `share`: see `Drop`.
     permit: Option<OwnedSemaphorePermit>,
     share: SlotShare,
 }
@@ -208,7 +207,7 @@ impl TurnSlot {
 impl Drop for TurnSlot {
     fn drop(&mut self) {
         self.permit = None;
-        // First the slot is free, then the next turn is looked for, where one may have waited for it.
+        // The slot must be free before the queue is polled.
         self.share.slots.look_if_wanted();
     }
 }

@@ -1,8 +1,8 @@
-//! A turn's link to a remote worker: the run's end of the line.
+//! The engine's end of a remote worker's line.
 //!
-//! Owns what the worker has sent and the run has not heard yet. Keeps the numbers true: every message is one
-//! event of the turn, or its end, so that the log tells how many were heard; what would be neither (`ready`
-//! and `beat`, which have no place here) is kept as `custom`.
+//! Owns messages that the worker has sent and the run has not read yet. Keeps the message numbers exact: each
+//! message is one event of the turn, or its end, so the log tells how many arrived. `ready` and `beat` have no
+//! meaning here and become `custom` events.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -29,26 +29,25 @@ use crate::{
     worker::turn::Replay,
 };
 
-/// A turn's link to the worker that calls.
+/// A turn's link to a remote worker.
 pub(super) struct RemoteLink {
     rendezvous: Arc<Rendezvous>,
     line: Arc<rendezvous::Line>,
     batches: mpsc::Receiver<Batch>,
     unheard: VecDeque<Bytes>,
     tick: Interval,
-    /// Until the turn is offered: to whom, with what token, and what else an offer says.
+    /// Set until the turn is offered: the addressee, the turn's token and the rest of the offer.
     unoffered: Option<(OfferGuard, String, Claim)>,
     end: LineEnd,
 }
 
-/// What one line of a batch says.
 enum LineSaid {
     Message(FromWorker),
     Gone(ExitReport),
 }
 
 impl RemoteLink {
-    /// To a worker that is to be offered the turn.
+    /// A link to a worker that is about to be offered the turn.
     pub(super) fn offering(
         rendezvous: &Arc<Rendezvous>,
         claim: &Claim,
@@ -62,7 +61,7 @@ impl RemoteLink {
         RemoteLink::opened(rendezvous, line, batches, unoffered)
     }
 
-    /// To a worker that has the turn, and has said so much of it.
+    /// A link to a worker that already has the turn and has sent `past.heard` messages.
     pub(super) fn resuming(rendezvous: &Arc<Rendezvous>, adopted: &Adopted, past: &Replay) -> Self {
         let lease = (adopted.claim.turn, adopted.claim.epoch);
         let (line, batches) = rendezvous::Line::new(lease, adopted.worker, adopted.token_hash, past.heard);
@@ -70,10 +69,10 @@ impl RemoteLink {
             line.begin();
         }
         let mut remote = RemoteLink::opened(rendezvous, line, batches, None);
-        // Whether it was told is not known; it passes each on once.
+        // The worker may have received these answers already; a worker passes each answer on once.
         for (ask_id, answer) in &past.answers {
             let (turn_id, ask_id, answer) = (adopted.claim.turn, ask_id.clone(), answer.clone());
-            // One that was sent before is not too long now.
+            // Cannot be too long: the same answer was sent before.
             let _ = remote.send(&ToWorker::Answer { turn_id, ask_id, answer });
         }
         remote
@@ -103,7 +102,7 @@ impl RemoteLink {
         &self.line
     }
 
-    /// Counts a tick; whether the worker is not heard any more.
+    /// Counts one tick of silence. Returns whether the worker counts as lost.
     fn is_lost(&self) -> bool {
         let session = self.rendezvous.session(self.line.worker());
         self.line.liveness().tick(session.is_some_and(|session| session.liveness().is_cut_off()))
@@ -150,11 +149,11 @@ impl Link for RemoteLink {
         }
     }
 
-    /// Leaves a message where the worker's next call finds it. Never blocks.
+    /// Queues a message for the worker's next call. Never blocks.
     fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
         let mut line = message.to_line().map_err(|_| SendError::Unwritable)?;
         line.pop();
-        // The worker's host writes it on a line of the native protocol.
+        // The worker's host writes the message as one line of the native protocol, which bounds its length.
         if line.len() > LINE_BYTES_MAX {
             return Err(SendError::TooLong);
         }
@@ -224,7 +223,7 @@ fn said(object: &Object<'_>) -> Result<LineSaid, BadField> {
     }
 }
 
-/// What a worker's host may say of its worker's end.
+/// The codes with which a host may report its worker's end.
 fn reason(code: &str) -> Option<Code> {
     let known = [
         Code::WorkerExited,

@@ -1,12 +1,13 @@
-//! Remote workers: a turn whose worker calls over HTTP, and the move of one from another replica.
+//! Remote workers: turns whose worker calls over HTTP, and the move of a turn from another replica.
 //!
 //! ```text
 //! take_remote ─► serve ─► offer ─► (its worker takes it) ─► running ─► run: as with every other worker
-//! adopt ───────► serve ─► resume: what the log tells ─────────────────┘
+//! adopt ───────► serve ─► resume: the state from the log ──────────────┘
 //! ```
-//! Upper half of a turn's line; the lower half is at the rendezvous ([`crate::rendezvous`]), where a door brings
-//! what the worker sends. A remote worker is nobody's child: there is nothing to kill. Its authority ends
-//! with the line, which is all that it can write on (I11).
+//!
+//! This is the engine's end of a turn's line. The other end is at the rendezvous ([`crate::rendezvous`]), where
+//! the HTTP handlers deliver the worker's messages. A remote worker is no child process and cannot be killed: the
+//! worker's authority ends with the line, its only way to write (I11).
 
 mod link;
 mod offer;
@@ -34,35 +35,35 @@ use crate::{
     token::{self, Purpose, TokenHash},
 };
 
-/// Logs that are read at a time, of those that are too long to be read with others.
+/// Logs read at a time, of those too long for the common first read.
 const LOGS_MAX: usize = 4;
 
-/// Slots for turns that are about to be claimed for remote workers.
+/// Slots reserved for turns that are about to be claimed for remote workers.
 #[derive(Debug)]
 pub struct RemoteCapacity(OwnedSemaphorePermit);
 
 impl RemoteCapacity {
-    /// How many they are.
+    /// The number of slots.
     pub fn count(&self) -> usize {
         self.0.num_permits()
     }
 }
 
-/// A turn that was claimed for a remote worker, with what it is to be told.
+/// A turn that was claimed for a remote worker, ready to be offered.
 #[derive(Debug)]
 pub struct RemoteClaim {
     /// The claim.
     pub claim: Claim,
-    /// For whom.
+    /// The worker to offer the turn to.
     pub guard: OfferGuard,
-    /// Opens the turn's route.
+    /// Authorises the worker's calls for this turn.
     pub token: String,
-    /// Of its client token's share of the slots.
+    /// The turn's place in its client token's share of the slots.
     pub share: SlotShare,
 }
 
 impl Host {
-    /// Keeps slots for this many turns, or as many as there are; `None` where there are none.
+    /// Reserves at most `most` slots; `None` if none is free. The queue is polled again when one is.
     pub fn remote_capacity(&self, most: usize) -> Option<RemoteCapacity> {
         let slots = self.deps().slots();
         let taken = slots.take(slots.free().min(most)).map(RemoteCapacity);
@@ -72,8 +73,8 @@ impl Host {
         taken
     }
 
-    /// Takes a turn that was claimed for a remote worker. Released meanwhile, it is not taken, and the claim
-    /// is left to be given back.
+    /// Takes a turn that was claimed for a remote worker. Returns false if the claim was released meanwhile;
+    /// `settle` then gives it back.
     pub fn take_remote(&self, call: RemoteClaim, capacity: &mut RemoteCapacity) -> bool {
         let RemoteClaim { claim, guard, token, share } = call;
         let Some(permit) = capacity.0.split(1) else { return false };
@@ -85,8 +86,8 @@ impl Host {
         true
     }
 
-    /// Moves turns here, to which their workers want to say something at this replica's rendezvous, and tells whoever
-    /// asked. No turn may be among them twice.
+    /// Moves turns to this replica because their workers call here now, and answers each request. Each turn may be
+    /// in the list once only.
     pub async fn adopt(&self, requests: Vec<AdoptRequest>) {
         let (mut moves, mut asked) = (Vec::new(), Vec::new());
         for request in self.not_running(requests).await {
@@ -94,8 +95,8 @@ impl Host {
             if let Some(line) = self.deps().rendezvous().line(turn, epoch).filter(|line| line.is_for(proof)) {
                 request.answer(AdoptOutcome::Held(line));
             } else {
-                // Before anything is known to be committed: should this fail half way, nobody may take the turn
-                // for one that no worker has received (I10).
+                // Noted before the commit is known: if the move fails half way, the turn must not pass for one
+                // that no worker has received (I10).
                 self.deps().running().note_delivered(turn, epoch);
                 moves.push(Move { turn, epoch, proof });
                 asked.push(request);
@@ -128,7 +129,7 @@ impl Host {
         self.resume_all(adopted, owed).await;
     }
 
-    /// Those of these requests whose turns do not run here already.
+    /// Answers requests whose turns already run here and returns the others.
     async fn not_running(&self, requests: Vec<AdoptRequest>) -> Vec<AdoptRequest> {
         let rendezvous = self.deps().rendezvous();
         let runs = |request: &AdoptRequest| {
@@ -146,10 +147,10 @@ impl Host {
         for request in running {
             let AdoptRequest { turn, epoch, proof, .. } = request;
             request.answer(match &offered {
-                // Not every turn is a remote worker's: one that runs in a process here is nobody's to move.
+                // Turns of other runtimes run here too; those cannot be moved.
                 Ok(offered) if !offered.contains(&(turn, epoch, proof)) => AdoptOutcome::Unknown,
                 Ok(_) => {
-                    // What is left of an earlier hold has yet to notice. The worker comes again.
+                    // A former hold of the same turn has not ended yet. The worker retries.
                     self.deps().running().halt(turn, epoch, Halt::Moved);
                     AdoptOutcome::Elsewhere
                 }
@@ -159,7 +160,7 @@ impl Host {
         others
     }
 
-    /// Goes on with turns that are held here now, each as soon as its log is read.
+    /// Resumes turns that are now held here, each as soon as its log is read.
     async fn resume_all(&self, adopted: Vec<Adopted>, owed: Vec<AdoptRequest>) {
         let turns: Vec<TurnId> = adopted.iter().map(|adopted| adopted.claim.turn).collect();
         let beginnings = match self.deps().store().read_beginnings(&turns).await {
@@ -202,14 +203,14 @@ impl Host {
         outcome
     }
 
-    /// The hash of a turn's token, and the token.
+    /// A new turn token and its hash.
     pub fn mint_turn_token() -> (String, TokenHash) {
         let token = token::mint(Purpose::Turn);
         let hash = token::hash(&token);
         (token, hash)
     }
 
-    /// Ends runs that go on elsewhere.
+    /// Ends the runs of turns that moved to another replica.
     pub fn let_go(&self, strayed: &[(TurnId, i32)]) {
         for &(turn, epoch) in strayed {
             self.deps().running().halt(turn, epoch, Halt::Moved);
@@ -228,14 +229,14 @@ async fn serve(host: Host, claim: Claim, reach: Reach, mut remote: RemoteLink) {
             let past = Replay::started(host.deps(), &job, base);
             resume(host.deps(), &mut remote, &mut job, past).await;
         }
-        // Its line is gone before its slot is free.
+        // The line must be closed before the slot is free.
         drop(remote);
     }
     .instrument(span)
     .await;
 }
 
-/// Goes on with a turn that ran elsewhere.
+/// Resumes a turn that ran on another replica.
 async fn go_on(host: Host, claim: Claim, reach: Reach, mut remote: RemoteLink, past: Replay) {
     let Some(mut job) = prepare(host.deps(), claim, reach, false).await else { return };
     let span = job.span.clone();

@@ -1,7 +1,7 @@
 //! The hand-over of a turn to a remote worker: offered, taken, `running`, begun.
 //!
-//! Keeps I10: a worker begins when its taking of the turn is answered, which is after `running` is
-//! committed. Until it has taken the turn nobody has; an offer that is not taken goes back untouched.
+//! Keeps I10: the worker may begin when its take request is answered, which happens after `running` is committed.
+//! An offer that is not taken within [`TAKE_MAX`] goes back to the queue untouched.
 
 use std::time::Duration;
 
@@ -20,11 +20,11 @@ use crate::{
     },
 };
 
-/// How long an offer waits until its worker takes the turn.
+/// How long an offer waits for its worker.
 const TAKE_MAX: Duration = Duration::from_secs(5);
 
-/// Offers the turn and waits until it is taken; the `seq` of `started`. `None`:
-/// the turn has ended, was given back, or is not ours any more, and no worker has begun with it.
+/// Offers the turn and waits until the worker takes it. Returns the `seq` of `started`. `None`: the turn has
+/// ended, was given back or is no longer held here, and no worker has begun.
 pub(super) async fn hand_over(deps: &Deps, link: &mut RemoteLink, job: &mut Job) -> Option<i32> {
     let history = history(deps, link, job).await?;
     match deliver(deps, link, job, history) {
@@ -56,7 +56,7 @@ pub(super) async fn hand_over(deps: &Deps, link: &mut RemoteLink, job: &mut Job)
     Some(base)
 }
 
-/// Gives the turn back, or, after three attempts, up.
+/// Gives the turn back to the queue, or fails it after three attempts.
 async fn not_taken(deps: &Deps, job: &Job) {
     let claim = &job.claim;
     tracing::warn!(waited = ?TAKE_MAX, "the worker did not take the turn that it was offered");
@@ -68,7 +68,7 @@ async fn not_taken(deps: &Deps, job: &Job) {
             let word = account.failure(Code::WorkerLost, "No worker took your request.", None);
             speak(deps, claim, claim.last_seq, word).await;
         }
-        // The next comparison of what is held with what runs gives it back.
+        // The next `settle` pass gives the turn back.
         Err(why) => warn_of!(why, "not given back yet"),
     }
 }

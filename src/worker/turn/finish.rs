@@ -1,4 +1,4 @@
-//! The end of a run: what was said and the last word go together, or the turn goes back.
+//! The end of a run: buffered events and the last word are committed together, or the turn goes back to the queue.
 
 use super::{
     run::{End, Run},
@@ -10,10 +10,11 @@ use crate::{
 };
 
 impl Run<'_> {
-    /// Writes what was said, and the end with it. What a worker said before it died is heard first.
+    /// Writes the buffered events and the end. Messages the worker sent before its death were read before this
+    /// call.
     pub(super) async fn finish(mut self, end: End, link: &mut impl Link) -> Fate {
         link.hang_up(matches!(end, End::Word(_, Fate::Keep)));
-        // What cannot be written is no part of an answer: it takes the end's place.
+        // A failed write replaces the end: the log lacks part of the answer.
         let end = match end {
             End::Lost | End::Moved => end,
             end => self.settle(matches!(end, End::Rerun(_)), link).await.unwrap_or(end),
@@ -45,8 +46,8 @@ impl Run<'_> {
         fate
     }
 
-    /// Waits for the write that is under way; what is gathered goes with the last word, or, where there may
-    /// be none, is written too. The end to take where that is not possible.
+    /// Waits for the write in flight. With `is_all` the buffered events are written too, since the turn may end
+    /// without a last word; otherwise they are committed with it. Returns the end to use instead if a write fails.
     async fn settle(&mut self, is_all: bool, link: &mut impl Link) -> Option<End> {
         loop {
             if is_all {

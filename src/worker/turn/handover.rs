@@ -1,5 +1,5 @@
-//! The hand-over: a turn is `running`, from its claim or from here, and only then the worker receives it
-//! (I10).
+//! The hand-over of a turn: `running` is committed first, at the claim or here, and only then does the worker
+//! receive the turn (I10).
 
 use std::time::Duration;
 
@@ -26,17 +26,17 @@ use crate::{
     worker::deps::Deps,
 };
 
-/// Commits the move to `running` and sends the turn; the `seq` of `started`. `None`: the turn has
-/// ended, was given back, or is not ours any more, and the worker has received nothing.
+/// Commits `running` and sends the turn. Returns the `seq` of `started`. `None`: the turn has ended, was given
+/// back or is no longer held here, and the worker has received nothing.
 pub(in crate::worker) async fn hand_over(deps: &Deps, link: &mut impl Link, job: &mut Job) -> Option<i32> {
-    // Read first: a turn that is `running` and waits for its history would look like a turn that runs.
+    // Before the commit: a turn that is `running` while its history is read would look as if its worker worked.
     let history = history(deps, link, job).await?;
     let is_starting = job.claim.phase == Phase::Starting;
     let base = if is_starting { start(deps, link.worker(), job).await? } else { job.claim.last_seq };
     let why = match deliver(deps, link, job, history) {
         Ok(()) => return Some(base),
         Err(SendError::Closed) if !is_starting => {
-            // The worker ended while the turn was claimed for it, and has received nothing.
+            // The worker ended after the claim chose it, and has received nothing.
             give_back(deps, &job.claim, "drain").await;
             return None;
         }
@@ -46,8 +46,8 @@ pub(in crate::worker) async fn hand_over(deps: &Deps, link: &mut impl Link, job:
     None
 }
 
-/// Ends a turn that did not reach its worker. An input that is too long is refused when it is posted, unless an
-/// older release took it.
+/// Ends a turn whose message did not reach the worker. Too long an input is normally refused by POST; an older
+/// release may have accepted one.
 pub(in crate::worker) async fn undelivered(deps: &Deps, job: &Job, base: i32, why: SendError) {
     let (code, message) = why.of_a_turn();
     let account = Account::unstarted(&job.claim, Some(job));
@@ -55,8 +55,8 @@ pub(in crate::worker) async fn undelivered(deps: &Deps, job: &Job, base: i32, wh
     speak(deps, &job.claim, base, word).await;
 }
 
-/// What a process must be told of its conversation that did not serve the turn before. `None`: that cannot be read, and the
-/// turn has ended: a worker that begins as if nothing had been said would be worse.
+/// The history for a worker that did not serve the conversation's previous turn. `None`: the history is unreadable
+/// and the turn has ended. A worker that starts without its history would be worse than a failed turn.
 pub(in crate::worker) async fn history(deps: &Deps, link: &impl Link, job: &Job) -> Option<ToldHistory> {
     let assignment = &job.claim.assignment;
     if link.last_turn().is_some() || assignment.ordinal == 1 {
@@ -93,7 +93,7 @@ pub(in crate::worker) async fn history(deps: &Deps, link: &impl Link, job: &Job)
     None
 }
 
-/// Commits the move to `running`; the `seq` of `started`.
+/// Commits `running`. Returns the `seq` of `started`; `None` if the turn has ended or is no longer held here.
 pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Job) -> Option<i32> {
     loop {
         let (asked_at, (at, _)) = (Instant::now(), job.clocks.next());
@@ -112,7 +112,7 @@ pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Jo
                 cancelled_or_lost(deps, job).await;
                 return None;
             }
-            // Somebody else's lock is no fault of the worker, which is ready: the cap alone goes on.
+            // Another session holds the row's lock. The worker is ready, so this wait counts against the cap only.
             Err(why) if why.is_held() && !job.clocks.cap_left(Instant::now()).is_zero() => {
                 deps.store().tell_who_keeps_back(job.claim.turn).await;
                 pause().await;
@@ -130,7 +130,7 @@ pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Jo
     }
 }
 
-/// The turn did not start: a cancel came first, or another has it.
+/// The start matched no row: the turn was cancelled first, or is no longer held here.
 async fn cancelled_or_lost(deps: &Deps, job: &Job) {
     let commands = deps.store().commands(&[job.claim.turn]).await.unwrap_or_default();
     let by = commands.into_iter().find_map(|command| match command.order {
@@ -145,7 +145,7 @@ async fn cancelled_or_lost(deps: &Deps, job: &Job) {
     }
 }
 
-/// Sends the turn with what its worker is told of the past.
+/// Sends the turn, with its history and its deadline (UTC), to the worker.
 pub(in crate::worker) fn deliver(
     deps: &Deps,
     link: &mut impl Link,

@@ -1,7 +1,7 @@
-//! The history that a worker is told: what was said in its conversation before the turn, as far as there is room.
+//! The history a worker receives: what was said in its conversation before this turn, within the agent's limits.
 //!
-//! Pure. Keeps I7 for the past: what was said is told with how its turn ended, the newest turn always, and what is left out
-//! is said. Refuses to guess: what does not read is an error, since an agent that begins anew without a word is worse.
+//! Pure. Keeps I7 for the past: each turn is told with its end, the newest turn always, and omissions are counted.
+//! Unreadable rows are an error: an agent that silently starts from nothing is worse.
 
 mod shortened;
 
@@ -19,14 +19,15 @@ use crate::{
     turn::Status,
 };
 
-/// What one turn may take where not all fit, as parts of all: what is longer is shortened, so that older turns are told too.
+/// The part of the limit that one turn may use if not all turns fit (3 of 4). A longer turn is shortened so that
+/// older turns fit too.
 const TURN_PARTS: (u64, u64) = (3, 4);
-/// What names and ids beside input and history take of a worker's line, in bytes.
+/// Bytes on a worker's line for names and ids beside input and history.
 const ENVELOPE: usize = 1024;
-/// Tries to make a history shorter; the first that are needed bring it near its room.
+/// Bound of the loop that shrinks a history to fit the line; the first few tries come close.
 const TRIES_MAX: u32 = 64;
 
-/// A history, and what it lacks.
+/// A history, and what was left out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::worker) struct ToldHistory {
     pub(in crate::worker) said: Vec<Said>,
@@ -34,13 +35,12 @@ pub(in crate::worker) struct ToldHistory {
 }
 
 impl ToldHistory {
-    /// What the turn of this ordinal is told of an agent that remembers by itself.
+    /// The history for an agent that keeps its own: nothing but the number of omitted turns.
     pub(in crate::worker) fn nothing(ordinal: i64) -> ToldHistory {
         within(&[], ordinal, 0)
     }
 }
 
-/// A row of the past does not read.
 #[derive(Debug, thiserror::Error)]
 #[error("turn {turn} of the conversation does not read: {why}")]
 pub(in crate::worker) struct UnreadTurn {
@@ -48,7 +48,7 @@ pub(in crate::worker) struct UnreadTurn {
     why: serde_json::Error,
 }
 
-/// What the turn of this `ordinal` and `input` is told of `past`, which is the newest first.
+/// The history for the turn of this `ordinal` and `input`. `past` is sorted newest first.
 pub(in crate::worker) fn told(
     past: &[PastTurn],
     ordinal: i64,
@@ -64,7 +64,7 @@ pub(in crate::worker) fn told(
     let mut bytes = limits.bytes.0.min(all.max(1));
     for _ in 0..TRIES_MAX {
         let told = within(&spoken, ordinal, bytes);
-        // As a part of a line everything may be longer than its text: what is escaped takes up to six times as much.
+        // JSON escapes make a line up to six times as long as its text.
         let size = text::json_line(&told.said).map_or(usize::MAX, |line| line.len());
         if size <= room {
             return Ok(told);
@@ -82,7 +82,7 @@ fn within(spoken: &[Spoken<'_>], ordinal: i64, bytes: u64) -> ToldHistory {
     let (mut left, mut shortened, mut turns) = (bytes, 0, Vec::new());
     for (n, turn) in spoken.iter().enumerate().take_while(|_| bytes > 0) {
         let takes = turn.bytes().min(turn_max);
-        // The newest is told in any case.
+        // The newest turn is told in any case.
         if n > 0 && takes > left {
             break;
         }
@@ -100,7 +100,7 @@ fn within(spoken: &[Spoken<'_>], ordinal: i64, bytes: u64) -> ToldHistory {
     }
 }
 
-/// What was said in one turn.
+/// One past turn, read.
 struct Spoken<'a> {
     turn: &'a PastTurn,
     question: String,
@@ -111,7 +111,7 @@ struct Spoken<'a> {
     by: Option<String>,
 }
 
-/// The fields of an input, of an event and of a last word that a history is made of.
+/// The fields of inputs, events and last words that a history needs.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Fields {
@@ -168,7 +168,7 @@ impl<'a> Spoken<'a> {
         Ok(spoken)
     }
 
-    /// What of it was said, in bytes.
+    /// The size of everything said in the turn, in bytes.
     fn bytes(&self) -> u64 {
         (self.question.len() + self.answer.len()) as u64 + self.attachments_bytes() + self.asks_bytes()
     }
@@ -181,10 +181,11 @@ impl<'a> Spoken<'a> {
         if self.asks.is_empty() { 0 } else { bytes_of(&self.asks) }
     }
 
-    /// It in as many bytes: texts first, shortened where they must be; what has no room beside them is left out.
+    /// The turn within `bytes`: texts first, shortened if necessary; then questions and attachments, if they still
+    /// fit.
     fn within(&self, bytes: u64) -> Vec<Said> {
         let (question, answer) = (self.question.len() as u64, self.answer.len() as u64);
-        // The shorter text leaves the other what it does not take.
+        // The longer text may use what the shorter text leaves.
         let for_question = question.min((bytes / 2).max(bytes.saturating_sub(answer)));
         let for_answer = answer.min(bytes - for_question.min(bytes));
         let mut left = bytes - (for_question + for_answer).min(bytes);

@@ -1,9 +1,9 @@
-//! Input guards: a turn's input is checked before anything is started for it.
+//! Input guards: patterns that a turn's input must pass before any worker is started for it.
 //!
-//! Owns what is compiled of them, once a revision, and the threads that they may take: a quick lane for what is
-//! checked in a moment, and a thorough one, of a single thread, for the rest. So texts that are costly to check
-//! wait for each other alone, and no task of this replica waits for any of them. Fails closed: what cannot be
-//! checked, or not within its budget, is stopped, and the client and the log are told why.
+//! Owns the compiled patterns (one set a revision) and the threads that check them: a quick lane for checks of
+//! milliseconds, and a thorough lane of one thread for the rest. So costly texts wait only for each other, and no
+//! async task is blocked. Fails closed: input that cannot be checked within its budget is stopped, and client and
+//! log learn why.
 
 use std::{
     borrow::Cow,
@@ -21,10 +21,10 @@ use crate::{
     telemetry::metrics,
 };
 
-/// InputGuards at once in each lane, and the processor time that each of them may take.
+/// For each lane: checks at once, and processor time for each.
 const QUICK: (usize, Duration) = (2, Duration::from_millis(10));
 const THOROUGH: (usize, Duration) = (1, Duration::from_millis(500));
-/// Memory of what is kept compiled; more, and what was used longest ago is forgotten.
+/// Memory of compiled guards, in bytes. Beyond it the least recently used are dropped.
 const KEPT_MAX: usize = 64 << 20;
 
 const TOO_COSTLY: &str =
@@ -32,7 +32,6 @@ const TOO_COSTLY: &str =
 const UNUSABLE: &str =
     "Your message was not accepted: a rule of this agent cannot be checked. Its operator has to mend it.";
 
-/// The guards of this replica's agents.
 #[derive(Debug)]
 pub(in crate::worker) struct InputGuards {
     kept: Mutex<Kept>,
@@ -56,7 +55,7 @@ impl Default for InputGuards {
     }
 }
 
-/// The notice of what stops this input; `None` lets it through.
+/// The notice of the guard that stops this input; `None` if the input passes.
 pub(in crate::worker) async fn stopped_by(
     guards: &Arc<InputGuards>,
     agent: &Agent,
@@ -69,7 +68,7 @@ pub(in crate::worker) async fn stopped_by(
 }
 
 impl InputGuards {
-    /// Tells how much of what is bounded here is in use.
+    /// Publishes how busy the thorough lane is.
     pub(in crate::worker) fn tell_bounds(&self) {
         let used = THOROUGH.0 - self.thorough.available_permits();
         metrics::bound("thorough_guard_checks", used as u64, THOROUGH.0 as u64);
@@ -77,11 +76,11 @@ impl InputGuards {
 
     async fn stop(self: Arc<Self>, agent: &Agent, input: Arc<str>) -> Option<String> {
         for (lane, (_, budget)) in [(&self.quick, QUICK), (&self.thorough, THOROUGH)] {
-            // It is never closed.
+            // The semaphores are never closed.
             let Ok(permit) = lane.clone().acquire_owned().await else { break };
             let (checks, agent, input) = (self.clone(), agent.clone(), input.clone());
             let checking = tokio::task::spawn_blocking(move || {
-                // Whoever waits for the answer may be gone before there is one.
+                // Held by the thread: the caller may be gone before the check ends.
                 let _permit = permit;
                 let text = text_of(&input).ok()?;
                 Some(checks.compiled(&agent).check(&text, budget))
@@ -98,7 +97,7 @@ impl InputGuards {
                     tracing::error!("an input has no text; it is stopped");
                     return Some(UNUSABLE.to_owned());
                 }
-                // Of this turn alone: no text may end a replica.
+                // A panic fails this turn only.
                 Err(why) => {
                     tracing::error!(%why, "a check of an input panicked; it is stopped");
                     return Some(UNUSABLE.to_owned());
@@ -109,7 +108,7 @@ impl InputGuards {
         Some(TOO_COSTLY.to_owned())
     }
 
-    /// A revision's guards. Two that need them first may both compile them.
+    /// A revision's compiled guards. Two first callers may both compile them.
     fn compiled(&self, agent: &Agent) -> Arc<Guards> {
         let revision = (agent.name.clone(), agent.revision);
         if let Some(guards) = self.kept().find(&revision) {
@@ -149,7 +148,7 @@ impl Kept {
     }
 }
 
-/// An input's text; the rest of it is not built.
+/// The `text` of an input; the other fields are not built.
 fn text_of(input: &str) -> Result<Cow<'_, str>, serde_json::Error> {
     #[derive(Deserialize)]
     struct InputText<'a> {

@@ -1,4 +1,4 @@
-//! A turn to be run here.
+//! A claimed turn that is to be run here.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::{
     worker::registry::{Interruption, Reach},
 };
 
-/// As often a turn may be claimed, its first time included (`lw_may_rerun_v1`).
+/// Claims a turn may have in all (`lw_may_rerun_v1`).
 const ATTEMPTS_MAX: i32 = 3;
 
-/// One turn to be run here. Its drop frees its slot.
+/// A claimed turn with its agent and clocks. Dropping it frees the turn's slot.
 #[derive(Debug)]
 pub(in crate::worker) struct Job {
     pub(in crate::worker) claim: Claim,
@@ -34,11 +34,10 @@ pub(in crate::worker) struct Job {
 /// What a turn and its conversation's own worker must agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::worker) struct Fit {
-    /// Which of the conversation's workers.
+    /// Counts the workers of the conversation.
     pub(in crate::worker) generation: i64,
-    /// The agent's revision.
     pub(in crate::worker) revision: i32,
-    /// Whether an input is checked before anything is started.
+    /// Whether the input must pass guards before a worker may be started.
     pub(in crate::worker) is_guarded: bool,
 }
 
@@ -89,7 +88,7 @@ impl HostedTurn for Job {
     }
 
     fn must_start_here(&self) -> bool {
-        // Given back it could not be claimed again.
+        // The last attempt: a turn that is given back now could not be claimed again.
         self.claim.epoch >= ATTEMPTS_MAX
     }
 
@@ -108,7 +107,7 @@ impl HostedTurn for Job {
                 Interruption::Halt(halt) => return Obstacle::Halted(halt),
                 Interruption::Order(command) => match command.order {
                     Order::Cancel { by } => return Obstacle::Cancelled(by),
-                    // It has asked nothing yet.
+                    // No worker has asked a question yet.
                     Order::Answer { .. } => {}
                 },
             }

@@ -1,4 +1,4 @@
-//! One turn, from what it needs to its last word.
+//! One turn, from its claim to its last word.
 //!
 //! ```text
 //! prepare: its agent, its input checked ─► handover ─► run: transcript, timers, write_buffer ─► finish ─► terminal

@@ -1,4 +1,4 @@
-//! What a claimed turn needs before a worker is found for it: its agent. And the ends of turns that no worker receives.
+//! Loads the agent of a claimed turn, and ends turns that no worker receives.
 
 use std::time::Duration;
 
@@ -27,11 +27,11 @@ use crate::{
     worker::{deps::Deps, registry::Reach},
 };
 
-/// How long a claimed turn's agent is looked for while Postgres is away.
+/// How long loading a turn's agent is retried while Postgres is away.
 const LOAD_MAX: Duration = Duration::from_secs(60);
 
-/// Reads a claimed turn's agent; `None` where there is nothing to be run. `is_untouched`: no worker has
-/// received the turn.
+/// Loads a claimed turn's agent; `None` if the turn cannot be run here. `is_untouched`: no worker has received the
+/// turn, so it may be given back.
 pub(in crate::worker) async fn prepare(
     deps: &Deps,
     claim: Claim,
@@ -61,7 +61,7 @@ pub(in crate::worker) async fn prepare(
     None
 }
 
-/// A claimed turn with its agent. `claimed_at`: when its clocks began.
+/// A claimed turn with its agent. `claimed_at`: start of its clocks.
 pub(in crate::worker) fn job_of(
     deps: &Deps,
     claim: Claim,
@@ -79,23 +79,24 @@ pub(in crate::worker) fn job_of(
     Job { claim, agent, clocks, span, reach }
 }
 
-/// Gives a turn back to the queue that no worker has received, for this reason.
+/// Gives a turn that no worker has received back to the queue. `reason` is the label of the metric.
 pub(in crate::worker) async fn give_back(deps: &Deps, claim: &Claim, reason: &'static str) {
     deps.running().release(claim);
     match deps.store().release(claim.turn, claim.epoch, true).await {
         Ok(true) => telemetry::metrics::requeued(reason),
-        // The next comparison of what is held with what runs gives it back.
+        // The next `settle` pass gives the turn back.
         Ok(false) => tracing::warn!(turn_id = %claim.turn, "not given back yet"),
         Err(why) => warn_of!(why, turn_id = %claim.turn, "not given back yet"),
     }
 }
 
-/// Leaves a turn to the replicas of a newer release, which wrote its agent. The store claims no more of them here.
+/// Leaves a turn to replicas of a newer release, whose agent this release cannot read. The store claims no more
+/// turns of that agent here.
 async fn decline(deps: &Deps, claim: &Claim) {
     deps.running().release(claim);
     match deps.store().decline(claim.turn, claim.epoch).await {
         Ok(true) => telemetry::metrics::requeued("newer_release"),
-        // The next comparison of what is held with what runs gives it back.
+        // The next `settle` pass gives the turn back.
         Ok(false) => tracing::warn!(turn_id = %claim.turn, "not declined yet"),
         Err(why) => warn_of!(why, turn_id = %claim.turn, "not declined yet"),
     }
@@ -120,13 +121,14 @@ async fn fail(deps: &Deps, claim: &Claim, why: &str) {
     speak(deps, claim, claim.last_seq, word).await;
 }
 
-/// Ends a turn whose input a guard stops: the notice, then the last word. The log takes events of running turns only.
+/// Ends a turn whose input a guard stops: writes the notice, then the last word. `start` comes first because the
+/// log takes events of running turns only.
 pub(in crate::worker) async fn block(deps: &Deps, job: Job, notice: String) {
     let claim = &job.claim;
     let base = match deps.store().start(claim, None).await {
         Ok(Some(base)) => base,
         Ok(None) => return telemetry::metrics::leases_lost(),
-        // Its startup clock closes it.
+        // The turn's startup clock closes the turn.
         Err(why) => return warn_of!(why, "a blocked turn could not be told"),
     };
     let append = Append {

@@ -1,8 +1,8 @@
-//! What a turn's log tells whoever goes on with it: how many messages of its worker count, what was said, and
-//! which questions are open.
+//! Rebuilds the state of a turn from its log, for a replica that takes over the turn: the number of worker
+//! messages, the transcript, the open questions.
 //!
-//! Keeps I4 across a change of holder. A worker's messages are the events of its attempt, but for `started`
-//! and the user's answers, so their number is the number of the last message that was heard.
+//! Keeps I4 across a change of holder. Every event of an attempt except `started` and the user's answers is one
+//! message of the worker, so counting events gives the number of the last message received.
 
 use std::time::Duration;
 
@@ -17,30 +17,29 @@ use crate::{
     worker::deps::Deps,
 };
 
-/// Events in one read.
 const PAGE: i64 = 1000;
 
-/// What was before.
+/// The state of a turn before this replica's part of it.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Replay {
     /// The newest event's `seq`.
     pub(in crate::worker) base: i32,
-    /// Messages of the worker that count.
+    /// Messages of the worker that became events.
     pub(in crate::worker) heard: u64,
     pub(in crate::worker) transcript: Transcript,
     pub(in crate::worker) has_answered: bool,
-    /// Questions that were answered, with their answers.
+    /// Answered questions: id and answer.
     pub(in crate::worker) answers: Vec<(String, Raw)>,
     pub(in crate::worker) started_at: Option<DateTime<Utc>>,
     pub(in crate::worker) last_progress_at: Option<DateTime<Utc>>,
-    /// Until the clock that runs.
+    /// Time until the current clock's deadline.
     pub(in crate::worker) left: Duration,
-    /// Who asked for its cancel. The worker may have been told before it came here, and say that it has stopped before
-    /// the order is read here.
+    /// Who asked for the cancel. The worker may have obeyed the cancel on the former replica and report
+    /// `cancelled` before this replica has read the command.
     pub(in crate::worker) cancelled_by: Option<String>,
 }
 
-/// The fields of an answer's event.
+/// The fields of an `answer` event.
 #[derive(Deserialize)]
 struct AnswerRecord {
     ask_id: String,
@@ -48,14 +47,14 @@ struct AnswerRecord {
 }
 
 impl Replay {
-    /// What is before the first word of a worker that was handed the turn: `started`, at this `seq`.
+    /// The state right after the hand-over, with `started` at seq `base`.
     pub(in crate::worker) fn started(deps: &Deps, job: &Job, base: i32) -> Replay {
         let left = job.agent.spec.timeouts.progress.0;
         let started_at = Some(deps.store().clock().now());
         Replay { base, left, started_at, ..Replay::default() }
     }
 
-    /// Reads the log of a turn that is held here now, after its `beginning`: nobody else can add to it.
+    /// Reads the log of a turn that is now held here, after its `beginning`. No other replica can append any more.
     pub(in crate::worker) async fn read(
         store: &Store,
         adopted: &Adopted,

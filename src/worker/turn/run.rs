@@ -1,11 +1,11 @@
-//! One turn on a ready worker of any kind, with the log as its outlet: what the worker says becomes events, and one end
-//! becomes the last word.
+//! One turn on a ready worker of any runtime, with the log as its outlet: messages become events, one end becomes
+//! the last word.
 //!
-//! The loop is [`crate::host`]'s; this file is what a replica does at each step. While a write is under way what the worker
-//! says gathers in a bounded buffer; when the buffer is full the worker is not listened to, its pipe fills, and it waits. That
-//! wait is not counted as its own silence (I8).
+//! The loop is [`crate::host`]'s; this file implements a replica's part of each step. While a write is in flight,
+//! messages gather in a bounded buffer. When the buffer is full the worker's pipe is not read, so the worker
+//! blocks; that time does not count as the worker's silence (I8).
 //!
-//! Keeps I7, I10 (the move to `running` is committed before the worker receives a byte) and I11.
+//! Keeps I7, I10 (`running` is committed before the worker receives a byte) and I11.
 
 use std::time::Duration;
 
@@ -42,26 +42,26 @@ use crate::{
     worker::{deps::Deps, registry::Interruption},
 };
 
-/// The fields of an answer's event.
+/// The fields of an `answer` event.
 #[derive(Serialize)]
 struct AnswerFields<'a> {
     answer: &'a Raw,
     ask_id: &'a str,
 }
 
-/// How a turn ends here.
+/// How a turn ends on this replica.
 pub(super) enum End {
-    /// With this word; then this becomes of the worker.
+    /// With this last word, and this fate of the worker.
     Word(LastWord, Fate),
-    /// It may be run again, by a fresh worker.
+    /// The turn may be run again on a fresh worker; otherwise it ends with this last word.
     Rerun(LastWord),
-    /// Somebody else holds it.
+    /// Another replica holds the turn, or nobody.
     Lost,
-    /// Its worker calls another replica.
+    /// The worker now calls another replica.
     Moved,
 }
 
-/// A turn's words on their way to the log.
+/// A running turn.
 pub(super) struct Run<'a> {
     pub(super) deps: &'a Deps,
     pub(super) job: &'a mut Job,
@@ -69,19 +69,19 @@ pub(super) struct Run<'a> {
     pub(super) transcript: Transcript,
     pub(super) buffer: WriteBuffer,
     cancelled_by: Option<String>,
-    /// What the worker may take until its next event.
+    /// How long the worker may take until its next event.
     budget: Duration,
     has_answered: bool,
-    /// Messages of the worker that became events, or the end; and how many of them the last write has.
+    /// `heard`: messages that became events or the end. `written`: how many of them the last write included.
     pub(super) heard: u64,
     written: u64,
-    /// Whether the worker was not listened to since the last write ended.
+    /// Whether the worker's pipe was left unread at some time since the last write ended.
     was_deaf: bool,
-    /// For how long the link had waited for other turns when the clock was last set.
+    /// The link's wait for other turns when the clock was last set.
     had_waited: Duration,
 }
 
-/// Runs `job` from its hand-over to its end, on the worker at the other end of `link`.
+/// Runs `job` from its hand-over to its end, on the worker behind `link`.
 pub(in crate::worker) async fn begin(deps: &Deps, link: &mut impl Link, job: &mut Job) -> Fate {
     match hand_over(deps, link, job).await {
         Some(base) => resume(deps, link, job, Replay::started(deps, job, base)).await,
@@ -89,7 +89,7 @@ pub(in crate::worker) async fn begin(deps: &Deps, link: &mut impl Link, job: &mu
     }
 }
 
-/// Goes on with `job` after what was before.
+/// Runs `job` on from the state in `past` to its end.
 pub(in crate::worker) async fn resume(
     deps: &Deps,
     link: &mut impl Link,
@@ -169,7 +169,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
             Order::Answer { ask_id, answer } => {
                 let answer = Raw::of(answer).unwrap_or(Raw::null());
                 if !self.transcript.take_ask(&ask_id) {
-                    // Carried out before; only the mark was lost.
+                    // The answer was delivered before, but the mark was lost.
                     return self.mark_taken(command.id).await;
                 }
                 self.gather(NewEvent::new(Kind::Answer, &AnswerFields { answer: &answer, ask_id: &ask_id }));
@@ -181,7 +181,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
             return Some(end);
         }
         match sent {
-            // A worker that is gone is about to be heard as such.
+            // A worker that has exited is reported by the next `recv()`.
             Ok(()) | Err(SendError::Closed) => None,
             Err(_) if self.cancelled_by.is_some() => Some(self.ended_by(Lapse::Cancels)),
             Err(why @ SendError::TooLong) => {
@@ -228,7 +228,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
     fn broken(&mut self, broken: Broken) -> End {
         let Broken { breach, code, message, detail } = broken;
         match breach {
-            // It obeyed in its own way.
+            // Exiting is a way to obey a cancel.
             Breach::Closed | Breach::Gone if self.cancelled_by.is_some() => self.ended_by(Lapse::Cancels),
             Breach::Gone => self.gone(code, &message, detail),
             Breach::Closed | Breach::Protocol => self.fails(code, &message, detail),
@@ -250,7 +250,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
 }
 
 impl Run<'_> {
-    /// Begins a write of what was gathered, unless a write is under way.
+    /// Starts a write of the gathered events, unless a write is in flight.
     pub(super) fn write(&mut self) {
         let clock = if self.transcript.is_asking() { TurnClock::Answer } else { TurnClock::Progress };
         if !self.buffer.is_writing() {
@@ -259,7 +259,7 @@ impl Run<'_> {
         self.buffer.write(clock, self.budget);
     }
 
-    /// What a write that has ended means for the turn; `None`: it is committed.
+    /// The end that a completed write forces on the turn; `None` if the write is committed.
     pub(super) fn failed_write(&mut self, written: Written) -> Option<End> {
         match written {
             Written::Done(_) => None,
@@ -268,16 +268,16 @@ impl Run<'_> {
         }
     }
 
-    /// A write is committed.
+    /// Acknowledges the messages of a committed write.
     pub(super) fn note_written(&mut self, link: &mut impl Link) {
         link.acknowledge(self.written);
         if std::mem::take(&mut self.was_deaf) {
-            // It could not be heard meanwhile: its silence was ours.
+            // The worker's pipe was not read meanwhile, so its silence does not count.
             self.expect(self.budget, link);
         }
     }
 
-    /// The worker is gone, and with it what it had not said.
+    /// The worker has exited; messages it had not sent are lost.
     fn gone(&self, code: Code, message: &str, detail: Option<String>) -> End {
         let word = self.account.failure(code, message, detail);
         let may_rerun = self.job.agent.spec.retry == Retry::Safe && !self.has_answered;
@@ -289,11 +289,11 @@ impl Run<'_> {
         self.buffer.gather(event);
     }
 
-    /// Sets the clock after an event: progress moves it, a question hands it to the user.
+    /// Restarts the clock after an event: the progress clock, or the answer clock while a question is open.
     fn expect(&mut self, announced: Duration, link: &impl Link) {
         let timeouts = self.job.agent.spec.timeouts;
         let now = Instant::now();
-        // An announced budget never goes past the cap, which the clocks keep.
+        // An announced budget never extends past the cap.
         let cap_left = self.job.clocks.cap_left(now);
         if self.transcript.is_asking() {
             self.budget = timeouts.answer.0.min(cap_left);
@@ -306,7 +306,7 @@ impl Run<'_> {
         self.job.reach.set_due(self.job.clocks.next().0);
     }
 
-    /// Whether the worker has more time, since for some of it its link waited for other turns.
+    /// Whether the worker gets more time because its link waited for other turns during the period.
     fn is_excused(&mut self, link: &impl Link) -> bool {
         let waited = link.may_have_waited();
         let excused = waited.saturating_sub(std::mem::replace(&mut self.had_waited, waited));
@@ -315,14 +315,15 @@ impl Run<'_> {
         !excused.is_zero()
     }
 
-    /// Marks an order as carried out. An order whose turn somebody else holds by now is for that holder to carry out.
+    /// Marks a command as carried out. If the mark matches no row, another replica holds the turn and carries it
+    /// out.
     async fn mark_taken(&mut self, command: i64) -> Option<End> {
         let claim = &self.job.claim;
         match self.deps.store().take_command_of(command, claim.turn, claim.epoch).await {
             Ok(true) => None,
             Ok(false) => Some(End::Moved),
             Err(why) => {
-                // It comes again, and does nothing then.
+                // The command is read again and then changes nothing.
                 tracing::debug!(%why, "an order was not marked as taken");
                 None
             }

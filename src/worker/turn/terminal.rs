@@ -1,4 +1,4 @@
-//! The holder's last word: built from what is known of the turn, written once, under its epoch.
+//! The holder's last word of a turn: built from the run's state, written once, fenced by the turn's epoch.
 
 use chrono::{DateTime, Utc};
 
@@ -13,7 +13,7 @@ use crate::{
     worker::deps::Deps,
 };
 
-/// What a failure says beside its code.
+/// What a failure reports beside its code.
 #[derive(Debug, Clone)]
 pub(in crate::worker) struct Account {
     attempt: i32,
@@ -39,13 +39,12 @@ impl Account {
         }
     }
 
-    /// A failure as a last word. `detail` is for operators, and for clients only where the agent
-    /// exposes its errors.
+    /// A failure as a last word. `detail` goes to the log, and to clients only if the agent exposes its errors.
     pub(in crate::worker) fn failure(&self, code: Code, message: &str, detail: Option<String>) -> LastWord {
         self.failure_as(code, message, detail, None)
     }
 
-    /// The same, where the worker itself says whether asking again may help.
+    /// Like [`failure`](Self::failure), with the worker's own word on whether a retry may help.
     pub(in crate::worker) fn failure_as(
         &self,
         code: Code,
@@ -70,19 +69,18 @@ impl Account {
     }
 }
 
-/// A cancelled turn's last word.
 pub(in crate::worker) fn cancelled(by: &str) -> LastWord {
     let data = serde_json::json!({ "by": by }).to_string();
     LastWord { kind: Kind::Cancelled, data, label: by.to_owned().into() }
 }
 
-/// Writes the last word. True where it is in the log; false where the turn was lost.
+/// Writes the last word. Returns false if the turn is no longer held here.
 pub(in crate::worker) async fn speak(deps: &Deps, claim: &Claim, base: i32, word: LastWord) -> bool {
     speak_after(deps, claim, base, Vec::new(), word).await
 }
 
-/// Writes what was said last, and the last word, in one commit. Where Postgres refuses them, what was said
-/// is no part of the log, and the last word is `internal`.
+/// Commits the buffered events `said` together with the last word. If Postgres refuses them, only the last word
+/// `internal` is written. Returns false if nothing was written.
 pub(in crate::worker) async fn speak_after(
     deps: &Deps,
     claim: &Claim,

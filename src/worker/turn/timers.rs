@@ -1,7 +1,7 @@
-//! The clocks of one turn, as its holder keeps them: exact, on this machine's monotonic time.
+//! The clocks of one turn, kept by its holder on this machine's monotonic time.
 //!
-//! Pure. The in-flight row's deadline is the same on the database's clock, for the others to judge
-//! by when this holder is gone; it may lag by up to 10 s.
+//! Pure. The in-flight row holds the same deadline on the database's clock, for other replicas to judge by if this
+//! one is gone; the row may lag by up to 10 s.
 
 use std::time::Duration;
 
@@ -9,22 +9,20 @@ use tokio::time::Instant;
 
 use crate::{failure::Code, turn::CancelledBy};
 
-/// How long a worker has to obey a cancel.
 pub(in crate::worker) const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
-/// Who is named as the canceller where the order itself is not known.
+/// Named as the canceller if the cancel command itself was not read.
 pub(in crate::worker) const UNKNOWN_CANCELLER: CancelledBy = CancelledBy::Client;
 
-/// Which clock lapses next, and when.
+/// What happens when the next clock lapses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::worker) enum Lapse {
     /// The turn fails with this code.
     Fails(Code),
-    /// The worker did not obey a cancel.
+    /// The worker did not obey a cancel in time.
     Cancels,
 }
 
-/// The clocks of one turn.
 #[derive(Debug)]
 pub(in crate::worker) struct Clocks {
     cap: Instant,
@@ -33,7 +31,7 @@ pub(in crate::worker) struct Clocks {
 }
 
 impl Clocks {
-    /// From the claim: the startup clock runs, and the cap.
+    /// At the claim: the startup clock and the cap start.
     pub(in crate::worker) fn claimed(now: Instant, startup: Duration, cap_left: Duration) -> Self {
         Clocks { cap: now + cap_left, cancel: None, step: (now + startup, Code::WorkerStartupFailed) }
     }
@@ -43,7 +41,7 @@ impl Clocks {
         self.step = (now + budget, Code::WorkerUnresponsive);
     }
 
-    /// Of the time that has passed since, so much does not count: the worker could not be heard.
+    /// Moves the current deadline by time in which the worker could not be heard.
     pub(in crate::worker) fn excuse(&mut self, passed: Duration) {
         self.step.0 += passed;
     }
@@ -53,17 +51,17 @@ impl Clocks {
         self.step = (now + budget, Code::AnswerTimeout);
     }
 
-    /// Somebody wants the turn to stop.
+    /// Starts the grace period of a cancel, once.
     pub(in crate::worker) fn cancel(&mut self, now: Instant) {
         self.cancel.get_or_insert(now + CANCEL_GRACE);
     }
 
-    /// When the turn's whole time is over.
+    /// The time until the cap; zero if passed.
     pub(in crate::worker) fn cap_left(&self, now: Instant) -> Duration {
         self.cap.saturating_duration_since(now)
     }
 
-    /// The next lapse. A cancel's grace comes before the cap, the cap before a step.
+    /// The next deadline. A cancel's grace replaces the current step; the cap bounds both.
     pub(in crate::worker) fn next(&self) -> (Instant, Lapse) {
         if let Some(cancel) = self.cancel {
             return (cancel.min(self.cap), Lapse::Cancels);

@@ -1,7 +1,7 @@
-//! What a worker has said in one turn: messages in, events out, and the last word they lead to.
+//! What a worker has said in one turn: messages in; events and the last word out.
 //!
-//! Pure. Keeps I7: every message becomes an event, an end, or a named violation; a worker that
-//! finishes without having said anything has not succeeded.
+//! Pure. Keeps I7: every message becomes an event, an end, or a named violation. A worker that completes without
+//! having said anything has failed.
 
 use std::collections::BTreeMap;
 
@@ -17,53 +17,52 @@ use crate::{
     turn::LastWord,
 };
 
-/// The stop reason of a worker that names none.
+/// The stop reason if the worker names none.
 const STOP_REASON: &str = "end_turn";
 
-/// Questions in one turn.
 const ASKS_MAX: usize = 1000;
 
-/// The running account of one turn.
+/// The state of one turn's answer.
 #[derive(Debug, Default)]
 pub struct Transcript {
-    /// The answer so far: deltas and contents, one after another.
+    /// The answer so far: deltas and contents, concatenated.
     text: String,
-    /// Bytes that became events, whatever their kind.
+    /// Bytes of all events so far, of any kind.
     bytes: u64,
-    /// The first half of a character, which waits for its other half in the next delta. The log has it with the delta
-    /// that ended in it, so that whoever goes on with the turn can join it too.
+    /// First half of a character split between two deltas. The log stores it with the delta it ended, so that
+    /// another replica can resume the turn and join the halves.
     half: Option<u16>,
-    /// Whether the client was given anything that counts as an answer.
+    /// Whether the client received anything that counts as an answer.
     has_spoken: bool,
-    /// Every question's id, and whether it waits for an answer. An id is never used again: the answer
-    /// to the first would pass for one to the second.
+    /// Each question's id, and whether it still waits for an answer. Ids are never reused: an answer to the first
+    /// question would pass for an answer to the second.
     asks: BTreeMap<String, bool>,
 }
 
-/// What one message amounts to.
+/// What one message means for the turn.
 #[derive(Debug, PartialEq)]
 pub enum Meaning {
     /// An event to append.
     Event(NewEvent),
-    /// Nothing for the log: `beat`, or a `ready` that comes again.
+    /// Nothing for the log: a `beat`, or a repeated `ready`.
     Alive,
-    /// The worker's end of the turn.
+    /// The turn's end, as the worker reports it.
     End(LastWord),
-    /// The end in an error, in the worker's or our words.
+    /// An end in failure, with the worker's message or the gateway's.
     Failed {
-        /// Which code.
+        /// The failure's code.
         code: Code,
         /// Text for a person.
         message: String,
-        /// The worker's own view of whether asking again may help.
+        /// The worker's own word on whether a retry may help.
         retryable: Option<bool>,
     },
-    /// It says that it stopped the turn.
+    /// The worker reports that it stopped the turn.
     Cancelled,
 }
 
 impl Transcript {
-    /// Takes in one message. `output_max` bounds what one turn may send, in bytes.
+    /// Takes in one message. `output_max`: bytes one turn may send.
     pub fn hear(&mut self, message: Message, output_max: u64) -> Meaning {
         let event = match message {
             Message::Ready | Message::Beat => return Meaning::Alive,
@@ -100,7 +99,7 @@ impl Transcript {
         Meaning::Event(event)
     }
 
-    /// Takes in an event that a message, or an answer, became before.
+    /// Takes in an event from the log: an earlier message, or an answer.
     pub fn recall(&mut self, kind: Kind, data: &str) {
         let Recalled { text, ask_id, half } = serde_json::from_str(data).unwrap_or_default();
         match kind {
@@ -124,7 +123,7 @@ impl Transcript {
         self.bytes += data.len() as u64;
     }
 
-    /// Whether this question waits for an answer; it does not afterwards.
+    /// Closes a question. Returns whether the question was waiting for an answer.
     pub fn take_ask(&mut self, ask_id: &str) -> bool {
         self.asks.get_mut(ask_id).is_some_and(std::mem::take)
     }
@@ -134,7 +133,7 @@ impl Transcript {
         self.asks.values().any(|is_open| *is_open)
     }
 
-    /// The half that still waits when the turn ends, as a last delta. It stands in the whole answer already.
+    /// A half character left over at the end of the turn, as a last delta. The answer's text already includes it.
     pub fn take_half(&mut self) -> Option<NewEvent> {
         self.half.take().map(|_| NewEvent::new(Kind::Delta, &json!({ "text": halves::REPLACEMENT })))
     }
@@ -144,7 +143,8 @@ impl Transcript {
         self.text.push_str(text);
     }
 
-    /// A delta, whose first character may have begun in the one before it. An empty one comes between two halves.
+    /// Adds a delta, whose first character may have begun in the delta before. An empty delta may come between two
+    /// halves.
     fn say_piece(&mut self, text: &str, cut: Cut) -> NewEvent {
         if text.is_empty() {
             return NewEvent::new(Kind::Delta, &json!({ "text": "" }));
@@ -205,7 +205,7 @@ impl Transcript {
     }
 }
 
-/// The fields of events with something in them that is given on as it came.
+/// Field structs for events that pass JSON from the worker through unchanged.
 #[derive(Serialize)]
 struct CustomFields<'a> {
     data: &'a Raw,
@@ -228,7 +228,7 @@ struct CompletedFields<'a> {
     usage: Option<&'a Raw>,
 }
 
-/// What counts of an event when it is taken in again.
+/// The fields of an event that a replay needs.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Recalled {

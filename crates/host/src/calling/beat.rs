@@ -5,8 +5,8 @@
 //!    ▲                      │ should_move: register elsewhere first, then let go
 //!    └──── no answer ───────┘
 //! ```
-//! Keeps I11: where the gateway says that a turn is over, or nobody says anything for too long, what this host
-//! does for it is ended.
+//!
+//! Keeps I11: a turn that the gateway calls over, and every turn after too long without an answer, is ended here.
 
 use std::time::Duration;
 
@@ -21,24 +21,24 @@ use super::{
 };
 use lastword_words::agent::Scope;
 
-/// How long the gateway keeps a beat open.
+/// How long the gateway may hold a beat open (long poll).
 const WAIT: Duration = Duration::from_secs(1);
-/// How long it may take to answer beyond that.
+/// Additional time for its answer.
 const SLACK: Duration = Duration::from_secs(2);
-/// Between two looks for another replica while the present one should be left.
+/// Pause between two searches for another replica while the present one should be left.
 const MOVE_EVERY: Duration = Duration::from_millis(500);
-/// Without an answer of anybody for so long, turns are given up: the gateway has done so by then.
+/// Without an answer for this long all turns are given up: the gateway has done the same by then.
 const AWAY_MAX: Duration = Duration::from_secs(60);
 
-/// What a beat came to.
+/// The result of a beat.
 enum BeatHeard {
     Beat(BeatReply),
-    /// This replica knows this host no more.
+    /// The replica does not know this host any more.
     Unknown,
     Nothing(String),
 }
 
-/// Beats until this host has left, or may not call.
+/// Beats until this host has left, or is refused.
 pub async fn keep(host: &HostState) -> Result<(), CallingError> {
     let mut at = Beating { host, next: 0, route: None, heard_at: Instant::now() };
     loop {
@@ -52,7 +52,7 @@ pub async fn keep(host: &HostState) -> Result<(), CallingError> {
         let (is_leaving, is_last) = (host.is_leaving(), host.has_left());
         let heard = tokio::select! {
             heard = at.beat(&route, is_leaving) => heard,
-            // That is to be said at once.
+            // Leaving is reported at once.
             () = host.leaving(), if !is_leaving => continue,
             () = host.left.cancelled(), if !is_last => continue,
         };
@@ -70,15 +70,15 @@ pub async fn keep(host: &HostState) -> Result<(), CallingError> {
 
 struct Beating<'a> {
     host: &'a HostState,
-    /// Which URL is tried next.
+    /// The next URL to try.
     next: usize,
     route: Option<Route>,
-    /// When the gateway was heard last.
+    /// When the gateway last answered.
     heard_at: Instant,
 }
 
 impl Beating<'_> {
-    /// Finds a replica that lets this host in; each URL once, then a pause.
+    /// Registers with a replica; tries each URL once, then pauses.
     async fn find(&mut self) -> Result<(), CallingError> {
         let link = &self.host.link;
         for _ in 0..link.urls() {
@@ -110,7 +110,7 @@ impl Beating<'_> {
     }
 
     fn lose(&mut self, route: &Route, next: usize) {
-        // Where the address was the replica's own word, the one that was given is tried first.
+        // If the lost address was the replica's own, the configured URL is tried first.
         self.next = next;
         self.route = None;
         self.host.link.note_misleading_unless_given(&route.base);
@@ -122,7 +122,7 @@ impl Beating<'_> {
             "worker_id": route.registered.worker_id, "turns": self.host.turns.named(),
             "wait_ms": WAIT.as_millis(), "is_leaving": is_leaving,
         });
-        // A process of one conversation waits for no other; and a release before this one takes no such word.
+        // A conversation's own process waits for no other turn, and older gateways do not accept the field.
         if route.registered.hears_waits && route.registered.scope == Scope::Shared {
             let waited = self.host.workers.waited();
             body["waited_ms"] = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX).into();
@@ -156,7 +156,7 @@ impl Beating<'_> {
         }
     }
 
-    /// Turns to another replica, if one lets this host in; this one goes on until then.
+    /// Moves to another replica that accepts this host; the present one is used until then.
     async fn move_on(&mut self, route: &Route) {
         for n in 1..=self.host.link.urls() {
             if let Ok(other) = self.host.link.register(route.found_by + n).await {

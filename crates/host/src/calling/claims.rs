@@ -1,7 +1,7 @@
-//! Waiting for turns: one long poll at a time, for as many as there is room for.
+//! Waits for turns with one long poll at a time, for as many as there is room for.
 //!
-//! Whether to leave is decided between two polls: a host that leaves in the middle of one could leave a turn
-//! behind that it was just offered.
+//! Leaving is decided between two polls: a host that leaves during a poll could abandon a turn that was just
+//! offered.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use super::{link::Route, state::HostState, words::OfferedTurns};
 use crate::descriptors;
 
-/// How long one poll waits, in seconds.
+/// Duration of one long poll, in seconds.
 const WAIT_S: u64 = 20;
-/// How long the gateway may take to answer beyond that.
+/// Additional time for its answer.
 const SLACK: Duration = Duration::from_secs(5);
-/// Where this host lacks what a process's start takes it looks again after so long.
+/// Pause while this host lacks the resources to start a process.
 const LACK_PAUSE: Duration = Duration::from_secs(1);
 
-/// Takes on turns until this host leaves.
+/// Takes turns until this host leaves.
 pub async fn take_on(host: &HostState) {
     let mut routes = host.link.routes();
     loop {
@@ -31,7 +31,7 @@ pub async fn take_on(host: &HostState) {
         }
         descriptors::look().await;
         if descriptors::shortage().is_some() || descriptors::starts() == 0 {
-            // Another host may have them.
+            // Turns may go to another host meanwhile.
             tokio::select! {
                 () = tokio::time::sleep(LACK_PAUSE) => {}
                 () = host.leaving() => {}
@@ -49,9 +49,9 @@ pub async fn take_on(host: &HostState) {
         let Ok(route) = routes.wait_for(Option::is_some).await.map(|route| route.clone()) else { return };
         let Some(route) = route else { continue };
         let is_answered = tokio::select! {
-            // Also to its end: what it brings is wanted, and whoever leaves says so with the next beat.
+            // Never cancelled by leaving: its offers are wanted, and the next beat reports that this host leaves.
             is_answered = poll(host, &route, room) => is_answered,
-            // What is offered there meanwhile goes to somebody else.
+            // Turns offered at the former replica meanwhile go to another worker.
             _ = routes.changed() => continue,
         };
         if !is_answered {
@@ -64,7 +64,7 @@ pub async fn take_on(host: &HostState) {
     }
 }
 
-/// One poll; whether it was answered.
+/// One poll. Returns whether it was answered.
 async fn poll(host: &HostState, route: &Route, room: usize) -> bool {
     let wait_s = match host.idle_until() {
         Some(until) => until.saturating_duration_since(Instant::now()).as_secs().clamp(1, WAIT_S),

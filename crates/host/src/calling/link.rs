@@ -1,8 +1,8 @@
 //! The link to the gateway: which replica is called, and single calls to it.
 //!
-//! Owns the route. One replica is called by all of this host, and left by all of it: each change costs the
-//! gateway a move of every turn. Who calls a balancer is sent on to the replica itself, where that can be
-//! reached.
+//! Owns the route. All of this host calls one replica, and changes it together, since each change makes the
+//! gateway move every turn. If a configured URL is a load balancer's, the replica's own address is used where it
+//! is reachable.
 
 use std::{
     collections::VecDeque,
@@ -18,22 +18,22 @@ use super::{error::CallingError, words::RegisteredHost};
 use lastword_client::gateway::{ProblemAnswer, cause, problem};
 use lastword_words::id::{ConversationId, WorkerId};
 
-/// A connection that is not there by then is tried elsewhere.
+/// Timeout of one connection; then another URL is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A registration.
+/// Timeout of a registration.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A replica's own address is asked for a sign of life for so long.
+/// Timeout of the check whether a replica's own address answers.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Addresses that are known to mislead. Replicas come and go, each with another one.
+/// Addresses remembered as misleading. Each new replica may have another one.
 const MISLEADING_MAX: usize = 64;
 
-/// Who this host is to the gateway.
+/// How this host identifies itself to the gateway.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub agent: String,
     pub conversation: Option<ConversationId>,
-    /// Where whoever started it has named it.
+    /// The worker id given by whoever started this host, if any.
     pub worker: Option<WorkerId>,
     pub name: Option<String>,
     pub token: String,
@@ -44,35 +44,35 @@ pub struct Identity {
 pub struct Route {
     pub base: String,
     pub registered: Arc<RegisteredHost>,
-    /// Which of the given URLs it was found by.
+    /// Index of the configured URL it was found by.
     pub found_by: usize,
 }
 
-/// Why a replica does not let this host in.
+/// Why a replica does not accept this host.
 #[derive(Debug)]
 pub enum NoRoute {
-    /// Nor will any other.
+    /// Final: no other replica will accept this host.
     Refused(ProblemAnswer),
-    /// Another may, or this one later.
+    /// Another replica may accept it, or this one later.
     Unreachable(String),
 }
 
-/// The way to the gateway.
+/// The connection to the gateway.
 #[derive(Debug)]
 pub struct GatewayLink {
     http: Client,
-    /// For registrations: a connection of its own, since a balancer keeps to the replica of an old one.
+    /// For registrations, with new connections: a load balancer keeps an old connection on its replica.
     fresh: Client,
     urls: Vec<String>,
     identity: Identity,
     worker: Mutex<Option<WorkerId>>,
-    /// Addresses of replicas that are not theirs from here, the newest of them.
+    /// Replicas' own addresses that lead elsewhere from here; the newest.
     misleading: Mutex<VecDeque<String>>,
     route: watch::Sender<Option<Route>>,
 }
 
 impl GatewayLink {
-    /// A link to a gateway at these URLs, which goes nowhere yet.
+    /// A link to a gateway at these URLs, without a route yet.
     pub fn new(urls: &[String], identity: Identity) -> Result<GatewayLink, CallingError> {
         let mut bases = Vec::with_capacity(urls.len());
         for text in urls {
@@ -90,7 +90,7 @@ impl GatewayLink {
             let agent = concat!("lastword-work/", env!("CARGO_PKG_VERSION"));
             let client =
                 Client::builder().connect_timeout(CONNECT_TIMEOUT).user_agent(agent).tcp_nodelay(true);
-            // A proxy of the environment knows nothing of this machine's own ports.
+            // A proxy cannot reach this machine's own ports.
             if bases.iter().all(|base| is_loopback(base)) { client.no_proxy() } else { client }
         };
         Ok(GatewayLink {
@@ -104,29 +104,29 @@ impl GatewayLink {
         })
     }
 
-    /// How many URLs there are to try.
+    /// The number of URLs.
     pub fn urls(&self) -> usize {
         self.urls.len()
     }
 
-    /// The replica that is called, as it changes.
+    /// The present route and its changes.
     pub fn routes(&self) -> watch::Receiver<Option<Route>> {
         self.route.subscribe()
     }
 
-    /// Takes a route, or leaves the one there was.
+    /// Sets or clears the route.
     pub fn set_route(&self, route: Option<Route>) {
         self.route.send_replace(route);
     }
 
-    /// The same, where it is not an address that was given.
+    /// Like `note_misleading`, unless the address is a configured one.
     pub fn note_misleading_unless_given(&self, base: &str) {
         if self.urls.iter().all(|url| url != base) {
             self.note_misleading(base);
         }
     }
 
-    /// The replica's own address leads somewhere else.
+    /// Remembers that a replica's own address leads elsewhere.
     fn note_misleading(&self, base: &str) {
         let mut misleading = self.misleading.lock().unwrap_or_else(PoisonError::into_inner);
         if misleading.iter().any(|known| known == base) {
@@ -138,7 +138,7 @@ impl GatewayLink {
         misleading.push_back(base.to_owned());
     }
 
-    /// Registers at the `n`-th URL, counted round and round.
+    /// Registers at the `n`-th URL, modulo their number.
     pub async fn register(&self, n: usize) -> Result<Route, NoRoute> {
         let found_by = n % self.urls.len();
         let base = &self.urls[found_by];
@@ -161,12 +161,12 @@ impl GatewayLink {
         Ok(Route { base, registered: Arc::new(registered), found_by })
     }
 
-    /// The replica's own address, where it is another one and somebody answers there.
+    /// The replica's own address, if it differs and answers.
     async fn own_address(&self, base: &str, own: &str) -> Option<String> {
         let own = own.trim_end_matches('/');
         let is_known =
             self.misleading.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == own);
-        // Loopback of its machine is not loopback of this one.
+        // The replica's loopback address means another machine here.
         if own.is_empty() || own == base || is_known || (is_loopback(own) && !is_loopback(base)) {
             return None;
         }
@@ -180,7 +180,7 @@ impl GatewayLink {
         }
     }
 
-    /// A call in this host's name.
+    /// A call authorised as this host.
     pub async fn call(
         &self,
         route: &Route,
@@ -192,7 +192,7 @@ impl GatewayLink {
         asked.bearer_auth(&self.identity.token).json(body).timeout(timeout).send().await
     }
 
-    /// A call in a turn's name.
+    /// A call authorised for one turn.
     pub async fn post(
         &self,
         route: &Route,

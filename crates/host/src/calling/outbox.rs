@@ -1,8 +1,8 @@
-//! The outbox of one turn: what its worker has said and the gateway has not acknowledged.
+//! The outbox of one turn: messages of its worker that the gateway has not acknowledged.
 //!
-//! Owns the numbers. A message is kept until it is acknowledged and repeated after every broken call, at
-//! whichever replica is called by then; its number makes a repetition harmless. Refuses to grow: a full
-//! outbox holds the worker back.
+//! Owns the message numbers. A message is kept until it is acknowledged, and sent again after a broken call, to
+//! whichever replica is called then; its number makes the repetition harmless. Bounded: a full outbox holds the
+//! worker back.
 
 use std::{collections::VecDeque, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -11,21 +11,21 @@ use tokio_util::sync::CancellationToken;
 use super::link::GatewayLink;
 use lastword_words::id::TurnId;
 
-/// Messages, and bytes of them, that may wait.
+/// Messages, and their bytes, that may wait.
 const MESSAGES_MAX: usize = 1024;
 const BYTES_MAX: usize = 1024 * 1024;
-/// The same, in one batch.
+/// Messages, and their bytes, in one batch.
 const BATCH_MESSAGES_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
-/// A batch is answered when it is committed. That the replica lives is the beat's to find out.
+/// A batch is answered after its commit. The beat notices a dead replica.
 const POST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Posted {
-    /// It is committed.
+    /// The batch is committed.
     Done,
-    /// The turn is not this host's any more.
+    /// The turn no longer belongs to this host.
     Over,
 }
 
@@ -37,13 +37,13 @@ pub struct Outbox {
     turn: TurnId,
     epoch: i32,
     token: String,
-    /// Until the turn is over.
+    /// Cancelled when the turn is over.
     over: CancellationToken,
     waiting: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// The number of the first that waits.
+    /// The number of the first waiting message.
     first: u64,
-    /// The call that is under way, and how many messages it has.
+    /// The call in flight, and its number of messages.
     posting: Option<(Posting, usize)>,
 }
 
@@ -65,7 +65,7 @@ impl Outbox {
         Outbox { link, turn, epoch, token, over, waiting, bytes, first, posting }
     }
 
-    /// Takes the turn: until that is answered nobody may begin with it.
+    /// Takes the turn. The worker may begin only after the answer.
     pub async fn take(&mut self) -> Posted {
         self.call(Vec::new()).await
     }
@@ -76,18 +76,18 @@ impl Outbox {
         self.waiting.push_back(line);
     }
 
-    /// Whether the worker should not be listened to.
+    /// Whether the worker must not be read for now.
     pub fn is_full(&self) -> bool {
         self.waiting.len() >= MESSAGES_MAX || self.bytes >= BYTES_MAX
     }
 
-    /// Whether everything is acknowledged.
+    /// Whether every message is acknowledged.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// Posts what waits, as soon as the call before is answered; what became of a call. Waits for ever where
-    /// there is nothing to post. Cancel-safe.
+    /// Posts waiting messages once the previous call is answered. Returns a call's result; never returns if there
+    /// is nothing to post. Cancel-safe.
     pub async fn posted(&mut self) -> Posted {
         if self.posting.is_none() && !self.waiting.is_empty() {
             let (batch, messages) = self.batch();
@@ -128,11 +128,11 @@ impl Outbox {
     }
 }
 
-/// Posts until there is an answer that counts.
+/// Posts a batch until an answer is final.
 async fn post(link: &GatewayLink, path: &str, token: &str, batch: &[u8]) -> Posted {
     let mut routes = link.routes();
     loop {
-        // The sender lives as long as the link does.
+        // Cannot fail: the sender lives as long as the link.
         let Ok(route) = routes.wait_for(Option::is_some).await.map(|route| route.clone()) else {
             return Posted::Over;
         };
@@ -140,7 +140,7 @@ async fn post(link: &GatewayLink, path: &str, token: &str, batch: &[u8]) -> Post
         let asked = link.post(&route, path, token, batch.to_vec(), POST_TIMEOUT);
         let answered = tokio::select! {
             answered = asked => answered,
-            // Whoever is called from now on is asked again; numbers make that harmless.
+            // The batch is sent again to the new replica; its numbers make that harmless.
             _ = routes.changed() => continue,
         };
         match answered.map(|answer| answer.status().as_u16()) {

@@ -1,4 +1,4 @@
-//! What this host starts for turns, and how the turns run: their words go to the gateway over HTTP.
+//! What this host starts for turns, and how they run: their output goes to the gateway over HTTP.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -10,25 +10,25 @@ use crate::{
 };
 use lastword_words::{clock::Clock, id::WorkerId, units::Size};
 
-/// How long a guard may go without a proof of life.
+/// How long a guard may go without a renewal.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// What to run for the turns of this host.
+/// The program for this host's turns.
 #[derive(Debug)]
 pub struct Programs {
-    /// Starts this host's tasks. Its soft stop: nothing more is taken on.
+    /// Spawns this host's tasks. Its soft stop: no more turns are taken.
     pub supervisor: Supervisor,
     /// The home of new ids.
     pub clock: Clock,
     /// The program and its arguments.
     pub command: Vec<String>,
-    /// What it finds in its environment.
+    /// The program's environment.
     pub env: BTreeMap<String, String>,
-    /// Where its workspaces are.
+    /// The directory of the workspaces.
     pub data_dir: PathBuf,
-    /// The user that it runs as, where that is another than this host's.
+    /// The user to run as; `None`: this host's own.
     pub user: Option<String>,
-    /// Turns at once: those of a process that serves many.
+    /// Turns at once in one shared process.
     pub concurrency: usize,
 }
 
@@ -84,10 +84,10 @@ impl HostOwner for Programs {
         job.not_started(why.told(process), tail).await;
     }
 
-    /// Not called: no turn here is bound to a worker.
+    /// Never called: no turn here is bound to a worker.
     async fn forsaken(&self, _job: HostedJob) {}
 
-    /// Operators see this host as one worker; what it runs is in its own log.
+    /// Operators see this host as one worker; its processes appear only in its own log.
     async fn note_started(&self, _started: Started<'_>) {}
 
     async fn note_ready(&self, _worker: WorkerId) {}

@@ -1,4 +1,4 @@
-//! What the parts of this host share.
+//! State shared by the parts of this host.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     task::{Kind, Supervisor},
 };
 
-/// What the parts of this host share. Cheap to clone.
+/// State shared by the parts of this host. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HostState {
     pub link: Arc<GatewayLink>,
@@ -27,16 +27,16 @@ pub struct HostState {
     pub workers: WorkerHost<Programs>,
     pub concurrency: usize,
     pub idle_max: Option<Duration>,
-    /// When it is old enough to leave once it has nothing to do.
+    /// When this host is old enough to leave once it is idle.
     pub retire_at: Option<Instant>,
-    /// What still runs is interrupted.
+    /// Cancelled when running turns are interrupted.
     pub now: CancellationToken,
-    /// It says goodbye.
+    /// Cancelled when this host says goodbye.
     pub left: CancellationToken,
 }
 
 impl HostState {
-    /// Takes on an offered turn, once.
+    /// Takes an offered turn, once.
     pub fn accept(&self, offer: OfferedTurn, registered: &Arc<RegisteredHost>) {
         let (turn, epoch) = (offer.turn_id, offer.epoch);
         let Some(admitted) = self.turns.admit(turn, epoch) else { return };
@@ -53,7 +53,7 @@ impl HostState {
         self.supervisor().spawn(Kind::Turn, "turn", serving.instrument(span));
     }
 
-    /// Takes on nothing more.
+    /// Stops taking turns.
     pub fn leave(&self) {
         self.supervisor().soft().cancel();
         self.workers.retire_all();
@@ -71,7 +71,7 @@ impl HostState {
         self.left.is_cancelled()
     }
 
-    /// When this host leaves unless a turn comes; `None` where it has turns, or waits for ever.
+    /// When this host leaves unless a turn arrives; `None` if it has turns or no such limit.
     pub fn idle_until(&self) -> Option<Instant> {
         let since = self.turns.idle_since()?;
         let idle = self.idle_max.map(|max| since + max);

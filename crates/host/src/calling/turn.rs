@@ -1,7 +1,7 @@
-//! One turn on a process of this host: what is heard goes to the outbox, what is ordered to the process.
+//! One turn on a process of this host: messages go to the outbox, orders to the process.
 //!
-//! Keeps I7: the end of a process is told after everything that it said. Keeps I11: a turn that is over for
-//! the gateway is ended here.
+//! Keeps I7: the end of a process is reported after all its messages. Keeps I11: a turn that is over for the
+//! gateway is ended here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,22 +36,22 @@ pub struct HostedJob {
     pub outbox: Outbox,
     pub registered: Arc<RegisteredHost>,
     pub span: tracing::Span,
-    /// This host stops now.
+    /// Cancelled when this host stops at once.
     interrupted: CancellationToken,
     /// When its worker must be ready.
     ready_until: Instant,
 }
 
-/// The turn's end here.
+/// How a turn ends here.
 pub enum TurnEnd {
-    /// With this line to the gateway; then this becomes of the process.
+    /// With this line to the gateway, and this fate of the process.
     Line(Vec<u8>, Fate),
-    /// The turn is not this host's any more.
+    /// The turn no longer belongs to this host.
     Over,
 }
 
 impl HostedJob {
-    /// A turn whose startup clock runs from now on.
+    /// A turn whose startup clock starts now.
     pub fn new(
         offer: OfferedTurn,
         admitted: Admitted,
@@ -80,7 +80,7 @@ impl HostedJob {
             TurnEnd::Line(line, fate) => {
                 link.hang_up(fate == Fate::Keep);
                 self.outbox.push(line);
-                // Where the gateway had another last word, the process has ended the turn all the same.
+                // Even if the gateway wrote another last word, the process has ended the turn and may be kept.
                 self.post_all().await;
                 fate
             }
@@ -95,7 +95,7 @@ impl HostedJob {
         fate
     }
 
-    /// Sends the turn. A process that served the turn before knows the history.
+    /// Sends the turn, without history if this process served the conversation's previous turn.
     fn deliver(&self, link: &mut impl ProcessLink) -> Result<(), SendError> {
         match self.offer.line(link.last_turn().is_some()) {
             Ok(line) => link.send_line(line),
@@ -106,12 +106,12 @@ impl HostedJob {
         }
     }
 
-    /// Tells the gateway of a turn whose process did not come to serve it. `tail`: the end of the process's log.
+    /// Reports a turn whose process did not start. `tail`: the end of the process's log.
     pub async fn not_started(&mut self, why: Obstacle, tail: Option<String>) {
         let line = match why {
             Obstacle::Halted(Halt::Lost | Halt::Moved) => return,
             Obstacle::Halted(Halt::Interrupted) => gone(Code::Interrupted, Code::Interrupted.message(), None),
-            // Nothing was begun, so there is nothing to be stopped.
+            // No worker has begun, so the cancel is complete.
             Obstacle::Cancelled(_) => b"{\"type\":\"cancelled\"}\n".to_vec(),
             Obstacle::Failed { message, detail } => failed(&message, detail.or(tail)),
             Obstacle::Lacks { detail, .. } => failed(Code::WorkerStartupFailed.message(), Some(detail)),
@@ -121,7 +121,7 @@ impl HostedJob {
         self.post_all().await;
     }
 
-    /// Posts what is left, unless the turn is over.
+    /// Posts the remaining messages, unless the turn is over.
     async fn post_all(&mut self) {
         while !self.outbox.is_empty() {
             if self.outbox.posted().await == Posted::Over {
@@ -137,7 +137,7 @@ fn failed(message: &str, detail: Option<String>) -> Vec<u8> {
 }
 
 impl HostedTurn for HostedJob {
-    /// The place in the conversation of the turn that a process served last.
+    /// The ordinal of the turn that a process served last.
     type Fit = i64;
 
     fn id(&self) -> TurnId {
@@ -169,14 +169,14 @@ impl HostedTurn for HostedJob {
         self.offer.ordinal
     }
 
-    /// A warm process serves the turn after the one that it served, and no other: where another process served a turn
-    /// between, it does not know what was said.
+    /// A warm process serves only the turn after its last one: if another process served a turn in between, this
+    /// one lacks that part of the conversation.
     fn fits(&self, served: &i64) -> bool {
         self.offer.ordinal == served + 1
     }
 
     fn must_start_here(&self) -> bool {
-        // What this host lacks is nobody's failure: the startup clock decides.
+        // A shortage on this host fails no turn at once: the startup clock decides.
         true
     }
 
@@ -184,7 +184,7 @@ impl HostedTurn for HostedJob {
         tokio::select! {
             () = self.admitted.over.cancelled() => Obstacle::Halted(Halt::Lost),
             () = self.interrupted.cancelled() => Obstacle::Halted(Halt::Interrupted),
-            // It has asked nothing yet: the order can only be a cancel.
+            // No question was asked yet, so the order can only be a cancel.
             Some(_) = self.admitted.orders.recv() => Obstacle::Cancelled(String::new()),
             () = sleep_until(self.ready_until) => Obstacle::Lapsed,
         }
@@ -227,7 +227,7 @@ impl<L: ProcessLink> Outlet<L> for HostedJob {
 
     async fn obey(&mut self, order: Vec<u8>, link: &mut L) -> Option<TurnEnd> {
         match link.send_line(order) {
-            // A process that is gone is about to be heard as such.
+            // A process that has exited is reported by the next `recv()`.
             Ok(()) | Err(SendError::Closed) => None,
             Err(why) => {
                 let line = gone(Code::WorkerUnresponsive, UNREAD, Some(&why.to_string()));

@@ -1,4 +1,4 @@
-//! The turns of this host: what a beat names, and the ways to reach each.
+//! The turns of this host: their list for the beat, and the channels to each.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,7 +28,7 @@ pub struct Turns {
 #[derive(Debug)]
 struct TurnList {
     turns: HashMap<TurnId, TurnReach>,
-    /// When the last of them ended.
+    /// When the last turn ended.
     idle_since: Instant,
 }
 
@@ -41,7 +41,8 @@ struct TurnReach {
     over: CancellationToken,
 }
 
-/// A turn that this host has taken on, and its ends of what reaches it. Its drop takes it off the list.
+/// A turn that this host has taken, with the receiving ends of its channels. Dropping it removes the turn from the
+/// list.
 #[derive(Debug)]
 pub struct Admitted {
     turns: Arc<Turns>,
@@ -49,7 +50,7 @@ pub struct Admitted {
     epoch: i32,
     /// Lines for the worker.
     pub orders: mpsc::Receiver<Vec<u8>>,
-    /// The turn is not this host's any more.
+    /// Cancelled when the turn no longer belongs to this host.
     pub over: CancellationToken,
 }
 
@@ -61,7 +62,7 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Takes a turn on; `None` where it is on the list. An earlier attempt of it is over.
+    /// Lists a turn; `None` if it is listed already. Ends an earlier attempt of it.
     pub fn admit(self: &Arc<Self>, turn: TurnId, epoch: i32) -> Option<Admitted> {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         let over = CancellationToken::new();
@@ -76,23 +77,23 @@ impl Turns {
         Some(Admitted { turns: self.clone(), turn, epoch, orders, over })
     }
 
-    /// How many there are.
+    /// The number of turns.
     pub fn count(&self) -> usize {
         self.list().turns.len()
     }
 
-    /// Since when there is none; `None` where there are some.
+    /// Since when there is no turn; `None` if there are some.
     pub fn idle_since(&self) -> Option<Instant> {
         let list = self.list();
         list.turns.is_empty().then_some(list.idle_since)
     }
 
-    /// Until one has ended since this was asked for. Cancel-safe.
+    /// Waits until a turn ends. Cancel-safe.
     pub async fn one_ended(&self) {
         self.changed.notified().await;
     }
 
-    /// Until there is none.
+    /// Waits until there is no turn.
     pub async fn none_left(&self) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -104,7 +105,7 @@ impl Turns {
         }
     }
 
-    /// What a beat says of them.
+    /// The turns as a beat names them.
     pub fn named(&self) -> Value {
         let list = self.list();
         let named = list.turns.iter().map(|(turn, reach)| {
@@ -114,7 +115,7 @@ impl Turns {
         named.collect()
     }
 
-    /// Passes an order on, once. One that finds no room comes again.
+    /// Passes an order on, once. An order that does not fit is sent again by the gateway.
     pub fn order(&self, order: &OrderToPass) {
         let mut list = self.list();
         let Some(reach) = list.turns.get_mut(&order.turn_id) else { return };
@@ -127,14 +128,14 @@ impl Turns {
         }
     }
 
-    /// Ends what this host does for a turn.
+    /// Ends this host's work on a turn.
     pub fn end(&self, turn: TurnId, epoch: i32) {
         if let Some(reach) = self.list().turns.get(&turn).filter(|reach| reach.epoch == epoch) {
             reach.over.cancel();
         }
     }
 
-    /// Ends what it does for any.
+    /// Ends this host's work on every turn.
     pub fn end_all(&self) {
         self.list().turns.values().for_each(|reach| reach.over.cancel());
     }

@@ -1,4 +1,4 @@
-//! What is said between a host of workers and the gateway, as JSON: `docs/decisions/0016` has the table.
+//! The JSON messages between a host of workers and the gateway; `docs/decisions/0016` lists them.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use lastword_words::{
 #[derive(Debug, Clone, Deserialize)]
 pub struct RegisteredHost {
     pub worker_id: WorkerId,
-    /// Where the replica that answered is reached itself.
+    /// The answering replica's own URL.
     pub url: String,
     pub agent: String,
     pub scope: Scope,
@@ -23,12 +23,12 @@ pub struct RegisteredHost {
     pub startup_ms: u64,
     pub memory_bytes: u64,
     pub processes: u32,
-    /// Whether a beat may say for how long the pipe has waited.
+    /// Whether a beat may report the blocked time of pipes.
     #[serde(default)]
     pub hears_waits: bool,
 }
 
-/// The answer to a wait for turns.
+/// The answer to a poll for turns.
 #[derive(Debug, Deserialize)]
 pub struct OfferedTurns {
     pub turns: Vec<OfferedTurn>,
@@ -46,7 +46,7 @@ pub struct OfferedTurn {
 }
 
 impl OfferedTurn {
-    /// The worker's `turn` message as a line. A process that served the turn before knows the history.
+    /// The worker's `turn` message as one line; without history if the process served the previous turn.
     pub fn line(&self, has_history: bool) -> Result<Vec<u8>, serde_json::Error> {
         let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(self.turn.get())?;
         if has_history {
@@ -66,7 +66,7 @@ pub struct BeatReply {
     pub should_stop: bool,
 }
 
-/// Something to pass on.
+/// An order to pass on to a worker.
 #[derive(Debug, Deserialize)]
 pub struct OrderToPass {
     pub key: String,
@@ -74,7 +74,7 @@ pub struct OrderToPass {
     pub order: Box<RawValue>,
 }
 
-/// A turn that is not this host's any more.
+/// A turn that no longer belongs to this host.
 #[derive(Debug, Deserialize)]
 pub struct TurnOver {
     pub turn_id: TurnId,

@@ -4,8 +4,9 @@
 //! starting ──ready──► busy ◄──► idle ──ttl, stop──► ended
 //!     └─────────────────┴──────exit──────┴────────────┘
 //! ```
-//! An intentional end of an idle worker tells no client anything; so does an idle worker's crash.
-//! A turn that reaches a worker which turns out to be dead gets a fresh one: no worker has received it.
+//!
+//! Neither the intended end of an idle worker nor its crash is visible to clients. If an idle worker turns out to
+//! be dead when a turn arrives, a new worker takes the turn: no worker has received it.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::{
 };
 use lastword_words::id::WorkerId;
 
-/// Lives a worker's life, from its first turn to its end.
+/// Runs a worker from its first turn to its end.
 pub(crate) async fn live<O: HostOwner>(
     host: WorkerHost<O>,
     worker: WorkerId,
@@ -49,7 +50,7 @@ pub(crate) async fn live<O: HostOwner>(
     host.owner().note_room();
 }
 
-/// Gives turns that came in while this life ended to a fresh one.
+/// Places turns that arrived while this worker was ending with a new one.
 async fn place_again<O: HostOwner>(
     host: &WorkerHost<O>,
     left_over: Option<O::Turn>,
@@ -64,8 +65,8 @@ async fn place_again<O: HostOwner>(
     }
 }
 
-/// Starts a worker for the turn and waits until it is ready. `None`: the turn has ended, or somebody else has it; and the
-/// worker has ended.
+/// Starts a worker for the turn and waits until it is ready. `None`: the turn has ended or is held elsewhere, and
+/// the worker has ended.
 async fn start<O: HostOwner>(
     host: &WorkerHost<O>,
     worker: WorkerId,
@@ -101,8 +102,7 @@ async fn start<O: HostOwner>(
     }
 }
 
-/// Serves turns until the worker ends or is not wanted any more. Returns a turn that it took on but
-/// that no worker has received.
+/// Serves turns until the worker ends or should. Returns a turn that was accepted but that no worker has received.
 async fn serve<O: HostOwner>(
     host: &WorkerHost<O>,
     own: &mut OwnProcess,
@@ -114,26 +114,26 @@ async fn serve<O: HostOwner>(
     loop {
         let (idle_ttl, turn, span) = (next.idle_ttl(), next.id(), next.span());
         let fate = host.owner().run(&mut next, own).instrument(span).await;
-        // Its place is free for another turn.
+        // Frees the turn's slot.
         drop(next);
         own.last_turn = Some(turn);
         let is_wanted = !stop.is_cancelled() && !host.owner().supervisor().soft().is_cancelled();
         if fate == Fate::End || !is_wanted || !host.note_idle(own.conversation, own.worker) {
             return None;
         }
-        // A turn that needs a worker may wait for one that is idle.
+        // A turn that needs another worker may be waiting for an idle one to leave.
         host.owner().note_room();
         next = idle(own, turns, stop, idle_ttl).await?;
         if is_dead(own.process.pid()) {
             tracing::info!(worker_id = %own.worker, "the idle worker was dead; a fresh one takes the turn");
             return Some(next);
         }
-        // Once a turn: a field that is recorded again stands twice in every line of the log.
+        // Once a turn: a field recorded twice appears twice in every log line.
         next.span().record("worker_id", tracing::field::display(own.worker));
     }
 }
 
-/// Waits for the next turn; `None` when the worker should end, or has.
+/// Waits for the next turn; `None` if the worker should end or has ended.
 async fn idle<T>(
     own: &mut OwnProcess,
     turns: &mut mpsc::Receiver<T>,
@@ -156,8 +156,8 @@ async fn idle<T>(
     }
 }
 
-/// Whether an idle worker may go on after this. What a worker says between turns belongs to no turn: it
-/// cannot become an event any more, so it is counted and logged, and the worker is not trusted.
+/// Whether an idle worker may go on after this. A message between turns belongs to no turn and cannot become an
+/// event: it is counted and logged, and the worker is stopped.
 fn is_harmless(own: &OwnProcess, heard: &Heard) -> bool {
     match heard {
         Heard::Message(from) if from.message == Message::Beat => true,

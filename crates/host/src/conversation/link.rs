@@ -9,15 +9,15 @@ use crate::{
 
 use lastword_words::id::{ConversationId, TurnId, WorkerId};
 
-/// A worker that said it is ready.
+/// A worker that has reported `ready`.
 #[derive(Debug)]
 pub(super) struct OwnProcess {
     pub(super) worker: WorkerId,
     pub(super) process: Process,
-    /// Freed by its drop, so after the process has ended.
+    /// Dropped after `process`, so freed after the process has ended.
     pub(super) slot: Slot,
     pub(super) conversation: ConversationId,
-    /// The turn that it served last; `None` for a fresh process, which knows nothing yet.
+    /// The turn served last; `None` for a new process, which needs the history.
     pub(super) last_turn: Option<TurnId>,
 }
 

@@ -1,4 +1,4 @@
-//! A conversation's own process: one turn after another, and what it knows stays with it.
+//! A conversation's own process: one turn after another, and its memory stays with the conversation.
 
 mod life;
 mod link;

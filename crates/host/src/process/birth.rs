@@ -1,7 +1,7 @@
-//! The birth of an agent: from the guard's plan to a program that runs.
+//! Starts the agent: from the guard's plan to a running program.
 //!
-//! Owns what a child does before it becomes the agent: a session of its own, another user where there is one,
-//! the system's limits. Refuses to leave it anything of the guard's but three pipes.
+//! Owns what the child does before exec: its own session, another user if configured, resource limits. The child
+//! inherits nothing from the guard but three pipes.
 
 use std::{
     fs::{self, File},
@@ -26,7 +26,7 @@ use super::{
     user::User,
 };
 
-/// An agent that runs.
+/// Starts the agent in its own session and process group.
 pub(super) struct Born {
     pub(super) agent: Child,
     pub(super) pid: Pid,
@@ -45,7 +45,7 @@ pub(super) fn spawn(plan: &Plan) -> Result<Born, SpawnRefusal> {
         let why = io::Error::from(io::ErrorKind::InvalidInput);
         return Err(refusal(SpawnObstacle::Other, why, "the command is empty"));
     };
-    // Entered here and not by the child, so that a bad directory is not taken for a bad program.
+    // Entered here, not in the child: otherwise a bad directory would look like a missing program.
     std::env::set_current_dir(&plan.cwd).map_err(|why| {
         refusal(SpawnObstacle::Workdir, why, &format!("cannot enter {}", plan.cwd.display()))
     })?;
@@ -80,7 +80,7 @@ pub(super) fn spawn(plan: &Plan) -> Result<Born, SpawnRefusal> {
     // With this process's end of the answer, which the agent's has closed with its start.
     drop(command);
     let pid = i32::try_from(agent.id()).unwrap_or(i32::MAX);
-    // When the machine runs out of memory, workers go before replicas.
+    // When memory runs out the kernel kills workers before replicas.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
     let unbound = told.or_else(|| answer.and_then(refused_by));
     Ok(Born { agent, pid: Pid::from_raw(pid), unbound })
@@ -122,12 +122,12 @@ fn become_agent(guard: Pid, user: Option<User>, file_bytes: u64) -> nix::Result<
         setuid(user.as_uid())?;
         give_up_ambient()?;
     }
-    // After the change of user, which forgets it.
+    // After the change of user, which would reset it.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     if getppid() != guard {
         return Err(Errno::ESRCH);
     }
-    // No program that it starts makes it more than it is: neither `sudo` nor a file with capabilities.
+    // No program the agent starts can gain privileges, by `sudo` or by file capabilities.
     prctl::set_no_new_privs()?;
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
@@ -138,14 +138,14 @@ fn become_agent(guard: Pid, user: Option<User>, file_bytes: u64) -> nix::Result<
         }
     }
     SigSet::empty().thread_set_mask()?;
-    // None on address space: stacks of threads and the heaps of runtimes reserve gigabytes that they never touch. What
-    // is resident is for the control group and the guard's looks.
+    // No limit on address space: thread stacks and runtime heaps reserve gigabytes they never touch. The guard
+    // measures resident memory instead.
     bound(Resource::RLIMIT_FSIZE, file_bytes)?;
-    // What a worker knows must not be left on a disk.
+    // A core dump would leave the worker's data on disk.
     bound(Resource::RLIMIT_CORE, 0)
 }
 
-/// Gives up the capabilities that would outlive a change of user, and a program's start.
+/// Drops the ambient capabilities, which would survive the change of user and exec.
 fn give_up_ambient() -> nix::Result<()> {
     use nix::libc::{PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, prctl};
     #[allow(unsafe_code, reason = "nix has no call for this")]
@@ -161,14 +161,14 @@ fn bound(resource: Resource, max: u64) -> nix::Result<()> {
     setrlimit(resource, max, max)
 }
 
-/// Makes the agent's pipes its user's, so that programs can open `/dev/stderr` and its like.
+/// Gives the agent's user its pipes, so that programs can open `/dev/stderr` and the like.
 fn give_pipes(user: User) -> io::Result<()> {
     fchown(io::stdin(), Some(user.uid), Some(user.gid))?;
     fchown(io::stdout(), Some(user.uid), Some(user.gid))?;
     fchown(io::stderr(), Some(user.uid), Some(user.gid))
 }
 
-/// Lets go of the agent's pipes, so that the replica sees them close when the agent closes them.
+/// Closes the guard's copies of the agent's pipes, so that the replica sees the agent close them.
 pub(super) fn release_pipes() -> io::Result<()> {
     let null = fs::File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;

@@ -1,9 +1,9 @@
-//! One worker process, as the program that started it sees it: started, spoken to, heard, stopped.
+//! One worker process, as its parent program sees it: started, written to, read, stopped.
 //!
-//! Owns this program's ends of the pipes and of the lifeline to the worker's guard ([`super::guard`]). Refuses
-//! to lose last words (I7): an exit is told after everything that was said before it. Refuses to
-//! grow: who does not listen fills the worker's pipe and so holds the worker back; a worker that
-//! does not listen is told of. Dropping a [`Process`] ends the worker and everything it started.
+//! Owns this program's ends of the pipes, and of the lifeline to the worker's guard ([`super::guard`]). Loses no
+//! last message (I7): an exit is reported after everything the worker wrote. Bounded: while nobody reads, the
+//! worker's pipe fills and the worker blocks; a worker that does not read is reported as `Stuck`. Dropping a
+//! [`Process`] ends the worker and everything it started.
 
 use std::{
     io::Write,
@@ -45,13 +45,13 @@ use crate::{
 };
 use lastword_words::failure::Code;
 
-/// How long the guard may take to leave once its work is done; above its own bound on a tree's end.
+/// Time for the guard to exit once its work is done; longer than the guard's own bound on ending a tree.
 const GUARD_LEAVE_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// From `shutdown` to SIGTERM.
+/// Pause between the `shutdown` message and SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
-/// How long the processes of a guard that was killed are hunted.
+/// How long the processes of a killed guard are searched for.
 const ORPHANS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One worker process.
@@ -59,54 +59,54 @@ const ORPHANS_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Process {
     pid: i32,
     inlet: Inlet,
-    /// `None` once it has ended.
+    /// `None` once stdout is closed.
     stdout: Option<FramedRead<ChildStdout, Lines>>,
     orders: Arc<Orders>,
     exit: watch::Receiver<Option<Exit>>,
-    /// When an exited worker's stdout is given up.
+    /// When to give up on an exited worker's stdout.
     leak_ends: Option<Instant>,
     stderr: StderrTail,
-    /// Lines on stdout before it was ready that were no messages.
+    /// Lines on stdout before `ready` that were not messages.
     strays: usize,
 }
 
-/// What [`Process::recv`] heard.
+/// What [`Process::recv`] returns.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Heard {
     /// A message.
     Message(FromWorker),
-    /// A line that is no message. Later lines can still be heard.
+    /// A line that is not a message. Later lines can still be read.
     Protocol(ProtocolError),
-    /// It will say nothing more; it may still run. Told once.
+    /// The worker closed its output; it may still run. Reported once.
     Closed,
-    /// It is gone, with everything it started. From now on this is all there is to hear.
+    /// The worker and everything it started are gone. From now on nothing else is returned.
     Exited(Exit),
     /// A remote worker is gone, for this reason.
     Gone(ExitReport),
 }
 
-/// Why a message could not be sent. Nothing of it was.
+/// Why a message was not sent. No part of it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// The worker does not read its stdin.
     #[error("the worker does not read what it is sent")]
     Stuck,
-    /// The worker closed its stdin or is gone.
+    /// The worker closed its stdin or has exited.
     #[error("the worker can no longer be reached")]
     Closed,
     /// The message is longer than a line may be.
     #[error("the message is longer than a line may be")]
     TooLong,
-    /// The message is no JSON; a fault of the gateway's own.
+    /// The message cannot be encoded as JSON; a bug of the gateway.
     #[error("the message could not be written")]
     Unwritable,
 }
 
-/// What is said of a worker that does not take an order.
+/// The message of a turn whose worker does not read its input.
 pub const UNREAD: &str = "The worker handling your request does not read its input.";
 
 impl SendError {
-    /// What to say of a turn that did not reach its worker.
+    /// Code and message of a turn that did not reach its worker.
     pub fn of_a_turn(self) -> (Code, &'static str) {
         match self {
             SendError::TooLong => (Code::InputTooLong, Code::InputTooLong.message()),
@@ -116,8 +116,8 @@ impl SendError {
 }
 
 impl Process {
-    /// Starts a worker and waits until its program runs, 10 s at most. That it runs does not say
-    /// that it is ready. Dropping the future leaves nothing behind.
+    /// Starts a worker and waits, at most 10 s, until its program runs; the worker need not be ready yet. Dropping
+    /// the future leaves nothing behind.
     pub async fn start(supervisor: &Supervisor, launch: Launch) -> Result<Process, StartError> {
         let (memory, processes, unread_max) = (launch.memory, launch.processes, launch.unread_max);
         let Launched { pid, mark, is_apart, group, guard, stdin, stdout, stderr, socket, reports } =
@@ -144,28 +144,27 @@ impl Process {
         })
     }
 
-    /// The worker's process id, which is its group's and session's too.
+    /// The worker's process id; also the id of its group and session.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Hands a message to the worker's queue. Never blocks.
+    /// Queues a message for the worker. Never blocks.
     pub fn send(&mut self, message: &ToWorker) -> Result<(), SendError> {
         self.inlet.send(message)
     }
 
-    /// The way to this worker's queue.
+    /// A handle to the worker's queue.
     pub fn inlet(&self) -> Inlet {
         self.inlet.clone()
     }
 
-    /// Waits for what the worker says or does next. Cancel-safe: nothing is lost when the future is
-    /// dropped. Who does not call it holds the worker back once its pipe (64 KiB) is full. Has no
-    /// deadline of its own.
+    /// The worker's next message, or its end. Cancel-safe, without a deadline. While `recv` is not called the
+    /// worker blocks once its pipe (64 KiB) is full.
     pub async fn recv(&mut self) -> Heard {
         if let Some(stdout) = &mut self.stdout {
             tokio::select! {
-                // What was said comes before how it ended.
+                // Output comes before the exit.
                 biased;
                 said = stdout.next() => match said {
                     Some(Ok(Ok(message))) => return Heard::Message(message),
@@ -186,19 +185,19 @@ impl Process {
         Heard::Exited(self.ended().await)
     }
 
-    /// A handle that proves this replica's life to the worker's guard.
+    /// A handle that renews the lifeline of the worker's guard.
     pub fn renewer(&self) -> Renewer {
         Renewer(Arc::downgrade(&self.orders))
     }
 
-    /// Asks the worker to end: SIGTERM now, SIGKILL to its whole tree after the grace.
+    /// Asks the worker to end: SIGTERM now, SIGKILL to its whole tree after the grace period.
     pub fn stop(&self) {
         self.order(GuardOrder::Stop {});
     }
 
-    /// Ends the worker: asked, then told, then killed.
+    /// Ends the worker: `shutdown`, then SIGTERM, then SIGKILL.
     pub async fn end(&mut self) -> Exit {
-        // One that cannot be asked is told at once.
+        // A worker that cannot receive the message gets SIGTERM at once.
         if self.send(&ToWorker::Shutdown).is_ok() {
             let _ = timeout(SHUTDOWN_GRACE, self.ended()).await;
         }
@@ -206,25 +205,25 @@ impl Process {
         self.ended().await
     }
 
-    /// Whether the process is there; its guard may not have told yet that it is not.
+    /// Whether the process exists; its guard may not have reported its exit yet.
     pub fn is_there(&self) -> bool {
         !proc_tree::is_dead(self.pid)
     }
 
-    /// Ends the worker and everything it started, now.
+    /// Kills the worker and everything it started.
     pub fn kill(&self) {
         self.order(GuardOrder::Kill {});
     }
 
     fn order(&self, order: GuardOrder) {
         if self.exit.borrow().is_none() && !self.orders.give(order) {
-            // The guard does not listen, so it is done without: roughly, but at once.
+            // The guard does not read: kill the process group directly.
             self.orders.kill_group();
         }
     }
 
-    /// Waits until the worker and everything it started are gone, and its stderr is read. Says
-    /// nothing of what it said before: that waits in [`Process::recv`]. Cancel-safe.
+    /// Waits until the worker and everything it started are gone and its stderr is read. Unread output stays in
+    /// [`Process::recv`]. Cancel-safe.
     pub async fn ended(&mut self) -> Exit {
         let exit = match self.exit.wait_for(Option::is_some).await {
             Ok(told) => *told,
@@ -234,19 +233,19 @@ impl Process {
         exit.unwrap_or_else(|| Exit::new(None, lastword_words::units::Size(0), 0))
     }
 
-    /// The last 16 KiB of its log: what it wrote to stderr, and to stdout before it was ready.
+    /// The last 16 KiB of its log: stderr, and stdout before `ready`.
     pub fn stderr_tail(&self) -> String {
         self.stderr.text()
     }
 
-    /// A line on stdout, before it was ready, that is no message: it belongs to the log.
+    /// Adds a line from stdout to the log: it came before `ready` and is not a message.
     pub(super) fn note_stray(&mut self, line: &str) {
         self.strays += 1;
         tracing::debug!(pid = self.pid, line, "worker stdout, before it was ready");
         self.stderr.note(line);
     }
 
-    /// How many of them there were.
+    /// The number of such lines.
     pub(super) fn strays(&self) -> usize {
         self.strays
     }
@@ -254,24 +253,24 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Not left to the descriptor's own end: the guard's watcher holds a copy of it.
+        // Closing our descriptor is not enough, since the guard's watcher holds a copy.
         let _ = self.orders.socket.shutdown(Shutdown::Both);
     }
 }
 
-/// The way to a worker's queue. Clones are cheap; one that outlives its worker reaches nobody.
+/// A handle to a worker's queue. Cheap to clone. After the worker's end it returns `Closed`.
 #[derive(Debug, Clone)]
 pub struct Inlet(mpsc::Sender<Vec<u8>>);
 
 impl Inlet {
-    /// Hands a message to the worker's queue. Never blocks.
+    /// Queues a message. Never blocks.
     pub fn send(&self, message: &ToWorker) -> Result<(), SendError> {
         self.send_line(message.to_line().map_err(|_| SendError::Unwritable)?)
     }
 
-    /// The same with a message that is written already; its newline is the last byte, and the only one.
+    /// Queues an encoded message. Its last byte is a newline, and its only one.
     pub fn send_line(&self, line: Vec<u8>) -> Result<(), SendError> {
-        // The limit is the protocol's, so it holds for both sides. The newline does not count.
+        // The protocol's limit, for both directions. The newline does not count.
         if line.len() > LINE_BYTES_MAX + 1 {
             return Err(SendError::TooLong);
         }
@@ -282,31 +281,30 @@ impl Inlet {
     }
 }
 
-/// Proves this replica's life to a worker's guard. Clones are cheap; one that outlives its worker
-/// does nothing.
+/// A handle that renews the lifeline of a worker's guard. Cheap to clone. Does nothing after the worker's end.
 #[derive(Debug, Clone)]
 pub struct Renewer(Weak<Orders>);
 
 impl Renewer {
-    /// The replica lives, now; the worker has a turn, or none. Never blocks.
+    /// Tells the guard that this replica lives, and whether the worker has a turn. Never blocks.
     pub fn renew(&self, is_busy: bool) {
         if let Some(orders) = self.0.upgrade() {
-            // A guard that is too far behind to take one more has plenty of them to read.
+            // If the socket is full the guard has plenty of renewals to read.
             orders.give(GuardOrder::Renew(is_busy));
         }
     }
 }
 
-/// The way to a worker's guard.
+/// The lifeline to a worker's guard.
 #[derive(Debug)]
 struct Orders {
-    /// Does not block.
+    /// Non-blocking.
     socket: Socket,
     pid: i32,
 }
 
 impl Orders {
-    /// Whether the guard will get it.
+    /// Sends an order. Returns whether the guard will receive it.
     fn give(&self, order: GuardOrder) -> bool {
         let line = order.line();
         matches!((&self.socket).write(line), Ok(n) if n == line.len())
@@ -317,7 +315,7 @@ impl Orders {
     }
 }
 
-/// Waits for the guard's last report, tells it, and sees the guard off.
+/// Waits for the guard's last report, passes it on, and waits for the guard to exit.
 async fn watch_guard(
     mut guard: Child,
     mut reports: Reports<BufReader<UnixStream>>,
@@ -337,7 +335,7 @@ async fn watch_guard(
         let _ = guard.start_kill();
         match mark {
             Some(mark) => end_orphans(pid, mark).await,
-            // Its namespace ends with it, and not before all that is in there.
+            // The namespace ends with the guard, after every process in it.
             None => drop(timeout(ORPHANS_TIMEOUT, guard.wait()).await),
         }
     }
@@ -345,14 +343,14 @@ async fn watch_guard(
     cgroup::clear(group).await;
 }
 
-/// Ends what a guard that was killed has left behind. Its death took the agent along; what the
-/// agent started is found by its group and its mark, and by having come to this process.
+/// Kills what a killed guard left behind. The agent died with the guard; its descendants are found by their group,
+/// by their mark, and among the orphans adopted by this process.
 async fn end_orphans(pid: i32, mark: String) {
     let until = Instant::now() + ORPHANS_TIMEOUT;
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     loop {
         let mark = mark.clone();
-        // Reads every process of the machine, so not on a thread of the runtime.
+        // Reads every process of the machine, so it runs outside the async runtime.
         let hunt =
             tokio::task::spawn_blocking(move || proc_tree::kill_marked(MARK, &mark) + strays::kill_all());
         if hunt.await.unwrap_or(0) == 0 || Instant::now() >= until {
@@ -362,7 +360,7 @@ async fn end_orphans(pid: i32, mark: String) {
     }
 }
 
-/// Writes the queue to the worker's stdin, until nobody writes or nobody reads.
+/// Writes the queue to the worker's stdin until the queue or the pipe is closed.
 async fn write(
     mut stdin: ChildStdin,
     mut unread: mpsc::Receiver<Vec<u8>>,
@@ -377,7 +375,7 @@ async fn write(
     };
     tokio::select! {
         () = writing => {}
-        // The reader of a dead worker's stdin, if any, is not the worker.
+        // If another process still reads a dead worker's stdin, it is not the worker.
         _ = exit.wait_for(Option::is_some) => {}
     }
 }

@@ -1,4 +1,4 @@
-//! How a worker ended, in data and in words.
+//! How a worker ended, as data and as text.
 
 use std::{fmt, time::Duration};
 
@@ -11,41 +11,41 @@ use tokio::{
 use super::guard_protocol::AgentEnd;
 use lastword_words::{failure::Code, units::Size};
 
-/// How long a descriptor that leaked out of a dead worker's tree is waited for.
+/// How long to wait for a pipe that leaked out of a dead worker's tree.
 const LEAK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a worker is gone that is no child of this program, as its host reported.
+/// Why a remote worker is gone, as its host reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExitReport {
-    /// What its turn's last word says.
+    /// The code of its turn's last word.
     pub code: Code,
-    /// For a person.
+    /// For clients.
     pub message: String,
     /// For operators.
     pub detail: Option<String>,
 }
 
-/// How a worker ended. Its tree is gone by then.
+/// How a worker ended. Its whole tree is gone by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
-    /// Its exit code.
+    /// The exit code.
     pub code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that ended the worker.
     pub signal: Option<i32>,
-    /// Whether its tree went over its memory.
+    /// Whether the tree exceeded its memory limit.
     pub oom: bool,
-    /// Whether its tree had too many processes.
+    /// Whether the tree had too many processes.
     pub too_many_processes: bool,
-    /// Whether it was ended because this replica had been silent for too long.
+    /// Whether the guard ended the worker because this replica was silent too long.
     pub silence: bool,
-    /// The memory it was allowed.
+    /// The memory limit.
     pub memory: Size,
-    /// The processes it was allowed.
+    /// The limit on processes.
     pub processes: u32,
 }
 
 impl Exit {
-    /// The end as the guard told it; without a word from the guard the worker was killed with it.
+    /// The exit as the guard reported it. Without a report the worker died with its guard, by SIGKILL.
     pub(crate) fn new(told: Option<AgentEnd>, memory: Size, processes: u32) -> Self {
         let killed = || AgentEnd { signal: Some(Signal::SIGKILL as i32), ..AgentEnd::default() };
         let ended = told.unwrap_or_else(killed);
@@ -60,12 +60,12 @@ impl Exit {
         }
     }
 
-    /// Whether it ended by itself and without an error.
+    /// Whether the worker exited with code 0.
     pub fn is_clean(&self) -> bool {
         self.code == Some(0)
     }
 
-    /// The end in a few words for a person, such as `exit code 1` or `signal SIGKILL`.
+    /// The exit in a few words, such as `exit code 1` or `signal SIGKILL`.
     pub fn describe(&self) -> String {
         self.to_string()
     }
@@ -89,7 +89,7 @@ impl fmt::Display for Exit {
 
 /// Returns when the worker has been gone for [`LEAK_TIMEOUT`]. Cancel-safe through `ends`.
 pub(super) async fn leak_timeout(exit: &mut watch::Receiver<Option<Exit>>, ends: &mut Option<Instant>) {
-    // An error means that nobody watches any more: gone as well.
+    // An error means that the watching task is gone: the worker is gone too.
     let _ = exit.wait_for(Option::is_some).await;
     let ends = *ends.get_or_insert_with(|| Instant::now() + LEAK_TIMEOUT);
     sleep_until(ends).await;

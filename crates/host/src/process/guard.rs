@@ -1,19 +1,18 @@
 //! The guard of one worker: a small process between a replica and an agent (`lastword __guard`).
 //!
-//! Owns the agent's life. The replica may die in any way, and be frozen or cut off: the guard sees
-//! the lifeline close, or fall silent, and ends the agent with everything it ever started. It keeps
-//! the last part of I11, and it refuses to leave a survivor: an agent that ignores SIGTERM, opens
-//! sessions of its own or forks twice still ends, because orphans come to the guard. Where it can be the guard
-//! is the first process of a namespace: then its own end is the end of all the others too. Where the tree has a control
-//! group the kernel holds its memory; the guard stays outside of it, since it has to tell.
+//! Owns the agent's life. If the replica dies, freezes or is cut off, the lifeline closes or falls silent, and the
+//! guard ends the agent and everything the agent ever started (I11). No process survives: even if the agent
+//! ignores SIGTERM, opens sessions or double-forks, its orphans are reparented to the guard. Where possible the
+//! guard is the first process of a PID namespace, so that its own end ends all others too.
 //!
 //! ```text
 //! plan ──► spawned ──► watching ──stop──► stopping ──grace over──┐
 //!   └────► refused         ├──kill, over a limit, silence, agent gone──► tree ended ──► exited
 //!                          └──lifeline closed──► tree ended
 //! ```
-//! Single-threaded and without tokio: a death signal is tied to the thread that forked, and a
-//! hundred idle guards must cost next to nothing.
+//!
+//! Single-threaded and without tokio: a parent-death signal is tied to the forking thread, and a hundred idle
+//! guards must cost next to nothing.
 
 use std::{
     io::{self, Write},
@@ -45,18 +44,18 @@ use super::{
     proc_tree,
 };
 
-/// How often the tree is measured while its worker has a turn, and while it has none: a look costs some
-/// hundred microseconds, and thousands of idle workers are the normal case.
+/// How often the tree is measured, while the worker has a turn and while it is idle. One measurement takes some
+/// hundred microseconds, and thousands of idle workers are normal.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_IDLE_EVERY: Duration = Duration::from_secs(5);
 
-/// The shortest time between two looks, near the limit of memory, and how fast a tree is taken to grow, in bytes a second:
-/// about what a core can touch. So a sprint between two looks ends near the limit, and nothing else has to stop it.
+/// Near the memory limit the tree is measured as often as it could grow: `GROWTH_MAX` is bytes a second, about
+/// what one core can touch. So a fast-growing tree is ended near its limit.
 const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
 const GROWTH_MAX: u64 = 2 << 30;
 
-/// How long the end of a tree is waited for. SIGKILL cannot be refused; what outlives this is stuck
-/// inside the kernel and will never again run code of its own.
+/// How long the end of a tree is waited for. A process that survives SIGKILL longer is stuck in the kernel and
+/// runs no code of its own again.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From the kernel's word that it is about to kill to the kill, at most: then it has found that there was no need.
@@ -66,12 +65,12 @@ const ALARM_SPAN: Duration = Duration::from_secs(1);
 /// was reaped.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Guards one agent from its start to its end. The process's exit code: 0 when the end was
-/// reported or nobody was left to hear it, 1 when the guard itself could not work.
+/// Guards one agent from start to end. Returns the process's exit code: 0 if the end was reported or the replica
+/// was gone, 1 if the guard itself failed.
 pub fn run() -> i32 {
     match guard() {
         Ok(()) => 0,
-        // Nobody reads this but the agent's log; the replica sees the lifeline close.
+        // Only the agent's log shows this; the replica sees the lifeline close.
         Err(why) => {
             let _ = writeln!(io::stderr(), "lastword: worker guard: {why}");
             1
@@ -86,7 +85,7 @@ fn guard() -> io::Result<()> {
         let own = OwnNamespace::enter()?;
         return own.map(drop).ok_or_else(|| io::Error::other("this process is not the first of a namespace"));
     }
-    // First: it closes whatever else is open.
+    // First: `take` closes every other descriptor.
     let mut lifeline = GuardEnd::take()?;
     let own = OwnNamespace::enter()?;
     let signals = take_signals()?;
@@ -100,8 +99,8 @@ fn guard() -> io::Result<()> {
     };
     let unbound = born.unbound.clone();
     let mut watch = Watch::new(plan, born, lifeline, signals);
-    // A replica that is gone already is noticed by the first look at the lifeline.
-    // Its number out there, while it is surely not reaped.
+    // The agent's pid outside the namespace, found before the agent can be reaped. A replica that is gone already
+    // is noticed by the first read of the lifeline.
     let pid = own.as_ref().map_or(Some(watch.pid), |own| own.outside(watch.pid));
     let pid = pid.ok_or_else(|| io::Error::other("the agent has no number outside its namespace"))?.as_raw();
     drop(own);
@@ -127,9 +126,9 @@ fn remove(group: Option<&Group>) {
 /// One agent under guard.
 struct Watch {
     plan: Plan,
-    /// `None` once it is reaped.
+    /// `None` once reaped.
     agent: Option<Child>,
-    /// The agent's, and its group's.
+    /// The id of the agent and its group.
     pid: Pid,
     lifeline: GuardEnd,
     signals: SignalFd,
@@ -139,13 +138,13 @@ struct Watch {
     /// When the replica was last heard.
     heard_at: Instant,
     looked_at: Instant,
-    /// Resident memory at the last look, in bytes.
+    /// Resident memory at the last measurement, in bytes.
     resident: u64,
-    /// Whether the worker has a turn, as the replica last said.
+    /// Whether the worker has a turn, as the replica last reported.
     is_busy: bool,
-    /// When a stop turns into a kill.
+    /// When a stop becomes a kill.
     grace_ends: Option<Instant>,
-    /// The agent's end and why, as far as it is known.
+    /// How and why the agent ended, as far as known.
     end: AgentEnd,
     is_over: bool,
 }
@@ -174,7 +173,7 @@ impl Watch {
         }
     }
 
-    /// Watches until the agent is gone or the tree has to go.
+    /// Watches until the agent is gone or the tree must end.
     fn until_over(&mut self) -> io::Result<()> {
         while !self.is_over {
             let alarm = self.alarm.as_ref().map(AsFd::as_fd);
@@ -183,8 +182,8 @@ impl Watch {
             wait(&fds, self.timeout())?;
             self.take_signals()?;
             self.take_alarm();
-            // Orders before clocks: a guard that was itself held up must not take the renewals that
-            // wait in its socket for silence.
+            // Orders before clocks: a guard that was itself held up must not mistake renewals that wait in its
+            // socket for silence.
             self.take_orders();
             self.judge_clocks();
             if self.looked_at.elapsed() >= self.look_every() {
@@ -253,7 +252,7 @@ impl Watch {
                 }
                 Ok(GuardOrder::Stop {}) => self.stop(),
                 Ok(GuardOrder::Kill {}) => self.is_over = true,
-                // Both ends are one build. What cannot be read is not the replica's voice.
+                // Both ends are one build, so an unreadable order does not come from the replica.
                 Err(_) => self.is_over = true,
             }
         }
@@ -276,7 +275,7 @@ impl Watch {
         let usage = proc_tree::usage_below(Pid::this());
         self.resident = usage.resident;
         self.end.processes = usage.processes > self.plan.processes_max;
-        // The exact sum only where the cheap one alarms: forked workers share most of their pages.
+        // The exact figure is read only above the limit: forked processes share most of their pages.
         let is_seen = usage.resident > self.plan.memory_bytes
             && proc_tree::shared_once(Pid::this()) > self.plan.memory_bytes;
         self.end.oom = !self.end.processes && (is_seen || self.is_over_in_group());
@@ -287,14 +286,14 @@ impl Watch {
         if self.grace_ends.is_none() {
             self.grace_ends = Some(Instant::now() + Duration::from_millis(self.plan.stop_grace_ms));
             let _ = killpg(self.pid, Signal::SIGTERM);
-            // A stopped process hears SIGTERM only when it goes on.
+            // A stopped process receives SIGTERM only after it continues.
             let _ = killpg(self.pid, Signal::SIGCONT);
         }
     }
 
-    /// Reaps whatever is dead; false when no child is left.
+    /// Reaps dead children. Returns false when no child is left.
     fn reap(&mut self) -> bool {
-        // The agent first, by itself: below, an end by a real-time signal has no number.
+        // The agent first, by itself: `waitpid` below cannot report a real-time signal.
         match self.agent.as_mut().map(Child::try_wait) {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(status))) => self.agent_ended(status.code(), status.signal()),
@@ -319,7 +318,7 @@ impl Watch {
         self.is_over = true;
     }
 
-    /// SIGKILLs the tree, again and again, until it is gone.
+    /// Sends SIGKILL to the tree, repeatedly, until it is gone.
     fn end_tree(&mut self) {
         let until = Instant::now() + END_TIMEOUT;
         while self.reap() && Instant::now() < until {
@@ -329,7 +328,7 @@ impl Watch {
         }
     }
 
-    /// How it ended, once the tree is gone.
+    /// How the agent ended, once the tree is gone.
     fn ended(&self) -> AgentEnd {
         let mut end = self.end;
         // An agent may see its child killed, and leave, before this guard knows why.

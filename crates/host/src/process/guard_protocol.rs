@@ -1,7 +1,7 @@
-//! The lifeline between a replica and the guard of one worker, and what they say over it.
+//! The lifeline between a replica and the guard of one worker, and the messages on it.
 //!
-//! Owns the words (one JSON object a line, each way) and the guard's end. Both ends are the same
-//! build, so nothing here is a contract. Its closing is itself a message: the other one is dead.
+//! Owns the messages (one JSON object a line, in both directions) and the guard's end. Both ends are the same
+//! build, so the format may change freely. If one end closes, the other end's process is dead.
 
 use std::{
     collections::BTreeMap,
@@ -24,16 +24,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{cgroup::Group, user::User};
 
-/// The number under which the guard finds its end.
+/// The guard's file descriptor of the lifeline.
 pub const GUARD_FD: i32 = 3;
 
-/// How long a guard waits for the next piece of its plan.
+/// How long a guard waits for the next part of its plan.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest plan, in bytes.
 const PLAN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The first line to the guard: what to run and how far to let it go.
+/// The first line to the guard: what to run, and its limits.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     /// The program and its arguments.
@@ -50,28 +50,28 @@ pub struct Plan {
     pub group: Option<Group>,
     /// The largest file, in bytes.
     pub file_bytes: u64,
-    /// Who the agent runs as, where not as its guard.
+    /// The user to run as; `None`: the guard's own.
     pub user: Option<User>,
-    /// SIGTERM → SIGKILL, in milliseconds.
+    /// Milliseconds from SIGTERM to SIGKILL.
     pub stop_grace_ms: u64,
-    /// How long the replica may be silent, in milliseconds.
+    /// Milliseconds the replica may be silent.
     pub silence_max_ms: u64,
 }
 
-/// Every later line to the guard.
+/// A later line to the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuardOrder {
-    /// The replica's proof of life, and whether the worker has something to do.
+    /// Renews the lifeline; whether the worker has a turn.
     Renew(bool),
-    /// SIGTERM to the agent's group; SIGKILL to the tree after the grace.
+    /// SIGTERM to the agent's group, SIGKILL to the tree after the grace period.
     Stop {},
     /// SIGKILL to the tree.
     Kill {},
 }
 
 impl GuardOrder {
-    /// The order as its line, the newline included.
+    /// The order as one line, with its newline.
     pub const fn line(self) -> &'static [u8] {
         match self {
             GuardOrder::Renew(true) => b"{\"renew\":true}\n",
@@ -88,35 +88,35 @@ impl GuardOrder {
 pub enum Report {
     /// The agent runs.
     Spawned {
-        /// Its process id, which is its group's and session's too.
+        /// The process id; also the id of its group and session.
         pid: i32,
         /// Why it is not in the control group that was made for it, where that is so.
         unbound: Option<String>,
     },
     /// The agent could not be started.
     Refused(SpawnRefusal),
-    /// The agent is gone, and all that it started.
+    /// The agent and everything it started are gone.
     Exited(AgentEnd),
 }
 
 /// Why an agent could not be started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpawnRefusal {
-    /// What kind of obstacle.
+    /// The kind of failure.
     pub kind: SpawnObstacle,
-    /// The system's error number, where it gave one.
+    /// The system's error number, if any.
     pub errno: Option<i32>,
     /// For operators.
     pub detail: String,
 }
 
-/// What stands in an agent's way.
+/// Why an agent cannot be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpawnObstacle {
-    /// The program, or the interpreter that it names, does not exist.
+    /// The program, or its interpreter, does not exist.
     NotFound,
-    /// It exists and may not be run.
+    /// The program exists but may not be executed.
     NotExecutable,
     /// The working directory cannot be entered.
     Workdir,
@@ -124,33 +124,33 @@ pub enum SpawnObstacle {
     Other,
 }
 
-/// How an agent ended. At most one of `code` and `signal`; at most one of the claims.
+/// How an agent ended. At most one of `code` and `signal` is set, and at most one of the flags.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentEnd {
     /// The exit code.
     pub code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that ended the agent.
     pub signal: Option<i32>,
-    /// Whether it, or its tree, went over its memory.
+    /// Whether the tree exceeded its memory limit.
     #[serde(default)]
     pub oom: bool,
-    /// Whether its tree had too many processes.
+    /// Whether the tree had too many processes.
     #[serde(default)]
     pub processes: bool,
-    /// Whether the replica was silent for too long.
+    /// Whether the replica was silent too long.
     #[serde(default)]
     pub silence: bool,
 }
 
-/// The guard's end of the lifeline, and what has come through it.
+/// The guard's end of the lifeline, with the bytes read so far.
 pub(super) struct GuardEnd {
     socket: UnixStream,
     inbox: Vec<u8>,
 }
 
 impl GuardEnd {
-    /// Takes the lifeline, and closes every other descriptor that came along by accident: the agent
-    /// must inherit its three pipes and nothing else.
+    /// Takes the lifeline, and closes every other inherited descriptor: the agent must inherit its three pipes and
+    /// nothing else.
     pub(super) fn take() -> io::Result<Self> {
         let mut strays = Vec::new();
         for entry in fs::read_dir("/proc/self/fd")? {
@@ -161,13 +161,13 @@ impl GuardEnd {
             let _ = nix::unistd::close(fd);
         }
         #[allow(unsafe_code, reason = "a descriptor that was handed over by number")]
-        // SAFETY: the replica made it for this process, and nothing else here knows it.
+        // SAFETY: the replica created it for this process, and nothing else here uses it.
         let fd = unsafe { OwnedFd::from_raw_fd(GUARD_FD) };
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         Ok(GuardEnd { socket: UnixStream::from(fd), inbox: Vec::new() })
     }
 
-    /// The plan; `None` when the replica left before it said one. Later reads do not block.
+    /// The plan; `None` if the replica is gone before it sent one. Later reads do not block.
     pub(super) fn plan(&mut self) -> io::Result<Option<Plan>> {
         self.socket.set_nonblocking(true)?;
         loop {
@@ -184,7 +184,7 @@ impl GuardEnd {
         }
     }
 
-    /// Reads what is there; false when the replica is gone.
+    /// Reads what is there. Returns false if the replica is gone.
     pub(super) fn fill(&mut self) -> bool {
         let mut chunk = [0; 4096];
         loop {
@@ -203,7 +203,7 @@ impl GuardEnd {
         Some(std::mem::replace(&mut self.inbox, rest))
     }
 
-    /// Says something to the replica. Its buffer is empty, so these few bytes always fit.
+    /// Sends a report. The socket's buffer is empty, so these few bytes always fit.
     pub(super) fn report(&mut self, report: &Report) -> io::Result<()> {
         let mut line = serde_json::to_vec(report)?;
         line.push(b'\n');
@@ -217,7 +217,7 @@ impl AsFd for GuardEnd {
     }
 }
 
-/// Waits until one of `fds` has something, or for `timeout`, rounded up to a millisecond.
+/// Waits until one of `fds` is readable, or for `timeout`, rounded up to a millisecond.
 pub(super) fn wait(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
     let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     let millis = u16::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);

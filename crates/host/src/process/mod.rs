@@ -1,4 +1,4 @@
-//! One worker process, from its workspace to the end of everything that it started.
+//! One worker process, from its workspace to the end of everything it started.
 //!
 //! ```text
 //! spawn ──► guard ──► birth ──► the agent
@@ -6,8 +6,8 @@
 //!   ▼         ▼
 //! child: send, recv, end ◄── exit, stderr
 //! ```
-//! [`guard`] runs in a process of its own, between this program and the agent. [`namespace`], [`cgroup`], [`strays`] and
-//! [`user`] are what a machine gives to keep a worker apart, and bound.
+//! [`guard`] runs as a process of its own, between this program and the agent. [`namespace`], [`strays`] and
+//! [`user`] isolate workers by means of the operating system.
 
 mod birth;
 pub mod cgroup;

@@ -1,9 +1,8 @@
-//! A process namespace of each worker's own, where this machine gives one.
+//! A PID namespace for each worker, where the machine allows it.
 //!
-//! Owns its making: the guard is the first process in it, and has a `/proc` that shows no others. When the guard
-//! ends, however it ends, the system ends all that is in there; and no process in there can name one outside, so
-//! none can signal its guard or its replica. Refuses a namespace without a `/proc` of its own: programs would find
-//! other processes under their numbers.
+//! Owns its creation: the guard is its first process, with a `/proc` of its own. When the guard ends, the kernel
+//! ends every process in the namespace; no process in it can name, and so signal, its guard or its replica. Never
+//! without its own `/proc`: programs would find other processes under their pids.
 
 use std::{
     fs::{self, File},
@@ -25,21 +24,21 @@ use tokio::{
     runtime::Handle,
 };
 
-/// This very program, even where its file was replaced by a newer release meanwhile.
+/// This program's executable, even if its file was replaced by a newer release meanwhile.
 pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// What is asked of a guard that is to tell whether there can be others.
+/// Argument of a guard that only tests whether namespaces can be created.
 pub(super) const PROBE: &str = "probe";
 
-/// Whether workers get a namespace of their own here.
+/// Tests whether workers get their own namespace here.
 ///
 /// # Errors
-/// What the system said.
+/// The system's error.
 pub fn probe() -> Result<(), String> {
     probe_with(Path::new(OWN_PROGRAM))
 }
 
-/// Whether workers get one, asked once; blocks for some milliseconds.
+/// Whether workers get their own namespace. The first call blocks for some milliseconds; the result is kept.
 pub(super) fn is_available(program: PathBuf) -> bool {
     static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
     *IS_AVAILABLE.get_or_init(|| {
@@ -73,7 +72,7 @@ pub(super) fn spawn(mut command: Command) -> io::Result<Child> {
     })
 }
 
-/// Starts something on a thread whose children are in a new namespace: a thread cannot come back from that.
+/// Runs `start` on a thread whose children are in a new namespace; a new thread, since `unshare` cannot be undone.
 fn apart<T: Send + 'static>(start: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let apart = move || {
         unshare(CloneFlags::CLONE_NEWPID)?;
@@ -83,31 +82,31 @@ fn apart<T: Send + 'static>(start: impl FnOnce() -> io::Result<T> + Send + 'stat
     thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts a guard panicked")))
 }
 
-/// The namespace that this guard is the first process of.
+/// The namespace whose first process this guard is.
 pub(super) struct OwnNamespace {
-    /// `/proc` as it is outside.
+    /// The outer `/proc`.
     outside: File,
 }
 
 impl OwnNamespace {
-    /// Makes this process at home in its namespace, where it has one.
+    /// Sets up the namespace; `None` if this process has none of its own.
     pub(super) fn enter() -> io::Result<Option<OwnNamespace>> {
         if Pid::this().as_raw() != 1 {
             return Ok(None);
         }
-        // Nobody in here looks into what keeps it.
+        // No process in the namespace may inspect its guard.
         prctl::set_dumpable(false)?;
         let outside = File::open("/proc")?;
         let none = None::<&str>;
         unshare(CloneFlags::CLONE_NEWNS)?;
-        // What is mounted outside later is to be seen in here, and not the other way round.
+        // Later mounts outside become visible inside, but not the other way round.
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("proc"), "/proc", Some("proc"), flags, none)?;
         Ok(Some(OwnNamespace { outside }))
     }
 
-    /// The number that a child of this guard, which is not reaped yet, has outside.
+    /// The outer pid of a child of this guard that is not reaped yet.
     pub(super) fn outside(&self, child: Pid) -> Option<Pid> {
         let outside = format!("/proc/self/fd/{}", self.outside.as_raw_fd());
         let children = fs::read_to_string(format!("{outside}/thread-self/children")).ok()?;

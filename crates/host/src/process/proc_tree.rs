@@ -1,8 +1,8 @@
-//! The processes below this one, as `/proc` shows them: how many, how large, and their end.
+//! The processes below this one, read from `/proc`: their number, their memory, their end.
 //!
-//! Owns the reading of `/proc`. A regular look is at its own tree, never at the whole machine: many
-//! guards look twice a second each. A look is a sample. Processes come and go meanwhile, so
-//! [`kill_below`] is to be repeated until nothing is left.
+//! Regular measurements read only the guard's own tree, never the whole machine, since many guards measure twice a
+//! second each. A measurement is a sample while processes come and go, so [`kill_below`] must be repeated until
+//! nothing is left.
 
 use std::{collections::BTreeSet, fs};
 
@@ -11,17 +11,17 @@ use nix::{
     unistd::{Pid, getpgid, getpgrp},
 };
 
-/// What a tree uses.
+/// Resources in use by a tree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Living processes; zombies do not count.
+    /// Living processes, without zombies.
     pub processes: u32,
     /// Resident memory, in bytes.
     pub resident: u64,
 }
 
-/// What everything below `root` uses, `root` itself excluded. Pages that several processes share
-/// are counted for each; [`shared_once`] is exact and dearer.
+/// Usage of everything below `root`, without `root`. Shared pages count once for each process; [`shared_once`] is
+/// exact but slower.
 pub fn usage_below(root: Pid) -> Usage {
     let mut usage = Usage::default();
     for status in below(root).into_iter().filter_map(|pid| read(pid, "status")) {
@@ -33,7 +33,7 @@ pub fn usage_below(root: Pid) -> Usage {
     usage
 }
 
-/// Resident memory below `root` in bytes, each shared page split among those who share it.
+/// Resident memory below `root` in bytes, with each shared page divided among its processes.
 pub fn shared_once(root: Pid) -> u64 {
     let resident = |pid| match read(pid, "smaps_rollup") {
         Some(rollup) => kib(&rollup, "Pss:"),
@@ -42,12 +42,12 @@ pub fn shared_once(root: Pid) -> u64 {
     below(root).into_iter().map(resident).sum()
 }
 
-/// SIGKILLs everything below `root` that is seen now, whole groups at a time: the system delivers
-/// to a group at one instant, so a group that forks as fast as it can still dies.
+/// Sends SIGKILL to everything below `root` that exists now, whole groups at a time: a group is signalled at one
+/// instant, so even a fork bomb dies.
 pub fn kill_below(root: Pid) {
     let mut groups = BTreeSet::from([getpgrp()]);
     for pid in below(root) {
-        // A group never reaches beyond its session, and the agent's session is below `root`.
+        // A group never extends beyond its session, and the agent's session is below `root`.
         if let Ok(group) = getpgid(Some(pid))
             && groups.insert(group)
         {
@@ -57,8 +57,8 @@ pub fn kill_below(root: Pid) {
     }
 }
 
-/// SIGKILLs every process of this machine whose environment began with `name=value`; how many there
-/// were. For a tree that has lost its root. Dear: it looks at every process.
+/// Sends SIGKILL to every process of this machine whose initial environment has `name=value`. Returns their
+/// number. For a tree that has lost its root. Slow, since it reads every process.
 pub fn kill_marked(name: &str, value: &str) -> usize {
     let wanted = format!("{name}={value}");
     let is_marked = |pid: &Pid| {
@@ -68,7 +68,6 @@ pub fn kill_marked(name: &str, value: &str) -> usize {
     all().filter(is_marked).filter(|pid| kill(*pid, Signal::SIGKILL).is_ok()).count()
 }
 
-/// Every process below `root`.
 pub(super) fn below(root: Pid) -> BTreeSet<Pid> {
     let mut found = BTreeSet::new();
     let mut unvisited = vec![root];
@@ -82,14 +81,14 @@ pub(super) fn below(root: Pid) -> BTreeSet<Pid> {
     found
 }
 
-/// The processes that `parent` started, or took in.
+/// The children of `parent`, adopted ones included.
 pub(super) fn children(parent: Pid) -> Vec<Pid> {
     let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { return Vec::new() };
     let mut children = Vec::new();
     for thread in threads.flatten() {
         match fs::read_to_string(thread.path().join("children")) {
             Ok(list) => children.extend(list.split_whitespace().filter_map(pid)),
-            // A kernel built without that file. (Or a thread that has just ended: rare enough.)
+            // A kernel without that file, or, rarely, a thread that has just ended.
             Err(_) if thread.path().exists() => return children_by_parent(parent),
             Err(_) => {}
         }
@@ -97,26 +96,25 @@ pub(super) fn children(parent: Pid) -> Vec<Pid> {
     children
 }
 
-/// The slow way: asks every process of the machine for its parent.
+/// The slow way: reads the parent of every process of the machine.
 fn children_by_parent(parent: Pid) -> Vec<Pid> {
     all().filter(|candidate| self::parent(*candidate) == Some(parent)).collect()
 }
 
-/// The process that started this one, or took it in.
+/// The parent of a process.
 pub(super) fn parent(child: Pid) -> Option<Pid> {
     pid(field(&read(child, "status")?, "PPid:")?)
 }
 
-/// Whether the process is gone though its guard has not told yet: a turn must not be handed to it.
+/// Whether the process is dead although its guard may not have reported it: such a worker must get no turn.
 pub(crate) fn is_dead(pid: i32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        // The state follows the command's name, which may hold anything but ends at the last `)`.
+        // The state follows the command's name, which may contain anything but ends at the last `)`.
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
         Err(_) => true,
     }
 }
 
-/// Every process of this machine.
 fn all() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| pid(entry.file_name().to_str()?))
@@ -135,7 +133,7 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
 }
 
-/// A field that is given in kB, in bytes.
+/// A field given in kB, in bytes.
 fn kib(text: &str, name: &str) -> u64 {
     field(text, name).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
@@ -152,7 +150,7 @@ mod tests {
     #[test]
     fn a_child_is_seen_both_ways_and_counted() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        // Once it has answered it waits, and no longer grows between one look and the next.
+        // Once it has answered it waits, so it no longer grows between two measurements.
         child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let (me, it) = (Pid::this(), Pid::from_raw(child.id() as i32));

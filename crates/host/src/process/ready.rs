@@ -1,12 +1,13 @@
-//! From a program that runs to a worker that said `ready`, for whoever started it.
+//! From a running program to a worker that has sent `ready`.
 //!
-//! Launchers and libraries greet on stdout. Before `ready` such lines do no harm: they go to the worker's log, and where
-//! `ready` does not come, the message says whose stdout is. From `ready` on every line is the protocol's.
+//! Launchers and libraries may print greetings to stdout. Before `ready` such lines go to the worker's log, and if
+//! `ready` never comes the error says that stdout belongs to the protocol. After `ready` every line must be a
+//! message.
 
 use super::child::{Heard, Process};
 use crate::protocol::{codec::Fault, messages::Message};
 
-/// Lines that are no message, before `ready`.
+/// Lines before `ready` that are tolerated though they are not messages.
 const STRAYS_MAX: usize = 200;
 const WHOSE_STDOUT: &str =
     "The worker wrote lines to stdout that are no messages: stdout is for the protocol, logs are for stderr.";
@@ -14,16 +15,16 @@ const WHOSE_STDOUT: &str =
 /// Why a worker is not ready.
 #[derive(Debug)]
 pub struct NotReady {
-    /// For a person.
+    /// For clients.
     pub message: String,
     /// For operators.
     pub detail: Option<String>,
 }
 
-/// Waits for the worker's `ready`. Has no deadline of its own.
+/// Waits for the worker's `ready`, without a deadline of its own.
 ///
 /// # Errors
-/// The worker ended, or said what no worker says before `ready`.
+/// The worker ended, or sent a message that is not allowed before `ready`.
 pub async fn until_ready(process: &mut Process) -> Result<(), NotReady> {
     loop {
         match process.recv().await {
@@ -46,7 +47,7 @@ pub async fn until_ready(process: &mut Process) -> Result<(), NotReady> {
     }
 }
 
-/// What to tell of a worker that was not ready in time, though its program runs.
+/// The failure of a worker whose program runs but that was not ready in time.
 pub fn lapsed(process: &Process) -> NotReady {
     let message = "The program of this agent runs, and has not said `ready` in time.";
     if process.strays() > 0 {
@@ -66,7 +67,7 @@ fn not_ready(process: &Process, message: &str) -> NotReady {
     NotReady { message, detail: Some(process.stderr_tail()).filter(|tail| !tail.is_empty()) }
 }
 
-/// A line of somebody who does not know the protocol, and no message that went wrong.
+/// Whether the line is no message at all, rather than a faulty one.
 fn is_stray(fault: &Fault) -> bool {
     matches!(fault, Fault::NotJson | Fault::NotAnObject | Fault::NotUtf8 | Fault::RawNul)
 }

@@ -1,7 +1,7 @@
-//! The start of a worker process: its workspace, its environment, its guard.
+//! Starts a worker process: workspace, environment, guard.
 //!
-//! Owns everything up to the moment the agent's program runs. Refuses to pass on this replica's
-//! own environment, since that holds its secrets; and tells a person why a start failed without a path in it.
+//! Owns everything until the agent's program runs. Passes on nothing of this replica's environment, which holds
+//! its secrets. Messages for clients contain no paths.
 
 use std::{
     collections::BTreeMap,
@@ -34,29 +34,29 @@ use super::{
 use crate::descriptors::{self, Lack};
 use lastword_words::units::Size;
 
-/// From the first system call to a running program.
+/// Time limit from the first system call to a running program.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the complaint of a guard that gave up is waited for, and how much of it is kept.
+/// How long a failed guard's stderr is read, and how many bytes of it.
 const COMPLAINT_TIMEOUT: Duration = Duration::from_millis(500);
 const COMPLAINT_BYTES_MAX: u64 = 2 * 1024;
 
-/// The largest file that a worker may write, unless it is told otherwise.
+/// Default limit on the size of a file that a worker writes.
 pub const FILE_MAX: Size = Size::mib(8 * 1024);
 
-/// The variable by which a worker's processes are found when their guard was killed.
+/// The environment variable by which a worker's processes are found if their guard was killed.
 pub(super) const MARK: &str = "LASTWORD_GUARD";
 
-/// What to start, and how far to let it go.
+/// What to start, and its limits.
 #[derive(Debug, Clone)]
 pub struct Launch {
-    /// The program and its arguments. A program without a `/` is looked up in `PATH`, a relative
-    /// one in the workspace.
+    /// The program and its arguments. A program without a `/` is looked up in `PATH`, a relative path in the
+    /// workspace.
     pub command: Vec<String>,
-    /// The agent's own environment, added to a clean minimum (`PATH`, `HOME`, `LANG`, `TERM`,
-    /// and `LASTWORD_GUARD`, which nothing overrides).
+    /// The agent's environment, added to a minimal one (`PATH`, `HOME`, `LANG`, `TERM`, and `LASTWORD_GUARD`,
+    /// which cannot be overridden).
     pub env: BTreeMap<String, String>,
-    /// The working directory and home; made, for its owner alone, where it does not exist.
+    /// Working directory and home. Created if missing, accessible by its owner only.
     pub workspace: PathBuf,
     /// Resident memory of the whole tree.
     pub memory: Size,
@@ -64,25 +64,25 @@ pub struct Launch {
     pub processes: u32,
     /// The largest file that a process of the tree may write.
     pub file_max: Size,
-    /// Who the agent runs as: this process's own user, or another one as [`User::find`] takes it.
+    /// The user to run as, as [`User::find`] reads it; `None`: this process's own.
     pub user: Option<String>,
-    /// Whether it gets a process namespace of its own, where this machine gives one.
+    /// Whether the worker gets its own PID namespace, if the machine allows it.
     pub namespace: bool,
     /// Whether it gets a control group of its own, where this machine gives one.
     pub cgroup: bool,
-    /// SIGTERM → SIGKILL.
+    /// Time from SIGTERM to SIGKILL.
     pub stop_grace: Duration,
-    /// How long this replica may go without a renewal before the worker is ended.
+    /// How long this replica may go without a renewal before the guard ends the worker.
     pub silence_max: Duration,
-    /// How many messages may wait for a worker that does not read.
+    /// Messages that may wait for a worker that does not read.
     pub unread_max: usize,
-    /// The program that is the guard when called with `__guard`.
+    /// The executable that acts as the guard when called with `__guard`.
     pub guard: PathBuf,
 }
 
 impl Launch {
-    /// A launch in `workspace` as this process's own user, with one gibibyte, 64 processes, files of 8 GiB, 5 s
-    /// of grace, 10 s of silence and 16 messages unread.
+    /// A launch in `workspace` as this process's own user: 1 GiB of memory, 64 processes, files of 8 GiB, 5 s of
+    /// grace, 10 s of silence, 16 unread messages.
     pub fn new(command: Vec<String>, workspace: PathBuf) -> Self {
         Launch {
             command,
@@ -116,7 +116,7 @@ impl Launch {
         let socket = ours.try_clone().map_err(StartError::other)?;
         let lifeline = UnixStream::from_std(ours).map_err(StartError::other)?;
         let mut reports = BufReader::new(lifeline).lines();
-        // Says nothing of who started it.
+        // Random, so it reveals nothing about the replica.
         let mark = format!("{:032x}", rand::random::<u128>());
         let held = if self.cgroup { cgroup::make(self.memory).await } else { None };
         let group = held.as_ref().map(|held| held.group().clone());
@@ -147,7 +147,7 @@ impl Launch {
             ("HOME".to_owned(), workspace.display().to_string()),
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
             ("TERM".to_owned(), "dumb".to_owned()),
-            // Python keeps what it writes to a pipe until it has 8 KiB of it: no `ready` would ever come.
+            // Python buffers 8 KiB of output to a pipe, so its `ready` would never arrive.
             ("PYTHONUNBUFFERED".to_owned(), "1".to_owned()),
         ]);
         env.extend(self.env);
@@ -170,9 +170,9 @@ impl Launch {
 /// A worker whose program runs.
 pub(super) struct Launched {
     pub(super) pid: i32,
-    /// What its processes carry as [`MARK`].
+    /// The value of [`MARK`] in its processes' environment.
     pub(super) mark: String,
-    /// Whether the end of its guard is the end of all of them.
+    /// Whether the guard's end ends all of its processes (a PID namespace).
     pub(super) is_apart: bool,
     /// Its control group.
     pub(super) group: Option<HeldGroup>,
@@ -180,34 +180,34 @@ pub(super) struct Launched {
     pub(super) stdin: ChildStdin,
     pub(super) stdout: ChildStdout,
     pub(super) stderr: ChildStderr,
-    /// The lifeline, for orders; does not block.
+    /// The lifeline, for orders; non-blocking.
     pub(super) socket: Socket,
     /// The same lifeline, for reports.
     pub(super) reports: Reports<BufReader<UnixStream>>,
 }
 
-/// Why a worker could not be started. Its text is for a person.
+/// Why a worker could not be started. Its text is for clients.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct StartError {
     /// What failed.
     pub kind: StartErrorKind,
-    /// For a person: no paths, no system errors.
+    /// For clients: no paths, no system errors.
     pub message: &'static str,
     /// For operators.
     pub detail: String,
-    /// What this process lacks to start any worker, where that is why.
+    /// The resource this process is short of, if that is the cause.
     pub lack: Option<Lack>,
 }
 
-/// What failed at the start of a worker.
+/// The kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartErrorKind {
-    /// Its workspace could not be made or entered.
+    /// The workspace could not be created or entered.
     Workspace,
-    /// Its program, or the interpreter that the program names, does not exist.
+    /// The program, or its interpreter, does not exist.
     NotFound,
-    /// Its program may not be run.
+    /// The program may not be executed.
     NotExecutable,
     /// Anything else.
     Other,
@@ -229,7 +229,7 @@ impl StartError {
     }
 }
 
-/// Makes the workspace where there is none, off the runtime's threads, and returns it as an absolute path.
+/// Creates the workspace if missing, on a blocking thread. Returns its absolute path.
 async fn prepare(dir: PathBuf, user: Option<User>) -> Result<PathBuf, StartError> {
     let prepared = tokio::task::spawn_blocking(move || workspace::prepare(&dir, user)).await;
     prepared
@@ -237,12 +237,12 @@ async fn prepare(dir: PathBuf, user: Option<User>) -> Result<PathBuf, StartError
         .map_err(|detail| StartError::new(StartErrorKind::Workspace, detail))
 }
 
-/// Whether this machine gives namespaces; the first question takes some milliseconds.
+/// Whether this machine allows namespaces; the first call takes some milliseconds.
 async fn has_namespace(program: PathBuf) -> bool {
     tokio::task::spawn_blocking(move || namespace::is_available(program)).await.unwrap_or(false)
 }
 
-/// Starts the guard with the agent's pipes as its own, and its end of the lifeline.
+/// Starts the guard. Its stdio are the agent's pipes; it also gets its end of the lifeline.
 fn spawn_guard(program: &Path, lifeline: Socket, is_apart: bool) -> io::Result<Child> {
     let mut command = Command::new(program);
     command.arg0("lastword").arg("__guard").env_clear();
@@ -251,28 +251,29 @@ fn spawn_guard(program: &Path, lifeline: Socket, is_apart: bool) -> io::Result<C
     // SAFETY: only async-signal-safe calls (setsid, setrlimit, dup2, fcntl), and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
-            // Out of this replica's session: a Ctrl-C at its terminal is a drain, which the guard
-            // must outlive.
+            // A session of its own: a Ctrl-C at the replica's terminal starts a drain, which the guard must
+            // outlive.
             nix::unistd::setsid()?;
-            // Made for programs that use `select`, or close every descriptor that they might have.
+            // Restores the former descriptor limit for programs that use `select` or close every possible
+            // descriptor.
             if let Some(limit) = descriptors::former() {
                 descriptors::lower(limit)?;
             }
             if lifeline.as_raw_fd() == GUARD_FD {
                 fcntl(lifeline.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
             } else {
-                // Every other descriptor here closes at exec, so its number is free to take.
+                // Every other descriptor here closes at exec, so this number is free.
                 let _ = nix::unistd::dup2_raw(&lifeline, GUARD_FD)?.into_raw_fd();
             }
             Ok(())
         });
     }
-    // The guard's end of the lifeline closes here with `command`: its death must be seen.
+    // The guard's end of the lifeline must close here, with `command`, so that the guard's death is noticed.
     let spawn = move || if is_apart { namespace::spawn(command) } else { command.spawn() };
     strays::note_guard(spawn, Child::id)
 }
 
-/// Tells the guard what to run and waits until it does; the agent's process id.
+/// Sends the guard its plan and waits until the agent runs. Returns the agent's process id.
 async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> Result<i32, StartError> {
     let mut line = serde_json::to_vec(&plan).map_err(|why| StartError::other(why.into()))?;
     line.push(b'\n');
@@ -293,7 +294,7 @@ async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> 
                 SpawnObstacle::Other => StartErrorKind::Other,
             };
             let why = refusal.errno.map(io::Error::from_raw_os_error);
-            // Memory may be the agent's own: its limits are in force when its program is loaded.
+            // Lack of memory may be the agent's own limit, which is in force when its program is loaded.
             let lack = why.and_then(|why| Lack::of(&why)).filter(|lack| *lack != Lack::Memory);
             Err(StartError { lack, ..StartError::new(kind, refusal.detail) })
         }
@@ -304,7 +305,7 @@ async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> 
     }
 }
 
-/// What a guard that gave up wrote to its stderr, for operators.
+/// The stderr of a guard that failed, for operators.
 async fn complaint(guard: &mut Child) -> String {
     let mut text = Vec::new();
     if let Some(stderr) = guard.stderr.take() {

@@ -1,8 +1,8 @@
-//! A worker's stderr: the worker's log.
+//! A worker's stderr, which is its log.
 //!
-//! Owns its last [`TAIL_BYTES_MAX`] for operators and passes every line to this replica's own log
-//! at `debug`. It is read whether or not anybody listens to the worker, so that logging alone never
-//! blocks one. Clients never see it unless the agent says so.
+//! Owns the last [`TAIL_BYTES_MAX`] for operators, and passes every line to this replica's log at `debug`. Read
+//! even while nobody reads the worker's stdout, so that logging never blocks a worker. Clients see it only if the
+//! agent exposes errors.
 
 use std::{
     collections::VecDeque,
@@ -13,17 +13,17 @@ use tokio::{io::AsyncReadExt, process::ChildStderr, sync::watch};
 
 use super::exit::{Exit, leak_timeout};
 
-/// How much of the end is kept, in bytes.
+/// Bytes kept of the end.
 pub const TAIL_BYTES_MAX: usize = 16 * 1024;
 
-/// A longer line is logged in pieces, in bytes.
+/// A longer line is logged in pieces of this many bytes.
 const LOGGED_LINE_BYTES_MAX: usize = 4 * 1024;
 
 /// The end of a worker's stderr.
 #[derive(Debug)]
 pub(super) struct StderrTail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
-    /// Dropped by the writer at the end.
+    /// Closed when the writer is dropped.
     is_open: watch::Sender<()>,
 }
 
@@ -34,23 +34,22 @@ impl Default for StderrTail {
 }
 
 impl StderrTail {
-    /// The end of the text so far.
     pub(super) fn text(&self) -> String {
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes.iter().copied().collect::<Vec<_>>()).into_owned()
     }
 
-    /// Puts in a line that came by another way.
+    /// Adds a line from another source.
     pub(super) fn note(&self, line: &str) {
         keep(&self.bytes, format!("{line}\n").as_bytes());
     }
 
-    /// Waits until there is nothing more to come.
+    /// Waits until nothing more will come.
     pub(super) async fn is_whole(&self) {
         self.is_open.closed().await;
     }
 
-    /// The one that writes it; the tail is whole when this is dropped.
+    /// The tail's writer; the tail is complete when it is dropped.
     pub(super) fn writer(&self) -> TailWriter {
         TailWriter { bytes: Arc::clone(&self.bytes), line: Vec::new(), _open: self.is_open.subscribe() }
     }
@@ -63,10 +62,9 @@ fn keep(tail: &Mutex<VecDeque<u8>>, chunk: &[u8]) {
     bytes.drain(..surplus);
 }
 
-/// Writes a [`StderrTail`].
 pub(super) struct TailWriter {
     bytes: Arc<Mutex<VecDeque<u8>>>,
-    /// The line that has not ended yet.
+    /// The unfinished last line.
     line: Vec<u8>,
     _open: watch::Receiver<()>,
 }
@@ -91,7 +89,7 @@ impl TailWriter {
     }
 }
 
-/// Reads `stderr` to its end, or until the worker has been gone for a while.
+/// Reads `stderr` to its end, or until the worker has been gone for [`leak_timeout`].
 pub(super) async fn drain(
     mut stderr: ChildStderr,
     mut tail: TailWriter,

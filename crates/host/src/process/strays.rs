@@ -1,7 +1,8 @@
-//! Strays: what is left of a worker whose guard was killed. It comes to this process, where that takes orphans in.
+//! Strays: what is left of a worker whose guard was killed. Its processes become children of this process, if this
+//! process adopts orphans.
 //!
-//! Owns the list of guards, and by it what is none. Refuses what shares this process's session: agents and all that
-//! they start have sessions of their own.
+//! Owns the list of guards; any other child is a stray. Spares processes of this process's own session: agents and
+//! their descendants have sessions of their own.
 
 use std::{
     collections::HashSet,
@@ -20,18 +21,18 @@ use nix::{
 
 use super::proc_tree;
 
-/// Guards that were started, some of them gone. Locked while one is born: until it is in here it is a stray.
+/// Started guards, some of them gone. Locked while a guard is started, since an unlisted child counts as a stray.
 static GUARDS: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
 
-/// Has orphans of this process's descendants come to it, whatever becomes of their guards.
+/// Makes this process adopt orphaned descendants, even if their guards are gone.
 ///
 /// # Errors
-/// What the operating system says.
+/// The operating system's error.
 pub fn take_in() -> io::Result<()> {
     Ok(prctl::set_child_subreaper(true)?)
 }
 
-/// Starts a guard, and notes it.
+/// Starts a guard and lists it.
 pub(super) fn note_guard<T>(
     start: impl FnOnce() -> io::Result<T>,
     pid: impl FnOnce(&T) -> Option<u32>,
@@ -43,12 +44,12 @@ pub(super) fn note_guard<T>(
     Ok(guard)
 }
 
-/// SIGKILLs every stray that there is now with all below it; how many there were. Reads `/proc`, and reaps.
+/// Sends SIGKILL to every stray and its descendants. Returns the number of strays. Reads `/proc`, and reaps.
 pub(super) fn kill_all() -> usize {
     let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
     let guards = guards.get_or_insert_default();
     let children = proc_tree::children(Pid::this());
-    // Asked one by one: a list of children may lack one whose thread is just ending.
+    // Checked one by one: a list of children may miss a child whose parent thread is ending.
     guards.retain(|guard| proc_tree::parent(Pid::from_raw(*guard)) == Some(Pid::this()));
     let session = getsid(None).ok();
     let is_stray = |child: &&Pid| !guards.contains(&child.as_raw()) && getsid(Some(**child)).ok() != session;

@@ -1,32 +1,31 @@
-//! The user that worker processes run as, where it is not the gateway's own.
+//! The user that worker processes run as, if not the gateway's own.
 //!
-//! Owns what `worker_user` means, and whether this process may start others as somebody else. Refuses root and
-//! this process's own user: neither would keep a worker from what the gateway holds.
+//! Owns the meaning of `worker_user`, and whether this process may start programs as another user. Refuses root
+//! and this process's own user: neither would protect the gateway's data from a worker.
 
 use std::fmt;
 
 use nix::unistd::{Gid, Uid, User as Account};
 use serde::{Deserialize, Serialize};
 
-/// What becomes of a process that changes its user, files it gives away and signals that it sends: each needs a
-/// capability.
+/// Capabilities needed to change the user, give files away, and signal processes of another user.
 const CAPABILITIES: [(u32, &str); 4] =
     [(0, "CAP_CHOWN"), (5, "CAP_KILL"), (6, "CAP_SETGID"), (7, "CAP_SETUID")];
 
-/// A user and the only group that it has.
+/// A user with one group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// The user's number.
+    /// The numeric user id.
     pub uid: u32,
-    /// The group's.
+    /// The numeric group id.
     pub gid: u32,
 }
 
 impl User {
-    /// The user that is meant by a name, by a number, or by `UID:GID`.
+    /// The user given by a name, a number, or `UID:GID`.
     ///
     /// # Errors
-    /// What is wrong with the text, as the end of a sentence that begins with its key.
+    /// What is wrong with the text, to be appended to the key's name.
     pub fn find(text: &str) -> Result<User, String> {
         let number = |text: &str| text.parse::<u32>().ok();
         let user = match text.split_once(':') {
@@ -56,12 +55,12 @@ impl User {
         Ok(user)
     }
 
-    /// Whether this process may start others as this user, and end them.
+    /// Whether this process may start, and signal, processes of another user.
     ///
     /// # Errors
-    /// What it lacks, as the end of a sentence that begins with the key.
+    /// What it lacks, to be appended to the key's name.
     pub fn may_become() -> Result<(), String> {
-        // A program that is started keeps root's capabilities, and of anybody else's only the ambient ones.
+        // A started program keeps root's capabilities, but only the ambient ones of any other user.
         let set = if Uid::effective().is_root() { "CapEff:" } else { "CapAmb:" };
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let held = status.lines().find_map(|line| line.strip_prefix(set));
@@ -78,12 +77,12 @@ impl User {
         ))
     }
 
-    /// The user's number, as the system's calls take it.
+    /// The user id for system calls.
     pub fn as_uid(self) -> Uid {
         Uid::from_raw(self.uid)
     }
 
-    /// The group's.
+    /// The group id for system calls.
     pub fn as_gid(self) -> Gid {
         Gid::from_raw(self.gid)
     }

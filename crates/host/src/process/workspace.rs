@@ -1,7 +1,7 @@
-//! Workspaces: the directories that workers work in, and who may enter them.
+//! Workspaces: the directories that workers run in, and who may enter them.
 //!
-//! Owns their making. Each is for one user alone: the gateway's, or the workers' own, which must then be able to
-//! pass through the directories above.
+//! Owns their creation. Each workspace belongs to one user alone: the gateway's, or the workers', who must then be
+//! able to pass through the directories above.
 
 use std::{
     fs::{self, DirBuilder, Metadata, Permissions},
@@ -15,14 +15,14 @@ use nix::unistd::Uid;
 use super::user::User;
 use lastword_words::id::ConversationId;
 
-/// For its owner alone, and for its owner with a way through for others.
+/// Modes: for the owner only, and with passage for others.
 const CLOSED: u32 = 0o700;
 const PASSABLE: u32 = 0o711;
 
-/// Makes the workspace where there is none, and returns it as an absolute path.
+/// Creates the workspace if missing. Returns its absolute path.
 ///
 /// # Errors
-/// Why it cannot be, with its path.
+/// The reason, with the path.
 pub(super) fn prepare(workspace: &Path, user: Option<User>) -> Result<PathBuf, String> {
     let failed = |why: io::Error| format!("workspace {}: {why}", workspace.display());
     let workspace = std::path::absolute(workspace).map_err(failed)?;
@@ -39,10 +39,10 @@ pub(super) fn prepare(workspace: &Path, user: Option<User>) -> Result<PathBuf, S
     Ok(workspace)
 }
 
-/// The conversations that have a workspace below `dir`, whatever else is there.
+/// The conversations that have a workspace below `dir`.
 ///
 /// # Errors
-/// The directory cannot be read. One that is not there is empty.
+/// The directory cannot be read. A missing directory counts as empty.
 pub fn conversations(dir: &Path) -> io::Result<Vec<ConversationId>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -53,11 +53,11 @@ pub fn conversations(dir: &Path) -> io::Result<Vec<ConversationId>> {
     Ok(names.filter_map(|name| name.parse().ok()).collect())
 }
 
-/// Opens a way to the workspaces below `dirs` for `user`: makes them, or lets others pass through those that are
-/// this process's own.
+/// Makes the workspaces below `dirs` reachable for `user`: creates the directories, or lets others pass through
+/// those that this process owns.
 ///
 /// # Errors
-/// Which directory the user cannot pass, and what to do.
+/// The directory that the user cannot pass, and what to do.
 pub fn open(dirs: &[PathBuf], user: User) -> Result<(), String> {
     for dir in dirs {
         let failed = |why: io::Error| format!("{}: {why}", dir.display());
@@ -77,7 +77,7 @@ fn make(dir: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(mode).create(dir)
 }
 
-/// Whether `user` may pass through `dir` and everything above it.
+/// Whether `user` may pass through `dir` and every directory above it.
 fn passable(dir: &Path, user: User) -> Result<(), String> {
     for dir in dir.ancestors() {
         let found = fs::metadata(dir).map_err(|why| format!("{}: {why}", dir.display()))?;
@@ -101,7 +101,7 @@ fn may_pass(dir: &Metadata, user: User) -> bool {
     mode & bit != 0
 }
 
-/// Gives the workspace to `user`. One that the gateway's own user worked in so far goes with all that is in it.
+/// Gives the workspace to `user`. If the gateway's own user worked in it so far, everything in it is given too.
 fn give(workspace: &Path, user: User) -> io::Result<()> {
     let owner = fs::symlink_metadata(workspace)?.uid();
     if owner == user.uid {
@@ -112,7 +112,7 @@ fn give(workspace: &Path, user: User) -> io::Result<()> {
         while let Some(dir) = unvisited.pop() {
             for entry in fs::read_dir(dir)? {
                 let entry = entry?;
-                // Of a link, the link itself.
+                // `lchown` changes a link itself, not its target.
                 lchown(entry.path(), Some(user.uid), Some(user.gid))?;
                 if entry.file_type()?.is_dir() {
                     unvisited.push(entry.path());
@@ -120,7 +120,7 @@ fn give(workspace: &Path, user: User) -> io::Result<()> {
             }
         }
     }
-    // Last: one that was given halfway is given again.
+    // Last, so that an interrupted change is repeated.
     lchown(workspace, Some(user.uid), Some(user.gid))
 }
 

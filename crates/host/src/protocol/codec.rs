@@ -1,8 +1,9 @@
-//! Bytes from a worker → messages: one JSON object a line.
+//! Decodes bytes from a worker into messages: one JSON object a line.
 //!
-//! Owns the framing: UTF-8, at most [`LINE_BYTES_MAX`] a line, `\r\n` taken for `\n`, blank lines and a mark of the byte
-//! order skipped, halves of characters mended (`halves`). Refuses everything else with a [`ProtocolError`], which is an item and not the end of
-//! the stream: the next line can still be read. The caller will normally give the worker up.
+//! Owns the framing: UTF-8, at most [`LINE_BYTES_MAX`] a line, `\r\n` accepted as `\n`, blank lines and a byte
+//! order mark skipped, split surrogate pairs mended (`halves`). Refuses everything else with a [`ProtocolError`].
+//! An error is an item, not the end of the stream: the next line can still be read, although callers normally end
+//! the worker.
 
 use std::io;
 
@@ -20,15 +21,15 @@ use lastword_words::{
     text,
 };
 
-/// How much of an offending line operators see, in bytes.
+/// Length of the excerpt of a bad line that operators see, in bytes.
 const EXCERPT_BYTES_MAX: usize = 200;
 
-/// Cuts lines and reads them. An item is a message, or why a line is none.
+/// Splits the stream into lines and parses them. An item is a message or an error.
 #[derive(Debug, Default)]
 pub struct Lines {
-    /// How much of the buffer is known to hold no newline.
+    /// Bytes of the buffer known to hold no newline.
     scanned: usize,
-    /// Whether the rest of a line that was too long is being thrown away.
+    /// Whether the rest of an overlong line is being discarded.
     is_skipping: bool,
 }
 
@@ -65,8 +66,8 @@ impl Decoder for Lines {
         }
         let rest = bytes.split();
         self.scanned = 0;
-        // A whole object without a newline is a message. Half of one is what a death in the middle
-        // of a write leaves behind; the death is the news then, not the grammar.
+        // A whole object without a newline is a message. Half an object means the worker died in the middle of a
+        // write: report that, not the JSON error.
         Ok(match read_line(&rest) {
             Some(Err(_)) => Some(Err(ProtocolError::new(Fault::Unfinished, &rest))),
             item => item,
@@ -74,50 +75,50 @@ impl Decoder for Lines {
     }
 }
 
-/// A line that is not the protocol. Its text is for a person and never echoes the line.
+/// A line that breaks the protocol. Its text is for clients and never echoes the line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{fault}")]
 pub struct ProtocolError {
-    /// What is wrong.
+    /// What is wrong with the line.
     #[source]
     pub fault: Fault,
     /// The beginning of the line, for operators only; control characters are escaped.
     pub excerpt: String,
-    /// The turn that it names, where that much could be read.
+    /// The turn that the line names, if that could be read.
     pub turn_id: Option<TurnId>,
 }
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It does not parse.
+    /// Not JSON.
     #[error("The worker sent a line that is not valid JSON.")]
     NotJson,
-    /// It is JSON, but no object.
+    /// JSON, but not an object.
     #[error("The worker sent a line that is not a JSON object.")]
     NotAnObject,
-    /// It is not text.
+    /// Not UTF-8.
     #[error("The worker sent a line that is not valid UTF-8.")]
     NotUtf8,
-    /// It is nested deeper than [`lastword_words::event::NESTING_MAX`]: as an event, its readers could not read it.
+    /// Nested deeper than [`crate::event::NESTING_MAX`]: readers could not parse it as an event.
     #[error("The worker sent a line that is nested too deep.")]
     TooDeep,
-    /// It holds a NUL byte (an escaped one is fine).
+    /// Contains a NUL byte (an escaped one is fine).
     #[error("The worker sent a line that contains a NUL byte.")]
     RawNul,
-    /// It is longer than [`LINE_BYTES_MAX`].
+    /// Longer than [`LINE_BYTES_MAX`].
     #[error("The worker sent a line longer than 1 MiB.")]
     TooLong,
-    /// The stream ended in the middle of it.
+    /// The stream ended within the line.
     #[error("The worker stopped in the middle of a message.")]
     Unfinished,
     /// A field is missing or of the wrong type.
     #[error("The worker sent a message that could not be understood: {0}.")]
     BadField(#[from] BadField),
-    /// It is a message of a shared worker, and names no turn.
+    /// A shared worker's message without a turn.
     #[error("The worker sent a message that names no turn.")]
     NoTurn,
-    /// It names a turn that is not the worker's.
+    /// Names a turn that the worker does not serve.
     #[error("The worker sent a message for another turn.")]
     OtherTurn,
 }
@@ -130,7 +131,7 @@ impl ProtocolError {
     }
 }
 
-/// Reads one line; `None` where it is blank.
+/// Parses one line; `None` if it is blank.
 fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
     let line = unmarked(line);
     if line.len() > LINE_BYTES_MAX {
@@ -145,7 +146,7 @@ fn read_line(line: &[u8]) -> Option<Result<FromWorker, ProtocolError>> {
     }))
 }
 
-/// Whose message it would have been. Reads the line once more: none that is sound comes here.
+/// The turn that a bad line names. Parses the line again, which only bad lines cost.
 fn turn_of(line: &[u8]) -> Option<TurnId> {
     let mended = halves::mended(line);
     let object = Object::of(std::str::from_utf8(&mended).ok()?).ok()?;
@@ -156,7 +157,7 @@ fn parse(line: &[u8]) -> Result<FromWorker, Fault> {
     Ok(parse_object(line, FromWorker::from_object)?.cut_as(line))
 }
 
-/// Reads one message of a batch by what `meaning` makes of its object.
+/// Parses one line of a batch, with `meaning` applied to its object.
 pub fn read_with<T>(
     line: &[u8],
     meaning: impl FnOnce(&Object<'_>) -> Result<T, BadField>,

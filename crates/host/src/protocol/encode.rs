@@ -1,7 +1,7 @@
-//! A worker's message, written again: for a host that passes on over HTTP what a process said on its pipe.
+//! Encodes a worker's message again, for a host that relays over HTTP what a process wrote to its pipe.
 //!
-//! Pure. Keeps I7 across the host: what is read back is what was said. Left out is what concerns the process
-//! alone (`ready`, `beat`), and the turn, which the address names.
+//! Pure. Keeps I7 across the host: decoding returns the same message. Leaves out messages about the process
+//! (`ready`, `beat`), and the turn, which the URL names.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::messages::Message;
 use lastword_words::{halves::Cut, json::Raw, text};
 
-/// The message as one line with its newline; `None` where there is nothing to pass on.
+/// The message as one line with its newline; `None` if it is not relayed.
 pub fn relay(message: &Message) -> Option<Vec<u8>> {
     let left_out = RelayedFields::default();
     Some(line(&match message {
@@ -46,7 +46,7 @@ pub fn relay(message: &Message) -> Option<Vec<u8>> {
     }))
 }
 
-/// The fields of every message. What is null counts as left out, and takes room.
+/// The fields of all messages. `null` would mean the same as a left-out field.
 #[derive(Default, Serialize)]
 struct RelayedFields<'a> {
     r#type: &'static str,
@@ -82,13 +82,13 @@ struct RelayedFields<'a> {
     detail: Option<&'a str>,
 }
 
-/// A delta with the halves of characters that it came with: the gateway joins them.
+/// A delta with the split surrogates at its ends, which the gateway joins.
 fn delta(text: &str, cut: Cut) -> Vec<u8> {
     let whole = cut.within(text);
     let mut line = br#"{"text":""#.to_vec();
     let escape = |half: Option<u16>| half.map(|half| format!("\\u{half:04x}")).unwrap_or_default();
     line.extend_from_slice(escape(cut.low).as_bytes());
-    // Between its quotes.
+    // Without the quotes.
     let quoted = Value::from(whole).to_string();
     line.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
     line.extend_from_slice(escape(cut.high).as_bytes());
@@ -96,19 +96,20 @@ fn delta(text: &str, cut: Cut) -> Vec<u8> {
     line
 }
 
-/// Whether nothing of the turn follows this message.
+/// Whether the message ends its turn.
 pub fn is_end(message: &Message) -> bool {
     matches!(message, Message::Complete { .. } | Message::Error { .. } | Message::Cancelled)
 }
 
-/// What a host says when its worker is gone, as one line with its newline. `detail` is for operators.
+/// A host's report that its worker is gone, as one line with its newline. `detail` is for operators.
 pub fn gone(code: lastword_words::failure::Code, message: &str, detail: Option<&str>) -> Vec<u8> {
     let (code, message) = (Some(code.as_str()), Some(message));
     line(&RelayedFields { r#type: "gone", code, message, detail, ..RelayedFields::default() })
 }
 
 fn line(fields: &RelayedFields<'_>) -> Vec<u8> {
-    // What is given on as it came may have line breaks between its tokens. Such a struct always has a form.
+    // Relayed JSON may contain line breaks between tokens, so `json_line` removes them. Encoding this struct
+    // cannot fail.
     let mut line = text::json_line(fields).unwrap_or_default().into_bytes();
     line.push(b'\n');
     line

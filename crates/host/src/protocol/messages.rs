@@ -1,9 +1,8 @@
-//! The native protocol's messages: what is said to a worker and what it says back.
+//! The messages of the native protocol: those sent to a worker and those received.
 //!
-//! Owns their JSON forms. Refuses a known message with a missing or mistyped field, naming the
-//! field; it never guesses. Keeps I7's first half: a type it does not know is kept whole as a
-//! custom message. Unknown fields of a known type are ignored: the type says which fields count,
-//! and a worker that wants more to be kept sends it as `custom` or under a type of its own.
+//! Owns their JSON forms. Refuses a known message whose field is missing or mistyped, naming the field; never
+//! guesses. Keeps I7: a message of an unknown type is kept whole as `custom`. Unknown fields of a known type are
+//! ignored: a worker that needs them kept sends `custom` or a type of its own.
 
 mod object;
 mod said;
@@ -34,22 +33,22 @@ pub enum ToWorker {
     Turn {
         /// The turn.
         turn_id: TurnId,
-        /// Its conversation.
+        /// The turn's conversation.
         conversation_id: ConversationId,
-        /// From 1.
+        /// The attempt, from 1.
         attempt: i32,
         /// `{text, attachments?}`.
         input: Box<RawValue>,
-        /// What was said before, oldest first, in a conversation that already has some: with the first
-        /// turn that a process serves in it, and with each one that a shared worker serves.
+        /// The conversation so far, oldest first: with the first turn that a process serves in it, and with each
+        /// turn of a shared worker.
         #[serde(skip_serializing_if = "Option::is_none")]
         history: Option<Vec<Said>>,
-        /// What of it is not told, where that is anything.
+        /// What the history leaves out, if anything.
         #[serde(skip_serializing_if = "Option::is_none")]
         history_omitted: Option<Omitted>,
-        /// When the turn's cap lapses.
+        /// When the turn's cap lapses (UTC).
         deadline: DateTime<Utc>,
-        /// The W3C trace context to go on with.
+        /// W3C trace context to continue.
         #[serde(skip_serializing_if = "Option::is_none")]
         traceparent: Option<String>,
     },
@@ -57,24 +56,24 @@ pub enum ToWorker {
     Answer {
         /// The turn that asked.
         turn_id: TurnId,
-        /// Its question.
+        /// The question's id.
         ask_id: String,
-        /// As the client gave it.
+        /// As the client sent it.
         answer: Raw,
     },
-    /// Stop this turn and say `cancelled`.
+    /// Stop this turn and reply `cancelled`.
     Cancel {
         /// The turn.
         turn_id: TurnId,
     },
-    /// Leave; SIGTERM follows.
+    /// Exit; SIGTERM follows.
     Shutdown,
 }
 
 impl ToWorker {
-    /// The message as one line, its newline included.
+    /// The message as one line, with its newline.
     pub fn to_line(&self) -> Result<Vec<u8>, serde_json::Error> {
-        // A client's own JSON is passed on as it was written, and may have line breaks between its tokens.
+        // A client's JSON may contain line breaks between tokens, so `json_line` removes them.
         let mut line = text::json_line(self)?.into_bytes();
         line.push(b'\n');
         Ok(line)
@@ -84,69 +83,69 @@ impl ToWorker {
 /// One line from a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FromWorker {
-    /// The turn it names; a worker that serves one turn at a time may leave it out, a shared one only
-    /// in `ready` and `beat`.
+    /// The turn it names. A worker of one turn at a time may leave it out; a shared worker only in `ready` and
+    /// `beat`.
     pub turn_id: Option<TurnId>,
-    /// What it says.
+    /// The message itself.
     pub message: Message,
 }
 
 /// What a worker says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
-    /// It can take a turn.
+    /// The worker can take a turn.
     Ready,
     /// A piece of the answer.
     Delta {
         /// The piece.
         text: String,
-        /// Which ends of it are halves of characters.
+        /// Which ends of the piece are half a character.
         cut: Cut,
     },
-    /// A whole neutral message.
+    /// A whole message of the answer.
     Content {
         /// The message.
         text: String,
     },
-    /// For the moment, not part of the answer.
+    /// Shown for the moment; not part of the answer.
     Ephemeral {
         /// The text.
         text: String,
     },
-    /// What it is doing or waiting for.
+    /// What the worker is doing or waiting for.
     Status {
         /// What it is doing.
         state: String,
         /// `model`, `tool:NAME` or `approval`.
         waiting_on: Option<String>,
-        /// Seconds without progress that it asks for; finite, not negative.
+        /// Seconds the worker asks for without progress; finite, not negative.
         budget_s: Option<f64>,
     },
     /// A question to the user.
     Ask {
-        /// The worker's own name for it.
+        /// The worker's id for the question.
         ask_id: Option<String>,
         /// The question.
         prompt: String,
-        /// What may be answered, as the worker sent it.
+        /// Possible answers, as the worker sent them.
         options: Option<Raw>,
     },
-    /// Anything else, whole.
+    /// Any other message, whole.
     Custom {
-        /// The worker's name for it: of a type that is not known, the type.
+        /// The worker's name for it; for an unknown type, the type.
         name: String,
-        /// What it sent: of a type that is not known, the whole object.
+        /// Its content; for an unknown type, the whole object.
         data: Raw,
     },
-    /// It is alive; says nothing about progress.
+    /// The process is alive; no sign of progress.
     Beat,
     /// The answer is complete.
     Complete {
-        /// The whole answer; without it the deltas are the answer.
+        /// The whole answer; if absent, the deltas are the answer.
         text: Option<String>,
-        /// What it used, as the worker sent it.
+        /// Resources used, as the worker sent them.
         usage: Option<Raw>,
-        /// Why it stopped.
+        /// Why the worker stopped.
         stop_reason: Option<String>,
     },
     /// The turn failed.
@@ -155,15 +154,15 @@ pub enum Message {
         code: Option<String>,
         /// Text for a person.
         message: String,
-        /// Whether asking again may help.
+        /// Whether a retry may help.
         retryable: Option<bool>,
     },
-    /// It stopped the turn, as it was asked to.
+    /// The worker stopped the turn as requested.
     Cancelled,
 }
 
 impl FromWorker {
-    /// Reads a message from its object.
+    /// Reads a message from its JSON object.
     pub fn from_object(fields: &Object<'_>) -> Result<Self, BadField> {
         let no_id = bad("turn_id", "a turn's id");
         let turn_id = fields.text_if_any("turn_id").map_err(|_| no_id.clone())?;
@@ -204,7 +203,7 @@ impl FromWorker {
         Ok(FromWorker { turn_id, message })
     }
 
-    /// The same with the halves of characters that the line had at the ends of a delta's text.
+    /// Adds the half characters that the line had at the ends of a delta's text.
     #[must_use]
     pub fn cut_as(mut self, line: &[u8]) -> Self {
         if let Message::Delta { cut, .. } = &mut self.message {

@@ -1,7 +1,7 @@
-//! The native protocol of stdio workers: lines of JSON, both ways.
+//! The native protocol of stdio workers: JSON lines in both directions.
 //!
-//! [`codec`] cuts and reads lines, [`messages`] are what they say, [`encode`] writes a worker's message again for a host
-//! that passes it on. `docs/WORKERS.md` is the protocol for those who write workers.
+//! [`codec`] splits and parses lines, [`messages`] defines them, [`encode`] encodes a worker's message again for a
+//! host that relays it. `docs/WORKERS.md` describes the protocol for authors of workers.
 
 pub mod codec;
 pub mod encode;

@@ -1,6 +1,6 @@
 //! A turn's lane: its link to a shared worker.
 //!
-//! A lane brings what the worker says of its turn, and, after all of that, how the worker ended (I7).
+//! A lane delivers the worker's messages for its turn, then how the worker ended (I7).
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use crate::{
 };
 use lastword_words::id::{TurnId, WorkerId};
 
-/// A turn's lane to a shared worker. Its drop makes room there for another turn.
+/// A turn's lane to a shared worker. Dropping it frees the lane for another turn.
 #[derive(Debug)]
 pub struct Lane {
     router: TurnRouter,
     turn: TurnId,
     unheard: mpsc::Receiver<Heard>,
     stage: watch::Receiver<Stage>,
-    /// The worker's process id, where nobody has talked to it for a while.
+    /// The worker's process id, if the worker was idle when the lane was opened.
     idle_pid: Option<i32>,
-    /// Whether it was told that the worker says nothing more.
+    /// Whether `recv` has reported that the output is closed.
     is_closed: bool,
-    /// Whether the worker has received anything of the turn.
+    /// Whether the worker has been sent anything of the turn.
     has_sent: bool,
 }
 
@@ -37,18 +37,19 @@ impl Lane {
         Lane { router, turn, unheard, stage, idle_pid, is_closed: false, has_sent: false }
     }
 
-    /// The worker.
+    /// The worker's id.
     pub fn worker(&self) -> WorkerId {
         self.router.worker()
     }
 
-    /// Waits until the worker can take the turn; false where it is gone and another one may. Cancel-safe.
+    /// Waits until the worker can take the turn. Returns false if the worker is gone and another may take it.
+    /// Cancel-safe.
     pub(super) async fn ready(&mut self) -> Result<bool, Obstacle> {
         let is_past_start = |stage: &Stage| !matches!(stage, Stage::Starting);
         let stage = self.stage.wait_for(is_past_start).await.map(|stage| stage.clone());
         match stage {
             Ok(Stage::Ready) if !self.is_alive() => {
-                // Its guard has not told yet.
+                // The process is dead, but its guard has not reported it yet.
                 self.router.retire(Standing::Condemned);
                 Ok(false)
             }
@@ -59,12 +60,12 @@ impl Lane {
         }
     }
 
-    /// Whether the worker is there though nobody has talked to it for a while.
+    /// Whether the process still exists; checked only if the worker was idle.
     pub(super) fn is_alive(&self) -> bool {
         !self.idle_pid.is_some_and(is_dead)
     }
 
-    /// As if the worker had received its turn.
+    /// Acts as if the worker had received its turn.
     #[cfg(test)]
     pub(super) fn served(mut self) -> Self {
         self.has_sent = true;
@@ -95,7 +96,7 @@ impl Link for Lane {
         if let Some(heard) = self.unheard.recv().await {
             return heard;
         }
-        // All that was said has been heard; the stage tells why there is no more.
+        // All messages are read; the stage tells why there are no more.
         let is_closed = self.is_closed;
         let is_told = |stage: &Stage| match stage {
             Stage::Faulty(_) | Stage::Exited(_) => true,
@@ -123,7 +124,7 @@ impl Link for Lane {
 
     fn hang_up(&mut self, has_stopped: bool) {
         if !has_stopped {
-            // First this: no turn may take the room.
+            // Before the close, so that no turn takes the free lane.
             self.router.give_up(self.turn);
         }
         self.close();

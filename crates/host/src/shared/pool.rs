@@ -1,8 +1,8 @@
 //! The pool: this host's shared workers, by agent and revision.
 //!
-//! Owns which one of them takes a turn: the oldest that has room, also one that is still starting; the
-//! newest fall idle first when there is less to do. Where none has room another one is made, so there
-//! are never more of them than turns, but for those that are idle or ending.
+//! Owns which worker takes a turn: the oldest with a free lane, even while it starts, so that the newest fall idle
+//! first. A new worker is started only if no worker has a free lane, so there are never more busy workers than
+//! turns.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -28,8 +28,8 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A lane for `turn` of this agent at this revision, and the worker where a new one had to be made: the caller is to
-    /// bring that worker to life.
+    /// A lane for `turn` of this agent and revision. Also returns a new worker if one had to be created; the
+    /// caller must start it.
     pub(crate) fn lane(
         &self,
         agent: (&str, i32),
@@ -47,14 +47,15 @@ impl Pool {
         (Lane::new(line), Some(made))
     }
 
-    /// A lane for `turn` to a worker that is ready for the turn at once.
+    /// A lane for `turn` at a worker that is ready now.
     pub(crate) fn lane_at_once(&self, agent: (&str, i32), turn: TurnId) -> Option<Lane> {
         let all = self.all();
         let mut ready = all.iter().filter(|router| router.is_of(agent) && router.is_ready());
         ready.find_map(|router| router.connect(turn).map(Lane::new)).filter(Lane::is_alive)
     }
 
-    /// Lanes for `most` turns of each worker that is ready, the oldest worker first. None where inputs are checked first.
+    /// Reserves up to `most` lanes of each ready worker, the oldest worker first. Workers of guarded agents are
+    /// left out.
     pub(crate) fn reserve(&self, most: usize) -> Vec<ReservedLanes> {
         let all = self.all();
         let ready = all.iter().filter(|it| it.is_ready() && !it.program().is_guarded);
@@ -70,12 +71,12 @@ impl Pool {
         }
     }
 
-    /// Ends every worker at once.
+    /// Kills every worker.
     pub(crate) fn kill(&self) {
         self.all().iter().for_each(TurnRouter::kill);
     }
 
-    /// The worker that has been idle for longest, and since when.
+    /// The longest idle worker, and since when it is idle.
     pub(crate) fn longest_idle(&self) -> Option<(TurnRouter, Instant)> {
         let all = self.all();
         let idle = all.iter().filter_map(|it| match it.outlook() {
@@ -85,17 +86,17 @@ impl Pool {
         idle.min_by_key(|(_, since)| *since).map(|(it, since)| (it.clone(), since))
     }
 
-    /// How many are idle, and may still be given turns.
+    /// The number of idle workers that may still take turns.
     pub(crate) fn idle(&self) -> usize {
         self.all().iter().filter(|it| matches!(it.outlook(), WorkerOutlook::Idle(_))).count()
     }
 
-    /// Whether any has room for another turn.
+    /// Whether a worker has a free lane.
     pub(crate) fn has_room(&self) -> bool {
         self.all().iter().any(TurnRouter::has_room)
     }
 
-    /// Proves this replica's life to the workers' guards; how many are idle, and how many are not.
+    /// Renews the lifeline of the workers' guards. Returns the number of idle and of busy workers.
     pub(crate) fn renew(&self) -> (usize, usize) {
         let all = self.all();
         all.iter().for_each(TurnRouter::renew);
@@ -103,12 +104,12 @@ impl Pool {
         (all.len() - busy, busy)
     }
 
-    /// The total time for which the pipe of a shared worker has waited.
+    /// Total time in which a shared worker's pipe was blocked.
     pub(crate) fn waited(&self) -> Duration {
         self.waits.total()
     }
 
-    /// The worker takes no more turns, and has none.
+    /// Removes a worker that has no turn and takes none.
     pub(crate) fn forget(&self, worker: WorkerId) {
         self.all().retain(|router| router.worker() != worker);
     }

@@ -1,4 +1,4 @@
-//! Reserved lanes: room at a shared worker that is kept for turns while they are claimed.
+//! Reserved lanes: capacity of a shared worker kept for turns while they are claimed.
 
 use super::{
     lane::Lane,
@@ -7,7 +7,7 @@ use super::{
 use crate::{owner::Program, process::proc_tree::is_dead};
 use lastword_words::id::{TurnId, WorkerId};
 
-/// Room for some turns. Its drop frees what was not taken.
+/// Some reserved lanes. Dropping them frees those that were not taken.
 #[derive(Debug)]
 pub struct ReservedLanes {
     router: TurnRouter,
@@ -15,9 +15,9 @@ pub struct ReservedLanes {
 }
 
 impl TurnRouter {
-    /// Keeps half of the room that there is, so that whoever comes meanwhile finds room too, for `most` turns
-    /// at most. `None` where there is none, or where the worker is idle and its guard has not told that it
-    /// ended.
+    /// Reserves at most `most` turns' lanes, and only half of the free ones: turns accepted meanwhile need lanes
+    /// too. `None` if there are none, or if the idle worker's process is dead though its guard has not reported
+    /// it.
     pub(crate) fn reserve(&self, most: usize) -> Option<ReservedLanes> {
         let mut state = self.state();
         let is_idle = state.lines.is_empty();
@@ -38,18 +38,17 @@ impl ReservedLanes {
         (agent, *revision)
     }
 
-    /// The worker.
+    /// The worker's id.
     pub fn worker(&self) -> WorkerId {
         self.router.worker()
     }
 
-    /// How many there are.
+    /// The number of lanes left.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// A lane for a turn that one of them was kept for; `None` where the worker takes no more turns, or not
-    /// this one.
+    /// Takes one lane for a turn; `None` if the worker takes no more turns, or not this turn.
     pub fn take(&mut self, turn: TurnId) -> Option<Lane> {
         let lane = {
             let mut state = self.router.state();

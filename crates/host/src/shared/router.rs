@@ -1,14 +1,12 @@
-//! The router of a shared worker: a lane for each of its turns, and what the worker says put
-//! through to the turn that the message names.
+//! The router of a shared worker: one lane for each turn, and each message delivered to the turn it names.
 //!
-//! Owns which turns the worker serves, which it has served, and what each has not heard yet. Refuses a
-//! turn beyond the worker's room, one that it has served before (its words of then would pass for those
-//! of now), and any turn once it is retired.
-//! Refuses to grow: [`UNHEARD_MAX`] messages wait for a turn at most. Then the worker's pipe waits with
-//! all that is in it, and no turn's silence counts meanwhile (I8).
-//! Keeps I7: a line brings the worker's end only after everything that was said on it before.
+//! Owns which turns the worker serves and has served, and the messages that each turn has not read yet. Refuses a
+//! turn beyond the worker's capacity, a turn served before (messages for the first run would pass for messages of
+//! the second), and any turn once the worker is retired. Bounded: at most [`UNHEARD_MAX`] messages wait for a
+//! turn. Beyond that the worker's whole pipe waits, and that time counts as no turn's silence (I8). Keeps I7: a
+//! lane reports the worker's end only after all messages.
 //!
-//! The worker's life is in [`super::worker`]; a turn's end of its line becomes its lane ([`super::lane`]).
+//! [`super::worker`] runs the process; [`super::lane`] is the turn's end of a line.
 
 use std::{
     collections::HashMap,
@@ -42,7 +40,7 @@ use lastword_words::id::{TurnId, WorkerId};
 /// Messages that may wait for one turn.
 const UNHEARD_MAX: usize = 64;
 
-/// One shared worker, as its pool, its life and its turns reach it. Cheap to clone.
+/// One shared worker, as its pool, its task and its turns reach it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnRouter(Arc<SharedWorker>);
 
@@ -51,11 +49,11 @@ struct SharedWorker {
     worker: WorkerId,
     program: Program,
     state: Mutex<RouterState>,
-    /// Rung where its life should look again: at the last line's end, and at a change of standing.
+    /// Notified when the worker's task must look again: at the end of the last line, and at a change of standing.
     changed: Notify,
     stage: watch::Sender<Stage>,
     kill: CancellationToken,
-    /// The waits of this worker's pipe, and those of all shared workers.
+    /// Blocked time of this worker's pipe, and of all shared workers.
     waits: [Arc<Waits>; 2],
 }
 
@@ -63,16 +61,16 @@ struct SharedWorker {
 pub(super) struct RouterState {
     pub(super) standing: Standing,
     pub(super) lines: HashMap<TurnId, mpsc::Sender<Heard>>,
-    /// Room that is kept for turns which are being claimed.
+    /// Lanes reserved for turns that are being claimed.
     pub(super) reserved: usize,
     served: ServedTurns,
     /// When the last line ended.
     idle_since: Instant,
-    /// `None` until its program runs.
+    /// `None` until the program runs.
     pub(super) reached: Option<Reached>,
 }
 
-/// The ways to a worker whose program runs.
+/// Handles to a running program.
 #[derive(Debug)]
 pub(super) struct Reached {
     pub(super) pid: i32,
@@ -80,54 +78,54 @@ pub(super) struct Reached {
     renewer: Renewer,
 }
 
-/// A turn's end of its line, to be made its lane.
+/// A turn's end of its line, from which its lane is made.
 #[derive(Debug)]
 pub(super) struct RawLane {
     pub(super) router: TurnRouter,
     pub(super) turn: TurnId,
     pub(super) unheard: mpsc::Receiver<Heard>,
-    /// The worker's process id, where nobody has talked to it for a while.
+    /// The worker's process id, if the worker was idle.
     pub(super) idle_pid: Option<i32>,
 }
 
-/// Whether a shared worker is given turns, and how it is ended when it has none. Only ever moves on.
+/// Whether a shared worker takes turns, and how it ends when it has none. Only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
-    /// It is given turns.
+    /// Takes turns.
     Open,
-    /// No more turns; it is asked to leave.
+    /// No more turns; the worker is asked to leave.
     Retired,
-    /// No more turns; it is killed, since it does not do what it is told.
+    /// No more turns; the worker is killed because it does not obey.
     Condemned,
 }
 
-/// How far the worker has come. All but the first three are for good.
+/// The worker's stage. All but the first three are final.
 #[derive(Debug, Clone)]
 pub(crate) enum Stage {
-    /// It has not said that it is ready.
+    /// Not ready yet.
     Starting,
-    /// It serves turns.
+    /// Serves turns.
     Ready,
-    /// It will say nothing more; it may still run.
+    /// Will send nothing more, but may still run.
     Closed,
-    /// It never came to serve turns.
+    /// Never became ready.
     Refused { message: String, detail: Option<String> },
-    /// The same, since this replica lacks what the start of any worker takes.
+    /// Not started, for lack of a resource on this machine.
     Lacking { lack: Lack, detail: String },
-    /// It said something that is nobody's.
+    /// Sent a line that belongs to no turn of its.
     Faulty(ProtocolError),
-    /// It is gone.
+    /// The process has ended.
     Exited(Exit),
 }
 
-/// What its life should do next.
+/// What the worker's task should do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WorkerOutlook {
-    /// It has turns.
+    /// The worker has turns.
     Busy,
-    /// It has none, since then.
+    /// No turn since this time.
     Idle(Instant),
-    /// It has none, and will be given none.
+    /// No turn, and none will come.
     Over(Standing),
 }
 
@@ -156,7 +154,7 @@ impl TurnRouter {
         (router, line)
     }
 
-    /// A line for `turn`, where there is room for it.
+    /// A line for `turn`, if there is room.
     pub(super) fn connect(&self, turn: TurnId) -> Option<RawLane> {
         self.connect_in(&mut self.state(), turn)
     }
@@ -166,29 +164,29 @@ impl TurnRouter {
         if state.standing != Standing::Open || self.room(state) == 0 || is_known {
             return None;
         }
-        // One that talks to others lives.
+        // A busy worker is known to be alive.
         let idle = state.reached.as_ref().filter(|_| state.lines.is_empty());
-        // Its guard is to look closely again.
+        // Makes the guard check this replica's life more often again.
         let idle_pid = idle.inspect(|it| it.renewer.renew(true)).map(|it| it.pid);
         let (line, unheard) = mpsc::channel(UNHEARD_MAX);
         state.lines.insert(turn, line);
         Some(RawLane { router: self.clone(), turn, unheard, idle_pid })
     }
 
-    /// For how many turns more there is room.
+    /// The number of free lanes.
     pub(super) fn room(&self, state: &RouterState) -> usize {
         let taken = state.lines.len() + state.reserved;
         self.0.program.turns.saturating_sub(taken)
     }
 
-    /// Whether there is room for another turn.
+    /// Whether the worker takes turns and has a free lane.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.state();
         state.standing == Standing::Open && self.room(&state) > 0
     }
 
-    /// Ends a turn's line: what the worker says of it from now on is late. One that the worker has received nothing of
-    /// may come again: its line was kept for it while it was accepted, and it had to wait behind another.
+    /// Ends a turn's line; later messages for the turn are late. If nothing was sent for this turn it may return
+    /// later: a lane was reserved at accept time, but the turn was queued.
     pub(crate) fn disconnect(&self, turn: TurnId, is_served: bool) {
         let mut state = self.state();
         let has_ended = state.lines.remove(&turn).is_some();
@@ -201,8 +199,8 @@ impl TurnRouter {
         }
     }
 
-    /// Puts a message through to its turn; waits, and the whole worker with it, where too much waits for
-    /// that one already.
+    /// Delivers a message to its turn. If too many messages wait for that turn, waits, and the whole worker with
+    /// it.
     pub(crate) async fn put_through(&self, turn: TurnId, heard: Heard) -> Result<(), Fault> {
         let line = {
             let state = self.state();
@@ -233,7 +231,7 @@ impl TurnRouter {
         Ok(())
     }
 
-    /// Notes what was said of a turn after its end. That it has stopped, as it was told to, is no output.
+    /// Counts a message that arrived after its turn's end. `cancelled` is expected then and does not count.
     pub(crate) fn note_late(&self, turn: TurnId, heard: &Heard) {
         if matches!(heard, Heard::Message(FromWorker { message: Message::Cancelled, .. })) {
             return;
@@ -244,7 +242,7 @@ impl TurnRouter {
         }
     }
 
-    /// The worker has come this far. After what is for good nothing moves any more.
+    /// Moves the worker to this stage, unless its stage is final.
     pub(crate) fn enter(&self, stage: Stage) {
         self.0.stage.send_if_modified(|now| {
             let is_final = !matches!(now, Stage::Starting | Stage::Ready | Stage::Closed);
@@ -255,9 +253,9 @@ impl TurnRouter {
         });
     }
 
-    /// The same, and nothing more will be said on any line. How many there were.
+    /// Like `enter`, and ends every line. Returns how many there were.
     pub(crate) fn close(&self, stage: Stage) -> usize {
-        // First the reason, then the end of each line, which sends its turn to look for the reason.
+        // The stage comes first: the end of a line makes its turn read the stage.
         self.enter(stage);
         let mut state = self.state();
         state.standing = Standing::Condemned;
@@ -268,14 +266,14 @@ impl TurnRouter {
         cut.len()
     }
 
-    /// Gives it no more turns.
+    /// Gives the worker no more turns.
     pub(crate) fn retire(&self, standing: Standing) {
         let mut state = self.state();
         state.standing = state.standing.max(standing);
         self.0.changed.notify_one();
     }
 
-    /// The same where it has none, whatever has come meanwhile.
+    /// Retires the worker if it has no turn. Returns whether it has none.
     pub(crate) fn retire_if_idle(&self) -> bool {
         let mut state = self.state();
         if state.lines.is_empty() {
@@ -285,8 +283,8 @@ impl TurnRouter {
         state.lines.is_empty()
     }
 
-    /// A turn's authority is over though the worker may go on with it: it is told to stop, and is given
-    /// no more turns.
+    /// Ends a turn's authority though the worker may go on with it: tells the worker to stop, and gives it no more
+    /// turns.
     pub(crate) fn give_up(&self, turn: TurnId) {
         if let Ok(line) = (ToWorker::Cancel { turn_id: turn }).to_line() {
             let _ = self.send_line(line);
@@ -294,18 +292,18 @@ impl TurnRouter {
         self.retire(Standing::Condemned);
     }
 
-    /// Ends the process at once, whatever runs on it.
+    /// Kills the process, whatever turns run on it.
     pub(crate) fn kill(&self) {
         self.retire(Standing::Condemned);
         self.0.kill.cancel();
     }
 
-    /// Until it must end at once.
+    /// Waits for [`kill`](Self::kill).
     pub(crate) async fn killed(&self) {
         self.0.kill.cancelled().await;
     }
 
-    /// Hands a message to the worker's queue. One that does not read is given no more turns.
+    /// Queues a message for the worker. A worker that does not read its input gets no more turns.
     pub(crate) fn send_line(&self, line: Vec<u8>) -> Result<(), SendError> {
         let inlet = self.state().reached.as_ref().map(|it| it.inlet.clone());
         let sent = inlet.map_or(Err(SendError::Closed), |inlet| inlet.send_line(line));
@@ -315,13 +313,13 @@ impl TurnRouter {
         sent
     }
 
-    /// Its program runs.
+    /// Records the started process.
     pub(crate) fn note_process(&self, process: &Process) {
         let (pid, inlet, renewer) = (process.pid(), process.inlet(), process.renewer());
         self.state().reached = Some(Reached { pid, inlet, renewer });
     }
 
-    /// Proves this replica's life to the worker's guard.
+    /// Renews the lifeline of the worker's guard.
     pub(crate) fn renew(&self) {
         let state = self.state();
         if let Some(reached) = &state.reached {
@@ -329,7 +327,7 @@ impl TurnRouter {
         }
     }
 
-    /// What its life should do next.
+    /// What the worker's task should do next.
     pub(crate) fn outlook(&self) -> WorkerOutlook {
         match &*self.state() {
             state if !state.lines.is_empty() => WorkerOutlook::Busy,
@@ -338,19 +336,19 @@ impl TurnRouter {
         }
     }
 
-    /// Until its life should look again. Cancel-safe.
+    /// Waits for a change that the worker's task must act on. Cancel-safe.
     pub(crate) async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
-    /// Until nobody waits for it; nobody can from then on. Cancel-safe.
+    /// Waits until no turn waits for the worker, and retires it. Cancel-safe.
     pub(crate) async fn deserted(&self) {
         while !self.retire_if_idle() {
             self.changed().await;
         }
     }
 
-    /// For how long the pipe has waited for one turn or another, in all.
+    /// Total time in which the worker's pipe was blocked by a turn.
     pub(crate) fn waited(&self) -> Duration {
         self.0.waits[0].total()
     }
@@ -363,12 +361,11 @@ impl TurnRouter {
         &self.0.program
     }
 
-    /// Whether it serves turns of this agent at this revision.
+    /// Whether the worker serves this agent at this revision.
     pub(crate) fn is_of(&self, (agent, revision): (&str, i32)) -> bool {
         self.0.program.revision == revision && self.0.program.agent == agent
     }
 
-    /// Whether it serves turns.
     pub(crate) fn is_ready(&self) -> bool {
         matches!(*self.0.stage.borrow(), Stage::Ready)
     }

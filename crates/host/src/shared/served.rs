@@ -1,22 +1,23 @@
-//! Which turns a shared process has served: whose late words are known as late, and not a stranger's.
+//! The turns a shared process has served: their late messages are known as late, not as messages for a foreign
+//! turn.
 
 use std::collections::{HashMap, VecDeque};
 
 use lastword_words::id::TurnId;
 
-/// Turns of the past that are known. What comes for an older one is taken for a stranger's.
+/// Turns remembered. A message for an older turn counts as a message for a foreign turn.
 const PAST_MAX: usize = 10_000;
 
-/// The turns that a process has served, the newest of them.
+/// The newest turns that a process has served.
 #[derive(Debug, Default)]
 pub struct ServedTurns {
-    /// Each with whether something came after its end.
+    /// For each turn, whether a message came after its end.
     is_late: HashMap<TurnId, bool>,
     oldest_first: VecDeque<TurnId>,
 }
 
 impl ServedTurns {
-    /// It has served this turn.
+    /// Records a served turn.
     pub fn note(&mut self, turn: TurnId) {
         if self.is_known(turn) {
             return;
@@ -30,12 +31,12 @@ impl ServedTurns {
         }
     }
 
-    /// Whether it has, not too long ago.
+    /// Whether this turn is among the remembered ones.
     pub fn is_known(&self, turn: TurnId) -> bool {
         self.is_late.contains_key(&turn)
     }
 
-    /// Whether this is the first that came after the turn's end.
+    /// Whether this is the first message after the turn's end.
     pub(super) fn is_first_late(&mut self, turn: TurnId) -> bool {
         self.is_late.get_mut(&turn).is_some_and(|is_late| !std::mem::replace(is_late, true))
     }

@@ -36,7 +36,7 @@ fn connect(router: &TurnRouter, turn: TurnId) -> Option<Lane> {
     router.connect(turn).map(Lane::new)
 }
 
-/// A worker with room for `room`, and the lines of turns 0 and 1.
+/// A worker with `room` lanes, and the lanes of turns 0 and 1.
 fn pair(room: usize) -> (TurnRouter, Lane, Lane) {
     let (router, first) = TurnRouter::new(WorkerId(Uuid::nil()), program(room), turn(0), Arc::default());
     let second = connect(&router, turn(1)).unwrap();

@@ -1,6 +1,6 @@
-//! For how long the pipes of shared workers have waited, since one of their turns had more to say than was taken.
+//! Measures how long the pipes of shared workers were blocked by a turn with too much output.
 //!
-//! Meanwhile such a worker can be heard for none of its turns: that time counts as nobody's silence (I8).
+//! A blocked worker can be heard for none of its turns, so that time counts as no turn's silence (I8).
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,29 +9,29 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The waits of one shared worker, or of several together.
+/// Blocked time of one shared worker, or of several together.
 #[derive(Debug, Default)]
 pub struct Waits(Mutex<WaitState>);
 
 #[derive(Debug, Default)]
 struct WaitState {
     over: Duration,
-    /// How many pipes wait now, and since when one does.
+    /// The number of blocked pipes, and since when at least one is.
     waiting: usize,
     since: Option<Instant>,
 }
 
-/// A wait, from its beginning to its drop.
+/// One blocked pipe, until dropped.
 pub struct PipeWait<'a>(&'a Waits);
 
 impl Waits {
-    /// A pipe waits.
+    /// A pipe is blocked from now on.
     pub fn begin(&self) -> PipeWait<'_> {
         self.state().begin(Instant::now());
         PipeWait(self)
     }
 
-    /// For how long in all, until now.
+    /// The total until now.
     pub fn total(&self) -> Duration {
         self.state().total(Instant::now())
     }

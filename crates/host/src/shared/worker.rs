@@ -4,13 +4,14 @@
 //! starting ──ready──► busy ◄──► idle ──ttl──► asked to leave ──► ended
 //!     │                 │ retired: a stop, a drain; no more turns ─► when the last has ended ─┘
 //!     │                 │ condemned: a turn had to be given up ─► killed when the others have ended
-//!     └─────────────────┴──── exit; a line that is nobody's: every turn is told, at once
+//!     └─────────────────┴──── exit, or a line that belongs to no turn: every turn is told at once
 //! ```
-//! Two halves that meet at a [`TurnRouter`]: a turn's task, which waits for a worker and runs the turn
-//! ([`serve`]), and a worker's task, which owns the process and puts through what it says ([`live`]).
-//! Each turn keeps its own clocks, orders and last word; the worker's task writes none.
 //!
-//! An intentional end tells no client anything, nor does the crash of an idle worker.
+//! Two kinds of tasks meet at a [`TurnRouter`]: a turn's task waits for a worker and runs the turn ([`serve`]); a
+//! worker's task owns the process and delivers its messages ([`live`]). Each turn keeps its own clocks, commands
+//! and last word; the worker's task writes none.
+//!
+//! Neither an intended end nor the crash of an idle worker is visible to clients.
 
 use std::time::Duration;
 
@@ -34,29 +35,30 @@ use crate::{
     workers::WorkerHost,
 };
 
-/// Workers that one turn waits for, one after another, where each is gone before it took the turn.
+/// Workers tried for one turn, if each is gone before it takes the turn.
 const WORKERS_MAX: usize = 3;
-/// How long a worker may live on after it closed its output; a turn of it gives up earlier.
+/// How long a worker may keep running after it closed its output; its turns give up earlier.
 const CLOSED_GRACE: Duration = Duration::from_secs(2);
-/// The worker's own startup clock lapses right behind that of the turn that started it, and knows whether its program runs.
+/// The worker's startup clock lapses just after that of its first turn; its verdict is better, since the worker's
+/// task knows whether the program runs.
 const SAME_MOMENT: Duration = Duration::from_millis(500);
 
-/// Why a worker's turns are over.
+/// Why a worker serves no more turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorkerEnd {
-    /// It is gone.
+    /// The process has ended.
     Exited,
-    /// It will say nothing more.
+    /// The worker closed its output.
     Closed,
-    /// It has no turn, and is given none.
+    /// No turn, and none will come.
     Unwanted,
-    /// It is not trusted, or its turns are not ours any more.
+    /// The worker is not trusted, or its turns are held elsewhere.
     Condemned,
 }
 
 /// Runs a turn on a shared worker, to the turn's end.
 pub(crate) async fn serve<O: HostOwner>(host: &WorkerHost<O>, mut turn: O::Turn) {
-    // A worker of its own, of an older revision, would never learn of this turn.
+    // The conversation may have its own worker from an older revision, which would never learn of this turn.
     host.stop_worker_of(turn.conversation());
     let owner = host.owner();
     let mut gone = 0;
@@ -85,15 +87,15 @@ pub(crate) async fn serve<O: HostOwner>(host: &WorkerHost<O>, mut turn: O::Turn)
     owner.not_started(turn, obstacle, None).await;
 }
 
-/// Runs a turn on the worker at the other end of `lane`, which is ready.
+/// Runs a turn on the ready worker of `lane`.
 pub(crate) async fn serve_on<O: HostOwner>(host: &WorkerHost<O>, mut lane: Lane, mut turn: O::Turn) {
     turn.span().record("worker_id", tracing::field::display(lane.worker()));
     host.owner().run(&mut turn, &mut lane).await;
-    // There is room at the worker before there is a place for another turn.
+    // The worker's lane must be free before the turn's slot is.
     drop(lane);
 }
 
-/// A lane to a worker that has room; starts a worker where none has.
+/// A lane at a worker with room; starts a worker if none has.
 fn lane<O: HostOwner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
     let owner = host.owner();
     let make = || (owner.mint(), owner.program(turn));
@@ -104,7 +106,7 @@ fn lane<O: HostOwner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
         }
         let name = format!("worker {}", made.worker());
         let agent = &made.program().agent;
-        // Not below the turn's: the worker outlives the turn.
+        // No child of the turn's span, since the worker outlives the turn.
         let span = tracing::info_span!(parent: None, "shared worker", worker_id = %made.worker(), agent);
         let living = live(host.clone(), made).instrument(span);
         owner.supervisor().spawn(Kind::Worker, name, living);
@@ -112,7 +114,7 @@ fn lane<O: HostOwner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
     lane
 }
 
-/// Lives a shared worker's life.
+/// Runs a shared worker from its start to its end.
 async fn live<O: HostOwner>(host: WorkerHost<O>, router: TurnRouter) {
     let (owner, worker) = (host.owner(), router.worker());
     let Some((slot, mut process)) = start(&host, &router).await else {
@@ -140,7 +142,7 @@ async fn live<O: HostOwner>(host: WorkerHost<O>, router: TurnRouter) {
     owner.note_room();
 }
 
-/// Starts the process and waits until it is ready; `None` where it is not, or nobody waits for it.
+/// Starts the process and waits until it is ready; `None` if the start failed or no turn waits for it.
 async fn start<O: HostOwner>(host: &WorkerHost<O>, router: &TurnRouter) -> Option<(Slot, Process)> {
     let (owner, worker, program) = (host.owner(), router.worker(), router.program());
     let until = Instant::now() + program.startup;
@@ -171,7 +173,7 @@ async fn start<O: HostOwner>(host: &WorkerHost<O>, router: &TurnRouter) -> Optio
     }
 }
 
-/// A step of a start, unless it takes too long or no turn waits for it any more.
+/// Runs a step of a start, unless it takes too long or no turn waits any more.
 async fn unless_unwanted<T>(
     router: &TurnRouter,
     until: Instant,
@@ -185,7 +187,7 @@ async fn unless_unwanted<T>(
     }
 }
 
-/// Tells every turn that waits. Each writes its own last word.
+/// Reports the failed start to every waiting turn. Each writes its own last word.
 fn refuse(router: &TurnRouter, obstacle: Obstacle, process: Option<&Process>) {
     let stage = match obstacle.told(process) {
         Obstacle::Failed { message, detail } => {
@@ -200,7 +202,7 @@ fn refuse(router: &TurnRouter, obstacle: Obstacle, process: Option<&Process>) {
     router.close(stage);
 }
 
-/// Puts through what the worker says, until its turns are over.
+/// Delivers the worker's messages until it serves no more turns.
 async fn put_through_all<O: HostOwner>(
     host: &WorkerHost<O>,
     router: &TurnRouter,
@@ -216,7 +218,7 @@ async fn put_through_all<O: HostOwner>(
                     router.retire_if_idle();
                     continue;
                 }
-                // A turn that needs a worker may wait for one that is idle.
+                // A turn that needs another worker may be waiting for an idle one to leave.
                 host.owner().note_room();
                 Some(since)
             }
@@ -233,17 +235,17 @@ async fn put_through_all<O: HostOwner>(
                 }
             }
             () = sleep_until(idle_until), if idle_since.is_some() => {
-                // Unless a turn has come at this very moment.
+                // Does nothing if a turn has just arrived.
                 router.retire_if_idle();
             }
         }
     }
 }
 
-/// What something that was heard means for the worker; `None`: it goes on.
+/// What an item from the worker means for the worker itself; `None`: it goes on.
 async fn heed(router: &TurnRouter, heard: Heard) -> Option<WorkerEnd> {
     let turn = match &heard {
-        // Of the process, whatever turn it names.
+        // About the process, whatever turn it names.
         Heard::Message(FromWorker { message: Message::Ready | Message::Beat, .. }) => return None,
         Heard::Message(from) => from.turn_id,
         Heard::Protocol(error) => error.turn_id,
@@ -265,7 +267,7 @@ async fn heed(router: &TurnRouter, heard: Heard) -> Option<WorkerEnd> {
         }
         (None, _) => Fault::NoTurn,
     };
-    // Without the line itself: nobody knows whose it is, so no client may see it.
+    // Without the line: it may belong to any conversation, so no client may see it.
     let error = ProtocolError { fault, excerpt: String::new(), turn_id: None };
     let message = error.to_string();
     let turns = router.close(Stage::Faulty(error));

@@ -1,7 +1,7 @@
-//! Work that takes a processor for long: on threads of its own, few at a time.
+//! Work that needs a processor for long: on separate threads, few at a time.
 //!
-//! Tasks share the runtime's threads, and the beat is one of them. What a client's bytes make dear waits here for
-//! its like, not the beat for it.
+//! The beat and all other tasks share the runtime's threads. Costly work on a client's bytes waits here for other
+//! such work, so that the beat does not wait.
 
 use std::{
     panic::resume_unwind,
@@ -10,21 +10,21 @@ use std::{
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-/// So many bytes are worked on where they are: some tenths of a millisecond.
+/// Work on at most this many bytes is done in place, in some tenths of a millisecond.
 const SMALL: usize = 32 << 10;
 
-/// Half of the processors, since the runtime has as many threads as there are.
+/// Half of the processors, since the runtime has one thread for each.
 static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Arc::new(Semaphore::new((processors / 2).max(1)))
 });
 
-/// Does work that grows with so many bytes. A panic is the caller's.
+/// Does work whose cost grows with `bytes`. A panic continues in the caller.
 pub async fn aside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
     if bytes <= SMALL {
         return work();
     }
-    // It is never closed. Whoever waits for the work may be gone before it is done: the place is not free then.
+    // The semaphore is never closed. The permit is held by the work, which may outlive its caller.
     let place = PLACES.clone().acquire_owned().await;
     let done = spawn_blocking(move || {
         let _place = place;
@@ -34,7 +34,7 @@ pub async fn aside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + S
         Ok(done) => done,
         Err(why) => match why.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
-            // The runtime is going, and every task with it.
+            // The runtime is shutting down, and every task with it.
             Err(_) => std::future::pending().await,
         },
     }

@@ -121,7 +121,7 @@ fn limits_and_deadlines_come_from_the_agent_where_the_template_gives_none() {
     template.lifetime = crate::units::Span::seconds(3600);
     let pod = made(template.clone());
     assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"memory": "1140850688"}}));
-    // A lifetime, then a turn's startup and cap, and a minute.
+    // Lifetime, startup, cap and one minute of margin.
     assert_eq!(pod["spec"]["activeDeadlineSeconds"], 3600 + 60 + 1800 + 60);
     assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 30);
     template.command = Some(Vec::new());

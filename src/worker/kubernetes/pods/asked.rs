@@ -1,4 +1,4 @@
-//! A pod that is being asked for: known before it is there, so that whatever the watch says of it is not missed.
+//! A pod whose creation is in flight: known before it exists, so that no event of the watch about it is missed.
 
 use tokio::{sync::watch, time::Instant};
 
@@ -13,10 +13,10 @@ use crate::{
 };
 
 impl Pods {
-    /// Asks for a pod once. Dropped before the answer it may have been made: the watch shows it then.
+    /// Asks the cluster once for a pod. If dropped before the answer the pod may exist: the watch then shows it.
     ///
     /// # Errors
-    /// What the cluster said. It may be asked for again under the same order.
+    /// The cluster's refusal. The same order may be sent again.
     pub async fn create(&self, order: &PodOrder) -> Result<watch::Receiver<Seen>, Refusal> {
         let owner = self.0.owner.borrow().clone();
         let home = Home { fleet: self.0.fleet.clone(), gateway_url: self.0.gateway_url.clone(), owner };
@@ -24,7 +24,7 @@ impl Pods {
             let detail = "its agent has no pod".to_owned();
             return Err(Refusal { message: "its agent has no pod", detail, may_pass: false, after: None });
         };
-        // It never closes.
+        // The semaphore is never closed.
         let _permit = self.0.creations.acquire().await;
         let asked = PendingPod::new(self, order);
         self.0.cluster.create(&pod).await?;
@@ -32,7 +32,8 @@ impl Pods {
     }
 }
 
-/// A pod that is being asked for. Its drop forgets it, unless it is there or the watch has shown it.
+/// A creation in flight. Dropping it forgets the pod, unless the creation succeeded or the watch has shown the
+/// pod.
 struct PendingPod<'a> {
     pods: &'a Pods,
     name: String,

@@ -1,9 +1,9 @@
-//! A text that is too long: its beginning and its end, with a mark between.
+//! Shortens a long text to its beginning and its end, with a mark between.
 
-/// What stands for what was left out.
+/// Stands for the omitted middle.
 const MARK: &str = "\n[… left out …]\n";
 
-/// The text in so many bytes at most.
+/// The text in at most `max` bytes.
 pub(super) fn shortened(text: &str, max: u64) -> String {
     let max = usize::try_from(max).unwrap_or(usize::MAX);
     if text.len() <= max {

@@ -1,6 +1,6 @@
-//! A worker's message as an object of JSON, whose fields are read one by one.
+//! A worker's message as a JSON object whose fields are read one by one.
 //!
-//! Refuses a field that is missing or of another type, naming it. What nobody reads keeps its text.
+//! Refuses a missing or mistyped field, naming it. Fields that nobody reads keep their text unchanged.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use lastword_words::json::Raw;
 
-/// One message as an object of JSON. A field that is `null` counts as left out.
+/// A message as a JSON object. A `null` field counts as absent.
 #[derive(Debug)]
 pub struct Object<'a> {
     whole: &'a RawValue,
@@ -17,16 +17,16 @@ pub struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    /// Reads a line of JSON, in which no half of a character stands alone.
+    /// Parses a line of JSON without lone surrogates.
     ///
     /// # Errors
-    /// It is no JSON, or, with an error of data, no object.
+    /// The line is not JSON, or (category `Data`) not an object.
     pub fn of(line: &'a str) -> Result<Self, serde_json::Error> {
         let whole: &RawValue = serde_json::from_str(line)?;
         Ok(Object { whole, fields: serde_json::from_str(whole.get())? })
     }
 
-    /// All of it, as it came.
+    /// The whole object, unchanged.
     pub fn whole(&self) -> Raw {
         self.whole.into()
     }
@@ -43,7 +43,7 @@ impl<'a> Object<'a> {
         self.text_if_any(field)?.ok_or(bad(field, "a string"))
     }
 
-    /// A text field; `None` where it is left out.
+    /// A string field; `None` if absent.
     ///
     /// # Errors
     /// The field is of another type.
@@ -76,12 +76,12 @@ pub(super) const fn bad(field: &'static str, wanted: &'static str) -> BadField {
     BadField { field, wanted }
 }
 
-/// A field of a known message that is missing or of the wrong type.
+/// A missing or mistyped field of a known message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("its `{field}` is not {wanted}")]
 pub struct BadField {
-    /// The field.
+    /// The field's name.
     pub field: &'static str,
-    /// What it should have been, such as `a string`.
+    /// The expected type, such as `a string`.
     pub wanted: &'static str,
 }

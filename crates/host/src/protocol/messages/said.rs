@@ -1,4 +1,4 @@
-//! What a worker is told of its conversation's past: `docs/WORKERS.md` has the fields.
+//! The history that a worker receives; `docs/WORKERS.md` describes the fields.
 
 use serde::Serialize;
 
@@ -9,55 +9,55 @@ use lastword_words::{id::TurnId, json::Raw, turn::Status};
 pub struct Said {
     /// `user` or `assistant`.
     pub role: String,
-    /// What was said; of an answer that was cut off, as far as it came.
+    /// The text; for an answer that was cut off, what had arrived.
     pub text: String,
-    /// The turn in which it was said.
+    /// The turn of the message.
     pub turn_id: TurnId,
     /// How that turn ended: `completed`, `failed` or `cancelled`.
     pub status: Status,
-    /// Of a failed turn: why, as its last word has it.
+    /// The code of a failed turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// Of a cancelled turn: who asked for that.
+    /// Who cancelled a cancelled turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// What the user's message had beside its text, as the client sent it.
+    /// Attachments of the user's message, as the client sent them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attachments: Option<Raw>,
-    /// With the user's message: what the agent asked in the turn, and what was answered.
+    /// With the user's message: the agent's questions in this turn, and their answers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub asks: Vec<PastQuestion>,
-    /// Whether its text is shortened in its middle, or attachments or questions of it are left out.
+    /// Whether the text is shortened in its middle, or attachments or questions are left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shortened: bool,
 }
 
-/// A question of the past.
+/// A past question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PastQuestion {
-    /// The worker's name for it, or the gateway's.
+    /// The question's id, from the worker or the gateway.
     pub ask_id: String,
     /// The question.
     pub prompt: String,
-    /// What might be answered, as the worker sent it.
+    /// Possible answers, as the worker sent them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<Raw>,
-    /// The answer as the client gave it, where there was one.
+    /// The answer as the client sent it, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<Raw>,
 }
 
-/// What of a conversation's past a worker is not told.
+/// What the history leaves out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Omitted {
-    /// Older turns that are left out.
+    /// Older turns left out.
     pub turns: u64,
-    /// Turns that are told in part.
+    /// Turns told in part.
     pub shortened: u32,
 }
 
 impl Omitted {
-    /// Whether there is anything.
+    /// Whether anything is left out.
     pub fn is_any(&self) -> bool {
         self.turns > 0 || self.shortened > 0
     }
