@@ -36,9 +36,9 @@ def source(path):
 
 def keys():
     """The configuration's keys: name → shape."""
-    text = source("src/config/source.rs")
+    text = source("src/config/keys.rs")
     text = text[text.index("const KEYS"):]
-    return dict(re.findall(r'(?:key|secret)\("(\w+)", Shape::(\w+)', text[:text.index("];")]))
+    return dict(re.findall(r'(?:key|secret)\("(\w+)", ValueShape::(\w+)', text[:text.index("];")]))
 
 
 def settings(chart):
@@ -47,24 +47,24 @@ def settings(chart):
     given = yaml.safe_load((chart.path / "values.yaml").read_text())["settings"]
     for name in sorted(set(given) ^ (set(known) - BY_OTHER_VALUES - NOT_OFFERED)):
         yield f"{name} is a key of only one of both"
-    defaults = source("src/config.rs")
+    defaults = source("src/config/settings.rs")
     defaults = defaults[defaults.index("impl Default for Config"):]
     for name, value in given.items():
         default = re.search(rf"\b{name}: ([0-9_]+),", defaults)
         if default and int(default.group(1)) != value:
             yield f"{name} is {value} here and {default.group(1)} there"
         if isinstance(value, int) and not default:
-            yield f"no default of {name} was found in src/config.rs"
+            yield f"no default of {name} was found in src/config/settings.rs"
 
 
 def variables(chart):
     """Each LASTWORD_ variable is known: the program refuses to start with any other."""
-    text = source("src/config/source.rs")
+    text = source("src/config/keys.rs")
     others = set(re.findall(r'"(LASTWORD_\w+)"', text[text.index("const OTHERS"):text.index("];", text.index("const OTHERS"))]))
     names = {"LASTWORD_ADVERTISED_URL" if key == "url" else f"LASTWORD_{key.upper()}" for key in keys()}
     known = others | names | {name + "_FILE" for name in names if re.search("_URL$|_TOKENS$", name)}
     if not others or not names:
-        yield "no keys were found in src/config/source.rs"
+        yield "no keys were found in src/config/keys.rs"
     unknown = set()
     for _, values in matrix.cases():
         for owner, _, spec in pod_specs(chart.render(values).objects):
@@ -110,7 +110,7 @@ def expressions(chart):
 
 def metrics(chart):
     """Alerts and dashboards ask for metrics that there are, by labels and values that they have."""
-    text = source("src/telemetry/metrics.rs")
+    text = source("src/telemetry/metrics.rs") + source("crates/host/src/owner.rs")
     names = dict(re.findall(r'const (\w+): &str = "(lastword_\w+)"', text))
     histograms = {names[name] for name in re.findall(r"\((\w+), Histogram,", text)}
     labels = {metric: set() for metric in names.values()}
