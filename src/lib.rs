@@ -1,18 +1,18 @@
-//! `lastword`: a gateway for chat agents in which **every accepted turn gets exactly one last word**,
-//! seen by the client on whichever replica it is connected to, whatever dies in between.
+//! `lastword`: a gateway for chat agents. **Every accepted turn gets exactly one last word**, which the client sees
+//! on whichever replica it is connected to, whatever process dies in between.
 //!
-//! # The way of a turn
+//! # The path of a turn
 //!
 //! ```text
 //! POST /v1/turns
-//!   api::accept ──► store::accept_batch        those of one moment go together
+//!   api::accept ──► store::accept_batch        accepts that arrive together share a statement
 //!                        ▼
 //!   engine::intake ── store::accept            turn + in-flight row + event 0, one commit; claimed in it
-//!                        │ ring                where there is room here: the rest is
+//!                        │ ring                while this replica has capacity: all other turns are
 //!                        ▼                     queued
 //!   engine::dispatch ─ store::claim            heads of lines, SKIP LOCKED, epoch + 1
 //!                        ▼
-//!   worker::route ─► host ──── a process        finds its worker, and hears it
+//!   worker::route ─► host ──── a process        finds the turn's worker, and hears it
 //!                        ▼
 //!   worker::turn::run ── transcript             what a worker says becomes events
 //!                        ▼
@@ -21,17 +21,17 @@
 //!                        ▼
 //!   stream::tail ──► stream::render ──► api::sse ──► the client
 //!
-//!   engine::presence ─ store::beat             who lives; the verdict on who does not
+//!   engine::presence ─ store::beat             which replicas live; the verdict on a silent one
 //!   engine::reap ─ store::closing              the last word for turns whose holder is gone,
 //!                                              by any replica: same log, same ring
 //! ```
 //!
-//! The doors ([`api`]) and the [`engine`] never call each other: they meet in the store. What is to be accepted
-//! is handed in there; everything after that goes through Postgres, even inside one process.
+//! The API ([`api`]) and the [`engine`] never call each other; they meet in the store. The API hands a turn to be
+//! accepted to the store, and everything after that goes through Postgres, even inside one process.
 //!
 //! # Floors
 //!
-//! A file imports from lower floors only, and no circle ties files to each other; `tests/layers` holds the house to it.
+//! A file imports from lower floors only, and no import cycle exists. `tests/layers` checks both.
 //!
 //! | floor | modules |
 //! |---|---|
@@ -43,40 +43,28 @@
 //! | 1 | [`config`] · [`descriptors`] · [`host`]: worker processes · [`telemetry`] · [`task`] |
 //! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
 //!
-//! Beside this crate: `crates/devkit`, a private Postgres and child processes for development and tests, and
-//! `crates/bench`, which measures (`docs/decisions/0035`).
+//! Floor 0 is `crates/words`; [`host`], [`task`] and [`descriptors`] are `crates/host`, the part that a host of workers
+//! shares with the gateway. Beside them: `crates/devkit` (a private Postgres and child processes for development and
+//! tests) and `crates/bench` (benchmarks, `docs/decisions/0035`).
 //!
 //! # What must always hold
 //!
-//! `docs/INVARIANTS.md` names each invariant, its keeper and the test that shows it. In short: the
-//! in-flight row ([`store::inflight`]) is the obligation to answer. It exists from acceptance to the
-//! last word, only its deletion may write the last word, and every write on behalf of a worker
-//! names the epoch that it was claimed with.
+//! `docs/INVARIANTS.md` names each invariant, its keeper and the test that shows it. In short: the in-flight row
+//! ([`store::inflight`]) is the obligation to answer. The row exists from acceptance to the last word; only its
+//! deletion may write the last word; and every write on behalf of a worker names the epoch of its claim.
 
-pub mod agent;
+pub use lastword_host::{self as host, descriptors, task};
+pub use lastword_words::{
+    agent, clock, event, failure, frame, halves, id, json, principal, secret, text, token, turn, units,
+};
+
 pub mod api;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod console;
-pub mod descriptors;
 pub mod engine;
-pub mod event;
-pub mod failure;
-pub mod frame;
-pub mod halves;
-pub mod host;
-pub mod id;
-pub mod json;
-pub mod principal;
 pub mod rendezvous;
-pub mod secret;
 pub mod store;
 pub mod stream;
-pub mod task;
 pub mod telemetry;
-pub mod text;
-pub mod token;
-pub mod turn;
-pub mod units;
 pub mod worker;

@@ -1,8 +1,8 @@
 //! The binary: a worker's guard, or the command line on a runtime.
 //!
-//! Owns the order of the two: the guard runs before clap and before any runtime has a thread, since
-//! what it does to its own process must not be shared with other threads. Nor has any a thread when a command
-//! takes its secrets out of its environment.
+//! Owns the order of start-up. The guard runs before clap and before any runtime starts a thread, because its changes
+//! to its own process must not affect other threads. A command takes its secrets out of the environment while the
+//! process still has one thread.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         return ExitCode::from(u8::try_from(host::process::guard::run()).unwrap_or(1));
     }
     let command = cli::parse();
-    // One for all of this process: with two linked and none chosen, whoever asks for the default panics.
+    // One provider for the whole process: two are linked, and rustls panics on its default unless one is chosen.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         eprintln!("error: another part of this process has chosen a crypto provider");
         return ExitCode::FAILURE;
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(cli::run(command));
-    // A read of stdin that nobody waits for any more must not hold the process.
+    // A pending read of stdin would otherwise block the exit.
     runtime.shutdown_background();
     code
 }

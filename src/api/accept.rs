@@ -1,9 +1,8 @@
-//! Accepting a turn: from a request's body to a turn that is durable.
+//! Accepting a turn: from the request's body to a durable turn.
 //!
-//! Keeps I1: nothing is answered before the commit is known. A commit that is not known is asked for
-//! again with the very same turn, for two seconds; the client's own repeat, under its idempotency
-//! key, goes on from there. Keeps I12: once begun, an accept runs to its end, whether or not the
-//! client that asked for it is still there.
+//! Keeps I1: no answer before the commit is known. If the outcome of a commit is unknown, the identical turn is sent
+//! again for two seconds; after that the client can repeat the request under its idempotency key. Keeps I12: an
+//! accept that has begun runs to its end, even if its client disconnects.
 
 mod disconnect;
 mod input;
@@ -36,34 +35,34 @@ use crate::{
     turn::{Status, Turn},
 };
 
-/// What an accept with an agent that has a newer revision is refused with.
+/// Refusal of the store: the agent has a newer revision than the turn names.
 const NEWER_AGENT: &str = "LW412";
-/// A `traceparent` of the first version.
+/// Length of a version 00 `traceparent`.
 const TRACEPARENT_CHARS: usize = 55;
 
-/// A new turn as a client asks for it.
+/// A request for a new turn.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TurnRequest {
     /// The agent's name.
     pub agent: String,
-    /// What the user says: a text, or a text with attachments.
+    /// The user's message: a text, or a text with attachments.
     pub input: Input,
-    /// The conversation to go on with; absent: a new one.
+    /// The conversation to continue. If absent, a new one.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub conversation_id: Option<ConversationId>,
-    /// The client's own; comes back with the turn.
+    /// The client's own data; returned with the turn.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<JsonObject>,
     /// Answer with the turn's event stream.
     #[serde(default)]
     pub stream: Option<bool>,
-    /// What to do when the conversation is busy.
+    /// What to do if the conversation is busy.
     #[serde(default)]
     pub if_busy: IfBusy,
-    /// What becomes of the turn when the client that waits for its answer goes away.
+    /// What happens to the turn if the client that waits for its answer disconnects.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
 }
@@ -75,28 +74,29 @@ pub struct TurnOrder {
     pub agent: String,
     /// JSON text of an [`Input`].
     pub input: String,
-    /// The conversation to go on with.
+    /// The conversation to continue; `None`: a new one.
     pub conversation: Option<ConversationId>,
-    /// JSON text.
+    /// The client's own data, as JSON text.
     pub metadata: Option<String>,
-    /// The turn it repeats.
+    /// The turn that this turn repeats.
     pub retry_of: Option<TurnId>,
-    /// The client's key and the hash of its request.
+    /// The client's idempotency key, and the hash of its request.
     pub idempotency: Option<(String, String)>,
-    /// What to do when the conversation is busy.
+    /// What to do if the conversation is busy.
     pub if_busy: IfBusy,
-    /// What to do when the client goes away.
+    /// What to do if the client disconnects.
     pub on_disconnect: OnDisconnect,
-    /// Whose share it takes from.
+    /// The caller, whose share the turn counts against.
     pub who: Who,
-    /// Whether its log is followed at once: whoever is there before it begins misses nothing of it.
+    /// Whether the caller reads the log at once. The tail then subscribes before the accept and misses no
+    /// notification.
     pub is_followed: bool,
     /// W3C trace context.
     pub traceparent: String,
 }
 
 impl TurnRequest {
-    /// The order that this request is; `key` is the client's idempotency key.
+    /// The order for this request; `key` is the client's idempotency key.
     pub fn into_order(
         self,
         who: Who,
@@ -114,7 +114,7 @@ impl TurnRequest {
         let said = canonical_input(&input).map_err(internal)?;
         let more = metadata.as_deref().map(json::read).transpose().map_err(internal)?;
         let more = more.map(|value| value.to_string());
-        // How the answer is delivered is no part of what is asked for: `stream` may differ.
+        // `stream` is not hashed: it changes the delivery of the answer, not the turn.
         let asked = (&agent, &said, self.conversation_id, &more, self.if_busy, self.on_disconnect, "turn");
         let hash = hash_of(&asked)?;
         Ok(TurnOrder {
@@ -133,20 +133,20 @@ impl TurnRequest {
     }
 }
 
-/// The hash that an idempotency key is bound to.
+/// The request hash that an idempotency key is bound to.
 pub fn hash_of(asked: &impl Serialize) -> Result<String, Problem> {
     let canonical = serde_json::to_string(asked).map_err(|why| Problem::internal(&why))?;
     Ok(token::digits(&token::hash(&canonical)))
 }
 
-/// A turn that is durable.
+/// A durable turn.
 #[derive(Debug)]
 pub struct AcceptedTurn {
-    /// Which.
+    /// The turn's id.
     pub id: TurnId,
-    /// How it looked when it was accepted; `None` where it had been accepted before.
+    /// The turn as it was accepted; `None` for a repeat, whose turn was accepted before.
     pub turn: Option<Turn>,
-    /// A reader of its log, where one was there before it began.
+    /// A reader of the log that subscribed before the accept, if one was asked for.
     pub tail: Option<Tail>,
 }
 
@@ -175,8 +175,8 @@ impl AcceptedTurn {
     }
 }
 
-/// Accepts a turn. The work is a task of its own, so that a client that leaves cuts nothing off. The room of its
-/// body is `held` until then.
+/// Accepts a turn. The work is a task of its own, so a client that disconnects interrupts nothing. `held`, the room
+/// of the request's body, is released when the accept has ended.
 pub async fn accept(gateway: &Gateway, order: TurnOrder, held: BodyRoom) -> Result<AcceptedTurn, Problem> {
     let (reply, accepted) = oneshot::channel();
     let task = {
@@ -210,12 +210,12 @@ async fn accept_here(gateway: &Gateway, order: TurnOrder) -> Result<AcceptedTurn
     let tail = is_followed.then(|| Tail::new(store, new.id, -1));
     let accepted = loop {
         match insist(|| store.accept(&new)).await {
-            // Somebody has put a newer one since it was read.
+            // A newer revision was put after this one was read.
             Err(StoreError::Refused { code, .. }) if code == NEWER_AGENT => {
                 store.forget_newest(&new.agent.name);
                 new.agent = agent(gateway, &new.agent.name).await?;
             }
-            // Its commit may become known yet: the client can look for it.
+            // The turn may have been committed all the same. With its id, the client can look it up.
             Err(why) if why.is_away() => return Err(room.refusal(why).with("turn_id", new.id.to_string())),
             accepted => break accepted.map_err(|why| room.refusal(why))?,
         }
@@ -226,7 +226,7 @@ async fn accept_here(gateway: &Gateway, order: TurnOrder) -> Result<AcceptedTurn
     }
     tracing::info!(turn = %accepted.id, agent = new.agent.name, repeat = accepted.is_repeat, "accepted");
     if new.if_busy == IfBusy::Interrupt && !new.is_new_conversation {
-        // A repeat may stand for a first try that did not come this far.
+        // Also for a repeat: the first try may have ended before this step.
         interrupt::interrupt_for(gateway, accepted.id, new.conversation).await;
     }
     Ok(AcceptedTurn::of(&new, &accepted, tail))
@@ -255,12 +255,12 @@ fn new_turn(gateway: &Gateway, order: TurnOrder, agent: Agent) -> NewTurn {
     }
 }
 
-/// The trace context of a request: our own span's where it is traced, else the client's, else new.
+/// The trace context of a request: the current span if it is traced, else the client's header, else a new one.
 pub fn traceparent(headers: &axum::http::HeaderMap) -> String {
     use crate::telemetry::trace;
     let sent = headers.get("traceparent").and_then(|value| value.to_str().ok());
     let sent = sent.filter(|text| trace::trace_id(text).is_some());
-    // What a later version appends may be of any length, and a worker's line is not.
+    // Later versions may append fields of any length, but a worker's line is limited.
     let sent = sent.and_then(|text| text.get(..TRACEPARENT_CHARS)).map(str::to_owned);
     trace::current_traceparent().or(sent).unwrap_or_else(trace::new_traceparent)
 }

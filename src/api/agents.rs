@@ -1,8 +1,8 @@
 //! Agents: put, read, list, delete.
 //!
-//! A client sees which agents there are, and what it may expect of them. What they run, with which environment,
-//! and what they look for in an input only operators see: secrets stand there, and who knows a pattern gets
-//! around it. What a client sees is named here, so that a new field is hidden until somebody has thought of it.
+//! A client sees the names of agents, and the limits that apply to its turns. Only operators see commands,
+//! environments and guard patterns: commands and environments may contain secrets, and a known pattern can be evaded.
+//! The lists below name what clients may see, so a new field is hidden until it is added there.
 
 use axum::{
     extract::State,
@@ -26,7 +26,7 @@ use crate::{
     store::agents::AgentRow,
 };
 
-/// What clients see of a spec: what bounds their turns.
+/// Fields of a spec that clients see: the limits of their turns.
 const FOR_CLIENTS: [&str; 10] = [
     "runtime",
     "scope",
@@ -39,17 +39,17 @@ const FOR_CLIENTS: [&str; 10] = [
     "limits",
     "expose_errors",
 ];
-/// What clients see of a guard: what they may send, and what they are told.
+/// Fields of a guard that clients see: what they may send, and what a refusal says.
 const OF_GUARDS: [&str; 3] = ["kind", "limit", "notice"];
 
-/// An agent as the API shows it.
+/// An agent in API responses.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AgentView {
-    /// Its name.
+    /// The agent's name.
     name: String,
-    /// Counts from 1; a turn keeps the one it was accepted with.
+    /// Counts from 1. A turn keeps the revision that it was accepted with.
     revision: i32,
-    /// How its workers run. Clients are not shown `command`, `env`, `pod` and the patterns of guards.
+    /// How the agent's workers run. Clients do not see `command`, `env`, `pod` and guard patterns.
     #[schema(value_type = AgentSpec)]
     spec: Value,
     /// Fields of a newer release, for operators. This replica does not understand them, and leaves the agent's turns
@@ -64,7 +64,7 @@ impl AgentView {
     fn of(row: &AgentRow, role: Role) -> Result<AgentView, Problem> {
         let mut spec = serde_json::to_value(&*row.agent.spec).map_err(|why| Problem::internal(&why))?;
         let mut unread = Vec::new();
-        // A client is shown what this release knows to be no secret.
+        // A client sees only fields that this release knows to contain no secret.
         if let Some(more) = row.agent.unread.as_ref().filter(|_| role == Role::Operator) {
             spec = more.whole.clone();
             unread.clone_from(&more.fields);
@@ -86,8 +86,10 @@ fn keep(object: &mut Value, shown: &[&str]) {
     }
 }
 
-/// Puts an agent. The same spec again makes no new revision; turns under way keep theirs. An unknown field is refused,
-/// unless the stored spec has the same: a newer release wrote that field, and the new spec keeps it.
+/// Puts an agent.
+///
+/// The same spec again makes no new revision; turns under way keep theirs. An unknown field is refused, unless the
+/// stored spec has the same field: then a newer release wrote it, and the new spec keeps it.
 #[utoipa::path(put, path = "/v1/agents/{name}", tag = "operators", request_body = AgentSpec,
     params(("name" = String, Path)),
     responses(
@@ -122,7 +124,7 @@ pub async fn put(
     Ok((status, Json(view)))
 }
 
-/// The spec of a body, and what that body keeps of the stored one which this release does not understand.
+/// The spec of a body, and the fields of a newer release that the body repeats unchanged from the stored spec.
 async fn understood(
     gateway: &Gateway,
     name: &str,
@@ -171,7 +173,7 @@ pub async fn list(
     Ok(Json(Page::of(items, limit, |item: &AgentView| item.name.clone())))
 }
 
-/// Deletes an agent: no turn is accepted for it after. Turns under way go on.
+/// Deletes an agent: no more turns are accepted for it. Turns under way go on.
 #[utoipa::path(delete, path = "/v1/agents/{name}", tag = "operators", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = ProblemDocument)))]
 pub async fn delete(
@@ -187,7 +189,7 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A spec that makes sense. Its guards are compiled for that, which is not for a task among others.
+/// The validated spec. Validation compiles the guards, so it runs on a blocking thread.
 async fn sound(spec: AgentSpec) -> Result<AgentSpec, Problem> {
     let checked = tokio::task::spawn_blocking(move || spec.validate().map(|()| spec)).await;
     let checked = checked.map_err(|why| Problem::internal(&why))?;

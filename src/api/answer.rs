@@ -1,7 +1,7 @@
 //! JSON answers.
 //!
-//! Keeps the rule that an answer is one line for every reader, and nothing that a terminal obeys: what a
-//! worker or another client said stands escaped in it. `axum::Json` knows nothing of that and is not used.
+//! Keeps the rule that an answer is one line for every reader and contains nothing that a terminal obeys: text of
+//! workers and other clients is escaped. `axum::Json` does not do that, and is not used.
 
 use axum::{
     http::{HeaderValue, header},
@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::problem::Problem;
 use crate::text;
 
-/// A value as the JSON body of an answer.
+/// A value as a JSON response body.
 #[derive(Debug, Clone)]
 pub struct Json<T>(pub T);
 

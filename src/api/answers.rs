@@ -1,4 +1,4 @@
-//! Answers to the questions that turns ask.
+//! Answers to the questions of turns.
 
 use axum::{extract::State, http::StatusCode};
 use serde::Deserialize;
@@ -54,7 +54,7 @@ pub async fn answer(
     if turn.is_ended() {
         return Err(Problem::turn_state("turn_ended", "This turn has ended.", id));
     }
-    // Postgres' text cannot hold NUL.
+    // Postgres cannot store NUL in text.
     if asked == AskState::Never || request.ask_id.contains('\0') {
         return Err(Problem::not_found("ask"));
     }
@@ -71,13 +71,13 @@ enum AskState {
     Answered,
 }
 
-/// The question that an event is about.
+/// The id of the question in an `ask` or `answer` event.
 #[derive(Default, Deserialize)]
 struct AskName {
     ask_id: String,
 }
 
-/// What the log says about a question.
+/// The state of a question, according to the log.
 async fn asked(gateway: &Gateway, turn: TurnId, ask_id: &str) -> Result<AskState, Problem> {
     let (mut asked, mut cursor) = (AskState::Never, -1);
     loop {

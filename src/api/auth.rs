@@ -1,7 +1,7 @@
-//! Who may: bearer tokens for clients, operators and workers, and who may call where no token is asked for.
+//! Access: bearer tokens of clients, operators and workers, and the callers allowed on routes without a token.
 //!
-//! Operators' routes always need an operator's token: who may put an agent may run anything. The configured tokens
-//! are in [`keys`].
+//! Operators' routes always need an operator's token, because a caller who can put an agent can run any program. The
+//! configured tokens are in [`keys`].
 
 mod guesses;
 mod keys;
@@ -36,7 +36,7 @@ use crate::{
     token::{self, Purpose, TokenHash},
 };
 
-/// Lets clients and operators through.
+/// Middleware of the client routes: lets clients and operators in.
 pub async fn client(
     State(gateway): State<Gateway>,
     mut request: Request,
@@ -52,7 +52,7 @@ pub async fn client(
     Ok(next.run(request).await)
 }
 
-/// Lets operators through.
+/// Middleware of the operators' routes: lets operators in.
 pub async fn operator(
     State(gateway): State<Gateway>,
     request: Request,
@@ -66,7 +66,7 @@ pub async fn operator(
     }
 }
 
-/// Lets operators at the metrics, and whoever is on this machine where it listens there alone.
+/// Middleware of the metrics: lets operators in, and callers on this machine if the gateway listens only on loopback.
 pub async fn metrics(
     State(gateway): State<Gateway>,
     request: Request,
@@ -82,13 +82,14 @@ pub async fn metrics(
     Ok(next.run(request).await)
 }
 
-/// Keeps pages of other sites, and what proxies pass on, from a gateway whose client routes are open.
+/// Middleware of all routes: if client routes are open, refuses pages of other sites and requests forwarded by
+/// proxies.
 pub async fn page(State(gateway): State<Gateway>, request: Request, next: Next) -> Result<Response, Problem> {
     gateway.keys().admits_here(&request)?;
     Ok(next.run(request).await)
 }
 
-/// Who asks, as far as it matters where there is nothing else to go by.
+/// A caller without a known token, for the limits of refusals.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
     from: IpAddr,
@@ -100,7 +101,7 @@ impl Caller {
         Caller { from: address(request), shows_a_token: bearer(request.headers()).is_some() }
     }
 
-    /// The refusal of a request for want of a token. One that nobody knows may be a guess.
+    /// The refusal of a request without a valid token. An unknown token may be a guess, and is refused with a delay.
     async fn refused(self, gateway: &Gateway) -> Problem {
         if self.shows_a_token {
             gateway.guesses().refuse(&gateway.supervisor, self.from).await
@@ -110,16 +111,17 @@ impl Caller {
     }
 }
 
-/// Who a worker is let in as, before anything of its body is read.
+/// What a worker's token allows, known before the body is read.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    /// The hash of the token that it shows.
+    /// The hash of the worker's token.
     pub token_hash: TokenHash,
-    /// What that is good for; `None`: for any agent, or for a worker that calls here already.
+    /// The grant of a minted token. `None`: a configured token, which is good for any agent, or a token that is known
+    /// to the rendezvous.
     pub grant: Option<Grant>,
 }
 
-/// Whoever shows a turn's token, of which only the form was looked at.
+/// A caller with a turn's token, of which only the form was checked.
 #[derive(Debug, Clone, Copy)]
 pub struct Speaker {
     /// The hash of the token.
@@ -127,7 +129,7 @@ pub struct Speaker {
     caller: Caller,
 }
 
-/// Lets a worker in that calls for the first time, or from another replica.
+/// Middleware of the registration: lets in a worker with a valid token.
 pub async fn newcomer(
     State(gateway): State<Gateway>,
     mut request: Request,
@@ -143,7 +145,7 @@ pub async fn newcomer(
     Ok(next.run(request).await)
 }
 
-/// Lets a worker in that calls here, or that is to be told that it does not.
+/// Middleware of the worker routes: lets in a registered worker, or one that must be told to register.
 pub async fn worker(
     State(gateway): State<Gateway>,
     mut request: Request,
@@ -160,7 +162,8 @@ pub async fn worker(
     Ok(next.run(request).await)
 }
 
-/// Lets whoever shows what may be a turn's token up to that turn, which asks further ([`may_speak`]).
+/// Middleware of the messages: lets in a caller whose token may be a turn's token. The route then checks the token
+/// with [`may_speak`].
 pub async fn speaker(
     State(gateway): State<Gateway>,
     mut request: Request,
@@ -172,8 +175,8 @@ pub async fn speaker(
     Ok(next.run(request).await)
 }
 
-/// Whether a turn's messages are this speaker's to bring. Asked before its body is read, and before the turn
-/// is moved here: neither is for anybody who comes along.
+/// Whether this speaker may send the turn's messages. Checked before the body is read and before the turn is adopted
+/// here: a stranger must cause neither.
 pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch: i32) -> Result<(), Problem> {
     let Speaker { token_hash, caller } = speaker;
     if let Some(line) = gateway.rendezvous.line(turn, epoch) {
@@ -182,7 +185,7 @@ pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch:
             false => Err(caller.refused(gateway).await),
         };
     }
-    // Where nothing is moved to, nobody need be known.
+    // This replica adopts no turns, so the token need not be looked up.
     if !gateway.rendezvous.takes_turns() {
         return Err(Problem::elsewhere());
     }
@@ -202,15 +205,15 @@ pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch:
     }
 }
 
-/// The hash of the bearer token of a request, unless that is certainly not for this purpose.
+/// The hash of a request's bearer token; `None` if there is none, or if its form shows another purpose.
 fn shown(request: &Request, purpose: Purpose, gateway: &Gateway) -> Option<TokenHash> {
     let token = bearer(request.headers())?;
     let hash = token::hash(token);
-    // A configured token may look like anything.
+    // A configured token may have any form.
     (token::may_be(purpose, token) || gateway.keys().is_workers(&hash)).then_some(hash)
 }
 
-/// What a token is good for that is not configured here.
+/// The grant of a token that is not configured here.
 async fn granted(gateway: &Gateway, token_hash: TokenHash, caller: Caller) -> Result<Grant, Problem> {
     let store = gateway.store.clone();
     let look = move |hashes: Vec<TokenHash>| {
@@ -224,7 +227,7 @@ async fn granted(gateway: &Gateway, token_hash: TokenHash, caller: Caller) -> Re
     }
 }
 
-/// Where a request comes from, as far as the connection tells.
+/// The client's IP address, according to the connection.
 fn address(request: &Request) -> IpAddr {
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
     peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.address().ip())

@@ -1,7 +1,7 @@
-//! An absence of Postgres that a request waits out.
+//! Requests that wait until Postgres is reachable again.
 //!
-//! Keeps I1: a statement that is given up may have been committed, so the very same one is sent again until that
-//! is known.
+//! Keeps I1: a statement without an answer may have been committed, so the identical statement is repeated until its
+//! result is known.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use crate::store::StoreError;
 
-/// How long a commit that is not known is asked for again.
+/// How long a statement with an unknown result is repeated.
 const UNKNOWN_COMMIT_MAX: Duration = Duration::from_secs(2);
 
-/// Repeats an identical statement while Postgres is away: for two seconds, but at least once, since a
-/// statement that was given up after longer may have been committed.
+/// Repeats an identical statement while Postgres is unreachable: for two seconds, but at least once, because even a
+/// statement that took longer may have been committed.
 pub async fn insist<T, F>(mut statement: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,

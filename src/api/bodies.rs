@@ -1,10 +1,10 @@
-//! Bodies under way: how many bytes of requests a replica holds at once.
+//! Request bodies in memory: how many bytes a replica holds at once.
 //!
-//! Owns the room for all bodies together, beside the limit of each. What is small costs nothing, so that a worker's
-//! beat or a short text is read however much others send. A body that turns out to be large takes room for all
-//! that it announced: of many that had a part each none would come to its end. Who announces much and sends
-//! nothing keeps nobody out. Refuses, after a moment, what finds no room, and a body that stands still: nobody
-//! waits without an end.
+//! Owns the limit of all bodies together; each body has its own limit besides. Small bodies are free, so a worker's
+//! beat or a short text is always read, however much other clients send. A body above the free size reserves its
+//! announced length at once; otherwise many large bodies could each hold a part, and none could complete. An
+//! announcement alone reserves nothing. Refuses a body that finds no room within 2 s, and a body that stalls, so
+//! nothing waits without an end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,47 +22,47 @@ use tokio::{
 use super::problem::Problem;
 use crate::units::Size;
 
-/// The longest that a client may take to send a body, and to send nothing of it.
+/// Timeouts of a body: for all of it, and between two pieces.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
 const SILENT_MAX: Duration = Duration::from_secs(10);
 /// How long a body waits for room.
 const ROOM_WITHIN: Duration = Duration::from_secs(2);
-/// What of each body costs nothing. A connection's own buffers hold four times as much.
+/// Bytes of each body that are free. A connection's own buffers hold four times as much.
 const FREE_BYTES: usize = 16 * 1024;
-/// Room is counted in these.
+/// The unit of reservations, in bytes.
 const UNIT_BYTES: usize = 1024;
 
-/// The room of one replica.
+/// The room for bodies in one replica.
 #[derive(Debug)]
 pub struct Bodies {
     room: Arc<Semaphore>,
     units_max: usize,
 }
 
-/// The room that a body takes, until this is dropped.
+/// A body's reserved room, released on drop.
 #[derive(Debug, Default)]
 #[must_use = "a body's room is free when this is dropped"]
 pub struct BodyRoom(Option<OwnedSemaphorePermit>);
 
 impl Bodies {
-    /// Room for so many bytes.
+    /// Room for `max` bytes.
     pub fn new(max: Size) -> Bodies {
         let units = usize::try_from(max.0).unwrap_or(usize::MAX) / UNIT_BYTES;
         let units_max = units.clamp(1, Semaphore::MAX_PERMITS);
         Bodies { room: Arc::new(Semaphore::new(units_max)), units_max }
     }
 
-    /// How many bytes of it are taken, and how many there are.
+    /// Reserved bytes, and all bytes.
     pub fn count(&self) -> (u64, u64) {
         let bytes = |units: usize| (units * UNIT_BYTES) as u64;
         let taken = self.units_max.saturating_sub(self.room.available_permits());
         (bytes(taken), bytes(self.units_max))
     }
 
-    /// A whole body of so many bytes at most, and the room that it takes.
+    /// Reads a whole body of at most `limit` bytes; also returns its reservation.
     ///
     /// # Errors
-    /// The problem: too large, too slow, broken off, or no room.
+    /// The problem: too large, too slow, incomplete, or no room.
     pub async fn read(&self, request: Request, limit: u64) -> Result<(Bytes, BodyRoom), Problem> {
         let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let announced = announced.and_then(|length| length.parse::<u64>().ok()).unwrap_or_default();
@@ -95,7 +95,7 @@ impl Bodies {
         }
     }
 
-    /// Has room for so many bytes.
+    /// Extends a reservation to a body of `bytes` bytes.
     async fn make_room(&self, held: &mut BodyRoom, bytes: usize) -> Result<(), Problem> {
         let wanted = bytes.saturating_sub(FREE_BYTES).div_ceil(UNIT_BYTES);
         let had = held.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);

@@ -1,9 +1,9 @@
-//! Who is connected: how many there may be, in all and from one address, and who makes room for whom.
+//! Connection limits: how many connections there may be, in all and per address, and which one closes for a new one.
 //!
-//! Owns the count. A connection without a request under way makes room for a new one, the one that has been idle
-//! for longest first: who only holds a connection keeps nobody out who uses one. Where all are in use the new
-//! one is told so and closed ([`super::full`]); never is one in use cut off. Refuses to lie to whoever looks after this
-//! process: `/livez` is answered beyond the ceiling too, since a replica that is full must not be restarted.
+//! Owns the count. An idle connection is closed to make room for a new one, the longest idle one first, so a client
+//! that only holds connections keeps no other client out. If all connections are in use, the new one is refused
+//! ([`super::full`]); a connection in use is never closed. Health checks stay truthful: `/livez` is answered above
+//! the limit, too, because a full replica must not be restarted.
 
 use std::{
     collections::HashMap,
@@ -25,13 +25,13 @@ use tokio::{
 
 use crate::telemetry::metrics;
 
-/// A connection without a request makes room after so long: its first request may be on its way.
+/// A connection must be idle for this long before it is closed for another: its first request may be on its way.
 const IDLE_MIN: Duration = Duration::from_secs(1);
-/// Connections that were asked to make room and are still there: so far the ceiling may be passed.
+/// Connections that were asked to close and are still open. The limit may be exceeded by this many.
 const LEAVING_MAX: usize = 8;
-/// A request's head must be there so long after its first byte.
+/// Timeout of a request's head, from its first byte.
 const HEAD_MAX: Duration = Duration::from_secs(30);
-/// The connections of one replica. Clones are the same.
+/// The connections of one replica. Clones share their state.
 #[derive(Debug, Clone)]
 pub struct Connected(Arc<ConnectionTable>);
 
@@ -45,24 +45,24 @@ struct ConnectionTable {
     crowd: Mutex<Crowd>,
 }
 
-/// How many may come from one address.
+/// The limit of connections from one address.
 #[derive(Debug, Clone, Copy)]
 pub struct PerAddress {
-    /// At most so many.
+    /// The limit.
     pub max: usize,
-    /// Whether this machine's own addresses are bound by it: proxies and tunnels on it have many clients each.
+    /// Whether the limit applies to loopback addresses: local proxies and tunnels have many clients each.
     pub binds_loopback: bool,
 }
 
 #[derive(Debug, Default)]
 struct Crowd {
     places: HashMap<u64, Arc<OpenConnection>>,
-    /// Those that were asked to leave do not count.
+    /// Without connections that were asked to close.
     by_origin: HashMap<Origin, usize>,
     leaving: usize,
 }
 
-/// Who may have many addresses is one origin: of IPv6, a network.
+/// The party behind an address: an IPv4 address, or an IPv6 /64 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Origin(u128);
 
@@ -70,7 +70,7 @@ impl Origin {
     fn of(address: IpAddr) -> Origin {
         match address.to_canonical() {
             IpAddr::V4(v4) => Origin(u128::from(v4.to_bits())),
-            // Whoever has one has the other 2^64. Not all zeros above, so never taken for an IPv4.
+            // One party has all 2^64 addresses of its network. Bit 40 tells the value from every IPv4 address.
             IpAddr::V6(v6) => Origin(((v6.to_bits() >> 64) << 64) | (1 << 40)),
         }
     }
@@ -79,9 +79,9 @@ impl Origin {
 /// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionRefused {
-    /// There are as many as there may be, and all are in use.
+    /// The limit is reached, and all connections are in use.
     Full,
-    /// The same of its address.
+    /// The limit of its address is reached, and all its connections are in use.
     Address,
 }
 
@@ -95,19 +95,19 @@ impl ConnectionRefused {
 }
 
 impl Connected {
-    /// Nobody yet.
+    /// A table without connections.
     pub fn new(max: usize, per_address: PerAddress, idle_max: Duration) -> Connected {
         let (head_max, began, crowd) = (HEAD_MAX, Instant::now(), Mutex::default());
         Connected(Arc::new(ConnectionTable { max, per_address, idle_max, head_max, began, crowd }))
     }
 
-    /// How many there are, but for those that were asked to leave, and how many there may be.
+    /// Open connections without those that were asked to close, and the limit.
     pub fn count(&self) -> (usize, usize) {
         let crowd = self.crowd();
         (crowd.places.len() - crowd.leaving, self.0.max)
     }
 
-    /// A place for a new connection, which another one may have to leave.
+    /// A slot for a new connection. May ask idle connections to close.
     pub fn admit(&self, number: u64, address: SocketAddr) -> Result<ConnectionSlot, ConnectionRefused> {
         let origin = Origin::of(address.ip());
         let PerAddress { max, binds_loopback } = self.0.per_address;
@@ -135,20 +135,19 @@ impl Connected {
         Ok(ConnectionSlot { connected: self.clone(), number, place })
     }
 
-    /// Has some idle connections leave, of this origin where one is named. Called where there are no descriptors
-    /// left, it makes some.
+    /// Asks some idle connections to close. Called when the process has no file descriptors left.
     pub fn clear_some(&self) {
         let mut crowd = self.crowd();
         self.make_room(&mut crowd, None);
     }
 
-    /// Asks the connections that have been idle for longest to leave; whether there is one fewer then.
+    /// Asks the longest idle connections to close, of one origin if given. False if none is idle.
     fn make_room(&self, crowd: &mut Crowd, of: Option<Origin>) -> bool {
         let Some(before) = self.now().checked_sub(millis(IDLE_MIN)).filter(|before| *before > 0) else {
             return false;
         };
         let free = LEAVING_MAX.saturating_sub(crowd.leaving);
-        // Several at once: a look at all of them for each new one would be a lever.
+        // Several at a time: a scan of the whole table per new connection would help an attacker.
         let wanted = free.min(self.0.max.div_ceil(100));
         if wanted == 0 {
             return false;
@@ -174,7 +173,7 @@ impl Connected {
         !idle.is_empty()
     }
 
-    /// Milliseconds, from 1.
+    /// Milliseconds since the table was made, from 1.
     fn now(&self) -> u64 {
         millis(self.0.began.elapsed()) + 1
     }
@@ -199,19 +198,19 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// One connection, as others see it.
+/// The state of one connection.
 #[derive(Debug)]
 struct OpenConnection {
     origin: Origin,
-    /// Requests, of which HTTP/2 has many at a time.
+    /// Requests under way. HTTP/2 may have many.
     under_way: AtomicUsize,
-    /// Since the newest request, where none is under way.
+    /// When the last request ended; valid while none is under way.
     idle_since: AtomicU64,
-    /// When the first byte of a head came that is not whole yet, or 0.
+    /// When the first byte of an incomplete head came, or 0.
     head_since: AtomicU64,
-    /// One of the two has changed.
+    /// Notified when one of the fields above changes.
     changed: Notify,
-    /// An answer waits to be read.
+    /// Whether response bytes wait for the client.
     is_blocked: AtomicBool,
     is_leaving: AtomicBool,
     leave: Notify,
@@ -222,14 +221,14 @@ impl OpenConnection {
         self.silent_since().filter(|_| !self.is_blocked.load(Relaxed))
     }
 
-    /// The same, whatever waits to be read.
+    /// Since when no request is under way, even if response bytes wait for the client.
     fn silent_since(&self) -> Option<u64> {
         let is_idle = self.under_way.load(Acquire) == 0;
         Some(self.idle_since.load(Relaxed)).filter(|since| is_idle && *since > 0)
     }
 }
 
-/// The place of one connection, until it is dropped.
+/// The slot of one connection, released on drop.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     connected: Connected,
@@ -238,12 +237,12 @@ pub struct ConnectionSlot {
 }
 
 impl ConnectionSlot {
-    /// For whoever carries the bytes, and the requests.
+    /// A handle for the code that carries bytes and requests.
     pub fn mark(&self) -> Mark {
         Mark { connected: self.connected.clone(), place: self.place.clone() }
     }
 
-    /// Until the connection has had no request for too long, or a request's head takes too long.
+    /// Waits until the connection has been idle for too long, or a request's head has taken too long.
     pub async fn silent(&self) {
         let Connected(connected) = &self.connected;
         let since = |since: &AtomicU64| Some(since.load(Relaxed)).filter(|since| *since > 0);
@@ -271,7 +270,8 @@ impl ConnectionSlot {
         }
     }
 
-    /// Until the connection is to make room. Where a request has come meanwhile it stays.
+    /// Waits until the connection must close to make room. If a request has come in the meantime, the connection
+    /// stays.
     pub async fn asked_to_leave(&self) {
         loop {
             self.place.leave.notified().await;
@@ -299,7 +299,7 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// Says what a connection does.
+/// Reports the activity of a connection.
 #[derive(Debug, Clone)]
 pub struct Mark {
     connected: Connected,
@@ -307,7 +307,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// A request is under way until what this returns is dropped.
+    /// Marks a request as under way until the result is dropped.
     pub fn request(&self) -> UnderWay {
         self.place.under_way.fetch_add(1, AcqRel);
         self.place.head_since.store(0, Relaxed);
@@ -315,7 +315,7 @@ impl Mark {
         UnderWay(self.clone())
     }
 
-    /// Something came from the client: where no request is under way, of a request's head.
+    /// Reports received bytes. If no request is under way, they belong to a request's head.
     pub fn heard(&self) {
         let place = &self.place;
         if place.under_way.load(Acquire) == 0 && place.head_since.load(Relaxed) == 0 {
@@ -324,24 +324,24 @@ impl Mark {
         }
     }
 
-    /// The client speaks HTTP/2 from here on: what comes of it need not be of a request.
+    /// The client speaks HTTP/2 from here on, so received bytes need not belong to a request.
     pub fn speaks_in_frames(&self) {
         self.place.head_since.store(0, Relaxed);
         self.place.changed.notify_one();
     }
 
-    /// Whether a request's head has begun and is not whole.
+    /// Whether a request's head is incomplete.
     pub fn is_in_head(&self) -> bool {
         self.place.head_since.load(Relaxed) > 0
     }
 
-    /// Whether the client leaves something unread.
+    /// Reports whether response bytes wait for the client.
     pub fn blocked(&self, is_blocked: bool) {
         self.place.is_blocked.store(is_blocked, Relaxed);
     }
 }
 
-/// A request with its answer.
+/// A request under way, with its response.
 #[derive(Debug)]
 #[must_use = "the request counts as over when it is dropped"]
 pub struct UnderWay(Mark);

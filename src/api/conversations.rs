@@ -1,4 +1,4 @@
-//! Conversations: make, read, list, delete.
+//! Conversations: create, read, list, delete.
 
 use axum::{
     extract::State,
@@ -32,13 +32,13 @@ pub struct ConversationView {
     /// `conv_…`
     #[schema(value_type = String)]
     id: ConversationId,
-    /// The agent it talks to.
+    /// The agent of the conversation.
     agent: String,
-    /// Turns accepted so far.
+    /// The number of turns accepted so far.
     turns: i64,
-    /// When it was made.
+    /// When the conversation was created.
     created_at: DateTime<Utc>,
-    /// Where its events are.
+    /// The path of the conversation's events.
     events_url: String,
 }
 
@@ -55,7 +55,7 @@ impl From<Conversation> for ConversationView {
     }
 }
 
-/// A new conversation.
+/// A request for a new conversation.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConversationRequest {
@@ -136,8 +136,11 @@ pub async fn turns(
     page_of_turns(&gateway, filter, last_words).await
 }
 
-/// Deletes a conversation: no turn is accepted after it, what runs or waits is cancelled, nothing of it is told from that
-/// moment on, and its texts are erased: of turns that have ended before this answers, of others soon after their end.
+/// Deletes a conversation.
+///
+/// No more turns are accepted for it, and its open turns are cancelled. From that moment on, none of its data is
+/// returned. Its texts are erased: those of ended turns before this call returns, those of other turns soon after
+/// their end.
 #[utoipa::path(delete, path = "/v1/conversations/{id}", tag = "operators", params(("id" = String, Path)),
     responses((status = 204), (status = 404, body = ProblemDocument)))]
 pub async fn delete(
@@ -147,7 +150,7 @@ pub async fn delete(
 ) -> Result<StatusCode, Problem> {
     let store = &gateway.store;
     let is_deleted = insist(|| store.delete_conversation(id)).await?;
-    // Also where it was deleted before: that call may have ended before it came to its turns.
+    // Also after a repeated delete: the first call may have ended before this step.
     let open = insist(|| store.open_turns(id, None)).await?;
     if !open.is_empty() {
         insist(|| store.cancel(&open, CancelledBy::Operator)).await?;

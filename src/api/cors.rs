@@ -1,7 +1,7 @@
-//! Pages of other origins that may use this gateway from a browser, as the configuration names them.
+//! CORS: the configured origins whose pages may use this gateway from a browser.
 //!
-//! None may by default: a browser then shows a page nothing of an answer. No cookie is ever asked for, so a page that
-//! may still needs a token of its own, or a ticket. A preflight needs neither: it asks for nothing but this.
+//! By default there are none, and browsers hide every response from pages of other origins. Cookies are not used, so
+//! a page of a configured origin still needs a token or a ticket. A preflight request needs neither.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,20 +10,20 @@ use tower_http::cors::CorsLayer;
 
 use crate::config::Config;
 
-/// A browser asks again after so long.
+/// How long a browser may cache a preflight response.
 const PREFLIGHT_COUNTS_FOR: Duration = Duration::from_secs(3600);
 
-/// The origins that may. Clones are the same.
+/// The configured origins. Clones share their state.
 #[derive(Debug, Clone, Default)]
 pub struct Origins(Arc<[HeaderValue]>);
 
 impl Origins {
-    /// Those that a configuration names.
+    /// The origins of a configuration.
     pub fn of(config: &Config) -> Origins {
         Origins(config.cors_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect())
     }
 
-    /// Whether a request comes from a page of one of them.
+    /// Whether the request's `Origin` is a configured origin.
     pub fn admit(&self, headers: &HeaderMap) -> bool {
         let mut origins = headers.get_all(header::ORIGIN).into_iter();
         match (origins.next(), origins.next()) {
@@ -32,12 +32,12 @@ impl Origins {
         }
     }
 
-    /// The same of the text of one origin.
+    /// Whether this is a configured origin.
     pub fn names(&self, origin: &str) -> bool {
         self.0.iter().any(|known| known == origin)
     }
 
-    /// What tells browsers so; `None` where nobody may.
+    /// The CORS layer; `None` if no origin is configured.
     pub fn layer(&self) -> Option<CorsLayer> {
         let custom = ["idempotency-key", "last-event-id", "prefer", "traceparent", "tracestate"];
         let sent = custom.into_iter().map(HeaderName::from_static).chain([

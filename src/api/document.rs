@@ -1,7 +1,7 @@
-//! `/openapi.json`: what the routes say of themselves, and what none of them says alone.
+//! `/openapi.json`: the OpenAPI document.
 //!
-//! Each route describes itself where it stands. Owned here is what holds for all of them: how a
-//! refusal looks, which refusals are always possible, and the forms of ids, names and cursors.
+//! Each route is described next to its handler. Owns what is common to all routes: the form of an error, the errors
+//! that are always possible, and the forms of ids, names and cursors.
 
 use serde_json::{Map, Value, json};
 use utoipa::{
@@ -15,7 +15,7 @@ const AGENT_NAME: &str = "^[a-z0-9][a-z0-9._-]{0,63}$";
 const PLACE: &str = "^[1-9][0-9]{0,17}\\.(-1|[0-9]{1,9})$";
 const PROBLEM_TYPE: &str = "application/problem+json";
 
-/// The OpenAPI document, to which each route adds itself.
+/// The OpenAPI document; the routes are added to it.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -42,7 +42,7 @@ impl Modify for TokenScheme {
     }
 }
 
-/// The document as it is served.
+/// The finished document.
 pub(super) fn finished(document: &utoipa::openapi::OpenApi) -> Value {
     let mut document = serde_json::to_value(document).unwrap_or_default();
     for (path, item) in fields(&mut document["paths"]) {
@@ -50,14 +50,14 @@ pub(super) fn finished(document: &utoipa::openapi::OpenApi) -> Value {
             if path.starts_with("/v1/") {
                 refusals(&mut operation["responses"]);
             } else {
-                // Whoever may knock at all may ask how this replica is.
+                // Health routes need no token.
                 operation["security"] = json!([]);
                 for (_, refusal) in fields(&mut operation["responses"]).filter(|(status, _)| *status == "401")
                 {
                     as_problem(refusal);
                 }
             }
-            // A stream is not one text, and this version of OpenAPI has no word for its frames.
+            // A stream is not one string, and this version of OpenAPI cannot describe its frames.
             if let Some(stream) = operation.pointer_mut("/responses/200/content/text~1event-stream") {
                 *stream = json!({});
             }
@@ -66,7 +66,7 @@ pub(super) fn finished(document: &utoipa::openapi::OpenApi) -> Value {
         }
     }
     bodies(&mut document["components"]["schemas"]);
-    // A body that may be left out is not one that may be null.
+    // The body is optional, but must not be `null`.
     document["paths"]["/v1/turns/{id}/retry"]["post"]["requestBody"] =
         json!({"content": {"application/json": {"schema": {"$ref": "#/components/schemas/RetryRequest"}}}});
     document
@@ -76,7 +76,7 @@ fn fields(object: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
     object.as_object_mut().into_iter().flat_map(Map::iter_mut)
 }
 
-/// Every refusal is a problem, and some can meet any request.
+/// Describes every error as a problem, and adds the errors that any request can get.
 fn refusals(responses: &mut Value) {
     for (status, response) in fields(responses) {
         if status.starts_with('4') {
@@ -98,7 +98,7 @@ fn refusals(responses: &mut Value) {
     }
 }
 
-/// A refusal is described by its body, which is a problem whatever its route says.
+/// Describes an error by its body, which is a problem on every route.
 fn as_problem(response: &mut Value) {
     if let Some(content) = response["content"].as_object_mut() {
         content.clear();
@@ -110,7 +110,7 @@ fn problem() -> Value {
     json!({"schema": {"$ref": "#/components/schemas/ProblemDocument"}})
 }
 
-/// The form of a parameter's text.
+/// The form of a parameter.
 fn form(path: &str, parameter: &mut Value) {
     let pattern = match parameter["name"].as_str().unwrap_or_default() {
         "id" | "cursor" => match path.split('/').nth(2).unwrap_or_default() {
@@ -145,7 +145,7 @@ fn id(prefix: &str) -> String {
     format!("^{prefix}[0-9a-f]{{32}}$")
 }
 
-/// What the types of the bodies do not say of themselves.
+/// Rules for bodies that their Rust types do not express.
 fn bodies(schemas: &mut Value) {
     let text = json!({"type": "string", "pattern": "\\S"});
     schemas["Input"]["properties"]["text"]["pattern"] = text["pattern"].clone();
@@ -158,7 +158,7 @@ fn bodies(schemas: &mut Value) {
     for guard in schemas["Guard"]["oneOf"].as_array_mut().into_iter().flatten() {
         guard["additionalProperties"] = false.into();
     }
-    // Whole numbers of 32 bits without a sign, for which there is no format.
+    // Unsigned 32-bit integers, for which OpenAPI has no format.
     for (number, least) in [
         ("/History/properties/turns", 0),
         ("/Limits/properties/processes", 1),

@@ -1,4 +1,4 @@
-//! Events: a turn's log, or a whole conversation's, as a stream or as JSON pages.
+//! Events: the log of a turn or of a whole conversation, as a stream or as pages of JSON.
 
 use std::time::Duration;
 
@@ -31,18 +31,18 @@ use crate::{
 
 const LIMIT_DEFAULT: i64 = 200;
 const LIMIT_MAX: i64 = 1000;
-/// Where a page over several turns ends, in bytes of data: as far as one of a single turn's.
+/// The most bytes of data on a page over several turns: the same as on a page of one turn.
 const PAGE_BYTES: usize = 1024 * 1024;
 
 /// A page of events.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventPage {
-    /// In order, without gaps.
+    /// Events in order, without gaps.
     #[schema(value_type = Vec<Object>)]
     events: Vec<SharedEvent>,
     /// `?after=` of the next page.
     next_after: serde_json::Value,
-    /// Whether the last of them is the last word: there is no next page.
+    /// Whether the last event is the last word, so that there is no next page.
     closed: bool,
 }
 
@@ -58,10 +58,10 @@ impl std::str::FromStr for Seq {
     }
 }
 
-/// What a reader of events asks for.
+/// A request for events.
 struct EventQuery<C> {
     after: Option<C>,
-    /// Which header or parameter the cursor came by.
+    /// The header or parameter with the cursor.
     field: &'static str,
     wait: Duration,
     limit: i64,
@@ -75,7 +75,7 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> EventQuery<C> {
         let (wait, limit) = (params.wait()?, params.number("limit", 1..=LIMIT_MAX)?);
         let last_words = params.last_words()?;
         let is_stream = wants_events(headers).unwrap_or(!asks_for_page);
-        // A browser that reconnects repeats the URL with its first `after`.
+        // A browser that reconnects sends the URL with the original `after` again.
         let (mut field, mut after) = ("after", params.parsed::<C>("after")?);
         let mut resume = |by: &'static str, text: &str| {
             field = by;
@@ -89,7 +89,7 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> EventQuery<C> {
             let by = "Last-Event-ID";
             resume(by, last.to_str().map_err(|why| Problem::invalid(by, why.to_string()))?)?;
         }
-        // Browsers and proxies add parameters of their own against caches.
+        // Browsers and proxies add parameters against caches.
         if !is_stream {
             params.end()?;
         }
@@ -98,8 +98,8 @@ impl<C: std::str::FromStr<Err: std::fmt::Display>> EventQuery<C> {
 }
 
 impl<C> EventQuery<C> {
-    /// What was found at the cursor. A stream whose log was rewound behind it is told so and begins again, as one is
-    /// that was open meanwhile: a browser would take a refusal for the end.
+    /// The result of the check of the cursor. If the log was rewound behind the cursor, a stream begins with a
+    /// `reset`, like a stream that was open at the time: a browser takes an error status for the end.
     fn unless_rewound<T: Default>(
         &self,
         found: Result<T, Problem>,
@@ -112,8 +112,9 @@ impl<C> EventQuery<C> {
     }
 }
 
-/// Reads a turn's events after a cursor: an event stream that ends after the terminal event, or
-/// with `Accept: application/json` a page of them.
+/// Reads a turn's events after a cursor, as an event stream or as a page of JSON.
+///
+/// The stream ends after the terminal event. With `Accept: application/json` the response is a page of events.
 #[utoipa::path(get, path = "/v1/turns/{id}/events", tag = "events",
     params(
         ("id" = String, Path),
@@ -161,16 +162,16 @@ pub async fn of_turn(
     turn_page(&gateway, who, tail, wanted).await
 }
 
-/// Whether the cursor stands at the terminal event; refuses one that no event stands at.
+/// Whether the cursor is at the terminal event. Refuses a cursor without an event.
 async fn is_at_last_word(gateway: &Gateway, id: TurnId, after: i32, field: &str) -> Result<bool, Problem> {
-    // A number cannot tell which of two events under one `seq` the client has seen.
+    // After a rewind, another event may have the `seq` that the client has seen.
     if after >= 0 && gateway.store.rewound_from(id).await?.is_some_and(|from| after >= from) {
         return Err(Problem::log_rewound(id));
     }
     let at = gateway.store.read_after(id, after.max(0) - 1, 1).await?;
     match at.first() {
         Some(event) if after < 0 || event.seq == after => Ok(after >= 0 && event.kind.is_terminal()),
-        // Event 0 is committed with the turn, so a log without it was dropped.
+        // Event 0 is committed with the turn, so retention dropped a log without it.
         _ if gateway.store.read_after(id, -1, 1).await?.is_empty() => Err(Problem::log_gone()),
         _ => Err(Problem::past_the_head(field)),
     }
@@ -200,8 +201,9 @@ async fn turn_page(
     }
 }
 
-/// Reads all events of a conversation's turns, in order, after a cursor `ORDINAL.SEQ`. The stream
-/// has no end, since another turn may always come.
+/// Reads all events of a conversation's turns in order, after a cursor `ORDINAL.SEQ`.
+///
+/// The stream has no end, because another turn may always come.
 #[utoipa::path(get, path = "/v1/conversations/{id}/events", tag = "events",
     params(
         ("id" = String, Path),
@@ -244,7 +246,7 @@ pub async fn of_conversation(
     thread_page(&gateway, who, thread, at, wanted).await
 }
 
-/// Refuses a position that no event stands at; names the turn that was rewound where a stream begins again.
+/// Refuses a position without an event. Returns the rewound turn if the stream must begin with a reset.
 async fn check_position(
     gateway: &Gateway,
     there: &Conversation,
@@ -258,12 +260,12 @@ async fn check_position(
     match turns.first() {
         Some(&(ordinal, turn)) if ordinal == at.ordinal => {
             match is_at_last_word(gateway, turn, at.seq, wanted.field).await {
-                // An old turn of a conversation that goes on: what is left is told.
+                // Retention dropped an old turn's log; the conversation goes on with the next turn.
                 Err(why) if why.is_log_gone() => Ok(None),
                 found => wanted.unless_rewound(found, turn).map(|(_, reset)| reset),
             }
         }
-        // Its turn is retained no longer: what is left is told.
+        // Retention dropped the turn; the conversation goes on with the next one.
         _ if at.ordinal <= there.turns => Ok(None),
         _ => Err(Problem::past_the_head(wanted.field)),
     }
@@ -304,7 +306,7 @@ async fn thread_page(
     }
 }
 
-/// Nothing is left once this replica drains: the client asks another one.
+/// The rest of the wait; zero while this replica drains, so that the client asks another one.
 fn time_left(gateway: &Gateway, until: Instant) -> Duration {
     if gateway.supervisor.soft().is_cancelled() {
         return Duration::ZERO;

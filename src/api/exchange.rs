@@ -1,8 +1,8 @@
-//! One request and its answer, by HTTP/1.1 or HTTP/2.
+//! One request and its response, over HTTP/1.1 or HTTP/2.
 //!
-//! Says to the connection's place that a request is under way until its answer has ended. HTTP/1.1 has one at a time.
-//! HTTP/2 has many on one connection, perhaps of many clients behind a balancer, so each has an end of its own:
-//! what is cut off, or stands still for too long, ends with its stream, and the others go on.
+//! Marks the request as under way until its response has ended. HTTP/1.1 has one request at a time. HTTP/2 has many
+//! on one connection, perhaps of many clients behind a load balancer, so each stream ends on its own: a stream that
+//! is cut off or stalls does not affect the others.
 
 use std::{
     convert::Infallible,
@@ -34,8 +34,8 @@ use super::{
 };
 use crate::task::{Kind, Supervisor};
 
-/// Answers a request of HTTP/1.1. Where the answer comes before all of a large body the connection ends after it, and
-/// says so.
+/// Answers an HTTP/1.1 request. If the response comes before the whole of a large body was read, the connection is
+/// closed after it, and the response says so.
 pub fn answer(
     request: Request<Incoming>,
     (service, peer): (&Router, &Peer),
@@ -56,7 +56,7 @@ pub fn answer(
     }
 }
 
-/// An answer's body: its request is under way until it has ended.
+/// A response body. Its request is under way until the body is dropped.
 pub struct AnswerBody {
     body: Body,
     pace: PieceWait,
@@ -86,7 +86,7 @@ impl http_body::Body for AnswerBody {
     }
 }
 
-/// Since when a piece of an answer waits for its client. Clones are the same.
+/// How long a piece of a response has waited for its client. Clones share their state.
 #[derive(Debug, Clone)]
 struct PieceWait(Arc<(Instant, AtomicU64)>);
 
@@ -115,28 +115,29 @@ impl PieceWait {
     }
 }
 
-/// One stream of HTTP/2, as its task sees it.
+/// One HTTP/2 stream, for its task.
 struct Stream {
     peer: Peer,
     pace: PieceWait,
 }
 
-/// Runs the streams of one connection of HTTP/2. Clones are the same.
+/// Runs the streams of one HTTP/2 connection. Clones share their state.
 #[derive(Clone)]
 pub struct Streams {
     supervisor: Supervisor,
     stall_max: Duration,
-    /// Of the request that was answered last, until its task begins: the two come one after the other.
+    /// The stream of the newest request, until its task starts. hyper starts each task right after the call for its
+    /// request.
     next: Arc<Mutex<Option<Stream>>>,
 }
 
 impl Streams {
-    /// No stream yet. One whose client takes nothing for `stall_max` ends.
+    /// Without streams yet. A stream whose client takes nothing for `stall_max` is ended.
     pub fn new(supervisor: &Supervisor, stall_max: Duration) -> Streams {
         Streams { supervisor: supervisor.clone(), stall_max, next: Arc::default() }
     }
 
-    /// Answers a request of HTTP/2.
+    /// Answers an HTTP/2 request.
     pub fn answer(
         &self,
         request: Request<Incoming>,
@@ -145,7 +146,7 @@ impl Streams {
     ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> + use<> {
         let (under_way, pace, peer) = (mark.request(), PieceWait::default(), peer.of_stream());
         let mut request = request.map(Body::new);
-        // The name that was called by stands in the URI, and is looked for in the header.
+        // HTTP/2 has the host name in the URI; the checks look for it in the header.
         let authority = request.uri().authority().and_then(|name| HeaderValue::from_str(name.as_str()).ok());
         if let Some(authority) = authority {
             request.headers_mut().append(header::HOST, authority);
@@ -168,7 +169,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
         let (stream, stall_max) = (self.next().take(), self.stall_max);
         self.supervisor.spawn(Kind::Client, "exchanges", async move {
             let Some(Stream { peer, pace }) = stream else { return exchange.await };
-            // Its end resets the stream where the answer is not whole.
+            // The end of this task resets the stream if its response is incomplete.
             tokio::select! {
                 () = exchange => {}
                 () = peer.was_cut_off() => {}
@@ -180,7 +181,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     }
 }
 
-/// Until a piece has waited for its client for so long.
+/// Waits until a piece has waited for its client for `stall_max`.
 async fn stalled(pace: &PieceWait, stall_max: Duration) {
     loop {
         let left = stall_max.saturating_sub(pace.waits_for().unwrap_or_default());

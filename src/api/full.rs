@@ -1,8 +1,8 @@
-//! What a connection is told that finds no place.
+//! Responses to connections above the limit.
 //!
-//! Refuses to lie to whoever looks after this process: `/livez` is answered all the same, since a replica that is full
-//! must not be restarted. A browser that comes back to a stream is told within one, since it would take a status for
-//! the end ([`super::reconnect`]).
+//! Health checks stay truthful: `/livez` is answered, because a full replica must not be restarted. A browser that
+//! reconnects to a stream gets the refusal inside a stream, because an error status would end its retries
+//! ([`super::reconnect`]).
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How long a connection that is refused is listened to and told.
+/// Timeout for reading and answering a refused connection.
 const WITHIN: Duration = Duration::from_millis(500);
-/// What of a head is read.
+/// Bytes of a head that are read.
 const HEAD_BYTES: usize = 8 * 1024;
 const CODE: &str = "too_many_connections";
 
@@ -32,10 +32,10 @@ const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\n\
 const ALIVE: &str = "HTTP/1.1 200 OK\r\n\
     content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n";
 
-/// Settings without any, and the end: nothing was taken, all may be asked for again elsewhere.
+/// An empty SETTINGS frame and a GOAWAY: no request was processed, so all of them can be repeated elsewhere.
 const GOAWAY: [u8; 26] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// Tells a client that there is no place for it. Whoever asks whether this process lives is told that it does.
+/// Refuses a connection above the limit. A probe of `/livez` gets 200.
 pub async fn refuse(mut stream: TcpStream, why: ConnectionRefused, origins: &Origins) {
     metrics::connections_cut(why.as_str());
     let _ = timeout(WITHIN, async {
@@ -48,7 +48,7 @@ pub async fn refuse(mut stream: TcpStream, why: ConnectionRefused, origins: &Ori
             false => stream.write_all(answer(&String::from_utf8_lossy(said), origins).as_bytes()).await?,
         }
         stream.shutdown().await?;
-        // What is not read before the end resets the connection, and the answer with it.
+        // Unread bytes would turn the close into a reset, which may overtake the answer.
         while stream.read(&mut head).await? > 0 {}
         std::io::Result::Ok(())
     })
@@ -73,7 +73,7 @@ fn answer(head: &str, origins: &Origins) -> String {
     }
     let origin = header("origin").filter(|origin| origins.names(origin));
     let origin = origin.map(|origin| format!("access-control-allow-origin: {origin}\r\nvary: origin\r\n"));
-    // It is longer than what comes: a stream that is not whole never ends cleanly.
+    // The length exceeds the body, because an incomplete stream must not end cleanly.
     format!(
         "HTTP/1.1 200 OK\r\ncontent-type: {MEDIA_TYPE}\r\ncache-control: no-store, no-transform\r\n{}retry-after: 1\r\n\
          connection: close\r\ncontent-length: 1048576\r\n\r\n{}",

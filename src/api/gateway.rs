@@ -1,6 +1,6 @@
-//! What the doors stand on: the store, the configuration, and what each door counts or remembers.
+//! The shared state of the API: the store, the configuration, and the API's counters and caches.
 //!
-//! Owns what all requests of this process share. Knows no route.
+//! Owns everything that the requests of this process share. Knows no routes.
 
 use std::sync::Arc;
 
@@ -23,16 +23,16 @@ use crate::{
     token::TokenHash,
 };
 
-/// What the doors stand on. Clones are the same gateway.
+/// The shared state of the API. Clones share their state.
 #[derive(Debug, Clone)]
 pub struct Gateway {
     /// Postgres.
     pub store: Store,
-    /// Where remote workers meet the engine.
+    /// The place where remote workers and the engine meet.
     pub rendezvous: Arc<Rendezvous>,
-    /// What this replica was told.
+    /// The replica's configuration.
     pub config: Arc<Config>,
-    /// Home of tasks; its soft stop lets streams go, its hard one ends them.
+    /// The owner of all tasks. Its soft stop closes streams, its hard stop ends them.
     pub supervisor: Supervisor,
     doors: Arc<Doors>,
 }
@@ -51,7 +51,7 @@ struct Doors {
 }
 
 impl Gateway {
-    /// A gateway over this store.
+    /// The state for this store.
     pub fn new(
         store: Store,
         rendezvous: Arc<Rendezvous>,
@@ -82,47 +82,47 @@ impl Gateway {
         &self.doors.keys
     }
 
-    /// Room for the bodies of requests.
+    /// The room for request bodies.
     pub(super) fn bodies(&self) -> &Bodies {
         &self.doors.bodies
     }
 
-    /// What one token may take.
+    /// The shares of tokens.
     pub(super) fn shares(&self) -> &Shares {
         &self.doors.shares
     }
 
-    /// The connections that there are.
+    /// The open connections.
     pub(super) fn connected(&self) -> &Connected {
         &self.doors.connected
     }
 
-    /// What probes found out before.
+    /// The cached results of readiness checks.
     pub(super) fn readiness(&self) -> &Readiness {
         &self.doors.readiness
     }
 
-    /// Those who show tokens that nobody knows.
+    /// The table of guessed tokens.
     pub(super) fn guesses(&self) -> &Guesses {
         &self.doors.guesses
     }
 
-    /// Workers whose token is looked up.
+    /// Look-ups of worker tokens.
     pub(super) fn newcomers(&self) -> &Strangers<TokenHash, Grant> {
         &self.doors.newcomers
     }
 
-    /// Those whose token of a turn is looked up.
+    /// Look-ups of turn tokens.
     pub(super) fn speakers(&self) -> &Strangers<(TurnId, i32, Proof), ()> {
         &self.doors.speakers
     }
 
-    /// The sites whose pages may call.
+    /// The origins whose pages may call.
     pub(super) fn origins(&self) -> &Origins {
         &self.doors.origins
     }
 
-    /// Tells operators how near the bounds of the doors are; the shares tell of themselves.
+    /// Updates the metrics of connections and bodies. The shares update their own.
     pub(super) fn note_bounds(&self) {
         let (connections, most) = self.connected().count();
         metrics::bound("connections", connections as u64, most as u64);

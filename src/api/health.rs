@@ -1,7 +1,7 @@
 //! Probes and metrics.
 //!
-//! `/livez` says that this process answers, and asks nobody: a database that is away is no reason to
-//! restart it. `/readyz` says whether new requests should come here.
+//! `/livez` says that this process answers, and checks nothing else: an unreachable database is no reason for a
+//! restart. `/readyz` says whether new requests should be sent to this replica.
 
 use axum::{
     extract::State,
@@ -17,36 +17,36 @@ use crate::{
     telemetry::metrics,
 };
 
-/// The supervisor's line that says whether this replica is registered.
+/// The name of the supervisor's entry for the registration of this replica.
 const PRESENCE: &str = "presence";
 
-/// Whether this replica takes new requests, and why not.
+/// Whether this replica takes new requests, and the reasons if not.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReadinessView {
     /// `ready` or `unready`.
     status: &'static str,
-    /// It is about to leave.
+    /// Whether the replica is draining.
     draining: bool,
-    /// Postgres answers.
+    /// Whether Postgres answers.
     postgres: bool,
-    /// What is wrong with Postgres, for people; null where nothing is.
+    /// What is wrong with Postgres, for people; null if nothing is.
     postgres_fault: Option<&'static str>,
-    /// The schema is this release's.
+    /// Whether the schema is this release's.
     migrated: bool,
-    /// Whether it is registered: `ready` where it is.
+    /// `ready` if the replica is registered, else the state of its registration.
     presence: String,
-    /// What it lacks to start a worker: `descriptors`, `processes` or `memory`; null where nothing.
+    /// What the replica lacks to start workers: `descriptors`, `processes` or `memory`; null if nothing.
     lacks: Option<&'static str>,
-    /// Whether replicas hear each other.
+    /// The state of the doorbell between replicas.
     doorbell: DoorbellView,
 }
 
-/// Whether replicas wake each other by NOTIFY. Without it everything is only slower.
+/// Whether replicas wake each other by NOTIFY. Without it everything works, but more slowly.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DoorbellView {
-    /// Whether it is used.
+    /// Whether the doorbell is in use.
     on: bool,
-    /// From a ring sent to the same ring heard; null where none was heard of late.
+    /// From sending a ring to hearing the same ring; null if none was heard recently.
     round_trip_ms: Option<f64>,
 }
 
@@ -56,14 +56,14 @@ pub async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// Says whether new requests should come here.
+/// Says whether new requests should be sent to this replica.
 #[utoipa::path(get, path = "/readyz", tag = "health",
     responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)))]
 pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<ReadinessView>) {
     let (store, known) = (&gateway.store, gateway.readiness());
     let does_answer = known.answers(store).await;
     let refusal = readiness::refusal(store).await;
-    // Connections that are there serve everybody while new logins are refused.
+    // Open connections keep working while new logins are refused.
     let postgres = does_answer && !refusal.is_some_and(|denial| denial.is_of_statements());
     let fault = (!does_answer).then_some("Postgres does not answer");
     let migrated = postgres && known.is_migrated(store).await;
@@ -87,7 +87,7 @@ pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<Readine
     (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(view))
 }
 
-/// Metrics in Prometheus' text form, for operators, or for everybody on a loopback address.
+/// Metrics in the Prometheus text format, for operators, or for all callers on a loopback address.
 #[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, body = String), (status = 401)))]
 pub async fn metrics(State(gateway): State<Gateway>) -> impl IntoResponse {
     gateway.note_bounds();

@@ -1,8 +1,8 @@
-//! The end of a connection whose client still sends.
+//! The close of a connection whose client is still sending.
 //!
-//! A socket that is closed with something unread resets the connection, and a reset overtakes the answer: a client
-//! that sends a large body would see a broken pipe where it was refused. So what is left of a body is read and
-//! dropped after the answer, within bounds of bytes and time; then the connection ends all the same.
+//! Closing a socket with unread bytes resets the connection, and the reset may overtake the response: a client that
+//! sends a large body would see a broken pipe instead of a refusal. So the rest of the body is read and dropped after
+//! the response, within limits of bytes and time. Then the connection is closed.
 
 use std::{
     future::Future,
@@ -27,34 +27,34 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// How much is read and dropped at most, in how long, and how long nothing may come.
+/// The most bytes that are dropped, the longest total time, and the longest time without a byte.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 const WITHIN: Duration = Duration::from_secs(30);
 const SILENT_MAX: Duration = Duration::from_secs(2);
-/// What is read at a time.
+/// Bytes per read.
 const PIECE_BYTES: usize = 16 * 1024;
-/// The rest of a body that is no longer than this comes mostly with the head: the connection may go on after it.
+/// The rest of a body up to this size usually comes with the head, so its connection can stay open.
 const SMALL: u64 = 16 * 1024;
 
-/// Whether the newest request of a connection was answered before its body was read to the end. Clones are the same.
+/// Whether the newest request was answered before its whole body was read. Clones share their state.
 #[derive(Debug, Clone, Default)]
 pub struct LeftUnread(Arc<AtomicBool>);
 
 impl LeftUnread {
-    /// A body that is about to be read.
+    /// Wraps a body that is about to be read.
     pub fn watch(&self, body: Incoming) -> Watched {
         let is_unread = !body.is_end_stream();
         self.0.store(is_unread, Ordering::Release);
         Watched { body, left_unread: self.clone() }
     }
 
-    /// Whether there is something left.
+    /// Whether bytes are left.
     pub fn is_so(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// A request's body that tells when all of it was read.
+/// A request body that notes when all of it was read.
 #[derive(Debug)]
 pub struct Watched {
     body: Incoming,
@@ -85,7 +85,7 @@ impl Body for Watched {
     }
 }
 
-/// Whether the body that these headers announce may be small enough to be dropped within its connection.
+/// Whether a body is announced as small enough to be dropped without closing the connection.
 pub fn may_be_small(headers: &HeaderMap) -> bool {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     length.is_some_and(|length: u64| length <= SMALL)
@@ -106,7 +106,7 @@ impl Default for Linger {
 }
 
 impl Linger {
-    /// Ready once the client has ended its side, or as much was dropped as may be.
+    /// Ready when the client has ended its side, or a limit is reached.
     pub fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<()> {
         let mut piece = [0; PIECE_BYTES];
         loop {

@@ -1,6 +1,6 @@
-//! The door itself: accepting connections, keeping them honest, and closing them hard when asked.
+//! Accepting connections, setting their socket options, and resetting them at the hard stop.
 //!
-//! How many there may be is in [`super::connected`], how one is reset in [`super::peer`].
+//! The connection limits are in [`super::connected`], the reset in [`super::peer`].
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,19 +24,19 @@ use super::{
 };
 use crate::task::Kind;
 
-/// A silent connection is probed after so long, every so often.
+/// TCP keep-alive: the idle time before the first probe, and the interval of probes.
 const SILENT_MAX: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// After the hard stop streams get so long to be reset.
+/// The time for streams to end themselves after the hard stop.
 const RESET_WITHIN: Duration = Duration::from_millis(500);
-/// Connections that are refused at a time; more wait to be accepted.
+/// Refusals at a time; further connections wait to be accepted.
 const REFUSALS_MAX: usize = 8;
-/// Where a connection cannot be accepted the next is tried after so long.
+/// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers requests by `service` until the hard stop. Once `closing` is cancelled it takes no more connections,
-/// ends idle ones, and returns when the last has ended. During a drain that comes before, requests
-/// are still answered.
+/// Serves requests with `service` until the hard stop. Once `closing` is cancelled, accepts no more connections,
+/// closes idle ones, and returns after the last has ended. A drain comes before that: requests are still answered
+/// then.
 pub async fn serve(listener: TcpListener, gateway: Gateway, service: Router, closing: CancellationToken) {
     let supervisor = gateway.supervisor.clone();
     let hard = supervisor.hard().clone();
@@ -85,7 +85,7 @@ async fn accept(listener: &TcpListener, connected: &Connected) -> (TcpStream, So
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(why) => {
-                // Out of descriptors, mostly: those who call wait, and a busy loop would not help them.
+                // Mostly out of file descriptors: callers wait in the backlog, and a busy loop would not help them.
                 if failures == 0 {
                     tracing::warn!(%why, "a connection could not be accepted");
                 }
@@ -97,7 +97,7 @@ async fn accept(listener: &TcpListener, connected: &Connected) -> (TcpStream, So
     }
 }
 
-/// One connection, to its end. Once `closing` is cancelled it ends with the answer that is under way.
+/// Serves one connection to its end. Once `closing` is cancelled, the connection ends after the response under way.
 async fn carry(
     (stream, watch): (TcpStream, StallWatch),
     admission: ConnectionSlot,
@@ -123,14 +123,14 @@ async fn carry(
             }
         }
         () = cut_off => {}
-        // Nothing was asked, and nothing is left to be read.
+        // The connection is idle, and the client has read everything.
         () = admission.asked_to_leave() => {}
         () = admission.silent() => {}
         () = other_end.was_cut_off() => {}
     }
 }
 
-/// A frame leaves at once, and a client that vanished without a word is noticed.
+/// Frames are sent at once, and vanished clients are detected.
 fn keep_honest(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);

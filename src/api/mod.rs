@@ -1,8 +1,7 @@
-//! The doors: the native HTTP API.
+//! The HTTP API.
 //!
-//! Owns the routes and what they need; knows HTTP, and nothing of workers or of the engine: a door
-//! and the engine meet in Postgres, even within one process. Keeps I12: a request holds no work, it
-//! reads the log.
+//! Owns the routes and their middleware. Knows HTTP, but neither workers nor the engine: API and engine meet in
+//! Postgres, even within one process. Keeps I12: a request owns no turn, it reads the log.
 
 mod accept;
 mod agents;
@@ -54,15 +53,15 @@ pub use self::gateway::Gateway;
 use self::{answer::Json, document::Document, problem::Problem};
 use crate::console;
 
-/// Answers requests by every route until the hard stop. Once `closing` is cancelled it takes no more connections,
-/// ends idle ones, and returns when the last has ended. During a drain that comes before, requests are still answered.
+/// Serves all routes until the hard stop. Once `closing` is cancelled, it accepts no more connections, closes idle
+/// ones, and returns after the last has ended. A drain comes before that: requests are still answered then.
 pub async fn serve(listener: TcpListener, gateway: Gateway, closing: CancellationToken) {
     let service = router(gateway.clone());
     listen::serve(listener, gateway, service, closing).await;
 }
 
-/// Every route. [`serve`] adds what it needs to reset a connection; without it, as under another
-/// listener, a stream that must end early ends in an error all the same.
+/// All routes. Under [`serve`], a stream that must end early resets its connection; under another listener, the
+/// stream ends in an error instead.
 pub fn router(gateway: Gateway) -> Router {
     let (api, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(
@@ -96,7 +95,7 @@ pub fn router(gateway: Gateway) -> Router {
     api.layer(middleware::from_fn(observe::request)).with_state(gateway)
 }
 
-/// For a client's token, or an operator's.
+/// Routes for a client's or an operator's token.
 fn client_routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new()
         .routes(routes!(turns::create, turns::list))
@@ -113,12 +112,12 @@ fn client_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(agents::read))
 }
 
-/// For a client's token, an operator's, or a ticket that one of them made.
+/// Routes for a client's or an operator's token, or for a ticket made with one.
 fn stream_routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(events::of_turn)).routes(routes!(events::of_conversation))
 }
 
-/// For an operator's token, always.
+/// Routes that always need an operator's token.
 fn operator_routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new()
         .routes(routes!(agents::put, agents::delete))
@@ -131,7 +130,7 @@ fn operator_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(worker_tokens::revoke))
 }
 
-/// For a worker's token, or the one of its turn. Nothing of a body is read before the token is known.
+/// Routes for a worker's token, or for a turn's token. The token is checked before the body is read.
 fn worker_routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
     let register = OpenApiRouter::new().routes(routes!(worker::register));
     let callers =
@@ -143,12 +142,12 @@ fn worker_routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(messages.route_layer(middleware::from_fn_with_state(gateway.clone(), auth::speaker)))
 }
 
-/// For an operator's token, or for this machine.
+/// The route for an operator's token, or for callers on this machine.
 fn metrics_route() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(health::metrics))
 }
 
-/// For everybody.
+/// Routes for all callers.
 fn open_routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz))
 }

@@ -1,4 +1,4 @@
-//! What operators see of requests: a span, a count and a duration each.
+//! Telemetry of requests: a span, a count and a duration for each.
 
 use axum::{
     extract::{MatchedPath, Request},
@@ -10,10 +10,10 @@ use tracing::Instrument as _;
 
 use crate::telemetry::{adopt, metrics};
 
-/// What stands for every path that no route matches: labels are bounded.
+/// The label for all unmatched paths, so that the number of labels is bounded.
 const NO_ROUTE: &str = "none";
 
-/// Counts and times a request to the head of its answer, within a span that continues the client's
+/// Counts a request, and measures the time to the head of its response. The request's span continues the client's
 /// trace.
 pub async fn request(request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>();

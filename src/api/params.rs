@@ -1,7 +1,7 @@
-//! The query of a request, read strictly.
+//! Query parameters, parsed strictly.
 //!
-//! Refuses what a route does not know: a parameter that is misspelt is one that is not there. Event streams alone
-//! pass over what they do not know, since browsers and proxies add parameters of their own against caches.
+//! Refuses parameters that the route does not know, because a misspelt parameter would have no effect. Only event
+//! streams ignore unknown parameters: browsers and proxies add some against caches.
 
 use std::{str::FromStr, time::Duration};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::event::LastWords;
 
-/// Items of a list, where the client does not say how many.
+/// Default number of items on a page of a list.
 const LIMIT_DEFAULT: i64 = 50;
 const LIMIT_MAX: i64 = 200;
 
@@ -35,7 +35,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 }
 
 impl Params {
-    /// A parameter's text. One that comes twice is refused at the end.
+    /// Takes the text of a parameter. A second value of the same parameter is refused by [`Params::end`].
     pub fn text(&mut self, name: &str) -> Option<String> {
         let at = self.0.iter().position(|(found, _)| found == name)?;
         Some(self.0.remove(at).1)
@@ -46,7 +46,7 @@ impl Params {
         self.0.iter().any(|(found, _)| found == name)
     }
 
-    /// A parameter that reads as something.
+    /// Takes a parameter and parses it.
     pub fn parsed<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Problem>
     where
         T::Err: std::fmt::Display,
@@ -55,7 +55,7 @@ impl Params {
         parsed.transpose().map_err(|why| Problem::invalid(name, why.to_string()))
     }
 
-    /// A whole number within bounds.
+    /// Takes a whole number within bounds.
     pub fn number(
         &mut self,
         name: &str,
@@ -70,23 +70,23 @@ impl Params {
         }
     }
 
-    /// How long to wait.
+    /// Takes `wait`: how long to wait; 0 by default.
     pub fn wait(&mut self) -> Result<Duration, Problem> {
         let seconds = self.number("wait", 0..=WAIT_MAX_S as i64)?.unwrap_or(0);
         Ok(Duration::from_secs(seconds.unsigned_abs()))
     }
 
-    /// The agent to filter by.
+    /// Takes `agent`, a filter.
     pub fn agent(&mut self) -> Result<Option<String>, Problem> {
         self.text("agent").map(|name| agent_name("agent", name)).transpose()
     }
 
-    /// How many items of a list.
+    /// Takes `limit`, the number of items on a page.
     pub fn limit(&mut self) -> Result<i64, Problem> {
         Ok(self.number("limit", 1..=LIMIT_MAX)?.unwrap_or(LIMIT_DEFAULT))
     }
 
-    /// How much of last words is told.
+    /// Takes `text`: how much of last words the client gets.
     pub fn last_words(&mut self) -> Result<LastWords, Problem> {
         match self.text("text").as_deref() {
             None => Ok(LastWords::Whole),
@@ -95,7 +95,7 @@ impl Params {
         }
     }
 
-    /// Refuses what was not taken.
+    /// Refuses all parameters that were not taken.
     pub fn end(self) -> Result<(), Problem> {
         match self.0.into_iter().next() {
             Some((name, _)) => {
@@ -107,7 +107,7 @@ impl Params {
     }
 }
 
-/// No parameter at all.
+/// No parameters.
 #[derive(Debug)]
 pub struct NoParams;
 
@@ -119,7 +119,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NoParams {
     }
 }
 
-/// The parameters of a route that makes a turn: how much of its last word is told.
+/// Parameters of the routes that make a turn: how much of the last word the client gets.
 #[derive(Debug)]
 pub struct OfNewTurn(pub LastWords);
 

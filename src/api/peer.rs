@@ -1,7 +1,7 @@
-//! The other end of a connection, as requests and their answers see it.
+//! The other end of a connection, as requests and responses see it.
 //!
-//! A body can ask for a reset of its connection through [`Peer`]: a stream that must end early must
-//! not look like one that ended well, and to an HTTP/1.0 proxy a plain close looks just so. Whoever must know
+//! A response body can reset its connection through [`Peer`]: a stream that ends early must not look complete, and to
+//! an HTTP/1.0 proxy a normal close looks complete. A callback can be set for the end of the connection.
 //! is told when a connection has ended.
 
 use std::{
@@ -39,50 +39,50 @@ impl fmt::Debug for Peer {
 }
 
 impl Peer {
-    /// The other end of the connection of this number, at this address.
+    /// The peer of connection `number`, at this address.
     pub fn new(address: SocketAddr, number: u64) -> Peer {
         let (is_reset, at_end, is_cut_off) = Default::default();
         Peer { address, number, is_reset, at_end, is_cut_off }
     }
 
-    /// Where it is.
+    /// The address of the other end.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Which connection it is, of this process, from 1.
+    /// The number of the connection in this process, from 1.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// The connection ends in a reset when it is dropped next.
+    /// Makes the connection end in a reset when it is dropped.
     pub fn reset(&self) {
         self.is_reset.store(true, Ordering::Release);
     }
 
-    /// Whether it does.
+    /// Whether the connection will end in a reset.
     pub fn is_reset(&self) -> bool {
         self.is_reset.load(Ordering::Acquire)
     }
 
-    /// Ends the connection now, in a reset.
+    /// Resets the connection now.
     pub fn cut_off(&self) {
         self.reset();
         self.is_cut_off.notify_one();
     }
 
-    /// The client of one stream of HTTP/2: its end is the stream's. That of the connection, which may carry many clients,
-    /// says nothing of it.
+    /// The client of one HTTP/2 stream, which ends with its stream. The end of the connection says nothing about the
+    /// client, since many clients may share a connection.
     pub fn of_stream(&self) -> Peer {
         Peer::new(self.address, self.number)
     }
 
-    /// Until it is cut off.
+    /// Waits until [`Peer::cut_off`] is called.
     pub async fn was_cut_off(&self) {
         self.is_cut_off.notified().await;
     }
 
-    /// The connection has ended: calls what was to be called then.
+    /// Call this when the connection has ended: runs the callback.
     pub fn ended(&self) {
         let at_end = self.at_end.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(call) = at_end {
@@ -90,13 +90,13 @@ impl Peer {
         }
     }
 
-    /// Calls this when the connection has ended, and not what it was to call before.
+    /// Sets the callback for the end of the connection, and replaces an earlier callback.
     pub fn at_end(&self, call: impl FnOnce() + Send + 'static) {
         *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
     }
 }
 
-/// The connection that a request came by, where it came by one of ours.
+/// The connection of a request; `None` under a listener that is not ours.
 #[derive(Debug, Clone)]
 pub struct Connection(pub Option<Peer>);
 

@@ -1,7 +1,7 @@
-//! Problems: what went wrong, as RFC 9457 `application/problem+json`.
+//! Problems: errors as RFC 9457 `application/problem+json`.
 //!
-//! It alone knows status codes of refusals. What an operator must know and a client must not goes
-//! to the log here and nowhere else: a problem's text is for the person who reads it.
+//! The only place that knows the status codes of errors. Detail for operators goes to the log here, and nowhere else:
+//! a problem's text is for the client.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -18,7 +18,7 @@ use crate::{
     text,
 };
 
-/// A refusal, or a fault of ours.
+/// A refusal, or an internal error.
 #[derive(Debug, Clone)]
 pub struct Problem(Box<ProblemParts>);
 
@@ -36,25 +36,25 @@ struct ProblemParts {
 pub struct ProblemDocument {
     /// `urn:lastword:problem:CODE`
     r#type: String,
-    /// The HTTP status' name.
+    /// The name of the HTTP status.
     title: String,
     /// The HTTP status.
     status: u16,
-    /// Stable, for programs.
+    /// A stable code, for programs.
     code: String,
-    /// For people.
+    /// A description, for people.
     detail: String,
-    /// The field, parameter or header that is refused.
+    /// The refused field, parameter or header.
     field: Option<String>,
     /// The turn that keeps the conversation busy.
     active_turn_id: Option<String>,
-    /// Its events.
+    /// The path of that turn's events.
     stream_url: Option<String>,
-    /// What the token has taken its share of: `streams`, `waits`, `rows`, `queue`, `unread_bytes`.
+    /// The exhausted share of the token: `streams`, `waits`, `rows`, `queue`, `unread_bytes`.
     share: Option<String>,
-    /// Come back after so many seconds.
+    /// Retry after this many seconds.
     retry_after_s: Option<u64>,
-    /// How large the body, or the field, may be.
+    /// The largest accepted body or field, in bytes.
     limit_bytes: Option<u64>,
 }
 
@@ -63,56 +63,56 @@ impl Problem {
         Problem(Box::new(ProblemParts { status, code, detail: detail.into(), fields: Map::new() }))
     }
 
-    /// The same with one more field.
+    /// The problem with one more field.
     #[must_use]
     pub fn with(mut self, field: &str, value: impl Into<Value>) -> Problem {
         self.0.fields.insert(field.to_owned(), value.into());
         self
     }
 
-    /// The same, and the client may come back after so many seconds.
+    /// The problem with a delay for the client's retry, in seconds.
     fn after(self, seconds: u64) -> Problem {
         self.with("retry_after_s", seconds)
     }
 
-    /// 400: a field, parameter or header does not make sense.
+    /// 400: a field, parameter or header is invalid.
     pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, "invalid_request", detail).with("field", field.into())
     }
 
-    /// 400: the body is no JSON at all.
+    /// 400: the body is not JSON.
     pub fn malformed(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, "malformed_json", detail)
     }
 
-    /// 400: a cursor that no event stands at.
+    /// 400: there is no event at the cursor.
     pub fn past_the_head(field: &str) -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, "cursor_past_head", "The cursor lies past the newest event.")
             .with("field", field)
     }
 
-    /// 401: no token, or an unknown one.
+    /// 401: the token is missing or unknown.
     pub fn unauthorized() -> Problem {
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "This route needs a valid bearer token.")
     }
 
-    /// 401: a ticket that was good once.
+    /// 401: the ticket has expired.
     pub fn ticket_expired() -> Problem {
         let detail = "This ticket has expired. Make another one.";
         Problem::new(StatusCode::UNAUTHORIZED, "ticket_expired", detail)
     }
 
-    /// 403: the token does not open this route, or the request comes from a foreign page.
+    /// 403: the token is not valid for this route, or the request comes from a foreign page.
     pub fn forbidden(detail: &str) -> Problem {
         Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
-    /// The same with a code of its own.
+    /// 403 with another code.
     pub fn forbidden_as(code: &'static str, detail: &str) -> Problem {
         Problem::new(StatusCode::FORBIDDEN, code, detail)
     }
 
-    /// 404: no such thing; `what` is one of `route`, `agent`, `turn`, `conversation`, `worker`.
+    /// 404; `what` is one of `route`, `agent`, `turn`, `conversation`, `worker`, `worker_token`, `ask`.
     pub fn not_found(what: &'static str) -> Problem {
         let (code, detail) = match what {
             "agent" => ("agent_not_found", "There is no agent of this name."),
@@ -128,7 +128,7 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, code, detail)
     }
 
-    /// 405.
+    /// 405: the route does not take this method.
     pub fn method_not_allowed() -> Problem {
         let detail = "This route does not take this method.";
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
@@ -143,53 +143,53 @@ impl Problem {
         )
     }
 
-    /// 409: something that this turn's state forbids.
+    /// 409: the turn's state forbids the request.
     pub fn turn_state(code: &'static str, detail: &str, turn: TurnId) -> Problem {
         Problem::new(StatusCode::CONFLICT, code, detail).with("turn_id", turn.to_string())
     }
 
-    /// 410: the log is retained no longer.
+    /// 410: retention dropped the log.
     pub fn log_gone() -> Problem {
         Problem::new(StatusCode::GONE, "events_gone", "This turn's events are retained no longer.")
     }
 
-    /// 409: the cursor's event may not be the one that the client has seen.
+    /// 409: the event at the cursor may not be the event that the client has seen.
     pub fn log_rewound(turn: TurnId) -> Problem {
         let detail = "The database lost a part of this turn's events. Read them again from the start.";
         Problem::new(StatusCode::CONFLICT, "log_rewound", detail).with("turn_id", turn.to_string())
     }
 
-    /// 410: the turn has had its last word; its worker has nothing more to say.
+    /// 410: the turn has had its last word, so its worker can send nothing more.
     pub fn turn_gone(turn: TurnId) -> Problem {
         let detail = "This turn has had its last word.";
         Problem::new(StatusCode::GONE, "turn_ended", detail).with("turn_id", turn.to_string())
     }
 
-    /// 409: this worker has ended, or its id is another's.
+    /// 409: this worker has ended, or its id belongs to another worker.
     pub fn worker_gone(worker: WorkerId) -> Problem {
         let detail = "This worker has ended, or there is another one of this id.";
         Problem::new(StatusCode::CONFLICT, "worker_gone", detail).with("worker_id", worker.to_string())
     }
 
-    /// 409: there are as many tokens as there may be.
+    /// 409: the limit of worker tokens is reached.
     pub fn worker_tokens_full() -> Problem {
         let detail = "There are as many tokens for workers as there may be.";
         Problem::new(StatusCode::CONFLICT, "worker_tokens_full", detail)
     }
 
-    /// 410: the turn was accepted, and the database lost it.
+    /// 410: the turn was accepted, but the database lost it.
     pub fn turn_lost(turn: TurnId) -> Problem {
         let detail = "This turn was accepted, but the database lost it. It may have run.";
         Problem::new(StatusCode::GONE, "turn_lost", detail).with("turn_id", turn.to_string())
     }
 
-    /// 413.
+    /// 413: the body is too large.
     pub fn too_large(limit: u64) -> Problem {
         let detail = format!("The request's body is larger than {limit} bytes.");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail).with("limit_bytes", limit)
     }
 
-    /// 413: a worker's line would not carry it.
+    /// 413: the field does not fit into a worker's line.
     pub fn undeliverable(field: &str, limit: usize) -> Problem {
         let detail = format!("It is larger than the {limit} bytes, as JSON, that a worker can be handed.");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", detail)
@@ -197,56 +197,56 @@ impl Problem {
             .with("limit_bytes", limit)
     }
 
-    /// 415.
+    /// 415: the body is not JSON.
     pub fn not_json() -> Problem {
         Problem::not_of_type("application/json")
     }
 
-    /// 415.
+    /// 415: the body has another media type than `wanted`.
     pub fn not_of_type(wanted: &str) -> Problem {
         let detail = format!("The request's body must be {wanted}.");
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
             .with("field", "Content-Type")
     }
 
-    /// 500: ours. What happened goes to the log.
+    /// 500: an internal error. The cause goes to the log.
     pub fn internal(what: &dyn std::fmt::Display) -> Problem {
         tracing::error!(error = %what, "a request failed for a reason of our own");
         let detail = "Something went wrong in the gateway.";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
-    /// 429: as many refusals of this address are under way as may be.
+    /// 429: the limit of delayed refusals is reached, for this address or in all.
     pub fn too_many_failures(seconds: u64) -> Problem {
         let detail = "Too many requests from this address showed a token that nobody knows.";
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).after(seconds)
     }
 
-    /// 503: this replica holds as many bytes of requests as it may.
+    /// 503: the limit of request bytes in memory is reached.
     pub fn bodies_full() -> Problem {
         let detail = "This replica is reading as much as it may just now.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "bodies_full", detail).after(2)
     }
 
-    /// 503: this replica serves as many streams as it may.
+    /// 503: the limit of event streams is reached.
     pub fn too_many_streams() -> Problem {
         let detail = "This replica serves as many event streams as it may.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail).after(2)
     }
 
-    /// 503: as many requests wait here as may.
+    /// 503: the limit of waiting requests is reached.
     pub fn too_many_waits() -> Problem {
         let detail = "As many requests wait at this replica as may.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_waits", detail).after(2)
     }
 
-    /// 503: as many bytes of answers wait to be read as may.
+    /// 503: the limit of unread response bytes is reached.
     pub fn too_much_unread() -> Problem {
         let detail = "As many bytes of answers wait at this replica to be read as may.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_much_unread", detail).after(2)
     }
 
-    /// 429: the caller's token has taken its share of something; what is left is for others.
+    /// 429: the caller's token has exhausted its share.
     pub fn share_exceeded(share: &'static str, seconds: u64) -> Problem {
         let detail = format!("This token has its whole share of: {share}. What is left is for other tokens.");
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "share_exceeded", detail)
@@ -254,7 +254,7 @@ impl Problem {
             .after(seconds)
     }
 
-    /// 503: this replica takes on nothing, or not now; another one may.
+    /// 503: this replica does not take this request now; another replica may.
     pub fn elsewhere() -> Problem {
         let detail = "This replica does not take this on just now. Another one may.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "go_elsewhere", detail).after(1)
@@ -266,19 +266,19 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(1)
     }
 
-    /// Postgres is there, and another session has locked what the request needs.
+    /// 503: Postgres answers, but another session holds a lock that the request needs.
     pub fn postgres_locked() -> Problem {
         let detail =
             "Another session in the database has locked what this needs. Nothing that was accepted is lost.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(5)
     }
 
-    /// Whether it is [`Problem::log_rewound`].
+    /// Whether this is [`Problem::log_rewound`].
     pub fn is_log_rewound(&self) -> bool {
         self.0.code == "log_rewound"
     }
 
-    /// Whether it is [`Problem::log_gone`].
+    /// Whether this is [`Problem::log_gone`].
     pub fn is_log_gone(&self) -> bool {
         self.0.code == "events_gone"
     }
@@ -353,12 +353,12 @@ impl From<TailError> for Problem {
     }
 }
 
-/// What an answer that refuses bears along for the layers that it passes.
+/// A response extension of every problem, for middleware.
 #[derive(Debug, Clone, Copy)]
 pub struct RefusalNote {
-    /// Its code.
+    /// The problem's code.
     pub code: &'static str,
-    /// Come back after so many seconds.
+    /// Retry after this many seconds.
     pub retry_after_s: Option<u64>,
 }
 

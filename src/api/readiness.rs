@@ -1,6 +1,6 @@
-//! What probes ask of Postgres, and what was found out before.
+//! Readiness checks of Postgres, with a cache.
 //!
-//! Keeps probes cheap: many that ask share one statement.
+//! Keeps probes cheap: concurrent probes share one statement.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -11,12 +11,12 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::store::{Store, denial::Denial};
 
-/// An answer of Postgres counts for so long.
+/// How long a successful check is cached.
 const ANSWER_COUNTS_FOR: Duration = Duration::from_secs(2);
-/// A probe waits for so long.
+/// Timeout of a check.
 const PROBE_MAX: Duration = Duration::from_secs(1);
 
-/// What was found out before.
+/// Cached results.
 #[derive(Debug, Default)]
 pub struct Readiness {
     answered_at: Mutex<Option<Instant>>,
@@ -24,7 +24,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Whether Postgres answered of late. Probes come one at a time: many that ask share one.
+    /// Whether Postgres has answered recently. Checks run one at a time, so concurrent probes share one.
     pub async fn answers(&self, store: &Store) -> bool {
         let mut answered_at = self.answered_at.lock().await;
         if answered_at.is_some_and(|at| at.elapsed() < ANSWER_COUNTS_FOR) {
@@ -35,7 +35,7 @@ impl Readiness {
         answered_at.is_some()
     }
 
-    /// Whether the schema is this release's. Once it was, it stays so.
+    /// Whether the schema is this release's. A positive result is cached for good.
     pub async fn is_migrated(&self, store: &Store) -> bool {
         let known = &self.is_migrated;
         if !known.load(Ordering::Relaxed) {
@@ -46,8 +46,8 @@ impl Readiness {
     }
 }
 
-/// Why logins are refused, where they are. Asks again as often as that may be done: connections that are there may
-/// serve for half an hour, and nobody else would knock.
+/// Why Postgres refuses logins; `None` if it does not. After a refusal this tries to log in again (rate-limited):
+/// pooled connections may last for half an hour, and nothing else would try.
 pub async fn refusal(store: &Store) -> Option<Denial> {
     if store.refusal().is_some() {
         let _ = tokio::time::timeout(PROBE_MAX, store.knock()).await;

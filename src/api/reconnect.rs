@@ -1,9 +1,8 @@
-//! Streams that are asked for again where they cannot be served for the moment.
+//! Reconnecting streams that cannot be served for the moment.
 //!
-//! A browser's `EventSource` gives up for good on any status but 200. So whoever comes back to a stream, or comes with
-//! a ticket, which only browsers need, is told of a reason that passes within a stream: one that says why and when to
-//! come back, and ends in a reset as every stream does that is not whole (decision 0032). What does not pass stays
-//! a status.
+//! A browser's `EventSource` gives up for good on any status but 200. So a client that reconnects to a stream, or
+//! uses a ticket, which only browsers need, gets a temporary error inside a stream: the stream gives the reason and
+//! the delay, and ends in a reset like every incomplete stream (decision 0032). A permanent error stays a status.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -25,10 +24,10 @@ use super::{
 };
 use crate::stream::render;
 
-/// Between the last bytes and the abort: a reset may overtake what is not yet on its way.
+/// The delay between the last bytes and the abort, because a reset may overtake unsent bytes.
 const FLUSH: Duration = Duration::from_millis(100);
 
-/// Puts off whoever comes back to a stream for a reason that passes.
+/// Turns a temporary error into a short stream for clients that reconnect.
 pub async fn put_off(request: Request, next: Next) -> Result<Response, Infallible> {
     let is_stream = wants_events(request.headers()) == Some(true);
     let is_browsers = request.extensions().get::<ByTicket>().is_some();

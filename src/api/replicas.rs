@@ -16,24 +16,24 @@ use crate::{id::ReplicaId, store::replicas::ReplicaRow};
 /// A replica as operators see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReplicaView {
-    /// `rep_…`; a fresh one at every boot.
+    /// `rep_…`; a new id at every boot.
     #[schema(value_type = String)]
     id: ReplicaId,
-    /// Its host and port, for people.
+    /// The host and port, for people.
     name: String,
-    /// Where it can be reached.
+    /// The base URL of the replica.
     url: String,
-    /// Its process id.
+    /// The process id.
     pid: i32,
-    /// Its release.
+    /// The release.
     version: String,
     /// `ready`, `draining`, `lost` or `left`.
     state: String,
-    /// When it registered.
+    /// When the replica registered.
     started_at: DateTime<Utc>,
-    /// Its newest beat.
+    /// When the replica last beat.
     beat_at: DateTime<Utc>,
-    /// Turns that it holds.
+    /// The number of turns that the replica holds.
     turns: i64,
 }
 

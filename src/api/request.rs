@@ -1,7 +1,7 @@
-//! Requests, read strictly: bodies, query parameters, ids, and the few headers that matter.
+//! Requests, parsed strictly: bodies, query parameters, ids, and the headers in use.
 //!
-//! Refuses what it does not know, naming the field: a limit or a flag that is misspelt is one that
-//! is not there. Nothing of a refused request is stored.
+//! Refuses unknown fields and names them, because a misspelt limit or flag would have no effect. A refused request
+//! stores nothing.
 
 use std::{str::FromStr, time::Duration};
 
@@ -22,13 +22,13 @@ use crate::{
     task::aside,
 };
 
-/// The longest that a client may ask to wait, in seconds.
+/// The longest wait that a client may ask for, in seconds.
 pub const WAIT_MAX_S: u64 = 60;
 
-/// The parameter for the cursor of those that can send no header, as common polyfills of `EventSource` name it.
+/// The parameter for the cursor of clients that cannot send headers, as common polyfills of `EventSource` name it.
 pub const LAST_EVENT_ID: &str = "lastEventId";
 
-/// A JSON body without anything that the route does not know.
+/// A JSON body without unknown fields.
 #[derive(Debug)]
 pub struct Strict<T>(pub T);
 
@@ -40,7 +40,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for Strict<T> {
     }
 }
 
-/// A body that says of itself that it is JSON.
+/// A body whose content type is JSON, unparsed.
 #[derive(Debug)]
 pub struct JsonText(pub Bytes);
 
@@ -52,8 +52,7 @@ impl FromRequest<Gateway> for JsonText {
     }
 }
 
-/// The same as [`Strict`] with the room that it took, for a value that is kept longer than it takes to read it, and
-/// how many bytes it was.
+/// [`Strict`] with the body's room and size in bytes, for a value that is kept after the request was parsed.
 #[derive(Debug)]
 pub struct KeptBody<T>(pub T, pub BodyRoom, pub usize);
 
@@ -67,7 +66,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Gateway> for KeptBody<T> 
     }
 }
 
-/// A JSON body that may also be absent, which is the default.
+/// An optional JSON body; without one, the default.
 #[derive(Debug)]
 pub struct Maybe<T>(pub T);
 
@@ -87,7 +86,7 @@ impl<T: DeserializeOwned + Default + Send + 'static> FromRequest<Gateway> for Ma
     }
 }
 
-/// A body without any field.
+/// An empty object as a body.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
@@ -108,12 +107,12 @@ async fn whole_body(request: Request, gateway: &Gateway) -> Result<(Bytes, BodyR
     gateway.bodies().read(request, gateway.config.body_max.0).await
 }
 
-/// What JSON text says, without anything that is not asked for.
+/// Parses JSON text. Refuses unknown fields, lone surrogates and deep nesting.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if is_too_deep(bytes) {
         return Err(Problem::malformed(format!("It is nested deeper than {NESTING_MAX} levels.")));
     }
-    // What is given on as it came is not looked into.
+    // serde_json does not check the strings of raw values, which are passed on unchanged.
     if halves::has_one_alone(bytes) {
         return Err(Problem::malformed("It has half of a character, a lone surrogate, in an escape."));
     }
@@ -131,7 +130,7 @@ fn refused(path: &str, why: &serde_json::Error) -> Problem {
     if !why.is_data() {
         return Problem::malformed(detail);
     }
-    // A field that is unknown or missing is named by the message alone.
+    // serde names an unknown or missing field only in its message.
     let path = if path == "." { "" } else { path };
     let named = ["unknown field `", "missing field `", "duplicate field `"].iter().find_map(|start| {
         let rest = detail.strip_prefix(start)?;
@@ -181,7 +180,7 @@ async fn path_part(parts: &mut Parts, gateway: &Gateway, wanted: &str) -> Result
     found.ok_or_else(|| Problem::internal(&format!("the route has no `{wanted}`")))
 }
 
-/// Checks an agent's name.
+/// Validates an agent's name.
 pub fn agent_name(field: &str, name: String) -> Result<String, Problem> {
     if crate::agent::is_agent_name(&name) {
         return Ok(name);
@@ -202,8 +201,8 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// A page of what was asked for with one more than `limit`: the one more says that there is a
-    /// next page, which begins after the last one shown.
+    /// A page of a query that asked for `limit` + 1 items. The extra item only shows that there is a next page, which
+    /// begins after the last item of this one.
     pub fn of(mut items: Vec<T>, limit: i64, cursor: impl FnOnce(&T) -> String) -> Page<T> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let has_more = items.len() > limit;
@@ -213,8 +212,7 @@ impl<T> Page<T> {
     }
 }
 
-/// Whether the client wants an event stream: the first of the media types that it names decides;
-/// `None` where it names neither.
+/// Whether the client wants an event stream: the first known media type in `Accept` decides. `None` if there is none.
 pub fn wants_events(headers: &HeaderMap) -> Option<bool> {
     let named = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
     named.flat_map(|value| value.split(',')).find_map(|media| {
@@ -229,12 +227,12 @@ pub fn wants_events(headers: &HeaderMap) -> Option<bool> {
     })
 }
 
-/// The header of a stream that is resumed, where it says anything.
+/// The cursor of a resumed stream; `None` if the header is absent or empty.
 pub fn last_event_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get("last-event-id").filter(|last| !last.is_empty())
 }
 
-/// Whether a stream is asked for again, by the header or by the parameter of those that can send none.
+/// Whether the request resumes a stream, by header or by parameter.
 pub fn is_resumed(request: &Request) -> bool {
     let query = request.uri().query().unwrap_or_default();
     let named = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -256,7 +254,7 @@ pub fn preferred_wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> 
     Ok(Some(Duration::from_secs(seconds.min(WAIT_MAX_S))))
 }
 
-/// The client's key for one request that it may repeat.
+/// The client's idempotency key.
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut keys = headers.get_all("idempotency-key").into_iter();
     let Some(key) = keys.next() else { return Ok(None) };

@@ -1,9 +1,9 @@
-//! Shares: how much of what all clients share one client's token may take on this replica.
+//! Shares: how much of a common limit one client token may use on this replica.
 //!
-//! Owns the counts by principal ([`Principal`]), one for each configured token, so that they cannot grow. One token
-//! takes a part of a bound, in percent; what is left stays free for the other tokens and for operators, whom no
-//! share bounds. Refuses before anything is done for the request. A share is one replica's: none costs a
-//! statement but for the queue's, which is one for all replicas ([`queue`]).
+//! Owns the counts by principal ([`Principal`]); there is one principal per configured token, so the counts cannot
+//! grow. A token's share is a percentage of the limit; the rest stays free for other tokens and for operators, who
+//! have no share. Refuses before any work is done for the request. Counts are local to the replica and need no query,
+//! except the queue's share, which all replicas have in common ([`queue`]).
 
 mod queue;
 
@@ -27,11 +27,11 @@ use crate::{
 
 use queue::QueueRoom;
 
-/// A token that made nothing for so long may make as many rows at once as in this time.
+/// Burst allowance of a token: the rows of this much time.
 const ROWS_AHEAD: Duration = Duration::from_secs(10);
-/// And at least so many.
+/// Burst allowance of a token, in rows, at least.
 const ROWS_AHEAD_MIN: u32 = 10;
-/// Pages of events that are read and rendered at a time.
+/// Pages of events that are read and rendered concurrently.
 const RENDERED_AT_ONCE: usize = 8;
 
 /// The shares of one replica.
@@ -39,18 +39,18 @@ const RENDERED_AT_ONCE: usize = 8;
 pub struct Shares {
     /// Event streams.
     pub streams: Arc<Bound>,
-    /// Requests that wait.
+    /// Waiting requests.
     pub waits: Arc<Bound>,
-    /// Bytes of answers that their clients have not read.
+    /// Bytes of responses that clients have not read.
     unread: Arc<Bound>,
-    /// Pages that are being rendered.
+    /// Pages being rendered.
     rendering: Arc<Semaphore>,
     rows: Rows,
     queue: queue::QueueShares,
 }
 
 impl Shares {
-    /// The shares that a configuration gives.
+    /// The shares of a configuration.
     pub fn of(config: &Config) -> Shares {
         let bound = |name, max| Arc::new(Bound::new(name, max, config));
         Shares {
@@ -63,25 +63,26 @@ impl Shares {
         }
     }
 
-    /// Room in the queue for a turn that is about to be accepted.
+    /// Reserves a slot in the queue for a turn that is about to be accepted.
     pub async fn queue(&self, store: &Store, who: Who, new: &mut NewTurn) -> Result<QueueRoom, Problem> {
         let room = self.queue.room(store, who).await?;
         if matches!(room, QueueRoom::None) {
             if new.idempotency.is_none() {
                 return Err(queue::full());
             }
-            // It may repeat one that was accepted: the database tells that from one more that would wait.
+            // The request may repeat an accepted turn. With a limit of 0, the database still finds that turn, and
+            // refuses a new turn that would wait.
             new.queue_max = 0;
         }
         Ok(room)
     }
 
-    /// Takes a place for a stream.
+    /// Reserves a stream.
     pub fn stream(&self, who: Who) -> Result<Taken, Problem> {
         self.streams.take(who, 1).map_err(|full| full.problem(Problem::too_many_streams))
     }
 
-    /// Takes a place for a request that waits, where it does.
+    /// Reserves a wait; `None` if the request does not wait.
     pub fn wait(&self, who: Who, wait: Duration) -> Result<Option<Taken>, Problem> {
         if wait.is_zero() {
             return Ok(None);
@@ -89,14 +90,13 @@ impl Shares {
         self.waits.take(who, 1).map(Some).map_err(|full| full.problem(Problem::too_many_waits))
     }
 
-    /// A place for a page that is gathered and rendered, where its token may have one more. Never hold it while
-    /// waiting for somebody.
+    /// A permit to gather and render a page, if the token may have one more. Must not be held while waiting.
     pub async fn rendering(&self, who: Who) -> Result<Option<OwnedSemaphorePermit>, Problem> {
         self.unread.has_room(who).map_err(|full| full.problem(Problem::too_much_unread))?;
         Ok(self.rendering.clone().acquire_owned().await.ok())
     }
 
-    /// A page that was rendered, until it is read. One that is larger than a share is served alone.
+    /// Counts a rendered page until it is read. A page larger than the share is allowed if the token has no other.
     pub fn page(&self, who: Who, size: u64) -> Result<Taken, Problem> {
         let taken = self.unread.take(who, size);
         taken
@@ -106,12 +106,12 @@ impl Shares {
             .map_err(|full| full.problem(Problem::too_much_unread))
     }
 
-    /// An answer that must be given, until it is read.
+    /// Counts a response that must be sent, until it is read.
     pub fn answer(&self, who: Who, size: u64) -> Taken {
         self.unread.add(who, size)
     }
 
-    /// Counts rows that are about to be made: turns and conversations.
+    /// Counts new rows: turns and conversations.
     pub fn rows(&self, who: Who, count: u32) -> Result<(), Problem> {
         self.rows.take(who, count, self.rows.began.elapsed()).map_err(|wait| {
             Problem::share_exceeded("rows", wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
@@ -119,12 +119,12 @@ impl Shares {
     }
 }
 
-/// Why nothing can be taken.
+/// Which limit is reached.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Full {
-    /// Everybody together has as much as there is.
+    /// The limit of all tokens together.
     All,
-    /// The token has its share of it.
+    /// The share of this token.
     Share(&'static str),
 }
 
@@ -137,14 +137,14 @@ impl Full {
     }
 }
 
-/// What a replica has so much of, and who has taken how much.
+/// A limit, and its use in all and by each principal.
 #[derive(Debug)]
 pub struct Bound {
     name: &'static str,
     max: u64,
     share: u64,
     taken: AtomicU64,
-    /// By [`place_of`].
+    /// Indexed by [`place_of`].
     by: Box<[AtomicU64]>,
 }
 
@@ -157,12 +157,12 @@ impl Bound {
         bound
     }
 
-    /// Takes so much of it, until what this returns is dropped.
+    /// Reserves `count` until the result is dropped.
     pub fn take(self: &Arc<Self>, who: Who, count: u64) -> Result<Taken, Full> {
         let place = place_of(who, self.by.len());
         let within = |most: u64| move |taken: u64| taken.checked_add(count).filter(|taken| *taken <= most);
         let add = |to: &AtomicU64, most| to.fetch_update(Ordering::AcqRel, Ordering::Acquire, within(most));
-        // The share comes first: what a token is refused must not count, even for a moment, as taken from all.
+        // The share comes first: a count refused by the share must not appear in the total, not even for a moment.
         let (by, share) = (self.by.get(place), self.share_of(who));
         if let Some(by) = by {
             let full = if share < self.max { Full::Share(self.name) } else { Full::All };
@@ -178,7 +178,7 @@ impl Bound {
         Ok(Taken { bound: self.clone(), place, count })
     }
 
-    /// Takes so much of it, however much there is.
+    /// Reserves `count`, even beyond the limit.
     fn add(self: &Arc<Self>, who: Who, count: u64) -> Taken {
         let place = place_of(who, self.by.len());
         self.taken.fetch_add(count, Ordering::AcqRel);
@@ -189,7 +189,7 @@ impl Bound {
         Taken { bound: self.clone(), place, count }
     }
 
-    /// Whether anything more could be taken.
+    /// Whether anything is left, in all and of the share.
     fn has_room(&self, who: Who) -> Result<(), Full> {
         match () {
             () if self.taken.load(Ordering::Acquire) >= self.max => Err(Full::All),
@@ -198,7 +198,7 @@ impl Bound {
         }
     }
 
-    /// Whether nothing is taken by this one.
+    /// Whether the caller has reserved nothing.
     fn has_none(&self, who: Who) -> bool {
         self.taken_by(who) == 0
     }
@@ -216,7 +216,7 @@ impl Bound {
     }
 }
 
-/// Something taken, until it is dropped.
+/// A reservation, released on drop.
 #[derive(Debug)]
 #[must_use = "it is given back when it is dropped"]
 pub struct Taken {
@@ -235,20 +235,20 @@ impl Drop for Taken {
     }
 }
 
-/// Where a principal's count stands among so many: everybody without a token, the client tokens, operators.
+/// The index of a principal's count: anonymous callers first, then the client tokens, operators last.
 fn place_of(Who(principal): Who, count: usize) -> usize {
     usize::from(principal.number()).min(count.saturating_sub(1))
 }
 
-/// How many rows each token makes in a minute.
+/// A token bucket per client token: rows per minute.
 #[derive(Debug)]
 struct Rows {
     began: Instant,
-    /// What one row costs of a token's time, in nanoseconds.
+    /// The time that one row costs, in nanoseconds.
     cost: u64,
-    /// How far ahead of the clock a token may be.
+    /// The burst allowance, in nanoseconds.
     ahead: u64,
-    /// How far each token is, in nanoseconds since the beginning.
+    /// The time up to which each token has used its rows, in nanoseconds since `began`.
     at: Box<[AtomicU64]>,
 }
 
@@ -259,9 +259,9 @@ impl Rows {
         Rows { began: Instant::now(), cost, ahead, at: (0..tokens + 1).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Takes so many rows, `now` after the beginning; else how long to wait for them.
+    /// Takes `count` rows at the time `now` after `began`. The error is the time to wait.
     fn take(&self, who: Who, count: u32, now: Duration) -> Result<(), Duration> {
-        // Operators have no place here.
+        // Operators have no bucket.
         let Some(at) = self.at.get(usize::from(who.0.number())) else { return Ok(()) };
         let now = nanos(now);
         let after = |at: u64| at.max(now).saturating_add(self.cost * u64::from(count));

@@ -1,7 +1,7 @@
-//! What is spoken on a connection: HTTP/1.1, or HTTP/2 where the client begins with its preface.
+//! The HTTP version of a connection: HTTP/1.1, or HTTP/2 if the client begins with its preface.
 //!
-//! There is no TLS here to agree on one within, and no upgrade: cloud balancers and service meshes know which they want.
-//! Owns the bounds of HTTP/2: how many streams, how long headers, how much is buffered, how many resets.
+//! There is no TLS to negotiate the version with, and no upgrade: load balancers and service meshes know which
+//! version they want. Owns the limits of HTTP/2: streams, header size, buffers and resets.
 
 use std::{future::Future, pin::Pin, pin::pin};
 
@@ -20,18 +20,19 @@ use super::{
     wire::{UNSENT_MAX, Wire},
 };
 
-/// Streams of one connection at a time. More wait at the client.
+/// Concurrent streams per connection. The client queues further requests.
 const STREAMS_MAX: u32 = 100;
-/// Bytes of one request's headers.
+/// Bytes of headers per request.
 const HEADERS_MAX: u32 = 16 * 1024;
-/// What a client may send ahead of what is read: of one request, and of all on its connection.
+/// Receive windows: bytes that a client may send ahead, per request and per connection.
 const AHEAD_OF_STREAM: u32 = 64 * 1024;
 const AHEAD: u32 = 128 * 1024;
-/// Streams that were reset before they were looked at, and those that had to be reset: with more the connection ends.
+/// Streams reset before they were processed, and streams that this side had to reset. Above either limit, the
+/// connection ends.
 const RESET_EARLY_MAX: usize = 20;
 const RESET_MAX: usize = 128;
 
-/// Speaks on a connection to its end. Once `closing` is cancelled it ends with the answers that are under way.
+/// Serves a connection to its end. Once `closing` is cancelled, the connection ends after the responses under way.
 pub async fn speak(
     mut wire: Wire,
     (service, peer): (Router, Peer),
@@ -41,7 +42,7 @@ pub async fn speak(
 ) -> hyper::Result<()> {
     let is_http2 = tokio::select! {
         is_http2 = wire.begins_with_preface() => is_http2,
-        // Nothing was asked yet.
+        // There is no request yet.
         () = closing.cancelled() => return Ok(()),
     };
     if is_http2 {
@@ -62,13 +63,13 @@ pub async fn speak(
     let left_unread = wire.left_unread();
     let service = service_fn(move |request| answer(request, (&service, &peer), &mark, &left_unread));
     let mut http = http1::Builder::new();
-    // How long a head may take is the admission's: this limit would bind idle connections too.
+    // `super::connected` has the timeout of a head: hyper's would also apply to idle connections.
     http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(UNSENT_MAX as usize);
     let connection = http.serve_connection(TokioIo::new(wire), service);
     to_its_end(connection, closing, |connection| connection.graceful_shutdown()).await
 }
 
-/// A connection to its end, which is prepared once `closing` is cancelled.
+/// Runs a connection to its end, and calls `end` once `closing` is cancelled.
 async fn to_its_end<C: Future>(
     connection: C,
     closing: CancellationToken,

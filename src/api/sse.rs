@@ -1,7 +1,7 @@
 //! An event stream as an HTTP body.
 //!
-//! Keeps the rule that a body ends cleanly only after the terminal event: everything else ends in a
-//! reset of the connection, since most client libraries take a clean end for success.
+//! Keeps the rule that a body ends cleanly only after the terminal event. All other ends are a reset of the
+//! connection, because most client libraries take a clean end for success.
 
 use std::io;
 
@@ -26,17 +26,17 @@ use crate::{
     telemetry::metrics,
 };
 
-/// One of the streams that this replica may serve, and the connection that carries it.
+/// One of this replica's limited number of streams, and the connection that carries it.
 #[derive(Debug)]
 pub struct StreamSlot {
-    /// Given back when the stream ends.
+    /// Released when the stream ends.
     _taken: Taken,
     peer: Option<Peer>,
 }
 
 impl StreamSlot {
-    /// Takes a slot; 503 where all are taken, 429 where the caller has its share of them. Take it before anything is
-    /// accepted.
+    /// Takes a slot: 503 if the limit is reached, 429 if the caller's share is exhausted. Take the slot before the
+    /// turn is accepted.
     pub fn take(gateway: &Gateway, who: Who, connection: Connection) -> Result<StreamSlot, Problem> {
         Ok(StreamSlot { _taken: gateway.shares().stream(who)?, peer: connection.0 })
     }
@@ -44,17 +44,17 @@ impl StreamSlot {
 
 struct Serving {
     feed: Feed,
-    /// Before the slot: once the slot is free, what the client's leaving means is under way.
+    /// Declared before `slot`, so dropped first: the cancel has started when the slot becomes free.
     guard: CancelOnDrop,
     slot: StreamSlot,
     accepted_at: Option<chrono::DateTime<chrono::Utc>>,
     is_measured: bool,
-    /// Counts it as open until it is dropped.
+    /// Counts the stream as open until dropped.
     _open: metrics::OpenStream,
 }
 
-/// An answer that is the stream of a reader. `guard` cancels the turn when the client leaves first;
-/// with `is_first` the client waits for this turn's first event, which is measured.
+/// A response with the reader's event stream. `guard` cancels the turn if the client disconnects first. With
+/// `is_first`, the time to the turn's first event is measured.
 pub fn response(
     gateway: &Gateway,
     stream: (EventReader, Telling),
@@ -62,7 +62,7 @@ pub fn response(
     guard: CancelOnDrop,
     is_first: bool,
 ) -> Response {
-    // In a box: the body has room for it three times over.
+    // Boxed: the body reserves space for this value three times.
     let serving = Box::new(Serving {
         feed: Feed::new(&gateway.store, stream, gateway.config.keep_alive.0, &gateway.supervisor),
         slot,
@@ -82,13 +82,13 @@ pub fn response(
     answer(Body::from_stream(body))
 }
 
-/// A body that is an event stream, as an answer.
+/// A response with an event stream as its body.
 pub fn answer(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_TYPE, render::MEDIA_TYPE),
-        // No transform: a proxy that compresses would keep a stream back until its end.
+        // no-transform: a compressing proxy would buffer the stream until its end.
         (header::CACHE_CONTROL, "no-store, no-transform"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ] {

@@ -1,9 +1,9 @@
-//! Clients that read nothing: who is alive and may take its time, and who is gone.
+//! Clients that read nothing: a slow client that is alive may take its time, a dead one is disconnected.
 //!
-//! The system ends a connection whose bytes stay unacknowledged for [`UNACKNOWLEDGED_MAX`]. It counts so too where the
-//! client has no room for them and says so again and again: a browser's tab that sleeps, a debugger. Such a client is
-//! alive. So as long as it answers, the system's limit is moved ahead of it, a little at a time, up to
-//! `stream_stall_max`; where it falls silent the limit stays, and ends the connection as soon as any other.
+//! The kernel closes a connection whose bytes stay unacknowledged for [`UNACKNOWLEDGED_MAX`]. This also hits a client
+//! that keeps answering with a zero receive window, such as a sleeping browser tab or a program in a debugger. So
+//! while a client answers, the kernel's timeout is moved ahead in small steps, up to `stream_stall_max`. Once the
+//! client falls silent, the timeout stays where it is and closes the connection.
 
 use std::{
     future::Future,
@@ -19,49 +19,50 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// Bytes that stay unacknowledged for so long end the connection.
+/// The kernel's timeout for unacknowledged bytes (`TCP_USER_TIMEOUT`).
 pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
-/// Whoever was heard within this is alive. The system asks as often as that, since it asks once more before its limit.
+/// A client heard within this time is alive. The kernel probes at least this often: it sends one more probe before
+/// its timeout.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
-/// How often a connection with something unacknowledged is looked at.
+/// How often a connection with unacknowledged bytes is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
-/// How a connection stands, as far as its system tells.
+/// The state of a connection, as reported by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct SocketState {
-    /// Bytes or segments that the client has not taken.
+    /// Bytes or segments that the client has not acknowledged.
     waiting: u32,
-    /// Bytes that it has taken.
+    /// Bytes that the client has acknowledged.
     taken: u64,
-    /// How long ago it was heard last, whatever it said.
+    /// The time since anything was last heard from the client.
     silent_for: Duration,
 }
 
-/// Watches one connection while something waits for its client.
+/// Watches one connection while bytes wait for its client.
 #[derive(Debug)]
 pub struct StallWatch {
     stall_max: Duration,
     look: Option<Pin<Box<Sleep>>>,
-    /// Since when the client has taken nothing, and how much it had taken.
+    /// Since when the client has taken nothing, and the bytes taken until then.
     still: Option<(Instant, u64)>,
-    /// Whether the system's limit is not the usual one.
+    /// Whether the kernel's timeout differs from [`UNACKNOWLEDGED_MAX`].
     is_moved: bool,
 }
 
 impl StallWatch {
-    /// A client may read nothing for so long.
+    /// A watch for clients that may read nothing for `stall_max`.
     pub fn new(stall_max: Duration) -> StallWatch {
         StallWatch { stall_max, look: None, still: None, is_moved: false }
     }
 
-    /// Something was written: whether it is taken is looked at from now on.
+    /// Call this after a write: starts the checks.
     pub fn wrote(&mut self) {
         if self.look.is_none() {
             self.look = Some(Box::pin(sleep(self.look_every())));
         }
     }
 
-    /// Ready with an error once the client is to be given up. Called whenever anything is asked of the connection.
+    /// Ready with an error once the client must be disconnected. Called on every read of the connection.
     pub fn poll(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Error> {
         while let Some(look) = &mut self.look {
             if look.as_mut().poll(cx).is_pending() {
@@ -106,12 +107,12 @@ impl StallWatch {
         if still_for >= self.stall_max {
             return StallVerdict::Stalled;
         }
-        // The look before this one may have been the last before it stood still.
+        // The client may have stopped just after the previous check, so one interval is added.
         let ahead = still_for + self.look_every() + HEARD_WITHIN;
         StallVerdict::Waiting((silent_for < HEARD_WITHIN).then_some(ahead.max(UNACKNOWLEDGED_MAX)))
     }
 
-    /// Sets the system's limit, where one is given and it is not that already.
+    /// Sets the kernel's timeout, if one is given and differs from the current one.
     fn limit(&mut self, stream: &TcpStream, limit: Option<Duration>) {
         let Some(limit) = limit else { return };
         let is_moved = limit > UNACKNOWLEDGED_MAX;
@@ -121,35 +122,35 @@ impl StallWatch {
     }
 }
 
-/// What a look has found.
+/// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
 enum StallVerdict {
     /// Nothing waits.
     Clear,
-    /// Something does; the system's limit is this from now on, or stays as it is.
+    /// Bytes wait. The kernel's timeout becomes this value, or stays as it is.
     Waiting(Option<Duration>),
-    /// It has waited for too long.
+    /// Bytes have waited for too long.
     Stalled,
 }
 
-/// Ends the connection where bytes stay unacknowledged for so long.
+/// Sets the kernel's timeout for unacknowledged bytes. Does nothing on systems other than Linux.
 ///
 /// # Errors
-/// The system does not take it.
+/// The kernel refuses the option.
 pub fn set_unacknowledged_max(stream: &TcpStream, limit: Duration) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     SockRef::from(stream).set_tcp_user_timeout(Some(limit))?;
     Ok(())
 }
 
-/// `None` where the system does not tell.
+/// The state of a connection; `None` if the kernel does not report it.
 #[cfg(target_os = "linux")]
 fn standing(stream: &TcpStream) -> Option<SocketState> {
     use std::os::fd::AsRawFd as _;
 
     use nix::libc;
 
-    // Places of `struct tcp_info`, which only grows.
+    // Offsets in `struct tcp_info`, which only grows at its end.
     const UNACKED: usize = 24;
     const LAST_ACK_RECV: usize = 56;
     const BYTES_ACKED: usize = 120;
@@ -157,7 +158,7 @@ fn standing(stream: &TcpStream) -> Option<SocketState> {
     let mut info = [0_u8; 160];
     let mut length = libc::socklen_t::try_from(info.len()).ok()?;
     #[allow(unsafe_code, reason = "no safe form of this option is to be had")]
-    // SAFETY: the descriptor is open as long as `stream` is borrowed, and the system writes `length` bytes at most.
+    // SAFETY: the descriptor is open as long as `stream` is borrowed, and the kernel writes at most `length` bytes.
     let read = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),

@@ -17,24 +17,24 @@ use super::{
 };
 use crate::id::{ConversationId, TurnId};
 
-/// How long a ticket opens its stream. A stream that is open goes on.
+/// How long a ticket can open its stream. An open stream goes on after that.
 const GOOD_FOR: Duration = Duration::from_secs(600);
 
-/// A ticket as its maker sees it.
+/// A new ticket.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TicketView {
-    /// `lws_…`, for `?ticket=` of `events_url`
+    /// `lws_…`, for `?ticket=` of `events_url`.
     ticket: String,
-    /// Until then it opens the stream; one that is open goes on.
+    /// The ticket opens the stream until then; an open stream goes on.
     expires_at: DateTime<Utc>,
-    /// The events that it opens.
+    /// The path of the events that the ticket opens.
     events_url: String,
 }
 
 /// Makes a ticket for a turn's events.
 ///
-/// It opens `GET /v1/turns/{id}/events?ticket=…` without a token, for ten minutes, and nothing else. It ends with the token
-/// of the one who made it.
+/// The ticket opens `GET /v1/turns/{id}/events?ticket=…` without a token for ten minutes, and nothing else. It
+/// becomes invalid when the token that made it does.
 #[utoipa::path(post, path = "/v1/turns/{id}/ticket", tag = "events", params(("id" = String, Path)),
     responses((status = 200, body = TicketView), (status = 404, body = ProblemDocument)))]
 pub async fn of_turn(
@@ -50,7 +50,7 @@ pub async fn of_turn(
 
 /// Makes a ticket for a conversation's events.
 ///
-/// As one for a turn's: it opens `GET /v1/conversations/{id}/events?ticket=…`.
+/// The ticket opens `GET /v1/conversations/{id}/events?ticket=…` under the same conditions as a turn's ticket.
 #[utoipa::path(post, path = "/v1/conversations/{id}/ticket", tag = "events", params(("id" = String, Path)),
     responses((status = 200, body = TicketView), (status = 404, body = ProblemDocument)))]
 pub async fn of_conversation(

@@ -1,4 +1,4 @@
-//! Turns: make, read, list, cancel, retry.
+//! Turns: create, read, list, cancel, retry.
 
 use std::time::Duration;
 
@@ -38,19 +38,19 @@ use crate::{
     turn::{CancelledBy, Status, Turn},
 };
 
-/// How a client takes the answer to a new turn.
+/// How the response to a new turn is delivered.
 struct AnswerForm {
     slot: Option<StreamSlot>,
     wait: Option<Duration>,
-    /// The caller's place among those that wait.
+    /// The reserved wait.
     _waiting: Option<Taken>,
     on_disconnect: OnDisconnect,
     last_words: LastWords,
 }
 
 impl AnswerForm {
-    /// Decided before anything is accepted: a turn whose stream cannot be served is not begun, nor one for which the
-    /// caller cannot wait, or whose row is one too many.
+    /// Built before the turn is accepted: no turn is accepted if its stream cannot be served or the caller cannot
+    /// wait.
     fn of(
         gateway: &Gateway,
         who: Who,
@@ -61,7 +61,7 @@ impl AnswerForm {
         let is_stream = stream.unwrap_or_else(|| wants_events(headers) == Some(true));
         let slot = if is_stream { Some(StreamSlot::take(gateway, who, connection)?) } else { None };
         let wait = preferred_wait(headers)?;
-        // Whoever has the stream waits for nothing else.
+        // A request with a stream does not wait.
         let waits_for = wait.filter(|_| !is_stream).unwrap_or_default();
         let waiting = gateway.shares().wait(who, waits_for)?;
         let on_disconnect = OnDisconnect::Continue;
@@ -71,9 +71,8 @@ impl AnswerForm {
 
 /// Makes a turn.
 ///
-/// With `stream: true` or `Accept: text/event-stream` the answer is the turn's event stream from
-/// `seq` 0. Otherwise it is 202 with the turn, or 200 where `Prefer: wait=N` was asked for and the
-/// turn ended in time.
+/// With `stream: true` or `Accept: text/event-stream`, the response is the turn's event stream from `seq` 0.
+/// Otherwise the response is 202 with the turn, or 200 if `Prefer: wait=N` was sent and the turn ended in time.
 #[utoipa::path(post, path = "/v1/turns", tag = "turns", request_body = TurnRequest,
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same turn"),
@@ -118,7 +117,7 @@ pub struct RetryRequest {
     stream: Option<bool>,
 }
 
-/// Makes a new turn like an ended one, in the same conversation; its `retry_of` cites the old one.
+/// Makes a new turn like an ended one, in the same conversation; its `retry_of` names the old one.
 #[utoipa::path(post, path = "/v1/turns/{id}/retry", tag = "turns", request_body = Option<RetryRequest>,
     params(
         ("id" = String, Path),
@@ -181,7 +180,7 @@ async fn deliver(gateway: &Gateway, made: AcceptedTurn, delivery: AnswerForm) ->
     } else {
         let told = match made.turn {
             Some(turn) if delivery.wait.is_none() => Ok(turn),
-            // It is accepted, whether or not it can be shown as it is now.
+            // The turn is accepted, so a failed read of its newest state is no error.
             Some(turn) => wait_for_end(gateway, id, delivery.wait).await.or(Ok(turn)),
             None => wait_for_end(gateway, id, delivery.wait).await,
         };
@@ -192,7 +191,7 @@ async fn deliver(gateway: &Gateway, made: AcceptedTurn, delivery: AnswerForm) ->
                 let status = if is_in_time { StatusCode::OK } else { StatusCode::ACCEPTED };
                 (status, Json(shown(turn, delivery.last_words))).into_response()
             }
-            // Accepted before, by its key: nothing is known here but which it is, and the key is asked again.
+            // A repeat: only the id is known here. The client can send the key again.
             Err(why) => why.with("turn_id", id.to_string()).into_response(),
         }
     };
@@ -202,7 +201,7 @@ async fn deliver(gateway: &Gateway, made: AcceptedTurn, delivery: AnswerForm) ->
     Ok(response)
 }
 
-/// The turn, once it has ended, the wait is over, or this replica drains.
+/// The turn when it has ended, when the wait is over, or when this replica drains.
 async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> Result<Turn, Problem> {
     let until = Instant::now() + wait.unwrap_or_default();
     let mut interest = gateway.store.wake().turns.subscribe(id);
@@ -217,7 +216,7 @@ async fn wait_for_end(gateway: &Gateway, id: TurnId, wait: Option<Duration>) -> 
                     return Ok(turn);
                 }
             }
-            // Who waits for an answer waits out an absence of Postgres too.
+            // A waiting request also waits until Postgres is reachable again.
             Err(why) if why.is_away() && !left.is_zero() => continue,
             Err(why) => return Err(why.into()),
         }
@@ -249,7 +248,7 @@ pub async fn read(
     found(&gateway, id).await.map(|turn| Json(shown(turn, last_words)))
 }
 
-/// A turn as a client asked for it.
+/// The turn with as much of its last word as the client asked for.
 fn shown(turn: Turn, last_words: LastWords) -> Turn {
     match last_words {
         LastWords::Whole => turn,
@@ -259,8 +258,8 @@ fn shown(turn: Turn, last_words: LastWords) -> Turn {
 
 /// Lists turns, newest first.
 ///
-/// A page may hold less than `limit`, and even nothing, where many turns are passed over: the list goes on as long as
-/// `next` is not null.
+/// A page may have fewer items than `limit`, even none, if many turns do not match the filter. The list has ended
+/// only when `next` is null.
 #[utoipa::path(get, path = "/v1/turns", tag = "turns",
     params(
         ("agent" = Option<String>, Query), ("status" = Option<Status>, Query),
@@ -295,7 +294,7 @@ pub(super) async fn page_of_turns(
     Ok(Json(Page { items, next: page.next.map(|turn| turn.to_string()) }))
 }
 
-/// Cancels a turn. It still gets its last word, which may be another one if it came first.
+/// Cancels a turn. It still gets a last word, which may be another one if it came first.
 #[utoipa::path(post, path = "/v1/turns/{id}/cancel", tag = "turns", params(("id" = String, Path)),
     responses(
         (status = 200, description = "It had ended already", body = Turn),
@@ -314,7 +313,7 @@ pub async fn cancel(
     Ok((status, Json(turn)))
 }
 
-/// The turn, or 404; 410 where it was accepted and the database lost it, or is older than what is retained.
+/// The turn, or 404. 410 if the database lost the accepted turn, or the turn is older than the retention.
 pub(super) async fn found(gateway: &Gateway, id: TurnId) -> Result<Turn, Problem> {
     tracing::Span::current().record("turn_id", tracing::field::display(id));
     if let Some(turn) = gateway.store.turn(id).await? {

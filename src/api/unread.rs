@@ -1,8 +1,8 @@
-//! Pages: answers that are rendered whole, and stay in memory until their client has read them.
+//! Unread pages: responses that are rendered whole and stay in memory until the client has read them.
 //!
-//! Owns how many bytes of them there may be, in all and for one token, and how long one may take to be read: a page of
-//! somebody who does not read on ends with its connection. Refuses to read the log for a token whose pages fill its
-//! share already. Event streams have their own measure ([`super::wire`]): they are never whole.
+//! Owns the limit of their bytes, in all and per token, and the time limit for reading a page: after that, the
+//! connection is closed. Refuses to read the log for a token whose pages already fill its share. Event streams are
+//! not rendered whole and have their own limits ([`super::wire`]).
 
 use std::time::Duration;
 
@@ -24,13 +24,13 @@ use super::{
 };
 use crate::task::Kind;
 
-/// What a connection buffers anyway.
+/// Responses up to this size fit into a connection's buffers and are not counted.
 const SMALL: u64 = 64 * 1024;
-/// How long reading a page may take at least, and the slowest that a client may read, in bytes a second.
+/// The minimum time allowed for reading a page, and the slowest allowed rate in bytes per second.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 const SLOWEST: u64 = 32 * 1024;
 
-/// Counts what is answered until it is read.
+/// Counts large responses until they are read.
 pub async fn counted(
     State(gateway): State<Gateway>,
     who: Who,
@@ -44,7 +44,7 @@ pub async fn counted(
     let Some(size) = response.body().size_hint().exact().filter(|size| *size > SMALL) else {
         return Ok(response);
     };
-    // What was done is told, however much is unread; what was only read is asked for again.
+    // A response to a write is always sent; a GET may be refused, since it can be repeated.
     let taken = if is_read { shares.page(who, size)? } else { shares.answer(who, size) };
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, usize::MAX).await.map_err(|why| Problem::internal(&why))?;
@@ -56,11 +56,11 @@ pub async fn counted(
     Ok(Response::from_parts(parts, Body::from(Bytes::from_owner(page))))
 }
 
-/// A page whose client has not read all of it.
+/// A page until its client has read it.
 struct UnreadPage {
     bytes: Bytes,
     _taken: Taken,
-    /// Its drop tells whoever watches.
+    /// Its drop tells the watching task that the page was read.
     _unread: oneshot::Sender<()>,
 }
 
@@ -70,7 +70,7 @@ impl AsRef<[u8]> for UnreadPage {
     }
 }
 
-/// Cuts a client off that takes too long to read a page.
+/// Closes the connection of a client that takes too long to read a page.
 async fn watch(gateway: Gateway, peer: Peer, size: u64, read: oneshot::Receiver<()>) {
     tokio::select! {
         _ = read => {}

@@ -1,4 +1,4 @@
-//! Who sends a request: whose share of what there is it takes from.
+//! The caller of a request, whose share the request counts against.
 
 use std::convert::Infallible;
 
@@ -6,7 +6,7 @@ use axum::{extract::FromRequestParts, http::request::Parts};
 
 use crate::principal::Principal;
 
-/// Who sends a request, as the middleware of the client routes has found it.
+/// The caller, as determined by the middleware of the client routes.
 #[derive(Debug, Clone, Copy)]
 pub struct Who(pub Principal);
 

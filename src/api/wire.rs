@@ -1,7 +1,7 @@
-//! A connection's bytes: what is read and written, and how it ends.
+//! The bytes of a connection: reads, writes and the close.
 //!
-//! Watches clients that take nothing ([`super::stall`]), tells the connection's place what comes ([`super::connected`]),
-//! and closes so that an answer is not lost to bytes that nobody read ([`super::linger`]).
+//! Watches for clients that take nothing ([`super::stall`]), reports activity to the connection table
+//! ([`super::connected`]), and closes without losing a response to unread request bytes ([`super::linger`]).
 
 use std::{
     io,
@@ -23,10 +23,10 @@ use super::{
     stall::StallWatch,
 };
 
-/// What a client of HTTP/2 begins with.
+/// The first bytes of an HTTP/2 client.
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What a connection holds for a client that does not read, here and in the system: more is not even
-/// read from the log.
+/// Unsent bytes per connection, in this process and in the kernel each. The log is read further only after the client
+/// has taken some.
 pub const UNSENT_MAX: u32 = 64 * 1024;
 
 /// A connection's bytes.
@@ -37,10 +37,10 @@ pub struct Wire {
     mark: Mark,
     watch: StallWatch,
     left_unread: LeftUnread,
-    /// What was read to know what is spoken, and is to be read again.
+    /// Bytes read to detect the HTTP version, which must be read again.
     ahead: Vec<u8>,
     is_http2: bool,
-    /// Once nothing more is said.
+    /// Set after the write side was shut down.
     linger: Option<Linger>,
 }
 
@@ -51,12 +51,12 @@ impl Wire {
         Wire { stream, peer, mark, watch, left_unread, ahead, is_http2, linger }
     }
 
-    /// Whether the newest request was answered before all of its body was read.
+    /// Tells whether the newest request was answered before its whole body was read.
     pub fn left_unread(&self) -> LeftUnread {
         self.left_unread.clone()
     }
 
-    /// Whether the client begins as one of HTTP/2 does. Reads no further than that takes.
+    /// Whether the client begins with the HTTP/2 preface. Reads no more than the preface.
     pub async fn begins_with_preface(&mut self) -> bool {
         while PREFACE.starts_with(&self.ahead) && self.ahead.len() < PREFACE.len() {
             let mut piece = [0; PREFACE.len()];
@@ -81,7 +81,7 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.peer.is_reset() {
-            // Closing with a linger of zero sends a reset.
+            // A close with a linger of zero sends a reset.
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         }
         self.peer.ended();
@@ -95,7 +95,7 @@ impl AsyncRead for Wire {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let Wire { stream, watch, .. } = &mut *self;
-        // Reading is asked for all the time, since that is how an end is noticed.
+        // hyper polls for reads all the time, to notice the end of the connection.
         if let Poll::Ready(why) = watch.poll(stream, cx) {
             self.peer.reset();
             tracing::info!(address = %self.peer.address(), %why, "a connection is given up");

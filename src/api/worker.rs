@@ -1,7 +1,7 @@
-//! Routes for remote workers: they register, and are told who they are from then on.
+//! Routes for remote workers; this file has the registration.
 //!
-//! Owns who may call: a worker token opens these routes and no others, and no other token opens them. What
-//! a worker brings goes to the rendezvous ([`crate::rendezvous`]); what becomes of it is the engine's.
+//! Owns access: a worker token opens these routes and no others, and only the token of a turn opens its messages. The
+//! worker's requests go to the rendezvous ([`crate::rendezvous`]); the engine acts on them.
 
 pub mod beat;
 pub mod claims;
@@ -31,61 +31,61 @@ use crate::{
     token,
 };
 
-/// What a host may call itself, in bytes.
+/// The longest name of a host, in bytes.
 const NAME_BYTES_MAX: usize = 200;
 
-/// Who calls.
+/// A worker that registers.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterRequest {
-    /// Whose turns it runs.
+    /// The agent whose turns the worker runs.
     agent: String,
-    /// The only conversation that it serves.
+    /// The only conversation that the worker serves.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     conversation_id: Option<ConversationId>,
-    /// Who it was at the replica that it called before.
+    /// The worker's id at the replica that it called before.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     worker_id: Option<WorkerId>,
-    /// What its host calls itself, for operators.
+    /// The name of the worker's host, for operators.
     #[serde(default)]
     name: Option<String>,
 }
 
-/// What a worker must know.
+/// The settings of a registered worker.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Registered {
     /// `wrk_…`
     #[schema(value_type = String)]
     worker_id: WorkerId,
-    /// Which replica this is.
+    /// The id of this replica.
     #[schema(value_type = String)]
     replica_id: ReplicaId,
-    /// Where this very replica is reached.
+    /// The URL of this very replica.
     url: String,
     /// The agent's name.
     agent: String,
-    /// Its newest revision.
+    /// The agent's newest revision.
     revision: i32,
     /// The only conversation that this worker serves.
     #[schema(value_type = Option<String>)]
     conversation_id: Option<ConversationId>,
-    /// How the agent's processes and conversations belong together.
+    /// How the agent's processes and conversations are matched.
     scope: Scope,
-    /// How long a process may have nothing to do.
+    /// How long an idle process is kept.
     idle_ttl_ms: i64,
-    /// How long a process may take until it is ready.
+    /// How long a process may take to become ready.
     startup_ms: i64,
-    /// Resident memory of a process and all it started.
+    /// Resident memory of a process and of all processes that it started.
     memory_bytes: u64,
-    /// Processes, its own included.
+    /// Processes, including the worker's own.
     processes: u32,
-    /// Whether a beat may say `waited_ms`.
+    /// Whether a beat may contain `waited_ms`.
     hears_waits: bool,
 }
 
-/// Lets a worker call this replica. One that comes from another brings its `worker_id` along.
+/// Registers a worker at this replica. A worker that comes from another replica sends its `worker_id`.
 #[utoipa::path(post, path = "/v1/worker/register", tag = "remote workers", request_body = RegisterRequest,
     responses(
         (status = 200, body = Registered),
@@ -111,7 +111,7 @@ pub async fn register(
         return Err(Problem::elsewhere());
     }
     let found = gateway.store.agent(&wanted.agent).await?.map(|row| row.agent);
-    // Whether an agent of a newer release is called, and how, only such a release knows.
+    // Only a newer release knows how to run workers of an agent with unknown fields.
     if found.as_ref().is_some_and(|agent| agent.unread.is_some()) {
         return Err(Problem::elsewhere());
     }
@@ -149,7 +149,7 @@ pub async fn register(
     }))
 }
 
-/// What a worker is let in for, where its token lets it in.
+/// The grant for a worker, if its token allows what it wants.
 fn admitted(admission: &Admission, wanted: &Grant) -> Result<Grant, Problem> {
     let Some(grant) = &admission.grant else { return Ok(wanted.clone()) };
     let is_other = |bound: ConversationId| wanted.conversation.is_some_and(|it| it != bound);
@@ -159,7 +159,7 @@ fn admitted(admission: &Admission, wanted: &Grant) -> Result<Grant, Problem> {
     Ok(Grant { conversation: grant.conversation.or(wanted.conversation), ..grant.clone() })
 }
 
-/// The worker that calls, which has registered at this replica with the very token that it shows.
+/// The session of the calling worker, which registered here with the same token.
 fn session(
     gateway: &Gateway,
     admission: &Admission,
@@ -173,7 +173,7 @@ fn session(
     Ok(session)
 }
 
-/// Refuses a worker whose token has ended, also while it waits.
+/// Refuses a worker whose token has expired or was revoked. Also called after a wait.
 fn still_let_in(gateway: &Gateway, session: &WorkerSession) -> Result<(), Problem> {
     match session.is_let_in(gateway.store.clock().now()) {
         true => Ok(()),

@@ -1,6 +1,6 @@
-//! Tokens for hosts of workers, for operators: mint, list, revoke.
+//! Worker tokens, for operators: mint, list, revoke.
 //!
-//! A token's secret is told once, in the answer that mints it.
+//! The secret of a token is shown once, in the response that mints it.
 
 use axum::{extract::State, http::StatusCode};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -20,17 +20,17 @@ use crate::{
     units::Span,
 };
 
-/// A token that is to be minted.
+/// A request for a new token.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerTokenRequest {
-    /// Whose turns its workers may run.
+    /// The agent whose turns the workers may run.
     agent: String,
-    /// The only conversation that they may serve.
+    /// The only conversation that the workers may serve.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     conversation_id: Option<ConversationId>,
-    /// For how long, such as `90d`; without it until it is revoked.
+    /// The token's lifetime, such as `90d`. If absent, the token is valid until it is revoked.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     expires: Option<Span>,
@@ -39,24 +39,24 @@ pub struct WorkerTokenRequest {
 /// A token as operators see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WorkerTokenView {
-    /// `wtk_…`; it opens nothing.
+    /// `wtk_…`; it gives no access.
     #[schema(value_type = String)]
     id: WorkerTokenId,
-    /// Whose turns its workers may run.
+    /// The agent whose turns the workers may run.
     agent: String,
-    /// The only conversation that they may serve.
+    /// The only conversation that the workers may serve.
     #[schema(value_type = Option<String>)]
     conversation_id: Option<ConversationId>,
-    /// When it was minted.
+    /// When the token was minted.
     created_at: DateTime<Utc>,
-    /// Until when it lets workers in; null: until it is revoked.
+    /// When the token expires; null: never, only if revoked.
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// A token that was minted.
+/// A new token.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MintedWorkerToken {
-    /// Lets workers in. It is told here and never again.
+    /// The token itself; shown only here.
     token: String,
     #[serde(flatten)]
     known: WorkerTokenView,
@@ -69,7 +69,7 @@ impl From<WorkerToken> for WorkerTokenView {
     }
 }
 
-/// Mints a token that lets an agent's workers in, and nobody else's.
+/// Mints a token that lets only this agent's workers in.
 #[utoipa::path(post, path = "/v1/worker-tokens", tag = "operators", request_body = WorkerTokenRequest,
     responses(
         (status = 201, body = MintedWorkerToken),
@@ -110,7 +110,7 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(MintedWorkerToken { token, known: known.into() })))
 }
 
-/// Lists the tokens that operators have minted and that let workers in, newest first.
+/// Lists valid tokens that operators have minted, newest first.
 #[utoipa::path(get, path = "/v1/worker-tokens", tag = "operators",
     params(
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),

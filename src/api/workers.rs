@@ -22,39 +22,39 @@ pub struct WorkerView {
     /// `wrk_…`
     #[schema(value_type = String)]
     id: WorkerId,
-    /// Its agent.
+    /// The name of the worker's agent.
     agent: String,
-    /// Its agent's: `process`, `remote` or `kubernetes`.
+    /// The agent's runtime: `process`, `remote` or `kubernetes`.
     runtime: String,
-    /// The conversation that it serves; null for a shared worker.
+    /// The conversation that the worker serves; null for a shared worker.
     #[schema(value_type = Option<String>)]
     conversation_id: Option<ConversationId>,
-    /// The turn that it runs now; null for a shared worker.
+    /// The turn that the worker runs now; null for a shared worker.
     #[schema(value_type = Option<String>)]
     turn_id: Option<TurnId>,
-    /// How many turns it runs now.
+    /// The number of turns that the worker runs now.
     turns: i64,
-    /// The replica that hosts it.
+    /// The replica that hosts the worker.
     #[schema(value_type = String)]
     replica_id: ReplicaId,
-    /// Its process id, on its replica's machine.
+    /// The process id, on the replica's machine.
     pid: Option<i32>,
-    /// Its pod, of the runtime `kubernetes`.
+    /// The pod, for the runtime `kubernetes`.
     pod: Option<String>,
     /// `starting`, `idle`, `busy` or `ended`.
     state: &'static str,
-    /// When it was started.
+    /// When the worker was started.
     started_at: DateTime<Utc>,
-    /// When it ended.
+    /// When the worker ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     ended_at: Option<DateTime<Utc>>,
-    /// How it ended.
+    /// How the worker ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<String>,
-    /// What else is known of that: of a pod, what Kubernetes said.
+    /// More detail about the end: for a pod, what Kubernetes reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
-    /// The end of its stderr.
+    /// The end of the worker's stderr.
     #[serde(skip_serializing_if = "Option::is_none")]
     stderr_tail: Option<String>,
 }
@@ -87,7 +87,7 @@ impl From<WorkerRow> for WorkerView {
     }
 }
 
-/// Lists workers that live, newest first.
+/// Lists live workers, newest first.
 #[utoipa::path(get, path = "/v1/workers", tag = "operators",
     params(
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),

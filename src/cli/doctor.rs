@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::database::DatabaseArgs;
 use crate::{
     config::Config,
-    host::process::{namespace, user::User},
+    host::process::{cgroup, namespace, user::User},
     store::doctor::{Check, Severity},
     text,
 };
@@ -43,8 +43,8 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(if has_fault { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What keeps the workers of this machine's and this user's replica from it, and ends them with it.
-fn workers(config: &Config) -> [Check; 2] {
+/// What keeps the workers of this machine's and this user's replica from it, bounds them, and ends them with it.
+fn workers(config: &Config) -> [Check; 3] {
     let fine = |name, finding| Check { name, severity: Severity::Fine, finding, remedy: None };
     let namespaces = match namespace::probe() {
         Ok(()) if config.worker_namespaces => "each worker has one of its own".to_owned(),
@@ -52,6 +52,11 @@ fn workers(config: &Config) -> [Check; 2] {
             "switched off by worker_namespaces; what a killed guard leaves comes to its replica".to_owned()
         }
         Err(why) => format!("none here ({why}); what a killed guard leaves comes to its replica"),
+    };
+    let cgroups = match cgroup::probe() {
+        Ok(version) if config.worker_cgroups => format!("each worker has one of its own (version {version})"),
+        Ok(_) => "switched off by worker_cgroups; workers' memory is looked at".to_owned(),
+        Err(why) => format!("none here ({why}); workers' memory is looked at"),
     };
     let found = config
         .worker_user
@@ -69,7 +74,7 @@ fn workers(config: &Config) -> [Check; 2] {
             fine("worker user", "workers run as the gateway's own user; worker_user names another".to_owned())
         }
     };
-    [fine("worker namespaces", namespaces), user]
+    [fine("worker namespaces", namespaces), fine("worker cgroups", cgroups), user]
 }
 
 fn to_json(check: &Check) -> serde_json::Value {

@@ -19,7 +19,7 @@ use crate::{
     config::{Config, ConfigError, Overrides},
     descriptors,
     engine::{Engine, drain},
-    host::process::{user::User, workspace},
+    host::process::{cgroup, user::User, workspace},
     rendezvous::Rendezvous,
     store::Store,
     task::{Kind, Supervisor},
@@ -78,6 +78,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&config).map_err(database::explained)?;
     let _telemetry = telemetry::init(&config, &store.replica().to_string())?;
     note_descriptors(&config);
+    if config.worker_cgroups {
+        cgroup::settle().await;
+    }
     let supervisor = Supervisor::new();
     let listener = TcpListener::bind(config.listen)
         .await

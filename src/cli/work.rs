@@ -29,16 +29,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    link::{Identity, Link},
+    link::{GatewayLink, Identity},
     owner::Programs,
     state::HostState,
 };
 use crate::{
+    clock::Clock,
     config::{Config, pass, workers_for},
     descriptors,
     host::{
         WorkerHost,
-        process::{user::User, workspace},
+        process::{cgroup, user::User, workspace},
     },
     id::{ConversationId, WorkerId},
     task::{Kind, Supervisor},
@@ -115,6 +116,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config { log: args.log.clone(), ..Config::default() };
     let _telemetry = telemetry::init(&config, name.as_deref().unwrap_or("work"))?;
     descriptors::raise(0);
+    cgroup::settle().await;
     let identity = Identity {
         agent: args.agent.clone(),
         conversation: args.conversation,
@@ -137,9 +139,17 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => passed_on(),
     };
     let command = args.command.clone();
-    let programs = Programs { supervisor: supervisor.clone(), command, env, data_dir, user, concurrency };
+    let programs = Programs {
+        supervisor: supervisor.clone(),
+        clock: Clock::default(),
+        command,
+        env,
+        data_dir,
+        user,
+        concurrency,
+    };
     let host = HostState {
-        link: Arc::new(Link::new(&args.urls, identity)?),
+        link: Arc::new(GatewayLink::new(&args.urls, identity)?),
         turns: Arc::default(),
         workers: WorkerHost::new(programs, workers_max),
         concurrency,

@@ -65,6 +65,7 @@ pub(super) const KEYS: &[Key] = &[
     key("worker_user", ValueShape::Text),
     key("worker_env_pass", ValueShape::List),
     key("worker_namespaces", ValueShape::Flag),
+    key("worker_cgroups", ValueShape::Flag),
     key("worker_file_max", ValueShape::Text),
     key("pool_max", ValueShape::Number),
     key("streams_max", ValueShape::Number),

@@ -64,6 +64,8 @@ pub struct Config {
     pub worker_env_pass: Vec<String>,
     /// Whether worker processes get a process namespace of their own where this machine gives one.
     pub worker_namespaces: bool,
+    /// Whether worker processes get a control group of their own where this machine gives one.
+    pub worker_cgroups: bool,
     /// The largest file that a worker process may write.
     pub worker_file_max: Size,
     /// Connections to Postgres, beside the listener's and presence's own.
@@ -168,6 +170,7 @@ impl Default for Config {
             worker_user: None,
             worker_env_pass: Vec::new(),
             worker_namespaces: true,
+            worker_cgroups: true,
             worker_file_max: Size::mib(8 * 1024),
             pool_max: 8,
             streams_max: 10_000,

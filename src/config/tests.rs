@@ -45,6 +45,7 @@ fn full() -> Config {
         worker_user: Some("agents".to_owned()),
         worker_env_pass: vec!["HTTPS_PROXY".to_owned()],
         worker_namespaces: false,
+        worker_cgroups: false,
         worker_file_max: Size(1538),
         pool_max: 4,
         streams_max: 5,

@@ -1,7 +1,7 @@
-//! The console: two pages that need nothing but this gateway.
+//! The console: two pages that need only this gateway.
 //!
-//! They show worker text as text and never as markup, and load nothing from elsewhere; the headers
-//! here hold them to it.
+//! They show worker text as text, never as markup, and load nothing from other origins; the headers here enforce
+//! both.
 
 use axum::{Router, http::header, response::IntoResponse, routing::get};
 
@@ -10,7 +10,7 @@ const DOCS: &str = include_str!("docs.html");
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The pages' routes.
+/// The routes of the pages.
 pub fn pages<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new().route("/", get(async || page(CONSOLE))).route("/docs", get(async || page(DOCS)))
 }

@@ -11,7 +11,7 @@ use crate::{
     config::Lever,
     store::{
         StoreError,
-        accept::{NewTurn, Offer},
+        accept::{ClaimOffer, NewTurn},
         accept_batch::Wanted,
     },
     worker::reserve::Reservation,
@@ -36,7 +36,7 @@ pub async fn accept_on(engine: Engine, until: CancellationToken) {
 async fn accept(engine: &Engine, wanted: Vec<Wanted>) {
     let reserved: Vec<Option<Reservation>> =
         wanted.iter().map(|wanted| reserve(engine, &wanted.new)).collect();
-    let asked: Vec<(&NewTurn, Option<Offer>)> = wanted
+    let asked: Vec<(&NewTurn, Option<ClaimOffer>)> = wanted
         .iter()
         .zip(&reserved)
         .map(|(wanted, room)| (&wanted.new, room.as_ref().map(Reservation::offer)))

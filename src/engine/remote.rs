@@ -22,7 +22,7 @@ use crate::{
         remote_turns::{Bid, Head},
         warn_of,
     },
-    worker::{host::Host, remote::Call},
+    worker::{host::Host, remote::RemoteClaim},
 };
 
 /// Claims in one statement.
@@ -106,7 +106,7 @@ pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool
         let (turn, epoch) = (claim.turn, claim.epoch);
         // A drain may have begun while the answer was on its way.
         let is_taken = !engine.supervisor.soft().is_cancelled()
-            && engine.host.take_remote(Call { claim, guard, token, share }, &mut capacity);
+            && engine.host.take_remote(RemoteClaim { claim, guard, token, share }, &mut capacity);
         if !is_taken {
             engine.give_back(turn, epoch).await;
         }

@@ -42,30 +42,30 @@ pub struct Line {
     /// What the worker last said that it was told.
     told: Mutex<Vec<String>>,
     exit_report: watch::Sender<Option<ExitReport>>,
-    waits: Mutex<Waits>,
+    waits: Mutex<HostWaits>,
 }
 
 /// For how long the worker's pipe has waited, as its beats tell.
 #[derive(Debug)]
-struct Waits {
+struct HostWaits {
     opened: Instant,
-    told: Option<Told>,
+    told: Option<ToldWaits>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct ToldWaits {
     /// What of the total was before this line.
     before: Duration,
     total: Duration,
     at: Instant,
 }
 
-impl Waits {
+impl HostWaits {
     fn note(&mut self, total: Duration, now: Instant) {
         // Of what was before the line was opened nothing is this turn's.
         let since_opened = now.saturating_duration_since(self.opened);
         let before = self.told.map_or(total.saturating_sub(since_opened), |told| told.before);
-        self.told = Some(Told { before, total, at: now });
+        self.told = Some(ToldWaits { before, total, at: now });
     }
 
     fn told(&self) -> Duration {
@@ -86,12 +86,12 @@ struct Progress {
     is_running: bool,
     /// The number of the last message that is committed.
     acknowledged: u64,
-    end: Option<End>,
+    end: Option<LineEnd>,
 }
 
 /// How a line ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum LineEnd {
     /// The turn has had its last word.
     Ended,
     /// It is not held here any more.
@@ -144,7 +144,7 @@ impl Line {
             orders: Mutex::default(),
             told: Mutex::default(),
             exit_report: watch::Sender::new(None),
-            waits: Mutex::new(Waits { opened: Instant::now(), told: None }),
+            waits: Mutex::new(HostWaits { opened: Instant::now(), told: None }),
         };
         (line, batches)
     }
@@ -210,7 +210,7 @@ impl Line {
                 true => Delivery::Known(acknowledged),
                 false => Delivery::New(acknowledged),
             },
-            Progress { end: Some(End::Ended), .. } => Delivery::Ended,
+            Progress { end: Some(LineEnd::Ended), .. } => Delivery::Ended,
             _ => Delivery::LetGo,
         }
     }
@@ -237,11 +237,11 @@ impl Line {
     }
 
     /// How the line ended, where it did.
-    pub fn end(&self) -> Option<End> {
+    pub fn end(&self) -> Option<LineEnd> {
         self.progress.borrow().end
     }
 
-    pub(super) fn close(&self, end: End) {
+    pub(super) fn close(&self, end: LineEnd) {
         self.progress.send_modify(|progress| progress.end = progress.end.or(Some(end)));
     }
 
@@ -283,7 +283,7 @@ impl Line {
         self.waits().at_most(Instant::now())
     }
 
-    fn waits(&self) -> MutexGuard<'_, Waits> {
+    fn waits(&self) -> MutexGuard<'_, HostWaits> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_wait_counts_from_where_the_line_was_opened_and_up_to_the_last_word_at_least() {
         let (second, opened) = (Duration::from_secs(1), Instant::now());
-        let mut waits = Waits { opened, told: None };
+        let mut waits = HostWaits { opened, told: None };
         assert_eq!(
             (waits.told(), waits.at_most(opened + second)),
             (Duration::ZERO, Duration::ZERO),
@@ -350,8 +350,8 @@ mod tests {
         let (line, _batches) = line(2);
         assert_eq!(line.deliver(4, batch(1)).await, Delivery::Gap(3));
         assert_eq!(line.deliver(9, Vec::new()).await, Delivery::Gap(3));
-        line.close(End::Ended);
-        line.close(End::LetGo);
+        line.close(LineEnd::Ended);
+        line.close(LineEnd::LetGo);
         assert_eq!(line.deliver(3, batch(1)).await, Delivery::Ended);
         assert_eq!(line.deliver(1, batch(2)).await, Delivery::Known(2), "what counted counts");
     }

@@ -23,9 +23,9 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
-    line::{Batch, Delivery, End, Line, OrderToTell},
+    line::{Batch, Delivery, Line, LineEnd, OrderToTell},
     liveness::{Liveness, OpenRequest, TICK},
-    session::{Offer, OfferGuard, Polling, WorkerSession},
+    session::{OfferGuard, Polling, TurnOffer, WorkerSession},
 };
 use crate::{
     id::{TurnId, WorkerId},
@@ -42,7 +42,7 @@ const REQUESTS_MAX: usize = 1024;
 /// Where remote workers and the engine meet.
 #[derive(Debug)]
 pub struct Rendezvous {
-    state: Mutex<State>,
+    state: Mutex<RendezvousState>,
     requests: mpsc::Sender<AdoptRequest>,
     inbox: tokio::sync::Mutex<mpsc::Receiver<AdoptRequest>>,
     /// Whether this replica takes on turns.
@@ -51,14 +51,14 @@ pub struct Rendezvous {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RendezvousState {
     sessions: HashMap<WorkerId, Arc<WorkerSession>>,
     /// How many of them came with each token.
     tokens: HashMap<TokenHash, usize>,
     lines: HashMap<TurnId, Arc<Line>>,
 }
 
-impl State {
+impl RendezvousState {
     fn forget_token(&mut self, token_hash: &TokenHash) {
         if let Entry::Occupied(mut count) = self.tokens.entry(*token_hash) {
             match count.get().checked_sub(1) {
@@ -216,13 +216,13 @@ impl Rendezvous {
     pub fn open(self: &Arc<Self>, line: Line) -> Arc<Line> {
         let line = Arc::new(line);
         if let Some(former) = self.state().lines.insert(line.turn(), line.clone()) {
-            former.close(End::LetGo);
+            former.close(LineEnd::LetGo);
         }
         line
     }
 
     /// Closes a line; whoever waits at it is told how the turn ended here.
-    pub fn close(&self, line: &Arc<Line>, end: End) {
+    pub fn close(&self, line: &Arc<Line>, end: LineEnd) {
         let session = {
             let mut state = self.state();
             if state.lines.get(&line.turn()).is_some_and(|known| Arc::ptr_eq(known, line)) {
@@ -281,7 +281,7 @@ impl Rendezvous {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RendezvousState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

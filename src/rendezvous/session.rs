@@ -33,7 +33,7 @@ pub struct WorkerSession {
     listened: AtomicU64,
     /// Turns that were claimed for it and that it has not been told of.
     promised: AtomicU32,
-    offers: Mutex<Vec<Offer>>,
+    offers: Mutex<Vec<TurnOffer>>,
     is_leaving: AtomicBool,
     is_stopped: AtomicBool,
     is_refused: AtomicBool,
@@ -42,7 +42,7 @@ pub struct WorkerSession {
 
 /// A turn that its worker may take.
 #[derive(Debug)]
-pub struct Offer {
+pub struct TurnOffer {
     /// Which turn.
     pub turn: TurnId,
     /// Its conversation.
@@ -158,7 +158,7 @@ impl WorkerSession {
     }
 
     /// Puts an offer where its next look finds it.
-    pub fn offer(&self, offer: Offer) {
+    pub fn offer(&self, offer: TurnOffer) {
         self.offers().push(offer);
         self.wake();
     }
@@ -219,7 +219,7 @@ impl WorkerSession {
         self.polled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn offers(&self) -> MutexGuard<'_, Vec<Offer>> {
+    fn offers(&self) -> MutexGuard<'_, Vec<TurnOffer>> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -234,7 +234,7 @@ pub struct Polling {
 
 impl Polling {
     /// Offers, at least one; none where the wait is over, or `is_over` says so.
-    pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<Offer> {
+    pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<TurnOffer> {
         let session = &self.session;
         let look = || {
             if session.polled().0 != self.number {

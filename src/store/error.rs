@@ -163,7 +163,7 @@ fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
 
 /// How far a failure reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) enum Reach {
+pub(in crate::store) enum FailureReach {
     /// A connection broke, or none came about.
     Connection,
     /// One statement did not come to its end, or no connection was free for it.
@@ -171,13 +171,13 @@ pub(in crate::store) enum Reach {
 }
 
 /// How far an error of the driver's reaches: whether its connection is of any more use.
-pub(super) fn reach(error: &sqlx::Error) -> Reach {
+pub(super) fn reach(error: &sqlx::Error) -> FailureReach {
     let code = error.as_database_error().and_then(|database| database.code());
     let is_statements = match code {
         Some(code) => !(code.starts_with("08") || code.starts_with("57P") || code.starts_with("53")),
         None => matches!(error, sqlx::Error::PoolTimedOut),
     };
-    if is_statements { Reach::Statement } else { Reach::Connection }
+    if is_statements { FailureReach::Statement } else { FailureReach::Connection }
 }
 
 /// SQLSTATEs of a Postgres that cannot serve just now.

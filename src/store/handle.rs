@@ -27,11 +27,11 @@ use crate::{clock::Clock, config::Lever, id::ReplicaId};
 
 /// One replica's view of Postgres. Cheap to clone, and small: every stream has some.
 #[derive(Clone, Debug)]
-pub struct Store(pub(super) Arc<Inner>);
+pub struct Store(pub(super) Arc<StoreParts>);
 
 /// What a store is made of.
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct StoreParts {
     pub(super) connections: Arc<Connections>,
     pub(super) sessions: Arc<Sessions>,
     /// Past a pooler, where there is one.

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     error::StoreError,
-    handle::{Inner, Store},
+    handle::{Store, StoreParts},
     live::{
         accept_batch::AcceptBatch, agent_cache::AgentCache, blockers_told::BlockersTold,
         locked_turns::LockedTurns, read_batch::ReadBatch, seen_commits::SeenCommits, wake_ups::WakeUps,
@@ -23,7 +23,7 @@ use super::{
         login::Login,
         reachability::Reachability,
         schema::Choice,
-        session::{Purpose, Sessions},
+        session::{SessionPurpose, Sessions},
     },
 };
 use crate::{
@@ -56,7 +56,7 @@ impl Store {
         let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), keeps_plans, choice.clone());
         let (own, listener) = (Arc::new(sessions(&own_login)), sessions(&listener_login));
         let connections = Connections::new(own.clone(), config.pool_max, reachability.clone());
-        Ok(Store(Arc::new(Inner {
+        Ok(Store(Arc::new(StoreParts {
             connections: Arc::new(connections),
             sessions: own,
             listener_sessions: listener,
@@ -103,9 +103,9 @@ impl Store {
     /// # Errors
     /// Postgres is away, or denies the login.
     pub async fn knock(&self) -> Result<(), StoreError> {
-        drop(self.0.sessions.open("connect", Purpose::Work).await?);
+        drop(self.0.sessions.open("connect", SessionPurpose::Work).await?);
         if !Arc::ptr_eq(&self.0.login, &self.0.listener_login) {
-            drop(self.0.listener_sessions.open("connect", Purpose::Work).await?);
+            drop(self.0.listener_sessions.open("connect", SessionPurpose::Work).await?);
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! A whole conversation's events: turn after turn in the order they were accepted, then what comes.
+//! All events of a conversation: its turns in the order of their acceptance, then new events as they come.
 //!
-//! Keeps I4 across turns: a turn's events are told whole before the next one's begin. It has no
-//! end, since another turn may always be accepted. Who has all of it asks Postgres nothing: whoever
-//! accepts the next turn wakes it, or the poller does, which looks for all such readers at once.
+//! Keeps I4 across turns: all events of a turn come before those of the next. The log of a conversation has no end,
+//! because another turn may always be accepted. An idle reader sends no queries: the doorbell of the next accept
+//! wakes it, or the poller, which checks all such readers with one query.
 //!
-//! The order is always: register interest, mark all as seen, look, and only then wait.
+//! The order is always: subscribe, mark everything as seen, read, and only then wait.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -18,17 +18,17 @@ use crate::{
     },
 };
 
-/// A place in a conversation: a turn's ordinal, and a `seq` in its log. Its text is `ORDINAL.SEQ`.
+/// A position in a conversation: a turn's ordinal, and a `seq` in its log. The text form is `ORDINAL.SEQ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// The turn's place in the conversation, from 1.
     pub ordinal: i64,
-    /// The event's place in the turn's log; -1 before the first.
+    /// The event's place in the turn's log; -1 before the first event.
     pub seq: i32,
 }
 
 impl Position {
-    /// Before everything.
+    /// Before the first event of the first turn.
     pub const START: Position = Position { ordinal: 1, seq: -1 };
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A text that is no position.
+/// A text that is not a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected ORDINAL.SEQ, such as 3.17")]
 pub struct NotAPosition;
@@ -60,19 +60,20 @@ pub struct ConversationTail {
     store: Store,
     conversation: ConversationId,
     at: Position,
-    /// In a box: most readers wait for the next turn, and need no room for one.
+    /// Boxed: most readers wait for the next turn and need no space for a tail.
     current: Option<Box<Tail>>,
     interest: ConversationSubscription,
-    /// Of the turn that was told last, which has ended.
+    /// The last event of the turn before this one, which has ended.
     told: Option<LastTold>,
-    /// Whether it has waited since that was told: it may have been woken since that stands there no more.
+    /// Whether the reader has waited since then. A rewind of the log can be what ended the wait, so `told` is checked
+    /// again.
     has_waited: bool,
-    /// How often the connection to Postgres had broken when that was last looked at.
+    /// The count of broken Postgres connections at the last check of `told`.
     breaks: u64,
 }
 
 impl ConversationTail {
-    /// A reader of what comes after `at`.
+    /// A reader of the events after `at`.
     pub fn new(store: &Store, conversation: ConversationId, at: Position) -> ConversationTail {
         let (interest, breaks) = (store.wake().conversations.subscribe(conversation), store.breaks());
         let store = store.clone();
@@ -88,19 +89,19 @@ impl ConversationTail {
         }
     }
 
-    /// Forgets everything: the next look begins at the start.
+    /// Starts over: the next read begins at the first turn.
     pub fn restart(&mut self) {
         (self.at, self.current, self.told) = (Position::START, None, None);
     }
 
-    /// The next events of one turn, at least one, with their places, waiting for them as long as it
-    /// takes. Bound it, or race it against a stop.
+    /// The next events, at least one, all of one turn, with their positions. Waits without a limit, so callers need a
+    /// timeout or a `select!` with a stop.
     ///
     /// # Errors
-    /// All but an absence of Postgres, which is waited out.
+    /// All errors except an unreachable Postgres, which is waited out.
     pub async fn page(&mut self) -> Result<Vec<(Position, SharedEvent)>, TailError> {
         loop {
-            // In a box, so that whoever waits keeps no room for a read.
+            // Boxed, so that a waiting reader holds no space for a read.
             match Box::pin(self.look(PAGE_ROWS)).await {
                 Ok(events) if !events.is_empty() => return Ok(events),
                 Ok(_) => self.wait(Duration::MAX).await,
@@ -110,10 +111,10 @@ impl ConversationTail {
         }
     }
 
-    /// What stands after the position now, at most `limit` events of one turn.
+    /// The events after the position, as of now: at most `limit`, all of one turn.
     ///
     /// # Errors
-    /// Postgres is away, or a log is not what it must be.
+    /// Postgres is unreachable, or a log is corrupt, gone or rewound.
     pub async fn look(&mut self, limit: i64) -> Result<Vec<(Position, SharedEvent)>, TailError> {
         loop {
             if self.current.is_none() && !self.enter_turn().await? {
@@ -122,11 +123,11 @@ impl ConversationTail {
             let Some(tail) = self.current.as_mut() else { continue };
             let (events, is_gone) = match tail.look(limit).await {
                 Ok(events) => (events, false),
-                // An old turn of a conversation that goes on: what is left is told.
+                // Retention dropped an old turn's log; the conversation goes on with the next turn.
                 Err(TailError::Gone { .. }) => (Vec::new(), true),
                 Err(why) => return Err(why),
             };
-            // One that the reader came to at its last word has nothing more to tell, nor one whose log is gone.
+            // Nothing follows if the cursor is at the last word already, or if the log is gone.
             let mut is_turn_over = tail.is_at_last_word() || is_gone;
             if events.is_empty() && !is_turn_over {
                 if !self.is_over().await? {
@@ -149,7 +150,7 @@ impl ConversationTail {
         }
     }
 
-    /// Until there may be more, at most so long.
+    /// Waits until there may be new events, or until `at_most` has passed.
     pub async fn wait(&mut self, at_most: Duration) {
         match &mut self.current {
             Some(tail) => tail.wait(at_most).await,
@@ -162,7 +163,7 @@ impl ConversationTail {
         }
     }
 
-    /// Goes to the turn at the position, or the first one after it; false where there is none yet.
+    /// Opens the turn at the position, or the next one after it; false if there is none yet.
     async fn enter_turn(&mut self) -> Result<bool, TailError> {
         self.interest.look();
         let breaks = self.store.breaks();
@@ -185,16 +186,16 @@ impl ConversationTail {
         Ok(true)
     }
 
-    /// Whether the turn at the position has nothing more to tell though its newest event is no last word that this
-    /// release knows. A later turn can only tell once this one has ended, so only
-    /// a silent turn with a successor is worth the question.
+    /// Whether the turn at the position has no more events, although its newest event is no last word known to this
+    /// release. A later turn has events only after this turn has ended, so the query is needed only when a read
+    /// returns nothing.
     async fn is_over(&self) -> Result<bool, TailError> {
         let here = self.store.turn_ids_after(self.conversation, self.at.ordinal - 1, 1).await?;
         let Some(&(_, turn)) = here.first() else { return Ok(true) };
         if !self.store.turn(turn).await?.is_none_or(|turn| turn.is_ended()) {
             return Ok(false);
         }
-        // It may have ended after the look: over only where still nothing stands after the cursor.
+        // The turn may have ended after the read: it is over only if there is still nothing after the cursor.
         let cursor = self.current.as_ref().map_or(self.at.seq, |tail| tail.cursor());
         Ok(self.store.read_after(turn, cursor, 1).await?.is_empty())
     }

@@ -1,18 +1,17 @@
-//! The life of one stream, from its first byte to its last, whoever carries the bytes.
+//! One stream, from its first byte to its last, independent of the transport.
 //!
 //! ```text
 //! opening ──retry──► following ──terminal event──► ended            (a clean end)
 //!                      │ soft stop, jitter
 //!                      └──reconnect──► letting go ──► let go        (an abort, never a clean end)
 //! ```
-//! A reader whose log was rewound is told so (`reset`), and gets the log from its start.
+//! A reader whose log was rewound gets a `reset`, and then the log from its start.
 //!
-//! Pull-based: nothing is read from the log before the reader has taken what was read before, so a
-//! slow reader holds one page and no more. A read that is under way is never cut off by a
-//! keep-alive: what a connection was asked stays answered.
+//! Pull-based: the log is read only after the reader has taken the last page, so a slow reader holds at most one
+//! page. A keep-alive never cancels a running read: the answer to a query that was sent is always read.
 //!
-//! A keep-alive says "nothing new", so a replica that Postgres does not answer says none: whoever watches
-//! for silence goes to another replica, and whoever does not is told when it is back.
+//! A keep-alive says "nothing new", so a replica that gets no answers from Postgres sends none. Clients that watch
+//! for silence then switch to another replica; all others get the events when Postgres is back.
 
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -31,41 +30,41 @@ use crate::{
     task::Supervisor,
 };
 
-/// Streams are let go spread over so long, so that their clients do not come back all at once.
+/// Streams are closed over this period, so that their clients do not reconnect all at once.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
-/// Postgres has answered within so long, or there is no keep-alive: a beat, and its deadline.
+/// Keep-alives need an answer from Postgres within this time: one beat and its deadline.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
-/// Between the last bytes and the abort: a reset may overtake what is not yet on its way.
+/// The delay between the last bytes and the abort, because a reset may overtake unsent bytes.
 const FLUSH: Duration = Duration::from_millis(100);
 
-/// What is read.
+/// The reader behind a stream.
 #[derive(Debug)]
 pub enum EventReader {
-    /// One turn, to its terminal event.
+    /// One turn, until its terminal event.
     Turn(Box<Tail>),
-    /// A conversation, for ever.
+    /// A conversation, without an end.
     Thread(Box<ConversationTail>),
 }
 
-/// What comes next on a stream.
+/// The next step of a stream.
 #[derive(Debug)]
 pub enum StreamStep {
-    /// Bytes to be sent, with the events in them.
+    /// Bytes to send, and the events in them.
     Bytes(String, Vec<SharedEvent>),
-    /// The terminal event was sent: end cleanly.
+    /// The terminal event was sent: end the stream cleanly.
     Ended,
-    /// End by an abort; the reader comes back with its cursor.
+    /// Abort the stream; the client reconnects with its cursor.
     LetGo,
-    /// End by an abort: the log cannot be read on.
+    /// Abort the stream: the log cannot be read further.
     Broken(TailError),
 }
 
-/// How a stream is told, whatever it reads.
+/// Options of a stream, for both kinds of reader.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Telling {
-    /// How much of last words.
+    /// How much of a last word to send.
     pub last_words: LastWords,
-    /// A turn whose log was rewound behind the reader's cursor: said first.
+    /// A turn whose log was rewound behind the reader's cursor; the stream begins with its reset.
     pub reset: Option<TurnId>,
 }
 
@@ -99,7 +98,7 @@ enum FeedState {
 }
 
 impl Feed {
-    /// A stream of what `reader` reads, let go when the supervisor stops.
+    /// A stream of the events from `reader`. Closed when the supervisor stops.
     pub fn new(
         store: &Store,
         (reader, telling): (EventReader, Telling),
@@ -107,7 +106,7 @@ impl Feed {
         supervisor: &Supervisor,
     ) -> Feed {
         let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
-        // Who comes while this replica drains gets a little longer: it may have nowhere else to go.
+        // A client that connects during the drain gets a little longer: it may have no other replica.
         let late = soft.is_cancelled().then(|| Instant::now() + LET_GO_WITHIN + let_go_jitter());
         Feed {
             store: store.clone(),
@@ -122,12 +121,12 @@ impl Feed {
         }
     }
 
-    /// Where it reads.
+    /// The store that the stream reads from.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// The next step. After anything but [`StreamStep::Bytes`] there is none.
+    /// The next step. [`StreamStep::Bytes`] is the only step that is followed by another.
     pub async fn next(&mut self) -> StreamStep {
         match self.state {
             FeedState::Opening => {
@@ -138,7 +137,7 @@ impl Feed {
             FeedState::Following => {
                 let step = self.follow().await;
                 if matches!(step, StreamStep::Broken(_)) {
-                    // What was said before, a reset perhaps, must not be overtaken by the abort.
+                    // The abort must not overtake earlier bytes, such as a reset.
                     tokio::time::sleep(FLUSH).await;
                 }
                 step
@@ -196,7 +195,7 @@ impl Feed {
     }
 }
 
-/// Reads the next page. It begins only when it is first polled.
+/// Reads the next page. The query starts at the first poll of the future.
 fn read(mut reader: EventReader, last_words: LastWords) -> PendingRead {
     Box::pin(async move {
         let page = match &mut reader {

@@ -1,8 +1,8 @@
 //! Streams: watching a turn, or a whole conversation, from its log.
 //!
-//! Owns the order of reading ([`tail`], [`conversation_tail`]), the bytes that a client sees ([`render`]) and
-//! the life of one stream from its first byte to its last ([`feed`]). Refuses to know who runs a
-//! turn: all that is told here stands in the log, so every replica tells the same (I4).
+//! Owns the order of reading ([`tail`], [`conversation_tail`]), the bytes that a client sees ([`render`]) and the
+//! life of a stream from first to last byte ([`feed`]). Does not know which replica runs a turn: everything shown
+//! here is in the log, so every replica shows the same (I4).
 
 pub mod conversation_tail;
 pub mod feed;

@@ -1,9 +1,9 @@
 //! The bytes of an event stream (`text/event-stream`), written by hand.
 //!
-//! Keeps the promise that worker text can never forge a frame: whatever stands in the log, a frame
-//! has exactly one `data:` line, also for readers who take more than CR and LF for a line's end: an event's
-//! JSON has none of them raw. A frame is a pure function of an event and its place, so that every
-//! replica renders the same bytes; another dialect is another function of the same two.
+//! Keeps the promise that worker text can never forge a frame. Every frame has exactly one `data:` line, whatever the
+//! log contains: an event's JSON has no raw line end, not even one of those that only some readers recognise beside
+//! CR and LF. A frame is a pure function of an event and its position, so every replica renders the same bytes.
+//! Another dialect would be another such function.
 
 use std::{
     fmt::{Display, Write},
@@ -14,31 +14,31 @@ use crate::{event::SharedEvent, id::TurnId};
 
 /// The media type of an event stream.
 pub const MEDIA_TYPE: &str = "text/event-stream";
-/// Keeps a silent stream open; readers ignore it.
+/// Keeps a quiet stream open; readers ignore it.
 pub const KEEP_ALIVE: &str = ": keep-alive\n\n";
-/// Tells a reader to come back with its cursor. It has no id: the cursor stays where it is.
+/// Tells a reader to reconnect with its cursor. Has no id, so the cursor does not change.
 pub const RECONNECT: &str = "event: reconnect\ndata: {}\n\n";
 
-/// The whole of a stream that cannot be served now: why, and when to come back, spread a little. It has no id: the
-/// cursor stays where it is.
+/// The whole content of a stream that cannot be served now: the reason, and when to reconnect, with jitter. Has no
+/// id, so the cursor does not change.
 pub fn put_off(code: &str, after: Duration) -> String {
     let pause = after + Duration::from_millis(rand::random_range(500..2000));
     format!("retry: {}\n\nevent: reconnect\ndata: {{\"code\":\"{code}\"}}\n\n", pause.as_millis())
 }
 
-/// Tells a reader to forget what this stream has told: other events may come under the same ids. It has
-/// no id of its own; what follows begins at the start.
+/// Tells a reader to discard everything from this stream, because other events may now have the same ids. Has no id
+/// of its own; the log follows from its start.
 pub fn reset(turn: TurnId) -> String {
     format!("event: reset\ndata: {{\"turn_id\":\"{turn}\",\"reason\":\"log_rewound\"}}\n\n")
 }
 
-/// One event as a frame, appended to `out`. `id` is its place: what a reader comes back with.
+/// Appends one event to `out` as a frame. `id` is its position, with which a reader reconnects.
 pub fn frame(out: &mut String, id: impl Display, event: &SharedEvent) {
     // Writing to a string cannot fail.
     let _ = write!(out, "event: {}\nid: {id}\ndata: {}\n\n", event.kind.as_str(), event.json());
 }
 
-/// How long a reader waits before it comes back; its own each, so that they do not come at once.
+/// The client's reconnect delay: random per stream, so that clients do not reconnect all at once.
 pub fn retry() -> String {
     let pause = Duration::from_millis(rand::random_range(500..2000));
     format!("retry: {}\n\n", pause.as_millis())
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn other_line_ends_of_unicode_stand_escaped() {
-        // The format splits at CR and LF alone; readers that are built on `splitlines` do at these too.
+        // The format splits at CR and LF only; readers built on `splitlines` also split at these.
         let frame = rendered("{\"text\":\"a\u{2028}b\u{85}c\"}");
         assert!(frame.contains(r"a\u2028b\u0085c"), "{frame:?}");
     }

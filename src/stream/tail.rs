@@ -1,13 +1,13 @@
-//! One turn's log, from a cursor on: first what stands there, then what comes.
+//! One turn's log from a cursor on: first the stored events, then new events as they come.
 //!
-//! Keeps I4 for readers: events are handed on in order, each once, and a log that has a gap is an
-//! error, never a shorter answer. Keeps I8: while Postgres is away a reader waits, and goes on after.
+//! Keeps I4 for readers: events come in order, each once, and a gap in the log is an error, never a shorter answer.
+//! Keeps I8: a reader waits while Postgres is unreachable, and goes on afterwards.
 //!
-//! Every read takes along what stands at the cursor. A database that went back in time may have put
-//! another event there: then the reader is told, and never shown a second event under one `seq`.
+//! Every read includes the event at the cursor. A database that lost commits in a fail-over may have another event
+//! there: then the reader gets an error, and never a second event with the same `seq`.
 //!
-//! The order is always: register interest, mark all as seen, read, and only then wait. What is
-//! committed between the read and the wait then ends the wait at once.
+//! The order is always: subscribe, mark everything as seen, read, and only then wait. A commit between the read and
+//! the wait ends the wait at once.
 
 use std::time::Duration;
 
@@ -18,15 +18,15 @@ use crate::{
     id::{ConversationId, TurnId},
     store::{
         Store, StoreError,
-        pages::{Anchor, Page},
+        pages::{Anchor, EventPage},
         seen_commits::KEPT_FOR,
         subscriptions::{Cursor, Subscription},
     },
 };
 
-/// Events in one read: what a reader holds in memory at most.
+/// Events per read: the most that a reader holds in memory.
 pub const PAGE_ROWS: i64 = 256;
-/// The longest between two looks, whatever was heard: the poller looks for all tails much sooner (I13).
+/// The longest time between two reads, in any case. The poller checks all tails much sooner (I13).
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// A reader of one turn's log.
@@ -36,72 +36,72 @@ pub struct Tail {
     interest: Subscription,
     turn: TurnId,
     cursor: i32,
-    /// The event at the cursor, as it was handed on; `None` before the first look.
+    /// The event at the cursor, as returned to the reader; `None` before the first read.
     anchor: Option<Anchor>,
-    /// Whether the last look left something out.
+    /// Whether the last read left events out.
     is_behind: bool,
     is_ended: bool,
 }
 
-/// Why a log cannot be read on.
+/// Why the log cannot be read further.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
-    /// The log skips or repeats: never to be shown.
+    /// The log has a gap or a duplicate, and must not be shown.
     #[error("{turn}: event {found} stands where {wanted} was due")]
     Gap {
-        /// Whose log.
+        /// The turn whose log this is.
         turn: TurnId,
-        /// The `seq` that was due.
+        /// The expected `seq`.
         wanted: i32,
-        /// The `seq` that stands there.
+        /// The `seq` in the log.
         found: i32,
     },
-    /// Something stands after the last word.
+    /// There is an event after the last word.
     #[error("{turn}: event {seq} stands after the last word")]
     AfterTheEnd {
-        /// Whose log.
+        /// The turn whose log this is.
         turn: TurnId,
-        /// Its `seq`.
+        /// The `seq` of the extra event.
         seq: i32,
     },
-    /// The database went back in time: what was handed on does not stand there any more.
+    /// The database lost commits: an event that the reader has seen is not there any more.
     #[error("{turn}: the database went back in time")]
     Rewound {
-        /// Whose log.
+        /// The turn whose log this is.
         turn: TurnId,
     },
-    /// The log is retained no longer.
+    /// Retention dropped the log.
     #[error("{turn}: the log is retained no longer")]
     Gone {
-        /// Whose log.
+        /// The turn whose log this is.
         turn: TurnId,
     },
-    /// The conversation was deleted, or is retained no longer.
+    /// The conversation was deleted, or retention dropped it.
     #[error("{conversation}: the conversation is gone")]
     ConversationGone {
-        /// Which one.
+        /// The conversation.
         conversation: ConversationId,
     },
-    /// Postgres.
+    /// A query failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl Tail {
-    /// A reader of what comes after `cursor` (-1: from the start). Subscription counts from here on.
+    /// A reader of the events after `cursor` (-1: from the start). Notifications count from this call on.
     pub fn new(store: &Store, turn: TurnId, cursor: i32) -> Tail {
         let interest = store.wake().turns.subscribe(turn);
         Tail { store: store.clone(), interest, turn, cursor, anchor: None, is_behind: false, is_ended: false }
     }
 
-    /// The next events, at least one, waiting for them as long as it takes; none after the terminal
-    /// event. Bound it, or race it against a stop.
+    /// The next events, at least one; none after the terminal event. Waits without a limit, so callers need a timeout
+    /// or a `select!` with a stop.
     ///
     /// # Errors
-    /// All but an absence of Postgres, which is waited out.
+    /// All errors except an unreachable Postgres, which is waited out.
     pub async fn page(&mut self) -> Result<Vec<SharedEvent>, TailError> {
         loop {
-            // In a box, so that whoever waits keeps no room for a read.
+            // Boxed, so that a waiting reader holds no space for a read.
             match Box::pin(self.look(PAGE_ROWS)).await {
                 Ok(events) if !events.is_empty() || self.is_ended => return Ok(events),
                 Ok(_) => self.wait(LOOK_EVERY).await,
@@ -111,24 +111,24 @@ impl Tail {
         }
     }
 
-    /// What stands after the cursor now, at most `limit` events; the cursor moves behind them.
+    /// The events after the cursor as of now, at most `limit`. The cursor moves to the last of them.
     ///
     /// # Errors
-    /// Postgres is away, or the log is not what it must be.
+    /// Postgres is unreachable, or the log is corrupt, gone or rewound.
     pub async fn look(&mut self, limit: i64) -> Result<Vec<SharedEvent>, TailError> {
         if self.is_ended {
             return Ok(Vec::new());
         }
         self.interest.look();
         let read = self.store.read_shared(&self.interest, self.cursor, limit, self.is_behind).await?;
-        let Page { anchor, events, is_whole } = read;
+        let EventPage { anchor, events, is_whole } = read;
         if self.cursor >= 0 && (anchor.is_none() || self.anchor.is_some_and(|known| Some(known) != anchor)) {
             return Err(self.why_not_anchored().await?);
         }
         self.is_behind = !is_whole;
         self.anchor = anchor;
         if events.is_empty() && self.cursor < 0 {
-            // Event 0 is committed with the turn: a log without it was dropped.
+            // Event 0 is committed with the turn, so retention dropped a log without it.
             return Err(TailError::Gone { turn: self.turn });
         }
         for event in &events {
@@ -137,7 +137,7 @@ impl Tail {
         Ok(events)
     }
 
-    /// Forgets everything: the next look begins at the start of the log.
+    /// Starts over: the next read begins at the start of the log.
     pub fn restart(&mut self) {
         self.cursor = -1;
         self.anchor = None;
@@ -145,29 +145,29 @@ impl Tail {
         self.is_ended = false;
     }
 
-    /// What was handed on last; `None` before the first event.
+    /// The last event that the reader got; `None` before the first event.
     pub(super) fn told(&self) -> Option<LastTold> {
         let anchor = self.anchor.filter(|_| self.cursor >= 0)?;
         Some(LastTold { turn: self.turn, place: Cursor { seq: self.cursor, anchor } })
     }
 
-    /// Whether the event at the cursor is a last word, by the newest look: nothing comes after it.
+    /// Whether the event at the cursor is a last word, as of the newest read. Nothing comes after a last word.
     pub(super) fn is_at_last_word(&self) -> bool {
         self.is_ended || self.anchor.is_some_and(|anchor| anchor.is_terminal())
     }
 
-    /// Until something happened since the last [`Tail::look`], at most so long.
+    /// Waits until something happens after the last [`Tail::look`], or until `at_most` has passed.
     pub async fn wait(&mut self, at_most: Duration) {
         let place = self.anchor.map(|anchor| Cursor { seq: self.cursor, anchor });
         self.interest.news(at_most.min(LOOK_EVERY), place).await;
     }
 
-    /// Whether the terminal event was handed on.
+    /// Whether the reader got the terminal event.
     pub fn is_ended(&self) -> bool {
         self.is_ended
     }
 
-    /// The newest `seq` that was handed on, or the cursor it began with.
+    /// The newest `seq` that the reader got, or the initial cursor.
     pub fn cursor(&self) -> i32 {
         self.cursor
     }
@@ -187,7 +187,7 @@ impl Tail {
         Ok(())
     }
 
-    /// What a reader was shown is known to this replica, whoever wrote it.
+    /// Events shown to a reader are noted as seen by this replica, whichever replica wrote them.
     fn note_seen(&self, event: &Event) {
         let age = self.store.clock().now() - event.at;
         if age > TimeDelta::from_std(KEPT_FOR).unwrap_or(TimeDelta::MAX) {
@@ -200,7 +200,7 @@ impl Tail {
         }
     }
 
-    /// What was handed on stands there no more: its day was dropped, or the database went back in time.
+    /// Why the event at the cursor is missing: retention dropped its partition, or the database lost commits.
     async fn why_not_anchored(&self) -> Result<TailError, TailError> {
         let turn = self.turn;
         let is_dropped = is_dropped(&self.store, turn).await?;
@@ -208,13 +208,13 @@ impl Tail {
     }
 }
 
-/// Whether the whole log is gone though its turn is there, or is as old as what goes with its log.
+/// Whether retention dropped the log: no events, while the turn's row exists or the turn is older than the retention.
 async fn is_dropped(store: &Store, turn: TurnId) -> Result<bool, TailError> {
     Ok(store.read_after(turn, -1, 1).await?.is_empty()
         && (store.is_past(turn) || store.turn(turn).await?.is_some()))
 }
 
-/// What is kept of an ended turn's reader: what it handed on last.
+/// The last event that an ended turn's reader got.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LastTold {
     pub(super) turn: TurnId,
@@ -222,14 +222,15 @@ pub(super) struct LastTold {
 }
 
 impl LastTold {
-    /// Whether that still stands there. Only of an ended turn it needs the question: every look at an open one asks it.
+    /// Whether the event is still in the log. Needed for ended turns only: every read of an open turn checks its own
+    /// cursor.
     pub(super) async fn is_still_so(&self, store: &Store) -> Result<bool, TailError> {
         let anchor = store.read_on(self.turn, self.place.seq, 0).await?.anchor;
         Ok(anchor == Some(self.place.anchor) || is_dropped(store, self.turn).await?)
     }
 }
 
-/// Between two tries while Postgres is away; jittered, so that its return is no stampede.
+/// The pause between two tries while Postgres is unreachable. Jittered, so that readers do not all come back at once.
 pub(super) async fn pause() {
     tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
 }

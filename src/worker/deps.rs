@@ -24,10 +24,10 @@ use crate::{
 
 /// What turns need of this replica. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Deps(Arc<Inner>);
+pub(super) struct Deps(Arc<DepsParts>);
 
 #[derive(Debug)]
-struct Inner {
+struct DepsParts {
     store: Store,
     rendezvous: Arc<Rendezvous>,
     writer: Writer,
@@ -36,6 +36,7 @@ struct Inner {
     silence_max: Duration,
     worker_user: Option<String>,
     worker_namespaces: bool,
+    worker_cgroups: bool,
     /// What workers find of this process's environment.
     worker_env: BTreeMap<String, String>,
     worker_file_max: Size,
@@ -54,7 +55,7 @@ impl Deps {
         config: &Config,
         pods: Option<Pods>,
     ) -> Self {
-        Deps(Arc::new(Inner {
+        Deps(Arc::new(DepsParts {
             slots: TurnSlots::new(config, store.clone()),
             store,
             rendezvous,
@@ -64,6 +65,7 @@ impl Deps {
             silence_max: config.postgres_away_max.0,
             worker_user: config.worker_user.clone(),
             worker_namespaces: config.worker_namespaces,
+            worker_cgroups: config.worker_cgroups,
             worker_env: pass::passed(&config.worker_env_pass),
             worker_file_max: config.worker_file_max,
             running: Arc::default(),
@@ -129,6 +131,7 @@ impl Deps {
             silence_max: self.0.silence_max,
             user: self.0.worker_user.clone(),
             namespace: self.0.worker_namespaces,
+            cgroup: self.0.worker_cgroups,
             file_max: self.0.worker_file_max,
             env: self.0.worker_env.clone(),
             ..Launch::new(command, workspace)

@@ -17,7 +17,7 @@ use crate::{
     descriptors,
     host::{Lane, ReservedLanes},
     store::{
-        accept::{Accepted, NewTurn, Offer},
+        accept::{Accepted, ClaimOffer, NewTurn},
         claim::{Claim, Phase, Ready, Seats},
         turns::Agent,
     },
@@ -28,14 +28,14 @@ use crate::{
 #[derive(Debug)]
 pub struct Reservation {
     slot: TurnSlot,
-    offer: Offer,
+    offer: ClaimOffer,
     /// To the shared worker of the offer.
     lane: Option<Lane>,
 }
 
 impl Reservation {
     /// What may be claimed for it.
-    pub fn offer(&self) -> Offer {
+    pub fn offer(&self) -> ClaimOffer {
         self.offer
     }
 }
@@ -92,7 +92,7 @@ impl Host {
             if lane.is_none() && !has_room() && !workers.has_free_lane() {
                 return None;
             }
-            let offer = Offer { generation: None, worker: lane.as_ref().map(Lane::worker) };
+            let offer = ClaimOffer { generation: None, worker: lane.as_ref().map(Lane::worker) };
             return Some(Reservation { slot, offer, lane });
         }
         let warm = self.warm_of(new.conversation);
@@ -101,7 +101,7 @@ impl Host {
         }
         let idle = warm.and_then(|warm| warm.idle).filter(|(_, revision)| *revision == new.agent.revision);
         let worker = idle.map(|(worker, _)| worker);
-        let offer = Offer { generation: warm.map(|warm| warm.generation), worker };
+        let offer = ClaimOffer { generation: warm.map(|warm| warm.generation), worker };
         Some(Reservation { slot, offer, lane: None })
     }
 

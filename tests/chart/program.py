@@ -18,8 +18,9 @@ BY_OTHER_VALUES = {"database_url", "listener_database_url", "database_url_file",
                    "drain", "kubernetes", "kubernetes_namespace", "kubernetes_fleet", "kubernetes_owner",
                    "kubernetes_gateway_url"}
 # `ablate` makes a replica slower, for a measurement; workers' tokens come by `extraEnv`. Without capabilities nobody
-# becomes another user, or makes a namespace.
-NOT_OFFERED = {"worker_tokens", "insecure", "dev", "ablate", "worker_user", "worker_namespaces"}
+# becomes another user, or makes a namespace or a control group.
+NOT_OFFERED = {"worker_tokens", "insecure", "dev", "ablate", "worker_user", "worker_namespaces",
+               "worker_cgroups"}
 ALERTS, DASHBOARDS, RUNBOOKS = "alerts", "dashboards", ROOT / "docs" / "runbooks"
 
 
@@ -115,7 +116,7 @@ def metrics(chart):
     labels = {metric: set() for metric in names.values()}
     for name, given in re.findall(r"(?:counter|gauge|histogram)!\((\w+)((?:, \"\w+\" => [^,()]+(?:\(\))?)*)\)", text):
         labels[names[name]] |= set(re.findall(r'"(\w+)" =>', given))
-    codes = set(re.findall(r'Code::\w+ => "(\w+)"', source("src/failure.rs")))
+    codes = set(re.findall(r'Code::\w+ => "(\w+)"', source("crates/words/src/failure.rs")))
     if not names or not codes:
         yield "no metrics, or no codes, were found"
     seen = set()

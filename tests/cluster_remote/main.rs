@@ -34,6 +34,7 @@ async fn turns_run_on_workers_that_call() {
         turns::a_shared_process_serves_many_turns_at_once,
         turns::a_host_has_no_more_processes_than_it_may,
         turns::a_crash_is_told_with_its_exit_code,
+        turns::a_worker_over_its_memory_is_told_so,
         turns::a_program_that_is_missing_fails_its_turn,
         turns::a_line_that_is_no_json_fails_its_turn,
         turns::a_host_passes_on_the_variables_that_its_operator_names,

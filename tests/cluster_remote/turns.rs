@@ -102,6 +102,19 @@ pub async fn a_host_has_no_more_processes_than_it_may(cluster: &Cluster) {
     assert_eq!(host.workers().len(), 3, "as many are kept warm as may be");
 }
 
+pub async fn a_worker_over_its_memory_is_told_so(cluster: &Cluster) {
+    remote_agent(cluster, "glutton", json!({"limits": {"memory": "64MiB"}})).await;
+    let hoard = r#"echo '{"type":"ready"}'; read -r turn; head -c 100000000 /dev/zero | tail -c 100000000 | sleep 1000"#;
+    let command = ["sh", "-c", hoard].map(str::to_owned).to_vec();
+    let host = Host::start(cluster, Plan { command, ..Plan::demo("glutton", &[0]) });
+    let turn = cluster.post(1, "glutton", "hello").await;
+    failed(&cluster.watch_all(&turn).await, "worker_exited", "out of memory (limit 64MiB)");
+    // Of version 2 a group that holds others too is divided by nobody.
+    let has_groups = lastword::host::process::cgroup::probe() == Ok(1);
+    let said = "each worker has a control group of its own";
+    assert_eq!(host.log().contains(said), has_groups, "{}", host.log());
+}
+
 /// So many turns that wait for an answer at the same time, and get their own.
 async fn ask_and_answer(cluster: &Cluster, agent: &str, count: usize) {
     let turns = join_all((0..count).map(|n| {

@@ -9,9 +9,9 @@ use lastword::{
     task::{Kind, Supervisor},
     worker::kubernetes::{
         cluster::Cluster,
-        manifest::{Order, Token, name_of},
-        pods::{Ended, Fleet, Link, Pods, Seen},
-        verdict::{Standing, Wait},
+        manifest::{PodOrder, Token, name_of},
+        pods::{Ended, Fleet, Pods, Seen, WatchLink},
+        verdict::{PodStanding, Wait},
         watch::{bury_on, watch_on},
     },
 };
@@ -67,7 +67,7 @@ impl Eyes {
     }
 
     async fn whole(&self) {
-        until(&mut self.pods.link(), "the watch is whole", |link| *link == Link::Whole).await;
+        until(&mut self.pods.link(), "the watch is whole", |link| *link == WatchLink::Whole).await;
     }
 
     /// A pod for conversation `n`.
@@ -87,9 +87,9 @@ impl Drop for Eyes {
     }
 }
 
-fn order(n: u128) -> Order {
+fn order(n: u128) -> PodOrder {
     let spec = AgentSpec::kubernetes(vec!["agent".into()], PodTemplate::new("registry.example/agent:1"));
-    Order {
+    PodOrder {
         worker: WorkerId(Uuid::from_u128(n)),
         agent: Agent::new("support", 1, spec),
         conversation: ConversationId(Uuid::from_u128(n)),
@@ -103,7 +103,11 @@ async fn until<T: Clone>(seen: &mut watch::Receiver<T>, what: &str, is_so: impl 
     waiting.await.unwrap_or_else(|_| panic!("never: {what}")).unwrap().clone()
 }
 
-async fn stands(seen: &mut watch::Receiver<Seen>, what: &str, is_so: impl Fn(&Standing) -> bool) -> Standing {
+async fn stands(
+    seen: &mut watch::Receiver<Seen>,
+    what: &str,
+    is_so: impl Fn(&PodStanding) -> bool,
+) -> PodStanding {
     until(seen, what, |seen| is_so(&seen.standing)).await.standing
 }
 
@@ -154,9 +158,9 @@ async fn a_pod_that_is_deleted_by_somebody_has_ended() {
     let eyes = Eyes::open().await;
     let (name, mut seen) = eyes.made(1).await;
     eyes.server.world.set_worker(&name, "Running", json!({"running": {}}));
-    stands(&mut seen, "it runs", |it| *it == Standing::Running).await;
+    stands(&mut seen, "it runs", |it| *it == PodStanding::Running).await;
     eyes.server.world.mark_deleted(&name);
-    stands(&mut seen, "it is told to leave", |it| matches!(it, Standing::Leaving(_))).await;
+    stands(&mut seen, "it is told to leave", |it| matches!(it, PodStanding::Leaving(_))).await;
     assert!(eyes.pods.of_conversation(ConversationId(Uuid::from_u128(1))).is_none(), "no turn goes there");
     let told = Instant::now();
     eyes.server.world.remove(&name);
@@ -174,15 +178,15 @@ async fn no_room_is_told_and_is_no_end() {
         json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
     eyes.server.world.set_status(&name, json!({"phase": "Pending", "conditions": [condition]}));
     let told = Instant::now();
-    let is_nodeless = |it: &Standing| matches!(it, Standing::Waiting(Wait::Node(_)));
-    let Standing::Waiting(Wait::Node(ending)) = stands(&mut seen, "no node", is_nodeless).await else {
+    let is_nodeless = |it: &PodStanding| matches!(it, PodStanding::Waiting(Wait::Node(_)));
+    let PodStanding::Waiting(Wait::Node(ending)) = stands(&mut seen, "no node", is_nodeless).await else {
         panic!()
     };
     assert!(told.elapsed() < SOON);
     assert!(ending.detail.contains(message));
     // A node came.
     eyes.server.world.set_worker(&name, "Running", json!({"running": {}}));
-    stands(&mut seen, "it runs", |it| *it == Standing::Running).await;
+    stands(&mut seen, "it runs", |it| *it == PodStanding::Running).await;
 }
 
 #[tokio::test]
@@ -193,7 +197,7 @@ async fn a_watch_that_was_cut_goes_on_where_it_was() {
         eyes.server.world.cut_watches();
     }
     eyes.server.world.set_worker(&name, "Running", json!({"running": {}}));
-    stands(&mut seen, "it runs", |it| *it == Standing::Running).await;
+    stands(&mut seen, "it runs", |it| *it == PodStanding::Running).await;
     let lists = eyes.server.world.asked("GET /api/v1/namespaces/agents/pods?");
     let lists = lists.iter().filter(|asked| !asked.contains("watch=true")).count();
     assert_eq!(lists, 1, "nothing was listed again");
@@ -210,7 +214,7 @@ async fn a_watch_that_is_too_old_lists_anew_and_finds_what_it_missed() {
         let (kept, mut kept_seen) = eyes.made(2).await;
         for (name, seen) in [(&gone, &mut gone_seen), (&kept, &mut kept_seen)] {
             eyes.server.world.set_worker(name, "Running", json!({"running": {}}));
-            stands(seen, "it runs", |it| *it == Standing::Running).await;
+            stands(seen, "it runs", |it| *it == PodStanding::Running).await;
         }
         // One goes, unseen, and what led to it is forgotten.
         eyes.server.world.remove_unseen(&gone);
@@ -220,7 +224,7 @@ async fn a_watch_that_is_too_old_lists_anew_and_finds_what_it_missed() {
             (ends.len(), ends[0].name.as_str(), ends[0].ending.cause.as_str()),
             (1, gone.as_str(), "deleted")
         );
-        assert_eq!(kept_seen.borrow().standing, Standing::Running);
+        assert_eq!(kept_seen.borrow().standing, PodStanding::Running);
         eyes.whole().await;
         eyes.server.world.set_worker(&kept, "Failed", json!({"terminated": {"exitCode": 1}}));
         assert_eq!(eyes.ends().await[0].name, kept);
@@ -232,13 +236,13 @@ async fn a_server_that_was_away_is_found_again_and_nothing_was_made_up_meanwhile
     let eyes = Eyes::open().await;
     let (name, mut seen) = eyes.made(1).await;
     eyes.server.world.set_worker(&name, "Running", json!({"running": {}}));
-    stands(&mut seen, "it runs", |it| *it == Standing::Running).await;
+    stands(&mut seen, "it runs", |it| *it == PodStanding::Running).await;
     eyes.server.go_away();
-    until(&mut eyes.pods.link(), "the link is broken", |link| matches!(link, Link::Broken(_))).await;
+    until(&mut eyes.pods.link(), "the link is broken", |link| matches!(link, WatchLink::Broken(_))).await;
     let refusal = eyes.pods.create(&order(2)).await.unwrap_err();
     assert!(refusal.may_pass && refusal.message == "the cluster cannot be reached", "{refusal:?}");
     assert_eq!(eyes.pods.all().len(), 1, "a pod that was not made is not there");
-    assert_eq!(seen.borrow().standing, Standing::Running, "silence is no news");
+    assert_eq!(seen.borrow().standing, PodStanding::Running, "silence is no news");
     // It fails meanwhile.
     eyes.server.world.set_worker(&name, "Failed", json!({"terminated": {"exitCode": 7}}));
     let back = Instant::now();
@@ -256,7 +260,7 @@ async fn a_gateway_that_starts_while_the_server_is_away_waits_for_it() {
     server.go_away();
     let eyes = Eyes::unwatched(server);
     eyes.watch();
-    let is_tried = |link: &Link| matches!(link, Link::Broken(why) if why != "not asked yet");
+    let is_tried = |link: &WatchLink| matches!(link, WatchLink::Broken(why) if why != "not asked yet");
     until(&mut eyes.pods.link(), "it was tried", is_tried).await;
     eyes.server.come_back();
     eyes.whole().await;
@@ -304,7 +308,7 @@ async fn a_pod_is_made_as_its_owners_and_of_the_right_fleet() {
     let (_, mut seen) = eyes.made(2).await;
     let second = name_of(WorkerId(Uuid::from_u128(2)));
     eyes.server.world.set_worker(&second, "Running", json!({"running": {}}));
-    stands(&mut seen, "it runs", |it| *it == Standing::Running).await;
+    stands(&mut seen, "it runs", |it| *it == PodStanding::Running).await;
     assert_eq!(eyes.pods.all().len(), 2);
 }
 
@@ -314,7 +318,7 @@ async fn what_is_to_be_deleted_is_deleted_also_when_the_server_was_away() {
     let (name, _) = eyes.made(1).await;
     eyes.server.go_away();
     eyes.pods.bury(&name);
-    until(&mut eyes.pods.link(), "the link is broken", |link| matches!(link, Link::Broken(_))).await;
+    until(&mut eyes.pods.link(), "the link is broken", |link| matches!(link, WatchLink::Broken(_))).await;
     eyes.server.come_back();
     assert_eq!(eyes.ends().await[0].ending.cause.as_str(), "deleted");
     assert!(eyes.server.world.names().is_empty());
@@ -330,6 +334,6 @@ async fn another_replica_sees_the_pods_that_were_there_before_it() {
     server.world.set_worker(&name, "Running", json!({"running": {}}));
     let other = Eyes::on(server).await;
     let mut seen = other.pods.of_conversation(ConversationId(Uuid::from_u128(1))).expect("the pod");
-    stands(&mut seen, "it runs", |it| *it == Standing::Running).await;
+    stands(&mut seen, "it runs", |it| *it == PodStanding::Running).await;
     assert_eq!(seen.borrow().agent, ("support".to_owned(), 1));
 }

@@ -5,7 +5,7 @@ use lastword::{
     event::{Kind, NewEvent},
     id::{TurnId, WorkerId},
     store::{
-        accept::{Accepted, NewTurn, Offer},
+        accept::{Accepted, ClaimOffer, NewTurn},
         claim::{Claim, Phase, Ready, Seats, Warm},
         group_commit::Written,
         queue_hints::FRONT,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// A place, and no worker.
-const PLACE: Offer = Offer { generation: None, worker: None };
+const PLACE: ClaimOffer = ClaimOffer { generation: None, worker: None };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_offered() {
@@ -39,7 +39,7 @@ async fn what_is_offered() {
     all(cases).await;
 }
 
-async fn offered(replica: &Replica, new: &NewTurn, offer: Offer) -> Accepted {
+async fn offered(replica: &Replica, new: &NewTurn, offer: ClaimOffer) -> Accepted {
     let verdicts = replica.store.accept_all(&[(new, Some(offer))]).await.unwrap();
     verdicts.into_iter().next().unwrap().unwrap()
 }
@@ -85,7 +85,7 @@ async fn a_worker_that_is_ready_has_the_turn_with_the_acceptance(server: &Server
     let ground = server.ground().await;
     let replica = ground.replica().await;
     let (new, ready) = (fresh(&replica.store), worker(&replica));
-    let accepted = offered(&replica, &new, Offer { worker: Some(ready), ..PLACE }).await;
+    let accepted = offered(&replica, &new, ClaimOffer { worker: Some(ready), ..PLACE }).await;
     assert!(accepted.is_running());
     let claim = accepted.claim.unwrap();
     assert_eq!((claim.epoch, claim.last_seq, claim.phase), (1, 1, Phase::Running(ready)));
@@ -117,7 +117,7 @@ async fn what_others_should_serve_is_left_to_them(server: &Server) {
     let first = fresh(&one.store);
     let claim = offered(&one, &first, PLACE).await.claim.unwrap();
     let behind = next_in(&other.store, first.conversation);
-    let any = Offer { worker: Some(worker(&other)), ..PLACE };
+    let any = ClaimOffer { worker: Some(worker(&other)), ..PLACE };
     assert!(offered(&other, &behind, any).await.claim.is_none(), "a turn waits before it");
     let seq = one.start(&claim).await.unwrap();
     one.finish(&claim, seq).await;
@@ -141,7 +141,7 @@ async fn an_offer_of_the_judged_is_no_claim(server: &Server) {
     let (judged, other) = (ground.replica().await, ground.replica().await);
     ground.lose(judged.store.replica()).await;
     let new = fresh(&judged.store);
-    let offer = Offer { worker: Some(worker(&judged)), ..PLACE };
+    let offer = ClaimOffer { worker: Some(worker(&judged)), ..PLACE };
     assert!(offered(&judged, &new, offer).await.claim.is_none());
     assert_eq!(other.claim_of(new.id).await.epoch, 1);
     ground.assert_whole().await;
@@ -255,7 +255,7 @@ async fn a_conversations_own_worker_has_its_next_turn_with_the_claim(server: &Se
 
     // The same where it is accepted.
     let next = next_in(&replica.store, new.conversation);
-    let offer = Offer { generation: Some(1), worker: Some(own) };
+    let offer = ClaimOffer { generation: Some(1), worker: Some(own) };
     let late = offered(&replica, &next, offer).await.claim.unwrap();
     assert_eq!((late.phase, late.generation), (Phase::Starting, 3), "another has taken over since");
     ground.assert_whole().await;

@@ -2,7 +2,7 @@
 
 use lastword::{
     event::Kind,
-    store::{group_commit::Written, rewound::Rewound, seen_commits::Seen},
+    store::{group_commit::Written, rewound::Rewound, seen_commits::SeenCommit},
 };
 
 use crate::{
@@ -58,7 +58,7 @@ async fn what_is_behind_ends_once_and_is_told_once(server: &Server) {
     let queued = replica.accept().await.id;
     let reopened = replica.claimed().await;
     let vanished = fresh(&replica.store).id;
-    let of = |turn, epoch, seq, end| Seen { turn, epoch, seq: Some(seq), end };
+    let of = |turn, epoch, seq, end| SeenCommit { turn, epoch, seq: Some(seq), end };
     let seen = [
         of(cut_off.turn, 1, seq + 3, None),
         of(queued, 1, 4, None),

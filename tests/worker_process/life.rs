@@ -101,11 +101,11 @@ async fn a_worker_outlives_neither_a_dead_nor_a_frozen_replica() {
 }
 
 /// Another process that plays the replica: this test binary, at [`a_replica`].
-struct Replica(Child);
+pub struct Replica(pub Child);
 
 impl Replica {
     /// Starts one, and returns the processes of its worker's tree with it.
-    fn start(silence_max: Duration) -> (Self, Vec<i32>) {
+    pub fn start(silence_max: Duration) -> (Self, Vec<i32>) {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "life::a_replica", "--ignored", "--nocapture", "--test-threads=1"])
             .env("SILENCE_MAX_MS", silence_max.as_millis().to_string())

@@ -26,7 +26,7 @@ use lastword::{
         Store,
         fixtures::{OpenTransaction, ParkedTurns},
         gauges::{Gauges, Tally},
-        limits::Limits,
+        limits::MachineLimits,
     },
 };
 use lastword_devkit::postgres::Postgres;
@@ -67,7 +67,7 @@ pub struct Rig {
     /// What Postgres counts.
     pub gauges: Gauges,
     /// What Postgres can do at best.
-    pub limits: Limits,
+    pub limits: MachineLimits,
     /// Who asks the replicas.
     pub client: Client,
     /// What was started.

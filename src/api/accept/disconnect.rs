@@ -1,4 +1,4 @@
-//! Clients that go away: what becomes of the turn whose answer they waited for.
+//! What happens to a turn if the client that waits for its answer disconnects.
 
 use std::time::Duration;
 
@@ -8,37 +8,37 @@ use utoipa::ToSchema;
 
 use crate::{api::gateway::Gateway, id::TurnId, task::Kind, turn::CancelledBy};
 
-/// How long a cancel for a client that has left is tried.
+/// How long the cancel for a disconnected client is retried.
 pub(super) const CANCEL_WITHIN: Duration = Duration::from_secs(30);
 
-/// What becomes of a turn when the client that waits for its answer goes away.
+/// What happens to a turn if the client that waits for its answer disconnects.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDisconnect {
-    /// It goes on; the client comes back with its cursor.
+    /// The turn goes on; the client can reconnect with its cursor.
     #[default]
     Continue,
-    /// It is cancelled.
+    /// The turn is cancelled.
     Cancel,
 }
 
-/// Cancels a turn when it is dropped before its answer was whole: its client went away. Not so when
-/// this replica lets its clients go; they come back elsewhere.
+/// Cancels the turn when dropped before the answer was complete, that is, when the client has disconnected. Does
+/// nothing while this replica drains, since its clients reconnect to another one.
 #[derive(Debug)]
 pub struct CancelOnDrop(Option<Box<(Gateway, TurnId)>>);
 
 impl CancelOnDrop {
-    /// A guard of the turn, where its client asked for one.
+    /// A guard of the turn, if the client asked for `on_disconnect: cancel`.
     pub fn new(gateway: &Gateway, turn: TurnId, on_disconnect: OnDisconnect) -> CancelOnDrop {
         CancelOnDrop((on_disconnect == OnDisconnect::Cancel).then(|| Box::new((gateway.clone(), turn))))
     }
 
-    /// A guard of nothing.
+    /// A guard that does nothing.
     pub fn none() -> CancelOnDrop {
         CancelOnDrop(None)
     }
 
-    /// The answer was whole, or will be asked for again.
+    /// Call this when the answer is complete, or when the client will ask for it again.
     pub fn disarm(&mut self) {
         self.0 = None;
     }
@@ -57,7 +57,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Cancels a turn whose client has left, also where Postgres is away for a while.
+/// Cancels the turn of a disconnected client. Retries while Postgres is unreachable.
 pub(super) async fn cancel_for_disconnect(gateway: &Gateway, turn: TurnId) {
     let until = Instant::now() + CANCEL_WITHIN;
     let cancel = async {

@@ -1,18 +1,18 @@
-//! What a client's new turn brings along: its input and its metadata, given on as they came.
+//! The input and the metadata of a new turn, passed on unchanged.
 //!
-//! Refuses what has another shape, and fields that nobody knows.
+//! Refuses other JSON types and unknown fields.
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
 use crate::json::{self, Raw};
 
-/// What the user says.
+/// The user's message.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Input {
-    /// The words; not empty.
+    /// The text; not empty.
     pub text: String,
-    /// Handed to the agent as they are.
+    /// Passed to the agent unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<serde_json::Value>>)]
     pub attachments: Option<Vec<Raw>>,
@@ -49,7 +49,7 @@ impl<'de> Deserialize<'de> for Input {
     }
 }
 
-/// A JSON object, as it came.
+/// A JSON object, kept as its text.
 #[derive(Debug)]
 pub struct JsonObject(pub(super) Raw);
 
@@ -63,7 +63,8 @@ impl<'de> Deserialize<'de> for JsonObject {
     }
 }
 
-/// An input as the hash of its request has it, however it was written: as releases wrote it that kept no order of keys.
+/// The canonical form of an input for the request's hash: the same as in older releases, which did not keep the order
+/// of keys.
 pub(super) fn canonical_input(json: &str) -> Result<String, serde_json::Error> {
     let value = json::read(json)?;
     let text = &value["text"];

@@ -1,6 +1,6 @@
-//! Interrupting: a turn that was accepted cancels those before it in its conversation.
+//! Interrupting: an accepted turn cancels the turns before it in its conversation.
 //!
-//! Keeps the rule that nothing which fails after an acceptance fails its request.
+//! Keeps the rule that a failure after the acceptance does not fail the request.
 
 use tokio::time::Instant;
 
@@ -13,8 +13,8 @@ use crate::{
     turn::CancelledBy,
 };
 
-/// Interrupts what is before the turn; where Postgres is away just now, in the background: the turn is accepted, and
-/// its answer must say so.
+/// Interrupts the turns before this one. If Postgres is unreachable, the work goes on in the background: the turn is
+/// accepted, and the request must say so.
 pub(super) async fn interrupt_for(gateway: &Gateway, turn: TurnId, conversation: ConversationId) {
     if interrupt(gateway, turn, conversation).await.is_ok() {
         return;
@@ -34,7 +34,7 @@ pub(super) async fn interrupt_for(gateway: &Gateway, turn: TurnId, conversation:
     });
 }
 
-/// Cancels what is before the turn. It was accepted first: whatever comes in between waits behind it.
+/// Cancels the turns before this one. This turn is accepted first, so a turn that comes in between queues behind it.
 async fn interrupt(gateway: &Gateway, turn: TurnId, conversation: ConversationId) -> Result<(), StoreError> {
     let store = &gateway.store;
     let Some(accepted) = insist(|| store.turn(turn)).await? else { return Ok(()) };

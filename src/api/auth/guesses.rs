@@ -1,9 +1,9 @@
-//! Guesses: who shows tokens that nobody knows, how often, and how slowly that is refused.
+//! Guesses: requests with unknown tokens, counted by address, and refused more and more slowly.
 //!
-//! Owns a table of addresses, and what it may grow to. A good token is let in before anybody looks here, also
-//! from an address that guesses: callers behind one proxy share one. What is slowed is the refusal, so that
-//! whoever tries one token after the other learns little; who tries many side by side is told to come back.
-//! Keeps one line a minute in the log, however many there are, and never a token.
+//! Owns a table of addresses, and its limits. A valid token is accepted before this table is consulted, even from a
+//! guessing address, because callers behind one proxy share an address. Only refusals are delayed: a client that
+//! guesses tokens one after the other learns little, and a client that guesses in parallel is told to come back
+//! later. Logs at most one line a minute, and never a token.
 
 use std::{
     collections::HashMap,
@@ -20,19 +20,19 @@ use crate::{
     telemetry::metrics,
 };
 
-/// So many refusals of one address within [`WINDOW`] come at once.
+/// Refusals per address and [`WINDOW`] without a delay.
 const AT_ONCE_MAX: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
-/// How long the next one takes, and how long any takes at most: each takes twice as long as the one before.
+/// The first delay, and the longest. The delay doubles with each refusal.
 const DELAY_FIRST: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_secs(3);
-/// Refusals that are under way, in all and for one address.
+/// Delayed refusals at a time, in all and per address.
 const DELAYED_MAX: usize = 256;
 const DELAYED_PER_ADDRESS_MAX: u32 = 16;
-/// Addresses that are remembered.
+/// Addresses in the table.
 const ADDRESSES_MAX: usize = 1024;
 
-/// What is remembered of refusals.
+/// The table of refusals.
 #[derive(Debug, Default)]
 pub struct Guesses(Arc<Mutex<GuessTable>>);
 
@@ -40,31 +40,31 @@ pub struct Guesses(Arc<Mutex<GuessTable>>);
 struct GuessTable {
     addresses: HashMap<IpAddr, Guesser>,
     delayed: usize,
-    /// Refusals since the last line in the log; `None`: none, and nobody is about to write one.
+    /// Refusals since the last log line; `None`: there are none, and no task is waiting to log.
     untold: Option<u64>,
 }
 
 #[derive(Debug)]
 struct Guesser {
-    /// Refusals since then, for at most [`WINDOW`].
+    /// Refusals since `since`; reset after [`WINDOW`].
     failures: u32,
     since: Instant,
-    /// Those that are under way.
+    /// Delayed refusals at the moment.
     delayed: u32,
-    /// Those since the last line in the log.
+    /// Refusals since the last log line.
     untold: u64,
 }
 
-/// What a refusal is to be.
+/// How a refusal is answered.
 #[derive(Debug, PartialEq, Eq)]
 enum RefusalForm {
     After(Duration),
-    /// As many as may be are under way.
+    /// The limit of delayed refusals is reached.
     TooMany,
 }
 
 impl Guesses {
-    /// Refuses somebody who has shown a token that nobody knows.
+    /// Refuses a request with an unknown token.
     pub async fn refuse(&self, supervisor: &Supervisor, from: IpAddr) -> Problem {
         metrics::auth_failures();
         let from = network(from);
@@ -121,7 +121,8 @@ impl GuessTable {
         RefusalForm::After((DELAY_FIRST * 2_u32.pow(beyond.min(10))).min(DELAY_MAX))
     }
 
-    /// Forgets who has stopped, else whoever has failed least: those who guess most stay.
+    /// Removes addresses that have stopped guessing, or else the one with the fewest failures, so the worst guessers
+    /// stay.
     fn make_room(&mut self, now: Instant) {
         if self.addresses.len() < ADDRESSES_MAX {
             return;
@@ -136,7 +137,7 @@ impl GuessTable {
     }
 }
 
-/// A refusal that is under way.
+/// A delayed refusal.
 struct Delayed {
     state: Arc<Mutex<GuessTable>>,
     from: IpAddr,
@@ -152,7 +153,7 @@ impl Drop for Delayed {
     }
 }
 
-/// Writes one line a minute, until there is nothing to tell.
+/// Waits for [`WINDOW`], then logs one line about the refusals in that time.
 async fn tell(state: Arc<Mutex<GuessTable>>, supervisor: Supervisor) {
     tokio::select! {
         () = tokio::time::sleep(WINDOW) => {}
@@ -172,7 +173,7 @@ async fn tell(state: Arc<Mutex<GuessTable>>, supervisor: Supervisor) {
     );
 }
 
-/// What of an address one party has to itself: of IPv6 the first half.
+/// The part of an address that belongs to one party: the first 64 bits of an IPv6 address.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -1,6 +1,6 @@
-//! Keys: the configured tokens, and what each one opens.
+//! Keys: the configured tokens, and what each of them opens.
 //!
-//! Tokens are kept as SHA-256 hashes from the start on, and compared in constant time.
+//! Tokens are kept only as SHA-256 hashes, and compared in constant time.
 
 use axum::{
     extract::Request,
@@ -15,10 +15,10 @@ use crate::{
     token::{self, TokenHash},
 };
 
-/// Routes that whoever watches this process may ask, by any name. They tell nothing of turns.
+/// Routes for health probes, which may use any host name. They reveal nothing about turns.
 const HEALTH: [&str; 2] = ["/livez", "/readyz"];
 
-/// Who a request comes from.
+/// The role of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// No token, or an unknown one.
@@ -35,9 +35,9 @@ pub struct Keys {
     clients: Vec<TokenHash>,
     operators: Vec<TokenHash>,
     workers: Vec<TokenHash>,
-    /// Who may use a client's route without a token.
+    /// Access to client routes without a token.
     pub(super) openness: Openness,
-    /// Who may read the metrics without one.
+    /// Access to the metrics without a token.
     pub(super) openness_of_metrics: Openness,
     origins: Origins,
     is_dev: bool,
@@ -58,11 +58,11 @@ impl Keys {
         }
     }
 
-    /// Who sends these headers.
+    /// The role of a request with these headers.
     pub fn role(&self, headers: &HeaderMap) -> Role {
         let Some(token) = bearer(headers) else { return Role::Anybody };
         let hash = token::hash(token);
-        // Every key is compared, whichever matches.
+        // Constant time: all keys are compared, whichever matches.
         let (is_operator, is_client) = (is_among(&self.operators, &hash), is_among(&self.clients, &hash));
         if is_operator {
             Role::Operator
@@ -73,19 +73,19 @@ impl Keys {
         }
     }
 
-    /// Whose share a request with these headers takes from.
+    /// The principal whose share a request with these headers counts against.
     pub fn principal(&self, headers: &HeaderMap) -> Principal {
         let hash = bearer(headers).map(token::hash);
         let known = hash.and_then(|hash| self.whose(|known| token::is_same(known, &hash)));
         known.unwrap_or(Principal::ANONYMOUS)
     }
 
-    /// Who has made this ticket for `subject`.
+    /// The principal who made this ticket for `subject`.
     pub(super) fn maker(&self, ticket: &Ticket, subject: &str) -> Option<Principal> {
         self.whose(|known| ticket.is_of(known, subject))
     }
 
-    /// Whose token it is that something is true of. Every key is asked, whichever it is true of.
+    /// The principal whose token satisfies `is_it`. Constant time: all keys are tested.
     fn whose(&self, is_it: impl Fn(&TokenHash) -> bool) -> Option<Principal> {
         let is_operator = self.operators.iter().fold(false, |found, known| found | is_it(known));
         let places = self.clients.iter().enumerate();
@@ -97,18 +97,19 @@ impl Keys {
         }
     }
 
-    /// The hash of the token that a request shows; where routes are open that of none, which opens nothing elsewhere.
+    /// The hash of the request's token. Without a token (open routes), the hash of the empty text: a ticket signed with
+    /// that hash opens nothing where tokens are required.
     pub fn token_hash(&self, headers: &HeaderMap) -> TokenHash {
         token::hash(bearer(headers).unwrap_or_default())
     }
 
-    /// Whether the token of this hash lets any worker in.
+    /// Whether this is the hash of a configured worker token.
     pub fn is_workers(&self, hash: &TokenHash) -> bool {
         is_among(&self.workers, hash)
     }
 
-    /// Refuses what did not come the way that leaves the doors open. Who shows a token did not come by an open
-    /// door; `dev` checks all the same.
+    /// Refuses requests that open routes must not answer. A request with a valid token does not use an open route and
+    /// passes, except in `dev` mode, which checks all requests.
     pub(super) fn admits_here(&self, request: &Request) -> Result<(), Problem> {
         let path = request.uri().path();
         let asks_anybody = HEALTH.contains(&path);
@@ -122,7 +123,7 @@ impl Keys {
     }
 }
 
-/// The token that a request shows.
+/// The bearer token of a request.
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

@@ -1,9 +1,9 @@
-//! Open doors: what tells an honest caller of a route that asks for no token.
+//! Open routes: how to recognise an honest caller on a route without tokens.
 //!
-//! A browser on this machine reaches whatever listens here, and carries out what pages of other sites tell it
-//! to; a proxy on this machine carries in whoever calls it. So an open route answers only what comes from this
-//! machine and to one of its loopback names, and nothing that a foreign page sent. Where the configuration says
-//! that something else guards the door, the page alone counts.
+//! A browser on this machine can reach every local port and sends what pages of other sites tell it to; a proxy on
+//! this machine forwards requests of anyone. So an open route answers only requests that come from this machine, use
+//! one of its loopback names, and were not sent by a foreign page. If the configuration says that something else
+//! guards the gateway, only the check of the page applies.
 
 use std::net::IpAddr;
 
@@ -14,24 +14,24 @@ use crate::{
     config::Config,
 };
 
-/// What proxies add to the requests that they pass on.
+/// Headers that proxies add to forwarded requests.
 const FORWARDED: [HeaderName; 2] = [header::FORWARDED, header::VIA];
-/// The same, where whom they pass it on for can be read.
+/// Such headers that also contain the address of the original client.
 const FORWARDED_FOR: [&str; 2] = ["x-forwarded-for", "x-real-ip"];
 
-/// Who may use a client's route without a token.
+/// Access to client routes without a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Openness {
-    /// Nobody.
+    /// No access.
     Closed,
-    /// Whoever is on this machine.
+    /// Callers on this machine.
     Local,
-    /// Whoever something else lets through.
+    /// All callers that another guard, such as a proxy, lets through.
     GuardedOtherwise,
 }
 
 impl Openness {
-    /// How open a configuration leaves the routes of clients.
+    /// The openness of the client routes in a configuration.
     pub fn of(config: &Config) -> Openness {
         if !config.client_tokens.is_empty() {
             Openness::Closed
@@ -46,7 +46,7 @@ impl Openness {
         }
     }
 
-    /// How open it leaves `/metrics`: on a loopback address whoever is on this machine may read them.
+    /// The openness of `/metrics`: on a loopback address, callers on this machine may read the metrics.
     pub fn of_metrics(config: &Config) -> Openness {
         match (config.listen.ip().is_loopback(), config.insecure) {
             (false, _) => Openness::Closed,
@@ -55,12 +55,12 @@ impl Openness {
         }
     }
 
-    /// Refuses what did not come the way that leaves a door open.
+    /// Refuses a request that this openness does not allow.
     ///
     /// # Errors
-    /// The problem, with what to do.
+    /// The problem, with a hint for the operator.
     pub fn admits(self, method: &Method, headers: &HeaderMap, origins: &Origins) -> Result<(), Problem> {
-        // Pages that the configuration names come from elsewhere rightly.
+        // Pages of the configured CORS origins are allowed to come from another site.
         let is_named = origins.admit(headers);
         match self {
             Openness::Closed => Ok(()),
@@ -76,7 +76,7 @@ impl Openness {
     }
 }
 
-/// From this machine, and for it. A name that resolves to it does not make a page local (DNS rebinding).
+/// Requires a loopback host name and no proxy. A DNS name that resolves to loopback does not count (DNS rebinding).
 fn admits_local(method: &Method, headers: &HeaderMap, is_named: bool) -> Result<(), Problem> {
     let mut hosts = texts(headers, "host").peekable();
     if hosts.peek().is_none() || !hosts.all(is_loopback_authority) {
@@ -97,8 +97,8 @@ fn admits_local(method: &Method, headers: &HeaderMap, is_named: bool) -> Result<
     if is_named { Ok(()) } else { admits_page(method, headers, is_loopback_authority) }
 }
 
-/// Not what a page of another site made a browser send. To go to a page here from one elsewhere changes nothing
-/// and tells the other nothing.
+/// Refuses requests that a browser sent for a page of another site. A navigation from such a page to a page here is
+/// allowed: it changes nothing, and reveals nothing to the other site.
 fn admits_page(method: &Method, headers: &HeaderMap, is_own: impl Fn(&str) -> bool) -> Result<(), Problem> {
     let is_foreign = |origin: &str| !origin.split_once("://").is_some_and(|(_, authority)| is_own(authority));
     let is_read = matches!(*method, Method::GET | Method::HEAD);
@@ -110,12 +110,12 @@ fn admits_page(method: &Method, headers: &HeaderMap, is_own: impl Fn(&str) -> bo
     Ok(())
 }
 
-/// A header's values; one that is no text is an empty one.
+/// A header's values; a value that is not text counts as empty.
 fn texts<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
     headers.get_all(name).into_iter().map(|value| value.to_str().unwrap_or_default())
 }
 
-/// Whether these are the same `HOST[:PORT]`, whoever left out the port that goes without saying.
+/// Whether both are the same `HOST[:PORT]`, with or without the default port.
 fn is_same_authority(one: &str, other: &str) -> bool {
     let bare = |authority: &'_ str| {
         let short = authority.strip_suffix(":80").or_else(|| authority.strip_suffix(":443"));
@@ -124,7 +124,7 @@ fn is_same_authority(one: &str, other: &str) -> bool {
     !one.is_empty() && bare(one) == bare(other)
 }
 
-/// Whether `HOST[:PORT]` names this machine itself.
+/// Whether `HOST[:PORT]` is a loopback name.
 fn is_loopback_authority(authority: &str) -> bool {
     let host = match authority.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -244,7 +244,7 @@ mod tests {
             let is_answered = is_answered(Openness::GuardedOtherwise, Method::POST, &sent);
             assert_eq!(is_answered, is_let_in, "{origin} at {host}");
         }
-        // A proxy that calls the gateway by its address tells the name that it was called by itself.
+        // A proxy that calls the gateway by its address sends the name that clients use in a header.
         let sent = [
             ("host", "10.0.0.1:8080"),
             ("x-forwarded-host", "chat.example"),

@@ -1,4 +1,4 @@
-//! Readers of events: whoever has a token, or a ticket that was made with one.
+//! Readers of events: callers with a token, or with a ticket made with one.
 
 use axum::{
     extract::{Request, State},
@@ -17,11 +17,11 @@ use crate::{
     principal::Principal,
 };
 
-/// What a request bears that was let in by a ticket.
+/// A request extension: a ticket let this request in.
 #[derive(Debug, Clone, Copy)]
 pub struct ByTicket;
 
-/// Lets clients and operators through to events, and whoever has a ticket for them. A token comes first.
+/// Middleware of the event routes: lets in clients, operators, and callers with a ticket. A valid token comes first.
 pub async fn reader(
     State(gateway): State<Gateway>,
     mut request: Request,

@@ -1,9 +1,9 @@
-//! Tokens that this replica does not know: they are looked up together, so that many cost no more than one.
+//! Unknown tokens: look-ups in the database, batched so that many cost no more than one.
 //!
-//! Owns what strangers may cost: one statement at a time for all that wait, and ten a second while there are
-//! some among them whom nobody knows. Refuses to let the many from one address crowd out the rest. Keeps an
-//! honest worker waiting for a tenth of a second at most, also one whose token was minted a moment ago
-//! elsewhere: nobody is remembered as unknown.
+//! Owns the cost of unknown tokens: one query at a time for all waiting requests, and at most ten queries a second
+//! while some of the tokens turn out to be invalid. Many requests from one address cannot crowd out the others. An
+//! honest worker waits a tenth of a second at most, even if another replica minted its token just now, because no
+//! negative result is cached.
 
 use std::{
     collections::HashMap,
@@ -20,16 +20,16 @@ use crate::{
     task::{Kind, Supervisor},
 };
 
-/// From one look that found somebody whom nobody knows to the next.
+/// The interval between two queries if the first found an invalid token.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Strangers that may wait, and those of one address among them.
+/// Waiting look-ups, in all and per address.
 const WAITING_MAX: usize = 1024;
 const WAITING_PER_ADDRESS_MAX: usize = 64;
 
-/// What was found out about a stranger; `None` where too many wait.
+/// The result of a look-up; `None` if too many wait.
 pub type Found<V> = Option<Result<Option<V>, StoreError>>;
 
-/// Strangers that wait for one look.
+/// Batches look-ups of unknown tokens.
 #[derive(Debug)]
 pub struct Strangers<K, V> {
     state: Arc<Mutex<StrangerQueue<K, V>>>,
@@ -38,7 +38,7 @@ pub struct Strangers<K, V> {
 #[derive(Debug)]
 struct StrangerQueue<K, V> {
     waiting: Vec<Stranger<K, V>>,
-    /// Whether somebody looks, or pauses before the next look.
+    /// Whether a task is running that does the look-ups.
     is_looked_after: bool,
 }
 
@@ -62,7 +62,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + 'static,
 {
-    /// Waits for the next look at those that wait. `look` answers for all of them.
+    /// Looks a key up with the next batch. `look` answers for all keys of the batch.
     pub async fn ask<F>(
         &self,
         supervisor: &Supervisor,
@@ -88,7 +88,7 @@ where
     }
 }
 
-/// Looks as long as somebody waits.
+/// Runs batches until no look-up waits.
 async fn look_after<K, V, F>(state: Arc<Mutex<StrangerQueue<K, V>>>, look: impl Fn(Vec<K>) -> F + Send)
 where
     K: Clone + Eq + Hash,
@@ -110,7 +110,7 @@ where
         for Stranger { key, answer, .. } in waiting {
             let found = found.as_ref().map(|found| found.get(&key).cloned()).map_err(StoreError::clone);
             are_all_known &= matches!(found, Ok(Some(_)));
-            // Who has gone needs no answer.
+            // A caller that has disconnected needs no answer.
             let _ = answer.send(found);
         }
         if !are_all_known {
@@ -134,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// Knows even numbers, and counts how often it was asked.
+    /// Knows even numbers, and counts its calls.
     #[derive(Clone, Default)]
     struct Register(Arc<AtomicUsize>);
 

@@ -1,9 +1,9 @@
-//! Tickets: what opens one event stream for a few minutes.
+//! Tickets: credentials for one event stream, valid for a few minutes.
 //!
-//! A browser's own `EventSource` can send no header. Whoever has a token makes a ticket for the events of one turn
-//! or conversation, and hands it on within a URL. A ticket is nothing that is kept: a signature under the
-//! token of its maker, which every replica checks by itself, and which opens nothing more once that token is no
-//! longer configured (decision 0033).
+//! A browser's `EventSource` cannot send headers. So the holder of a token makes a ticket for the events of one turn
+//! or conversation, and passes the ticket on in a URL. A ticket is not stored: it is a signature under its maker's
+//! token, every replica can verify it, and it becomes invalid when that token is no longer configured (decision
+//! 0033).
 
 use std::str::FromStr;
 
@@ -15,40 +15,40 @@ use sha2::Sha256;
 
 use crate::token::TokenHash;
 
-/// What tickets begin with.
+/// The prefix of tickets.
 const PREFIX: &str = "lws_";
-/// The parameter that brings one.
+/// The query parameter with the ticket.
 const PARAMETER: &str = "ticket";
-/// What is signed is signed for nothing else.
+/// Domain separation: the signature is valid for tickets only.
 const DOMAIN: &[u8] = b"lastword stream ticket 1";
 const EXPIRY_BYTES: usize = 8;
 const SIGNATURE_BYTES: usize = 32;
 
-/// A ticket that was shown, or is made.
+/// A ticket, made here or received.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
-    /// Seconds since 1970 by the database's clock.
+    /// Expiry in seconds since 1970, by the database's clock.
     expires: i64,
     signature: [u8; SIGNATURE_BYTES],
 }
 
 impl Ticket {
-    /// A ticket for the events of `subject`, the text of an id, under the hash of its maker's token.
+    /// A ticket for the events of `subject` (the text of an id), signed with the hash of its maker's token.
     pub fn sign(key: &TokenHash, subject: &str, expires: i64) -> Ticket {
         Ticket { expires, signature: mac(key, subject, expires).finalize().into_bytes().into() }
     }
 
-    /// Whether the token of this hash has made it for `subject`. Takes as long whatever the answer.
+    /// Whether the token with this hash made the ticket for `subject`. Constant time.
     pub fn is_of(&self, key: &TokenHash, subject: &str) -> bool {
         mac(key, subject, self.expires).verify_slice(&self.signature).is_ok()
     }
 
-    /// Until when it opens its stream.
+    /// When the ticket expires.
     pub fn expires_at(&self) -> Option<DateTime<Utc>> {
         DateTime::from_timestamp(self.expires, 0)
     }
 
-    /// Whether its time is over.
+    /// Whether the ticket has expired.
     pub fn has_expired(&self, now: DateTime<Utc>) -> bool {
         now.timestamp() >= self.expires
     }
@@ -82,7 +82,7 @@ impl FromStr for Ticket {
     }
 }
 
-/// What a request shows as a ticket. It is taken out of the URL, so that nothing that comes after can tell it on.
+/// Takes the ticket out of a request's URL, so that no later code can log it or pass it on.
 pub fn take(uri: &mut Uri) -> Option<String> {
     let query = uri.query()?;
     let is_ticket = |pair: &&str| pair.split('=').next() == Some(PARAMETER);

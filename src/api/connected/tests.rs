@@ -1,4 +1,4 @@
-//! Who is let in, who makes room, and that nobody is counted who is gone.
+//! Which connections are admitted and which are closed for others, and that closed connections do not count.
 
 use tokio::time::timeout;
 
@@ -7,7 +7,7 @@ use super::*;
 const IDLE_MAX: Duration = Duration::from_secs(75);
 const ANYBODY: PerAddress = PerAddress { max: 10_000, binds_loopback: true };
 
-/// One that has been there for an hour, so that there is a time before.
+/// A table that is an hour old, so that connections can have been idle before now.
 fn connected(max: usize, per_address: PerAddress) -> Connected {
     let mut connected = Connected::new(max, per_address, IDLE_MAX);
     Arc::get_mut(&mut connected.0).unwrap().began -= Duration::from_secs(3600);
@@ -18,7 +18,7 @@ fn from(address: &str) -> SocketAddr {
     format!("{address}:1").parse().unwrap()
 }
 
-/// Idle since this moment, in milliseconds from the beginning.
+/// Sets the start of the idle time, in milliseconds since the table was made.
 fn idle_since(admission: &ConnectionSlot, since: u64) {
     admission.place.idle_since.store(since, Relaxed);
 }
@@ -103,7 +103,7 @@ fn one_address_has_its_share_and_an_idle_one_of_its_own_makes_room_for_it() {
         (10..20).map(|n| admit(n, if n % 2 == 0 { "127.0.0.1" } else { "[::1]" }).unwrap()).collect();
 }
 
-/// How long a connection stays without a request, and how long for a head, in milliseconds.
+/// A connection with these timeouts: for idle time and for a head, in milliseconds.
 fn patient(idle_ms: u64, head_ms: u64) -> (Connected, ConnectionSlot) {
     let mut connected = connected(9, ANYBODY);
     let inner = Arc::get_mut(&mut connected.0).unwrap();

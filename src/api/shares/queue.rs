@@ -1,8 +1,8 @@
-//! A token's share of the queue, which is one for all replicas.
+//! A token's share of the queue, which all replicas have in common.
 //!
-//! Owns how many turns of each token wait, as they were counted last, and what came to them since from here. Counts
-//! only where the share may be full: what all replicas may have queued since is reckoned with, as if each had queued as
-//! much as this one. A turn that is far from its token's share costs no statement.
+//! Owns, per token, the last count of waiting turns and the number of turns queued here since. The database is
+//! queried only if the share may be exhausted. Until then the estimate assumes that every replica has queued as many
+//! turns since the count as this one. A turn far below its token's share needs no query.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,40 +15,40 @@ use crate::{
     store::{Store, StoreError, accept::Accepted},
 };
 
-/// A count that found the share full is believed for so long.
+/// How long a count that found the share exhausted is used.
 const BELIEVED_FOR: Duration = Duration::from_millis(100);
 
-/// What a turn that would wait is refused with, where as many wait as may.
+/// Refusal of the store: the queue is full.
 const QUEUE_FULL: &str = "LW429";
 
-/// The shares of the queue.
+/// The queue's shares of all tokens.
 #[derive(Debug)]
 pub(super) struct QueueShares {
-    /// How many turns of one token may wait; `None`: as many as of all together.
+    /// How many turns of one token may wait; `None`: no share, only the limit of the queue.
     share: Option<u64>,
-    /// Of everybody without a token, and of each client token.
+    /// One for anonymous callers, and one per client token.
     lines: Box<[Arc<TokenQueue>]>,
 }
 
-/// The turns of one token that wait.
+/// The waiting turns of one token.
 #[derive(Debug, Default)]
 struct TokenQueue {
     tally: Mutex<QueueTally>,
-    /// Held while they are counted: who comes meanwhile wants to know the same.
+    /// Held during the query: concurrent callers need its result, too.
     counting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct QueueTally {
-    /// How many there were, and when.
+    /// The last count, and its time.
     counted: Option<(u64, Instant)>,
-    /// Those that this replica has queued since.
+    /// Turns queued by this replica since then.
     since: u64,
-    /// Those whose acceptance is under way here.
+    /// Turns that this replica is accepting now.
     pending: u64,
 }
 
-/// Room in the queue for a turn that is being accepted.
+/// A reserved slot in the queue for a turn that is being accepted.
 #[derive(Debug)]
 pub struct QueueSlot(Arc<TokenQueue>);
 
@@ -58,19 +58,19 @@ impl Drop for QueueSlot {
     }
 }
 
-/// Whether a turn may wait.
+/// Whether a turn may be queued.
 #[derive(Debug)]
 pub enum QueueRoom {
-    /// No share bounds it.
+    /// No share applies.
     Any,
-    /// There is room, which is kept for it.
+    /// A slot is reserved.
     Some(QueueSlot),
-    /// Its token has its share.
+    /// The token's share is exhausted.
     None,
 }
 
 impl QueueRoom {
-    /// It was accepted: it may wait.
+    /// The turn was accepted. If it is new and was queued, it counts from now on.
     pub fn accepted(self, accepted: &Accepted) {
         if let QueueRoom::Some(QueueSlot(line)) = &self
             && !accepted.is_repeat
@@ -80,7 +80,7 @@ impl QueueRoom {
         }
     }
 
-    /// It was not.
+    /// The problem for a turn that was not accepted.
     pub fn refusal(&self, why: StoreError) -> Problem {
         match (self, &why) {
             (QueueRoom::None, StoreError::Refused { code, detail, .. })
@@ -93,7 +93,7 @@ impl QueueRoom {
     }
 }
 
-/// The token has its share of the queue.
+/// The token's share of the queue is exhausted.
 pub(super) fn full() -> Problem {
     Problem::share_exceeded("queue", 5)
 }
@@ -106,9 +106,9 @@ impl QueueShares {
         QueueShares { share: (share < queue_max).then_some(share), lines }
     }
 
-    /// Room for one more turn of this token's.
+    /// Reserves a slot for one more turn of this token.
     pub(super) async fn room(&self, store: &Store, Who(whose): Who) -> Result<QueueRoom, StoreError> {
-        // Operators have no line.
+        // Operators have no share.
         let line = self.lines.get(usize::from(whose.number()));
         let (Some(share), Some(line)) = (self.share, line) else { return Ok(QueueRoom::Any) };
         let replicas = store.wake().rings.replicas() as u64;
@@ -123,7 +123,7 @@ impl QueueShares {
         let counted = insist(|| store.queued_of(whose, share)).await?;
         {
             let mut tally = line.tally();
-            // What was queued while they were counted is reckoned twice rather than never.
+            // Turns queued during the query stay in `since`: counting them twice is safe, missing them is not.
             tally.since -= before;
             tally.counted = Some((counted, Instant::now()));
         }
@@ -132,7 +132,8 @@ impl QueueShares {
 }
 
 impl TokenQueue {
-    /// Room, where there is some or none for certain; `None` where they have to be counted first, unless that `is_new`.
+    /// A slot or a refusal if the estimate is certain; `None` if a new count is needed. With `is_new`, right after a
+    /// count, the result is never `None`.
     fn room(self: &Arc<Self>, share: u64, replicas: u64, is_new: bool) -> Option<QueueRoom> {
         let mut tally = self.tally();
         let (counted, at) = tally.counted?;

@@ -1,6 +1,6 @@
-//! A remote worker's proof of life: a long poll that names its turns, and brings their orders.
+//! A remote worker's beat: a long poll that names the worker's turns and returns their orders.
 //!
-//! Keeps I11: a turn that is not the worker's any more is told as over.
+//! Keeps I11: a turn that the worker no longer has is reported as over.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -26,39 +26,39 @@ use crate::{
     store::remote_turns::Proof,
 };
 
-/// How long a beat is kept open, in milliseconds.
+/// How long a beat waits by default, in milliseconds.
 const WAIT_DEFAULT_MS: u64 = 1000;
 const WAIT_MAX_MS: u64 = 5000;
 /// Turns that one beat may name.
 const TURNS_MAX: usize = 10_000;
-/// Turns that one beat waits for at a time while they are moved here, and for how long in all: its worker takes a
-/// replica that is silent for 3 s for gone. What was asked for is moved all the same.
+/// Concurrent adoptions per beat, and the total time to wait for them: a worker takes a replica for dead after 3 s of
+/// silence. A requested adoption completes even if the wait ends first.
 const MOVES_MAX: usize = 128;
 const MOVES_WITHIN: Duration = Duration::from_secs(1);
 
-/// Who lives, and what it runs.
+/// A worker's beat.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BeatRequest {
     /// `wrk_…`
     #[schema(value_type = String)]
     worker_id: WorkerId,
-    /// Turns that it was offered and that are not over for it.
+    /// The worker's turns: every turn that it was offered and that is not over for it.
     turns: Vec<Named>,
     /// How long to wait for orders, in milliseconds.
     #[serde(default = "wait_default")]
     #[schema(minimum = 0, maximum = 5000)]
     wait_ms: u64,
-    /// For how long, in all, it could not hear what a process said of one turn, since that had too much to say of
-    /// another. It is nobody's silence.
+    /// The total time for which the worker could not read from a process, because that process had too much output
+    /// for another turn. This time does not count as silence of a turn.
     #[serde(default)]
     waited_ms: Option<u64>,
-    /// It takes no more turns; with no turn at all it has left.
+    /// The worker takes no more turns. Without any turns, the worker has left.
     #[serde(default)]
     is_leaving: bool,
 }
 
-/// A turn of the worker.
+/// A turn that the worker names.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Named {
@@ -67,7 +67,7 @@ pub struct Named {
     turn_id: TurnId,
     /// The attempt.
     epoch: i32,
-    /// Keys of the orders that it has been told.
+    /// The keys of orders that the worker has received.
     #[serde(default)]
     told: Vec<String>,
 }
@@ -76,28 +76,28 @@ fn wait_default() -> u64 {
     WAIT_DEFAULT_MS
 }
 
-/// What a worker must hear.
+/// The response to a beat.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Beat {
-    /// What is to be passed on.
+    /// Orders to pass on.
     orders: Vec<OrderView>,
-    /// Turns that are not the worker's any more; whatever it still does for them is to be ended.
+    /// Turns that the worker no longer has; it must end all work on them.
     over: Vec<Over>,
-    /// Another replica would do better. This one goes on until the worker has turned to it.
+    /// The worker should move to another replica. This replica serves the worker until then.
     should_move: bool,
-    /// An operator wants the worker to end.
+    /// An operator has asked the worker to stop.
     should_stop: bool,
 }
 
-/// Something for a turn's worker; it comes until its key is among those `told`.
+/// An order for a turn's worker, repeated until the worker lists its key in `told`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct OrderView {
-    /// `cancel`, or one of the question's.
+    /// `cancel`, or a key of the question that is answered.
     key: String,
     /// `turn_…`
     #[schema(value_type = String)]
     turn_id: TurnId,
-    /// The native protocol's message.
+    /// A message of the native protocol.
     #[schema(value_type = Object)]
     order: Box<RawValue>,
 }
@@ -109,7 +109,7 @@ impl OrderView {
     }
 }
 
-/// A turn that is not the worker's any more.
+/// A turn that the worker no longer has.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Over {
     /// `turn_…`
@@ -121,7 +121,7 @@ pub struct Over {
     code: &'static str,
 }
 
-/// A line that the beat keeps open.
+/// A line that counts as connected while the beat is open.
 struct HeardLine {
     line: Arc<Line>,
     open: OpenRequest,
@@ -172,9 +172,9 @@ pub async fn beat(
     beat.map(Json)
 }
 
-/// The lines of the turns that a worker names, and those that are over for it. Those that are held elsewhere are moved
-/// here, many at a time. Of a turn that can be had neither here nor now, nor in time, nothing is said: the worker names
-/// it again.
+/// The lines of the turns that a worker names, and the turns that are over for the worker. Turns held by other
+/// replicas are adopted here, many at a time. Turns that cannot be adopted right now or in time are omitted; the
+/// worker names them again on its next beat.
 async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<HeardLine>, Vec<Over>) {
     let rendezvous = &gateway.rendezvous;
     let (mut heard, mut over) = (Vec::new(), Vec::new());
@@ -200,7 +200,7 @@ async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<He
     (heard, over)
 }
 
-/// Waits until there is something to say.
+/// Waits until there is something to report, or until `until`.
 async fn listen(
     gateway: &Gateway,
     session: &Arc<WorkerSession>,
@@ -228,7 +228,7 @@ async fn listen(
     Ok(Beat { orders, over, should_move: !rendezvous.takes_turns(), should_stop: session.is_stopped() })
 }
 
-/// A worker says goodbye.
+/// Removes a worker that leaves.
 async fn leave(gateway: &Gateway, session: &Arc<WorkerSession>) -> Result<Beat, Problem> {
     gateway.rendezvous.dismiss(session);
     gateway.store.remote_worker_ended(session.worker().id, "left").await?;

@@ -1,4 +1,4 @@
-//! A remote worker waits for turns: a long poll, answered with offers.
+//! A remote worker's long poll for turns, answered with offers.
 
 use std::time::Duration;
 
@@ -25,22 +25,22 @@ use crate::{
     rendezvous,
 };
 
-/// How long a poll waits where the worker does not say.
+/// How long a poll waits by default, in seconds.
 const WAIT_DEFAULT_S: u64 = 20;
-/// Turns that one worker may run at once.
+/// Turns that one worker may run at the same time.
 const ROOM_MAX: u32 = 10_000;
 
-/// Who waits, and for how much.
+/// A worker's poll for turns.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimsRequest {
     /// `wrk_…`
     #[schema(value_type = String)]
     worker_id: WorkerId,
-    /// How many turns more it could run.
+    /// How many more turns the worker can run.
     #[schema(minimum = 1, maximum = 10000)]
     room: u32,
-    /// How long it waits, in seconds.
+    /// How long to wait, in seconds.
     #[serde(default = "wait_default")]
     #[schema(minimum = 0, maximum = 60)]
     wait_s: u64,
@@ -50,14 +50,14 @@ fn wait_default() -> u64 {
     WAIT_DEFAULT_S
 }
 
-/// Turns for a worker.
+/// Turns offered to a worker.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Offers {
     /// At least one.
     turns: Vec<Offer>,
 }
 
-/// A turn that its worker may take, by its first batch of messages, which may be empty.
+/// A turn that the worker may take by sending its first batch of messages, which may be empty.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Offer {
     /// `turn_…`
@@ -66,20 +66,20 @@ pub struct Offer {
     /// `conv_…`
     #[schema(value_type = String)]
     conversation_id: ConversationId,
-    /// The attempt, which every message names.
+    /// The attempt; every message names it.
     epoch: i32,
-    /// Its place in the conversation: who has served the one before knows what was said.
+    /// The turn's place in the conversation. A worker that served the turn before it knows the history.
     ordinal: i64,
-    /// Opens the turn's messages, until its last word.
+    /// Authorises the turn's messages until its last word.
     token: String,
-    /// The native protocol's `turn` message.
+    /// The `turn` message of the native protocol.
     #[schema(value_type = Object)]
     turn: Box<RawValue>,
 }
 
 impl Offer {
-    fn of(offer: rendezvous::Offer) -> Result<Offer, Problem> {
-        let rendezvous::Offer { turn, conversation, epoch, ordinal, token, message, guard: _ } = offer;
+    fn of(offer: rendezvous::TurnOffer) -> Result<Offer, Problem> {
+        let rendezvous::TurnOffer { turn, conversation, epoch, ordinal, token, message, guard: _ } = offer;
         let message = RawValue::from_string(message).map_err(|why| Problem::internal(&why))?;
         Ok(Offer { turn_id: turn, conversation_id: conversation, epoch, ordinal, token, turn: message })
     }

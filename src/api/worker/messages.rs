@@ -1,7 +1,7 @@
-//! What a remote worker says in a turn: batches of messages, acknowledged when they are committed.
+//! A remote worker's messages for a turn: batches, acknowledged after their commit.
 //!
-//! Owns the frame: which turn and attempt, which number the first message has, how much comes at once. What a
-//! line means is its run's to say; one that means nothing fails the turn, like that of any other worker.
+//! Owns the envelope: the turn and the attempt, the number of the first message, and the limits of a batch. The
+//! turn's run interprets the lines; an invalid line fails the turn, like an invalid line of any other worker.
 
 use axum::{
     Extension,
@@ -25,27 +25,29 @@ use crate::{
     config::Config,
     frame::is_blank,
     id::TurnId,
-    rendezvous::{AdoptOutcome, Batch, Delivery, End, Line},
+    rendezvous::{AdoptOutcome, Batch, Delivery, Line, LineEnd},
     store::remote_turns::Proof,
     token,
 };
 
-/// The largest batch; a message may have half of that.
+/// The largest batch, in bytes; one message may have half of that.
 const BATCH_BYTES_MAX: u64 = Config::BATCH_BYTES_MAX;
-/// Messages in one batch.
+/// Messages per batch.
 const MESSAGES_MAX: usize = 4096;
 const MEDIA_TYPE: &str = "application/x-ndjson";
 
-/// What is committed.
+/// The response to a batch.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Acknowledged {
-    /// The number of the last message that is committed.
+    /// The number of the last committed message.
     acknowledged: u64,
-    /// What the worker has not said that it was told.
+    /// Orders that the worker has not yet acknowledged.
     orders: Vec<OrderView>,
 }
 
-/// Takes a turn, and messages of it. The first batch may be empty: the worker begins when it is answered.
+/// Takes a turn, and messages of it.
+///
+/// The first batch may be empty: the worker begins when it is answered.
 #[utoipa::path(post, path = "/v1/worker/turns/{id}/messages", tag = "remote workers",
     params(
         ("id" = String, Path),
@@ -94,11 +96,11 @@ pub async fn post(
         let delivery = line.deliver(first, batch.clone()).await;
         open.answered();
         match delivery {
-            // Somebody else may know more.
+            // The line was given up meanwhile: ask once more which replica holds the turn.
             Delivery::LetGo if !is_second => is_second = true,
-            // Or hold the turn by now, with what is missing here.
+            // Another replica may hold the turn by now, and have the messages that are missing here.
             Delivery::Gap(_) if !gateway.store.strayed(&[(turn, epoch)]).await?.is_empty() => {
-                gateway.rendezvous.close(&line, End::LetGo);
+                gateway.rendezvous.close(&line, LineEnd::LetGo);
             }
             delivery => return answer(&line, delivery),
         }
@@ -126,7 +128,7 @@ async fn read(gateway: &Gateway, request: Request) -> Result<Batch, Problem> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let is_ndjson = essence.eq_ignore_ascii_case(MEDIA_TYPE);
-    // Its room is free when it is read: how long a turn takes its messages in is not for others to wait for.
+    // The body's room is released after the read, so that other requests need not wait for this turn's processing.
     let (body, _held) = gateway.bodies().read(request, BATCH_BYTES_MAX).await?;
     let lines = body.split(|byte| *byte == b'\n').filter(|line| !is_blank(line));
     let batch: Batch = lines.map(Bytes::copy_from_slice).collect();

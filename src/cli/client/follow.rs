@@ -24,7 +24,7 @@ use reqwest::{Method, Response, StatusCode, header};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::gateway::{CallError, GatewayClient, Problem, cause, problem, segment};
+use super::gateway::{CallError, GatewayClient, ProblemAnswer, cause, problem, segment};
 use crate::{event::Kind, json};
 
 /// A replica that has not begun to answer by then is left for the next.
@@ -110,10 +110,10 @@ pub enum FollowStep {
 pub enum Lost {
     /// The gateway would not take the turn, or show it.
     #[error("{0}")]
-    Refused(Problem),
+    Refused(ProblemAnswer),
     /// It once could be followed, and now cannot.
     #[error("the stream cannot be resumed: {0}")]
-    NotResumable(Problem),
+    NotResumable(ProblemAnswer),
     /// Nobody answers.
     #[error("{0}")]
     Unreachable(CallError),
@@ -324,7 +324,7 @@ impl<'g> Follow<'g> {
                 Ok(Some(FollowStep::End))
             }
             status if status.is_success() && is_stream => {
-                if let Some(problem) = Problem::put_off(response.headers()) {
+                if let Some(problem) = ProblemAnswer::put_off(response.headers()) {
                     return Ok(self.put_off(&problem));
                 }
                 let frames = response.bytes_stream().eventsource();
@@ -346,7 +346,7 @@ impl<'g> Follow<'g> {
     }
 
     /// "Not now": said once, then tried again. A wait is heeded where it speaks for all replicas.
-    fn put_off(&mut self, problem: &Problem) -> Option<FollowStep> {
+    fn put_off(&mut self, problem: &ProblemAnswer) -> Option<FollowStep> {
         if problem.status == 429 || self.gateway.urls().len() == 1 {
             self.not_before = problem.retry_after.map(|after| Instant::now() + after.min(TRUST_MAX));
         }

@@ -30,7 +30,7 @@ pub struct GatewayClient {
 pub enum CallError {
     /// The gateway answered, and said no.
     #[error("{0}")]
-    Refused(Problem),
+    Refused(ProblemAnswer),
     /// No replica answered.
     #[error("cannot reach the gateway at {urls}: {why}")]
     Unreachable {
@@ -46,7 +46,7 @@ pub enum CallError {
 
 /// What the gateway says when it says no: RFC 9457, as far as a person needs it.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Problem {
+pub struct ProblemAnswer {
     /// The HTTP status.
     #[serde(default)]
     pub status: u16,
@@ -66,7 +66,7 @@ pub struct Problem {
     pub retry_after: Option<Duration>,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ProblemAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let said = if self.detail.is_empty() { &self.title } else { &self.detail };
         match said.is_empty() {
@@ -80,7 +80,7 @@ impl fmt::Display for Problem {
     }
 }
 
-impl Problem {
+impl ProblemAnswer {
     /// Whether the same request may succeed later or elsewhere.
     pub fn is_transient(&self) -> bool {
         matches!(self.status, 408 | 429) || self.status >= 500
@@ -95,7 +95,8 @@ impl Problem {
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers());
         let body = response.bytes().await.unwrap_or_default();
-        let mut problem: Problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem::bare());
+        let mut problem: ProblemAnswer =
+            serde_json::from_slice(&body).unwrap_or_else(|_| ProblemAnswer::bare());
         problem.status = status;
         problem.retry_after = retry_after;
         problem
@@ -105,12 +106,12 @@ impl Problem {
     pub fn put_off(headers: &HeaderMap) -> Option<Self> {
         let retry_after = Some(retry_after(headers)?);
         let detail = "it cannot serve this stream just now".to_owned();
-        Some(Problem { status: 503, detail, retry_after, ..Problem::bare() })
+        Some(ProblemAnswer { status: 503, detail, retry_after, ..ProblemAnswer::bare() })
     }
 
     fn bare() -> Self {
         let (code, detail, title) = (String::new(), String::new(), String::new());
-        Problem { status: 0, code, detail, title, active_turn_id: None, retry_after: None }
+        ProblemAnswer { status: 0, code, detail, title, active_turn_id: None, retry_after: None }
     }
 }
 
@@ -188,7 +189,7 @@ impl GatewayClient {
                     Err(broken) => why = self.unreachable(&cause(&broken)),
                 },
                 Ok(response) => {
-                    let problem = Problem::of(response).await;
+                    let problem = ProblemAnswer::of(response).await;
                     let is_final = !problem.is_transient();
                     why = CallError::Refused(problem);
                     if is_final {
@@ -208,8 +209,8 @@ impl GatewayClient {
 }
 
 /// What is wrong with a response that is no success.
-pub async fn problem(response: Response) -> Problem {
-    Problem::of(response).await
+pub async fn problem(response: Response) -> ProblemAnswer {
+    ProblemAnswer::of(response).await
 }
 
 /// `text` as one segment of a path, or one value of a query.
@@ -235,10 +236,10 @@ mod tests {
     fn a_problem_is_its_detail_and_its_code() {
         let text = r#"{"type":"about:blank","title":"Conflict","status":409,"code":"turn_active",
             "detail":"A turn is under way.","active_turn_id":"turn_1","stream_url":"/x"}"#;
-        let problem: Problem = serde_json::from_str(text).unwrap();
+        let problem: ProblemAnswer = serde_json::from_str(text).unwrap();
         assert_eq!(problem.to_string(), "A turn is under way. [turn turn_1] (turn_active)");
         assert!(!problem.is_transient());
-        let bare = Problem { status: 502, ..Problem::bare() };
+        let bare = ProblemAnswer { status: 502, ..ProblemAnswer::bare() };
         assert_eq!(bare.to_string(), "the gateway answered with HTTP status 502");
         assert!(bare.is_transient());
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     link::{NoRoute, Route},
     state::HostState,
-    words::Beat,
+    words::BeatReply,
 };
 use crate::agent::Scope;
 
@@ -30,8 +30,8 @@ const MOVE_EVERY: Duration = Duration::from_millis(500);
 const AWAY_MAX: Duration = Duration::from_secs(60);
 
 /// What a beat came to.
-enum Heard {
-    Beat(Beat),
+enum BeatHeard {
+    Beat(BeatReply),
     /// This replica knows this host no more.
     Unknown,
     Nothing(String),
@@ -57,9 +57,9 @@ pub async fn keep(host: &HostState) -> anyhow::Result<()> {
         };
         match heard {
             _ if is_last => return Ok(()),
-            Heard::Beat(beat) => at.heed(&route, beat).await,
-            Heard::Unknown => at.lose(&route, route.found_by),
-            Heard::Nothing(why) => {
+            BeatHeard::Beat(beat) => at.heed(&route, beat).await,
+            BeatHeard::Unknown => at.lose(&route, route.found_by),
+            BeatHeard::Nothing(why) => {
                 tracing::warn!(gateway = route.base, why, "the replica does not answer; trying another");
                 at.lose(&route, route.found_by + 1);
             }
@@ -116,7 +116,7 @@ impl Beating<'_> {
         self.host.link.set_route(None);
     }
 
-    async fn beat(&mut self, route: &Route, is_leaving: bool) -> Heard {
+    async fn beat(&mut self, route: &Route, is_leaving: bool) -> BeatHeard {
         let mut body = json!({
             "worker_id": route.registered.worker_id, "turns": self.host.turns.named(),
             "wait_ms": WAIT.as_millis(), "is_leaving": is_leaving,
@@ -131,17 +131,17 @@ impl Beating<'_> {
             Ok(answer) if answer.status().is_success() => match answer.json().await {
                 Ok(beat) => {
                     self.heard_at = Instant::now();
-                    Heard::Beat(beat)
+                    BeatHeard::Beat(beat)
                 }
-                Err(why) => Heard::Nothing(why.to_string()),
+                Err(why) => BeatHeard::Nothing(why.to_string()),
             },
-            Ok(answer) if matches!(answer.status().as_u16(), 401 | 404) => Heard::Unknown,
-            Ok(answer) => Heard::Nothing(answer.status().to_string()),
-            Err(why) => Heard::Nothing(crate::cli::client::gateway::cause(&why)),
+            Ok(answer) if matches!(answer.status().as_u16(), 401 | 404) => BeatHeard::Unknown,
+            Ok(answer) => BeatHeard::Nothing(answer.status().to_string()),
+            Err(why) => BeatHeard::Nothing(crate::cli::client::gateway::cause(&why)),
         }
     }
 
-    async fn heed(&mut self, route: &Route, beat: Beat) {
+    async fn heed(&mut self, route: &Route, beat: BeatReply) {
         beat.orders.iter().for_each(|order| self.host.turns.order(order));
         for over in beat.over {
             tracing::info!(turn_id = %over.turn_id, over.code, "a turn is over");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{link::Route, state::HostState, words::Offers};
+use super::{link::Route, state::HostState, words::OfferedTurns};
 use crate::descriptors;
 
 /// How long one poll waits, in seconds.
@@ -74,7 +74,7 @@ async fn poll(host: &HostState, route: &Route, room: usize) -> bool {
     let asked = host.link.call(route, "claims", &body, Duration::from_secs(wait_s) + SLACK);
     match asked.await {
         Ok(answer) if answer.status().as_u16() == 204 => true,
-        Ok(answer) if answer.status().is_success() => match answer.json::<Offers>().await {
+        Ok(answer) if answer.status().is_success() => match answer.json::<OfferedTurns>().await {
             Ok(offers) => {
                 for offer in offers.turns {
                     host.accept(offer, &route.registered);

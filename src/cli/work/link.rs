@@ -14,9 +14,9 @@ use reqwest::{Client, Response, Url, header};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::words::Registered;
+use super::words::RegisteredHost;
 use crate::{
-    cli::client::gateway::{Problem, cause, problem},
+    cli::client::gateway::{ProblemAnswer, cause, problem},
     id::{ConversationId, WorkerId},
 };
 
@@ -45,7 +45,7 @@ pub struct Identity {
 #[derive(Debug, Clone)]
 pub struct Route {
     pub base: String,
-    pub registered: Arc<Registered>,
+    pub registered: Arc<RegisteredHost>,
     /// Which of the given URLs it was found by.
     pub found_by: usize,
 }
@@ -54,14 +54,14 @@ pub struct Route {
 #[derive(Debug)]
 pub enum NoRoute {
     /// Nor will any other.
-    Refused(Problem),
+    Refused(ProblemAnswer),
     /// Another may, or this one later.
     Unreachable(String),
 }
 
 /// The way to the gateway.
 #[derive(Debug)]
-pub struct Link {
+pub struct GatewayLink {
     http: Client,
     /// For registrations: a connection of its own, since a balancer keeps to the replica of an old one.
     fresh: Client,
@@ -73,9 +73,9 @@ pub struct Link {
     route: watch::Sender<Option<Route>>,
 }
 
-impl Link {
+impl GatewayLink {
     /// A link to a gateway at these URLs, which goes nowhere yet.
-    pub fn new(urls: &[String], identity: Identity) -> anyhow::Result<Link> {
+    pub fn new(urls: &[String], identity: Identity) -> anyhow::Result<GatewayLink> {
         let mut bases = Vec::with_capacity(urls.len());
         for text in urls {
             let url = Url::parse(text.trim()).map_err(|why| anyhow::anyhow!("`{text}`: {why}"))?;
@@ -90,7 +90,7 @@ impl Link {
             // A proxy of the environment knows nothing of this machine's own ports.
             if bases.iter().all(|base| is_loopback(base)) { client.no_proxy() } else { client }
         };
-        Ok(Link {
+        Ok(GatewayLink {
             http: client().build()?,
             fresh: client().pool_max_idle_per_host(0).build()?,
             urls: bases,
@@ -152,7 +152,7 @@ impl Link {
             let is_final = matches!(problem.status, 400 | 401 | 403 | 404 | 409);
             return Err(if is_final { NoRoute::Refused(problem) } else { unreachable(problem.to_string()) });
         }
-        let registered: Registered = answer.json().await.map_err(|why| unreachable(cause(&why)))?;
+        let registered: RegisteredHost = answer.json().await.map_err(|why| unreachable(cause(&why)))?;
         *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered.worker_id);
         let base = self.own_address(base, &registered.url).await.unwrap_or_else(|| base.clone());
         Ok(Route { base, registered: Arc::new(registered), found_by })
@@ -226,9 +226,9 @@ mod tests {
             token: String::new(),
         };
         for urls in [vec!["localhost:1".to_owned()], vec!["ftp://x".to_owned()], Vec::new()] {
-            assert!(Link::new(&urls, identity.clone()).is_err(), "{urls:?}");
+            assert!(GatewayLink::new(&urls, identity.clone()).is_err(), "{urls:?}");
         }
-        let link = Link::new(&["http://[::1]:1/".to_owned()], identity).unwrap();
+        let link = GatewayLink::new(&["http://[::1]:1/".to_owned()], identity).unwrap();
         assert_eq!(link.urls, ["http://[::1]:1"]);
         assert!(
             is_loopback("http://[::1]:1") && is_loopback("http://localhost") && !is_loopback("http://a.b")

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, fmt, future::Future, pin::Pin, sync::Arc, time:
 
 use tokio_util::sync::CancellationToken;
 
-use super::link::Link;
+use super::link::GatewayLink;
 use crate::id::TurnId;
 
 /// Messages, and bytes of them, that may wait.
@@ -33,7 +33,7 @@ type Posting = Pin<Box<dyn Future<Output = Posted> + Send>>;
 
 /// One turn's outbox.
 pub struct Outbox {
-    link: Arc<Link>,
+    link: Arc<GatewayLink>,
     turn: TurnId,
     epoch: i32,
     token: String,
@@ -56,7 +56,7 @@ impl fmt::Debug for Outbox {
 
 impl Outbox {
     pub fn new(
-        link: Arc<Link>,
+        link: Arc<GatewayLink>,
         (turn, epoch): (TurnId, i32),
         token: String,
         over: CancellationToken,
@@ -129,7 +129,7 @@ impl Outbox {
 }
 
 /// Posts until there is an answer that counts.
-async fn post(link: &Link, path: &str, token: &str, batch: &[u8]) -> Posted {
+async fn post(link: &GatewayLink, path: &str, token: &str, batch: &[u8]) -> Posted {
     let mut routes = link.routes();
     loop {
         // The sender lives as long as the link does.

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use super::turn::Job;
+use super::turn::HostedJob;
 use crate::{
+    clock::Clock,
     host::{
         Fate, HostOwner, HostedTurn, Obstacle, ProcessLink, Program, Started,
         process::{Exit, Launch, Process},
@@ -21,6 +22,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 pub struct Programs {
     /// Starts this host's tasks. Its soft stop: nothing more is taken on.
     pub supervisor: Supervisor,
+    /// The home of new ids.
+    pub clock: Clock,
     /// The program and its arguments.
     pub command: Vec<String>,
     /// What it finds in its environment.
@@ -34,17 +37,17 @@ pub struct Programs {
 }
 
 impl HostOwner for Programs {
-    type Turn = Job;
+    type Turn = HostedJob;
 
     fn supervisor(&self) -> &Supervisor {
         &self.supervisor
     }
 
     fn mint(&self) -> WorkerId {
-        WorkerId(uuid::Uuid::now_v7())
+        WorkerId(self.clock.mint())
     }
 
-    fn program(&self, job: &Job) -> Program {
+    fn program(&self, job: &HostedJob) -> Program {
         let registered = &job.registered;
         let mut env = self.env.clone();
         env.insert("LASTWORD_AGENT".to_owned(), registered.agent.clone());
@@ -76,17 +79,17 @@ impl HostOwner for Programs {
         }
     }
 
-    async fn run<L: ProcessLink>(&self, job: &mut Job, link: &mut L) -> Fate {
+    async fn run<L: ProcessLink>(&self, job: &mut HostedJob, link: &mut L) -> Fate {
         job.run(link).await
     }
 
-    async fn not_started(&self, mut job: Job, why: Obstacle, process: Option<&Process>) {
+    async fn not_started(&self, mut job: HostedJob, why: Obstacle, process: Option<&Process>) {
         let tail = process.map(Process::stderr_tail).filter(|tail| !tail.is_empty());
         job.not_started(why.told(process), tail).await;
     }
 
     /// Not called: no turn here is bound to a worker.
-    async fn forsaken(&self, _job: Job) {}
+    async fn forsaken(&self, _job: HostedJob) {}
 
     /// Operators see this host as one worker; what it runs is in its own log.
     async fn note_started(&self, _started: Started<'_>) {}

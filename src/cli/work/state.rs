@@ -7,12 +7,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    link::Link,
+    link::GatewayLink,
     outbox::{Outbox, Posted},
     owner::Programs,
-    turn::Job,
+    turn::HostedJob,
     turns::Turns,
-    words::{Offer, Registered},
+    words::{OfferedTurn, RegisteredHost},
 };
 use crate::{
     host::{HostOwner as _, WorkerHost},
@@ -22,7 +22,7 @@ use crate::{
 /// What the parts of this host share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HostState {
-    pub link: Arc<Link>,
+    pub link: Arc<GatewayLink>,
     pub turns: Arc<Turns>,
     pub workers: WorkerHost<Programs>,
     pub concurrency: usize,
@@ -37,13 +37,13 @@ pub struct HostState {
 
 impl HostState {
     /// Takes on an offered turn, once.
-    pub fn accept(&self, offer: Offer, registered: &Arc<Registered>) {
+    pub fn accept(&self, offer: OfferedTurn, registered: &Arc<RegisteredHost>) {
         let (turn, epoch) = (offer.turn_id, offer.epoch);
         let Some(admitted) = self.turns.admit(turn, epoch) else { return };
         tracing::info!(turn_id = %turn, epoch, conversation_id = %offer.conversation_id, "offered");
         let outbox =
             Outbox::new(self.link.clone(), (turn, epoch), offer.token.clone(), admitted.over.clone());
-        let mut job = Job::new(offer, admitted, outbox, registered.clone(), self.now.clone());
+        let mut job = HostedJob::new(offer, admitted, outbox, registered.clone(), self.now.clone());
         let (workers, span) = (self.workers.clone(), job.span.clone());
         let serving = async move {
             if job.outbox.take().await == Posted::Done {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     outbox::{Outbox, Posted},
     turns::Admitted,
-    words::{Offer, Registered},
+    words::{OfferedTurn, RegisteredHost},
 };
 use crate::{
     agent::Scope,
@@ -30,11 +30,11 @@ use crate::{
 
 /// A turn to be run here.
 #[derive(Debug)]
-pub struct Job {
-    pub offer: Offer,
+pub struct HostedJob {
+    pub offer: OfferedTurn,
     pub admitted: Admitted,
     pub outbox: Outbox,
-    pub registered: Arc<Registered>,
+    pub registered: Arc<RegisteredHost>,
     pub span: tracing::Span,
     /// This host stops now.
     interrupted: CancellationToken,
@@ -43,28 +43,28 @@ pub struct Job {
 }
 
 /// The turn's end here.
-pub enum End {
+pub enum TurnEnd {
     /// With this line to the gateway; then this becomes of the process.
     Line(Vec<u8>, Fate),
     /// The turn is not this host's any more.
     Over,
 }
 
-impl Job {
+impl HostedJob {
     /// A turn whose startup clock runs from now on.
     pub fn new(
-        offer: Offer,
+        offer: OfferedTurn,
         admitted: Admitted,
         outbox: Outbox,
-        registered: Arc<Registered>,
+        registered: Arc<RegisteredHost>,
         interrupted: CancellationToken,
-    ) -> Job {
+    ) -> HostedJob {
         let ready_until = Instant::now() + Duration::from_millis(registered.startup_ms);
         let span = tracing::info_span!(
             "turn", turn_id = %offer.turn_id, conversation_id = %offer.conversation_id,
             epoch = offer.epoch, worker_id = tracing::field::Empty,
         );
-        Job { offer, admitted, outbox, registered, span, interrupted, ready_until }
+        HostedJob { offer, admitted, outbox, registered, span, interrupted, ready_until }
     }
 
     /// Runs a turn that was taken.
@@ -73,18 +73,18 @@ impl Job {
             Ok(()) => until_end(link, self).await,
             Err(why) => {
                 let (code, message) = why.of_a_turn();
-                End::Line(gone(code, message, Some(&why.to_string())), Fate::End)
+                TurnEnd::Line(gone(code, message, Some(&why.to_string())), Fate::End)
             }
         };
         let fate = match end {
-            End::Line(line, fate) => {
+            TurnEnd::Line(line, fate) => {
                 link.hang_up(fate == Fate::Keep);
                 self.outbox.push(line);
                 // Where the gateway had another last word, the process has ended the turn all the same.
                 self.post_all().await;
                 fate
             }
-            End::Over => {
+            TurnEnd::Over => {
                 link.hang_up(false);
                 Fate::End
             }
@@ -136,7 +136,7 @@ fn failed(message: &str, detail: Option<String>) -> Vec<u8> {
     gone(Code::WorkerStartupFailed, message, detail.as_deref())
 }
 
-impl HostedTurn for Job {
+impl HostedTurn for HostedJob {
     /// The place in the conversation of the turn that a process served last.
     type Fit = i64;
 
@@ -191,10 +191,10 @@ impl HostedTurn for Job {
     }
 }
 
-impl<L: ProcessLink> Outlet<L> for Job {
+impl<L: ProcessLink> Outlet<L> for HostedJob {
     /// A line for the worker.
     type Order = Vec<u8>;
-    type End = End;
+    type End = TurnEnd;
 
     fn turn(&self) -> TurnId {
         self.offer.turn_id
@@ -207,47 +207,47 @@ impl<L: ProcessLink> Outlet<L> for Job {
     /// The outbox posts by itself.
     fn flush(&mut self) {}
 
-    async fn step(&mut self) -> Step<Vec<u8>, End> {
+    async fn step(&mut self) -> Step<Vec<u8>, TurnEnd> {
         tokio::select! {
             biased;
-            () = self.admitted.over.cancelled() => Step::End(End::Over),
+            () = self.admitted.over.cancelled() => Step::End(TurnEnd::Over),
             () = self.interrupted.cancelled() => {
                 let line = gone(Code::Interrupted, Code::Interrupted.message(), None);
-                Step::End(End::Line(line, Fate::End))
+                Step::End(TurnEnd::Line(line, Fate::End))
             }
             Some(order) = self.admitted.orders.recv() => Step::Order(order),
             posted = self.outbox.posted() => match posted {
                 Posted::Done => Step::Written,
-                Posted::Over => Step::End(End::Over),
+                Posted::Over => Step::End(TurnEnd::Over),
             },
         }
     }
 
     fn written(&mut self, _link: &mut L) {}
 
-    async fn obey(&mut self, order: Vec<u8>, link: &mut L) -> Option<End> {
+    async fn obey(&mut self, order: Vec<u8>, link: &mut L) -> Option<TurnEnd> {
         match link.send_line(order) {
             // A process that is gone is about to be heard as such.
             Ok(()) | Err(SendError::Closed) => None,
             Err(why) => {
                 let line = gone(Code::WorkerUnresponsive, UNREAD, Some(&why.to_string()));
-                Some(End::Line(line, Fate::End))
+                Some(TurnEnd::Line(line, Fate::End))
             }
         }
     }
 
-    fn heed(&mut self, from: FromWorker, _link: &mut L) -> Option<End> {
+    fn heed(&mut self, from: FromWorker, _link: &mut L) -> Option<TurnEnd> {
         let line = encode::relay(&from.message)?;
         if encode::is_end(&from.message) {
-            return Some(End::Line(line, Fate::Keep));
+            return Some(TurnEnd::Line(line, Fate::Keep));
         }
         self.outbox.push(line);
         None
     }
 
-    fn broken(&mut self, broken: Broken) -> End {
+    fn broken(&mut self, broken: Broken) -> TurnEnd {
         let Broken { code, message, detail, .. } = broken;
-        End::Line(gone(code, &message, detail.as_deref()), Fate::End)
+        TurnEnd::Line(gone(code, &message, detail.as_deref()), Fate::End)
     }
 
     /// The gateway keeps the turn's clocks.
@@ -255,7 +255,7 @@ impl<L: ProcessLink> Outlet<L> for Job {
         None
     }
 
-    fn lapsed(&mut self, _link: &mut L) -> Option<End> {
+    fn lapsed(&mut self, _link: &mut L) -> Option<TurnEnd> {
         None
     }
 }

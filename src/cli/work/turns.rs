@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::words::{Order, line};
+use super::words::{OrderToPass, line};
 use crate::id::TurnId;
 
 /// Orders that may wait for one turn.
@@ -21,20 +21,20 @@ const ORDERS_MAX: usize = 64;
 /// The turns of this host.
 #[derive(Debug)]
 pub struct Turns {
-    list: Mutex<List>,
+    list: Mutex<TurnList>,
     changed: Notify,
 }
 
 #[derive(Debug)]
-struct List {
-    turns: HashMap<TurnId, Reach>,
+struct TurnList {
+    turns: HashMap<TurnId, TurnReach>,
     /// When the last of them ended.
     idle_since: Instant,
 }
 
 /// A turn, as the beat reaches it.
 #[derive(Debug)]
-struct Reach {
+struct TurnReach {
     epoch: i32,
     told: HashSet<String>,
     orders: mpsc::Sender<Vec<u8>>,
@@ -55,7 +55,7 @@ pub struct Admitted {
 
 impl Default for Turns {
     fn default() -> Self {
-        let list = List { turns: HashMap::new(), idle_since: Instant::now() };
+        let list = TurnList { turns: HashMap::new(), idle_since: Instant::now() };
         Turns { list: Mutex::new(list), changed: Notify::new() }
     }
 }
@@ -69,7 +69,7 @@ impl Turns {
         if list.turns.get(&turn).is_some_and(|known| known.epoch >= epoch) {
             return None;
         }
-        let reach = Reach { epoch, told: HashSet::new(), orders: sender, over: over.clone() };
+        let reach = TurnReach { epoch, told: HashSet::new(), orders: sender, over: over.clone() };
         if let Some(earlier) = list.turns.insert(turn, reach) {
             earlier.over.cancel();
         }
@@ -115,7 +115,7 @@ impl Turns {
     }
 
     /// Passes an order on, once. One that finds no room comes again.
-    pub fn order(&self, order: &Order) {
+    pub fn order(&self, order: &OrderToPass) {
         let mut list = self.list();
         let Some(reach) = list.turns.get_mut(&order.turn_id) else { return };
         if reach.told.contains(&order.key) {
@@ -139,7 +139,7 @@ impl Turns {
         self.list().turns.values().for_each(|reach| reach.over.cancel());
     }
 
-    fn list(&self) -> MutexGuard<'_, List> {
+    fn list(&self) -> MutexGuard<'_, TurnList> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -169,7 +169,7 @@ mod tests {
         let (turns, turn) = (Arc::new(Turns::default()), TurnId(Uuid::nil()));
         let mut first = turns.admit(turn, 1).unwrap();
         assert!(turns.admit(turn, 1).is_none(), "it is on the list");
-        let order = || Order {
+        let order = || OrderToPass {
             key: "cancel".to_owned(),
             turn_id: turn,
             order: RawValue::from_string("{\"type\":\n\"cancel\"}".to_owned()).unwrap(),

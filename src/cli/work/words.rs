@@ -13,7 +13,7 @@ use crate::{
 
 /// The answer to a registration.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Registered {
+pub struct RegisteredHost {
     pub worker_id: WorkerId,
     /// Where the replica that answered is reached itself.
     pub url: String,
@@ -30,13 +30,13 @@ pub struct Registered {
 
 /// The answer to a wait for turns.
 #[derive(Debug, Deserialize)]
-pub struct Offers {
-    pub turns: Vec<Offer>,
+pub struct OfferedTurns {
+    pub turns: Vec<OfferedTurn>,
 }
 
 /// A turn that this host may take.
 #[derive(Debug, Deserialize)]
-pub struct Offer {
+pub struct OfferedTurn {
     pub turn_id: TurnId,
     pub conversation_id: ConversationId,
     pub epoch: i32,
@@ -45,7 +45,7 @@ pub struct Offer {
     pub turn: Box<RawValue>,
 }
 
-impl Offer {
+impl OfferedTurn {
     /// The worker's `turn` message as a line. A process that served the turn before knows the history.
     pub fn line(&self, has_history: bool) -> Result<Vec<u8>, serde_json::Error> {
         let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(self.turn.get())?;
@@ -59,16 +59,16 @@ impl Offer {
 
 /// The answer to a beat.
 #[derive(Debug, Deserialize)]
-pub struct Beat {
-    pub orders: Vec<Order>,
-    pub over: Vec<Over>,
+pub struct BeatReply {
+    pub orders: Vec<OrderToPass>,
+    pub over: Vec<TurnOver>,
     pub should_move: bool,
     pub should_stop: bool,
 }
 
 /// Something to pass on.
 #[derive(Debug, Deserialize)]
-pub struct Order {
+pub struct OrderToPass {
     pub key: String,
     pub turn_id: TurnId,
     pub order: Box<RawValue>,
@@ -76,7 +76,7 @@ pub struct Order {
 
 /// A turn that is not this host's any more.
 #[derive(Debug, Deserialize)]
-pub struct Over {
+pub struct TurnOver {
     pub turn_id: TurnId,
     pub epoch: i32,
     pub code: String,

@@ -14,7 +14,7 @@ use crate::{
         error::StoreError,
         handle::Store,
         live::ring::queue_payload,
-        pool::{conn::Conn, session::Purpose},
+        pool::{conn::Conn, session::SessionPurpose},
     },
 };
 
@@ -56,7 +56,7 @@ pub struct OpenTransaction {
 impl Store {
     /// Makes turns that wait where no replica takes them. Returns them in the order of their ids.
     pub async fn park(&self, wanted: ParkedTurns<'_>) -> Result<Vec<TurnId>, StoreError> {
-        let mut conn = self.sessions().open("fixtures", Purpose::Work).await?;
+        let mut conn = self.sessions().open("fixtures", SessionPurpose::Work).await?;
         let (mut turns, mut conversations, mut ordinals) = (Vec::new(), Vec::new(), Vec::new());
         let fresh: Vec<Uuid> = (0..wanted.conversations).map(|_| self.clock().mint()).collect();
         for ordinal in 1..=wanted.turns_each {
@@ -177,7 +177,7 @@ impl Store {
     /// Opens a transaction elsewhere, which holds back what vacuum may remove.
     #[allow(clippy::disallowed_methods, reason = "several commands at once")]
     pub async fn hold_transaction(&self) -> Result<OpenTransaction, StoreError> {
-        let mut conn = self.sessions().open("fixtures", Purpose::Work).await?;
+        let mut conn = self.sessions().open("fixtures", SessionPurpose::Work).await?;
         // The snapshot is taken by the first query.
         let begin =
             sqlx::raw_sql("begin isolation level repeatable read; select count(*) from lastword.replicas");

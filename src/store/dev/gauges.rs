@@ -11,7 +11,7 @@ use sqlx::{Row, postgres::PgRow};
 use crate::store::{
     error::StoreError,
     handle::Store,
-    pool::{conn::Conn, session::Purpose},
+    pool::{conn::Conn, session::SessionPurpose},
 };
 
 /// Counts since some moment before; two of them make a difference.
@@ -73,7 +73,8 @@ impl Store {
 #[allow(clippy::disallowed_methods, reason = "views that the build's database lacks")]
 impl Gauges {
     async fn open(store: &Store) -> Result<Gauges, sqlx::Error> {
-        let mut conn = store.sessions().open("gauges", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+        let mut conn =
+            store.sessions().open("gauges", SessionPurpose::Work).await.map_err(StoreError::into_sqlx)?;
         let preloaded: String =
             sqlx::query_scalar("select /* lastword bench */ current_setting('shared_preload_libraries')")
                 .fetch_one(&mut conn)

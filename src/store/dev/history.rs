@@ -11,7 +11,7 @@ use super::fixtures::fixtures_error;
 use crate::store::{
     error::StoreError,
     handle::Store,
-    pool::{conn::Conn, session::Purpose},
+    pool::{conn::Conn, session::SessionPurpose},
 };
 
 /// History is spread over so many days, so that partitions matter as they would.
@@ -53,7 +53,7 @@ impl Store {
         span: Option<Duration>,
         mut tell: impl FnMut(Made),
     ) -> Result<(), StoreError> {
-        let mut conn = self.sessions().open("history", Purpose::Work).await?;
+        let mut conn = self.sessions().open("history", SessionPurpose::Work).await?;
         // Nobody relies on these rows before all of them are there.
         sqlx::raw_sql("set synchronous_commit = off").execute(&mut conn).await.map_err(fixtures_error)?;
         let now = self.clock().now();

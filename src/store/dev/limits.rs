@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::store::{
     error::StoreError,
     handle::Store,
-    pool::{conn::Conn, session::Purpose},
+    pool::{conn::Conn, session::SessionPurpose},
 };
 
 /// The channel that a wake-up is measured on.
@@ -22,7 +22,7 @@ const WAKE_MAX: Duration = Duration::from_secs(5);
 
 /// Connections to measure on.
 #[derive(Debug)]
-pub struct Limits {
+pub struct MachineLimits {
     conn: Conn,
     sender: Conn,
     listener: PgListener,
@@ -32,15 +32,16 @@ pub struct Limits {
 
 impl Store {
     /// Connections and tables to measure limits with.
-    pub async fn limits(&self) -> Result<Limits, StoreError> {
-        Limits::open(self).await.map_err(limits)
+    pub async fn limits(&self) -> Result<MachineLimits, StoreError> {
+        MachineLimits::open(self).await.map_err(limits)
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "tables of the measurement's own, which no migration makes")]
-impl Limits {
-    async fn open(store: &Store) -> Result<Limits, sqlx::Error> {
-        let mut conn = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
+impl MachineLimits {
+    async fn open(store: &Store) -> Result<MachineLimits, sqlx::Error> {
+        let mut conn =
+            store.sessions().open("limits", SessionPurpose::Work).await.map_err(StoreError::into_sqlx)?;
         sqlx::raw_sql(
             "
             drop schema if exists lastword_limits cascade;
@@ -55,8 +56,9 @@ impl Limits {
         let listener = store.listener_sessions().listener("limits", WAKE_MAX).await;
         let mut listener = listener.map_err(StoreError::into_sqlx)?;
         listener.listen(CHANNEL).await?;
-        let sender = store.sessions().open("limits", Purpose::Work).await.map_err(StoreError::into_sqlx)?;
-        Ok(Limits { conn, sender, listener, inserted: 0 })
+        let sender =
+            store.sessions().open("limits", SessionPurpose::Work).await.map_err(StoreError::into_sqlx)?;
+        Ok(MachineLimits { conn, sender, listener, inserted: 0 })
     }
 
     /// `select 1`: a round trip.

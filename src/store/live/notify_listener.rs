@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::ring::read;
 use crate::{
     store::{
-        error::{Reach, StoreError},
+        error::{FailureReach, StoreError},
         handle::Store,
     },
     telemetry::metrics,
@@ -34,7 +34,7 @@ pub async fn listen_on(store: Store, until: CancellationToken) {
         .run_until_cancelled(async {
             loop {
                 if let Err(why) = session(&store).await {
-                    store.reachability().failed(Reach::Connection, &why);
+                    store.reachability().failed(FailureReach::Connection, &why);
                 }
                 store.wake().rings.set_round_trip(None);
                 tokio::time::sleep(RECONNECT_GAP).await;

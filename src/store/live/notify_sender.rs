@@ -14,7 +14,7 @@ use crate::{
     store::{
         error::StoreError,
         handle::Store,
-        pool::{conn::Conn, session::Purpose},
+        pool::{conn::Conn, session::SessionPurpose},
     },
     telemetry::metrics,
 };
@@ -77,7 +77,9 @@ async fn ring(store: &Store, slot: &mut Option<Conn>, pending: &Ring) -> Result<
     let work = async {
         let conn = match slot {
             Some(conn) => conn,
-            None => slot.insert(store.listener_sessions().open("ring", Purpose::Task(RING_MAX)).await?),
+            None => {
+                slot.insert(store.listener_sessions().open("ring", SessionPurpose::Task(RING_MAX)).await?)
+            }
         };
         for payload in payloads(store.wake().rings.sender(), pending) {
             sqlx::query_scalar!("select pg_notify($1, $2)::text", &*conn.schema.channel(), payload)

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::store::{
     error::StoreError,
-    records::page::{Page, Room, Want},
+    records::page::{EventPage, Room, Want},
 };
 
 /// Readers answered by one statement.
@@ -21,7 +21,7 @@ pub(in crate::store) const ROOM: Room = Room { rows: 64, bytes: 64 * 1024 };
 const QUEUE_MAX: usize = 4096;
 
 /// The way back to a reader.
-pub(in crate::store) type Answer = oneshot::Sender<Result<Page, StoreError>>;
+pub(in crate::store) type Answer = oneshot::Sender<Result<EventPage, StoreError>>;
 
 /// Where readers ask.
 #[derive(Debug)]
@@ -41,7 +41,11 @@ impl Default for ReadBatch {
 
 impl ReadBatch {
     /// Asks; `None` where nobody answers, or where what is asked for has no room in company.
-    pub(in crate::store) async fn ask(&self, want: Want, limit: i64) -> Option<Result<Page, StoreError>> {
+    pub(in crate::store) async fn ask(
+        &self,
+        want: Want,
+        limit: i64,
+    ) -> Option<Result<EventPage, StoreError>> {
         if !self.is_served.load(Ordering::Acquire) || limit < ROOM.rows {
             return None;
         }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::store::records::page::{Anchor, Page};
+use crate::store::records::page::{Anchor, EventPage};
 
 /// Data that is kept for readers that are not waiting for it, in bytes; and events. The JSON of those that some
 /// reader has had comes on top.
@@ -29,12 +29,12 @@ pub struct RecentEvents {
 pub(in crate::store) struct Snapshot {
     pub(in crate::store) began: Instant,
     pub(in crate::store) cursor: i32,
-    pub(in crate::store) page: Page,
+    pub(in crate::store) page: EventPage,
 }
 
 impl Snapshot {
     /// What it says to one who asks from `cursor` on; `None` where it cannot tell.
-    fn answer(&self, cursor: i32, limit: usize) -> Option<Page> {
+    fn answer(&self, cursor: i32, limit: usize) -> Option<EventPage> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
         let anchor = match skipped.checked_sub(1) {
             None => self.page.anchor,
@@ -45,11 +45,11 @@ impl Snapshot {
             return None;
         }
         let events = rest.iter().take(limit).cloned().collect();
-        Some(Page { anchor, events, is_whole: self.page.is_whole && rest.len() <= limit })
+        Some(EventPage { anchor, events, is_whole: self.page.is_whole && rest.len() <= limit })
     }
 
     /// The same for the only reader: nothing is copied, and what is handed over is not kept.
-    fn take(&mut self, cursor: i32, limit: usize) -> Option<Page> {
+    fn take(&mut self, cursor: i32, limit: usize) -> Option<EventPage> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
         if skipped > self.page.events.len() {
             return None;
@@ -60,10 +60,11 @@ impl Snapshot {
     }
 
     /// The first events, up to so many.
-    pub(in crate::store) fn hand_over(&mut self, limit: usize) -> Page {
+    pub(in crate::store) fn hand_over(&mut self, limit: usize) -> EventPage {
         let rest = self.page.events.split_off(limit.min(self.page.events.len()));
         let is_whole = self.page.is_whole && rest.is_empty();
-        let first = Page { events: std::mem::replace(&mut self.page.events, rest), is_whole, ..self.page };
+        let first =
+            EventPage { events: std::mem::replace(&mut self.page.events, rest), is_whole, ..self.page };
         if let Some(last) = first.events.last() {
             (self.cursor, self.page.anchor) = (last.seq, Some(Anchor::of(last)));
         }
@@ -97,7 +98,7 @@ impl Snapshot {
 impl RecentEvents {
     /// Takes what was committed here by a statement that `began` then: what follows `cursor`. `is_awaited`:
     /// somebody waits for it.
-    pub(in crate::store) fn put(&self, began: Instant, cursor: i32, page: Page, is_awaited: bool) {
+    pub(in crate::store) fn put(&self, began: Instant, cursor: i32, page: EventPage, is_awaited: bool) {
         let mut newest = self.lock();
         let look = Snapshot { began, cursor, page };
         let refused = match &mut *newest {
@@ -117,7 +118,7 @@ impl RecentEvents {
         cursor: i32,
         limit: usize,
         is_alone: bool,
-    ) -> Option<Page> {
+    ) -> Option<EventPage> {
         let mut newest = self.lock();
         let known = newest.as_mut().filter(|known| known.began >= due)?;
         if is_alone { known.take(cursor, limit) } else { known.answer(cursor, limit) }
@@ -159,11 +160,11 @@ mod tests {
 
     fn look(cursor: i32, seqs: std::ops::Range<i32>, is_whole: bool) -> Snapshot {
         let anchor = (cursor >= 0).then(|| Anchor::of(&event(cursor)));
-        let page = Page { anchor, events: seqs.map(event).collect(), is_whole };
+        let page = EventPage { anchor, events: seqs.map(event).collect(), is_whole };
         Snapshot { began: Instant::now(), cursor, page }
     }
 
-    fn seqs(answer: Option<Page>) -> Option<Vec<i32>> {
+    fn seqs(answer: Option<EventPage>) -> Option<Vec<i32>> {
         answer.map(|page| page.events.iter().map(|event| event.seq).collect())
     }
 

@@ -21,7 +21,7 @@ const TURNS_MAX: usize = 65_536;
 
 /// What was seen of one turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct SeenCommit {
     /// Which turn.
     pub turn: TurnId,
     /// Its newest epoch; 0 where none is known.
@@ -38,7 +38,7 @@ pub struct SeenCommits(Mutex<Memory>);
 
 #[derive(Debug, Default)]
 struct Memory {
-    turns: HashMap<TurnId, (Seen, Instant)>,
+    turns: HashMap<TurnId, (SeenCommit, Instant)>,
     /// In the order in which they were put here; one that was seen again since goes to the end.
     order: VecDeque<(TurnId, Instant)>,
 }
@@ -46,20 +46,20 @@ struct Memory {
 impl SeenCommits {
     /// The event at `seq` is committed, written under `epoch`.
     pub fn saw(&self, turn: TurnId, epoch: i32, seq: i32) {
-        self.note(Seen { turn, epoch, seq: Some(seq), end: None }, Instant::now());
+        self.note(SeenCommit { turn, epoch, seq: Some(seq), end: None }, Instant::now());
     }
 
     /// The turn's last word is committed.
     pub fn saw_end(&self, turn: TurnId, epoch: i32, seq: Option<i32>, kind: Kind) {
-        self.note(Seen { turn, epoch, seq, end: Some(kind) }, Instant::now());
+        self.note(SeenCommit { turn, epoch, seq, end: Some(kind) }, Instant::now());
     }
 
     /// Everything that is kept.
-    pub fn all(&self) -> Vec<Seen> {
+    pub fn all(&self) -> Vec<SeenCommit> {
         self.all_at(Instant::now())
     }
 
-    fn all_at(&self, now: Instant) -> Vec<Seen> {
+    fn all_at(&self, now: Instant) -> Vec<SeenCommit> {
         let mut memory = self.lock();
         memory.forget_old(now);
         memory.turns.values().map(|(seen, _)| *seen).collect()
@@ -70,7 +70,7 @@ impl SeenCommits {
         self.lock().turns.remove(&turn);
     }
 
-    fn note(&self, new: Seen, now: Instant) {
+    fn note(&self, new: SeenCommit, now: Instant) {
         let mut memory = self.lock();
         match memory.turns.get_mut(&new.turn) {
             Some((seen, at)) => {
@@ -126,7 +126,7 @@ mod tests {
         commits.saw(TURN, 1, 3);
         commits.saw_end(TURN, 2, Some(9), Kind::Completed);
         commits.saw(TURN, 2, 8);
-        let wanted = Seen { turn: TURN, epoch: 2, seq: Some(9), end: Some(Kind::Completed) };
+        let wanted = SeenCommit { turn: TURN, epoch: 2, seq: Some(9), end: Some(Kind::Completed) };
         assert_eq!(commits.all(), [wanted]);
         commits.forget(TURN);
         assert_eq!(commits.all(), []);
@@ -136,7 +136,7 @@ mod tests {
     fn what_was_not_seen_for_long_is_forgotten() {
         let (commits, start) = (SeenCommits::default(), Instant::now());
         let other = TurnId(uuid::Uuid::from_u128(1));
-        let seen = |turn, seq| Seen { turn, epoch: 1, seq: Some(seq), end: None };
+        let seen = |turn, seq| SeenCommit { turn, epoch: 1, seq: Some(seq), end: None };
         commits.note(seen(TURN, 1), start);
         commits.note(seen(other, 1), start);
         commits.note(seen(other, 2), start + KEPT_FOR / 2);

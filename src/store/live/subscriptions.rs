@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{recent_events::RecentEvents, rings::Rings};
 use crate::{
     id::TurnId,
-    store::records::page::{Anchor, Page},
+    store::records::page::{Anchor, EventPage},
 };
 
 /// Who waits for which turn's events.
@@ -88,7 +88,7 @@ impl Subscriptions {
         turn: TurnId,
         began: Instant,
         cursor: i32,
-        page: impl FnOnce() -> Option<Page>,
+        page: impl FnOnce() -> Option<EventPage>,
     ) {
         let tails = lock(&self.tails);
         let Some(tailed) = tails.get(&turn) else { return };

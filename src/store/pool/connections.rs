@@ -32,9 +32,9 @@ use tokio::{
 use super::{
     conn::Conn,
     reachability::Reachability,
-    session::{Purpose, Sessions},
+    session::{SessionPurpose, Sessions},
 };
-use crate::store::error::{self, Reach, StoreError};
+use crate::store::error::{self, FailureReach, StoreError};
 
 /// How long a statement may take before its connection is given up.
 const STATEMENT_MAX: Duration = Duration::from_secs(5);
@@ -72,13 +72,13 @@ pub(in crate::store) struct Connections {
 
 #[derive(Debug)]
 struct Resting {
-    own: Own,
+    own: PooledConnection,
     since: Instant,
 }
 
 /// A connection of this pool.
 #[derive(Debug)]
-struct Own {
+struct PooledConnection {
     conn: Conn,
     made: Instant,
     _room: OwnedSemaphorePermit,
@@ -127,7 +127,7 @@ impl Connections {
                     None => format!("no connection within {LEND_MAX:?}"),
                 };
                 let why = away("acquire", why);
-                self.reachability.failed(Reach::Statement, &why);
+                self.reachability.failed(FailureReach::Statement, &why);
                 Err(why)
             }
         }
@@ -169,7 +169,7 @@ impl Connections {
     }
 
     /// One that rests, and answers as far as that can be known.
-    async fn take_resting(&self) -> Option<Own> {
+    async fn take_resting(&self) -> Option<PooledConnection> {
         loop {
             let Resting { mut own, since } = self.resting().pop_back()?;
             if self.reachability.was_lost_within(own.made.elapsed()) || own.made.elapsed() > AGE_MAX {
@@ -192,19 +192,19 @@ impl Connections {
             reason = "a login that outlives who wanted it, and ends by itself"
         )]
         tokio::spawn(async move {
-            let login = home.sessions.open("acquire", Purpose::Pool(STATEMENT_MAX));
+            let login = home.sessions.open("acquire", SessionPurpose::Pool(STATEMENT_MAX));
             let conn = tokio::select! {
                 biased;
                 conn = timeout(LOGIN_MAX, login) => conn,
                 () = home.reachability.regained() => return Err(away("acquire", BEFORE_BREAK.to_owned())),
             };
             let conn = conn.map_err(|_| away("acquire", format!("no login within {LOGIN_MAX:?}")))??;
-            home.give_back(Own { conn, made: Instant::now(), _room: room });
+            home.give_back(PooledConnection { conn, made: Instant::now(), _room: room });
             Ok(())
         })
     }
 
-    fn give_back(&self, own: Own) {
+    fn give_back(&self, own: PooledConnection) {
         if self.places.is_closed() {
             return;
         }
@@ -255,7 +255,7 @@ fn away(op: &'static str, why: String) -> StoreError {
 /// A connection that is thrown away when a statement on it did not come back in time: what is still under
 /// way on it would make the next user wait.
 pub(in crate::store) struct Loan {
-    own: Option<Own>,
+    own: Option<PooledConnection>,
     is_clean: AtomicBool,
     home: Arc<Connections>,
     /// Free again once the connection is back.
@@ -272,7 +272,7 @@ impl Loan {
     where
         F: Future<Output = Result<T, sqlx::Error>> + 'c,
     {
-        let Some(Own { conn, .. }) = self.own.as_mut() else {
+        let Some(PooledConnection { conn, .. }) = self.own.as_mut() else {
             return Err(away(op, "the connection was given up".to_owned()));
         };
         let reachability = &self.home.reachability;
@@ -305,7 +305,7 @@ impl Loan {
             }
             Err(_) => {
                 let error = away(op, format!("no answer within {STATEMENT_MAX:?}"));
-                reachability.failed(Reach::Statement, &error);
+                reachability.failed(FailureReach::Statement, &error);
                 Err(error)
             }
         }

@@ -23,14 +23,14 @@ use sqlx::{
 };
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
-use self::entry::{Entry, Way};
+use self::entry::{LoginEntry, Way};
 use super::{
     denial::{self, Denial},
     gate::{self, Gate},
     reachability::Reachability,
-    tls::{Fault, Mode},
+    tls::{Mode, TlsFault},
 };
-use crate::store::error::{Reach, StoreError};
+use crate::store::error::{FailureReach, StoreError};
 
 /// The file is looked at this often at most while logins are refused.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -49,14 +49,14 @@ pub(in crate::store) struct Login {
     application_name: String,
     gate: Arc<Gate>,
     reachability: Arc<Reachability>,
-    state: Mutex<State>,
+    state: Mutex<LoginState>,
     /// When the file was read last; those who come meanwhile wait for what it says.
     looked_at: tokio::sync::Mutex<Instant>,
 }
 
 #[derive(Debug)]
-struct State {
-    entry: Arc<Entry>,
+struct LoginState {
+    entry: Arc<LoginEntry>,
     /// What is wrong with the file as it is now.
     file_fault: Option<(Denial, String)>,
     refused: Option<Refused>,
@@ -92,9 +92,10 @@ impl Login {
         gate: Arc<Gate>,
         reachability: Arc<Reachability>,
     ) -> Result<Login, StoreError> {
-        let entry =
-            Entry::read(url, application_name).map_err(|(denial, why)| denied("connect", denial, why))?;
-        let state = State { entry: Arc::new(entry), file_fault: None, refused: None, no_tls_until: None };
+        let entry = LoginEntry::read(url, application_name)
+            .map_err(|(denial, why)| denied("connect", denial, why))?;
+        let state =
+            LoginState { entry: Arc::new(entry), file_fault: None, refused: None, no_tls_until: None };
         let (file, application_name) = (file.map(Path::to_owned), application_name.to_owned());
         let looked_at = tokio::sync::Mutex::new(Instant::now());
         Ok(Login { file, application_name, gate, reachability, state: Mutex::new(state), looked_at })
@@ -191,7 +192,7 @@ impl Login {
             Err(why) => Some((denial::FILE, why.to_string())),
             Ok(text) if text.trim().is_empty() => Some((denial::FILE, "it is empty".to_owned())),
             Ok(text) if text.trim() == state.entry.text => None,
-            Ok(text) => match Entry::read(text.trim(), &self.application_name) {
+            Ok(text) => match LoginEntry::read(text.trim(), &self.application_name) {
                 Err(fault) => Some(fault),
                 Ok(new) if !new.is_same_database(&state.entry) => {
                     Some((denial::MOVED, "only its user, password and TLS are followed".to_owned()))
@@ -243,7 +244,7 @@ impl Login {
     async fn try_way<T>(
         &self,
         attempt: &Attempt<'_, T>,
-        entry: &Entry,
+        entry: &LoginEntry,
         way: Way,
     ) -> Result<T, (StoreError, bool)> {
         let Attempt { op, settle, make } = *attempt;
@@ -278,8 +279,8 @@ impl Login {
                     None => judge(error),
                 })
             }
-            Err(Fault::Denied(denial, why)) => Err((denied(op, denial, why), true)),
-            Err(Fault::Io(why)) => {
+            Err(TlsFault::Denied(denial, why)) => Err((denied(op, denial, why), true)),
+            Err(TlsFault::Io(why)) => {
                 let was_there =
                     matches!(why.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
                 Err((StoreError::from_sqlx(op, why.into()), was_there))
@@ -313,11 +314,11 @@ impl Login {
         }
         drop(state);
         if let Err(why) = made {
-            self.reachability.failed(Reach::Connection, why);
+            self.reachability.failed(FailureReach::Connection, why);
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LoginState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::store::error::{Reach, StoreError};
+use crate::store::error::{FailureReach, StoreError};
 
 /// From one line to the next while it is away.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ enum Notice {
 
 impl Outage {
     /// Something failed.
-    pub(super) fn failed(&self, reach: Reach, why: &StoreError) {
+    pub(super) fn failed(&self, reach: FailureReach, why: &StoreError) {
         let line = self.tale().failed(reach, Instant::now(), || self.is_on.store(true, Ordering::Release));
         match line {
             Some(Notice::Away) => tracing::warn!(%why, remedy = why.remedy(), "Postgres is away"),
@@ -102,7 +102,7 @@ impl Notice {
 }
 
 impl Tale {
-    fn failed(&mut self, reach: Reach, now: Instant, begin: impl FnOnce()) -> Option<Notice> {
+    fn failed(&mut self, reach: FailureReach, now: Instant, begin: impl FnOnce()) -> Option<Notice> {
         match (self.away, reach) {
             (Some((since, _)), _) => {
                 (self.away, self.answered_at) = (Some((since, now)), None);
@@ -110,13 +110,13 @@ impl Tale {
                 self.all += 1;
                 self.minute(now, since)
             }
-            (None, Reach::Connection) => {
+            (None, FailureReach::Connection) => {
                 begin();
                 (self.away, self.answered_at, self.told_at) = (Some((now, now)), None, Some(now));
                 (self.untold, self.all) = (0, 1);
                 Some(Notice::Away)
             }
-            (None, Reach::Statement) => {
+            (None, FailureReach::Statement) => {
                 self.hiccups += 1;
                 if self.hiccup_at.is_some_and(|at| now - at < HICCUPS_EVERY) {
                     return None;
@@ -158,8 +158,8 @@ mod tests {
         // Ten failures a second for 150 seconds, and answers beside some of them.
         for n in 0..1500_u32 {
             let now = began + Duration::from_millis(100) * n;
-            lines.extend(tale.failed(Reach::Connection, now, || {}));
-            lines.extend(tale.failed(Reach::Statement, now, || {}));
+            lines.extend(tale.failed(FailureReach::Connection, now, || {}));
+            lines.extend(tale.failed(FailureReach::Statement, now, || {}));
             lines.extend(tale.answered(true, now + Duration::from_millis(50), || {}));
         }
         let end = began + Duration::from_millis(149_900);
@@ -180,7 +180,7 @@ mod tests {
     fn statements_that_fail_beside_a_postgres_that_answers_are_told_now_and_then() {
         let (mut tale, began) = (Tale::default(), Instant::now());
         let at = |tenths: u32| began + Duration::from_millis(100) * tenths;
-        let told = (0..300).filter_map(|n| tale.failed(Reach::Statement, at(n), || {}));
+        let told = (0..300).filter_map(|n| tale.failed(FailureReach::Statement, at(n), || {}));
         let told: Vec<Notice> = told.collect();
         let wanted = [1, 100, 100].map(|failures| Notice::Hiccup { failures });
         assert_eq!(told, wanted);

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{denial::Denial, outage::Outage};
-use crate::store::error::{Reach, StoreError};
+use crate::store::error::{FailureReach, StoreError};
 
 /// When Postgres was last heard, and last lost.
 #[derive(Debug)]
@@ -63,9 +63,9 @@ impl Reachability {
     }
 
     /// Something that was asked of it failed.
-    pub(in crate::store) fn failed(&self, reach: Reach, why: &StoreError) {
+    pub(in crate::store) fn failed(&self, reach: FailureReach, why: &StoreError) {
         if why.is_away() {
-            if reach == Reach::Connection {
+            if reach == FailureReach::Connection {
                 self.broke();
             } else if let Some(denial) = why.denial() {
                 *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some((denial, Instant::now()));

@@ -41,7 +41,7 @@ const CUT_OFF: [(&str, &str); 3] =
 /// What a session is for. Statements with a deadline have the deadline in Postgres too, a little sooner than in this
 /// process: the connection is then as good as before, and nothing is under way that nobody waits for.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::store) enum Purpose {
+pub(in crate::store) enum SessionPurpose {
     /// The hot statements, each with this deadline.
     Pool(Duration),
     /// A task's own session, whose statements have this deadline.
@@ -69,7 +69,7 @@ impl Sessions {
     pub(in crate::store) async fn open(
         &self,
         op: &'static str,
-        purpose: Purpose,
+        purpose: SessionPurpose,
     ) -> Result<Conn, StoreError> {
         self.begin(op, purpose, false).await
     }
@@ -78,7 +78,7 @@ impl Sessions {
     pub(in crate::store) async fn open_first(
         &self,
         op: &'static str,
-        purpose: Purpose,
+        purpose: SessionPurpose,
     ) -> Result<Conn, StoreError> {
         self.begin(op, purpose, true).await
     }
@@ -91,7 +91,7 @@ impl Sessions {
     ) -> Result<PgListener, StoreError> {
         loop {
             let is_bare = self.is_bare.load(Ordering::Relaxed);
-            let settle = |options| self.settled(Purpose::Task(deadline), is_bare, options);
+            let settle = |options| self.settled(SessionPurpose::Task(deadline), is_bare, options);
             match self.login.listener(op, &settle).await {
                 Err(why) if !is_bare && is_refused(&why) => self.note(&why),
                 other => return other,
@@ -104,7 +104,12 @@ impl Sessions {
         self.login.refusal()
     }
 
-    async fn begin(&self, op: &'static str, purpose: Purpose, is_hurried: bool) -> Result<Conn, StoreError> {
+    async fn begin(
+        &self,
+        op: &'static str,
+        purpose: SessionPurpose,
+        is_hurried: bool,
+    ) -> Result<Conn, StoreError> {
         let mut bare = loop {
             let is_bare = self.is_bare.load(Ordering::Relaxed);
             let settle = |options| self.settled(purpose, is_bare, options);
@@ -125,24 +130,24 @@ impl Sessions {
     }
 
     /// How to begin a session. What the URL sets itself stays.
-    fn settled(&self, purpose: Purpose, is_bare: bool, options: PgConnectOptions) -> PgConnectOptions {
+    fn settled(&self, purpose: SessionPurpose, is_bare: bool, options: PgConnectOptions) -> PgConnectOptions {
         if is_bare {
             return options;
         }
         let given = options.get_options().unwrap_or_default().to_owned();
         let is_free = |name: &str| !given.contains(&format!("{name}="));
         let mut settings: Vec<(&str, String)> = Vec::new();
-        if matches!(purpose, Purpose::Pool(_)) && self.keeps_plans {
+        if matches!(purpose, SessionPurpose::Pool(_)) && self.keeps_plans {
             settings.extend(PLANS.map(|(name, value)| (name, value.to_owned())));
         }
         settings.push((ISOLATION.0, ISOLATION.1.to_owned()));
         settings.extend(CUT_OFF.map(|(name, value)| (name, value.to_owned())));
         let statement_max = match purpose {
-            Purpose::Pool(max) | Purpose::Task(max) => {
+            SessionPurpose::Pool(max) | SessionPurpose::Task(max) => {
                 settings.push((SEARCH_PATH.0, SEARCH_PATH.1.to_owned()));
                 max
             }
-            Purpose::Work => Duration::ZERO,
+            SessionPurpose::Work => Duration::ZERO,
         };
         let timeouts = [
             ("statement_timeout", statement_max * 9 / 10),

@@ -28,7 +28,7 @@ use tokio_rustls::TlsConnector;
 
 use self::fault::fault;
 use self::trust::{Roots, Trust};
-pub(super) use self::{carried::Carried, fault::Fault};
+pub(super) use self::{carried::Carried, fault::TlsFault};
 use super::denial;
 
 /// What the driver is told to leave to us, and what of it is known here.
@@ -90,8 +90,9 @@ impl TlsParameters {
     }
 
     /// From a URL's parameters, then the environment as libpq reads it.
-    pub(super) fn of(parameters: &[(String, String)]) -> Result<TlsParameters, Fault> {
-        let refuse = |name: &str, why: &str| Err(Fault::Denied(denial::PARAMETER, format!("{name} {why}")));
+    pub(super) fn of(parameters: &[(String, String)]) -> Result<TlsParameters, TlsFault> {
+        let refuse =
+            |name: &str, why: &str| Err(TlsFault::Denied(denial::PARAMETER, format!("{name} {why}")));
         let known = [&MODE[..], &ROOT, &CERTIFICATE, &KEY].concat();
         let stranger =
             parameters.iter().find(|(name, _)| TlsParameters::knows(name) && !known.contains(&name.as_str()));
@@ -133,7 +134,7 @@ impl TlsParameters {
     }
 
     /// Reads what is named, and makes what a handshake needs of it.
-    async fn config(&self, host: &str) -> Result<ClientConfig, Fault> {
+    async fn config(&self, host: &str) -> Result<ClientConfig, TlsFault> {
         let provider = provider();
         let roots = match &self.root {
             // As libpq: a CA that is named is asked, whatever the mode; one that is not there only where it must.
@@ -147,7 +148,7 @@ impl TlsParameters {
             },
             Root::Absent if self.mode < Mode::VerifyCa => None,
             Root::Absent if self.mode == Mode::VerifyCa => {
-                return Err(Fault::Denied(denial::NO_ROOT, "sslrootcert is not set".to_owned()));
+                return Err(TlsFault::Denied(denial::NO_ROOT, "sslrootcert is not set".to_owned()));
             }
             Root::Absent | Root::System => Some(system_roots().await?),
         };
@@ -155,7 +156,7 @@ impl TlsParameters {
         let trust = Trust { provider: provider.clone(), roots, host };
         let config =
             ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let config = config.map_err(|why| Fault::Denied(denial::HANDSHAKE, why.to_string()))?;
+        let config = config.map_err(|why| TlsFault::Denied(denial::HANDSHAKE, why.to_string()))?;
         let config = config.dangerous().with_custom_certificate_verifier(Arc::new(trust));
         Ok(match &self.identity {
             None => config.with_no_client_auth(),
@@ -166,24 +167,24 @@ impl TlsParameters {
     }
 
     /// Connects and makes the handshake; `None` where this Postgres speaks no TLS.
-    pub(super) async fn open(&self, host: &str, port: u16) -> Result<Option<Carried>, Fault> {
+    pub(super) async fn open(&self, host: &str, port: u16) -> Result<Option<Carried>, TlsFault> {
         let config = self.config(host).await?;
-        let mut stream = TcpStream::connect((host, port)).await.map_err(Fault::Io)?;
-        stream.set_nodelay(true).map_err(Fault::Io)?;
-        stream.write_all(&SSL_REQUEST).await.map_err(Fault::Io)?;
-        match stream.read_u8().await.map_err(Fault::Io)? {
+        let mut stream = TcpStream::connect((host, port)).await.map_err(TlsFault::Io)?;
+        stream.set_nodelay(true).map_err(TlsFault::Io)?;
+        stream.write_all(&SSL_REQUEST).await.map_err(TlsFault::Io)?;
+        match stream.read_u8().await.map_err(TlsFault::Io)? {
             b'S' => {}
             b'N' if self.mode >= Mode::Require => {
-                return Err(Fault::Denied(denial::NO_TLS, "it answers N".to_owned()));
+                return Err(TlsFault::Denied(denial::NO_TLS, "it answers N".to_owned()));
             }
             b'N' => return Ok(None),
-            _ => return Err(Fault::Denied(denial::HANDSHAKE, "the server is no Postgres".to_owned())),
+            _ => return Err(TlsFault::Denied(denial::HANDSHAKE, "the server is no Postgres".to_owned())),
         }
         // A host that is no name in the sense of TLS is none that could be asked for.
         let unnamed = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
         let name = ServerName::try_from(host.to_owned()).unwrap_or(unnamed);
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(fault)?;
-        Carried::new(stream).map(Some).map_err(Fault::Io)
+        Carried::new(stream).map(Some).map_err(TlsFault::Io)
     }
 }
 
@@ -198,29 +199,29 @@ fn pem(text: String) -> Pem {
 }
 
 impl Pem {
-    async fn read(&self, name: &str) -> Result<Vec<u8>, Fault> {
+    async fn read(&self, name: &str) -> Result<Vec<u8>, TlsFault> {
         match self {
             Pem::Text(text) => Ok(text.clone().into_bytes()),
             Pem::File(path) => tokio::fs::read(path).await.map_err(|why| {
-                Fault::Denied(denial::PARAMETER, format!("{name}: cannot read {}: {why}", path.display()))
+                TlsFault::Denied(denial::PARAMETER, format!("{name}: cannot read {}: {why}", path.display()))
             }),
         }
     }
 }
 
-fn certificates(name: &str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
+fn certificates(name: &str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsFault> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     let found = read.ok().filter(|found| !found.is_empty());
-    found.ok_or_else(|| Fault::Denied(denial::PARAMETER, format!("{name} holds no certificate as PEM")))
+    found.ok_or_else(|| TlsFault::Denied(denial::PARAMETER, format!("{name} holds no certificate as PEM")))
 }
 
-fn roots(certificates: Vec<CertificateDer<'static>>, name: &str) -> Result<Roots, Fault> {
+fn roots(certificates: Vec<CertificateDer<'static>>, name: &str) -> Result<Roots, TlsFault> {
     let roots = Roots::new(certificates);
-    roots.ok_or_else(|| Fault::Denied(denial::PARAMETER, format!("{name} holds no CA's certificate")))
+    roots.ok_or_else(|| TlsFault::Denied(denial::PARAMETER, format!("{name} holds no CA's certificate")))
 }
 
 /// Reading them takes some milliseconds of a thread.
-async fn system_roots() -> Result<Roots, Fault> {
+async fn system_roots() -> Result<Roots, TlsFault> {
     let found = tokio::task::spawn_blocking(|| rustls_native_certs::load_native_certs().certs).await;
     roots(found.unwrap_or_default(), "this system")
 }
@@ -229,9 +230,9 @@ async fn identity(
     provider: &CryptoProvider,
     certificate: &Pem,
     key: &Pem,
-) -> Result<Arc<dyn ResolvesClientCert>, Fault> {
+) -> Result<Arc<dyn ResolvesClientCert>, TlsFault> {
     let chain = certificates("sslcert", &certificate.read("sslcert").await?)?;
-    let refuse = |why: &str| Fault::Denied(denial::PARAMETER, format!("sslkey {why}"));
+    let refuse = |why: &str| TlsFault::Denied(denial::PARAMETER, format!("sslkey {why}"));
     let key = PrivateKeyDer::from_pem_slice(&key.read("sslkey").await?).map_err(|_| {
         refuse("holds no key as PEM, or one behind a passphrase: `openssl pkey` writes it without")
     })?;
@@ -249,8 +250,8 @@ mod tests {
         let owned: Vec<_> =
             parameters.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         TlsParameters::of(&owned).map_err(|fault| match fault {
-            Fault::Denied(_, why) => why,
-            Fault::Io(why) => why.to_string(),
+            TlsFault::Denied(_, why) => why,
+            TlsFault::Io(why) => why.to_string(),
         })
     }
 

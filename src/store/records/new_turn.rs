@@ -67,7 +67,7 @@ pub struct NewTurn {
 
 /// A place on this replica for a turn that is about to be accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offer {
+pub struct ClaimOffer {
     /// The generation of its conversation's own warm worker here, where there is one.
     pub generation: Option<i64>,
     /// That worker or a shared one, where it is ready: the turn is `running` from the start, and the worker

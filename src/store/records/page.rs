@@ -46,7 +46,7 @@ pub(in crate::store) struct Room {
 
 /// What one look at a log brings.
 #[derive(Debug, Clone, Default)]
-pub struct Page {
+pub struct EventPage {
     /// What stands at the cursor.
     pub anchor: Option<Anchor>,
     /// What comes after it.
@@ -55,7 +55,7 @@ pub struct Page {
     pub is_whole: bool,
 }
 
-impl Page {
+impl EventPage {
     pub(in crate::store) fn put(&mut self, want: &Want, event: Event) {
         if event.seq == want.cursor {
             self.anchor = Some(Anchor::of(&event));

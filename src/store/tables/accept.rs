@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use crate::store::records::new_turn::{Accepted, IfBusy, NewTurn, Offer, Verdict};
+pub use crate::store::records::new_turn::{Accepted, ClaimOffer, IfBusy, NewTurn, Verdict};
 use crate::{
     agent::Retry,
     config::Lever,
@@ -19,7 +19,7 @@ use crate::{
         records::{
             assignment::Assignment,
             claim::{Claim, Phase, started_by},
-            page::Page,
+            page::EventPage,
         },
     },
 };
@@ -44,7 +44,10 @@ impl Store {
     ///
     /// # Errors
     /// Postgres is away, or the statement failed as a whole: nothing is known of any of them.
-    pub async fn accept_all(&self, wanted: &[(&NewTurn, Option<Offer>)]) -> Result<Vec<Verdict>, StoreError> {
+    pub async fn accept_all(
+        &self,
+        wanted: &[(&NewTurn, Option<ClaimOffer>)],
+    ) -> Result<Vec<Verdict>, StoreError> {
         let mut columns = AcceptColumns::default();
         wanted.iter().for_each(|(new, offer)| columns.push(new, *offer));
         let most = wanted.iter().map(|(new, _)| u64::from(new.queue_max)).min().unwrap_or(0);
@@ -119,7 +122,12 @@ impl Store {
     }
 
     /// Notes what came to the queue, and rings for it.
-    fn ring_for(&self, wanted: &[(&NewTurn, Option<Offer>)], verdicts: &[Verdict], counted: Option<i32>) {
+    fn ring_for(
+        &self,
+        wanted: &[(&NewTurn, Option<ClaimOffer>)],
+        verdicts: &[Verdict],
+        counted: Option<i32>,
+    ) {
         let accepted =
             wanted.iter().zip(verdicts).filter_map(|((new, _), it)| Some((new.id, it.as_ref().ok()?)));
         let held_by_nobody = accepted.filter(|(_, accepted)| accepted.claim.is_none());
@@ -151,7 +159,7 @@ struct AcceptRow {
 }
 
 impl AcceptRow {
-    fn verdict(self, new: &NewTurn, offer: Option<Offer>) -> Verdict {
+    fn verdict(self, new: &NewTurn, offer: Option<ClaimOffer>) -> Verdict {
         if self.outcome.starts_with("LW") {
             return Err(StoreError::Refused { op: "accept", code: self.outcome, detail: self.detail });
         }
@@ -215,7 +223,7 @@ struct AcceptColumns {
 }
 
 impl AcceptColumns {
-    fn push(&mut self, new: &NewTurn, offer: Option<Offer>) {
+    fn push(&mut self, new: &NewTurn, offer: Option<ClaimOffer>) {
         let spec = &new.agent.spec;
         let (key, hash) = new.idempotency.clone().unzip();
         let worker = offer.and_then(|offer| offer.worker);
@@ -253,7 +261,7 @@ fn accepted_but_for_the_ordinal(new: &NewTurn) -> String {
 }
 
 /// The log of a new turn.
-fn birth(accepted: &Accepted, new: &NewTurn) -> Page {
+fn birth(accepted: &Accepted, new: &NewTurn) -> EventPage {
     let event = |seq, kind, attempt, data| {
         Event { turn_id: new.id, seq, kind, attempt, data, at: accepted.at }.into()
     };
@@ -262,5 +270,5 @@ fn birth(accepted: &Accepted, new: &NewTurn) -> Page {
     if let Some(&Claim { epoch, phase: Phase::Running(worker), .. }) = accepted.claim.as_ref() {
         events.push(event(1, Kind::Started, epoch, started_by(worker)));
     }
-    Page { anchor: None, events, is_whole: true }
+    EventPage { anchor: None, events, is_whole: true }
 }

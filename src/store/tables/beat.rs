@@ -9,9 +9,9 @@ use std::time::Duration;
 use crate::{
     id::ReplicaId,
     store::{
-        error::{Reach, StoreError},
+        error::{FailureReach, StoreError},
         handle::Store,
-        pool::{conn::Conn, session::Purpose},
+        pool::{conn::Conn, session::SessionPurpose},
     },
     telemetry::metrics,
 };
@@ -80,7 +80,7 @@ pub struct BeatSession {
 impl BeatSession {
     /// Connects, within 4 s.
     pub async fn open(store: &Store) -> Result<BeatSession, StoreError> {
-        let connect = store.sessions().open_first("beat", Purpose::Task(BEAT_MAX));
+        let connect = store.sessions().open_first("beat", SessionPurpose::Task(BEAT_MAX));
         match tokio::time::timeout(LOGIN_MAX, connect).await {
             Ok(conn) => {
                 let conn = conn?;
@@ -195,12 +195,12 @@ impl BeatSession {
 /// Every failure of the beat is one of its connection.
 fn broken(store: &Store, op: &'static str, why: sqlx::Error) -> StoreError {
     let error = StoreError::from_sqlx(op, why);
-    store.reachability().failed(Reach::Connection, &error);
+    store.reachability().failed(FailureReach::Connection, &error);
     error
 }
 
 fn failed(store: &Store, op: &'static str, why: String) -> StoreError {
     let error = StoreError::Away { op, why };
-    store.reachability().failed(Reach::Connection, &error);
+    store.reachability().failed(FailureReach::Connection, &error);
     error
 }

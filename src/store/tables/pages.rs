@@ -6,7 +6,7 @@
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use crate::store::records::page::{Anchor, Page};
+pub use crate::store::records::page::{Anchor, EventPage};
 use crate::{
     config::Lever,
     event::{Event, Kind, SharedEvent},
@@ -39,10 +39,10 @@ impl Store {
 
     /// The same, and what stands at the cursor, in one snapshot: whoever goes on after an event must
     /// find that very event in its place.
-    pub async fn read_on(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Page, StoreError> {
+    pub async fn read_on(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<EventPage, StoreError> {
         let room = Room { rows: limit, bytes: PAGE_BYTES };
         let mut pages = self.read_many(&[Want { turn, cursor }], room).await?;
-        pages.pop().unwrap_or_else(|| Ok(Page::default()))
+        pages.pop().unwrap_or_else(|| Ok(EventPage::default()))
     }
 
     /// As [`Store::read_on`], shared with whoever else follows the turn in this process, and read together
@@ -53,7 +53,7 @@ impl Store {
         cursor: i32,
         limit: i64,
         is_behind: bool,
-    ) -> Result<Page, StoreError> {
+    ) -> Result<EventPage, StoreError> {
         let (turn, recent, is_alone) = (interest.turn(), interest.recent(), interest.is_alone());
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         let known = || recent.answer(interest.due(), cursor, most, is_alone);
@@ -84,7 +84,7 @@ impl Store {
 
     /// What stands at the cursor and the next events after it, at most `limit` of them, read together with what others
     /// want.
-    async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<Page, StoreError> {
+    async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<EventPage, StoreError> {
         if self.uses(Lever::ReadTogether)
             && let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
             && page.as_ref().map_or(true, |page| page.is_whole)
@@ -110,7 +110,7 @@ impl Store {
         &self,
         wants: &[Want],
         room: Room,
-    ) -> Result<Vec<Result<Page, StoreError>>, StoreError> {
+    ) -> Result<Vec<Result<EventPage, StoreError>>, StoreError> {
         let turns: Vec<Uuid> = wants.iter().map(|want| want.turn.0).collect();
         let cursors: Vec<i32> = wants.iter().map(|want| want.cursor).collect();
         let (first, last) = ends(&turns);
@@ -142,7 +142,8 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        let mut pages: Vec<Result<Page, StoreError>> = wants.iter().map(|_| Ok(Page::default())).collect();
+        let mut pages: Vec<Result<EventPage, StoreError>> =
+            wants.iter().map(|_| Ok(EventPage::default())).collect();
         for row in rows {
             let at = usize::try_from(row.place - 1).unwrap_or(usize::MAX);
             let (Some(want), Some(slot)) = (wants.get(at), pages.get_mut(at)) else { continue };

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     event::Kind,
     id::TurnId,
-    store::{error::StoreError, handle::Store, live::seen_commits::Seen},
+    store::{error::StoreError, handle::Store, live::seen_commits::SeenCommit},
 };
 
 /// What a client is told whose turn is cut off by lost commits.
@@ -48,7 +48,7 @@ impl Store {
     }
 
     /// Compares, closes what was cut off, and tells what nobody has told before. See `lw_reconcile_v1`.
-    pub async fn reconcile(&self, seen: &[Seen]) -> Result<Vec<Rewound>, StoreError> {
+    pub async fn reconcile(&self, seen: &[SeenCommit]) -> Result<Vec<Rewound>, StoreError> {
         let turns: Vec<Uuid> = seen.iter().map(|seen| seen.turn.0).collect();
         let epochs: Vec<i32> = seen.iter().map(|seen| seen.epoch).collect();
         let seqs: Vec<Option<i32>> = seen.iter().map(|seen| seen.seq).collect();

@@ -15,7 +15,7 @@ use crate::{
     store::{
         error::StoreError,
         handle::Store,
-        pool::{conn::Conn, session::Purpose},
+        pool::{conn::Conn, session::SessionPurpose},
     },
 };
 
@@ -30,7 +30,7 @@ const TRANSACTION_MAX_S: f64 = 300.0;
 impl Store {
     /// Every check, as far as Postgres lets them be made.
     pub async fn examine(&self, config: &Config) -> Vec<Check> {
-        let mut conn = match self.sessions().open("connect", Purpose::Pool(CHECK_MAX)).await {
+        let mut conn = match self.sessions().open("connect", SessionPurpose::Pool(CHECK_MAX)).await {
             Ok(conn) => conn,
             Err(why) => return vec![shut_out(&why)],
         };

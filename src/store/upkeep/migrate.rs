@@ -10,7 +10,7 @@ use sqlx::{
 use crate::store::{
     error::StoreError,
     handle::Store,
-    pool::{conn::Conn, schema::Schema, session::Purpose},
+    pool::{conn::Conn, schema::Schema, session::SessionPurpose},
 };
 
 static MIGRATIONS: Migrator = {
@@ -38,7 +38,7 @@ impl Store {
         let failed = |why| StoreError::from_sqlx("migrate", why);
         // Its own connection: a long migration must not meet the statement deadline. Past a pooler, as
         // the listener's: the lock is a session's, and is let go of on the backend that took it.
-        let mut conn = self.listener_sessions().open("migrate", Purpose::Work).await?;
+        let mut conn = self.listener_sessions().open("migrate", SessionPurpose::Work).await?;
         self.reachability().heard();
         let encoding = encoding(&mut conn).await.map_err(failed)?;
         if encoding != "UTF8" {

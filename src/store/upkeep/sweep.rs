@@ -13,7 +13,7 @@ use crate::{
     store::{
         error::StoreError,
         handle::Store,
-        pool::{conn::Conn, session::Purpose},
+        pool::{conn::Conn, session::SessionPurpose},
     },
 };
 
@@ -50,7 +50,7 @@ pub struct Swept {
 impl Store {
     /// Connects, to sweep.
     pub async fn sweeper(&self) -> Result<Sweeper, StoreError> {
-        let conn = self.sessions().open("sweep", Purpose::Task(BATCH_TAKES_MAX)).await?;
+        let conn = self.sessions().open("sweep", SessionPurpose::Task(BATCH_TAKES_MAX)).await?;
         Ok(Sweeper { conn })
     }
 

@@ -3,7 +3,7 @@
 //! Owns the checks; each returns the ids that break it. Turns whose log was dropped with its
 //! partition are not judged by their log.
 
-use crate::store::{error::StoreError, handle::Store, pool::session::Purpose};
+use crate::store::{error::StoreError, handle::Store, pool::session::SessionPurpose};
 
 /// One rule and what breaks it.
 #[derive(Debug, Clone)]
@@ -18,15 +18,15 @@ pub struct Finding {
     pub is_checked: bool,
 }
 
-struct Check {
+struct VerifyRule {
     invariant: &'static str,
     rule: &'static str,
     /// Returns one text column; `$LOGGED` stands for "the log of turn t is still kept".
     sql: &'static str,
 }
 
-const CHECKS: &[Check] = &[
-    Check {
+const CHECKS: &[VerifyRule] = &[
+    VerifyRule {
         invariant: "I1",
         rule: "an open turn has an in-flight row and an accepted event",
         sql: "select t.id::text from lastword.turns t
@@ -34,13 +34,13 @@ const CHECKS: &[Check] = &[
                  not exists (select from lastword.inflight i where i.turn_id = t.id)
                  or not exists (select from lastword.turn_events e where e.turn_id = t.id and e.seq = 0 and e.kind = 'accepted'))",
     },
-    Check {
+    VerifyRule {
         invariant: "I2",
         rule: "an ended turn has no in-flight row",
         sql: "select t.id::text from lastword.turns t join lastword.inflight i on i.turn_id = t.id
                where t.status in ('completed', 'failed', 'cancelled')",
     },
-    Check {
+    VerifyRule {
         invariant: "I2",
         rule: "an ended turn has exactly one last word, of its status, at its last_seq",
         sql: "select t.id::text from lastword.turns t
@@ -49,7 +49,7 @@ const CHECKS: &[Check] = &[
                    from lastword.turn_events e
                   where e.turn_id = t.id and e.kind in ('completed', 'failed', 'cancelled'))",
     },
-    Check {
+    VerifyRule {
         invariant: "I2",
         rule: "a turn without a terminal status has no last word",
         sql: "select t.id::text from lastword.turns t
@@ -57,14 +57,14 @@ const CHECKS: &[Check] = &[
                  select from lastword.turn_events e
                   where e.turn_id = t.id and e.kind in ('completed', 'failed', 'cancelled'))",
     },
-    Check {
+    VerifyRule {
         invariant: "I3",
         rule: "nothing follows the last word",
         sql: "select t.id::text from lastword.turns t
                where t.last_seq is not null and $LOGGED
                  and exists (select from lastword.turn_events e where e.turn_id = t.id and e.seq > t.last_seq)",
     },
-    Check {
+    VerifyRule {
         invariant: "I4",
         rule: "seq counts from 0 without gaps",
         sql: "select t.id::text from lastword.turns t
@@ -72,7 +72,7 @@ const CHECKS: &[Check] = &[
                  select count(*) <> coalesce(max(e.seq) + 1, 0) or coalesce(min(e.seq), -1) <> 0
                    from lastword.turn_events e where e.turn_id = t.id)",
     },
-    Check {
+    VerifyRule {
         invariant: "I5",
         rule: "no event is of an epoch above its turn's, and epochs never go down",
         sql: "select distinct e.turn_id::text from (
@@ -80,18 +80,18 @@ const CHECKS: &[Check] = &[
                   from lastword.turn_events e) e left join lastword.turns t on t.id = e.turn_id
                where e.attempt < e.before or e.attempt > t.attempt",
     },
-    Check {
+    VerifyRule {
         invariant: "I6",
         rule: "an in-flight row belongs to an open turn",
         sql: "select i.turn_id::text from lastword.inflight i left join lastword.turns t on t.id = i.turn_id
                where t.id is null or t.status not in ('queued', 'running')",
     },
-    Check {
+    VerifyRule {
         invariant: "I6",
         rule: "nothing is past its deadline by more than 30 s",
         sql: "select i.turn_id::text from lastword.inflight i where i.deadline < clock_timestamp() - interval '30 s'",
     },
-    Check {
+    VerifyRule {
         invariant: "I9",
         rule: "turns of a conversation start in the order they were accepted, one at a time",
         sql: "select b.id::text from (
@@ -105,15 +105,15 @@ const CHECKS: &[Check] = &[
 ];
 
 /// Rules about words, of which a newer release may have more.
-const WORDS: &[Check] = &[
-    Check {
+const WORDS: &[VerifyRule] = &[
+    VerifyRule {
         invariant: "I4",
         rule: "every event is of a kind that there is",
         sql: "select distinct e.turn_id::text from lastword.turn_events e
                where e.kind not in ('accepted', 'started', 'delta', 'content', 'ephemeral', 'status', 'ask', 'answer',
                  'custom', 'completed', 'failed', 'cancelled')",
     },
-    Check {
+    VerifyRule {
         invariant: "I2",
         rule: "every status, phase and clock is one that there is",
         sql: "select t.id::text from lastword.turns t where t.status not in ('queued', 'running', 'completed', 'failed', 'cancelled')
@@ -131,7 +131,7 @@ impl Store {
     #[allow(clippy::disallowed_methods, reason = "inside the store")]
     pub async fn verify(&self) -> Result<Vec<Finding>, StoreError> {
         use sqlx::AssertSqlSafe;
-        let mut conn = self.sessions().open("verify", Purpose::Work).await?;
+        let mut conn = self.sessions().open("verify", SessionPurpose::Work).await?;
         let is_newer = self.is_schema_newer(&mut conn).await?;
         let words = WORDS.iter().map(|check| (check, !is_newer));
         let mut findings = Vec::with_capacity(CHECKS.len() + WORDS.len());

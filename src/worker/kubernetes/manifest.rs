@@ -77,7 +77,7 @@ pub struct Owner {
 
 /// What a pod is made for.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct PodOrder {
     /// The worker inside.
     pub worker: WorkerId,
     /// What it runs.
@@ -138,7 +138,7 @@ pub fn selector(fleet: &str) -> String {
 }
 
 /// The pod; `None` where the agent has no template.
-pub fn manifest(order: &Order, home: &Home) -> Option<Pod> {
+pub fn manifest(order: &PodOrder, home: &Home) -> Option<Pod> {
     let spec = &order.agent.spec;
     let template = spec.pod.as_ref()?;
     let owner = home.owner.as_ref().map(|owner| OwnerReference {
@@ -162,7 +162,7 @@ fn own(name: &str) -> String {
     format!("{OWN_PREFIX}{name}")
 }
 
-fn labels(order: &Order, template: &PodTemplate, fleet: &str) -> BTreeMap<String, String> {
+fn labels(order: &PodOrder, template: &PodTemplate, fleet: &str) -> BTreeMap<String, String> {
     let mut labels = template.labels.clone();
     labels.extend([
         ("app.kubernetes.io/name".to_owned(), "lastword-worker".to_owned()),
@@ -179,7 +179,7 @@ fn labels(order: &Order, template: &PodTemplate, fleet: &str) -> BTreeMap<String
     labels
 }
 
-fn annotations(order: &Order, template: &PodTemplate) -> BTreeMap<String, String> {
+fn annotations(order: &PodOrder, template: &PodTemplate) -> BTreeMap<String, String> {
     let mut annotations = template.annotations.clone();
     annotations.insert(own(AGENT), order.agent.name.clone());
     annotations.insert(own(REVISION), order.agent.revision.to_string());
@@ -190,7 +190,7 @@ fn annotations(order: &Order, template: &PodTemplate) -> BTreeMap<String, String
     annotations
 }
 
-fn pod_spec(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Home) -> PodSpec {
+fn pod_spec(order: &PodOrder, spec: &AgentSpec, template: &PodTemplate, home: &Home) -> PodSpec {
     let volume = |name: &str| Volume {
         name: name.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource::default()),
@@ -259,7 +259,7 @@ fn whole_seconds(span: Duration) -> i64 {
     i64::try_from(span.as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
 }
 
-fn container(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Home) -> Container {
+fn container(order: &PodOrder, spec: &AgentSpec, template: &PodTemplate, home: &Home) -> Container {
     let mount = |name: &str, path: &str| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
@@ -329,7 +329,7 @@ fn resources(spec: &AgentSpec, template: &PodTemplate) -> ResourceRequirements {
     }
 }
 
-fn variables(order: &Order, spec: &AgentSpec, template: &PodTemplate, home: &Home) -> Vec<EnvVar> {
+fn variables(order: &PodOrder, spec: &AgentSpec, template: &PodTemplate, home: &Home) -> Vec<EnvVar> {
     let plain = |name: &str, value: String| EnvVar {
         name: name.to_owned(),
         value: Some(as_it_is(&value)),

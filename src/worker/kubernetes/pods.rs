@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     cluster::{Cluster, Refusal},
     manifest::{self, Owner},
-    verdict::{self, Ending, Standing, Wait},
+    verdict::{self, Ending, PodStanding, Wait},
 };
 use crate::{
     id::{ConversationId, WorkerId},
@@ -39,20 +39,20 @@ const DOOMED_MAX: usize = 1024;
 
 /// The pods of one fleet. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pods(Arc<Inner>);
+pub struct Pods(Arc<FleetParts>);
 
 #[derive(Debug)]
-struct Inner {
+struct FleetParts {
     cluster: Cluster,
     fleet: String,
     gateway_url: String,
     /// The Deployment that pods belong to, and its uid once it is known.
     owner: watch::Sender<Option<Owner>>,
     owner_name: Option<String>,
-    state: Mutex<State>,
+    state: Mutex<FleetState>,
     /// Rung where a pod's end is to be told.
     ended: Notify,
-    link: watch::Sender<Link>,
+    link: watch::Sender<WatchLink>,
     creations: Semaphore,
     starts: Arc<Semaphore>,
     doomed: mpsc::Sender<String>,
@@ -60,8 +60,8 @@ struct Inner {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    pods: HashMap<String, Entry>,
+struct FleetState {
+    pods: HashMap<String, PodEntry>,
     /// Counts the lists. A list shows every pod that was made before it began.
     lists: u64,
     /// Names that the list under way has shown.
@@ -70,7 +70,7 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PodEntry {
     seen: watch::Sender<Seen>,
     /// The list that was the newest one when the pod was known to be there; `None` while it is asked for.
     since_list: Option<u64>,
@@ -90,7 +90,7 @@ pub struct Seen {
     /// What its worker's token is known by.
     pub token_hash: Option<TokenHash>,
     /// How it is.
-    pub standing: Standing,
+    pub standing: PodStanding,
     /// Since when it is so, for this replica.
     pub since: Instant,
 }
@@ -110,7 +110,7 @@ pub struct Ended {
 
 /// How the watch stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Link {
+pub enum WatchLink {
     /// All pods are known, and changes are heard.
     Whole,
     /// Not yet, or not any more; with what the cluster said.
@@ -132,7 +132,7 @@ impl Pods {
     /// The pods of a fleet, none of them known yet: see [`super::watch`].
     pub fn new(cluster: Cluster, fleet: Fleet) -> Self {
         let (doomed, doomed_out) = mpsc::channel(DOOMED_MAX);
-        Pods(Arc::new(Inner {
+        Pods(Arc::new(FleetParts {
             cluster,
             fleet: fleet.name,
             gateway_url: fleet.gateway_url,
@@ -140,7 +140,7 @@ impl Pods {
             owner_name: fleet.owner,
             state: Mutex::default(),
             ended: Notify::new(),
-            link: watch::Sender::new(Link::Broken("not asked yet".to_owned())),
+            link: watch::Sender::new(WatchLink::Broken("not asked yet".to_owned())),
             creations: Semaphore::new(CREATIONS_MAX),
             starts: Arc::new(Semaphore::new(STARTS_MAX)),
             doomed,
@@ -157,7 +157,7 @@ impl Pods {
     }
 
     /// How the watch stands, now and from now on.
-    pub fn link(&self) -> watch::Receiver<Link> {
+    pub fn link(&self) -> watch::Receiver<WatchLink> {
         self.0.link.subscribe()
     }
 
@@ -173,7 +173,7 @@ impl Pods {
     }
 
     /// Says how the watch stands; whether that is news.
-    pub(super) fn set_link(&self, link: Link) -> bool {
+    pub(super) fn set_link(&self, link: WatchLink) -> bool {
         self.0.link.send_if_modified(|it| {
             let is_new = *it != link;
             *it = link;
@@ -187,7 +187,7 @@ impl Pods {
         let of_it = state.pods.values().filter(|entry| {
             let seen = entry.seen.borrow();
             seen.conversation == conversation
-                && matches!(seen.standing, Standing::Waiting(_) | Standing::Running)
+                && matches!(seen.standing, PodStanding::Waiting(_) | PodStanding::Running)
         });
         // Worker ids grow with time.
         of_it.max_by_key(|entry| entry.seen.borrow().worker).map(|entry| entry.seen.subscribe())
@@ -212,7 +212,7 @@ impl Pods {
     /// Whether this pod is known to have ended, or not known.
     pub(super) fn is_ended(&self, name: &str) -> bool {
         let state = self.lock();
-        state.pods.get(name).is_none_or(|entry| matches!(entry.seen.borrow().standing, Standing::Ended(_)))
+        state.pods.get(name).is_none_or(|entry| matches!(entry.seen.borrow().standing, PodStanding::Ended(_)))
     }
 
     /// A place for a turn that waits for its pod, where there is one.
@@ -255,7 +255,7 @@ impl Pods {
             Event::InitDone => {
                 state.forget_unlisted();
                 drop(state);
-                self.set_link(Link::Whole);
+                self.set_link(WatchLink::Whole);
                 return self.0.ended.notify_one();
             }
         }
@@ -264,12 +264,12 @@ impl Pods {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FleetState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl FleetState {
     fn note(&mut self, pod: &Pod) {
         let standing = verdict::standing(pod);
         let lists = self.lists;
@@ -284,26 +284,26 @@ impl State {
     fn forget(&mut self, name: &str, last: &Pod) {
         let Some(entry) = self.pods.remove(name) else { return };
         let ending = match verdict::standing(last) {
-            Standing::Ended(ending) | Standing::Leaving(ending) => ending,
-            Standing::Waiting(_) | Standing::Running => Ending::deleted(),
+            PodStanding::Ended(ending) | PodStanding::Leaving(ending) => ending,
+            PodStanding::Waiting(_) | PodStanding::Running => Ending::deleted(),
         };
-        self.untold.extend(entry.stand(Standing::Ended(ending)));
+        self.untold.extend(entry.stand(PodStanding::Ended(ending)));
     }
 
     /// Pods that the list which has just ended should have shown.
     fn forget_unlisted(&mut self) {
-        let State { pods, lists, listed, untold } = self;
+        let FleetState { pods, lists, listed, untold } = self;
         pods.retain(|name, entry| {
             let is_there = entry.since_list.is_none_or(|since| since >= *lists) || listed.contains(name);
             if !is_there {
-                untold.extend(entry.stand(Standing::Ended(Ending::deleted())));
+                untold.extend(entry.stand(PodStanding::Ended(Ending::deleted())));
             }
             is_there
         });
         listed.clear();
     }
 
-    fn entry(&mut self, pod: &Pod) -> Option<(String, &mut Entry)> {
+    fn entry(&mut self, pod: &Pod) -> Option<(String, &mut PodEntry)> {
         let name = pod.metadata.name.clone()?;
         let about = manifest::about(pod)?;
         let now = Instant::now();
@@ -314,24 +314,24 @@ impl State {
                 conversation: about.conversation,
                 agent: about.agent,
                 token_hash: about.token_hash,
-                standing: Standing::Waiting(Wait::Start),
+                standing: PodStanding::Waiting(Wait::Start),
                 since: now,
             };
-            Entry { seen: watch::Sender::new(seen), since_list: None }
+            PodEntry { seen: watch::Sender::new(seen), since_list: None }
         });
         Some((name, entry))
     }
 }
 
-impl Entry {
+impl PodEntry {
     /// Takes in how the pod is now; its end, the first time that it is one. An end is for good.
-    fn stand(&self, standing: Standing) -> Option<Ended> {
+    fn stand(&self, standing: PodStanding) -> Option<Ended> {
         let mut ended = None;
         self.seen.send_if_modified(|seen| {
-            if seen.standing == standing || matches!(seen.standing, Standing::Ended(_)) {
+            if seen.standing == standing || matches!(seen.standing, PodStanding::Ended(_)) {
                 return false;
             }
-            if let Standing::Ended(ending) = &standing {
+            if let PodStanding::Ended(ending) = &standing {
                 let (name, worker, token_hash) = (seen.name.clone(), seen.worker, seen.token_hash);
                 ended = Some(Ended { name, worker, token_hash, ending: ending.clone() });
             }

@@ -25,9 +25,9 @@ use tokio::{
 
 use super::{
     cluster::Refusal,
-    manifest::{Order, Token},
-    pods::{Link, Pods, Seen},
-    verdict::{Ending, Standing, Wait},
+    manifest::{PodOrder, Token},
+    pods::{Pods, Seen, WatchLink},
+    verdict::{Ending, PodStanding, Wait},
     watch::Pause,
 };
 use crate::{
@@ -69,7 +69,7 @@ pub(in crate::worker) async fn serve(deps: &Deps, pods: &Pods, mut job: Job) {
 struct Start<'a> {
     deps: &'a Deps,
     pods: &'a Pods,
-    order: Order,
+    order: PodOrder,
     template: Option<PodTemplate>,
     turn: (crate::id::TurnId, i32),
     /// What it waits for, in the words of a last word; with more for operators.
@@ -79,7 +79,7 @@ struct Start<'a> {
 }
 
 /// A pod that was followed to where no turn can follow.
-enum Followed {
+enum FollowedPod {
     /// It served before, and is gone or going: another one may serve.
     Stale,
     /// It was made for this turn.
@@ -88,7 +88,7 @@ enum Followed {
 
 impl<'a> Start<'a> {
     fn new(deps: &'a Deps, pods: &'a Pods, job: &Job) -> Self {
-        let order = Order {
+        let order = PodOrder {
             worker: WorkerId(deps.store().clock().mint()),
             agent: job.agent.clone(),
             conversation: job.claim.conversation,
@@ -106,7 +106,7 @@ impl<'a> Start<'a> {
         self.wait_for("the cluster cannot be reached", String::new());
         let mut link = self.pods.link();
         // Which pods there are must be known once.
-        let _ = link.wait_for(|link| *link == Link::Whole).await;
+        let _ = link.wait_for(|link| *link == WatchLink::Whole).await;
         for _ in 0..PODS_MAX {
             let (seen, is_made) = match self.pods.of_conversation(self.order.conversation) {
                 Some(seen) if self.can_serve(&seen.borrow()) => (seen, false),
@@ -118,8 +118,8 @@ impl<'a> Start<'a> {
                 }
             };
             match self.follow(seen, is_made).await {
-                Followed::Stale => {}
-                Followed::Failed(obstacle) => return Err(obstacle),
+                FollowedPod::Stale => {}
+                FollowedPod::Failed(obstacle) => return Err(obstacle),
             }
         }
         Err(could_not("its pods were gone before they could take it", String::new()))
@@ -132,7 +132,7 @@ impl<'a> Start<'a> {
 
     /// Asks for a pod until there is one, or there never will be.
     async fn create(&self) -> Result<watch::Receiver<Seen>, Obstacle> {
-        let order = Order { token: self.let_in().await?, ..self.order.clone() };
+        let order = PodOrder { token: self.let_in().await?, ..self.order.clone() };
         let mut pause = Pause::default();
         loop {
             match self.pods.create(&order).await {
@@ -167,43 +167,43 @@ impl<'a> Start<'a> {
     }
 
     /// Follows a pod until it cannot serve this turn.
-    async fn follow(&self, mut seen: watch::Receiver<Seen>, is_made: bool) -> Followed {
+    async fn follow(&self, mut seen: watch::Receiver<Seen>, is_made: bool) -> FollowedPod {
         let patience = self.template.as_ref().map_or(Duration::ZERO, |template| template.wait_for_node.0);
         let mut nodeless_since: Option<Instant> = None;
         loop {
             let now = seen.borrow_and_update().clone();
             let mut node_until = None;
             match now.standing {
-                Standing::Running => {
+                PodStanding::Running => {
                     nodeless_since = None;
                     self.wait_for("its worker has not called yet", now.name);
                     self.show();
                 }
-                Standing::Waiting(Wait::Start) => self.wait_for("its pod has not started yet", now.name),
-                Standing::Waiting(Wait::Node(ending)) => {
+                PodStanding::Waiting(Wait::Start) => self.wait_for("its pod has not started yet", now.name),
+                PodStanding::Waiting(Wait::Node(ending)) => {
                     let until = *nodeless_since.get_or_insert_with(Instant::now) + patience;
                     if until <= Instant::now() {
-                        return Followed::Failed(ended(&ending));
+                        return FollowedPod::Failed(ended(&ending));
                     }
                     self.wait_for(&ending.cause.to_string(), ending.detail);
                     node_until = Some(until);
                 }
-                Standing::Leaving(_) | Standing::Ended(_) if !is_made => return Followed::Stale,
-                Standing::Leaving(ending) | Standing::Ended(ending) => {
-                    return Followed::Failed(ended(&ending));
+                PodStanding::Leaving(_) | PodStanding::Ended(_) if !is_made => return FollowedPod::Stale,
+                PodStanding::Leaving(ending) | PodStanding::Ended(ending) => {
+                    return FollowedPod::Failed(ended(&ending));
                 }
             }
             tokio::select! {
                 changed = seen.changed() => if changed.is_err() {
                     let last = seen.borrow().standing.clone();
                     return match last {
-                        Standing::Ended(ending) if is_made => Followed::Failed(ended(&ending)),
-                        _ if is_made => Followed::Failed(ended(&Ending::deleted())),
-                        _ => Followed::Stale,
+                        PodStanding::Ended(ending) if is_made => FollowedPod::Failed(ended(&ending)),
+                        _ if is_made => FollowedPod::Failed(ended(&Ending::deleted())),
+                        _ => FollowedPod::Stale,
                     };
                 },
                 () = sleep_until(node_until.unwrap_or_else(Instant::now)), if node_until.is_some() => {}
-                () = self.until_taken() => return Followed::Failed(Obstacle::Halted(Halt::Lost)),
+                () = self.until_taken() => return FollowedPod::Failed(Obstacle::Halted(Halt::Lost)),
             }
         }
     }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     pods::{Pods, Seen},
-    verdict::{Cause, Standing},
+    verdict::{Cause, PodStanding},
 };
 use crate::{
     agent::Runtime,
@@ -50,7 +50,7 @@ async fn sweep(store: &Store, pods: &Pods, idle: &mut Idle) -> Result<(), StoreE
     }
     let conversations: Vec<ConversationId> = all.iter().map(|seen| seen.conversation).collect();
     let busy = store.conversations_in_flight(&conversations).await?;
-    for seen in all.iter().filter(|seen| !matches!(seen.standing, Standing::Ended(_))) {
+    for seen in all.iter().filter(|seen| !matches!(seen.standing, PodStanding::Ended(_))) {
         let idle_ttl = idle_ttl(store, seen).await?;
         idle.ttls.insert(seen.name.clone(), idle_ttl);
     }
@@ -91,15 +91,15 @@ impl Idle {
         for seen in all {
             let is_over = match &seen.standing {
                 // It ended well: there is nothing to look at.
-                Standing::Ended(ending) if ending.cause == Cause::Exit(0) => true,
-                Standing::Ended(_) => now.saturating_duration_since(seen.since) >= FAILED_KEPT,
+                PodStanding::Ended(ending) if ending.cause == Cause::Exit(0) => true,
+                PodStanding::Ended(_) => now.saturating_duration_since(seen.since) >= FAILED_KEPT,
                 // It is on its way out.
-                Standing::Leaving(_) => false,
-                Standing::Waiting(_) | Standing::Running if busy.contains(&seen.conversation) => {
+                PodStanding::Leaving(_) => false,
+                PodStanding::Waiting(_) | PodStanding::Running if busy.contains(&seen.conversation) => {
                     self.since.remove(&seen.name);
                     false
                 }
-                Standing::Waiting(_) | Standing::Running => {
+                PodStanding::Waiting(_) | PodStanding::Running => {
                     let since = *self.since.entry(seen.name.clone()).or_insert(now);
                     let kept = self.ttls.get(&seen.name).copied().unwrap_or_default() + IDLE_MARGIN;
                     now.saturating_duration_since(since) >= kept
@@ -123,7 +123,7 @@ mod tests {
         worker::kubernetes::verdict::{Ending, Wait},
     };
 
-    fn seen(n: u128, standing: Standing, since: Instant) -> Seen {
+    fn seen(n: u128, standing: PodStanding, since: Instant) -> Seen {
         Seen {
             name: format!("pod-{n}"),
             worker: WorkerId(Uuid::from_u128(n)),
@@ -135,15 +135,15 @@ mod tests {
         }
     }
 
-    fn ended(cause: Cause) -> Standing {
-        Standing::Ended(Ending { cause, detail: String::new() })
+    fn ended(cause: Cause) -> PodStanding {
+        PodStanding::Ended(Ending { cause, detail: String::new() })
     }
 
     #[test]
     fn a_pod_without_a_turn_goes_when_its_agent_would_not_keep_it_any_longer() {
         let (start, ttl) = (Instant::now(), Duration::from_secs(600));
         let mut idle = Idle::default();
-        let all = [seen(1, Standing::Running, start), seen(2, Standing::Waiting(Wait::Start), start)];
+        let all = [seen(1, PodStanding::Running, start), seen(2, PodStanding::Waiting(Wait::Start), start)];
         let both: HashSet<_> = all.iter().map(|seen| seen.conversation).collect();
         idle.ttls = all.iter().map(|seen| (seen.name.clone(), ttl)).collect();
         assert!(idle.judge(&all, &both, start + 2 * ttl).is_empty(), "they have turns");
@@ -165,7 +165,7 @@ mod tests {
         let all = [
             seen(1, ended(Cause::Exit(0)), start),
             seen(2, ended(Cause::Image), start),
-            seen(3, Standing::Leaving(Ending::deleted()), start),
+            seen(3, PodStanding::Leaving(Ending::deleted()), start),
         ];
         let mut idle = Idle::default();
         assert_eq!(idle.judge(&all, &HashSet::new(), start), ["pod-1"]);

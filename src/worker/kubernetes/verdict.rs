@@ -20,7 +20,7 @@ pub const WORKER: &str = "worker";
 
 /// How a pod is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum PodStanding {
     /// Its worker does not run yet.
     Waiting(Wait),
     /// Its worker runs. That it is ready, it says itself.
@@ -148,39 +148,39 @@ impl Ending {
 }
 
 /// What this pod's status means for its worker.
-pub fn standing(pod: &Pod) -> Standing {
+pub fn standing(pod: &Pod) -> PodStanding {
     let nothing = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&nothing);
     if let Some(ending) = ended_as_a_whole(status) {
-        return Standing::Ended(ending);
+        return PodStanding::Ended(ending);
     }
     let worker = status.container_statuses.iter().flatten().find(|container| container.name == WORKER);
     if let Some(ending) = worker.and_then(|worker| ended(worker, memory_limit(pod))) {
         let ending = if pod.metadata.deletion_timestamp.is_some() { on_request(ending) } else { ending };
-        return Standing::Ended(why_disrupted(status).unwrap_or(ending));
+        return PodStanding::Ended(why_disrupted(status).unwrap_or(ending));
     }
     if let Some(ending) = status.init_container_statuses.iter().flatten().find_map(init_failed) {
-        return Standing::Ended(ending);
+        return PodStanding::Ended(ending);
     }
     match status.phase.as_deref() {
         Some("Failed" | "Succeeded") => {
             // Its containers are not listed, or not ended: only the pod as a whole tells.
             let reason = status.reason.as_deref().unwrap_or("the pod ended");
             let ending = Ending::new(Cause::Refused, reason, status.message.as_deref());
-            return Standing::Ended(why_disrupted(status).unwrap_or(ending));
+            return PodStanding::Ended(why_disrupted(status).unwrap_or(ending));
         }
         Some("Unknown") => {
-            return Standing::Ended(Ending::new(Cause::NodeLost, "Unknown", status.message.as_deref()));
+            return PodStanding::Ended(Ending::new(Cause::NodeLost, "Unknown", status.message.as_deref()));
         }
         _ => {}
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        return Standing::Leaving(why_disrupted(status).unwrap_or_else(Ending::deleted));
+        return PodStanding::Leaving(why_disrupted(status).unwrap_or_else(Ending::deleted));
     }
     if worker.and_then(|worker| worker.state.as_ref()).is_some_and(|state| state.running.is_some()) {
-        return Standing::Running;
+        return PodStanding::Running;
     }
-    Standing::Waiting(without_node(status).map_or(Wait::Start, Wait::Node))
+    PodStanding::Waiting(without_node(status).map_or(Wait::Start, Wait::Node))
 }
 
 /// What ended the whole pod, by the reason that stands on it.

@@ -16,7 +16,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::pods::{Link, Pods};
+use super::pods::{Pods, WatchLink};
 
 /// How long one request to watch lasts. A connection that was cut in silence is noticed 5 s after that.
 const WATCH_S: u32 = 30;
@@ -37,7 +37,7 @@ async fn watch(pods: &Pods) {
     let mut pause = Pause::default();
     loop {
         if let Err(why) = pods.find_owner().await {
-            pods.set_link(Link::Broken(why.detail));
+            pods.set_link(WatchLink::Broken(why.detail));
             pause.take(why.after).await;
             continue;
         }
@@ -54,11 +54,11 @@ async fn watch(pods: &Pods) {
                 }
                 Err(why) => {
                     let end = end_of(&why);
-                    if end == End::Broken && pods.set_link(Link::Broken(why.to_string())) {
+                    if end == PodWatchEnd::Broken && pods.set_link(WatchLink::Broken(why.to_string())) {
                         tracing::warn!(%why, "worker pods cannot be watched; it is tried again");
                     }
                     pause.take(None).await;
-                    if end != End::Cut {
+                    if end != PodWatchEnd::Cut {
                         break;
                     }
                 }
@@ -69,7 +69,7 @@ async fn watch(pods: &Pods) {
 
 /// What an error means for the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum PodWatchEnd {
     /// It goes on from where it was.
     Cut,
     /// There is no going on from where it was: everything is listed anew.
@@ -78,12 +78,14 @@ enum End {
     Broken,
 }
 
-fn end_of(why: &watcher::Error) -> End {
+fn end_of(why: &watcher::Error) -> PodWatchEnd {
     match why {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410 => End::Expired,
-        watcher::Error::WatchError(status) if status.code == 410 => End::Expired,
-        watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) => End::Cut,
-        _ => End::Broken,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410 => {
+            PodWatchEnd::Expired
+        }
+        watcher::Error::WatchError(status) if status.code == 410 => PodWatchEnd::Expired,
+        watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) => PodWatchEnd::Cut,
+        _ => PodWatchEnd::Broken,
     }
 }
 

@@ -5,6 +5,6 @@ mod running;
 mod turn_slots;
 
 pub(super) use self::{
-    running::{Call, Reach, Running},
+    running::{Interruption, Reach, Running},
     turn_slots::{SlotShare, TurnSlot, TurnSlots},
 };

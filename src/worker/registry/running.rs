@@ -34,7 +34,7 @@ pub(in crate::worker) struct Running(Mutex<List>);
 
 #[derive(Debug, Default)]
 struct List {
-    turns: HashMap<TurnId, Entry>,
+    turns: HashMap<TurnId, RunningTurn>,
     past: PastClaims,
     /// How many were ever admitted.
     count: u64,
@@ -42,7 +42,7 @@ struct List {
 
 /// A turn under way, as others reach it.
 #[derive(Debug)]
-struct Entry {
+struct RunningTurn {
     /// Which one: a remote turn may come again with the same epoch.
     number: u64,
     epoch: i32,
@@ -68,7 +68,7 @@ pub(in crate::worker) struct Reach {
 
 /// What reaches a turn from outside.
 #[derive(Debug)]
-pub(in crate::worker) enum Call {
+pub(in crate::worker) enum Interruption {
     /// A client wants something of it.
     Order(Command),
     /// It must end here.
@@ -88,12 +88,12 @@ impl Reach {
     }
 
     /// Until somebody calls. Cancel-safe.
-    pub(in crate::worker) async fn call(&mut self) -> Call {
+    pub(in crate::worker) async fn call(&mut self) -> Interruption {
         let Reach { orders, halt, .. } = self;
         tokio::select! {
             biased;
-            halt = halt.wait_for(Option::is_some) => Call::Halt(halt.map_or(Halt::Lost, |halt| halt.unwrap_or(Halt::Lost))),
-            Some(command) = orders.recv() => Call::Order(command),
+            halt = halt.wait_for(Option::is_some) => Interruption::Halt(halt.map_or(Halt::Lost, |halt| halt.unwrap_or(Halt::Lost))),
+            Some(command) = orders.recv() => Interruption::Order(command),
         }
     }
 
@@ -123,7 +123,7 @@ impl Running {
         }
         list.count += 1;
         let number = list.count;
-        let entry = Entry { number, epoch, worker: None, orders: sender, halt, due: due.clone() };
+        let entry = RunningTurn { number, epoch, worker: None, orders: sender, halt, due: due.clone() };
         if let Some(older) = list.turns.insert(turn, entry) {
             // An older claim of the same turn, by this very replica: its epoch is over, or it went on elsewhere
             // meanwhile.
@@ -178,7 +178,7 @@ impl Running {
     /// How long each has until its next clock lapses.
     pub(in crate::worker) fn time_left(&self) -> Vec<(TurnId, i32, Duration)> {
         let now = Instant::now();
-        let left = |entry: &Entry| {
+        let left = |entry: &RunningTurn| {
             entry.due.lock().unwrap_or_else(PoisonError::into_inner).saturating_duration_since(now)
         };
         self.lock().turns.iter().map(|(&turn, entry)| (turn, entry.epoch, left(entry))).collect()

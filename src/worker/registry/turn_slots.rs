@@ -33,7 +33,7 @@ impl Share {
 
 /// Why a turn takes a part of a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
+enum ShareReason {
     /// It is to be claimed.
     Wanted,
     /// It was claimed just now.
@@ -44,10 +44,10 @@ enum Cause {
 
 /// The slots of one replica. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(in crate::worker) struct TurnSlots(Arc<Inner>);
+pub(in crate::worker) struct TurnSlots(Arc<SlotParts>);
 
 #[derive(Debug)]
-struct Inner {
+struct SlotParts {
     store: Store,
     count: u32,
     free: Arc<Semaphore>,
@@ -66,7 +66,7 @@ struct TokenShares {
 impl TurnSlots {
     pub(in crate::worker) fn new(config: &Config, store: Store) -> Self {
         let count = config.turns_max;
-        TurnSlots(Arc::new(Inner {
+        TurnSlots(Arc::new(SlotParts {
             store,
             count,
             free: Arc::new(Semaphore::new(count as usize)),
@@ -106,20 +106,20 @@ impl TurnSlots {
 
     /// A part of its token's share for a turn; `None` where the token has all of it.
     pub(in crate::worker) fn share(&self, turn: TurnId) -> Option<SlotShare> {
-        self.share_for(turn, Cause::Wanted)
+        self.share_for(turn, ShareReason::Wanted)
     }
 
     /// The same for a turn that was claimed just now; without a part it is to be given back.
     pub(in crate::worker) fn share_of_claimed(&self, turn: TurnId) -> Option<SlotShare> {
-        self.share_for(turn, Cause::Claimed)
+        self.share_for(turn, ShareReason::Claimed)
     }
 
     /// The same for a turn that has a slot elsewhere, or here: it is not refused.
     pub(in crate::worker) fn share_of_held(&self, turn: TurnId) -> Option<SlotShare> {
-        self.share_for(turn, Cause::Held)
+        self.share_for(turn, ShareReason::Held)
     }
 
-    fn share_for(&self, turn: TurnId, cause: Cause) -> Option<SlotShare> {
+    fn share_for(&self, turn: TurnId, cause: ShareReason) -> Option<SlotShare> {
         let whose = Principal::of(turn.0);
         self.0.shares.grant(whose, cause).then(|| SlotShare { slots: self.clone(), whose })
     }
@@ -144,14 +144,14 @@ impl TokenShares {
     }
 
     /// Counts a slot of this principal's; false where it is not to have one more.
-    fn grant(&self, whose: Principal, cause: Cause) -> bool {
+    fn grant(&self, whose: Principal, cause: ShareReason) -> bool {
         let Some(share) = self.each.filter(|_| whose != Principal::OPERATOR) else { return true };
         let mut counts = self.taken();
         let taken = counts.entry(whose).or_default();
         let is_counted = match cause {
-            Cause::Wanted => *taken < share.usual,
-            Cause::Claimed => *taken < share.most,
-            Cause::Held => true,
+            ShareReason::Wanted => *taken < share.usual,
+            ShareReason::Claimed => *taken < share.most,
+            ShareReason::Held => true,
         };
         *taken += usize::from(is_counted);
         is_counted
@@ -225,20 +225,20 @@ mod tests {
         };
         let [one, other] = [0, 1].map(Principal::client);
         let shared = shares(2);
-        assert!((0..3).all(|_| shared.grant(one, Cause::Wanted)));
-        assert!(!shared.grant(one, Cause::Wanted) && shared.grant(other, Cause::Wanted));
+        assert!((0..3).all(|_| shared.grant(one, ShareReason::Wanted)));
+        assert!(!shared.grant(one, ShareReason::Wanted) && shared.grant(other, ShareReason::Wanted));
         assert_eq!(shared.barred(), [one]);
-        assert!(!shared.grant(one, Cause::Claimed), "the last slot is for others");
-        assert!(shared.grant(one, Cause::Held), "it has a slot");
+        assert!(!shared.grant(one, ShareReason::Claimed), "the last slot is for others");
+        assert!(shared.grant(one, ShareReason::Held), "it has a slot");
         assert!(!shared.take_back(one), "it still has its share");
         assert!(shared.take_back(one));
         assert_eq!(shared.barred(), []);
-        assert!((0..9).all(|_| shared.grant(Principal::OPERATOR, Cause::Wanted)));
+        assert!((0..9).all(|_| shared.grant(Principal::OPERATOR, ShareReason::Wanted)));
         let Share { usual, most } = Share::of(64, 51);
         assert_eq!((usual, most), (51, 57));
         let alone = shares(1);
         assert!(
-            (0..9).all(|_| alone.grant(one, Cause::Wanted)) && alone.barred().is_empty(),
+            (0..9).all(|_| alone.grant(one, ShareReason::Wanted)) && alone.barred().is_empty(),
             "nobody is beside it"
         );
     }

@@ -23,7 +23,7 @@ use crate::{
         },
     },
     id::WorkerId,
-    rendezvous::{self, Batch, End, Offer, OfferGuard, OrderToTell, Rendezvous, TICK},
+    rendezvous::{self, Batch, LineEnd, OfferGuard, OrderToTell, Rendezvous, TICK, TurnOffer},
     store::{adoption::Adopted, claim::Claim},
     token,
     worker::turn::Replay,
@@ -38,7 +38,7 @@ pub(super) struct RemoteLink {
     tick: Interval,
     /// Until the turn is offered: to whom, with what token, and what else an offer says.
     unoffered: Option<(OfferGuard, String, Claim)>,
-    end: End,
+    end: LineEnd,
 }
 
 /// What one line of a batch says.
@@ -88,7 +88,15 @@ impl RemoteLink {
         let mut tick = interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (rendezvous, line) = (rendezvous.clone(), rendezvous.open(line));
-        RemoteLink { rendezvous, line, batches, unheard: VecDeque::new(), tick, unoffered, end: End::LetGo }
+        RemoteLink {
+            rendezvous,
+            line,
+            batches,
+            unheard: VecDeque::new(),
+            tick,
+            unoffered,
+            end: LineEnd::LetGo,
+        }
     }
 
     pub(super) fn line(&self) -> &Arc<rendezvous::Line> {
@@ -107,7 +115,7 @@ impl RemoteLink {
         if session.is_leaving() {
             return Err(SendError::Closed);
         }
-        session.offer(Offer {
+        session.offer(TurnOffer {
             turn: claim.turn,
             conversation: claim.conversation,
             epoch: claim.epoch,
@@ -176,7 +184,7 @@ impl Link for RemoteLink {
 
     fn note_end(&mut self, messages: Option<u64>) {
         messages.into_iter().for_each(|messages| self.line.acknowledge(messages));
-        self.end = End::Ended;
+        self.end = LineEnd::Ended;
     }
 }
 

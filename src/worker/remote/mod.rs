@@ -50,7 +50,7 @@ impl RemoteCapacity {
 
 /// A turn that was claimed for a remote worker, with what it is to be told.
 #[derive(Debug)]
-pub struct Call {
+pub struct RemoteClaim {
     /// The claim.
     pub claim: Claim,
     /// For whom.
@@ -74,8 +74,8 @@ impl Host {
 
     /// Takes a turn that was claimed for a remote worker. Released meanwhile, it is not taken, and the claim
     /// is left to be given back.
-    pub fn take_remote(&self, call: Call, capacity: &mut RemoteCapacity) -> bool {
-        let Call { claim, guard, token, share } = call;
+    pub fn take_remote(&self, call: RemoteClaim, capacity: &mut RemoteCapacity) -> bool {
+        let RemoteClaim { claim, guard, token, share } = call;
         let Some(permit) = capacity.0.split(1) else { return false };
         let slot = Some(TurnSlot::new(permit, share));
         let Some(reach) = self.deps().running().admit(&claim, slot) else { return false };

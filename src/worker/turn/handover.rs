@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{
-    history::{self, Told},
+    history::{self, ToldHistory},
     job::Job,
     prepare::give_back,
     terminal::{Account, cancelled, speak},
@@ -57,14 +57,14 @@ pub(in crate::worker) async fn undelivered(deps: &Deps, job: &Job, base: i32, wh
 
 /// What a process must be told of its conversation that did not serve the turn before. `None`: that cannot be read, and the
 /// turn has ended: a worker that begins as if nothing had been said would be worse.
-pub(in crate::worker) async fn history(deps: &Deps, link: &impl Link, job: &Job) -> Option<Told> {
+pub(in crate::worker) async fn history(deps: &Deps, link: &impl Link, job: &Job) -> Option<ToldHistory> {
     let assignment = &job.claim.assignment;
     if link.last_turn().is_some() || assignment.ordinal == 1 {
-        return Some(Told::default());
+        return Some(ToldHistory::default());
     }
     let limits = job.agent.spec.history;
     if limits.turns == 0 || limits.bytes.0 == 0 {
-        return Some(Told::nothing(assignment.ordinal));
+        return Some(ToldHistory::nothing(assignment.ordinal));
     }
     let (why, is_away) = loop {
         match deps.store().past(job.claim.conversation, assignment.ordinal, limits).await {
@@ -150,7 +150,7 @@ pub(in crate::worker) fn deliver(
     deps: &Deps,
     link: &mut impl Link,
     job: &Job,
-    told: Told,
+    told: ToldHistory,
 ) -> Result<(), SendError> {
     let cap_left = job.clocks.cap_left(Instant::now());
     let deadline = deps.store().clock().now() + TimeDelta::from_std(cap_left).unwrap_or(TimeDelta::MAX);

@@ -12,7 +12,7 @@ use crate::{
     agent::History,
     event::Kind,
     frame,
-    host::protocol::messages::{Asked, Omitted, Said},
+    host::protocol::messages::{Omitted, PastQuestion, Said},
     json::Raw,
     store::past::PastTurn,
     text,
@@ -28,14 +28,14 @@ const TRIES_MAX: u32 = 64;
 
 /// A history, and what it lacks.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(in crate::worker) struct Told {
+pub(in crate::worker) struct ToldHistory {
     pub(in crate::worker) said: Vec<Said>,
     pub(in crate::worker) omitted: Option<Omitted>,
 }
 
-impl Told {
+impl ToldHistory {
     /// What the turn of this ordinal is told of an agent that remembers by itself.
-    pub(in crate::worker) fn nothing(ordinal: i64) -> Told {
+    pub(in crate::worker) fn nothing(ordinal: i64) -> ToldHistory {
         within(&[], ordinal, 0)
     }
 }
@@ -43,7 +43,7 @@ impl Told {
 /// A row of the past does not read.
 #[derive(Debug, thiserror::Error)]
 #[error("turn {turn} of the conversation does not read: {why}")]
-pub(in crate::worker) struct Unread {
+pub(in crate::worker) struct UnreadTurn {
     turn: i64,
     why: serde_json::Error,
 }
@@ -54,10 +54,10 @@ pub(in crate::worker) fn told(
     ordinal: i64,
     input: &str,
     limits: History,
-) -> Result<Told, Unread> {
+) -> Result<ToldHistory, UnreadTurn> {
     let mut spoken = Vec::with_capacity(past.len());
     for turn in past {
-        spoken.push(Spoken::of(turn).map_err(|why| Unread { turn: turn.ordinal, why })?);
+        spoken.push(Spoken::of(turn).map_err(|why| UnreadTurn { turn: turn.ordinal, why })?);
     }
     let room = frame::BYTES_MAX.saturating_sub(text::one_line(input).len() + ENVELOPE);
     let all: u64 = spoken.iter().map(Spoken::bytes).sum();
@@ -73,10 +73,10 @@ pub(in crate::worker) fn told(
             .saturating_sub(bytes / 64 + 1)
             .min((u128::from(bytes) * room as u128 / size as u128) as u64);
     }
-    Ok(Told::nothing(ordinal))
+    Ok(ToldHistory::nothing(ordinal))
 }
 
-fn within(spoken: &[Spoken<'_>], ordinal: i64, bytes: u64) -> Told {
+fn within(spoken: &[Spoken<'_>], ordinal: i64, bytes: u64) -> ToldHistory {
     let all: u64 = spoken.iter().map(Spoken::bytes).sum();
     let turn_max = if all > bytes && spoken.len() > 1 { bytes / TURN_PARTS.1 * TURN_PARTS.0 } else { bytes };
     let (mut left, mut shortened, mut turns) = (bytes, 0, Vec::new());
@@ -94,7 +94,10 @@ fn within(spoken: &[Spoken<'_>], ordinal: i64, bytes: u64) -> Told {
     let before = u64::try_from(ordinal - 1).unwrap_or(0);
     let omitted = Omitted { turns: before.saturating_sub(turns.len() as u64), shortened };
     turns.reverse();
-    Told { said: turns.into_iter().flatten().collect(), omitted: Some(omitted).filter(Omitted::is_any) }
+    ToldHistory {
+        said: turns.into_iter().flatten().collect(),
+        omitted: Some(omitted).filter(Omitted::is_any),
+    }
 }
 
 /// What was said in one turn.
@@ -103,7 +106,7 @@ struct Spoken<'a> {
     question: String,
     attachments: Option<Raw>,
     answer: String,
-    asks: Vec<Asked>,
+    asks: Vec<PastQuestion>,
     code: Option<String>,
     by: Option<String>,
 }
@@ -114,7 +117,7 @@ struct Spoken<'a> {
 struct Fields {
     text: String,
     attachments: Option<Raw>,
-    error: Option<Fault>,
+    error: Option<HistoryFault>,
     by: Option<String>,
     ask_id: String,
     prompt: String,
@@ -123,7 +126,7 @@ struct Fields {
 }
 
 #[derive(Deserialize)]
-struct Fault {
+struct HistoryFault {
     code: String,
 }
 
@@ -145,7 +148,7 @@ impl<'a> Spoken<'a> {
                 Kind::Delta | Kind::Content => spoken.answer.push_str(&fields.text),
                 Kind::Ask => {
                     let Fields { ask_id, prompt, options, .. } = fields;
-                    spoken.asks.push(Asked { ask_id, prompt, options, answer: None });
+                    spoken.asks.push(PastQuestion { ask_id, prompt, options, answer: None });
                 }
                 Kind::Answer => {
                     let asked = spoken.asks.iter_mut().find(|asked| asked.ask_id == fields.ask_id);

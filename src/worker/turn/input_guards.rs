@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use crate::{
-    agent::{Finding, Guards},
+    agent::{GuardFinding, Guards},
     store::turns::Agent,
     telemetry::metrics,
 };
@@ -87,10 +87,10 @@ impl InputGuards {
                 Some(checks.compiled(&agent).check(&text, budget))
             });
             match checking.await {
-                Ok(Some(Finding::Passed)) => return None,
-                Ok(Some(Finding::Stopped(notice))) => return Some(notice),
-                Ok(Some(Finding::Unfinished)) => {}
-                Ok(Some(Finding::Unusable(fault))) => {
+                Ok(Some(GuardFinding::Passed)) => return None,
+                Ok(Some(GuardFinding::Stopped(notice))) => return Some(notice),
+                Ok(Some(GuardFinding::Unfinished)) => {}
+                Ok(Some(GuardFinding::Unusable(fault))) => {
                     tracing::error!(%fault, "a guard cannot be used: its agent's turns are stopped");
                     return Some(UNUSABLE.to_owned());
                 }
@@ -152,11 +152,11 @@ impl Kept {
 /// An input's text; the rest of it is not built.
 fn text_of(input: &str) -> Result<Cow<'_, str>, serde_json::Error> {
     #[derive(Deserialize)]
-    struct Input<'a> {
+    struct InputText<'a> {
         #[serde(borrow)]
         text: Cow<'a, str>,
     }
-    serde_json::from_str(input).map(|Input { text }| text)
+    serde_json::from_str(input).map(|InputText { text }| text)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::{
         commands::Order,
         turns::Agent,
     },
-    worker::registry::{Call, Reach},
+    worker::registry::{Interruption, Reach},
 };
 
 /// As often a turn may be claimed, its first time included (`lw_may_rerun_v1`).
@@ -105,8 +105,8 @@ impl HostedTurn for Job {
                 call = self.reach.call() => call,
             };
             match call {
-                Call::Halt(halt) => return Obstacle::Halted(halt),
-                Call::Order(command) => match command.order {
+                Interruption::Halt(halt) => return Obstacle::Halted(halt),
+                Interruption::Order(command) => match command.order {
                     Order::Cancel { by } => return Obstacle::Cancelled(by),
                     // It has asked nothing yet.
                     Order::Answer { .. } => {}

@@ -42,7 +42,7 @@ pub(in crate::worker) struct Replay {
 
 /// The fields of an answer's event.
 #[derive(Deserialize)]
-struct Answered {
+struct AnswerRecord {
     ask_id: String,
     answer: Raw,
 }
@@ -84,7 +84,7 @@ impl Replay {
         match event.kind {
             Kind::Accepted | Kind::Started => return,
             Kind::Answer => {
-                if let Ok(Answered { ask_id, answer }) = serde_json::from_str(&event.data) {
+                if let Ok(AnswerRecord { ask_id, answer }) = serde_json::from_str(&event.data) {
                     self.answers.push((ask_id, answer));
                 }
             }

@@ -39,12 +39,12 @@ use crate::{
         group_commit::Written,
     },
     turn::LastWord,
-    worker::{deps::Deps, registry::Call},
+    worker::{deps::Deps, registry::Interruption},
 };
 
 /// The fields of an answer's event.
 #[derive(Serialize)]
-struct Answered<'a> {
+struct AnswerFields<'a> {
     answer: &'a Raw,
     ask_id: &'a str,
 }
@@ -148,8 +148,8 @@ impl<L: Link> Outlet<L> for Run<'_> {
                 None => Step::Written,
             },
             call = self.job.reach.call() => match call {
-                Call::Halt(halt) => Step::End(self.halted(halt)),
-                Call::Order(command) => Step::Order(command),
+                Interruption::Halt(halt) => Step::End(self.halted(halt)),
+                Interruption::Order(command) => Step::Order(command),
             },
         }
     }
@@ -172,7 +172,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
                     // Carried out before; only the mark was lost.
                     return self.mark_taken(command.id).await;
                 }
-                self.gather(NewEvent::new(Kind::Answer, &Answered { answer: &answer, ask_id: &ask_id }));
+                self.gather(NewEvent::new(Kind::Answer, &AnswerFields { answer: &answer, ask_id: &ask_id }));
                 self.expect(Duration::ZERO, link);
                 link.send(&ToWorker::Answer { turn_id, ask_id, answer })
             }

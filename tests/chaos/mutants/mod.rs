@@ -44,23 +44,23 @@ const NEXT_RELEASE: Mutant = Mutant {
         },
         // A field of a spec, a kind of event, a failure's code and a detail of a status, none of which the one before knows.
         Edit {
-            file: "src/agent.rs",
+            file: "crates/words/src/agent.rs",
             find: "    /// What each conversation's pod is made from;",
             replace: "    /// Of the next release.\n    #[serde(default, skip_serializing_if = \"Option::is_none\")]\n    \
                       pub of_the_next_release: Option<String>,\n    /// What each conversation's pod is made from;",
         },
         Edit {
-            file: "src/agent.rs",
+            file: "crates/words/src/agent.rs",
             find: "            pod: None,\n",
             replace: "            pod: None,\n            of_the_next_release: None,\n",
         },
         Edit {
-            file: "src/event.rs",
+            file: "crates/words/src/event.rs",
             find: "Kind::Custom => \"custom\",",
             replace: "Kind::Custom => \"aside\",",
         },
         Edit {
-            file: "src/failure.rs",
+            file: "crates/words/src/failure.rs",
             find: "Code::EmptyReply => \"empty_reply\",",
             replace: "Code::EmptyReply => \"said_nothing\",",
         },

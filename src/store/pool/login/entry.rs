@@ -11,14 +11,14 @@ use crate::{
         error::StoreError,
         pool::{
             denial::{self, Denial},
-            tls::{Fault, Mode, TlsParameters},
+            tls::{Mode, TlsFault, TlsParameters},
         },
     },
 };
 
 /// A URL as it was read.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct LoginEntry {
     /// A secret.
     pub(super) text: String,
     pub(super) options: PgConnectOptions,
@@ -36,8 +36,8 @@ fn connect_options(url: &str, application_name: &str) -> Result<PgConnectOptions
     Ok(options.application_name(application_name))
 }
 
-impl Entry {
-    pub(super) fn read(text: &str, application_name: &str) -> Result<Entry, (Denial, String)> {
+impl LoginEntry {
+    pub(super) fn read(text: &str, application_name: &str) -> Result<LoginEntry, (Denial, String)> {
         let mut url = Url::parse(text).map_err(|why| (denial::URL, why.to_string()))?;
         if !["postgres", "postgresql"].contains(&url.scheme()) {
             return Err((denial::URL, "it does not begin with postgres://".to_owned()));
@@ -54,12 +54,12 @@ impl Entry {
             url.query_pairs_mut().extend_pairs(drivers);
         }
         let tls = TlsParameters::of(&ours).map_err(|fault| match fault {
-            Fault::Denied(denial, why) => (denial, why),
-            Fault::Io(why) => (denial::PARAMETER, why.to_string()),
+            TlsFault::Denied(denial, why) => (denial, why),
+            TlsFault::Io(why) => (denial::PARAMETER, why.to_string()),
         })?;
         let options = connect_options(url.as_str(), application_name);
         let options = options.map_err(|why| (denial::URL, secret::hidden(&why.to_string()).into_owned()))?;
-        Ok(Entry { text: text.to_owned(), options, tls })
+        Ok(LoginEntry { text: text.to_owned(), options, tls })
     }
 
     pub(super) fn host(&self) -> &str {
@@ -70,8 +70,8 @@ impl Entry {
         self.options.get_socket().is_some() || self.host().starts_with('/')
     }
 
-    pub(super) fn is_same_database(&self, other: &Entry) -> bool {
-        let place = |entry: &Entry| {
+    pub(super) fn is_same_database(&self, other: &LoginEntry) -> bool {
+        let place = |entry: &LoginEntry| {
             let options = &entry.options;
             let database = options.get_database().unwrap_or(options.get_username()).to_owned();
             (entry.host().to_owned(), options.get_port(), options.get_socket().cloned(), database)

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::fault::{Fault, fault};
+use super::fault::{TlsFault, fault};
 use crate::store::pool::denial::Denial;
 
 /// How long the driver may take to call: it does so at once.
@@ -89,7 +89,7 @@ async fn carry(driver: UnixStream, server: TlsStream<TcpStream>, slot: &OnceLock
         ended = tokio::io::copy(&mut from_server, &mut to_driver) => {
             // Before the driver sees the end: it is asked for then.
             if let Err(why) = ended
-                && let Fault::Denied(denial, why) = fault(why)
+                && let TlsFault::Denied(denial, why) = fault(why)
             {
                 let _ = slot.set((denial, why));
             }

@@ -8,17 +8,17 @@ use crate::store::pool::denial::{self, Denial};
 
 /// Why there is no TLS.
 #[derive(Debug)]
-pub(in crate::store::pool) enum Fault {
+pub(in crate::store::pool) enum TlsFault {
     /// The network, or a Postgres that went away.
     Io(io::Error),
     /// What no wait heals.
     Denied(Denial, String),
 }
 
-pub(super) fn fault(why: io::Error) -> Fault {
+pub(super) fn fault(why: io::Error) -> TlsFault {
     match why.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
-        Some(error) => Fault::Denied(denial_of(error), error.to_string()),
-        None => Fault::Io(why),
+        Some(error) => TlsFault::Denied(denial_of(error), error.to_string()),
+        None => TlsFault::Io(why),
     }
 }
 

@@ -6,11 +6,11 @@ use uuid::Uuid;
 use super::*;
 use crate::agent::SecretKey;
 
-fn order(template: PodTemplate) -> Order {
+fn order(template: PodTemplate) -> PodOrder {
     let mut spec =
         AgentSpec::kubernetes(vec!["python3".into(), "-c".into(), "print('$(HOME)')".into()], template);
     spec.env.insert("LOG".into(), "$(PATH)".into());
-    Order {
+    PodOrder {
         worker: WorkerId(Uuid::from_u128(7)),
         agent: Agent::new("support", 3, spec),
         conversation: ConversationId(Uuid::from_u128(8)),

@@ -2,13 +2,13 @@
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Entry, Pods, Seen};
+use super::{PodEntry, Pods, Seen};
 use crate::{
     token,
     worker::kubernetes::{
         cluster::Refusal,
-        manifest::{self, Home, Order},
-        verdict::{Standing, Wait},
+        manifest::{self, Home, PodOrder},
+        verdict::{PodStanding, Wait},
     },
 };
 
@@ -17,7 +17,7 @@ impl Pods {
     ///
     /// # Errors
     /// What the cluster said. It may be asked for again under the same order.
-    pub async fn create(&self, order: &Order) -> Result<watch::Receiver<Seen>, Refusal> {
+    pub async fn create(&self, order: &PodOrder) -> Result<watch::Receiver<Seen>, Refusal> {
         let owner = self.0.owner.borrow().clone();
         let home = Home { fleet: self.0.fleet.clone(), gateway_url: self.0.gateway_url.clone(), owner };
         let Some(pod) = manifest::manifest(order, &home) else {
@@ -26,21 +26,21 @@ impl Pods {
         };
         // It never closes.
         let _permit = self.0.creations.acquire().await;
-        let asked = Asked::new(self, order);
+        let asked = PendingPod::new(self, order);
         self.0.cluster.create(&pod).await?;
         Ok(asked.found())
     }
 }
 
 /// A pod that is being asked for. Its drop forgets it, unless it is there or the watch has shown it.
-struct Asked<'a> {
+struct PendingPod<'a> {
     pods: &'a Pods,
     name: String,
     seen: watch::Receiver<Seen>,
 }
 
-impl<'a> Asked<'a> {
-    fn new(pods: &'a Pods, order: &Order) -> Self {
+impl<'a> PendingPod<'a> {
+    fn new(pods: &'a Pods, order: &PodOrder) -> Self {
         let name = manifest::name_of(order.worker);
         let now = Instant::now();
         let seen = Seen {
@@ -49,14 +49,14 @@ impl<'a> Asked<'a> {
             conversation: order.conversation,
             agent: (order.agent.name.clone(), order.agent.revision),
             token_hash: Some(token::hash(&order.token.0)),
-            standing: Standing::Waiting(Wait::Start),
+            standing: PodStanding::Waiting(Wait::Start),
             since: now,
         };
         let mut state = pods.lock();
-        let fresh = || Entry { seen: watch::Sender::new(seen), since_list: None };
+        let fresh = || PodEntry { seen: watch::Sender::new(seen), since_list: None };
         let seen = state.pods.entry(name.clone()).or_insert_with(fresh).seen.subscribe();
         drop(state);
-        Asked { pods, name, seen }
+        PendingPod { pods, name, seen }
     }
 
     fn found(self) -> watch::Receiver<Seen> {
@@ -70,7 +70,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for PendingPod<'_> {
     fn drop(&mut self) {
         let mut state = self.pods.lock();
         if state.pods.get(&self.name).is_some_and(|entry| entry.since_list.is_none()) {

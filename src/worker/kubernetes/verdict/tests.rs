@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 
-fn seen(status: serde_json::Value) -> Standing {
+fn seen(status: serde_json::Value) -> PodStanding {
     let pod = json!({
         "metadata": {"name": "p"},
         "spec": {"containers": [
@@ -23,9 +23,9 @@ fn worker_in(state: serde_json::Value) -> serde_json::Value {
     ]})
 }
 
-fn cause(standing: Standing) -> &'static str {
+fn cause(standing: PodStanding) -> &'static str {
     match standing {
-        Standing::Ended(ending) => ending.cause.as_str(),
+        PodStanding::Ended(ending) => ending.cause.as_str(),
         other => panic!("not ended: {other:?}"),
     }
 }
@@ -41,9 +41,9 @@ fn a_pod_on_its_way_is_no_failure() {
         worker_in(json!({"waiting": {"reason": "PodInitializing"}})),
         worker_in(json!({"waiting": {"reason": "SomethingNew"}})),
     ] {
-        assert_eq!(seen(status.clone()), Standing::Waiting(Wait::Start), "{status}");
+        assert_eq!(seen(status.clone()), PodStanding::Waiting(Wait::Start), "{status}");
     }
-    assert_eq!(seen(worker_in(json!({"running": {}}))), Standing::Running);
+    assert_eq!(seen(worker_in(json!({"running": {}}))), PodStanding::Running);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn what_keeps_a_worker_from_starting_is_told_by_its_cause() {
     ] {
         let status =
             worker_in(json!({"waiting": {"reason": reason, "message": "registry.example/a: not found"}}));
-        let Standing::Ended(ending) = seen(status) else { panic!("{reason} ends nothing") };
+        let PodStanding::Ended(ending) = seen(status) else { panic!("{reason} ends nothing") };
         assert_eq!(ending.cause.as_str(), wanted, "{reason}");
         assert_eq!(ending.detail, format!("{reason}: registry.example/a: not found"));
         assert!(!ending.cause.to_string().contains("registry"), "a client reads no names of registries");
@@ -71,7 +71,7 @@ fn no_room_is_a_wait_that_says_why() {
     let message = "0/3 nodes are available: 3 Insufficient memory.";
     let status = json!({"phase": "Pending", "conditions": [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]});
-    let Standing::Waiting(Wait::Node(ending)) = seen(status) else { panic!("no wait for a node") };
+    let PodStanding::Waiting(Wait::Node(ending)) = seen(status) else { panic!("no wait for a node") };
     assert_eq!((ending.cause, ending.detail), (Cause::Unschedulable, format!("Unschedulable: {message}")));
 }
 
@@ -79,7 +79,7 @@ fn no_room_is_a_wait_that_says_why() {
 fn an_end_of_the_worker_is_told_with_its_code() {
     let ended = |end: serde_json::Value| seen(worker_in(json!({"terminated": end})));
     let text = |standing| match standing {
-        Standing::Ended(ending) => ending.cause.to_string(),
+        PodStanding::Ended(ending) => ending.cause.to_string(),
         other => panic!("not ended: {other:?}"),
     };
     assert_eq!(text(ended(json!({"exitCode": 3, "reason": "Error"}))), "exit code 3");
@@ -126,12 +126,14 @@ fn a_pod_that_is_told_to_leave_may_finish_first() {
             json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": status});
         standing(&serde_json::from_value(pod).unwrap())
     };
-    let Standing::Leaving(ending) = leaving(worker_in(json!({"running": {}}))) else { panic!("not leaving") };
+    let PodStanding::Leaving(ending) = leaving(worker_in(json!({"running": {}}))) else {
+        panic!("not leaving")
+    };
     assert_eq!(ending.cause, Cause::Deleted);
     let mut drained = worker_in(json!({"running": {}}));
     drained["conditions"] =
         json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]);
-    let Standing::Leaving(ending) = leaving(drained) else { panic!("not leaving") };
+    let PodStanding::Leaving(ending) = leaving(drained) else { panic!("not leaving") };
     assert_eq!(ending.cause, Cause::NodeStopped);
     assert_eq!(cause(leaving(worker_in(json!({"terminated": {"exitCode": 143}})))), "deleted");
     assert_eq!(cause(leaving(worker_in(json!({"terminated": {"exitCode": 3}})))), "exit");
@@ -141,7 +143,7 @@ fn a_pod_that_is_told_to_leave_may_finish_first() {
 fn a_container_of_a_mesh_that_ends_is_not_the_worker() {
     let mut status = worker_in(json!({"running": {}}));
     status["containerStatuses"][0]["state"] = json!({"terminated": {"exitCode": 1}});
-    assert_eq!(seen(status), Standing::Running);
+    assert_eq!(seen(status), PodStanding::Running);
     let init = json!([{"name": "init", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
         "state": {"terminated": {"exitCode": 2}}}]);
     assert_eq!(cause(seen(json!({"phase": "Pending", "initContainerStatuses": init}))), "config");

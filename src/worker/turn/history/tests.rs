@@ -18,7 +18,7 @@ fn limits(bytes: u64) -> History {
     History { turns: 50, bytes: Size(bytes) }
 }
 
-fn texts(told: &Told) -> Vec<&str> {
+fn texts(told: &ToldHistory) -> Vec<&str> {
     told.said.iter().map(|said| said.text.as_str()).collect()
 }
 

@@ -1,0 +1,36 @@
+//! The host of stdio workers: processes that serve a conversation alone, or many turns at once.
+//!
+//! ```text
+//! WorkerHost ─► conversation: a process of its own ─┐                        ┌─► the log      (a replica)
+//!      └──────► shared: router ─► a lane a turn ────┴─► Link ─► run ─► Outlet ┤
+//!                                                                            └─► HTTP         (`lastword work`)
+//! ```
+//! One host serves both programs that run workers. What differs stands behind three traits: [`HostOwner`] is the program,
+//! [`HostedTurn`] is what the program runs, and an [`Outlet`] takes what a worker says. A [`Link`] is a turn's line to any worker,
+//! also to one that is no process of this host.
+//!
+//! Owns which worker serves which turn, the count of processes, and the proof of life for their guards.
+
+mod conversation;
+pub mod descriptors;
+mod link;
+mod owner;
+mod place;
+pub mod process;
+pub mod protocol;
+mod run;
+mod shared;
+mod slots;
+mod start;
+pub mod task;
+mod workers;
+
+pub use self::{
+    link::{Link, ProcessLink},
+    owner::{Fate, Halt, HostOwner, HostedTurn, LATE_OUTPUT, Obstacle, Program, Started, unless_called_off},
+    run::{Breach, Broken, Outlet, Step, until_end},
+    shared::{Lane, ReservedLanes, Waits},
+    slots::{Slot, Slots},
+    start::pause,
+    workers::{Census, OwnWorker, WorkerHost},
+};

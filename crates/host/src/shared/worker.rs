@@ -1,0 +1,274 @@
+//! Shared workers: one process, many turns at once.
+//!
+//! ```text
+//! starting ──ready──► busy ◄──► idle ──ttl──► asked to leave ──► ended
+//!     │                 │ retired: a stop, a drain; no more turns ─► when the last has ended ─┘
+//!     │                 │ condemned: a turn had to be given up ─► killed when the others have ended
+//!     └─────────────────┴──── exit; a line that is nobody's: every turn is told, at once
+//! ```
+//! Two halves that meet at a [`TurnRouter`]: a turn's task, which waits for a worker and runs the turn
+//! ([`serve`]), and a worker's task, which owns the process and puts through what it says ([`live`]).
+//! Each turn keeps its own clocks, orders and last word; the worker's task writes none.
+//!
+//! An intentional end tells no client anything, nor does the crash of an idle worker.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::Instrument;
+
+use super::{
+    lane::Lane,
+    router::{Stage, Standing, TurnRouter, WorkerOutlook},
+};
+use crate::{
+    owner::{HostOwner, HostedTurn, Obstacle, Started, unless_called_off},
+    process::{Heard, Process},
+    protocol::{
+        codec::{Fault, ProtocolError},
+        messages::{FromWorker, Message},
+    },
+    slots::Slot,
+    start::{launch, pause, ready},
+    task::Kind,
+    workers::WorkerHost,
+};
+
+/// Workers that one turn waits for, one after another, where each is gone before it took the turn.
+const WORKERS_MAX: usize = 3;
+/// How long a worker may live on after it closed its output; a turn of it gives up earlier.
+const CLOSED_GRACE: Duration = Duration::from_secs(2);
+/// The worker's own startup clock lapses right behind that of the turn that started it, and knows whether its program runs.
+const SAME_MOMENT: Duration = Duration::from_millis(500);
+
+/// Why a worker's turns are over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WorkerEnd {
+    /// It is gone.
+    Exited,
+    /// It will say nothing more.
+    Closed,
+    /// It has no turn, and is given none.
+    Unwanted,
+    /// It is not trusted, or its turns are not ours any more.
+    Condemned,
+}
+
+/// Runs a turn on a shared worker, to the turn's end.
+pub(crate) async fn serve<O: HostOwner>(host: &WorkerHost<O>, mut turn: O::Turn) {
+    // A worker of its own, of an older revision, would never learn of this turn.
+    host.stop_worker_of(turn.conversation());
+    let owner = host.owner();
+    let mut gone = 0;
+    while gone < WORKERS_MAX {
+        let mut lane = lane(host, &turn);
+        match unless_called_off(&mut turn, lane.ready()).await {
+            Ok(true) => return serve_on(host, lane, turn).await,
+            Ok(false) => {
+                gone += 1;
+                tracing::info!(worker_id = %lane.worker(), "the worker was gone; another takes the turn");
+            }
+            Err(Obstacle::Lacks { .. }) if turn.must_start_here() => {
+                if let Err(obstacle) = unless_called_off(&mut turn, pause()).await {
+                    return owner.not_started(turn, obstacle, None).await;
+                }
+            }
+            Err(Obstacle::Lapsed) => {
+                let known = timeout(SAME_MOMENT, lane.ready()).await;
+                let obstacle = known.ok().and_then(Result::err).unwrap_or(Obstacle::Lapsed);
+                return owner.not_started(turn, obstacle, None).await;
+            }
+            Err(obstacle) => return owner.not_started(turn, obstacle, None).await,
+        }
+    }
+    let obstacle = Obstacle::failed("The worker for this agent stopped before it took the turn.");
+    owner.not_started(turn, obstacle, None).await;
+}
+
+/// Runs a turn on the worker at the other end of `lane`, which is ready.
+pub(crate) async fn serve_on<O: HostOwner>(host: &WorkerHost<O>, mut lane: Lane, mut turn: O::Turn) {
+    turn.span().record("worker_id", tracing::field::display(lane.worker()));
+    host.owner().run(&mut turn, &mut lane).await;
+    // There is room at the worker before there is a place for another turn.
+    drop(lane);
+}
+
+/// A lane to a worker that has room; starts a worker where none has.
+fn lane<O: HostOwner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
+    let owner = host.owner();
+    let make = || (owner.mint(), owner.program(turn));
+    let (lane, made) = host.pool().lane(turn.agent(), turn.id(), make);
+    if let Some(made) = made {
+        if owner.supervisor().soft().is_cancelled() {
+            made.retire(Standing::Retired);
+        }
+        let name = format!("worker {}", made.worker());
+        let agent = &made.program().agent;
+        // Not below the turn's: the worker outlives the turn.
+        let span = tracing::info_span!(parent: None, "shared worker", worker_id = %made.worker(), agent);
+        let living = live(host.clone(), made).instrument(span);
+        owner.supervisor().spawn(Kind::Worker, name, living);
+    }
+    lane
+}
+
+/// Lives a shared worker's life.
+async fn live<O: HostOwner>(host: WorkerHost<O>, router: TurnRouter) {
+    let (owner, worker) = (host.owner(), router.worker());
+    let Some((slot, mut process)) = start(&host, &router).await else {
+        host.pool().forget(worker);
+        return owner.note_room();
+    };
+    let over = put_through_all(&host, &router, &mut process).await;
+    host.pool().forget(worker);
+    slot.leave();
+    if over == WorkerEnd::Closed {
+        tokio::select! {
+            _ = timeout(CLOSED_GRACE, process.ended()) => {}
+            () = router.killed() => process.kill(),
+        }
+    }
+    let exit = if over == WorkerEnd::Condemned {
+        process.kill();
+        process.ended().await
+    } else {
+        process.end().await
+    };
+    router.close(Stage::Exited(exit));
+    owner.note_ended(worker, exit, process.stderr_tail()).await;
+    drop((process, slot));
+    owner.note_room();
+}
+
+/// Starts the process and waits until it is ready; `None` where it is not, or nobody waits for it.
+async fn start<O: HostOwner>(host: &WorkerHost<O>, router: &TurnRouter) -> Option<(Slot, Process)> {
+    let (owner, worker, program) = (host.owner(), router.worker(), router.program());
+    let until = Instant::now() + program.startup;
+    let launched = unless_unwanted(router, until, launch(host, program)).await;
+    let (slot, mut process) = match launched {
+        Ok(launched) => launched,
+        Err(obstacle) => {
+            refuse(router, obstacle, None);
+            return None;
+        }
+    };
+    router.note_process(&process);
+    let (agent, revision, pid) = (&program.agent, program.revision, process.pid());
+    owner.note_started(Started { worker, agent, revision, conversation: None, pid }).await;
+    match unless_unwanted(router, until, ready(&mut process)).await {
+        Ok(()) => {
+            owner.note_ready(worker).await;
+            router.enter(Stage::Ready);
+            Some((slot, process))
+        }
+        Err(obstacle) => {
+            refuse(router, obstacle, Some(&process));
+            process.kill();
+            let exit = process.ended().await;
+            owner.note_ended(worker, exit, process.stderr_tail()).await;
+            None
+        }
+    }
+}
+
+/// A step of a start, unless it takes too long or no turn waits for it any more.
+async fn unless_unwanted<T>(
+    router: &TurnRouter,
+    until: Instant,
+    step: impl Future<Output = Result<T, Obstacle>>,
+) -> Result<T, Obstacle> {
+    tokio::select! {
+        done = step => done,
+        () = sleep_until(until) => Err(Obstacle::Lapsed),
+        () = router.deserted() => Err(Obstacle::failed("Nobody waits for the worker.")),
+        () = router.killed() => Err(Obstacle::failed("The worker's turns are lost.")),
+    }
+}
+
+/// Tells every turn that waits. Each writes its own last word.
+fn refuse(router: &TurnRouter, obstacle: Obstacle, process: Option<&Process>) {
+    let stage = match obstacle.told(process) {
+        Obstacle::Failed { message, detail } => {
+            let tail = process.map(Process::stderr_tail).filter(|tail| !tail.is_empty());
+            let detail = detail.or(tail);
+            tracing::info!(message, detail, "a shared worker did not start");
+            Stage::Refused { message, detail }
+        }
+        Obstacle::Lacks { lack, detail } => Stage::Lacking { lack, detail },
+        Obstacle::Lapsed | Obstacle::Cancelled(_) | Obstacle::Halted(_) => return,
+    };
+    router.close(stage);
+}
+
+/// Puts through what the worker says, until its turns are over.
+async fn put_through_all<O: HostOwner>(
+    host: &WorkerHost<O>,
+    router: &TurnRouter,
+    process: &mut Process,
+) -> WorkerEnd {
+    let idle_ttl = router.program().idle_ttl;
+    loop {
+        let idle_since = match router.outlook() {
+            WorkerOutlook::Over(Standing::Condemned) => return WorkerEnd::Condemned,
+            WorkerOutlook::Over(_) => return WorkerEnd::Unwanted,
+            WorkerOutlook::Idle(since) => {
+                if host.slots().is_short() {
+                    router.retire_if_idle();
+                    continue;
+                }
+                // A turn that needs a worker may wait for one that is idle.
+                host.owner().note_room();
+                Some(since)
+            }
+            WorkerOutlook::Busy => None,
+        };
+        let idle_until = idle_since.unwrap_or_else(Instant::now) + idle_ttl;
+        tokio::select! {
+            biased;
+            () = router.killed() => return WorkerEnd::Condemned,
+            () = router.changed() => {}
+            heard = process.recv() => {
+                if let Some(over) = heed(router, heard).await {
+                    return over;
+                }
+            }
+            () = sleep_until(idle_until), if idle_since.is_some() => {
+                // Unless a turn has come at this very moment.
+                router.retire_if_idle();
+            }
+        }
+    }
+}
+
+/// What something that was heard means for the worker; `None`: it goes on.
+async fn heed(router: &TurnRouter, heard: Heard) -> Option<WorkerEnd> {
+    let turn = match &heard {
+        // Of the process, whatever turn it names.
+        Heard::Message(FromWorker { message: Message::Ready | Message::Beat, .. }) => return None,
+        Heard::Message(from) => from.turn_id,
+        Heard::Protocol(error) => error.turn_id,
+        Heard::Closed | Heard::Gone(_) => {
+            router.close(Stage::Closed);
+            return Some(WorkerEnd::Closed);
+        }
+        Heard::Exited(exit) => {
+            let turns = router.close(Stage::Exited(*exit));
+            tracing::info!(%exit, turns, "a shared worker ended");
+            return Some(WorkerEnd::Exited);
+        }
+    };
+    let fault = match (turn, heard) {
+        (Some(turn), heard) => router.put_through(turn, heard).await.err()?,
+        (None, Heard::Protocol(error)) => {
+            tracing::warn!(line = error.excerpt, "a line of a shared worker is not the protocol");
+            error.fault
+        }
+        (None, _) => Fault::NoTurn,
+    };
+    // Without the line itself: nobody knows whose it is, so no client may see it.
+    let error = ProtocolError { fault, excerpt: String::new(), turn_id: None };
+    let message = error.to_string();
+    let turns = router.close(Stage::Faulty(error));
+    tracing::warn!(message, turns, "a shared worker said something that is nobody's; it is ended");
+    Some(WorkerEnd::Condemned)
+}
