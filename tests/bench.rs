@@ -1,4 +1,4 @@
-//! `lastword bench` measures what it was asked for, and says so where it cannot.
+//! `lastword bench` takes the measures that are asked for, and says when it cannot.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 #[path = "support/mod.rs"]

@@ -1,4 +1,4 @@
-//! `lastword chat` and its relatives against a gateway that cuts, repeats and lets go.
+//! `lastword chat` and the other client commands against a gateway that cuts, repeats and drops connections.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 

@@ -1,4 +1,4 @@
-//! `lastword dev` brings up everything, brings back what dies, and leaves nothing behind.
+//! `lastword dev` starts everything, restarts what dies, and leaves nothing behind.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{

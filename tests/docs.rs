@@ -1,4 +1,4 @@
-//! The documents name tests; each of them must exist.
+//! The tests that the docs name exist.
 
 use std::{fs, path::Path};
 

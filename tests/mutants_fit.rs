@@ -1,4 +1,4 @@
-//! The mutants of the chaos harness still fit the code: a change that makes one stale fails here.
+//! The edits of the chaos harness's mutants still match the code: a change that makes one stale fails here.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 

@@ -1,4 +1,4 @@
-//! A private Postgres starts, survives what it must survive, and never outlives its owner.
+//! A private Postgres starts, survives crashes, restarts and interrupted starts, and never outlives its owner.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{

@@ -1,6 +1,6 @@
-//! The seeds of the fuzz targets, each run once through the properties that those check for ever.
+//! The seeds of the fuzz targets, each run once through the properties that the targets check.
 //!
-//! A finding of a fuzz target becomes a seed, and so stays found.
+//! A finding of a fuzz target becomes a seed, so that it is checked from then on.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
 

@@ -1,4 +1,4 @@
-//! Who may do what.
+//! Who may call which route.
 
 use reqwest::Method;
 use serde_json::json;

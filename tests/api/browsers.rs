@@ -1,4 +1,4 @@
-//! What browsers need: cursors and tickets in the query, other origins, and no refusal that they take for the end.
+//! Browsers: cursors and tickets in the query, other origins, and temporary errors that an `EventSource` survives.
 
 use lastword::{config::Config, event::Kind};
 use lastword_devkit::postgres::StopMode;

@@ -1,4 +1,4 @@
-//! Connections that wait for their next request.
+//! Connections: idle ones, slow readers, and requests that are refused before their body was read.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Cursors: before the end, at the last word, past the head, gone.
+//! Cursors: before the end, at the last word, beyond the head, deleted.
 
 use lastword::event::Kind;
 use reqwest::Method;

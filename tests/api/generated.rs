@@ -1,8 +1,8 @@
-//! Requests generated from `/openapi.json`, by schemathesis; `make schemathesis` installs and runs it.
+//! Requests generated from `/openapi.json` by schemathesis; `make schemathesis` installs and runs it.
 //!
-//! Keeps one promise above all: nothing that is generated is ever executed. An agent is a command,
-//! and generated agents are put here; but what serves is the doors alone, in this process, and no
-//! engine and no worker stands behind them. A hand in this test gives each turn its last word.
+//! Keeps one promise above all: nothing that is generated is ever executed. An agent is a command, and generated agents
+//! are put here; but only the HTTP handlers serve, in this process, without an engine or a worker. A task in this test
+//! writes each turn's last word.
 
 use std::{path::Path, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Probes, and what becomes of requests and streams while Postgres is away.
+//! Probes, and requests and streams while Postgres is away.
 
 use lastword::event::Kind;
 use lastword_devkit::postgres::StopMode;

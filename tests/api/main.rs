@@ -1,5 +1,5 @@
-//! The doors, over real HTTP and a real Postgres. What an engine would do to a turn is done here by
-//! the store's own calls, so that each test decides what happens when.
+//! The HTTP API, over real HTTP and a real Postgres. The tests act as the engine by the store's own calls, so that each
+//! test decides what happens when.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
 

@@ -1,4 +1,4 @@
-//! What is refused is refused by name, and leaves nothing behind.
+//! Refused requests name what is wrong, and store nothing.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

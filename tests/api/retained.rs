@@ -1,4 +1,4 @@
-//! What clients are told of turns that are retained no longer.
+//! Answers about turns that are no longer retained.
 
 use lastword::{config::Config, units::Span};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Readers of whole conversations that wait for the next turn: what they cost, and how soon they see it.
+//! Readers of a whole conversation that wait for its next turn: their cost, and how soon they see the turn.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Making turns: once, in order, within limits; and reading them.
+//! Creating turns: once, in order, within limits; and reading them.
 
 use lastword::{
     agent::Runtime,

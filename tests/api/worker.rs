@@ -1,5 +1,5 @@
-//! The routes of remote workers: who may call, and what is refused by name. No engine stands behind these
-//! doors, so nobody is let in for good; `cluster_remote` has those that are.
+//! The routes of remote workers: who may call them, and refusals by name. No engine runs behind these handlers, so no
+//! worker is admitted for long; `cluster_remote` tests admitted workers.
 
 use lastword::{
     agent::AgentSpec,

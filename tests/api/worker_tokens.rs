@@ -1,4 +1,4 @@
-//! Tokens for hosts of workers: minted, told once, listed, revoked; and whose worker is whose.
+//! Worker tokens: minted, shown once, listed, revoked; and which token a worker belongs to.
 
 use lastword::agent::AgentSpec;
 use reqwest::{Method, StatusCode};

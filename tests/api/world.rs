@@ -1,4 +1,4 @@
-//! A gateway to knock at: a private Postgres, replicas that serve, and the hand that plays engine.
+//! A gateway for these tests: a private Postgres, replicas that serve, and the test's part of the engine.
 
 use std::{
     future::Future,

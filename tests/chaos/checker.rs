@@ -1,18 +1,18 @@
-//! The checker: reads the history, the workers' receipts and the database, believes none, and counts.
+//! The checker: compares the history, the workers' receipts and the database, trusts none of them, and counts.
 //!
-//! Owns its own reading of both: its SQL names tables, never the product's functions. A turn that
-//! failed is excused only by a fault that the history names and that hit that very worker or replica
-//! in the turn's lifetime; everything else is a false death.
+//! Owns its own reading of all three: its SQL names tables, never the product's functions. The failure of a turn is
+//! excused only by a fault in the history that hit that very worker or replica during the turn; every other failure is
+//! a false death.
 //!
-//! | count | what it is |
+//! | count | meaning |
 //! |---|---|
 //! | attempted | posts that began, by nonce |
 //! | acknowledged | nonces whose post was answered 2xx |
-//! | recovered | turns of which no client ever heard, with a last word all the same |
+//! | recovered | turns that have a last word although no client received an answer to their post |
 //! | lost | acknowledged turns that the database lacks, or without a last word; observers left hanging |
 //! | duplicated | nonces with two turns, turns with two last words, turns that workers received twice |
 //! | reordered | gaps, repeats or differences between the log and what two observers saw |
-//! | unexpected | last words that nothing excuses, answers of turns that no worker received |
+//! | unexpected | last words without an excuse, answers of turns that no worker received |
 
 mod excuses;
 mod findings;

@@ -1,8 +1,7 @@
-//! One client: posts turns, gives orders, and says of each what is known of it afterwards.
+//! One client: posts turns, sends orders, and records the outcome of each as far as it is known.
 //!
-//! Owns the requests of the load and their outcomes. A timeout, a cut connection and an answer of
-//! 5xx leave it unknown whether something happened; a client with a key asks again with the same
-//! key, at any replica, until it knows.
+//! Owns the requests of the load and their outcomes. After a timeout, a cut connection or a 5xx the outcome is unknown;
+//! a client with a key repeats its request with the same key, at any replica, until it knows.
 
 use std::{
     sync::{

@@ -1,8 +1,7 @@
 //! The fleet: the replicas of one run, in slots, over one Postgres.
 //!
-//! Owns the processes. A slot outlives its replicas: what is killed is revived in its slot, and has
-//! another port and process id then. Everything that is broken here is noted in the history, so that
-//! the checker knows what may be blamed on us and what not.
+//! Owns the processes. A slot outlives its replicas: a killed replica is restarted in its slot, with another port and
+//! process id. Every fault is recorded in the history, so that the checker knows which failures the drill has caused.
 
 use std::{
     collections::HashSet,

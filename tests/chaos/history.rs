@@ -1,9 +1,9 @@
-//! The history: what was asked, what was answered, what was seen and what was broken, a line each.
+//! The history: requests, answers, observed events and faults, one line each.
 //!
-//! Owns the file and its form: one JSON object a line, `t` in microseconds since the run began, `op`
-//! the kind of fact. An operation begins with `invoke` and ends with `ok`, `fail` (it certainly did
-//! not happen) or `info` (nobody knows: a timeout, a cut connection, an answer of 5xx).
-//! Refuses to judge: that is the checker's, which reads only this file and the database.
+//! Owns the file and its format: one JSON object a line, `t` in microseconds since the run began, `op` the kind of
+//! record. An operation begins with `invoke` and ends with `ok`, `fail` (it certainly did not happen) or `info`
+//! (unknown: a timeout, a cut connection, a 5xx). Refuses to judge: that is the checker's task, which reads only this
+//! file and the database.
 
 use std::{
     fs::File,

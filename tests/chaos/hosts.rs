@@ -1,8 +1,8 @@
-//! Hosts of remote workers, and a door of their own before each replica.
+//! Hosts of remote workers, and a proxy of their own in front of each replica.
 //!
-//! Owns the `lastword work` processes, in slots that outlive them, and the net between them and the replicas. A
-//! door outlives the replicas behind it, as a Service outlives pods, and each replica says that it is reached by
-//! its door; clients go past it, so what is broken there breaks none of them.
+//! Owns the `lastword work` processes, in slots that outlive them, and the network between them and the replicas. A
+//! proxy outlives the replicas behind it, as a Service outlives pods, and each replica advertises its proxy's address;
+//! clients bypass the proxies, so that faults there do not affect clients.
 
 use std::{
     fs::{self, File},

@@ -1,8 +1,8 @@
-//! The load: clients that never stop until they are told, and two observers for every turn.
+//! The load: clients that run until they are stopped, and two observers for every turn.
 //!
-//! Owns what ordinary life looks like: short and long answers, lines of turns in one conversation,
-//! questions, cancels, posts that come twice under one key, and clients without a key that give up.
-//! Everything is drawn from a seed; what the machine makes of it is not, and the history says it.
+//! Owns the mix of normal use: short and long answers, several turns in one conversation, questions, cancels, posts
+//! that are sent twice under one key, and clients without a key that give up. Everything is drawn from a seed; the
+//! timing is not, and the history records it.
 
 use std::{sync::Arc, time::Duration};
 

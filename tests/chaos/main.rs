@@ -1,9 +1,8 @@
-//! `make chaos`: breaks everything that can break, and counts what became of every turn.
+//! `make chaos`: injects every fault, and counts the outcome of every turn.
 //!
-//! Owns the forms (short for CI, usual, full), the order of the drills and the report. Each drill has
-//! its own Postgres, replicas, workers, clients, history and verdict; `target/chaos/` keeps the
-//! histories. Fails where any drill lost, doubled, reordered or falsely ended a turn, or, beyond the
-//! short form, missed its figure.
+//! Owns the forms (short for CI, usual, full), the order of the drills and the report. Each drill has its own Postgres,
+//! replicas, workers, clients, history and verdict; `target/chaos/` keeps the histories. Fails if any drill lost,
+//! duplicated, reordered or falsely ended a turn, or, beyond the short form, missed its figure.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a drill that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "clients and the checker are outside the product's rules")]

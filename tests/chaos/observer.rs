@@ -1,8 +1,8 @@
 //! An observer: follows one turn to its last word, from replica to replica.
 //!
-//! Owns what a client does that wants to see the end: it reads, keeps its cursor, and when a
-//! connection is cut, silent for longer than keep-alives allow, or simply when it feels like it, goes
-//! on at another replica. It writes down every event in the order in which it came, and judges none.
+//! Acts as a client that wants to see the end: it reads, keeps its cursor, and continues at another replica when a
+//! connection is cut, silent for longer than keep-alives allow, or at random. It records every event in the order of
+//! arrival, and judges none.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},

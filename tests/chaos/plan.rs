@@ -1,4 +1,4 @@
-//! What a fleet is started as: how many replicas of which program, in what environment, on which database.
+//! How a fleet is started: how many replicas of which program, in which environment, on which database.
 
 use std::{path::PathBuf, time::Duration};
 

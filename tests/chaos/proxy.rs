@@ -1,10 +1,10 @@
-//! A net between two processes that can be made as bad as nets are.
+//! A network between two processes, with configurable faults.
 //!
-//! Owns one loopback port, the thread that serves it, and the weather on the way. Each direction is a
-//! bounded queue, so a slow reader slows its writer as without a proxy. Keeps: once [`Proxy::set`] or
-//! [`Proxy::reset_all`] has returned, no byte that came in later passes against it; nothing of a proxy
-//! is left when it is dropped. Refuses to deliver a stream with a hole: a connection that lost bytes is
-//! reset once the weather clears, as TCP would have it.
+//! Owns one loopback port, the thread that serves it, and the weather: delays, losses and cuts. Each direction is a
+//! bounded queue, so that a slow reader slows its writer as without a proxy. Keeps: once [`Proxy::set`] or
+//! [`Proxy::reset_all`] has returned, no byte that arrives later escapes the new weather; a dropped proxy leaves
+//! nothing behind. Refuses to deliver a stream with a hole: a connection that lost bytes is reset once the weather
+//! clears, as TCP would do.
 
 #![allow(clippy::disallowed_methods, reason = "its tasks live on a runtime of its own, outside any replica")]
 

@@ -1,8 +1,8 @@
-//! A puppet: a replica without workers, that holds as many turns as it is told to.
+//! A puppet: a replica without workers, which holds as many turns as a test wants.
 //!
-//! Owns a process of its own, so that it can be killed as a replica is killed. Everything that others
-//! see of it is the product's own: it registers, holds the session lock, beats, claims and starts
-//! turns through the product's store. It never says a word in any of them.
+//! Owns a process of its own, so that it can be killed like a replica. Everything that other replicas see of it is the
+//! product's own code: it registers, holds the session lock, beats, claims and starts turns through the product's
+//! store. It writes no event.
 
 use std::{process::ExitCode, time::Duration};
 

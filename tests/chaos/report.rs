@@ -1,4 +1,4 @@
-//! The report: a line for each drill while they go, and the table at the end.
+//! The report: a line for each drill while drills run, and the table at the end.
 
 use std::{fmt::Write as _, path::Path, process::Command, time::Duration};
 

@@ -1,8 +1,7 @@
-//! One drill's scene: a fleet, its load, its history, and what is checked when all is healed.
+//! One drill's scene: a fleet, its load, its history, and the checks after the last fault is healed.
 //!
-//! Owns the order of things: life first, then faults, then healing, then five operations at each
-//! replica, then the end of every turn, and only then the checker. A drill brings its own faults and
-//! its own figure, nothing else.
+//! Owns the order: load first, then faults, then healing, then five operations at each replica, then the end of every
+//! turn, and only then the checker. A drill adds its own faults and its own figure, nothing else.
 
 use std::{
     path::PathBuf,

@@ -1,8 +1,7 @@
 //! One Postgres of a pair: a data directory, the server over it, and its end by `kill -9`.
 //!
-//! Apart from `lastword`'s own private server, which is never a standby. Runs as whoever owns the data
-//! directory. Keeps: no process of a server is left when it
-//! is dropped; its directory is whoever's who made it.
+//! Separate from `lastword`'s own private server, which is never a standby. Runs as the owner of the data directory.
+//! Keeps: a dropped server leaves no process; its directory belongs to the caller.
 
 #![allow(clippy::disallowed_methods, reason = "it stands outside any replica")]
 

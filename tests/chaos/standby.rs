@@ -1,7 +1,7 @@
-//! A primary with a streaming standby, and a fail-over by `kill -9`.
+//! A primary with a streaming standby, and a failover by `kill -9`.
 //!
-//! Owns both servers and the net between them, a [`Proxy`]. Neither waits for a disk: processes die
-//! here, never the machine. Keeps: nothing of a pair is left when it is dropped.
+//! Owns both servers and the network between them, a [`Proxy`]. Neither waits for a disk: processes die here, never the
+//! machine. Keeps: a dropped pair leaves nothing behind.
 //!
 //! ```text
 //! start ──► primary + standby ──fail_over──► primary alone ──restore_standby──► primary + standby

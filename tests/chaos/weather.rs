@@ -1,4 +1,4 @@
-//! The weather on a net: what it does to what is sent, in each direction.
+//! The weather of a proxy: what happens to the bytes of each direction.
 //!
 //! Pure. Chance starts from a seed, so the same seed and connections have the same delays.
 

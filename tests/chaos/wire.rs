@@ -1,8 +1,8 @@
-//! The wire protocol of Postgres, as far as one must read it to know what committed.
+//! The wire protocol of Postgres, as far as needed to know what was committed.
 //!
-//! Owns one connection's framing and what it remembers: statements by name, portals, and the requests
-//! whose answers are still to come. Changes no byte. Refuses to guess: what it cannot read (TLS) passes
-//! unread, and an answer that is held for its end is given out whole or not at all.
+//! Owns one connection's framing and its memory: named statements, portals, and requests without an answer yet. Changes
+//! no byte. Refuses to guess: traffic that it cannot parse (TLS) passes unread, and an answer that is held until its
+//! end is delivered whole or not at all.
 
 use std::{
     collections::{HashMap, VecDeque},

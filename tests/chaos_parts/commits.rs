@@ -1,4 +1,4 @@
-//! A commit whose answer is lost: it happened once, and its client is told of a broken connection.
+//! A commit whose answer is lost: it happened once, and its client sees a broken connection.
 
 use lastword_devkit::postgres::Postgres;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};

@@ -1,4 +1,4 @@
-//! The parts that the chaos harness breaks things with do what they say, against real servers.
+//! The parts of the chaos harness work, against real servers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(

@@ -1,4 +1,4 @@
-//! The proxy against plain sockets: each weather does what it says, to the byte.
+//! The proxy against plain sockets: the effect of each weather, to the byte.
 
 use std::{
     io::ErrorKind,

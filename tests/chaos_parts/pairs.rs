@@ -1,4 +1,4 @@
-//! A primary with a standby, against real servers: what a fail-over keeps, and what it loses.
+//! A primary with a standby, against real servers: what a failover keeps, and what it loses.
 
 use std::fs;
 

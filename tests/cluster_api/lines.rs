@@ -1,4 +1,4 @@
-//! Turns that meet in one conversation, or under one key, from both replicas.
+//! Concurrent turns of one conversation, or under one key, from both replicas.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! One API, whichever replica is asked: turns posted here run there, are watched here and stopped
-//! there.
+//! The API is the same on all replicas: turns that are posted here run there, are watched here and stopped there.
 //!
 //! The cases share one cluster of two replicas; each has a conversation of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]

@@ -1,4 +1,5 @@
-//! Words of a newer release in the database: shown as they are, kept, and run by nobody who does not understand them.
+//! Words of a newer release in the database: shown as they are, kept, and run by no replica that does not understand
+//! them.
 
 use lastword::id::TurnId;
 use reqwest::{Method, StatusCode};

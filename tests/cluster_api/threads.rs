@@ -1,4 +1,4 @@
-//! What is read on one replica of what happens on the other.
+//! Readers on one replica, events on the other.
 
 use eventsource_stream::Eventsource;
 use futures_util::StreamExt;

@@ -1,4 +1,4 @@
-//! Workers of one conversation alone, as a runtime starts them that brings a worker about for each.
+//! Workers of a single conversation, as a runtime starts them that creates a worker for each conversation.
 
 use reqwest::StatusCode;
 use serde_json::json;

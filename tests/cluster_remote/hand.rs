@@ -1,4 +1,4 @@
-//! A hand that speaks the protocol itself, to use and to misuse it.
+//! A scripted worker that speaks the HTTP protocol directly, correctly or not.
 
 use std::time::Duration;
 

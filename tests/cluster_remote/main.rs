@@ -1,8 +1,7 @@
-//! Workers that call over HTTP: real replicas, real `lastword work` processes, and a hand that speaks the
-//! protocol itself where it is to be misused.
+//! Remote workers: real replicas, real `lastword work` processes, and a scripted worker where the protocol is misused.
 //!
-//! The cases of a test share one cluster, each with an agent and a host of its own. `CASE=name` picks those
-//! of that name. Where a replica is broken the test has a cluster to itself.
+//! The cases of a test share one cluster, each with an agent and a host of its own. `CASE=name` runs only the cases of
+//! that name. A test that breaks a replica has a cluster to itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "one case asks Postgres by SQL of its own")]
 

@@ -1,4 +1,4 @@
-//! The protocol, used by hand and misused.
+//! The HTTP protocol of remote workers, used correctly and misused.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! Replicas that are killed, frozen, drained and cut off under remote workers: the turns go on elsewhere.
+//! Replicas that are killed, frozen, drained and cut off while remote workers run: the turns continue at another
+//! replica.
 
 use std::time::{Duration, Instant};
 

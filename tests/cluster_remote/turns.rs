@@ -1,4 +1,4 @@
-//! Turns on `lastword work`: what is true of every worker is true of one that calls.
+//! Turns on `lastword work`: remote workers keep the same promises as all workers.
 
 use std::time::Duration;
 

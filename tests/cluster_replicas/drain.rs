@@ -1,5 +1,5 @@
-//! Replicas that are told to leave: what fits the drain ends by itself, the rest is told, and what
-//! waits is not touched.
+//! Replicas that are told to leave: turns that fit the drain complete, the others end as interrupted, and queued turns
+//! are not touched.
 
 use std::time::Duration;
 

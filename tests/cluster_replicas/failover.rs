@@ -1,5 +1,5 @@
-//! Postgres that fails over to an asynchronous standby: what the standby lacks is lost, and that is
-//! noticed, told and counted; what it has goes on as if nothing had happened.
+//! Postgres fails over to an asynchronous standby: lost commits are detected, reported and counted; everything else
+//! goes on.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! A replica that stands still past the verdict: the others close its turns, and when it goes on it
-//! changes nothing and starts over.
+//! A replica that is frozen past its verdict: the others close its turns, and after thawing it writes nothing and
+//! starts over.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Replicas that are killed: their turns end, their clients go elsewhere, nothing of them lives on.
+//! Killed replicas: their turns end, their clients go to other replicas, and none of their processes survives.
 
 use std::{process::Stdio, time::Duration};
 

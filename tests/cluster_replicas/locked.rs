@@ -1,4 +1,4 @@
-//! Somebody else in the database who locks a row, or a table, for longer than any statement waits.
+//! Another session of the database that locks a row, or a table, for longer than any statement waits.
 
 use std::time::Duration;
 

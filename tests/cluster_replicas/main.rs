@@ -1,8 +1,7 @@
-//! Whatever happens to replicas and to Postgres, every turn gets one last word, on every replica
-//! that is left, and what was healthy goes on.
+//! Whatever happens to replicas and to Postgres, every turn gets one last word, on every remaining replica, and healthy
+//! turns go on.
 //!
-//! Each test has a cluster of its own, since its cases break what others would stand on; they run
-//! one after the other.
+//! Each test has a cluster of its own, since its cases would disturb others; they run one after the other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "one suite asks Postgres by SQL of its own")]

@@ -1,4 +1,4 @@
-//! Postgres that restarts, crashes, stalls or throws everybody out: no false death, no lost word.
+//! Postgres that restarts, crashes, stalls or terminates all sessions: no false death, no lost last word.
 
 use std::time::Duration;
 

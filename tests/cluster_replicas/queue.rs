@@ -1,4 +1,4 @@
-//! Where in the queue replicas look for turns: where they were told to, and now and then from its front.
+//! Where replicas scan the queue: from the turn that a ring names, and at intervals from its front.
 
 use std::time::Duration;
 

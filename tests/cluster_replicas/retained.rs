@@ -1,4 +1,4 @@
-//! Turns that live for longer than turns are retained.
+//! Turns that run for longer than the retention.
 
 use serde_json::json;
 

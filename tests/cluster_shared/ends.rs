@@ -1,4 +1,4 @@
-//! Turns and workers that somebody stops.
+//! Turns and workers that are stopped by a client or an operator.
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;

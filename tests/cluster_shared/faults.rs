@@ -1,4 +1,4 @@
-//! What goes wrong in one turn, and in the worker of many.
+//! Faults of one turn, and of the shared worker as a whole.
 
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;

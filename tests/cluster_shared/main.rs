@@ -1,8 +1,8 @@
-//! Workers that serve many turns at once: each turn has its own answer, its own clocks and its own last
-//! word, whatever the others do.
+//! Shared workers: each of their turns has its own answer, its own clocks and its own last word, whatever the others
+//! do.
 //!
-//! The cases of a test share one cluster. Each has an agent of its own, and so workers of its own.
-//! `CASE=name` picks those of that name.
+//! The cases of a test share one cluster. Each has an agent of its own, and so workers of its own. `CASE=name` runs
+//! only the cases of that name.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "one case asks Postgres by SQL of its own")]
 

@@ -1,4 +1,4 @@
-//! Which worker a turn comes to, and how turns share one.
+//! Which worker a turn goes to, and how turns share a worker.
 
 use std::collections::HashSet;
 

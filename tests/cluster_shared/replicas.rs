@@ -1,4 +1,4 @@
-//! Replicas that share their turns, leave, stand still, or cannot write, with shared workers on them.
+//! Replicas with shared workers that pass turns to each other, drain, freeze, or cannot write.
 
 use std::{collections::HashSet, time::Duration};
 

@@ -1,4 +1,4 @@
-//! A replica's worker processes are bounded: idle ones leave for those that are needed, the longest idle first.
+//! The bound on worker processes: idle workers are evicted for new ones, the longest idle first.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Turns that somebody stops.
+//! Cancelled turns, and deleted conversations.
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! The clocks: each lapses with its own code, and none before its time.
+//! The clocks: each expires with its own code, and none early.
 
 use nix::sys::signal::Signal;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What workers say and clients send: all of it arrives, whole.
+//! Messages of workers and clients arrive completely and unchanged.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

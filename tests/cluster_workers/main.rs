@@ -1,7 +1,7 @@
 //! Whatever a worker does, its turn gets one last word, and every replica shows the same one.
 //!
-//! The cases share one cluster of two replicas. Each has an agent or a conversation of its own,
-//! posts its turns on one replica and watches them on both. `CASE=name` picks those of that name.
+//! The cases share one cluster of two replicas. Each has an agent or a conversation of its own, posts its turns on one
+//! replica and watches them on both. `CASE=name` runs only the cases of that name.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "some cases ask Postgres by SQL of their own")]
 

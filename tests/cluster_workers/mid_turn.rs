@@ -1,4 +1,4 @@
-//! Workers that die in the middle of a turn, and what becomes of it.
+//! Workers that die in the middle of a turn, and the turn's last word.
 
 use nix::sys::signal::Signal;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What a fresh worker is told of its conversation: all that was said, and how it ended.
+//! The history that a fresh worker gets: everything that was said, and how each turn ended.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Workers that break the protocol, or bend it.
+//! Workers that violate the protocol, or go to its limits.
 
 use serde_json::json;
 

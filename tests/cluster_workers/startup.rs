@@ -1,4 +1,4 @@
-//! Workers that never get as far as taking their turn.
+//! Workers that fail before they take their turn.
 
 use std::fs;
 

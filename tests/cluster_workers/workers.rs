@@ -1,4 +1,4 @@
-//! Workers written in a line of shell, and what every failure must look like.
+//! Workers written in a line of shell, and the checks that every failure must pass.
 
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
-//! One client: posts with a key, follows turns from door to door by its cursor.
+//! One client: posts with a key, and follows turns from replica to replica by its cursor.
 //!
-//! Owns single requests and the going on elsewhere. An outcome that is unknown is asked for again with the same
-//! key; a stream that is cut, or told to reconnect, goes on behind another door after the newest event that
-//! was seen. What a stream brings is checked by `support::EventStream` on the way.
+//! Owns single requests and the moves to another replica. After an unknown outcome the client repeats the request with
+//! the same key. A stream that is cut, or told to reconnect, continues at another replica after the newest event that
+//! was seen. `support::EventStream` checks the events of a stream on the way.
 
 use std::{
     sync::{

@@ -1,6 +1,6 @@
-//! Many turns at once, each with many who follow it.
+//! Many turns at once, each with many readers.
 //!
-//! Owns their start, the wait until all are under way, and their ends. A follower's panic is passed on.
+//! Owns their start, the wait until all are running, and their ends. A reader's panic is passed on.
 
 use tokio::{sync::watch, task::JoinHandle};
 

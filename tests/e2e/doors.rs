@@ -1,9 +1,9 @@
-//! The two doors: base URLs, and which replica stands behind each of them now.
+//! The two doors: base URLs, and the replica that is behind each of them at present.
 //!
-//! Owns the forwards. One is bound to one replica and ends with it, so each door that has lost its replica gets a
-//! forward to another one that is ready and behind no door. Where there is no `--forward`, URLs are fixed and
-//! the list says who is who. A third door, the front, may lead to any replica that is ready, as a Service does:
-//! clients that must go elsewhere go there.
+//! Owns the forwards. A forward is bound to one replica and ends with it, so a door that has lost its replica gets a
+//! forward to another ready replica that is behind no door. Without `--forward`, URLs are fixed and the list names the
+//! replicas. A third door, the front, may lead to any ready replica, as a Service does: clients that must leave a
+//! replica go there.
 
 use std::{
     process::Child,

@@ -1,10 +1,10 @@
-//! The end-to-end driver: what two replicas promise, shown wherever they run.
+//! The end-to-end driver: shows the promises of two replicas wherever they run.
 //!
-//! Takes the base URLs of two replicas and shell commands that list, kill, drain and restart them and that
-//! break and heal Postgres. Owns the order of the steps and the verdict: 0 where every step that was asked for
-//! held, 1 where one did not, 2 where a step has no command to be done with. Knows nothing of where the replicas
-//! run: `deploy/local`, Compose and a cluster differ by the commands alone.
-//! Keeps: it judges by what clients see, and every list of events is checked for gaps, repeats and a last word.
+//! Takes the base URLs of two replicas and shell commands that list, kill, drain and restart them and that break and
+//! heal Postgres. Owns the order of the steps and the exit code: 0 if every requested step held, 1 if one did not, 2 if
+//! a step has no command. Knows nothing of where the replicas run: `deploy/local`, Compose and a cluster differ only in
+//! the commands. Keeps: it judges by what clients see, and checks every list of events for gaps, repeats and a last
+//! word.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "clients are outside the product's rules")]

@@ -1,6 +1,7 @@
-//! Orders: the shell commands that the driver was given, and what they are told.
+//! Orders: the driver's shell commands, and their variables.
 //!
-//! Owns their running. Each gets $REPLICA, the name that `--list` prints; one that fails or hangs fails its step.
+//! Owns their execution. Each command gets $REPLICA, a name that `--list` prints; a command that fails or hangs fails
+//! its step.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! The report: a line for each figure as it comes, and the table at the end.
+//! The report: a line for each figure as it arrives, and the table at the end.
 
 use std::{fmt::Write as _, time::Duration};
 

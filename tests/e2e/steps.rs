@@ -1,6 +1,7 @@
 //! The steps: what is done to the replicas, and what clients must have seen.
 //!
-//! Owns each step's story and its rows. A step begins when two replicas are ready and ends when they are again.
+//! Owns each step's course and its rows of the report. A step begins when two replicas are ready and ends when two are
+//! ready again.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

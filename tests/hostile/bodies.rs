@@ -1,4 +1,4 @@
-//! Bodies that are costly to read.
+//! Request bodies that are expensive to read.
 
 use std::time::Duration;
 

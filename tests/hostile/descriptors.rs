@@ -1,4 +1,4 @@
-//! Whoever opens connections and says nothing, or holds all there may be.
+//! Callers that open idle connections, or as many connections as possible.
 
 use std::{net::SocketAddr, process::Command};
 

@@ -1,4 +1,4 @@
-//! The HTTP door: what somebody without a token, or with a made-up one, can cost or do.
+//! The HTTP API: what a caller without a token, or with a made-up one, can cost or do.
 
 use std::time::Duration;
 

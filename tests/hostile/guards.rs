@@ -1,4 +1,4 @@
-//! Texts that are costly to check.
+//! Texts that are expensive to check.
 
 use std::time::Duration;
 

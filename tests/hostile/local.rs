@@ -1,7 +1,7 @@
-//! Other users of the machine: a port of loopback is theirs too, and so is the list of processes.
+//! Other users of the machine, who can reach its loopback ports and read its list of processes.
 //!
-//! Who is superuser of a Postgres runs programs as its user; who may post turns runs agents. So every Postgres
-//! that is started here asks for a password, and `lastword dev` for a token.
+//! A superuser of a Postgres can run programs as the server's user; a client that may post turns runs agents. So every
+//! Postgres that is started here requires a password, and `lastword dev` a token.
 
 use std::{
     fs,

@@ -1,7 +1,7 @@
-//! Attacks: what a hostile caller, text or worker may try, and what must not come of it.
+//! Attacks by hostile callers, texts and workers, and their limits.
 //!
-//! One file an attacked part. Each test runs the attack against real replicas, processes and a real Postgres,
-//! and looks at what others notice of it: nothing. `docs/SECURITY.md` tells what is protected from whom.
+//! One file for each attacked part. Each test runs the attack against real replicas, processes and a real Postgres, and
+//! checks that others are not affected. `docs/SECURITY.md` says what is protected from whom.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "some attacks look at Postgres by SQL of their own")]
 

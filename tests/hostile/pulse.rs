@@ -1,4 +1,4 @@
-//! The pulse of replicas: how long one was silent while something went on.
+//! The pulse of replicas: the longest silence of each during an attack.
 
 use std::{pin::pin, time::Duration};
 

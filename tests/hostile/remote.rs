@@ -1,4 +1,4 @@
-//! Workers that call with a token that is not theirs to use.
+//! Remote workers with a token that does not belong to them.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! One client's token takes all that it can get: another token and an operator are served meanwhile.
+//! One client token takes all that it can get: another token and an operator are still served.
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
-//! Hostile texts: what a worker or a client says never becomes a line, an event or an order of its own.
+//! Hostile texts: text of a worker or a client never becomes a line, an event or an order of its own.
 //!
-//! The readers here are Python's: `str.splitlines`, on which HTTP libraries build their readers of events,
-//! takes ten characters for a line's end.
+//! The readers here are Python's: `str.splitlines`, on which HTTP libraries build their readers of events, treats ten
+//! characters as a line end.
 
 use std::{
     io::Write,

@@ -1,4 +1,4 @@
-//! A client's token asks for pages and reads none of them: the replica's memory and other tokens notice nothing.
+//! A client token requests pages and reads none: the replica's memory and other tokens are not affected.
 
 use std::time::Duration;
 

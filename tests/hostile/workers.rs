@@ -1,7 +1,7 @@
-//! Workers that turn against their replica: they look for its secrets, and try to end it.
+//! Workers that attack their replica: they search for its secrets, and try to end it.
 //!
-//! Most of it needs root, who alone may start a replica as another user, or a worker as another than its
-//! replica. Run by anybody else each test says what it leaves out, and attacks with what is left.
+//! Most cases need root: only root may start a replica as another user, or a worker as another user than its replica.
+//! Without root each test says what it skips, and attacks with the rest.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 

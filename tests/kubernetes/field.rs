@@ -1,7 +1,6 @@
 //! Real replicas over a private Postgres, beside a scripted API server.
 //!
-//! Owns both, and the wait for a turn's pod. A replica finds the server by a kubeconfig, as it would outside a
-//! cluster.
+//! Owns both, and the wait for a turn's pod. A replica finds the server by a kubeconfig, as outside a cluster.
 
 use std::{
     ops::Deref,

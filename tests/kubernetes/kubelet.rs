@@ -1,7 +1,7 @@
-//! The node of the scripted cluster: it runs a pod's worker as a process of this machine, where a test says so.
+//! The node of the scripted cluster: it runs a pod's worker as a process of this machine, if a test wants that.
 //!
-//! Owns those processes and their ends. It starts what the manifest says, with the manifest's variables and
-//! files; what a container would be beyond that (its image, its limits, its user) only a real node shows.
+//! Owns those processes and their ends. It starts what the manifest says, with the manifest's variables and files; a
+//! container's image, limits and user are shown by a real node only.
 
 use std::{
     collections::HashMap,

@@ -1,8 +1,8 @@
-//! The runtime `kubernetes` against a scripted API server: what it asks for, what it makes of the answers, and
-//! how it goes on when the server was away.
+//! The runtime `kubernetes` against a scripted API server: its requests, its reaction to the answers, and its recovery
+//! after an outage of the server.
 //!
-//! A real cluster has a scheduler, kubelets and a garbage collector. Here the test plays them: it says what
-//! becomes of a pod, in the words that they use.
+//! A real cluster has a scheduler, kubelets and a garbage collector. Here the test plays them: it sets the status of a
+//! pod, in their words.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "one test plants rows and looks at them by SQL of its own")]
 

@@ -1,4 +1,4 @@
-//! The API server is away, or the replica that asked for a pod is gone.
+//! The API server is away, or the replica that created the pod is gone.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The pods of a fleet, as one replica sees them through the watch.
+//! The pods of a fleet, as one replica sees them through its watch.
 
 use std::time::Duration;
 

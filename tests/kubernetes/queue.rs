@@ -1,4 +1,4 @@
-//! What turns that wait for their pods cost those that wait in the queue: nothing.
+//! Turns that wait for their pods delay no turn in the queue.
 
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

@@ -1,7 +1,7 @@
 //! A scripted API server over HTTP: the few paths that the runtime calls, over a [`World`].
 //!
-//! Owns the listening, and going away: every connection is cut at once, and the port answers nothing until the
-//! server comes back. It runs on a runtime of its own, so that its end is as sudden as a process's.
+//! Owns the listener, and its outage: every connection is cut at once, and the port answers nothing until the server
+//! returns. It runs on an async runtime of its own, so that its end is as sudden as that of a process.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "it stands outside any replica")]
 

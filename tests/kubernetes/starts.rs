@@ -1,4 +1,4 @@
-//! Turns whose worker never comes: each gets its last word with the reason, and soon.
+//! Turns whose worker does not start: each gets its last word with the reason, quickly.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
-//! The cluster that the scripted API server shows: pods, their versions, and what is to go wrong.
+//! The cluster behind the scripted API server: pods, their versions, and planned failures.
 //!
-//! Owns the history that watches are served from, and the answers that the next creations get. It does nothing
-//! by itself: a pod stays as it was made until the test says what became of it.
+//! Owns the history that watches are served from, and the answers to the next creations. It does nothing by itself: a
+//! pod stays as it was created until the test changes its status.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -1,4 +1,4 @@
-//! No circle between the files of a crate: of two files, one can be read without the other.
+//! The files of a crate do not import each other in a circle: of two files, one can be read without the other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,7 +1,7 @@
-//! The floors of the house: a file imports from its own floor or a lower one, and strangers never.
+//! The layers of the code ("floors"): a file imports from its own floor or a lower one, and never from a stranger.
 //!
-//! Owns the table below, and reads every source file as text against it. It goes by `crate::…` and
-//! `super::…` paths, and refuses what it cannot place. Comments, strings and test code do not count.
+//! Owns the table below, and checks every source file against it as text. It follows `crate::…` and `super::…` paths,
+//! and refuses paths that it cannot place. Comments, strings and test code do not count.
 
 use std::{fs, path::Path, sync::LazyLock};
 

@@ -1,8 +1,8 @@
-//! Which file of a crate uses names of which other.
+//! The graph of files of a crate: which file uses names of which other.
 //!
-//! An arrow goes to the file that defines the name, through every facade that passes it on: a `pub use` alone is no
-//! arrow, nor is `mod`, nor an import of a whole module (the paths through that module are). Comments, strings and test
-//! code do not count.
+//! An arrow goes to the file that defines the name, through every re-export. A `pub use` alone is no arrow, nor is
+//! `mod`, nor an import of a whole module (the paths through that module are). Comments, strings and test code do not
+//! count.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

@@ -1,4 +1,5 @@
-//! How the house is built: floors, no circles, one meaning a name. All of it is read from the sources as text.
+//! The structure of the code: floors, no circles, one meaning for each type name. Everything is read from the sources
+//! as text.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 

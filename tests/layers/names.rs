@@ -1,4 +1,4 @@
-//! One meaning a name: no two types of one name in the gateway's crates.
+//! One meaning for each name: no two types of the gateway's crates have the same name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

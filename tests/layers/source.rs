@@ -1,4 +1,4 @@
-//! Source files, read as text: what is said in them besides code is made blank.
+//! Source files as text, with comments, strings and test code blanked.
 
 use std::{
     fs,

@@ -1,7 +1,7 @@
-//! What may happen next, in any state of the turn model.
+//! The possible next steps in any state of the turn model.
 //!
-//! The guards of what a replica knows by itself are here: one claim at a time, one write of a turn at a
-//! time, no claim while it drains. The guards that the database keeps are in [`super::database`].
+//! Guards that a replica knows by itself are here: one claim at a time, one write of a turn at a time, no claim during
+//! a drain. Guards that the database keeps are in [`super::database`].
 
 use super::{
     steps::{Step, TurnModel},

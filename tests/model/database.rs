@@ -1,9 +1,9 @@
-//! What each statement does when it is committed. One function a statement, named as in `src/store`
-//! and `migrations/`.
+//! The effect of each statement when it is committed. One function for each statement, named as in `src/store` and
+//! `migrations/`.
 //!
-//! A statement's effect is one step of the model where the code decides behind the row's lock, or on
-//! columns of the locked row. What the code takes from the snapshot of a statement that has not got
-//! its lock yet was taken when the statement was sent, and rides in it (decision 8).
+//! The effect is one step of the model if the code decides behind the row's lock, or by columns of the locked row.
+//! Values that the code takes from the snapshot of a statement that still waits for its lock were read when the
+//! statement was sent, and are carried in it (decision 8).
 
 use super::world::{
     ATTEMPTS, Break, Event, Holder, Id, Kind, LOSSES, Phase, Row, Statement, Turn, World, Wrong,

@@ -1,6 +1,6 @@
-//! The protocol as it is keeps its promises, in worlds small enough to be searched whole.
+//! The protocol keeps its promises, in worlds small enough for an exhaustive search.
 //!
-//! Keeps the searches honest as well: each says which rare things it must have come by.
+//! Also keeps the searches honest: each names rare states that it must have reached.
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 

@@ -1,4 +1,4 @@
-//! Each guard is needed: the protocol without it breaks a promise, and the checker finds how.
+//! Each guard is needed: without it the protocol breaks a promise, and the checker finds how.
 
 use super::{
     holds::{ONE, PLAIN, SAFE, SEPARATE, check},

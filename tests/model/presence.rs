@@ -1,8 +1,7 @@
-//! The presence model: nobody is judged who beats. It drives the real `engine::suspicion`.
+//! The presence model: no replica that beats is declared lost. It drives the real `engine::suspicion`.
 //!
-//! One observer, one peer, one Postgres that may end any connection at any time, as often as it likes.
-//! No clock: the only measure is the observer's completed beats. What is assumed of a peer that lives
-//! is said in [`may_look`], and nothing else is.
+//! One observer, one peer, one Postgres that may end any connection at any time, without limit. There is no clock: the
+//! only measure is the number of the observer's completed beats. [`may_look`] has all assumptions about a living peer.
 
 use lastword::{
     engine::suspicion::FailureDetector,

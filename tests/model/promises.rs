@@ -1,6 +1,6 @@
-//! What must hold in every state of the turn model, and what must be possible in some.
+//! What must hold in every state of the turn model, and what must be reachable.
 //!
-//! The names begin with the invariant of `docs/INVARIANTS.md` that they stand for.
+//! The names begin with the invariant of `docs/INVARIANTS.md` that they check.
 
 use stateright::{Model, Property};
 

@@ -1,7 +1,8 @@
-//! The steps of the turn model: what replicas, clients, the database and bad luck may do next.
+//! The steps of the turn model: what replicas, clients, the database and faults may do next.
 //!
-//! Every step can come at any moment at which it is possible at all: nothing is assumed of speed. What
-//! a statement does is in [`super::database`]; here it is sent, committed, answered, lost. When each may come is in [`super::choices`].
+//! Every possible step can come at any moment: there is no assumption about speed. The effect of a statement is in
+//! [`super::database`]; here statements are sent, committed, answered and lost. When each may come is in
+//! [`super::choices`].
 
 use stateright::{Model, Property};
 

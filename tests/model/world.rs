@@ -1,7 +1,7 @@
-//! The world of the turn model: what the database holds, what the replicas know, what is on its way.
+//! The world of the turn model: the state of the database and of the replicas, and the statements in transit.
 //!
-//! Owns the words. Each has its namesake in the schema or in `src/`; what the protocol does not look
-//! at (data, agents, times) is left out.
+//! Owns the words. Each has a counterpart in the schema or in `src/`; what the protocol does not read (data, agents,
+//! times) is left out.
 
 /// Replica processes. The last one is never killed, frozen or drained: somebody must be left.
 pub const REPLICAS: usize = 2;

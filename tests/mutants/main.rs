@@ -1,6 +1,6 @@
-//! `make mutants`: shows that the harness catches every rule that is broken, and nothing else.
+//! `make mutants`: the harness catches every broken rule, and reports nothing for the real program.
 //!
-//! Not part of the ordinary suite: it builds the program eleven times. Names as arguments pick some.
+//! Not part of the ordinary suite: it builds the program eleven times. Names as arguments select mutants.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 

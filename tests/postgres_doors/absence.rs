@@ -1,4 +1,4 @@
-//! What a replica's log says while Postgres is away: little.
+//! A replica's log during a Postgres outage has few lines.
 
 use lastword_devkit::postgres::{Binaries, Options, Postgres, StopMode};
 use reqwest::{Client, Method, StatusCode};

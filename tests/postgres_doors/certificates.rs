@@ -1,4 +1,4 @@
-//! Certificates of every kind that people have, made by `openssl` as PostgreSQL's manual and its readers make them.
+//! Certificates of every common kind, made by `openssl` as PostgreSQL's manual and its readers do.
 
 use std::{
     fs,

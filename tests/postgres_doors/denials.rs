@@ -1,4 +1,4 @@
-//! What no wait heals ends a program at its start, with one message that names the cause and the remedy.
+//! Permanent errors end a program at its start, with one message that names the cause and the remedy.
 
 use std::{
     path::Path,

@@ -1,5 +1,5 @@
-//! The door of Postgres as people have it: behind TLS, with a password that is rotated, closed for good or for a
-//! while. Each test has a server of its own, since it reconfigures that; `psql` is asked beside us.
+//! Connecting to Postgres as operators run it: behind TLS, with a rotated password, refusing logins for a while or for
+//! good. Each test has a server of its own, since it reconfigures the server; `psql` is run for comparison.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "this suite asks Postgres by SQL of its own")]

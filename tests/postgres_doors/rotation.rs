@@ -1,4 +1,4 @@
-//! A password that is rotated while a replica runs, as a Secret's file shows it.
+//! A password that is rotated while a replica runs, as a mounted Secret presents it.
 
 use std::{fs, path::Path, process::Command};
 

@@ -1,4 +1,4 @@
-//! A Postgres with a user `app` and its database, whose doors a test opens and shuts.
+//! A Postgres with a user `app` and its database, whose login rules a test changes.
 
 use std::{
     path::Path,

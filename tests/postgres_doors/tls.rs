@@ -1,4 +1,4 @@
-//! Every `sslmode` against every kind of server, beside what `psql` does with the same URL.
+//! Every `sslmode` against every kind of server, compared with `psql` and the same URL.
 
 use lastword_devkit::postgres::StopMode;
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
-//! A gateway that says what the test wrote down: one script an incoming request, then it cuts.
+//! A scripted gateway: one script for each incoming request, then it cuts the connection.
 //!
-//! It is no stand-in for the gateway's behaviour. It plays the failures of networks, proxies and
-//! dying replicas that a real gateway cannot be made to play on request.
+//! It does not replace the gateway. It plays the failures of networks, proxies and dying replicas that a real gateway
+//! cannot be made to play on request.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

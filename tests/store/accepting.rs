@@ -1,4 +1,4 @@
-//! I1 and I14: what is accepted, once, and what is refused, with nothing of it left behind.
+//! I1 and I14: a turn is accepted once; a refused turn leaves nothing behind.
 
 use futures_util::{StreamExt, future::join_all, stream};
 use lastword::{

@@ -1,4 +1,4 @@
-//! Workers that call: what a look for one of them reads, however many others there are.
+//! Remote workers: a look-up of one reads the same number of pages, however many others there are.
 
 use lastword::{
     failure::Code,

@@ -1,4 +1,4 @@
-//! I6 and I10: what any replica may end, what it gives back, and what it leaves alone.
+//! I6 and I10: which turns any replica may end, which it gives back, and which it leaves alone.
 
 use lastword::{
     event::Kind,

@@ -1,4 +1,4 @@
-//! I3 and I5: who does not hold the current epoch writes nothing, and nothing follows a last word.
+//! I3 and I5: without the current epoch nothing is written, and nothing follows a last word.
 
 use futures_util::future::join_all;
 use lastword::{event::Kind, id::WorkerId, store::group_commit::Written, turn::CancelledBy};

@@ -1,5 +1,5 @@
-//! The ground these tests stand on: a Postgres, a database a case, replicas that are stores only,
-//! turns brought to each step of their life.
+//! The fixtures of these tests: a Postgres, a database for each case, replicas that consist of a store only, and turns
+//! at each step of their life.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},

@@ -1,4 +1,4 @@
-//! Verdicts: what a beat sees of the others, and what refutes a verdict.
+//! Verdicts: what a beat sees of the other replicas, and what refutes a verdict.
 
 use lastword::{
     id::ReplicaId,

@@ -1,4 +1,4 @@
-//! Connections: never more than allowed, the same one again and again, and none that was ended.
+//! The connection pool: never more than allowed, the last returned first, and no closed connection.
 
 use futures_util::future::join_all;
 use lastword::store::beat::BeatSession;

@@ -1,4 +1,5 @@
-//! Lists: what they read does not grow with what is there, and what did not complete before there was a list is in it.
+//! Lists: the pages that a list reads do not grow with the tables, and turns that failed before the lists existed are
+//! included.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

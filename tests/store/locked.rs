@@ -1,4 +1,4 @@
-//! Rows that somebody else in the database has locked: what waits for them, and what does not.
+//! Rows that another session of the database has locked: what waits for them, and what does not.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! One order of locks: rows of one kind by their ids; keys, then in-flight rows, then conversations, then turns.
+//! Lock order: rows of one kind by their ids; keys, then in-flight rows, then conversations, then turns.
 
 use std::{fs, path::Path};
 

@@ -1,7 +1,7 @@
 //! The statements of the store, raced against each other on a real Postgres.
 //!
-//! Each case has a database of its own. What holds here holds without any process around it: the
-//! statements alone keep the invariants, whatever the replicas do.
+//! Each case has a database of its own. Nothing but statements runs here: they keep the invariants alone, whatever the
+//! replicas do.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(

@@ -1,4 +1,4 @@
-//! What measurements make by the thousand keeps the invariants, and what they count is counted.
+//! Bulk fixtures of measurements keep the invariants, and their counts are right.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Holds that move: many in one statement, each with its own verdict, and none past its fence.
+//! Take-overs of remote turns: many in one statement, each with its own result, and none past its fence.
 
 use lastword::{
     event::Kind,

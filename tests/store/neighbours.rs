@@ -1,4 +1,4 @@
-//! What else is in the database: other programs' tables, other installations, an installation of an older release.
+//! Other content of the database: tables of other programs, other installations, an installation of an older release.
 
 use std::{borrow::Cow, path::Path};
 

@@ -1,4 +1,4 @@
-//! Turns that are claimed in the commit that accepts them, or claimed as `running`: where a worker is ready.
+//! Turns that are claimed in the commit that accepts them, or claimed as `running`, because a worker is ready.
 
 use lastword::{
     agent::{AgentSpec, Runtime},

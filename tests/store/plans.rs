@@ -1,8 +1,8 @@
-//! How Postgres carries out the hot statements: which index each one uses, and how many pages it reads.
+//! The plans of the hot statements: which index each one uses, and how many pages it reads.
 //!
-//! The texts are those of `.sqlx`, which the build checks against the source. Plans are generic, as
-//! prepared statements come to have them: over tables large enough that the choice matters, and over empty
-//! ones that are full of dead rows later.
+//! The texts are those of `.sqlx`, which the build checks against the source. Plans are generic, as those of prepared
+//! statements are: over tables large enough that the choice matters, and over empty tables that are full of dead rows
+//! later.
 
 use std::{collections::HashMap, fs, path::Path};
 

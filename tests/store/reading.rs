@@ -1,5 +1,5 @@
-//! Reads in company: one for all readers of a turn, and never an old one for whoever was woken after it;
-//! one statement for many turns; one look for all who wait.
+//! Shared reads: one for all readers of a turn, and never an old one for a reader that was woken later; one statement
+//! for many turns; one poll for all waiting readers.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A database that went back in time, by hand: what the comparison finds, and what waits for it.
+//! A database that lost commits, made by hand: what the comparison finds, and what waits for it.
 
 use lastword::{
     event::Kind,

@@ -1,4 +1,4 @@
-//! The schema: many replicas that start at once, releases side by side, days that come and go.
+//! The schema: many replicas that start at once, releases side by side, partitions that come and go.
 
 use chrono::Days;
 use futures_util::future::join_all;

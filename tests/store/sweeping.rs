@@ -1,4 +1,4 @@
-//! What is retained no longer goes, with all that is kept of it; what is in flight or younger stays.
+//! Retention: old turns are deleted with all their rows; turns that are in flight or younger stay.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `verify` finds each kind of damage, planted by SQL that no statement of ours would write.
+//! `verify` finds each kind of damage, planted by SQL that none of the product's statements would run.
 
 use lastword::{id::TurnId, store::claim::Claim};
 

@@ -1,4 +1,4 @@
-//! I2 under races: whoever speaks the last word, one does.
+//! I2 under races: of several writers of a last word exactly one succeeds.
 
 use futures_util::{StreamExt, future::join_all, stream};
 use lastword::{

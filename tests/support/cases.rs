@@ -1,4 +1,4 @@
-//! Many cases in one test, since they share a cluster: run side by side, each told by its name.
+//! Many cases in one test, since they share a cluster: run concurrently, each reported by its name.
 
 use std::{panic::AssertUnwindSafe, pin::Pin};
 

@@ -1,4 +1,4 @@
-//! What clients and operators ask of a cluster.
+//! The requests of clients and operators to a cluster.
 
 use std::time::Duration;
 

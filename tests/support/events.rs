@@ -1,7 +1,7 @@
 //! Events as a client sees them, and the checks that every list of them must pass.
 //!
-//! Keeps I2 to I4 in view: `seq` without gaps, `id` is `seq`, one last word, nothing after it, and a
-//! body that ends cleanly only then.
+//! Checks I2 to I4: `seq` without gaps, `id` equal to `seq`, one last word, nothing after it, and a body that ends
+//! cleanly only after it.
 
 use std::{pin::Pin, time::Duration};
 

@@ -1,4 +1,4 @@
-//! How long a last word takes: from the moment of a death to a client of another replica.
+//! The time to a last word: from the moment of a death to a client of another replica.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

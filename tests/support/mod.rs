@@ -1,9 +1,8 @@
 //! A cluster of real replicas over a private Postgres, for the suites that need one.
 //!
-//! Owns the processes and their end. A `Cluster` that is dropped has kept the promise or fails its
-//! test: `lastword verify` is clean, every replica that should live does, no log tells of a panic,
-//! and nothing that was started is left behind.
-//! Refuses to guess: every list of events that a helper returns has been checked on the way.
+//! Owns the processes and their end. The drop of a `Cluster` checks the promise and fails its test otherwise: `lastword
+//! verify` is clean, every replica that should live does, no log has a panic, and no started process is left. Refuses
+//! to guess: every list of events that a helper returns has been checked on the way.
 
 #![allow(dead_code, reason = "each suite uses a part of this")]
 

@@ -1,7 +1,7 @@
-//! PgBouncer in transaction mode: every transaction may run on another backend than the last.
+//! PgBouncer in transaction mode: every transaction may run on another backend than the previous one.
 //!
-//! Owns the process and its directory. Refuses a release that does not know prepared statements: the
-//! drill behind it is then not run, and must say so. Keeps: nothing is left when it is dropped.
+//! Owns the process and its directory. Refuses a release without prepared statements: its drill is then skipped, and
+//! must say so. Keeps: a dropped pooler leaves nothing behind.
 
 use std::{
     env,

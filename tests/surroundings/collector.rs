@@ -1,4 +1,4 @@
-//! A little collector of traces, over HTTP and over gRPC.
+//! A small collector of traces, over HTTP and over gRPC.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! What the platform puts into a process's environment: variables of Services, and of OpenTelemetry.
+//! Variables that the platform puts into a process's environment: those of Kubernetes Services, and of OpenTelemetry.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a collector of a test spawns what it answers with")]

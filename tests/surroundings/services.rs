@@ -1,4 +1,4 @@
-//! Variables that Kubernetes makes for Services whose names begin like ours.
+//! Variables that Kubernetes sets for Services whose names begin with `lastword`.
 
 use std::process::Command;
 

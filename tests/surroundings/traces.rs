@@ -1,4 +1,4 @@
-//! The variables of OpenTelemetry, as a collector sees them honoured.
+//! The variables of OpenTelemetry, and their effect at a collector.
 
 use std::time::Duration;
 

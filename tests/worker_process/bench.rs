@@ -1,4 +1,4 @@
-//! A place to start workers in, and ways to wait for them.
+//! A directory to start workers in, and ways to wait for them.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 

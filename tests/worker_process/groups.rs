@@ -1,4 +1,4 @@
-//! What the kernel holds of a worker's memory, where a replica may make control groups.
+//! The kernel bounds a worker's memory, if a replica may create control groups.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Nothing is left behind, whoever dies first and however.
+//! No process is left behind, whichever process dies first and however.
 
 use std::{
     io::{BufRead, BufReader},

@@ -1,4 +1,4 @@
-//! What is said is heard, in order, and neither side can make the other grow.
+//! Messages arrive in order, and neither side can make the other's memory grow.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 

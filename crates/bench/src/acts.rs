@@ -1,7 +1,6 @@
-//! How each measure is taken, and what it brings.
+//! How each measure is taken, and what it yields.
 //!
-//! Owns the choice of the act. An act leaves its site as it found it, as far
-//! as the next one could notice.
+//! Owns the choice of the act. An act leaves its site unchanged, as far as the next act could notice.
 
 pub mod accept;
 pub mod load;

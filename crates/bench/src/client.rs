@@ -1,7 +1,6 @@
-//! The measuring client: posts turns, reads streams, and notes when what came.
+//! The measuring client: posts turns, reads streams, and records when each part arrived.
 //!
-//! Owns the connections to the replicas. A turn that does not complete is an error, whatever its
-//! figures would have been.
+//! Owns the connections to the replicas. A turn that does not complete is an error, however fast.
 
 use std::time::Duration;
 

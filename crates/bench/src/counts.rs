@@ -1,9 +1,9 @@
-//! `lastword bench --counts`: what one turn costs, in counts that a slow machine does not change.
+//! `lastword bench --counts`: the cost of one turn, in counts that do not depend on the machine's speed.
 //!
-//! Owns the two scripts, and the comparison with a baseline that is kept beside the code. A count that
-//! is worse than its baseline by more than its margin fails; so does one that the baseline lacks. The
-//! turns come one after the other, and what replicas do by themselves meanwhile is taken off. Postgres
-//! does not flush here: that changes how long a commit takes, and not how many there are.
+//! Owns the two scripts, and the comparison with a baseline in the repository. A count that exceeds its baseline by
+//! more than its margin fails; so does a count without a baseline. The turns run one after the other, and what replicas
+//! do meanwhile without turns is subtracted. Postgres does not flush here: flushing changes how long a commit takes,
+//! not how many there are.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 

@@ -1,8 +1,7 @@
-//! The course of a measurement: every measure in every run, its limits right before it, and beside it
-//! the same with something changed.
+//! The course of a measurement: every measure in every run, with its limits right before it and the variants beside it.
 //!
-//! Owns the order. Runs go around measures, not measures around runs, and who comes first changes from
-//! run to run: what drifts, drifts for all alike. A measure that fails is told as failed, and the others go on.
+//! Owns the order. Each run takes all measures, and the first variant changes from run to run, so that drift of the
+//! machine affects all alike. A measure that fails is reported as failed, and the others continue.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,6 @@
 //! Many clients at once, each a task.
 //!
-//! Owns their start and their end: the first that fails ends the others, and none outlives the measure
-//! that it was for.
+//! Owns their start and their end: the first failure ends the others, and no client outlives its measure.
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;

@@ -1,7 +1,7 @@
-//! Figures: what a measure yields, what is wanted of it, and the arithmetic between the two.
+//! Figures: the values of a measure, their targets, and the arithmetic between the two.
 //!
-//! Owns medians, spreads, ratios and verdicts, all pure. Refuses to make a number out of nothing: what
-//! has no value is not measured, never zero.
+//! Owns medians, spreads, ratios and verdicts, all pure. Refuses to invent a number: a figure without a value is "not
+//! measured", never zero.
 
 use serde::Serialize;
 

@@ -1,8 +1,7 @@
-//! Frames of an event stream, found in bytes as they come.
+//! A parser for frames of an event stream.
 //!
-//! Owns as much of the format as a measuring client needs, and copies nothing that it need not: the
-//! load must not be what is measured. Refuses a log with a gap: a stream that loses events is fast for
-//! the wrong reason.
+//! Owns as much of the format as a measuring client needs, and copies as little as possible: the client's own load must
+//! not be measured. Refuses a log with a gap: a stream that loses events is fast for the wrong reason.
 
 use anyhow::{Context as _, ensure};
 

@@ -1,7 +1,7 @@
-//! The machine that figures were measured on: without it they say nothing.
+//! The machine that figures were measured on, without which the figures mean nothing.
 //!
-//! Owns what is read from the system, and the limit on open files, which ten thousand streams need
-//! raised here and in every replica that inherits it.
+//! Owns what is read from the system, and raises the limit of open files, which ten thousand streams need here and in
+//! every replica that inherits it.
 
 use std::{fs, path::Path, process::Command};
 

@@ -1,14 +1,14 @@
-//! How fast `lastword` is, beside what this machine and this Postgres can do at best.
+//! How fast `lastword` is, compared with the limits of this machine and this Postgres.
 //!
-//! Owns the flags, and the order: start what is needed, warm up, measure, tell. The measures and their
-//! targets are in [`measures`], how each is taken in [`acts`], the arithmetic in [`figures`].
+//! Owns the flags, and the order: start what is needed, warm up, measure, report. The measures and their targets are in
+//! [`measures`], how each is taken in [`acts`], the arithmetic in [`figures`].
 //!
 //! ```text
-//! bench ──► site ──► rig (Postgres, replicas, agents)   or somebody's --url
+//! bench ──► site ──► rig (Postgres, replicas, agents)   or an existing installation (--url)
 //!   └─────► course ──► limits, then act ──► reading ──► table, JSON
 //! ```
-//! It measures and changes nothing: whatever makes the gateway faster is elsewhere, and can be switched
-//! off from here (`--ablate`) to show what it is worth.
+//! The bench measures and changes nothing. Optimisations are in the gateway; `--ablate` switches one off to show its
+//! effect.
 
 mod acts;
 mod client;

@@ -1,6 +1,6 @@
-//! Every measure: its name, what it shows, what it yields, and what is wanted of that.
+//! Every measure: its name, what it shows, its figures, and their targets.
 //!
-//! Owns the table of targets, which stand nowhere else in the code. The acts themselves are in [`acts`].
+//! Owns the table of targets, the only one in the code. The acts themselves are in [`acts`].
 
 use super::{
     acts::{self, Act},

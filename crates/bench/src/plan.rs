@@ -1,7 +1,7 @@
-//! What an installation of the measurement's own is made of, and the commands that start it.
+//! The parts of the bench's own installation, and the commands that start them.
 //!
-//! Owns the choice of everything that is not the gateway's default. Keeps: nothing of this process' own
-//! environment reaches what is measured.
+//! Owns every setting that differs from the gateway's default. Keeps the environment of this process away from what is
+//! measured.
 
 use std::{
     path::{Path, PathBuf},

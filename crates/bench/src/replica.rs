@@ -1,4 +1,4 @@
-//! One replica of a measurement: a process of `lastword serve`, and nothing that brings it back.
+//! One replica of a measurement: a process of `lastword serve`, which is not restarted.
 
 use std::{
     fs::{self, File},

@@ -1,6 +1,6 @@
-//! The findings as programs read them.
+//! The results as JSON.
 //!
-//! Keeps: a value is a number or is not there. `null` with a reason stands where nothing was measured.
+//! Keeps: a value is a number or absent. `null` with a reason marks what was not measured.
 
 use serde_json::{Map, Value, json};
 

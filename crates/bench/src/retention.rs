@@ -1,8 +1,8 @@
-//! `lastword bench --retain SPAN`: whether tables stop growing under a load that goes on for longer than is retained.
+//! `lastword bench --retain SPAN`: whether tables stop growing under a load that lasts longer than the retention.
 //!
-//! Owns the load, in short loops one after the other, and the sizes beside it, in four quarters. Free space is used again
-//! and not given back, so tables have stopped growing where the last quarter's largest is no larger than that of the
-//! quarter before, by a tenth. A past that fills what is retained shows it sooner.
+//! Owns the load, in short loops one after the other, and the sizes of tables, in four quarters. Free space is reused
+//! and not returned to the system, so tables have stopped growing if the largest size of the last quarter is at most a
+//! tenth above that of the quarter before. A history that fills the retention shows it sooner.
 
 use std::time::{Duration, Instant};
 

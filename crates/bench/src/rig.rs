@@ -1,8 +1,7 @@
-//! An installation of the measurement's own: a private Postgres, replicas, and two agents.
+//! The bench's own installation: a private Postgres, replicas, and two agents.
 //!
-//! Owns all of it, in a directory that is gone at the end; what it is made of is the plan's. Postgres runs
-//! as durable as it comes (`fsync`, `synchronous_commit` and `full_page_writes` on) unless only counts are
-//! taken.
+//! Owns all of it, in a directory that is deleted at the end; its parts are the plan's. Postgres runs with full
+//! durability (`fsync`, `synchronous_commit` and `full_page_writes` on) unless only counts are taken.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
-//! Where a measure is taken: an installation of its own, or somebody else's behind its URLs.
+//! Where a measure is taken: the bench's own installation, or an existing one behind its URLs.
 //!
-//! Owns what both have in common, and the samples of the limits. Refuses to guess what it cannot see:
-//! behind a URL there is no database, and no worker that says when it spoke.
+//! Owns what both have in common, and the samples of the limits. Refuses to guess what it cannot see: an existing
+//! installation gives access to no database, and its workers do not write the time into their output.
 
 use std::{
     collections::BTreeMap,

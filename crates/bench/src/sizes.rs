@@ -1,7 +1,7 @@
-//! How much of everything one run of a measure takes.
+//! The amounts that one run of a measure uses.
 //!
-//! Owns two forms: the full one, whose figures are judged, and the short one, which shows in a minute
-//! that everything works and judges counts alone.
+//! Owns two forms: the full one, whose figures are judged, and the short one, which shows within a minute that
+//! everything works and judges counts alone.
 
 use std::time::Duration;
 

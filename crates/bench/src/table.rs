@@ -1,4 +1,4 @@
-//! The findings as people read them.
+//! The results as a table.
 
 use super::{
     course::{Findings, MeasureOutcome},

@@ -1,4 +1,4 @@
-//! What the flags mean.
+//! The meaning of the flags.
 
 use super::*;
 

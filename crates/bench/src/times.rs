@@ -1,8 +1,8 @@
-//! Lengths of time, by the thousand: a histogram that keeps its tail, and a timetable that is kept to.
+//! Durations: a histogram that keeps its tail, and a timetable for requests.
 //!
-//! Owns the correction for what a client that waits would not see. Whoever asks at fixed moments and is
-//! held up asks late; timed from when it asked, the wait would vanish. So each request has a moment
-//! at which it was due, and where the one before it had not ended by then, it is timed from there.
+//! Owns the correction for coordinated omission. A client that is held up sends its next request late; timed from the
+//! sending, the wait would vanish. So each request has a time at which it was due, and if the previous request had not
+//! ended by then the request is timed from its due time.
 
 use std::time::Duration;
 

@@ -1,9 +1,8 @@
-//! Children that never outlive this process.
+//! Child processes that never outlive this process.
 //!
-//! Owns the one thread that starts them. The kernel sends the parent-death signal when the *thread*
-//! that forked a child ends, and a runtime's threads come and go, so every child is forked from a
-//! thread that lives as long as the process. Keeps: whatever kills us, `kill -9` included, our
-//! children are told.
+//! Owns the one thread that starts them. The kernel sends the parent-death signal when the *thread* that forked a child
+//! ends, and threads of an async runtime come and go; so every child is forked from a thread that lives as long as the
+//! process. Keeps: however this process ends, `kill -9` included, its children get the signal.
 
 use std::{
     io,

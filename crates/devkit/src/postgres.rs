@@ -1,11 +1,10 @@
-//! A private Postgres: started by us, reached by us alone, gone when we are gone.
+//! A private Postgres: started by this process, reachable by it alone, and stopped with it.
 //!
-//! Owns one data directory and the server process over it. It starts `postgres` itself rather than
-//! through `pg_ctl`, so it holds the process: a server that dies is seen, and none is left behind by
-//! a drop, a panic or a `kill -9` of this process. Listens on loopback only.
-//! Refuses to run the server as root; see [`owner`] for what it does instead.
+//! Owns one data directory and the server process over it. It starts `postgres` itself rather than through `pg_ctl`, so
+//! that it holds the process: a server that dies is noticed, and no server is left behind by a drop, a panic or a `kill
+//! -9` of this process. Listens on loopback only. Refuses to run the server as root; [`owner`] chooses another user.
 //!
-//! Every function here blocks, for a second at most in the usual case.
+//! Every function here blocks, usually for less than a second.
 
 mod binaries;
 mod cluster;

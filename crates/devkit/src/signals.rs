@@ -1,4 +1,4 @@
-//! What asks a command to stop: Ctrl-C, SIGTERM, or the terminal going away.
+//! The signals that ask a command to stop: Ctrl-C, SIGTERM, or the terminal closing.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

@@ -1,8 +1,8 @@
-//! The plain words of lastword: what the gateway, a host of workers and a client all speak of.
+//! The plain data of lastword, shared by the gateway, a host of workers and a client.
 //!
-//! Pure data and pure functions: no task, no socket, no file. [`id`], [`event`], [`failure`], [`turn`] and [`agent`] are what the
-//! API shows; [`json`], [`text`], [`frame`] and [`halves`] are how text is kept and written; [`token`], [`principal`] and
-//! [`secret`] are who asks; [`clock`] and [`units`] are time and size.
+//! Pure data and pure functions: no task, no socket, no file. [`id`], [`event`], [`failure`], [`turn`] and [`agent`]
+//! are what the API shows; [`json`], [`text`], [`frame`] and [`halves`] are how text is kept and written; [`token`],
+//! [`principal`] and [`secret`] identify callers; [`clock`] and [`units`] are time and size.
 
 pub mod agent;
 pub mod clock;

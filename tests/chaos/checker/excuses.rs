@@ -1,5 +1,4 @@
-//! Excuses: which last words other than the one that was asked for a fault explains, and whether answers
-//! are the agent's.
+//! Excuses: which unexpected last words a fault explains, and whether answers are the agent's.
 
 use std::collections::{HashMap, HashSet};
 

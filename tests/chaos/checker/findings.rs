@@ -1,4 +1,4 @@
-//! What a run came to, in counts, complaints and figures.
+//! The result of a run: counts, complaints and figures.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The turns as the database has them, read by SQL that names tables, never the product's functions.
+//! The turns in the database, read by SQL that names tables, never the product's functions.
 
 use std::collections::HashMap;
 

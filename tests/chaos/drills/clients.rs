@@ -1,4 +1,4 @@
-//! Clients that are no good: slow readers, half-open ones, and the many of a replica that dies.
+//! Bad clients: slow readers, half-open connections, and thousands of readers of a replica that dies.
 
 use std::{
     net::SocketAddr,

@@ -1,6 +1,6 @@
-//! Faults of Postgres: restarted, killed, stalled, its clock stepped, its backends ended, NOTIFY off.
+//! Faults of Postgres: restarted, killed, stalled, its clock stepped, its backends terminated, NOTIFY off.
 //!
-//! None of them is anybody's death: here every failure is a false one.
+//! None of these faults excuses a failed turn: here every failure is a false death.
 
 use std::{sync::Arc, time::Duration};
 

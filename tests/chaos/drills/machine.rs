@@ -1,4 +1,4 @@
-//! Faults of the machine: clocks that are wrong, a disk that is full, memory that is used up.
+//! Faults of the machine: wrong clocks, a full disk, exhausted memory.
 
 use std::{
     fs::{self, File},

@@ -1,7 +1,7 @@
 //! The drills: one fault each, its count and its figure.
 //!
-//! Owns the list, in the order of the published table. A drill returns what the checker found and
-//! judges its own figure, no other's.
+//! Owns the list, in the order of the published table. A drill returns the checker's findings and judges only its own
+//! figure.
 
 pub mod clients;
 pub mod database;

@@ -1,5 +1,5 @@
-//! Faults of the way to Postgres: cut both ways and one way, commits whose answer is lost, a replica
-//! that stands still in the middle of a statement, a fail-over, a transaction pooler.
+//! Faults of the network to Postgres: cut both ways and one way, commits whose answer is lost, a replica that is frozen
+//! in the middle of a statement, a failover, a transaction pooler.
 
 use std::{net::SocketAddr, time::Duration};
 

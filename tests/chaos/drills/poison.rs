@@ -1,4 +1,4 @@
-//! Poison: texts that are costly to check, giant ones, workers that flood, connections that say nothing.
+//! Poison: expensive texts, giant texts, workers that flood, idle connections.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! Remote workers: what breaks around them, one thing after the other, in an order drawn from the seed.
+//! Remote workers: one fault after the other around them, in an order drawn from the seed.
 //!
-//! Owns the schedule. Whatever happens to replicas, to the nets on both sides of them and to Postgres, a turn
-//! goes on while its worker and its host live; with these it falls, and is told.
+//! Owns the schedule. Whatever happens to replicas, to the networks on both sides of them and to Postgres, a turn goes
+//! on while its worker and its host live; it ends with them, and is reported.
 
 use std::time::Duration;
 

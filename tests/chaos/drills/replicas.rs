@@ -1,4 +1,4 @@
-//! Faults of replicas: killed, frozen, rolled.
+//! Faults of replicas: killed, frozen, restarted one by one.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

@@ -1,7 +1,6 @@
-//! A round of faults on replicas: which of them fall, and what each takes along.
+//! A round of faults on replicas: which replicas are hit, and which turns they take along.
 //!
-//! Owns what every such drill does before it breaks anything: it draws the slots, waits until all know
-//! each other, and fills up the turns under way.
+//! Owns the steps before each fault: draw the slots, wait until all replicas see each other, and start enough turns.
 
 use rand::seq::SliceRandom;
 

@@ -1,8 +1,7 @@
-//! Everything at once, for as long as is asked: a schedule of faults drawn from the seed, over lively
-//! clients.
+//! All faults together, for a given time: a schedule drawn from the seed, over active clients.
 //!
-//! Owns the schedule. It is drawn whole before the first fault, so the same seed and length are the
-//! same faults in the same order on the same slots; what they hit is the machine's affair.
+//! Owns the schedule. It is drawn completely before the first fault, so the same seed and length yield the same faults
+//! in the same order on the same slots; which turns they hit depends on the machine.
 
 use std::time::Duration;
 

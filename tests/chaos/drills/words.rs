@@ -1,4 +1,4 @@
-//! Words of the next release, while releases change: written by its replicas, and told by those of the one before.
+//! Words of the next release during an update: written by its replicas, and shown by replicas of the previous release.
 
 use std::time::Duration;
 

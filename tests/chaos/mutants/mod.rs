@@ -1,9 +1,8 @@
-//! Mutants: the product with one rule broken each, hunted by the harness that must catch them.
+//! Mutants: the product with one broken rule each, which the harness must catch.
 //!
-//! Owns the way of a hunt: the mutant is built in a copy of the source, and a process of its own runs
-//! the hunt against real replicas of it. What that process says at its end is the finding, so a
-//! cluster that ends dirty is one too. The same hunt over the real program must find nothing; that is
-//! what makes its finding a check and not noise.
+//! Owns the course of a hunt: the mutant is built in a copy of the source, and a process of its own runs the hunt
+//! against real replicas of the mutant. The finding is what that process reports at its end, so a cluster that ends
+//! dirty is one too. The same hunt over the real program must find nothing; otherwise its finding proves nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "asks Postgres by SQL of its own")]

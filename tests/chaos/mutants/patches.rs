@@ -1,8 +1,8 @@
-//! The mutants: the product with one rule broken each, as edits of its source.
+//! The mutants: the product with one broken rule each, as edits of its source.
 //!
-//! Owns the edits, and which check must catch what. An edit's text stands exactly once in its file;
-//! a test of the ordinary suite fails when a change of the code makes that untrue. Where a rule is
-//! defended twice, its mutant breaks both defences.
+//! Owns the edits, and which check must catch which mutant. The text of an edit occurs exactly once in its file; a test
+//! of the ordinary suite fails when a change of the code breaks that. If two places defend a rule, its mutant breaks
+//! both.
 
 /// One change of a file.
 #[derive(Debug, Clone, Copy)]

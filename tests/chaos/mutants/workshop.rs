@@ -1,7 +1,7 @@
-//! The workshop: a copy of the source tree, in which mutants are made and built.
+//! A copy of the source tree in which mutants are built.
 //!
-//! Owns `target/mutants`. A file is written only where it differs, so that a build after another
-//! mutant's compiles this crate alone.
+//! Owns `target/mutants`. A file is written only if it differs, so that a build after another mutant's compiles this
+//! crate only.
 
 use std::{
     collections::HashSet,

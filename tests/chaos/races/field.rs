@@ -1,6 +1,6 @@
-//! The field that a kind of race is run on: a database of its own, a holder, two others, and rounds.
+//! The setting of one kind of race: a database of its own, a holder, two other replicas, and rounds.
 //!
-//! Owns the head starts, and the checks over the whole database when the races are over.
+//! Owns the head starts, and the checks over the whole database after the races.
 
 use std::{collections::HashMap, time::Duration};
 

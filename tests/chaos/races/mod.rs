@@ -1,10 +1,9 @@
-//! Races of the store on a real Postgres that flushes its commits in order: many connections, several
-//! replicas, the same turns at the same moment.
+//! Races of the store on a real Postgres that flushes its commits in order: many connections, several replicas, the
+//! same turns at the same moment.
 //!
-//! Owns four kinds of race, and the account of each: who won how often, and what must never be: two
-//! winners, a loser that is told anything but that it lost, a turn without exactly one last word, a gap.
-//! What holds is read from the tables by SQL of its own. A race that one side always wins was none, and
-//! fails as well.
+//! Owns four kinds of race, and the account of each: how often each side won, and what must never happen: two winners,
+//! a loser that learns anything but that it lost, a turn without exactly one last word, a gap. The results are read
+//! from the tables by SQL of its own. A race that one side always wins is no race, and fails as well.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "races tasks, and asks Postgres by SQL of its own")]

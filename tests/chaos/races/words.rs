@@ -1,5 +1,5 @@
-//! Last words against each other, and against a late writer: finish and close, cancel and finish,
-//! append and close. The holder knows of nothing that the others do.
+//! Races of last words against each other, and against a late writer: finish and close, cancel and finish, append and
+//! close. The holder does not know what the others do.
 
 use std::time::{Duration, Instant};
 

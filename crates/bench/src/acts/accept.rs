@@ -1,7 +1,7 @@
 //! One turn at a time: from the client's request to its acceptance, to the worker, to the first event.
 //!
-//! Each is timed from the moment at which its request was due. Turns go on in one conversation, whose
-//! worker is warm and waits on a known replica; a turn that another replica took is left out and told of.
+//! Each turn is timed from the moment when its request was due. All turns belong to one conversation, whose worker is
+//! warm and waits on a known replica; a turn that another replica took is not counted, and reported.
 
 use std::time::{Duration, Instant};
 

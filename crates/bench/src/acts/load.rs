@@ -1,4 +1,4 @@
-//! Loads: as many turns, and as many events, as two replicas take.
+//! Load: the highest rate of turns, and of events, that two replicas sustain.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What one taking of a measure brings.
+//! The result of one act of a measure.
 
 use anyhow::ensure;
 

@@ -1,4 +1,4 @@
-//! What stands still: idle replicas, silent turns, silent streams; and the start of a replica.
+//! Costs at rest: idle replicas, silent turns, silent streams; and the start of a replica.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -1,7 +1,7 @@
-//! Events on their way: from the worker's pipe to the bytes of a client, and of a thousand.
+//! Latency of events: from the worker's pipe to the bytes at one client, and at a thousand.
 //!
-//! The worker writes the moment of each piece into the piece, and only pieces said while the stream was
-//! open count: what is read from the log afterwards was not late.
+//! The worker writes the time into each piece. Only pieces that were written while the stream was open count: pieces
+//! that are replayed from the log were not late.
 
 use std::{
     collections::BTreeMap,

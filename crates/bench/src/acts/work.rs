@@ -1,7 +1,7 @@
 //! The database's work for one turn: statements and WAL, which no machine makes faster.
 //!
-//! What replicas do by themselves as time goes by (beats, looks) is measured first, at rest, and taken
-//! off: what is left belongs to the turns.
+//! What replicas do without turns (beats, polls) is measured first, at rest, and subtracted: the rest belongs to the
+//! turns.
 
 use std::time::{Duration, Instant};
 

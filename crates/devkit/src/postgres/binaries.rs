@@ -1,8 +1,8 @@
-//! Where the programs of Postgres are on this machine.
+//! Finds the programs of Postgres on this machine.
 //!
-//! Looks, in this order, in a directory that was named, in `LASTWORD_POSTGRES_BIN`, on the `PATH`, in
-//! Debian's directories (newest first), and last, with the feature `download-postgres`, downloads
-//! them. Refuses a version older than [`OLDEST_MAJOR`].
+//! Searches, in this order, a named directory, `LASTWORD_POSTGRES_BIN`, the `PATH`, Debian's directories (newest
+//! first), and last, with the feature `download-postgres`, downloads them. Refuses a version older than
+//! [`OLDEST_MAJOR`].
 
 use std::{
     env, fs,

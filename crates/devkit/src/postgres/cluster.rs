@@ -1,7 +1,7 @@
-//! Data directories: made once, copied for tests.
+//! Data directories: initialised once, copied for tests.
 //!
-//! Owns `initdb` and the cache of an initialised directory, from which a test's own is copied in a
-//! tenth of the time. Keeps: what lies in the cache is whole, since it is put there by a rename.
+//! Owns `initdb` and the cache of an initialised directory, from which a test copies its own in a tenth of the time.
+//! Keeps: a directory in the cache is complete, since it is put there by a rename.
 
 use std::{
     env, fs,

@@ -1,7 +1,7 @@
-//! Postgres for a machine that has none: the programs of a release build, fetched once.
+//! Postgres for a machine that has none: the programs of a release build, downloaded once.
 //!
-//! Owns one directory of downloads, one below for each version. What lies there already is used
-//! without a look at the network.
+//! Owns one directory of downloads, with a subdirectory for each version. A version that is there is used without
+//! network access.
 
 use std::{
     env, fs,

@@ -1,4 +1,4 @@
-//! What a private Postgres is started with.
+//! The options that a private Postgres is started with.
 
 use std::path::PathBuf;
 

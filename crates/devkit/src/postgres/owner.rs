@@ -1,8 +1,7 @@
 //! The user that a private Postgres runs as.
 //!
-//! Postgres refuses to run as root. So when we are root it runs as whoever owns the data directory
-//! already, else as `postgres`, or as `nobody` where there is no such user. Any other user runs it as
-//! themselves.
+//! Postgres refuses to run as root. So under root it runs as the owner of the data directory, if that is another user;
+//! else as `postgres`, or as `nobody` if that user does not exist. Any other user runs Postgres as itself.
 
 use std::{
     ffi::OsStr,

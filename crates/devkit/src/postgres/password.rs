@@ -1,7 +1,7 @@
-//! The superuser's password of a private Postgres, and the form in which the server is told it.
+//! The superuser's password of a private Postgres, and its verifier for the server.
 //!
-//! Owns the verifier of SCRAM-SHA-256 (RFC 5802, as `pg_authid` keeps it). It counts one iteration: iterations
-//! make guessing slow, nobody guesses 128 random bits, and each connection of a test would pay for them.
+//! Owns the verifier of SCRAM-SHA-256 (RFC 5802, in the format of `pg_authid`), with one iteration: iterations slow
+//! guessing down, 128 random bits cannot be guessed, and each connection of a test would pay for them.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha2::{Digest as _, Sha256};

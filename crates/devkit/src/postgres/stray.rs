@@ -1,7 +1,7 @@
-//! A server left over our data directory by an earlier life of ours.
+//! A server that an earlier process left over the data directory.
 //!
-//! Owns the reading of `postmaster.pid`. Refuses to signal a process that is not a Postgres at work
-//! in that very directory: process ids are used again.
+//! Owns the reading of `postmaster.pid`. Refuses to signal a process that is not a running Postgres in that very
+//! directory: process ids are reused.
 
 use std::{fs, path::Path, time::Duration};
 

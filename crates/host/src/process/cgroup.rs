@@ -1,15 +1,16 @@
-//! A control group of each worker's own, where this machine lets a replica make one: there the kernel bounds its memory.
+//! A control group for each worker, if this machine allows a replica to create one: there the kernel bounds the
+//! worker's memory.
 //!
-//! Owns the decision, once a process, and the end of a group whose guard was killed. Refuses to fail anything: where no
-//! group can be had the guard's looks bound the memory.
+//! Owns the decision, once a process, and the removal of a group whose guard was killed. Refuses to fail anything:
+//! without a group the guard measures the memory.
 //!
 //! ```text
 //! the replica's own group            version 2: no process may be in a group that is divided
 //! ├── lastword-replica               so the replica and its guards move here first
 //! └── lastword-PID-START             the groups of one replica; removed with the last of them
-//!     └── NUMBER                     a worker and all that it started; its guard stays outside
+//!     └── NUMBER                     a worker's process tree; its guard stays outside
 //! ```
-//! [`site`] finds the replica's own group and makes others below, [`group`] is one of these.
+//! [`site`] finds the replica's own group and creates others below it, [`group`] is one of these.
 
 mod group;
 mod site;

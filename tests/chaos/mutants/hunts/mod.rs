@@ -1,7 +1,7 @@
-//! The hunts: for each mutant the shortest way to make its broken rule show, by real faults.
+//! The hunts: for each mutant the shortest sequence of real faults that reveals its broken rule.
 //!
-//! A hunt's finding is the name of the check that failed. Whatever else goes wrong in it, a stream with
-//! a gap or a `verify` that is not clean at its end, is a finding as well, told by its own words.
+//! The finding of a hunt is the name of the check that failed. Any other fault in the run, such as a stream with a gap
+//! or a `verify` that is not clean, is a finding as well, in its own words.
 
 mod replicas;
 mod turns;

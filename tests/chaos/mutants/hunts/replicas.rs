@@ -1,4 +1,4 @@
-//! Hunts for what breaks between replicas.
+//! Hunts for rules between replicas.
 
 use std::{fs, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Hunts for what breaks in the life of one turn.
+//! Hunts for rules within one turn.
 
 use std::{fs, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The control group of one worker: its limits, its door, what the kernel did in there, and its end.
+//! The control group of one worker: its limits, how a process joins it, what the kernel did in it, and its removal.
 //!
 //! Owns the names of the files, in both versions of control groups.
 

@@ -1,7 +1,7 @@
-//! Where a replica may make groups: its own group, as far as that is its to divide.
+//! Where a replica may create groups: in its own group, if the replica may divide it.
 //!
-//! Refuses a tree that others manage: a version-2 group is divided only where it was given to this process, and holds
-//! nobody else.
+//! Refuses a tree that other programs manage: a version-2 group is divided only if it was delegated to this process,
+//! and contains no other.
 
 use std::{
     ffi::CString,
