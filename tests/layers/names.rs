@@ -11,18 +11,6 @@ use regex::Regex;
 
 use crate::source::{source_files, without_comments_and_strings, without_tests};
 
-/// Names that still have more than one meaning. One that has a single one has to leave this list.
-#[rustfmt::skip]
-const STILL_DOUBLE: [&str; 63] = [
-    "Answered", "Asked", "Beat", "Call", "Caller", "Cause", "Columns", "End", "Ended", "Entry",
-    "Fate", "Fault", "Finding", "Followed", "Heard", "Held", "Idle", "Inbox", "Inner", "Input",
-    "Job", "Kind", "Lease", "Limits", "Line", "Link", "List", "Obstacle", "Offer", "Offers",
-    "Order", "Outlook", "Over", "Own", "Page", "Parts", "Passed", "Past", "Place", "Places",
-    "Problem", "Purpose", "Reach", "Refusal", "Registered", "Room", "Row", "Run", "Said", "Seats",
-    "Seen", "Stage", "Standing", "State", "Tail", "Told", "Unread", "Verdict", "Waiting", "Waits",
-    "Wanted", "Warm", "Writer",
-];
-
 #[test]
 fn no_two_types_have_one_name() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -34,11 +22,9 @@ fn no_two_types_have_one_name() {
     });
     let doubles = doubles(files);
     let tell = |(name, files): (&String, &BTreeSet<String>)| format!("{name}: {files:?}");
-    let wrong = doubles.iter().filter(|(name, _)| !STILL_DOUBLE.contains(&name.as_str())).map(tell);
+    let wrong = doubles.iter().map(tell);
     let wrong: Vec<String> = wrong.collect();
     assert!(wrong.is_empty(), "types of one name; say what each one is:\n{}", wrong.join("\n"));
-    let single: Vec<_> = STILL_DOUBLE.iter().filter(|name| !doubles.contains_key(**name)).collect();
-    assert!(single.is_empty(), "these have one meaning by now, take them out of STILL_DOUBLE: {single:?}");
 }
 
 /// Types that more than one file defines, and the files.
