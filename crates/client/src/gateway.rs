@@ -151,7 +151,6 @@ impl GatewayClient {
     }
 
     /// The bearer token.
-    #[cfg(test)]
     pub fn token(&self) -> Option<&str> {
         self.token.as_deref()
     }

@@ -64,6 +64,7 @@ pub trait HostOwner: fmt::Debug + Send + Sync + Sized + 'static {
     /// Spawns the host's tasks.
     fn supervisor(&self) -> &Supervisor;
 
+    /// A fresh id for a worker.
     fn mint(&self) -> WorkerId;
 
     /// The program to start for turns like this one.
@@ -83,8 +84,10 @@ pub trait HostOwner: fmt::Debug + Send + Sync + Sized + 'static {
     /// Called if the only worker that may take this turn has ended before it received anything of it.
     fn forsaken(&self, turn: Self::Turn) -> impl Future<Output = ()> + Send;
 
+    /// Called when a worker's program runs.
     fn note_started(&self, started: Started<'_>) -> impl Future<Output = ()> + Send;
 
+    /// Called when the worker can take turns.
     fn note_ready(&self, worker: WorkerId) -> impl Future<Output = ()> + Send;
 
     /// Called when the worker and its whole process tree are gone. `stderr`: the end of its log.

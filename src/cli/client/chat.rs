@@ -13,8 +13,8 @@ use super::{
 
 use crate::units::Span;
 use lastword_client::{
+    follow::FollowFrom,
     gateway::{GatewayClient, segment},
-    lastword_client::follow::FollowFrom,
 };
 
 /// The agent that `lastword dev` creates.

@@ -15,8 +15,8 @@ use super::{
 
 use crate::{turn::Status, units::Span};
 use lastword_client::{
+    follow::FollowFrom,
     gateway::{GatewayClient, segment},
-    lastword_client::follow::FollowFrom,
 };
 
 /// The columns of a list of turns.

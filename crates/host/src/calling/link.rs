@@ -31,11 +31,15 @@ const MISLEADING_MAX: usize = 64;
 /// How this host identifies itself to the gateway.
 #[derive(Debug, Clone)]
 pub struct Identity {
+    /// Whose turns it runs.
     pub agent: String,
+    /// The only conversation that it serves, where there is one.
     pub conversation: Option<ConversationId>,
     /// The worker id given by whoever started this host, if any.
     pub worker: Option<WorkerId>,
+    /// What operators see of it.
     pub name: Option<String>,
+    /// The worker token.
     pub token: String,
 }
 
