@@ -29,8 +29,6 @@ use crate::{
     telemetry,
     units::Span,
 };
-/// Time limit for the last words of interrupted turns and the ends of processes.
-/// How often the processes' guards are renewed.
 
 /// Hosts a worker program for a gateway that is called over HTTP.
 #[derive(Debug, clap::Args)]
