@@ -99,6 +99,12 @@ pub fn parse() -> CliCommand {
     command
 }
 
+/// The tree of commands, for tests that compare documents with it.
+#[must_use]
+pub fn tree() -> clap::Command {
+    Cli::command()
+}
+
 /// Hides this process's memory and secrets from the programs it starts, for commands that start other people's
 /// programs. Secrets are removed from the environment after they are read. Must be called before any thread runs.
 ///

@@ -1,4 +1,7 @@
-//! The meaning of the flags.
+//! The meaning of the flags, and that the documents use them rightly.
+
+#[path = "../../../tests/docs/reading.rs"]
+mod reading;
 
 use super::*;
 
@@ -114,4 +117,36 @@ fn a_retention_is_loaded_for_as_long_as_asked_and_may_have_a_past() {
     assert_eq!(args.history, Some(6_000_000));
     assert!(parse("--for 40m").is_err());
     assert!(parse("--retain 1h --only turns").is_err());
+}
+
+#[test]
+fn every_measurement_that_a_page_has_is_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut count = 0;
+    for page in reading::pages(&root) {
+        let mut said = reading::blocks(&page.text, "sh");
+        said.extend(reading::code_within_lines(&page.text));
+        for command in said.iter().flat_map(|said| reading::commands(said)) {
+            let Some(words) = reading::called(&command).and_then(words_of_bench) else { continue };
+            count += 1;
+            let left_out = words.iter().any(|word| *word == "…");
+            let why = parse(&words.join(" ")).err().filter(|_| !left_out);
+            assert_eq!(why, None, "{}: {command:?}", page.path.display());
+        }
+    }
+    assert!(count > 8, "only {count} commands were found");
+}
+
+/// What a command on a page gives to this program: by its own name, by `lastword bench` or `make bench`.
+fn words_of_bench<'a>((program, arguments): (&str, &'a [String])) -> Option<Vec<&'a str>> {
+    let mut words = arguments.iter().map(String::as_str);
+    match (program, words.clone().next()) {
+        ("lastword-bench", _) => Some(words.collect()),
+        ("lastword", Some("bench")) => Some(words.skip(1).collect()),
+        ("make", Some("bench")) => {
+            let given = words.find_map(|word| word.strip_prefix("ARGS="))?;
+            Some(given.split_whitespace().collect())
+        }
+        _ => None,
+    }
 }
