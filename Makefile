@@ -5,22 +5,25 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# The tools that `.ci/sqlx-cli` installs for this repository alone.
+# The tools that `.ci/tool` and `.ci/sqlx-cli` install for this repository alone.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
 # Process-per-test where there is nextest; it does not run the examples in the docs, so those are
 # run by themselves.
-NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+NEXTEST := $(or $(wildcard target/tools/bin/cargo-nextest),$(shell command -v cargo-nextest 2>/dev/null))
 RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test) $(FEATURES)
 RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc $(FEATURES),true)
 
 # What is checked has everything in it, as the images have; a plain build runs no pods.
 FEATURES := --workspace --features lastword/kubernetes
 
+# Each test that compares with a snapshot writes its name here: one that nobody reads is refused.
+SNAPSHOTS_READ := $(CURDIR)/target/snapshots-read
+
 # The suites that start replicas, which must hold without NOTIFY too.
 CLUSTER_SUITES := $(basename $(notdir $(wildcard tests/cluster*))) dev
 
-.PHONY: help setup run demo test figures bench bench-counts chaos chaos-short soak check fmt lint doc sqlx fmt-check sqlx-check model mutants fuzz schemathesis chart-check chart-docs image e2e-local e2e-selftest e2e-compose e2e-image kind-test
+.PHONY: help setup run demo test figures bench bench-counts chaos chaos-short soak check fmt lint doc sqlx site deny advisories unused fmt-check sqlx-check model mutants fuzz schemathesis chart-check chart-docs image e2e-local e2e-selftest e2e-compose e2e-image kind-test
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
@@ -38,7 +41,9 @@ demo: setup ## thirty seconds: kill a replica, see the last word that the other 
 test: ## all tests, then those over several replicas once more without NOTIFY
 	@.ci/pgbouncer >/dev/null
 	cargo build $(FEATURES) --bins
-	$(RUN_TESTS)
+	@rm -f $(SNAPSHOTS_READ)
+	INSTA_SNAPSHOT_REFERENCES_FILE=$(SNAPSHOTS_READ) $(RUN_TESTS)
+	@.ci/snapshots $(SNAPSHOTS_READ)
 	$(RUN_DOCTESTS)
 	$(if $(CLUSTER_SUITES),LASTWORD_DOORBELL=off $(RUN_TESTS) $(addprefix --test ,$(CLUSTER_SUITES)),@echo 'no suite over several replicas')
 
@@ -104,7 +109,7 @@ e2e-image: setup ## the same against two containers of the image, read-only, any
 kind-test: setup ## the same against a cluster of kind's; needs kind, kubectl, helm and a Docker engine
 	.ci/kind-test $(ARGS)
 
-check: fmt-check lint doc sqlx-check chart-check test bench-counts chaos-short e2e-local ## everything that must hold before a change lands
+check: fmt-check lint unused deny doc site sqlx-check chart-check test bench-counts chaos-short e2e-local ## everything that must hold before a change lands
 
 fmt: ## format the code
 	cargo fmt --all
@@ -118,6 +123,22 @@ lint: ## clippy over everything; a warning is an error
 # Links to private items are allowed: these pages are for those who read the code.
 doc: ## the documentation of every item; a broken link is an error
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --document-private-items $(FEATURES)
+
+site: ## docs/ as a site, in target/site/index.html
+	@.ci/tool mdbook
+	mdbook build docs
+
+deny: ## the dependencies: licences, sources, versions; advisories where their database is
+	.ci/deny
+
+advisories: ## the same, with the newest database of advisories; fetches it from outside the package registries
+	.ci/deny fetch
+
+# In place of cargo-machete, which had to be compiled and looks for words: this one reads the code, and finds stray files too.
+unused: ## dependencies and files that no code uses
+	@.ci/tool cargo-shear
+	cargo shear --locked --deny-warnings
+	cd fuzz && cargo shear --locked --deny-warnings
 
 sqlx: ## write .sqlx anew from the migrations and the queries
 	.ci/sqlx-cli
