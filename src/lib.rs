@@ -44,7 +44,8 @@
 //! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
 //!
 //! Floor 0 is `crates/words`; [`host`], [`task`] and [`descriptors`] are `crates/host`, the part that a host of workers
-//! shares with the gateway. Beside them: `crates/devkit` (a private Postgres and child processes for development and
+//! shares with the gateway. Beside them: `crates/client` (requests to a gateway, and a turn followed to its last word),
+//! `crates/devkit` (a private Postgres and child processes for development and
 //! tests) and `crates/bench` (benchmarks, `docs/decisions/0035`).
 //!
 //! # What must always hold
