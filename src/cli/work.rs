@@ -1,15 +1,7 @@
 //! `lastword work`: a host that calls a gateway over HTTP and runs a worker program with the native protocol on
 //! its stdio.
 //!
-//! ```text
-//! beat ──► which replica is called; orders, and what is over ─┐
-//! claims ─► offers ─► turn ─► outbox ──► messages             ├─► the gateway
-//!                      └─► crate::host: a process a conversation, or one for all
-//! ```
-//!
-//! Owns the order of its end: SIGTERM stops new turns, running turns may end until the drain is over, the rest is
-//! reported as `interrupted`, then the host says goodbye. The second signal interrupts at once. Its processes end
-//! with it in every case.
+//! Owns what the host is told, and its signals. The host itself is [`crate::host::calling`].
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
