@@ -18,7 +18,7 @@ use crate::{
     id::{ConversationId, TurnId},
     store::{
         Store, StoreError,
-        pages::{Anchor, EventPage},
+        pages::{Anchor, LogPage},
         seen_commits::KEPT_FOR,
         subscriptions::{Cursor, Subscription},
     },
@@ -121,7 +121,7 @@ impl Tail {
         }
         self.interest.look();
         let read = self.store.read_shared(&self.interest, self.cursor, limit, self.is_behind).await?;
-        let EventPage { anchor, events, is_whole } = read;
+        let LogPage { anchor, events, is_whole } = read;
         if self.cursor >= 0 && (anchor.is_none() || self.anchor.is_some_and(|known| Some(known) != anchor)) {
             return Err(self.why_not_anchored().await?);
         }

@@ -6,9 +6,8 @@ use sqlx::{Connection, PgConnection};
 
 use crate::{
     hand::{Hand, complete, delta},
-    host::{Host, Plan},
     remote_agent,
-    support::{Cluster, PATIENCE, Turn},
+    support::{Cluster, Host, HostPlan, PATIENCE, Turn},
     workers::{completed, failed},
 };
 
@@ -38,7 +37,7 @@ pub async fn a_worker_with_a_minted_token_serves_its_conversation_and_leaves_whe
     let (turn, other) = (cluster.post(0, "pod", "hi").await, cluster.post(0, "pod", "hi").await);
     grant(cluster, "pod-token", "pod", &turn.conversation).await;
     let flags = ["--conversation", &turn.conversation, "--exit-when-idle", "4s"];
-    let plan = Plan { token: "pod-token", flags: &flags, ..Plan::demo("pod", &[1]) };
+    let plan = HostPlan { token: "pod-token", flags: &flags, ..HostPlan::demo("pod", &[1]) };
     let mut host = Host::start(cluster, plan);
     assert_eq!(completed(&cluster.watch_all(&turn).await), "Hello! You said: hi");
     let next = cluster.post_in(1, &turn.conversation, "pod", "again").await;

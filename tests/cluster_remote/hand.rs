@@ -5,10 +5,7 @@ use std::time::Duration;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
-use crate::{
-    WORKERS,
-    support::{Cluster, PATIENCE, eventually},
-};
+use crate::support::{Cluster, PATIENCE, WORKERS, eventually};
 
 /// A worker written by hand.
 pub struct Hand {

@@ -7,7 +7,6 @@
 
 mod bound;
 mod hand;
-mod host;
 mod protocol;
 mod replicas;
 #[path = "../support/mod.rs"]
@@ -18,10 +17,7 @@ mod turns;
 mod workers;
 
 use serde_json::{Value, json};
-use support::{Cluster, Plan, all};
-
-/// The token that lets any worker in.
-const WORKERS: &str = "worker-token-of-a-test";
+use support::{Cluster, Plan, WORKERS, all};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn turns_run_on_workers_that_call() {
@@ -29,22 +25,9 @@ async fn turns_run_on_workers_that_call() {
     all(cases![cluster;
         turns::a_turn_runs_on_a_worker_that_calls,
         turns::a_conversation_keeps_its_process_and_a_fresh_one_is_told_what_was_said,
-        turns::a_flood_arrives_whole_and_in_order,
         turns::many_turns_run_at_once_on_processes_of_their_own,
-        turns::a_shared_process_serves_many_turns_at_once,
-        turns::a_host_has_no_more_processes_than_it_may,
-        turns::a_crash_is_told_with_its_exit_code,
-        turns::a_worker_over_its_memory_is_told_so,
-        turns::a_program_that_is_missing_fails_its_turn,
-        turns::a_line_that_is_no_json_fails_its_turn,
+        turns::a_host_says_whether_its_workers_have_control_groups,
         turns::a_host_passes_on_the_variables_that_its_operator_names,
-        turns::a_host_passes_on_what_was_said_as_it_came,
-        turns::a_character_cut_in_halves_arrives_whole,
-        turns::an_empty_reply_is_no_success,
-        turns::a_guard_stops_a_turn_before_any_worker_sees_it,
-        turns::a_cancel_comes_through_the_other_replica,
-        turns::a_worker_that_ignores_a_cancel_is_ended,
-        turns::an_answer_comes_through_the_other_replica,
         turns::a_killed_host_is_told_and_leaves_no_process,
         turns::a_host_that_leaves_lets_its_turn_end,
         turns::a_host_whose_drain_is_over_interrupts_what_runs,

@@ -10,10 +10,9 @@ use sqlx::{Connection, PgConnection};
 
 use crate::{
     hand::{Hand, complete, delta},
-    host::{Host, Plan},
     pair, remote_agent,
     support::{
-        Cluster, PATIENCE, Plan as ClusterPlan, Turn, children_of, eventually, is_alive, said, signal,
+        Cluster, Host, HostPlan, PATIENCE, Plan, Turn, children_of, eventually, is_alive, said, signal,
     },
     workers::{cancelled, completed, goes_on},
     workers_in,
@@ -26,7 +25,7 @@ fn words(count: usize) -> String {
 /// A turn on a host that calls replica 0 first, and has said something.
 async fn under_way(cluster: &Cluster, text: &str) -> (Host, Turn) {
     remote_agent(cluster, "far", json!({})).await;
-    let host = Host::start(cluster, Plan::demo("far", &[0, 1]));
+    let host = Host::start(cluster, HostPlan::demo("far", &[0, 1]));
     let turn = cluster.post(1, "far", text).await;
     cluster.until(1, &turn, "delta", PATIENCE).await;
     (host, turn)
@@ -60,7 +59,7 @@ async fn a_frozen_replica_takes_no_remote_turn_with_it_and_changes_nothing_later
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_replica_hands_its_remote_turns_on() {
     let drain = Duration::from_secs(60);
-    let cluster = Cluster::with(ClusterPlan { env: workers_in(), drain, ..ClusterPlan::default() }).await;
+    let cluster = Cluster::with(Plan { env: workers_in(), drain, ..Plan::default() }).await;
     let (_host, turn) = under_way(&cluster, "/slow 200").await;
     let began = Instant::now();
     cluster.terminate(0);
@@ -85,7 +84,7 @@ async fn a_postgres_that_restarts_costs_no_remote_turn() {
 async fn an_answer_and_a_cancel_find_a_turn_that_moved() {
     let cluster = pair().await;
     remote_agent(&cluster, "far", json!({})).await;
-    let _host = Host::start(&cluster, Plan::demo("far", &[0, 1]));
+    let _host = Host::start(&cluster, HostPlan::demo("far", &[0, 1]));
     let asking = cluster.post(0, "far", "/ask well?").await;
     let ask = cluster.until(0, &asking, "ask", PATIENCE).await;
     cluster.kill(0);
@@ -101,12 +100,12 @@ const ASKED_AT_ONCE: usize = 32;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_replica_takes_none_of_a_hosts_many_turns_with_it() {
-    let plan = ClusterPlan { env: workers_in(), turns_max: MANY as u32, ..ClusterPlan::default() };
+    let plan = Plan { env: workers_in(), turns_max: MANY as u32, ..Plan::default() };
     let cluster = &Cluster::with(plan).await;
     remote_agent(cluster, "many", json!({"scope": "shared"})).await;
     let concurrency = MANY.to_string();
     let flags = ["--concurrency", &*concurrency];
-    let _host = Host::start(cluster, Plan { flags: &flags, ..Plan::demo("many", &[0, 1]) });
+    let _host = Host::start(cluster, HostPlan { flags: &flags, ..HostPlan::demo("many", &[0, 1]) });
     let asking = stream::iter(0..MANY).map(|n| async move {
         let turn = cluster.post(1, "many", &format!("/ask {n}?")).await;
         let ask = cluster.until(1, &turn, "ask", PATIENCE).await;
@@ -139,12 +138,13 @@ const STALL: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_that_cannot_be_written_costs_its_neighbours_on_a_host_no_time() {
-    let plan = ClusterPlan { replicas: 1, env: workers_in(), ..ClusterPlan::default() };
+    let plan = Plan { replicas: 1, env: workers_in(), ..Plan::default() };
     let cluster = Cluster::with(plan).await;
     let limits = json!({"progress": "1s"});
     let spec = json!({"scope": "shared", "timeouts": limits, "limits": {"output_bytes": "1GiB"}});
     remote_agent(&cluster, "shared", spec).await;
-    let host = Host::start(&cluster, Plan { flags: &["--concurrency", "4"], ..Plan::demo("shared", &[0]) });
+    let host =
+        Host::start(&cluster, HostPlan { flags: &["--concurrency", "4"], ..HostPlan::demo("shared", &[0]) });
     let flood = cluster.post(0, "shared", "/flood 100000000").await;
     let steady = cluster.post(0, "shared", "/slow 60").await;
     for turn in [&flood, &steady] {

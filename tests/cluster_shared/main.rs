@@ -1,8 +1,9 @@
 //! Shared workers: each of their turns has its own answer, its own clocks and its own last word, whatever the others
 //! do.
 //!
-//! The cases of a test share one cluster. Each has an agent of its own, and so workers of its own. `CASE=name` runs
-//! only the cases of that name.
+//! The cases of a test share one cluster. Each has an agent of its own, and so workers of its own. A table has those that run
+//! on both outlets, as in `cluster_workers`.
+//! `CASE=name` picks those of that name.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "one case asks Postgres by SQL of its own")]
 
@@ -19,38 +20,55 @@ mod workers;
 use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use support::{Cluster, PATIENCE, Plan, Turn, all};
+use support::{Cluster, Outlet, OutletCase, PATIENCE, Plan, Turn, all_of};
 
-/// On one replica, where it can be said how many workers there must be.
+/// Every case, and the outlets that it has.
+fn table(cluster: &Cluster) -> Vec<OutletCase<'_>> {
+    outlets![cluster;
+        both faults::a_turn_that_ignores_a_cancel_ends_alone,
+        both faults::a_stuck_turn_ends_alone_and_its_worker_takes_no_other,
+        both places::many_turns_at_once_have_one_process_and_each_its_own_answer,
+        both places::turns_wait_for_the_one_that_starts,
+        both places::a_turn_that_waited_behind_another_has_the_worker_that_was_kept_for_it,
+        log("a host takes as many turns at once as one of its processes may have")
+            places::a_second_process_comes_when_the_first_is_full,
+        both places::a_turn_that_talks_without_end_does_not_hold_up_the_others,
+        both places::each_turn_is_told_what_was_said_before,
+        log("a host runs one program, whatever the agent's revision")
+            places::a_new_revision_has_a_worker_of_its_own,
+        both places::a_worker_is_kept_for_its_idle_time_and_no_longer,
+        both faults::a_crash_is_told_to_each_turn_once,
+        both faults::a_turn_is_run_again_only_where_it_said_nothing,
+        both faults::a_line_that_is_nobodys_ends_all_turns,
+        both faults::a_line_that_is_somebodys_ends_that_turn_alone,
+        both faults::a_turn_beyond_its_output_ends_alone,
+        both faults::a_failed_start_is_told_to_each_turn_that_waited,
+        both faults::a_start_that_takes_too_long_is_told_to_each_turn_that_waited,
+        both faults::an_idle_workers_death_is_nobodys_news,
+        both faults::halves_of_characters_join_within_their_turn_alone,
+        both faults::what_an_end_leaves_unsaid_is_late,
+        both ends::a_cancel_stops_one_turn_alone,
+        log("operators stop a host of `lastword work`, not one of its processes")
+            ends::an_operator_stops_all_turns_of_a_worker,
+        log("operators stop a host of `lastword work`, not one of its processes")
+            ends::a_stopped_idle_worker_tells_nobody,
+    ]
+}
+
 #[tokio::test]
 async fn many_turns_share_a_worker() {
-    let cluster = &Cluster::with(Plan { replicas: 1, turns_max: 256, ..Plan::default() }).await;
-    all(cases![cluster;
-        faults::a_turn_that_ignores_a_cancel_ends_alone,
-        faults::a_stuck_turn_ends_alone_and_its_worker_takes_no_other,
-        places::many_turns_at_once_have_one_process_and_each_its_own_answer,
-        places::turns_wait_for_the_one_that_starts,
-        places::a_turn_that_waited_behind_another_has_the_worker_that_was_kept_for_it,
-        places::a_second_process_comes_when_the_first_is_full,
-        places::a_turn_that_talks_without_end_does_not_hold_up_the_others,
-        places::each_turn_is_told_what_was_said_before,
-        places::a_new_revision_has_a_worker_of_its_own,
-        places::a_worker_is_kept_for_its_idle_time_and_no_longer,
-        faults::a_crash_is_told_to_each_turn_once,
-        faults::a_turn_is_run_again_only_where_it_said_nothing,
-        faults::a_line_that_is_nobodys_ends_all_turns,
-        faults::a_line_that_is_somebodys_ends_that_turn_alone,
-        faults::a_turn_beyond_its_output_ends_alone,
-        faults::a_failed_start_is_told_to_each_turn_that_waited,
-        faults::a_start_that_takes_too_long_is_told_to_each_turn_that_waited,
-        faults::an_idle_workers_death_is_nobodys_news,
-        faults::halves_of_characters_join_within_their_turn_alone,
-        faults::what_an_end_leaves_unsaid_is_late,
-        ends::a_cancel_stops_one_turn_alone,
-        ends::an_operator_stops_all_turns_of_a_worker,
-        ends::a_stopped_idle_worker_tells_nobody,
-    ])
-    .await;
+    every_case(Outlet::Log).await;
+}
+
+#[tokio::test]
+async fn many_turns_share_a_worker_of_a_host() {
+    every_case(Outlet::Http).await;
+}
+
+/// On one replica, where it can be said how many workers there must be.
+async fn every_case(outlet: Outlet) {
+    let cluster = &Cluster::with(Plan { replicas: 1, turns_max: 256, outlet, ..Plan::default() }).await;
+    all_of(outlet, table(cluster)).await;
 }
 
 /// An agent with shared workers; `more` is laid over its spec.

@@ -22,8 +22,10 @@ pub async fn many_turns_at_once_have_one_process_and_each_its_own_answer(cluster
     assert_eq!((&one["turns"], &one["state"]), (&json!(40), &json!("busy")), "{one}");
     assert_eq!((&one["turn_id"], &one["conversation_id"]), (&Value::Null, &Value::Null), "{one}");
     answer_all(cluster, &asking).await;
+    let its = cluster.worker_of(&asking[0].0).await;
+    assert_eq!(json!(its.listed), one["id"]);
     for (turn, _) in &asking {
-        assert_eq!(json!(cluster.worker_of(turn).await.id), one["id"]);
+        assert_eq!(cluster.worker_of(turn).await, its);
     }
     eventually("it is idle", async || {
         let one = cluster.worker(one["id"].as_str().unwrap()).await;

@@ -1,4 +1,5 @@
-//! The bound on worker processes: idle workers are evicted for new ones, the longest idle first.
+//! The worker processes of a replica, or of a host, are bounded: idle ones leave for those that are needed, the longest idle
+//! first.
 
 use std::time::Duration;
 
@@ -8,21 +9,15 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::{
-    support::{Cluster, Plan, Turn, children_of, eventually, is_alive, signal},
+    support::{Cluster, Outlet, Plan, Turn, eventually, is_alive, signal},
     workers::{completed, shell_with},
 };
 
 const WORKERS_MAX: usize = 8;
 
-/// One replica with room for 8 workers, and four turns at once.
-pub fn plan() -> Plan {
-    let env = vec![("LASTWORD_WORKERS_MAX".to_owned(), WORKERS_MAX.to_string())];
-    Plan { replicas: 1, turns_max: 4, env, ..Plan::default() }
-}
-
-/// Guards of the replica that are there: one a worker, from before its start to after its end.
-fn guards(cluster: &Cluster) -> usize {
-    children_of(cluster.pid(0)).into_iter().filter(|pid| is_alive(*pid)).count()
+/// One replica, or one host of an agent, with room for 8 workers, and four turns at once.
+pub fn plan(outlet: Outlet) -> Plan {
+    Plan { replicas: 1, turns_max: 4, workers_max: Some(WORKERS_MAX as u32), outlet, ..Plan::default() }
 }
 
 pub async fn forty_conversations_have_eight_workers(cluster: &Cluster) {
@@ -32,7 +27,7 @@ pub async fn forty_conversations_have_eight_workers(cluster: &Cluster) {
     let mut most = 0;
     let watching = async {
         loop {
-            most = most.max(guards(cluster));
+            most = most.max(cluster.guards());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -45,8 +40,12 @@ pub async fn forty_conversations_have_eight_workers(cluster: &Cluster) {
     }
     assert!((2..=WORKERS_MAX).contains(&most), "{most} workers at once");
     // The system's list of children may lack one while another is just ending.
-    eventually("as many are kept warm as may be", async || (guards(cluster) == WORKERS_MAX).then_some(()))
+    eventually("as many are kept warm as may be", async || (cluster.guards() == WORKERS_MAX).then_some(()))
         .await;
+}
+
+/// After the case of forty conversations, on a replica.
+pub async fn the_bound_is_measured(cluster: &Cluster) {
     eventually("the bound is measured", async || {
         let metrics = cluster.metrics(0).await;
         let is_measured = [
@@ -112,8 +111,8 @@ pub async fn a_turn_without_room_for_its_worker_waits_in_the_queue(cluster: &Clu
     let turn = cluster.post(0, "lingers", "hello").await;
     let seen = cluster.get(0, &format!("/v1/turns/{}", turn.id)).await;
     assert_eq!((&seen["status"], &seen["attempt"]), (&json!("queued"), &json!(0)), "it was claimed: {seen}");
-    assert_eq!(guards(cluster), WORKERS_MAX, "none is gone yet");
+    assert_eq!(cluster.guards(), WORKERS_MAX, "none is gone yet");
     signal(leaving[0].0.pid, Signal::SIGKILL);
     assert_eq!(cluster.watch(0, &turn).await.last().unwrap().kind, "completed");
-    assert!(guards(cluster) <= WORKERS_MAX);
+    assert!(cluster.guards() <= WORKERS_MAX);
 }

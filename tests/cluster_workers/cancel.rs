@@ -6,7 +6,7 @@ use sqlx::Connection as _;
 
 use crate::{
     support::{Cluster, OPERATOR, PATIENCE, Turn, eventually, is_alive, kinds},
-    workers::{cancelled, goes_on, snapshot},
+    workers::{cancelled, goes_on, snapshot, unstarted},
 };
 
 /// A turn that goes on until it is stopped, and has begun to speak.
@@ -100,22 +100,18 @@ pub async fn a_queued_turn_can_be_cancelled(cluster: &Cluster) {
 pub async fn a_starting_turn_can_be_cancelled(cluster: &Cluster) {
     cluster.demo_agent("late", json!({"env": {"DEMO_STARTUP": "slow:50000"}})).await;
     let turn = cluster.post(0, "late", "hello").await;
-    let pid = eventually("its worker starts", async || {
-        let workers = cluster.workers().await;
-        let worker = workers.iter().find(|worker| worker["conversation_id"] == turn.conversation.as_str());
-        worker.filter(|worker| worker["state"] == "starting").and_then(|worker| worker["pid"].as_i64())
-    })
-    .await;
+    let pid = cluster.starting(&turn).await;
     assert_eq!(cluster.cancel(1, &turn).await, StatusCode::ACCEPTED);
     let events = cluster.watch_all(&turn).await;
     cancelled(&events, "client");
-    assert_eq!(kinds(&events), ["accepted", "cancelled"]);
-    let pid = i32::try_from(pid).unwrap();
+    assert_eq!(kinds(&events), unstarted(cluster, "cancelled"));
     eventually("the worker is gone", async || (!is_alive(pid)).then_some(())).await;
 }
 
 pub async fn a_running_turn_can_be_cancelled_and_its_worker_lives_on(cluster: &Cluster) {
-    let turn = endless(cluster, 1).await;
+    cluster.demo_agent("obedient", json!({})).await;
+    let turn = cluster.post(1, "obedient", "/slow 100000").await;
+    cluster.until(1, &turn, "delta", PATIENCE).await;
     let worker = cluster.worker_of(&turn).await;
     // Through the replica that does not run it.
     assert_eq!(cluster.cancel(1 - worker.replica, &turn).await, StatusCode::ACCEPTED);
@@ -123,7 +119,7 @@ pub async fn a_running_turn_can_be_cancelled_and_its_worker_lives_on(cluster: &C
     assert_eq!(cluster.cancel(0, &turn).await, StatusCode::OK, "it has ended already");
     // One that obeyed is kept.
     eventually("the worker is idle", async || {
-        (cluster.worker(&worker.id).await["state"] == "idle").then_some(())
+        (cluster.worker(&worker.listed).await["state"] == "idle").then_some(())
     })
     .await;
     assert!(is_alive(worker.pid));

@@ -126,6 +126,14 @@ pub async fn a_turn_that_spoke_is_not_run_again(cluster: &Cluster) {
     assert_eq!(kinds(&events), ["accepted", "started", "delta", "failed"]);
 }
 
+pub async fn a_turn_whose_worker_broke_the_protocol_is_not_run_again(cluster: &Cluster) {
+    cluster.demo_agent("safe-babbler", json!({"retry": "safe"})).await;
+    let turn = cluster.post(0, "safe-babbler", "/garbage").await;
+    let events = cluster.watch_all(&turn).await;
+    assert_eq!(failed(&events, "worker_protocol", "not valid JSON")["attempt"], 1);
+    assert_eq!(kinds(&events), ["accepted", "started", "failed"]);
+}
+
 pub async fn a_turn_is_tried_three_times_at_most(cluster: &Cluster) {
     cluster.put_agent("dies-always", shell_with("exit 5", json!({"retry": "safe"}))).await;
     let turn = cluster.post(0, "dies-always", "hello").await;

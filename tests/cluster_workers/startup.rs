@@ -6,8 +6,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Cluster, Event, Plan, kinds},
-    workers::{completed, failed, goes_on, shell, snapshot},
+    support::{Cluster, Event, Outlet, Plan, Turn, kinds},
+    workers::{completed, failed, goes_on, shell, snapshot, unstarted},
 };
 
 const CODE: &str = "worker_startup_failed";
@@ -16,19 +16,23 @@ const CODE: &str = "worker_startup_failed";
 async fn attempt(cluster: &Cluster, i: usize, agent: &str, spec: Value) -> Vec<Event> {
     cluster.demo_agent(agent, spec).await;
     let turn = cluster.post(i, agent, "hello").await;
-    never_started(&cluster.watch_all(&turn).await)
+    never_started(cluster, &turn).await
 }
 
-fn never_started(events: &[Event]) -> Vec<Event> {
-    assert_eq!(kinds(events), ["accepted", "failed"]);
-    assert_eq!(events[1].data["error"]["safe_to_retry"], true, "no worker received it");
-    events.to_vec()
+async fn never_started(cluster: &Cluster, turn: &Turn) -> Vec<Event> {
+    let events = cluster.watch_all(turn).await;
+    assert_eq!(kinds(&events), unstarted(cluster, "failed"));
+    assert_eq!(events.last().unwrap().data["error"]["safe_to_retry"], true, "no worker received it");
+    events
 }
 
 pub async fn a_missing_program_fails_its_turn(cluster: &Cluster) {
     let events = attempt(cluster, 0, "missing", json!({"command": ["/nonexistent/agent"]})).await;
     failed(&events, CODE, "program of this agent was not found");
-    snapshot("missing_program", &events);
+    snapshot(
+        if cluster.outlet() == Outlet::Log { "missing_program" } else { "missing_program_of_a_host" },
+        &events,
+    );
     // One that is looked up in PATH too.
     let events = attempt(cluster, 1, "missing-too", json!({"command": ["no-such-agent"]})).await;
     failed(&events, CODE, "program of this agent was not found");
@@ -52,7 +56,7 @@ pub async fn a_workspace_that_cannot_be_made_fails_its_turn_alone(cluster: &Clus
     fs::write(&workspace, "in the way").unwrap();
 
     let turn = cluster.post_in(1, conversation, "demo", "hello").await;
-    let events = never_started(&cluster.watch_all(&turn).await);
+    let events = never_started(cluster, &turn).await;
     failed(&events, CODE, "workspace of this agent's worker could not be prepared");
 
     fs::remove_file(&workspace).unwrap();
@@ -67,6 +71,12 @@ pub async fn a_program_that_leaves_before_it_is_ready_fails_its_turn(cluster: &C
 pub async fn a_program_that_fails_before_it_is_ready_fails_its_turn(cluster: &Cluster) {
     let events = attempt(cluster, 1, "exit1", json!({"env": {"DEMO_STARTUP": "exit1"}})).await;
     failed(&events, CODE, "stopped while it was starting (exit code 1)");
+}
+
+pub async fn a_turn_whose_program_did_not_start_is_not_run_again(cluster: &Cluster) {
+    let spec = json!({"env": {"DEMO_STARTUP": "exit1"}, "retry": "safe"});
+    let events = attempt(cluster, 0, "exit1-safe", spec).await;
+    assert_eq!(failed(&events, CODE, "exit code 1")["attempt"], 1);
 }
 
 pub async fn a_program_that_is_never_ready_fails_its_turn(cluster: &Cluster) {
@@ -116,10 +126,10 @@ pub async fn a_start_that_fails_behind_a_greeting_says_whose_stdout_is(cluster: 
     spec["expose_errors"] = true.into();
     cluster.put_agent("greeter-that-fails", spec.clone()).await;
     let turn = cluster.post(0, "greeter-that-fails", "hello").await;
-    let events = never_started(&cluster.watch_all(&turn).await);
+    let events = never_started(cluster, &turn).await;
     failed(&events, CODE, "stopped while it was starting (exit code 3)");
     failed(&events, CODE, whose);
-    let log = &events[1].data["error"]["detail"];
+    let log = &events.last().unwrap().data["error"]["detail"];
     assert!(log.as_str().unwrap().contains("> node index.js\n42\n"), "it is in the worker's log: {log}");
 
     spec["command"] = greeter("time.sleep(60)")["command"].clone();
@@ -128,7 +138,7 @@ pub async fn a_start_that_fails_behind_a_greeting_says_whose_stdout_is(cluster: 
         spec["scope"] = scope.into();
         cluster.put_agent("greeter-that-fails", spec.clone()).await;
         let turn = cluster.post(1, "greeter-that-fails", "hello").await;
-        let events = never_started(&cluster.watch_all(&turn).await);
+        let events = never_started(cluster, &turn).await;
         failed(&events, CODE, "runs, and has not said `ready` in time");
         failed(&events, CODE, whose);
     }
@@ -137,7 +147,7 @@ pub async fn a_start_that_fails_behind_a_greeting_says_whose_stdout_is(cluster: 
 pub async fn a_program_that_prints_on_and_on_is_not_waited_for(cluster: &Cluster) {
     cluster.put_agent("greeter-without-end", greeter("while True: print('noise')")).await;
     let turn = cluster.post(0, "greeter-without-end", "hello").await;
-    let events = never_started(&cluster.watch_all(&turn).await);
+    let events = never_started(cluster, &turn).await;
     failed(&events, CODE, "not valid JSON. The worker wrote lines to stdout");
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, Event, Turn, kinds, said};
+use crate::support::{Cluster, Event, Outlet, Turn, kinds, said};
 
 /// An agent whose workers run `script` once they have the turn: `$turn` is the turn's line, and
 /// `say` writes a message.
@@ -38,9 +38,18 @@ pub fn failed<'a>(events: &'a [Event], code: &str, told: &str) -> &'a Value {
     assert_eq!(error["attempt"], last.data["attempt"], "{error}");
     assert_eq!(error["trace_id"].as_str().map(str::len), Some(32), "{error}");
     let has_started = kinds(events).contains(&"started");
-    let reached = has_started && !["guard_blocked", "input_too_long"].contains(&code);
+    let is_before_its_worker = ["guard_blocked", "input_too_long", "worker_startup_failed"].contains(&code);
+    let reached = has_started && !is_before_its_worker;
     assert_eq!(error["started_at"].is_string(), reached, "{error}");
     error
+}
+
+/// The kinds of a turn's events that no program received. A host takes a turn, and then starts a program for it.
+pub fn unstarted<'a>(cluster: &Cluster, end: &'a str) -> Vec<&'a str> {
+    match cluster.outlet() {
+        Outlet::Log => vec!["accepted", end],
+        Outlet::Http => vec!["accepted", "started", end],
+    }
 }
 
 /// Fails unless the turn was cancelled by them.

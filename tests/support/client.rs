@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Cluster, Event, EventStream, OPERATOR, PATIENCE, check_log, eventually, program};
+use super::{Cluster, Event, EventStream, OPERATOR, Outlet, PATIENCE, check_log, eventually, program};
 
 /// How many fresh conversations are tried until one is served where it is wanted.
 const TRIES_MAX: usize = 60;
@@ -29,6 +29,8 @@ pub struct Turn {
 pub struct WorkerSeen {
     /// `wrk_…`
     pub id: String,
+    /// What operators see as the turn's worker: the same, or over HTTP its host.
+    pub listed: String,
     /// Its process id.
     pub pid: i32,
     /// The index of its replica.
@@ -45,8 +47,8 @@ impl Turn {
 }
 
 impl Cluster {
-    /// Puts an agent.
-    pub async fn put_agent(&self, name: &str, spec: Value) {
+    /// Puts an agent as it is.
+    pub(super) async fn put_spec(&self, name: &str, spec: Value) {
         let (status, answer) =
             self.ask(self.living()[0], Method::PUT, &format!("/v1/agents/{name}"), Some(spec)).await;
         assert!(status.is_success(), "agent {name}: {status} {answer}");
@@ -238,11 +240,14 @@ impl Cluster {
             let started = events.iter().rfind(|event| event.kind == "started");
             started.and_then(|event| event.data["worker_id"].as_str()).map(str::to_owned)
         });
-        let id = id.await;
-        let worker = self.worker(&id).await;
-        let pid = worker["pid"].as_i64().unwrap();
+        let listed = id.await;
+        let worker = self.worker(&listed).await;
         let replica = self.replica_of(worker["replica_id"].as_str().unwrap()).await;
-        WorkerSeen { id, pid: i32::try_from(pid).unwrap(), replica }
+        let (id, pid) = match self.outlet() {
+            Outlet::Log => (listed.clone(), i32::try_from(worker["pid"].as_i64().unwrap()).unwrap()),
+            Outlet::Http => self.process_of(turn).await,
+        };
+        WorkerSeen { id, listed, pid, replica }
     }
 
     /// A worker as operators see it, also one that has ended; waits until it was recorded.
@@ -269,11 +274,11 @@ impl Cluster {
         (0..self.replicas()).find(|&n| i64::from(self.pid(n)) == pid).expect("one of ours")
     }
 
-    /// Waits until the worker has ended; how it did, as operators see it.
+    /// Waits until the worker has ended; how it did, as operators see it: listed, or over HTTP in the host's log.
     pub async fn ended(&self, worker: &str) -> Value {
-        eventually("the worker ends", async || {
-            let seen = self.worker(worker).await;
-            (seen["state"] == "ended").then_some(seen)
+        eventually("the worker ends", async || match self.outlet() {
+            Outlet::Log => Some(self.worker(worker).await).filter(|seen| seen["state"] == "ended"),
+            Outlet::Http => self.process_ended(worker),
         })
         .await
     }

@@ -21,6 +21,7 @@ impl Drop for Cluster {
         if !has_failed && wrong.is_empty() {
             self.verify();
         }
+        lock(&self.hosts).clear();
         lock(&self.replicas).clear();
         let stopped = lock(&self.postgres).stop(StopMode::Immediate);
         let left = leftovers_of(self.home.path());
@@ -33,7 +34,7 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// What is wrong with the replicas, a line each.
+    /// What is wrong with the replicas and the hosts, a line each.
     fn wrongs(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for (i, replica) in lock(&self.replicas).iter_mut().enumerate() {
@@ -48,6 +49,14 @@ impl Cluster {
                     .filter(|line| line.contains("panicked"))
                     .map(|line| format!("replica {i}: {line}")),
             );
+        }
+        for (n, it) in lock(&self.hosts).iter_mut().enumerate() {
+            if let Some(status) = it.lost() {
+                wrong.push(format!("host {n} ended by itself ({status})"));
+            }
+            let log = it.host.log();
+            let panics = log.lines().filter(|line| line.contains("panicked"));
+            wrong.extend(panics.map(|line| format!("host {n}: {line}")));
         }
         wrong
     }

@@ -11,6 +11,8 @@ mod client;
 mod end;
 mod events;
 pub mod figures;
+mod host;
+mod outlet;
 pub mod replica;
 
 use std::{
@@ -25,14 +27,16 @@ use lastword_devkit::postgres::Postgres;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
-use self::replica::Replica;
 #[allow(unused_imports, reason = "each suite uses a part of this")]
 pub use self::{
     cases::{Case, all},
     client::{Turn, WorkerSeen, lay_over},
     end::leftovers_of,
     events::{Event, EventStream, Next, check_log, kinds, said},
+    host::{Host, HostPlan, WORKERS},
+    outlet::{Outlet, OutletCase, all_of},
 };
+use self::{outlet::AgentHost, replica::Replica};
 
 /// How long something may take that must happen at all. Only a failure waits that long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,6 +54,10 @@ pub struct Plan {
     pub env: Vec<(String, String)>,
     /// Turns that one replica runs at once.
     pub turns_max: u32,
+    /// Processes of workers that a replica, or a host of workers, has at once; as many as it wants where absent.
+    pub workers_max: Option<u32>,
+    /// Where the words of stdio workers go.
+    pub outlet: Outlet,
     /// How long running turns get to end after a SIGTERM.
     pub drain: Duration,
     /// Who the replicas run as, where not as this process; for root alone.
@@ -62,13 +70,24 @@ pub struct Plan {
 impl Default for Plan {
     fn default() -> Self {
         let drain = Duration::from_secs(2);
-        Plan { replicas: 2, env: Vec::new(), turns_max: 64, drain, user: None, open_files: None }
+        Plan {
+            replicas: 2,
+            env: Vec::new(),
+            turns_max: 64,
+            workers_max: None,
+            outlet: Outlet::default(),
+            drain,
+            user: None,
+            open_files: None,
+        }
     }
 }
 
 /// Replicas over one Postgres.
 pub struct Cluster {
     replicas: Mutex<Vec<Replica>>,
+    /// Of the agents whose workers are hosted over HTTP.
+    hosts: Mutex<Vec<AgentHost>>,
     postgres: Mutex<Postgres>,
     home: tempfile::TempDir,
     plan: Plan,
@@ -90,8 +109,8 @@ impl Cluster {
             std::os::unix::fs::chown(home.path(), plan.user, plan.user).unwrap();
         }
         let count = plan.replicas;
-        let (replicas, postgres) = (Mutex::default(), Mutex::new(postgres));
-        let cluster = Cluster { replicas, postgres, home, plan, http };
+        let (replicas, hosts, postgres) = (Mutex::default(), Mutex::default(), Mutex::new(postgres));
+        let cluster = Cluster { replicas, hosts, postgres, home, plan, http };
         let migrated = cluster.command("migrate").output().unwrap();
         assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
         for _ in 0..count {
@@ -184,7 +203,7 @@ impl Cluster {
 
     /// The workspace of a conversation's workers.
     pub fn workspace(&self, conversation: &str) -> PathBuf {
-        self.data_dir().join("workspaces").join(conversation)
+        self.workspaces().join(conversation)
     }
 
     /// Fails unless every invariant holds over the whole database.
@@ -223,8 +242,14 @@ impl Cluster {
             .env("LASTWORD_DEV", "1")
             .env("LASTWORD_DRAIN", format!("{}ms", self.plan.drain.as_millis()))
             .env("LASTWORD_TURNS_MAX", self.plan.turns_max.to_string())
-            .env("RUST_BACKTRACE", "1")
-            .envs(self.plan.env.iter().map(|(name, value)| (name, value)));
+            .env("RUST_BACKTRACE", "1");
+        if self.plan.outlet == Outlet::Http {
+            command.env("LASTWORD_WORKER_TOKENS", WORKERS);
+        }
+        if let Some(count) = self.plan.workers_max {
+            command.env("LASTWORD_WORKERS_MAX", count.to_string());
+        }
+        command.envs(self.plan.env.iter().map(|(name, value)| (name, value)));
         if let Some(user) = self.plan.user {
             command.uid(user).gid(user);
         }

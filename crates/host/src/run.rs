@@ -81,6 +81,19 @@ pub enum Breach {
     Closed,
     /// The worker has ended; messages it had not sent are lost.
     Gone,
+    /// Its host took the turn, and no program received it.
+    Unreceived,
+}
+
+impl Breach {
+    /// What a remote worker's host reports, as if the host's process were one of this program.
+    fn reported(code: Code) -> Breach {
+        match code {
+            Code::WorkerProtocol => Breach::Protocol,
+            Code::WorkerStartupFailed | Code::InputTooLong => Breach::Unreceived,
+            _ => Breach::Gone,
+        }
+    }
 }
 
 /// The end of a worker's messages, as a failure of its turn.
@@ -117,7 +130,7 @@ impl Broken {
                 Err(Broken { breach, code, message, detail })
             }
             Heard::Gone(why) => {
-                let (breach, code, message) = (Breach::Gone, why.code, why.message);
+                let (breach, code, message) = (Breach::reported(why.code), why.code, why.message);
                 Err(Broken { breach, code, message, detail: why.detail })
             }
         }

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::store::{
     error::StoreError,
-    records::page::{EventPage, Room, Want},
+    records::page::{LogPage, Room, Want},
 };
 
 /// Readers answered by one statement.
@@ -21,7 +21,7 @@ pub(in crate::store) const ROOM: Room = Room { rows: 64, bytes: 64 * 1024 };
 const QUEUE_MAX: usize = 4096;
 
 /// The reply channel of one reader.
-pub(in crate::store) type Answer = oneshot::Sender<Result<EventPage, StoreError>>;
+pub(in crate::store) type Answer = oneshot::Sender<Result<LogPage, StoreError>>;
 
 /// The queue of readers.
 #[derive(Debug)]
@@ -41,11 +41,7 @@ impl Default for ReadBatch {
 
 impl ReadBatch {
     /// Queues a read and waits for its page; `None` if no task runs, the queue is full, or `limit` is below a batch's.
-    pub(in crate::store) async fn ask(
-        &self,
-        want: Want,
-        limit: i64,
-    ) -> Option<Result<EventPage, StoreError>> {
+    pub(in crate::store) async fn ask(&self, want: Want, limit: i64) -> Option<Result<LogPage, StoreError>> {
         if !self.is_served.load(Ordering::Acquire) || limit < ROOM.rows {
             return None;
         }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::store::records::page::{Anchor, EventPage};
+use crate::store::records::page::{Anchor, LogPage};
 
 /// Bytes of data, and events, kept while no reader waits. The rendered JSON of events that were already read comes on
 /// top.
@@ -29,12 +29,12 @@ pub struct RecentEvents {
 pub(in crate::store) struct Snapshot {
     pub(in crate::store) began: Instant,
     pub(in crate::store) cursor: i32,
-    pub(in crate::store) page: EventPage,
+    pub(in crate::store) page: LogPage,
 }
 
 impl Snapshot {
     /// The page after `cursor`; `None` if this snapshot does not cover it.
-    fn answer(&self, cursor: i32, limit: usize) -> Option<EventPage> {
+    fn answer(&self, cursor: i32, limit: usize) -> Option<LogPage> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
         let anchor = match skipped.checked_sub(1) {
             None => self.page.anchor,
@@ -45,11 +45,11 @@ impl Snapshot {
             return None;
         }
         let events = rest.iter().take(limit).cloned().collect();
-        Some(EventPage { anchor, events, is_whole: self.page.is_whole && rest.len() <= limit })
+        Some(LogPage { anchor, events, is_whole: self.page.is_whole && rest.len() <= limit })
     }
 
     /// As [`Snapshot::answer`] for the only reader: moves the events out instead of copying them.
-    fn take(&mut self, cursor: i32, limit: usize) -> Option<EventPage> {
+    fn take(&mut self, cursor: i32, limit: usize) -> Option<LogPage> {
         let skipped = usize::try_from(cursor.checked_sub(self.cursor)?).ok()?;
         if skipped > self.page.events.len() {
             return None;
@@ -60,11 +60,10 @@ impl Snapshot {
     }
 
     /// Moves out the first `limit` events.
-    pub(in crate::store) fn hand_over(&mut self, limit: usize) -> EventPage {
+    pub(in crate::store) fn hand_over(&mut self, limit: usize) -> LogPage {
         let rest = self.page.events.split_off(limit.min(self.page.events.len()));
         let is_whole = self.page.is_whole && rest.is_empty();
-        let first =
-            EventPage { events: std::mem::replace(&mut self.page.events, rest), is_whole, ..self.page };
+        let first = LogPage { events: std::mem::replace(&mut self.page.events, rest), is_whole, ..self.page };
         if let Some(last) = first.events.last() {
             (self.cursor, self.page.anchor) = (last.seq, Some(Anchor::of(last)));
         }
@@ -98,7 +97,7 @@ impl Snapshot {
 impl RecentEvents {
     /// Adds the events after `cursor` that a statement of this process committed; the statement `began` then.
     /// `is_awaited`: a reader waits for the turn.
-    pub(in crate::store) fn put(&self, began: Instant, cursor: i32, page: EventPage, is_awaited: bool) {
+    pub(in crate::store) fn put(&self, began: Instant, cursor: i32, page: LogPage, is_awaited: bool) {
         let mut newest = self.lock();
         let look = Snapshot { began, cursor, page };
         let refused = match &mut *newest {
@@ -118,7 +117,7 @@ impl RecentEvents {
         cursor: i32,
         limit: usize,
         is_alone: bool,
-    ) -> Option<EventPage> {
+    ) -> Option<LogPage> {
         let mut newest = self.lock();
         let known = newest.as_mut().filter(|known| known.began >= due)?;
         if is_alone { known.take(cursor, limit) } else { known.answer(cursor, limit) }
@@ -160,11 +159,11 @@ mod tests {
 
     fn look(cursor: i32, seqs: std::ops::Range<i32>, is_whole: bool) -> Snapshot {
         let anchor = (cursor >= 0).then(|| Anchor::of(&event(cursor)));
-        let page = EventPage { anchor, events: seqs.map(event).collect(), is_whole };
+        let page = LogPage { anchor, events: seqs.map(event).collect(), is_whole };
         Snapshot { began: Instant::now(), cursor, page }
     }
 
-    fn seqs(answer: Option<EventPage>) -> Option<Vec<i32>> {
+    fn seqs(answer: Option<LogPage>) -> Option<Vec<i32>> {
         answer.map(|page| page.events.iter().map(|event| event.seq).collect())
     }
 

@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{recent_events::RecentEvents, rings::Rings};
 use crate::{
     id::TurnId,
-    store::records::page::{Anchor, EventPage},
+    store::records::page::{Anchor, LogPage},
 };
 
 /// Subscriptions by turn.
@@ -88,7 +88,7 @@ impl Subscriptions {
         turn: TurnId,
         began: Instant,
         cursor: i32,
-        page: impl FnOnce() -> Option<EventPage>,
+        page: impl FnOnce() -> Option<LogPage>,
     ) {
         let tails = lock(&self.tails);
         let Some(tailed) = tails.get(&turn) else { return };

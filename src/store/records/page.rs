@@ -46,7 +46,7 @@ pub(in crate::store) struct Room {
 
 /// The result of one read of a log.
 #[derive(Debug, Clone, Default)]
-pub struct EventPage {
+pub struct LogPage {
     /// The identity of the event at the cursor; `None` if there is no event.
     pub anchor: Option<Anchor>,
     /// The events after the cursor.
@@ -55,7 +55,7 @@ pub struct EventPage {
     pub is_whole: bool,
 }
 
-impl EventPage {
+impl LogPage {
     pub(in crate::store) fn put(&mut self, want: &Want, event: Event) {
         if event.seq == want.cursor {
             self.anchor = Some(Anchor::of(&event));

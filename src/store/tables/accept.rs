@@ -19,7 +19,7 @@ use crate::{
         records::{
             assignment::Assignment,
             claim::{Claim, Phase, started_by},
-            page::EventPage,
+            page::LogPage,
         },
     },
 };
@@ -261,7 +261,7 @@ fn accepted_but_for_the_ordinal(new: &NewTurn) -> String {
 }
 
 /// The log of a new turn: `accepted`, and `started` if a worker has the turn.
-fn birth(accepted: &Accepted, new: &NewTurn) -> EventPage {
+fn birth(accepted: &Accepted, new: &NewTurn) -> LogPage {
     let event = |seq, kind, attempt, data| {
         Event { turn_id: new.id, seq, kind, attempt, data, at: accepted.at }.into()
     };
@@ -270,5 +270,5 @@ fn birth(accepted: &Accepted, new: &NewTurn) -> EventPage {
     if let Some(&Claim { epoch, phase: Phase::Running(worker), .. }) = accepted.claim.as_ref() {
         events.push(event(1, Kind::Started, epoch, started_by(worker)));
     }
-    EventPage { anchor: None, events, is_whole: true }
+    LogPage { anchor: None, events, is_whole: true }
 }

@@ -13,7 +13,7 @@ use crate::{
     store::{
         error::StoreError,
         handle::Store,
-        records::page::{Anchor, EventPage},
+        records::page::{Anchor, LogPage},
         upkeep::partitions::ends,
     },
     turn::LastWord,
@@ -91,14 +91,14 @@ impl Landed {
         base: i32,
         newest: i32,
         events: impl Iterator<Item = NewEvent>,
-    ) -> Option<EventPage> {
+    ) -> Option<LogPage> {
         let (at, (turn_id, attempt)) = (self.at?, self.lease);
         let event =
             |(seq, NewEvent { kind, data }): (i32, _)| Event { turn_id, seq, kind, attempt, data, at };
         let events: Vec<SharedEvent> = (base + 1..).zip(events).map(event).map(SharedEvent::from).collect();
         // A last word is appended after whatever is there.
         let is_all = events.last().is_some_and(|last| last.seq == newest);
-        is_all.then_some(EventPage { anchor: Some(self.base), events, is_whole: true })
+        is_all.then_some(LogPage { anchor: Some(self.base), events, is_whole: true })
     }
 }
 

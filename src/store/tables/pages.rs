@@ -6,7 +6,7 @@
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use crate::store::records::page::{Anchor, EventPage};
+pub use crate::store::records::page::{Anchor, LogPage};
 use crate::{
     config::Lever,
     event::{Event, Kind, SharedEvent},
@@ -38,10 +38,10 @@ impl Store {
     }
 
     /// As [`Store::read_after`], with the identity of the event at the cursor, in one snapshot.
-    pub async fn read_on(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<EventPage, StoreError> {
+    pub async fn read_on(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<LogPage, StoreError> {
         let room = Room { rows: limit, bytes: PAGE_BYTES };
         let mut pages = self.read_many(&[Want { turn, cursor }], room).await?;
-        pages.pop().unwrap_or_else(|| Ok(EventPage::default()))
+        pages.pop().unwrap_or_else(|| Ok(LogPage::default()))
     }
 
     /// As [`Store::read_on`], from the cache that all readers of the turn in this process share, or batched with the
@@ -52,7 +52,7 @@ impl Store {
         cursor: i32,
         limit: i64,
         is_behind: bool,
-    ) -> Result<EventPage, StoreError> {
+    ) -> Result<LogPage, StoreError> {
         let (turn, recent, is_alone) = (interest.turn(), interest.recent(), interest.is_alone());
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         let known = || recent.answer(interest.due(), cursor, most, is_alone);
@@ -83,7 +83,7 @@ impl Store {
 
     /// The event at the cursor and up to `limit` events after it, in a batch with other reads if the rest of the log
     /// fits.
-    async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<EventPage, StoreError> {
+    async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<LogPage, StoreError> {
         if self.uses(Lever::ReadTogether)
             && let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
             && page.as_ref().map_or(true, |page| page.is_whole)
@@ -108,7 +108,7 @@ impl Store {
         &self,
         wants: &[Want],
         room: Room,
-    ) -> Result<Vec<Result<EventPage, StoreError>>, StoreError> {
+    ) -> Result<Vec<Result<LogPage, StoreError>>, StoreError> {
         let turns: Vec<Uuid> = wants.iter().map(|want| want.turn.0).collect();
         let cursors: Vec<i32> = wants.iter().map(|want| want.cursor).collect();
         let (first, last) = ends(&turns);
@@ -140,8 +140,8 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        let mut pages: Vec<Result<EventPage, StoreError>> =
-            wants.iter().map(|_| Ok(EventPage::default())).collect();
+        let mut pages: Vec<Result<LogPage, StoreError>> =
+            wants.iter().map(|_| Ok(LogPage::default())).collect();
         for row in rows {
             let at = usize::try_from(row.place - 1).unwrap_or(usize::MAX);
             let (Some(want), Some(slot)) = (wants.get(at), pages.get_mut(at)) else { continue };

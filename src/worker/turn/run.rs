@@ -229,8 +229,17 @@ impl<L: Link> Outlet<L> for Run<'_> {
         let Broken { breach, code, message, detail } = broken;
         match breach {
             // Exiting is a way to obey a cancel.
-            Breach::Closed | Breach::Gone if self.cancelled_by.is_some() => self.ended_by(Lapse::Cancels),
+            Breach::Closed | Breach::Gone | Breach::Unreceived if self.cancelled_by.is_some() => {
+                self.ended_by(Lapse::Cancels)
+            }
             Breach::Gone => self.gone(code, &message, detail),
+            Breach::Unreceived => {
+                // `started` told that the host took the turn. What has said something was started, whatever its host reports.
+                if self.heard == 0 {
+                    self.account.started_at = None;
+                }
+                self.fails(code, &message, detail)
+            }
             Breach::Closed | Breach::Protocol => self.fails(code, &message, detail),
         }
     }

@@ -70,7 +70,11 @@ impl HostedJob {
     /// Runs a turn that was taken.
     pub async fn run(&mut self, link: &mut impl ProcessLink) -> Fate {
         let end = match self.deliver(link) {
-            Ok(()) => until_end(link, self).await,
+            Ok(()) => {
+                // The span names the process: operators see the host alone.
+                tracing::debug!("the worker has the turn");
+                until_end(link, self).await
+            }
             Err(why) => {
                 let (code, message) = why.of_a_turn();
                 TurnEnd::Line(gone(code, message, Some(&why.to_string())), Fate::End)
