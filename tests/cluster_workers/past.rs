@@ -40,9 +40,16 @@ fn show(history: Value) -> Value {
     json!({"runtime": "process", "command": ["python3", "-c", SHOW], "history": history})
 }
 
-/// What a new turn of the conversation is told.
-async fn told(cluster: &Cluster, i: usize, turn: &Turn, input: &str) -> (Vec<Value>, Value) {
-    let next = cluster.post_in(i, &turn.conversation, turn.json["agent"].as_str().unwrap(), input).await;
+/// Posts the next turn of a conversation once the worker of the turn before has ended, so that a fresh worker gets it.
+async fn next(cluster: &Cluster, i: usize, before: &Turn, input: &str) -> Turn {
+    let worker = cluster.worker_of(before).await.id;
+    cluster.ended(&worker).await;
+    cluster.post_in(i, &before.conversation, before.json["agent"].as_str().unwrap(), input).await
+}
+
+/// What the turn after this one is told.
+async fn told(cluster: &Cluster, i: usize, before: &Turn, input: &str) -> (Vec<Value>, Value) {
+    let next = next(cluster, i, before, input).await;
     let events = cluster.watch_all(&next).await;
     completed(&events);
     let told = &events.iter().find(|event| event.kind == "custom").unwrap().data["data"];
@@ -55,19 +62,20 @@ pub async fn a_fresh_worker_is_told_what_was_said_and_how_it_ended(cluster: &Clu
     let input = json!({"text": "what is in this picture?", "attachments": picture});
     let first = cluster.post_json(0, json!({"agent": "shower", "input": input})).await;
     completed(&cluster.watch_all(&first).await);
-    let go_on = async |input: &str| cluster.post_in(1, &first.conversation, "shower", input).await;
-    failed(&cluster.watch_all(&go_on("part").await).await, "worker_exited", "exit code 3");
-    failed(&cluster.watch_all(&go_on("fail").await).await, "agent_error", "overloaded");
-    let asking = go_on("ask").await;
+    let part = next(cluster, 1, &first, "part").await;
+    failed(&cluster.watch_all(&part).await, "worker_exited", "exit code 3");
+    let fail = next(cluster, 1, &part, "fail").await;
+    failed(&cluster.watch_all(&fail).await, "agent_error", "overloaded");
+    let asking = next(cluster, 1, &fail, "ask").await;
     cluster.until(0, &asking, "ask", PATIENCE).await;
     assert_eq!(cluster.answer(0, &asking, "q", json!({"cup": "tea"})).await.0, StatusCode::ACCEPTED);
     completed(&cluster.watch_all(&asking).await);
-    let waiting = go_on("wait").await;
+    let waiting = next(cluster, 1, &asking, "wait").await;
     cluster.until(0, &waiting, "delta", PATIENCE).await;
     assert_eq!(cluster.cancel(0, &waiting).await, StatusCode::ACCEPTED);
     cancelled(&cluster.watch_all(&waiting).await, "client");
 
-    let (history, omitted) = told(cluster, 0, &first, "and its collar?").await;
+    let (history, omitted) = told(cluster, 0, &waiting, "and its collar?").await;
     assert_eq!(omitted, Value::Null);
     let shown: Vec<String> = history
         .iter()
@@ -101,9 +109,9 @@ pub async fn a_long_answer_is_shortened_and_what_was_before_it_is_told(cluster: 
     cluster.put_agent("talker", show(json!({}))).await;
     let first = cluster.post(0, "talker", "remember: my name is Ada").await;
     completed(&cluster.watch_all(&first).await);
-    let long = cluster.post_in(1, &first.conversation, "talker", "long").await;
+    let long = next(cluster, 1, &first, "long").await;
     cluster.watch_all(&long).await;
-    let (history, omitted) = told(cluster, 0, &first, "what is my name?").await;
+    let (history, omitted) = told(cluster, 0, &long, "what is my name?").await;
     assert_eq!(history.len(), 4, "{omitted}");
     assert_eq!(history[0]["text"], "remember: my name is Ada");
     let text = history[3]["text"].as_str().unwrap();
@@ -118,9 +126,9 @@ pub async fn a_worker_is_told_that_older_turns_are_left_out(cluster: &Cluster) {
     cluster.put_agent("briefly", show(json!({"turns": 1}))).await;
     let first = cluster.post(0, "briefly", "one").await;
     completed(&cluster.watch_all(&first).await);
-    let second = cluster.post_in(1, &first.conversation, "briefly", "two").await;
+    let second = next(cluster, 1, &first, "two").await;
     completed(&cluster.watch_all(&second).await);
-    let (history, omitted) = told(cluster, 0, &first, "three").await;
+    let (history, omitted) = told(cluster, 0, &second, "three").await;
     assert_eq!((history.len(), &history[0]["text"]), (2, &json!("two")));
     assert_eq!(omitted, json!({"turns": 1, "shortened": 0}));
 }
@@ -142,7 +150,7 @@ pub async fn a_history_that_cannot_be_read_fails_its_turn(cluster: &Cluster) {
               where turn_id = $1 and kind = 'completed'",
         ];
         assert_eq!(sqlx::query(broken).bind(id).execute(&mut conn).await.unwrap().rows_affected(), 1);
-        let second = cluster.post_in(1, &first.conversation, "reader", "two").await;
+        let second = next(cluster, 1, &first, "two").await;
         let events = cluster.watch_all(&second).await;
         let error = failed(&events, "history_unavailable", "What was said before in this conversation");
         assert_eq!((&error["retryable"], &error["safe_to_retry"]), (&json!(false), &json!(true)));

@@ -129,7 +129,7 @@ fn every_measurement_that_a_page_has_is_one() {
         for command in said.iter().flat_map(|said| reading::commands(said)) {
             let Some(words) = reading::called(&command).and_then(words_of_bench) else { continue };
             count += 1;
-            let left_out = words.iter().any(|word| *word == "…");
+            let left_out = words.contains(&"…");
             let why = parse(&words.join(" ")).err().filter(|_| !left_out);
             assert_eq!(why, None, "{}: {command:?}", page.path.display());
         }
