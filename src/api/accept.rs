@@ -29,7 +29,7 @@ use crate::{
         turns::Agent,
     },
     stream::Tail,
-    task::Kind,
+    task::TaskKind,
     telemetry::metrics,
     token,
     turn::{Status, Turn},
@@ -192,7 +192,7 @@ pub async fn accept(gateway: &Gateway, order: TurnOrder, held: BodyRoom) -> Resu
             }
         }
     };
-    gateway.supervisor.spawn(Kind::Client, "accepts", task);
+    gateway.supervisor.spawn(TaskKind::Client, "accepts", task);
     accepted.await.unwrap_or_else(|_| Err(Problem::internal(&"an accept did not come to its end")))
 }
 

@@ -32,7 +32,7 @@ use super::{
     linger::{LeftUnread, may_be_small},
     peer::Peer,
 };
-use crate::task::{Kind, Supervisor};
+use crate::task::{Supervisor, TaskKind};
 
 /// Answers an HTTP/1.1 request. If the response comes before the whole of a large body was read, the connection is
 /// closed after it, and the response says so.
@@ -167,7 +167,7 @@ impl Streams {
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, exchange: F) {
         let (stream, stall_max) = (self.next().take(), self.stall_max);
-        self.supervisor.spawn(Kind::Client, "exchanges", async move {
+        self.supervisor.spawn(TaskKind::Client, "exchanges", async move {
             let Some(Stream { peer, pace }) = stream else { return exchange.await };
             // The end of this task resets the stream if its response is incomplete.
             tokio::select! {

@@ -22,7 +22,7 @@ use super::{
     stall::{StallWatch, UNACKNOWLEDGED_MAX, set_unacknowledged_max},
     wire::{UNSENT_MAX, Wire},
 };
-use crate::task::Kind;
+use crate::task::TaskKind;
 
 /// TCP keep-alive: the idle time before the first probe, and the interval of probes.
 const SILENT_MAX: Duration = Duration::from_secs(15);
@@ -55,7 +55,7 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, service: Router, clo
                     let streams = Streams::new(&supervisor, stall_max);
                     let service = (service.clone(), streams);
                     let one = carry((stream, watch), admission, peer, service, stops);
-                    supervisor.spawn(Kind::Client, "connections", connections.track_future(one));
+                    supervisor.spawn(TaskKind::Client, "connections", connections.track_future(one));
                 }
                 Err(why) => {
                     let turn = refusals.clone().acquire_owned().await;
@@ -64,7 +64,7 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, service: Router, clo
                         refuse(stream, why, &origins).await;
                         drop(turn);
                     };
-                    supervisor.spawn(Kind::Client, "refusals", connections.track_future(one));
+                    supervisor.spawn(TaskKind::Client, "refusals", connections.track_future(one));
                 }
             }
         }

@@ -22,7 +22,7 @@ use super::{
     shares::Taken,
     who::Who,
 };
-use crate::task::Kind;
+use crate::task::TaskKind;
 
 /// Responses up to this size fit into a connection's buffers and are not counted.
 const SMALL: u64 = 64 * 1024;
@@ -50,7 +50,7 @@ pub async fn counted(
     let bytes = to_bytes(body, usize::MAX).await.map_err(|why| Problem::internal(&why))?;
     let (unread, read) = oneshot::channel();
     if let Some(peer) = peer {
-        gateway.supervisor.spawn(Kind::Client, "pages", watch(gateway.clone(), peer, size, read));
+        gateway.supervisor.spawn(TaskKind::Client, "pages", watch(gateway.clone(), peer, size, read));
     }
     let page = UnreadPage { bytes, _taken: taken, _unread: unread };
     Ok(Response::from_parts(parts, Body::from(Bytes::from_owner(page))))

@@ -22,7 +22,7 @@ use crate::{
     host::process::{cgroup, user::User, workspace},
     rendezvous::Rendezvous,
     store::Store,
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
     telemetry,
     worker::kubernetes,
 };
@@ -105,7 +105,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let gateway =
         Gateway::new(store.clone(), rendezvous.clone(), Arc::new(config.clone()), supervisor.clone());
     let doors = api::serve(listener, gateway, closing.clone());
-    supervisor.spawn(Kind::Replica, "doors", doors);
+    supervisor.spawn(TaskKind::Replica, "doors", doors);
     let is_migrated = tokio::select! {
         migrated = migrate(&store) => migrated.map(|()| true),
         () = supervisor.soft().cancelled() => Ok(false),
@@ -186,7 +186,7 @@ fn stop_signals(
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     let mut signals = 0;
-    supervisor.spawn(Kind::Client, "signals", async move {
+    supervisor.spawn(TaskKind::Client, "signals", async move {
         loop {
             tokio::select! {
                 _ = term.recv() => {}

@@ -17,7 +17,7 @@ use crate::{
         process::{cgroup, user::User, workspace},
     },
     id::{ConversationId, WorkerId},
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
     telemetry,
     units::Span,
 };
@@ -136,7 +136,7 @@ fn stop_signals(supervisor: &Supervisor, host: &CallingHost) -> anyhow::Result<(
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let (host, hard) = (host.clone(), supervisor.hard().clone());
-    supervisor.spawn(Kind::Client, "signals", async move {
+    supervisor.spawn(TaskKind::Client, "signals", async move {
         loop {
             tokio::select! {
                 _ = term.recv() => {}

@@ -42,7 +42,7 @@ use crate::{
         group_commit::{Inbox, Writer, write_on},
         notify_listener, notify_sender, poller,
     },
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
     worker::{host::Host, kubernetes::Pods},
 };
 
@@ -82,7 +82,7 @@ impl Engine {
 
     fn spawn_all(&self, inbox: Inbox) {
         let (soft, hard) = (self.supervisor.soft().clone(), self.supervisor.hard().clone());
-        let spawn = |name: &'static str, task: BoxTask| self.supervisor.spawn(Kind::Replica, name, task);
+        let spawn = |name: &'static str, task: BoxTask| self.supervisor.spawn(TaskKind::Replica, name, task);
         // Only the claims end with a drain: the other passes serve running turns, and this replica still counts.
         spawn("writer", Box::pin(write_on(self.store.clone(), inbox, hard.clone())));
         spawn("intake", Box::pin(intake::accept_on(self.clone(), hard.clone())));

@@ -24,7 +24,7 @@ use crate::{
         beat::{BeatAnswer, BeatSession},
         warn_of,
     },
-    task::Kind,
+    task::TaskKind,
     telemetry::metrics,
     worker::host::Halt,
 };
@@ -194,7 +194,7 @@ impl Presence {
             }
             engine.recent_loss.store(true, Ordering::Relaxed);
             engine.store.wake().holder_gone();
-            self.engine.supervisor.spawn(Kind::Turn, "verdict", async move {
+            self.engine.supervisor.spawn(TaskKind::Turn, "verdict", async move {
                 // Retried while Postgres is away: a backend that waits for a frozen client may hold row locks.
                 for _ in 0..CLEAR_AWAY_TRIES {
                     let Err(why) = engine.store.clear_away(&judged).await else { break };

@@ -69,7 +69,7 @@ pub(super) fn spawn(engine: &Engine, timeline: Option<i32>) {
     }
     let engine = engine.clone();
     let supervisor = engine.supervisor.clone();
-    supervisor.spawn(crate::task::Kind::Turn, "reconcile", async move {
+    supervisor.spawn(crate::task::TaskKind::Turn, "reconcile", async move {
         if let Err(why) = on_timeline(&engine, timeline).await {
             // The next beat starts another comparison.
             warn_of!(why, "what was seen is not compared yet");

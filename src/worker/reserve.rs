@@ -21,7 +21,7 @@ use crate::{
         claim::{Claim, Phase, Ready, Seats},
         turns::Agent,
     },
-    task::Kind,
+    task::TaskKind,
 };
 
 /// A slot for a turn that is about to be accepted, and what its claim may be offered.
@@ -133,7 +133,7 @@ impl Host {
         let Some(reach) = running.admit(&claim, Some(slot)) else { return };
         note_start(&claim);
         let finding = find_worker_of(self.clone(), claim, agent, reach, lane, Instant::now());
-        self.deps().supervisor().spawn(Kind::Turn, "turn", finding);
+        self.deps().supervisor().spawn(TaskKind::Turn, "turn", finding);
     }
 
     /// Takes a turn that was claimed for this capacity. Returns false if no slot is left or the claim was released
@@ -146,7 +146,7 @@ impl Host {
         let Some(reach) = self.deps().running().admit(&claim, slot) else { return false };
         note_start(&claim);
         let finding = find_worker(self.clone(), claim, reach, lane);
-        self.deps().supervisor().spawn(Kind::Turn, "turn", finding);
+        self.deps().supervisor().spawn(TaskKind::Turn, "turn", finding);
         true
     }
 }

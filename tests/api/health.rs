@@ -29,7 +29,11 @@ async fn presence_on_the_board_decides_too() {
     let world = World::start().await;
     let stop = tokio_util::sync::CancellationToken::new();
     let until = stop.clone();
-    world.supervisor.spawn(lastword::task::Kind::Client, "presence", async move { until.cancelled().await });
+    world.supervisor.spawn(
+        lastword::task::TaskKind::Client,
+        "presence",
+        async move { until.cancelled().await },
+    );
     world.supervisor.report("presence", "registering");
     assert_eq!(world.get("/readyz").await.status(), 503);
     world.supervisor.report("presence", "ready");

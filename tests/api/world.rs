@@ -135,7 +135,7 @@ impl Replica {
         store.migrate().await.unwrap();
         let (supervisor, stop) = (Supervisor::new(), CancellationToken::new());
         let (writer, inbox) = Writer::new();
-        let background = task::Kind::Client;
+        let background = task::TaskKind::Client;
         supervisor.spawn(background, "ring", ring_on(store.clone(), stop.clone()));
         supervisor.spawn(background, "listen", listen_on(store.clone(), stop.clone()));
         supervisor.spawn(background, "look", look_on(store.clone(), stop.clone()));

@@ -40,10 +40,15 @@ fn show(history: Value) -> Value {
     json!({"runtime": "process", "command": ["python3", "-c", SHOW], "history": history})
 }
 
-/// Posts the next turn of a conversation once the worker of the turn before has ended, so that a fresh worker gets it.
-async fn next(cluster: &Cluster, i: usize, before: &Turn, input: &str) -> Turn {
-    let worker = cluster.worker_of(before).await.id;
+/// Until the turn's worker has ended, so that a fresh worker gets the next turn.
+async fn left(cluster: &Cluster, turn: &Turn) {
+    let worker = cluster.worker_of(turn).await.id;
     cluster.ended(&worker).await;
+}
+
+/// Posts the turn after this one, for a fresh worker.
+async fn next(cluster: &Cluster, i: usize, before: &Turn, input: &str) -> Turn {
+    left(cluster, before).await;
     cluster.post_in(i, &before.conversation, before.json["agent"].as_str().unwrap(), input).await
 }
 
@@ -143,6 +148,8 @@ pub async fn a_history_that_cannot_be_read_fails_its_turn(cluster: &Cluster) {
     ] {
         let first = cluster.post(0, "reader", "one").await;
         cluster.watch_all(&first).await;
+        // Read before the log is broken.
+        left(cluster, &first).await;
         let id: uuid::Uuid = first.id.strip_prefix("turn_").unwrap().parse().unwrap();
         let mended = [
             "update turns set input = '{\"text\":\"one\"}' where id = $1",
@@ -150,7 +157,7 @@ pub async fn a_history_that_cannot_be_read_fails_its_turn(cluster: &Cluster) {
               where turn_id = $1 and kind = 'completed'",
         ];
         assert_eq!(sqlx::query(broken).bind(id).execute(&mut conn).await.unwrap().rows_affected(), 1);
-        let second = next(cluster, 1, &first, "two").await;
+        let second = cluster.post_in(1, &first.conversation, "reader", "two").await;
         let events = cluster.watch_all(&second).await;
         let error = failed(&events, "history_unavailable", "What was said before in this conversation");
         assert_eq!((&error["retryable"], &error["safe_to_retry"]), (&json!(false), &json!(true)));

@@ -6,7 +6,7 @@ use lastword::{
     agent::{AgentSpec, PodTemplate},
     id::{ConversationId, ReplicaId, WorkerId},
     store::turns::Agent,
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
     worker::kubernetes::{
         cluster::Cluster,
         manifest::{PodOrder, Token, name_of},
@@ -62,8 +62,8 @@ impl Eyes {
 
     fn watch(&self) {
         let hard = self.supervisor.hard().clone();
-        self.supervisor.spawn(Kind::Replica, "watch", watch_on(self.pods.clone(), hard.clone()));
-        self.supervisor.spawn(Kind::Replica, "bury", bury_on(self.pods.clone(), hard));
+        self.supervisor.spawn(TaskKind::Replica, "watch", watch_on(self.pods.clone(), hard.clone()));
+        self.supervisor.spawn(TaskKind::Replica, "bury", bury_on(self.pods.clone(), hard));
     }
 
     async fn whole(&self) {

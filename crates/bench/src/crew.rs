@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use lastword::task::{Kind, Supervisor};
+use lastword::task::{Supervisor, TaskKind};
 
 /// Runs all of them, and returns what they bring, in no order.
 pub async fn all<T: Send + 'static>(
@@ -19,7 +19,7 @@ pub async fn all<T: Send + 'static>(
     let (done, mut results) = mpsc::channel(count.max(1));
     for job in jobs {
         let (done, stop) = (done.clone(), stop.clone());
-        supervisor.spawn(Kind::Client, "client", async move {
+        supervisor.spawn(TaskKind::Client, "client", async move {
             if let Some(result) = stop.run_until_cancelled(job).await {
                 // Where nobody listens any more, another one has failed.
                 let _ = done.send(result).await;

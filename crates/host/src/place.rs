@@ -12,7 +12,7 @@ use super::{
     shared::{self, Lane},
     workers::{OwnWorker, WorkerHost},
 };
-use crate::task::Kind;
+use crate::task::TaskKind;
 
 impl<O: HostOwner> WorkerHost<O> {
     /// Finds a worker for the turn and runs the turn there. Returns when the turn has ended, or its own worker has
@@ -54,7 +54,11 @@ impl<O: HostOwner> WorkerHost<O> {
         if turn.bound_to().is_some() {
             drop(owned);
             let host = self.clone();
-            return supervisor.spawn(Kind::Turn, "turn", async move { host.owner().forsaken(turn).await });
+            return supervisor.spawn(
+                TaskKind::Turn,
+                "turn",
+                async move { host.owner().forsaken(turn).await },
+            );
         }
         let worker = self.owner().mint();
         let (turns, inbox) = mpsc::channel(1);
@@ -65,7 +69,7 @@ impl<O: HostOwner> WorkerHost<O> {
         owned.insert(conversation, own);
         drop(owned);
         let host = self.clone();
-        supervisor.spawn(Kind::Worker, format!("worker {worker}"), async move {
+        supervisor.spawn(TaskKind::Worker, format!("worker {worker}"), async move {
             conversation::live(host, worker, turn, inbox, stop).await;
         });
     }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! living ──soft: take on nothing new──► draining ──hard: end now──► ending ──► ended
-//!    └── a panic, or the early end of a `Kind::Replica` task, is a soft stop ──┘
+//!    └── a panic, or the early end of a `TaskKind::Replica` task, is a soft stop ──┘
 //! ```
 
 mod aside;
@@ -67,7 +67,7 @@ impl Supervisor {
     #[allow(clippy::disallowed_methods, reason = "this is the home of spawning")]
     pub fn spawn(
         &self,
-        kind: Kind,
+        kind: TaskKind,
         name: impl Into<Cow<'static, str>>,
         future: impl Future<Output = ()> + Send + 'static,
     ) {
@@ -101,7 +101,7 @@ impl Supervisor {
         self.0.panicked.get().cloned()
     }
 
-    /// The first [`Kind::Replica`] task that ended before a stop. The process must exit with an error.
+    /// The first [`TaskKind::Replica`] task that ended before a stop. The process must exit with an error.
     pub fn ended_early(&self) -> Option<String> {
         self.0.ended_early.get().cloned()
     }
@@ -133,7 +133,7 @@ impl Supervisor {
 
 /// What a task is for, which decides what its end means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum TaskKind {
     /// The replica needs it: its end before a stop drains the replica.
     Replica,
     /// Runs one turn.
@@ -153,32 +153,32 @@ pub enum TaskEnd {
     Drains,
 }
 
-impl Kind {
+impl TaskKind {
     /// The kind's name in logs and on the board.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Kind::Replica => "replica",
-            Kind::Turn => "turn",
-            Kind::Client => "client",
-            Kind::Worker => "worker",
+            TaskKind::Replica => "replica",
+            TaskKind::Turn => "turn",
+            TaskKind::Client => "client",
+            TaskKind::Worker => "worker",
         }
     }
 
     /// What an end before a stop means. A panic always drains, whatever the kind.
     pub const fn ending(self) -> TaskEnd {
         match self {
-            Kind::Replica => TaskEnd::Drains,
-            Kind::Turn | Kind::Client | Kind::Worker => TaskEnd::Done,
+            TaskKind::Replica => TaskEnd::Drains,
+            TaskKind::Turn | TaskKind::Client | TaskKind::Worker => TaskEnd::Done,
         }
     }
 
     /// What a panic leaves behind and who handles it, for the log.
     pub const fn left_behind(self) -> &'static str {
         match self {
-            Kind::Replica => "a replica that is not whole: it drains, and the others take over",
-            Kind::Turn => "a turn without a host: its clocks close it",
-            Kind::Client => "a client whose connection ends: it reconnects with its cursor",
-            Kind::Worker => "a process that nobody minds: it dies with this replica",
+            TaskKind::Replica => "a replica that is not whole: it drains, and the others take over",
+            TaskKind::Turn => "a turn without a host: its clocks close it",
+            TaskKind::Client => "a client whose connection ends: it reconnects with its cursor",
+            TaskKind::Worker => "a process that nobody minds: it dies with this replica",
         }
     }
 }
@@ -193,7 +193,7 @@ pub struct Board {
 #[derive(Debug, Clone)]
 pub struct BoardEntry {
     /// What the tasks of this name are for.
-    pub kind: Kind,
+    pub kind: TaskKind,
     /// The last reported state; `running` before the first report.
     pub state: String,
     /// When this state was first reported.
@@ -226,7 +226,7 @@ impl Board {
     }
 
     /// The number of living tasks of this kind.
-    pub fn count(&self, kind: Kind) -> usize {
+    pub fn count(&self, kind: TaskKind) -> usize {
         self.lines.values().filter(|entry| entry.kind == kind).map(|entry| entry.tasks).sum()
     }
 }
@@ -234,12 +234,12 @@ impl Board {
 /// One task's share of its line. Dropping it removes the share, also if the runtime drops the task.
 struct BoardShare {
     supervisor: Supervisor,
-    kind: Kind,
+    kind: TaskKind,
     name: Cow<'static, str>,
 }
 
 impl BoardShare {
-    fn write(supervisor: &Supervisor, kind: Kind, name: Cow<'static, str>) -> Self {
+    fn write(supervisor: &Supervisor, kind: TaskKind, name: Cow<'static, str>) -> Self {
         supervisor.0.board.send_modify(|board| {
             let fresh = || BoardEntry { kind, state: "running".to_owned(), since: Instant::now(), tasks: 0 };
             board.lines.entry(name.clone()).or_insert_with(fresh).tasks += 1;
@@ -304,9 +304,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_anywhere_is_a_soft_stop_that_names_its_task() {
         let supervisor = Supervisor::new();
-        supervisor.spawn(Kind::Client, "client 7", async { panic!("boom {}", 1) });
+        supervisor.spawn(TaskKind::Client, "client 7", async { panic!("boom {}", 1) });
         soon("the soft stop", supervisor.soft().cancelled()).await;
-        supervisor.spawn(Kind::Turn, "turn", async { panic!("later") });
+        supervisor.spawn(TaskKind::Turn, "turn", async { panic!("later") });
         soon("the end", supervisor.ended()).await;
         assert_eq!(supervisor.panicked().as_deref(), Some("client 7: boom 1"));
         assert_eq!(supervisor.ended_early(), None);
@@ -317,13 +317,13 @@ mod tests {
     #[tokio::test]
     async fn an_early_end_drains_the_replica_only_where_it_needs_the_task() {
         let supervisor = Supervisor::new();
-        for kind in [Kind::Turn, Kind::Client, Kind::Worker] {
+        for kind in [TaskKind::Turn, TaskKind::Client, TaskKind::Worker] {
             supervisor.spawn(kind, kind.as_str(), async {});
         }
         soon("their end", supervisor.until(|board| board.iter().next().is_none())).await;
         assert!(!supervisor.soft().is_cancelled());
 
-        supervisor.spawn(Kind::Replica, "presence", async {});
+        supervisor.spawn(TaskKind::Replica, "presence", async {});
         soon("the soft stop", supervisor.soft().cancelled()).await;
         assert_eq!(supervisor.ended_early().as_deref(), Some("presence"));
         assert_eq!(supervisor.panicked(), None);
@@ -333,8 +333,8 @@ mod tests {
     async fn an_end_after_the_stop_is_no_fault() {
         let supervisor = Supervisor::new();
         let (soft, hard) = (supervisor.soft().clone(), supervisor.hard().clone());
-        supervisor.spawn(Kind::Replica, "dispatch", async move { soft.cancelled().await });
-        supervisor.spawn(Kind::Replica, "presence", async move { hard.cancelled().await });
+        supervisor.spawn(TaskKind::Replica, "dispatch", async move { soft.cancelled().await });
+        supervisor.spawn(TaskKind::Replica, "presence", async move { hard.cancelled().await });
         supervisor.hard().cancel();
         soon("the end", supervisor.ended()).await;
         assert_eq!((supervisor.panicked(), supervisor.ended_early()), (None, None));
@@ -346,10 +346,10 @@ mod tests {
         let end = CancellationToken::new();
         for _ in 0..2 {
             let end = end.clone();
-            supervisor.spawn(Kind::Client, "clients", async move { end.cancelled().await });
+            supervisor.spawn(TaskKind::Client, "clients", async move { end.cancelled().await });
         }
         assert_eq!(supervisor.board().state("clients"), Some("running"));
-        assert_eq!(supervisor.board().count(Kind::Client), 2);
+        assert_eq!(supervisor.board().count(TaskKind::Client), 2);
 
         supervisor.report("clients", "following");
         let since = supervisor.board().get("clients").unwrap().since;
@@ -368,10 +368,10 @@ mod tests {
         let supervisor = Supervisor::new();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            supervisor.spawn(Kind::Replica, "stuck", std::future::pending());
+            supervisor.spawn(TaskKind::Replica, "stuck", std::future::pending());
         });
-        assert_eq!(supervisor.board().count(Kind::Replica), 1);
+        assert_eq!(supervisor.board().count(TaskKind::Replica), 1);
         drop(runtime);
-        assert_eq!(supervisor.board().count(Kind::Replica), 0);
+        assert_eq!(supervisor.board().count(TaskKind::Replica), 0);
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use crate::{api::gateway::Gateway, id::TurnId, task::Kind, turn::CancelledBy};
+use crate::{api::gateway::Gateway, id::TurnId, task::TaskKind, turn::CancelledBy};
 
 /// How long the cancel for a disconnected client is retried.
 pub(super) const CANCEL_WITHIN: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ impl Drop for CancelOnDrop {
             && !gateway.supervisor.soft().is_cancelled()
         {
             let supervisor = gateway.supervisor.clone();
-            supervisor.spawn(Kind::Client, "disconnects", async move {
+            supervisor.spawn(TaskKind::Client, "disconnects", async move {
                 cancel_for_disconnect(&gateway, turn).await;
             });
         }

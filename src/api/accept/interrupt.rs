@@ -9,7 +9,7 @@ use crate::{
     api::{away::insist, gateway::Gateway},
     id::{ConversationId, TurnId},
     store::StoreError,
-    task::Kind,
+    task::TaskKind,
     turn::CancelledBy,
 };
 
@@ -21,7 +21,7 @@ pub(super) async fn interrupt_for(gateway: &Gateway, turn: TurnId, conversation:
     }
     let supervisor = gateway.supervisor.clone();
     let gateway = gateway.clone();
-    supervisor.clone().spawn(Kind::Client, "interrupts", async move {
+    supervisor.clone().spawn(TaskKind::Client, "interrupts", async move {
         let until = Instant::now() + CANCEL_WITHIN;
         let again = async {
             while let Err(why) = interrupt(&gateway, turn, conversation).await {

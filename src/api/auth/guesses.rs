@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::{
     api::problem::Problem,
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
     telemetry::metrics,
 };
 
@@ -74,7 +74,7 @@ impl Guesses {
                 Some(untold) => *untold += 1,
                 None => {
                     state.untold = Some(1);
-                    supervisor.spawn(Kind::Client, "guesses", tell(self.0.clone(), supervisor.clone()));
+                    supervisor.spawn(TaskKind::Client, "guesses", tell(self.0.clone(), supervisor.clone()));
                 }
             }
             state.note(from, Instant::now())

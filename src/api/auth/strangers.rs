@@ -17,7 +17,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     store::StoreError,
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
 };
 
 /// The interval between two queries if the first found an invalid token.
@@ -81,7 +81,7 @@ where
             }
             state.waiting.push(Stranger { key, from, answer });
             if !std::mem::replace(&mut state.is_looked_after, true) {
-                supervisor.spawn(Kind::Client, "look-ups", look_after(self.state.clone(), look));
+                supervisor.spawn(TaskKind::Client, "look-ups", look_after(self.state.clone(), look));
             }
         }
         found.await.ok()

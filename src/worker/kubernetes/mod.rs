@@ -27,7 +27,7 @@ use self::{cluster::Cluster, pods::Fleet};
 use crate::{
     config::Config,
     store::Store,
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
 };
 
 /// The pods of this configuration; `None` if it asks for none. `url`: this replica's own URL, which workers call
@@ -50,7 +50,7 @@ impl Pods {
     /// their reports.
     pub fn start(&self, supervisor: &Supervisor, store: &Store) {
         let until = || supervisor.hard().clone();
-        let spawn = |name: &'static str, task: Task| supervisor.spawn(Kind::Replica, name, task);
+        let spawn = |name: &'static str, task: Task| supervisor.spawn(TaskKind::Replica, name, task);
         spawn("pods: watch", Box::pin(watch::watch_on(self.clone(), until())));
         spawn("pods: bury", Box::pin(watch::bury_on(self.clone(), until())));
         spawn("pods: tell", Box::pin(ends::tell_on(store.clone(), self.clone(), until())));

@@ -31,7 +31,7 @@ use crate::{
         adoption::{Adopted, Adoption, Move},
         claim::{Claim, Phase},
     },
-    task::Kind,
+    task::TaskKind,
     token::{self, Purpose, TokenHash},
 };
 
@@ -82,7 +82,7 @@ impl Host {
         let Some(reach) = self.deps().running().admit(&claim, slot) else { return false };
         let remote = RemoteLink::offering(self.deps().rendezvous(), &claim, guard, token);
         let serving = serve(self.clone(), claim, reach, remote);
-        self.deps().supervisor().spawn(Kind::Turn, "turn", serving);
+        self.deps().supervisor().spawn(TaskKind::Turn, "turn", serving);
         true
     }
 
@@ -193,7 +193,7 @@ impl Host {
         let outcome = AdoptOutcome::Held(remote.line().clone());
         let is_running = adopted.is_running;
         let (host, claim) = (self.clone(), adopted.claim);
-        self.deps().supervisor().spawn(Kind::Turn, "turn", async move {
+        self.deps().supervisor().spawn(TaskKind::Turn, "turn", async move {
             if is_running {
                 go_on(host, claim, reach, remote, past).await;
             } else {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{error::CallingError, link::Identity, owner::Programs};
 use self::{link::GatewayLink, state::HostState};
 use crate::{
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
     workers::WorkerHost,
 };
 
@@ -91,7 +91,7 @@ impl CallingHost {
     pub async fn serve(&self, supervisor: &Supervisor, drain: Duration) -> Result<(), CallingError> {
         let host = &self.0;
         let renewing = renew_on(host.workers.clone(), supervisor.hard().clone());
-        supervisor.spawn(Kind::Client, "renewals", renewing);
+        supervisor.spawn(TaskKind::Client, "renewals", renewing);
         let done = tokio::select! {
             done = beat::keep(host) => done,
             () = work(host, drain) => Ok(()),

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     HostOwner as _, WorkerHost,
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
 };
 
 /// State shared by the parts of this host. Cheap to clone.
@@ -50,7 +50,7 @@ impl HostState {
                 workers.serve(job).await;
             }
         };
-        self.supervisor().spawn(Kind::Turn, "turn", serving.instrument(span));
+        self.supervisor().spawn(TaskKind::Turn, "turn", serving.instrument(span));
     }
 
     /// Stops taking turns.

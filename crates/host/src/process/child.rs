@@ -41,7 +41,7 @@ use crate::{
         codec::{Fault, LINE_BYTES_MAX, Lines, ProtocolError},
         messages::{FromWorker, ToWorker},
     },
-    task::{Kind, Supervisor},
+    task::{Supervisor, TaskKind},
 };
 use lastword_words::failure::Code;
 
@@ -128,10 +128,10 @@ impl Process {
         let left = (pid, (!is_apart).then_some(mark), group);
         let tell = move |told| _ = exited.send_replace(Some(Exit::new(told, memory, processes)));
         let watching = watch_guard(guard, reports, left, tell);
-        supervisor.spawn(Kind::Worker, format!("worker {pid} guard"), watching);
-        supervisor.spawn(Kind::Worker, format!("worker {pid} stdin"), write(stdin, unread, exit.clone()));
+        supervisor.spawn(TaskKind::Worker, format!("worker {pid} guard"), watching);
+        supervisor.spawn(TaskKind::Worker, format!("worker {pid} stdin"), write(stdin, unread, exit.clone()));
         let draining = stderr::drain(stderr, tail.writer(), pid, exit.clone());
-        supervisor.spawn(Kind::Worker, format!("worker {pid} stderr"), draining);
+        supervisor.spawn(TaskKind::Worker, format!("worker {pid} stderr"), draining);
         Ok(Process {
             pid,
             inlet: Inlet(queue),

@@ -31,7 +31,7 @@ use crate::{
     },
     slots::Slot,
     start::{launch, pause, ready},
-    task::Kind,
+    task::TaskKind,
     workers::WorkerHost,
 };
 
@@ -109,7 +109,7 @@ fn lane<O: HostOwner>(host: &WorkerHost<O>, turn: &O::Turn) -> Lane {
         // No child of the turn's span, since the worker outlives the turn.
         let span = tracing::info_span!(parent: None, "shared worker", worker_id = %made.worker(), agent);
         let living = live(host.clone(), made).instrument(span);
-        owner.supervisor().spawn(Kind::Worker, name, living);
+        owner.supervisor().spawn(TaskKind::Worker, name, living);
     }
     lane
 }
