@@ -10,7 +10,7 @@
 //! └── lastword-PID-START             the groups of one replica; removed with the last of them
 //!     └── NUMBER                     a worker's process tree; its guard stays outside
 //! ```
-//! [`site`] finds the replica's own group and creates others below it, [`group`] is one of these.
+//! [`mod@site`] finds the replica's own group and creates others below it, [`group`] is one of these.
 
 mod group;
 mod site;

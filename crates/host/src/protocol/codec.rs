@@ -100,7 +100,7 @@ pub enum Fault {
     /// Not UTF-8.
     #[error("The worker sent a line that is not valid UTF-8.")]
     NotUtf8,
-    /// Nested deeper than [`crate::event::NESTING_MAX`]: readers could not parse it as an event.
+    /// Nested deeper than [`lastword_words::event::NESTING_MAX`]: readers could not parse it as an event.
     #[error("The worker sent a line that is nested too deep.")]
     TooDeep,
     /// Contains a NUL byte (an escaped one is fine).
