@@ -30,8 +30,7 @@ pub use self::{
     link::{Link, ProcessLink},
     owner::{Fate, Halt, HostOwner, HostedTurn, LATE_OUTPUT, Obstacle, Program, Started, unless_called_off},
     run::{Breach, Broken, Outlet, Step, until_end},
-    shared::{Lane, ReservedLanes, Waits},
-    slots::{Slot, Slots},
-    start::pause,
+    shared::{Lane, ReservedLanes},
+    slots::Slots,
     workers::{Census, OwnWorker, WorkerHost},
 };

@@ -58,7 +58,7 @@ pub(super) async fn ready(process: &mut Process) -> Result<(), Obstacle> {
 ///
 /// # Errors
 /// None; the signature is that of a step for [`unless_called_off`].
-pub async fn pause() -> Result<(), Obstacle> {
+pub(crate) async fn pause() -> Result<(), Obstacle> {
     tokio::time::sleep(TRY_AGAIN).await;
     Ok(())
 }

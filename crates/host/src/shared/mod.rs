@@ -14,7 +14,7 @@ mod served;
 mod waits;
 mod worker;
 
-pub use self::{lane::Lane, reserved::ReservedLanes, waits::Waits};
+pub use self::{lane::Lane, reserved::ReservedLanes};
 pub(super) use self::{
     pool::Pool,
     worker::{serve, serve_on},

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Blocked time of one shared worker, or of several together.
 #[derive(Debug, Default)]
-pub struct Waits(Mutex<WaitState>);
+pub(crate) struct Waits(Mutex<WaitState>);
 
 #[derive(Debug, Default)]
 struct WaitState {
@@ -22,7 +22,7 @@ struct WaitState {
 }
 
 /// One blocked pipe, until dropped.
-pub struct PipeWait<'a>(&'a Waits);
+pub(crate) struct PipeWait<'a>(&'a Waits);
 
 impl Waits {
     /// A pipe is blocked from now on.
