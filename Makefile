@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 # Process-per-test where there is nextest; it does not run the examples in the docs, so those are
 # run by themselves.
 NEXTEST := $(or $(wildcard target/tools/bin/cargo-nextest),$(shell command -v cargo-nextest 2>/dev/null))
-RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test) $(FEATURES)
+RUN_TESTS = cargo $(if $(NEXTEST),nextest run,test) --no-fail-fast $(FEATURES)
 RUN_DOCTESTS = $(if $(NEXTEST),cargo test --doc $(FEATURES),true)
 
 # What is checked has everything in it, as the images have; a plain build runs no pods.

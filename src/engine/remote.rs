@@ -136,7 +136,7 @@ fn matches(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<Match> {
             worker.agent == head.agent && is_its && room.get(&worker.id).is_some_and(|room| *room > 0)
         };
         let able = || waiting.iter().filter(can_have);
-        let is_holder = |session: &&Arc<WorkerSession>| Some(session.worker().id.0) == head.holder;
+        let is_holder = |session: &&Arc<WorkerSession>| Some(session.worker().id) == head.holder;
         let is_bound = |session: &&Arc<WorkerSession>| session.worker().conversation.is_some();
         let chosen = able().find(is_bound).or_else(|| able().find(is_holder)).or_else(|| {
             able().max_by_key(|session| room.get(&session.worker().id)).filter(|_| head.has_waited())
@@ -276,7 +276,7 @@ mod tests {
             turn,
             agent,
             conversation,
-            holder: holder.map(id),
+            holder: holder.map(|n| WorkerId(id(n))),
             waited_ms,
             is_reserved: false,
             agent_revision: 1,

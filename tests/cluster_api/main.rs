@@ -34,6 +34,7 @@ async fn every_replica_answers_alike() {
         threads::a_retry_asked_for_there_cites_the_turn_that_failed_here,
         threads::both_list_the_same,
         newer::an_agent_of_a_newer_release_is_shown_and_its_turns_wait,
+        newer::an_agent_that_needs_a_newer_reader_is_shown_and_its_turns_are_not_claimed,
         newer::a_field_of_a_newer_release_is_kept_when_its_agent_is_written_back,
         newer::an_event_of_a_newer_release_is_told_by_its_name,
         newer::a_code_of_a_newer_release_is_told_as_it_is,

@@ -1,7 +1,7 @@
 //! Words of a newer release in the database: shown as they are, kept, and run by no replica that does not understand
 //! them.
 
-use lastword::id::TurnId;
+use lastword::{agent::READS, id::TurnId};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -38,6 +38,27 @@ pub async fn an_agent_of_a_newer_release_is_shown_and_its_turns_wait(cluster: &C
         assert_eq!((&seen["status"], &seen["attempt"]), (&json!("queued"), &json!(0)), "{seen}");
         assert_eq!(declined(cluster, &turn.id).await, if n == 0 { 1 } else { 0 });
         assert!(cluster.cancel(1 - n, &turn).await.is_success());
+        assert_eq!(cluster.watch_all(&turn).await.last().unwrap().kind, "cancelled");
+    }
+}
+
+/// All fields of the spec are known here, and a newer release reads more in them.
+pub async fn an_agent_that_needs_a_newer_reader_is_shown_and_its_turns_are_not_claimed(cluster: &Cluster) {
+    let spec = json!({"runtime": "process", "command": ["true"], "timeouts": {"queue": "1h"}});
+    put(cluster, "higher", &spec).await;
+    execute(cluster, format!("update agents set reader_min = {} where name = 'higher'", READS + 1)).await;
+    for i in 0..2 {
+        let shown = cluster.get(i, "/v1/agents/higher").await;
+        assert_eq!((&shown["spec"], &shown["unread"]), (&spec, &json!(["reader_min"])), "{shown}");
+        let turn = cluster.post(i, "higher", "hello").await;
+        for n in 0..2 {
+            let other = cluster.post(n, "demo", "hello").await;
+            assert_eq!(cluster.watch_all(&other).await.last().unwrap().kind, "completed");
+        }
+        let seen = cluster.get(i, &format!("/v1/turns/{}", turn.id)).await;
+        assert_eq!((&seen["status"], &seen["attempt"]), (&json!("queued"), &json!(0)), "{seen}");
+        assert_eq!(declined(cluster, &turn.id).await, 0, "nobody has claimed the turn");
+        assert!(cluster.cancel(1 - i, &turn).await.is_success());
         assert_eq!(cluster.watch_all(&turn).await.last().unwrap().kind, "cancelled");
     }
 }

@@ -84,6 +84,9 @@ print(json.dumps({'type': 'complete', 'text': str(len(turn.get('history', [])))}
     cluster.put_agent("once", spec).await;
     let first = cluster.post(0, "once", "one").await;
     cluster.watch_all(&first).await;
+    // Its worker leaves after the answer; a turn that met this worker would fail with its exit.
+    let worker = cluster.worker_of(&first).await.id;
+    cluster.ended(&worker).await;
     let second = cluster.post_in(0, &first.conversation, "once", "two").await;
     let workspace = cluster.workspace(&first.conversation);
     eventually("its worker begins", async || workspace.join("begun").exists().then_some(())).await;

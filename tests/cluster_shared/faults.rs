@@ -163,7 +163,7 @@ pub async fn a_failed_start_is_told_to_each_turn_that_waited(cluster: &Cluster) 
 }
 
 pub async fn a_start_that_takes_too_long_is_told_to_each_turn_that_waited(cluster: &Cluster) {
-    share(cluster, "sleeper", json!({"env": {"DEMO_STARTUP": "never"}, "timeouts": {"startup": "2s"}})).await;
+    share(cluster, "sleeper", json!({"env": {"DEMO_STARTUP": "never"}, "timeouts": {"startup": "4s"}})).await;
     let turns = join_all((0..5).map(|_| cluster.post(0, "sleeper", "hello"))).await;
     for turn in turns {
         failed(&cluster.watch_all(&turn).await, "worker_startup_failed", "");

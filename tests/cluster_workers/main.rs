@@ -27,6 +27,7 @@ use support::{Cluster, Outlet, OutletCase, Plan, all_of};
 fn table(cluster: &Cluster) -> Vec<OutletCase<'_>> {
     outlets![cluster;
         both cancel::a_worker_that_ignores_a_cancel_is_ended,
+        both startup::a_start_that_fails_behind_a_greeting_says_whose_stdout_is,
         both clocks::an_announced_budget_extends_the_progress_clock,
         both clocks::frequent_events_keep_the_progress_clock_wound,
         both clocks::beats_are_no_progress,
@@ -36,7 +37,6 @@ fn table(cluster: &Cluster) -> Vec<OutletCase<'_>> {
         both clocks::a_question_that_nobody_answers_ends_its_turn,
         both startup::a_program_that_is_never_ready_fails_its_turn,
         both startup::what_a_program_prints_before_it_is_ready_does_no_harm,
-        both startup::a_start_that_fails_behind_a_greeting_says_whose_stdout_is,
         both startup::a_program_that_prints_on_and_on_is_not_waited_for,
         both startup::a_missing_program_fails_its_turn,
         both startup::a_program_that_cannot_be_executed_fails_its_turn,

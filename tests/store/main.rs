@@ -28,6 +28,7 @@ mod neighbours;
 mod offers;
 mod plans;
 mod reading;
+mod releases;
 mod rewinding;
 mod schema;
 mod sweeping;

@@ -144,7 +144,7 @@ async fn pages_of_a_turn(conn: &mut PgConnection, replica: &Replica, from: Uuid)
     );
     let nothing = "'{}', '{}', '{}'";
     let claim = format!(
-        "execute claim ('{me}', '{{process}}', 9, '{{}}', {nothing}, '{{demo}}', '{{1}}', '{{1}}', '{{0}}', '{{{worker}}}', '{from}', '', '{{}}', '{{}}', '{{}}')"
+        "execute claim ('{me}', '{{process}}', 9, '{{}}', {nothing}, '{{demo}}', '{{1}}', '{{1}}', '{{0}}', '{{{worker}}}', '{from}', '', '{{}}', '{{}}', '{{}}', 1)"
     );
     let append = format!(
         "select * from lw_append_v1('{{{turn}}}', '{{1}}', '{{1}}', '{{progress}}', '{{60000}}', '{me}', '{turn}', '{turn}', '{{{turn}}}', '{{1}}', '{{1}}', '{{delta}}', '{{hi}}')"

@@ -6,6 +6,7 @@ mod guard;
 mod guards;
 mod invalid;
 mod pod;
+mod reader;
 mod stored;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub use self::{
     guards::{GuardFinding, Guards},
     invalid::InvalidSpec,
     pod::{OWN_PREFIX, PodTemplate, PullPolicy, Resources, SecretKey, Toleration, is_label_value},
+    reader::{READS, reader_min},
     stored::{KeptFields, StoredSpec, Unread},
 };
 use crate::units::{Size, Span};

@@ -1,6 +1,6 @@
 //! Adoption: moves turns to the replica that their remote worker now calls.
 //!
-//! Keeps I5 although a move changes the holder without a new epoch: `lw_remote_adopt_v3` decides and commits the move
+//! Keeps I5 although a move changes the holder without a new epoch: `lw_remote_adopt_v4` decides and commits the move
 //! behind the in-flight row's lock, and the new holder reads its starting point behind the same lock. When a replica
 //! dies all turns of a host move at once, so one statement moves many.
 
@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::remote_turns::Proof;
 use crate::{
+    agent::READS,
     id::{ConversationId, TurnId, WorkerId},
     store::{
         error::StoreError,
@@ -42,7 +43,7 @@ pub enum Adoption {
     Ended,
     /// The turn has a newer epoch, or is queued again.
     Stale,
-    /// This replica takes on no turns.
+    /// This replica takes on no turns, or cannot read the turn's agent.
     Elsewhere,
 }
 
@@ -104,7 +105,7 @@ impl Store {
                            a.o_started_at as started_at, a.o_cancelled_by as cancelled_by, t.agent as "agent?",
                            t.agent_revision as "agent_revision?", t.ordinal as "ordinal?", t.input as "input?",
                            t.traceparent as "traceparent?"
-                      from lastword.lw_remote_adopt_v3($1, $2, $3, $4, $5, $6) a
+                      from lastword.lw_remote_adopt_v4($1, $2, $3, $4, $5, $6, $7) a
                       left join lateral (
                         select * from lastword.turns t
                          where t.id = ($1::uuid[])[a.o_place] and a.o_verdict = 'adopted' limit 1) t on true
@@ -116,6 +117,7 @@ impl Store {
                     &workers as &[Option<Uuid>],
                     &hashes as &[Option<Vec<u8>>],
                     passes_over_locked,
+                    READS,
                 )
                 .fetch_all(c)
             })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use crate::{
-    agent::{AgentSpec, StoredSpec},
+    agent::{AgentSpec, READS, StoredSpec, reader_min},
     store::{error::StoreError, handle::Store, records::agent::Agent},
 };
 
@@ -44,15 +44,18 @@ impl Store {
         self.put_agent_text(name, text.as_deref()).await
     }
 
-    /// As [`Store::put_agent`], from the spec's JSON text, which may have fields of a newer release.
+    /// As [`Store::put_agent`], from the spec's JSON text. If the text has fields of a newer release, the agent's reader
+    /// level stays: only that release knows what they need.
     pub async fn put_agent_text(&self, name: &str, text: Option<&str>) -> Result<(i32, bool), StoreError> {
+        let reader_min = text.map(level).transpose()?.flatten();
         let mut lease = self.lease().await?;
         let row = lease
             .run("put_agent", |c| {
                 sqlx::query!(
-                    r#"select o_revision as "revision!", o_is_new as "is_new!" from lastword.lw_agent_put_v1($1, $2)"#,
+                    r#"select o_revision as "revision!", o_is_new as "is_new!" from lastword.lw_agent_put_v2($1, $2, $3)"#,
                     name,
-                    text
+                    text,
+                    reader_min
                 )
                 .fetch_one(c)
             })
@@ -66,13 +69,17 @@ impl Store {
         let row = lease
             .run("agent", |c| {
                 sqlx::query!(
-                    "select revision, spec, created_at from lastword.agents where name = $1 order by revision desc limit 1",
+                    "select revision, spec, reader_min, created_at from lastword.agents
+                      where name = $1 order by revision desc limit 1",
                     name
                 )
                 .fetch_optional(c)
             })
             .await?;
-        row.and_then(|row| row.spec.map(|spec| read(name, row.revision, &spec, row.created_at))).transpose()
+        row.and_then(|row| {
+            row.spec.map(|spec| read(name, row.revision, &spec, row.reader_min, row.created_at))
+        })
+        .transpose()
     }
 
     /// One revision of an agent, for turns accepted with it; also if the agent was deleted since.
@@ -84,14 +91,15 @@ impl Store {
         let row = lease
             .run("agent_at", |c| {
                 sqlx::query!(
-                    "select spec, created_at from lastword.agents where name = $1 and revision = $2",
+                    "select spec, reader_min, created_at from lastword.agents where name = $1 and revision = $2",
                     name,
                     revision
                 )
                 .fetch_optional(c)
             })
             .await?;
-        let agent = row.and_then(|row| row.spec.map(|spec| read(name, revision, &spec, row.created_at)));
+        let agent = row
+            .and_then(|row| row.spec.map(|spec| read(name, revision, &spec, row.reader_min, row.created_at)));
         let agent = agent.transpose()?.map(|row| row.agent);
         if let Some(agent) = &agent {
             self.agent_cache().keep(agent);
@@ -113,7 +121,7 @@ impl Store {
                       select (select min(a.name) from lastword.agents a where a.name > n.name)
                         from names n where n.name is not null)
                     select a.name as "name!", a.revision as "revision!", a.spec as "spec!",
-                           a.created_at as "created_at!"
+                           a.reader_min as "reader_min!", a.created_at as "created_at!"
                       from names n
                      cross join lateral (
                        select * from lastword.agents a where a.name = n.name order by a.name desc, a.revision desc limit 1) a
@@ -126,13 +134,29 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        rows.into_iter().map(|row| read(&row.name, row.revision, &row.spec, row.created_at)).collect()
+        rows.into_iter()
+            .map(|row| read(&row.name, row.revision, &row.spec, row.reader_min, row.created_at))
+            .collect()
     }
 }
 
-fn read(name: &str, revision: i32, spec: &str, created_at: DateTime<Utc>) -> Result<AgentRow, StoreError> {
+/// The reader level that the text of a spec needs; `None` if this release does not understand all of the text.
+fn level(text: &str) -> Result<Option<i32>, StoreError> {
+    let unreadable = |why| StoreError::unreadable("put_agent", why);
+    let StoredSpec { unread, .. } = StoredSpec::read(text, READS).map_err(unreadable)?;
+    let spec = serde_json::from_str(text).map_err(unreadable)?;
+    Ok(unread.is_none().then(|| reader_min(&spec)))
+}
+
+fn read(
+    name: &str,
+    revision: i32,
+    spec: &str,
+    reader_min: i32,
+    created_at: DateTime<Utc>,
+) -> Result<AgentRow, StoreError> {
     let StoredSpec { spec, unread } =
-        StoredSpec::read(spec).map_err(|why| StoreError::unreadable("agent", why))?;
+        StoredSpec::read(spec, reader_min).map_err(|why| StoreError::unreadable("agent", why))?;
     let agent = Agent { unread: unread.map(Arc::new), ..Agent::new(name, revision, spec) };
     Ok(AgentRow { agent, created_at })
 }

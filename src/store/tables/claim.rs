@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 pub use crate::store::records::claim::{Claim, Phase};
 use crate::{
-    agent::Runtime,
+    agent::{READS, Runtime},
     id::{ConversationId, TurnId, WorkerId},
     principal::Principal,
     store::{
@@ -69,7 +69,8 @@ impl Store {
     /// Claims up to `limit` heads of lines, 512 at most. A turn that fits a ready worker is claimed as `running`: the
     /// caller must hand it over or give it back. All others are claimed as `starting`. `from`: where in the queue to
     /// begin. While a transaction is open elsewhere, the scan also reads every turn after `from` that was claimed since
-    /// that transaction began. Turns that another session has locked are skipped ([`super::locked`]).
+    /// that transaction began. Turns that another session has locked are skipped ([`super::locked`]),
+    /// and turns whose agent needs a higher reader level than this release has.
     pub async fn claim(
         &self,
         runtimes: &[Runtime],
@@ -105,6 +106,7 @@ impl Store {
                            and ($15::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($15))
                            and (i.agent || '@' || i.agent_revision) <> all ($16)
                            and i.conversation_id <> all ($17)
+                           and i.reader_min <= $18
                            and exists (select from me)
                            and (select count(*) from (
                              select from lastword.inflight j
@@ -146,7 +148,7 @@ impl Store {
                     -- Another worker takes over wherever none is ready.
                     held as (
                       update lastword.conversations v
-                         set holder = $1, generation = v.generation + 1
+                         set holder = $1, holder_worker = null, generation = v.generation + 1
                        where v.id = any (array (select conversation_id from fit where is_taken_over))
                       returning v.id, v.generation),
                     taken as materialized (
@@ -216,6 +218,7 @@ impl Store {
                     &marks(&ready.barred),
                     &self.agent_cache().unserved(),
                     &passed_over,
+                    READS,
                 )
                 .fetch_all(c)
             })

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::claim::marks;
 use crate::{
+    agent::READS,
     id::{ConversationId, TurnId, WorkerId},
     principal::Principal,
     store::{
@@ -34,8 +35,8 @@ pub struct Head {
     pub agent: String,
     /// The turn's conversation.
     pub conversation: ConversationId,
-    /// Who served the conversation last: a remote worker, or a replica if the agent had another runtime.
-    pub holder: Option<Uuid>,
+    /// The remote worker that served the conversation last.
+    pub holder: Option<WorkerId>,
     /// Milliseconds since the turn became claimable.
     pub waited_ms: i64,
     /// Whether a replica holds the turn while it starts a worker: only for a worker of this conversation.
@@ -66,8 +67,8 @@ pub enum Proof {
 
 impl Store {
     /// Turns that workers of any conversation could take: those of these agents, from `from` on, oldest first, 512 at
-    /// most. And turns for workers of these conversations, anywhere in the queue. Turns of `barred` principals are
-    /// skipped.
+    /// most. And turns for workers of these conversations, anywhere in the queue. Skipped are turns of `barred`
+    /// principals, and turns whose agent needs a higher reader level than this release has.
     pub async fn remote_heads(
         &self,
         agents: &[String],
@@ -83,13 +84,15 @@ impl Store {
             .run("remote_heads", |c| {
                 sqlx::query!(
                     r#"
-                    (select i.turn_id as "turn!", i.agent as "agent!", i.conversation_id as "conversation!", v.holder,
+                    (select i.turn_id as "turn!", i.agent as "agent!", i.conversation_id as "conversation!",
+                            case when v.holder is null then v.holder_worker end as holder,
                             (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
                               as "waited_ms!", false as "is_reserved!", i.agent_revision as "agent_revision!"
                        from lastword.inflight i join lastword.conversations v on v.id = i.conversation_id
                       where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
                         and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                         and (i.agent || '@' || i.agent_revision) <> all ($6)
+                        and i.reader_min <= $8
                         and i.conversation_id <> all ($3)
                         and i.conversation_id <> all ($7)
                         and not exists (
@@ -98,7 +101,7 @@ impl Store {
                       limit 512)
                     union all
                     -- By their conversations, each the first of its line.
-                    (select i.turn_id, i.agent, i.conversation_id, v.holder,
+                    (select i.turn_id, i.agent, i.conversation_id, case when v.holder is null then v.holder_worker end,
                             case i.phase when 'queued'
                               then (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
                               else 0 end, i.phase <> 'queued', i.agent_revision
@@ -106,7 +109,7 @@ impl Store {
                       cross join lateral (
                         select * from lastword.inflight i where i.conversation_id = w.id order by i.ordinal limit 1) i
                        join lastword.conversations v on v.id = i.conversation_id
-                      where i.conversation_id <> all ($7) and (
+                      where i.conversation_id <> all ($7) and i.reader_min <= $8 and (
                         (i.phase = 'queued' and i.runtime = any ($1)
                           and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
                           and (i.agent || '@' || i.agent_revision) <> all ($6))
@@ -120,6 +123,7 @@ impl Store {
                     &marks(barred),
                     &self.agent_cache().unserved(),
                     &passed_over,
+                    READS,
                 )
                 .fetch_all(c)
             })
@@ -128,7 +132,7 @@ impl Store {
             turn: TurnId(row.turn),
             agent: row.agent,
             conversation: ConversationId(row.conversation),
-            holder: row.holder,
+            holder: row.holder.map(WorkerId),
             waited_ms: row.waited_ms,
             is_reserved: row.is_reserved,
             agent_revision: row.agent_revision,

@@ -150,14 +150,14 @@ const ACCEPT_BEFORE_ITS_LOCK: Mutant = Mutant {
     rule: "an accept decides behind the conversation's lock (I9, I14)",
     edits: &[
         Edit {
-            file: "migrations/0007_accept.sql",
+            file: "migrations/0027_turn_readers.sql",
             find: "    select array_agg(c.id), array_agg(case when",
             replace: "    select array_agg(i.conversation_id) into v_busy
       from inflight i where i.conversation_id = any (p_conversations);
     select array_agg(c.id), array_agg(case when",
         },
         Edit {
-            file: "migrations/0007_accept.sql",
+            file: "migrations/0027_turn_readers.sql",
             find: "    v_busy := array(select i.conversation_id from inflight i where i.conversation_id = any (p_conversations));\n",
             replace: "",
         },

@@ -6,12 +6,14 @@
 
 use serde_json::Value;
 
-use super::AgentSpec;
+use super::{AgentSpec, READS};
 
 /// Unknown fields reported per spec.
 const UNREAD_MAX: usize = 64;
 /// Stands for all fields of a spec that cannot be read at all.
 const EVERYTHING: &str = ".";
+/// Stands for a meaning that no field shows: the spec needs a higher reader level than this release has.
+const MEANING: &str = "reader_min";
 
 /// A stored spec, as this release understands it.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,12 +44,13 @@ enum ValueStep {
 }
 
 impl StoredSpec {
-    /// Reads the text of a stored spec.
+    /// Reads the text of a stored spec. `reader_min`: the reader level that is stored with the spec.
     ///
     /// # Errors
     /// The text is not JSON.
-    pub fn read(text: &str) -> Result<StoredSpec, serde_json::Error> {
-        if let Ok(spec) = serde_json::from_str(text) {
+    pub fn read(text: &str, reader_min: i32) -> Result<StoredSpec, serde_json::Error> {
+        let is_newer = reader_min > READS;
+        if let (false, Ok(spec)) = (is_newer, serde_json::from_str(text)) {
             return Ok(StoredSpec { spec, unread: None });
         }
         let whole: Value = serde_json::from_str(text)?;
@@ -69,10 +72,13 @@ impl StoredSpec {
         paths.retain(|path: &Vec<ValueStep>| {
             !all.iter().any(|other| other != path && path.starts_with(other))
         });
-        let fields = match &spec {
+        let mut fields: Vec<String> = match &spec {
             Some(_) => paths.iter().map(|path| dotted(path)).collect(),
             None => vec![EVERYTHING.to_owned()],
         };
+        if fields.is_empty() {
+            fields.push(MEANING.to_owned());
+        }
         let runtime = whole.get("runtime").and_then(Value::as_str).unwrap_or_default().to_owned();
         // Any spec will do: this release does not run the agent.
         let spec = spec.unwrap_or_else(AgentSpec::remote);
@@ -178,7 +184,7 @@ mod tests {
     use crate::agent::Runtime;
 
     fn read(spec: &Value) -> StoredSpec {
-        StoredSpec::read(&spec.to_string()).unwrap()
+        StoredSpec::read(&spec.to_string(), READS).unwrap()
     }
 
     fn unread(spec: &Value) -> Vec<String> {
@@ -189,7 +195,7 @@ mod tests {
     fn what_this_release_wrote_is_read_whole() {
         let spec = AgentSpec::process(vec!["true".to_owned()]);
         let text = serde_json::to_string(&spec).unwrap();
-        assert_eq!(StoredSpec::read(&text).unwrap(), StoredSpec { spec, unread: None });
+        assert_eq!(StoredSpec::read(&text, READS).unwrap(), StoredSpec { spec, unread: None });
     }
 
     #[test]
@@ -208,6 +214,13 @@ mod tests {
     }
 
     #[test]
+    fn a_spec_of_a_higher_level_is_not_understood_although_all_its_fields_are() {
+        let spec = json!({"runtime": "process", "command": ["sh"]});
+        let StoredSpec { spec, unread } = StoredSpec::read(&spec.to_string(), READS + 1).unwrap();
+        assert_eq!((spec.command, unread.unwrap().fields), (vec!["sh".to_owned()], vec![MEANING.to_owned()]));
+    }
+
+    #[test]
     fn a_runtime_of_a_newer_release_is_kept_by_name() {
         let StoredSpec { spec, unread } = read(&json!({"runtime": "wasm", "module": "a.wasm"}));
         let unread = unread.unwrap();
@@ -220,7 +233,7 @@ mod tests {
         for spec in [json!([1]), json!({"command": ["sh"]}), json!("text")] {
             assert_eq!(unread(&spec), [EVERYTHING], "{spec}");
         }
-        assert!(StoredSpec::read("{").is_err());
+        assert!(StoredSpec::read("{", READS).is_err());
     }
 
     #[test]
