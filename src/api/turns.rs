@@ -264,7 +264,7 @@ fn shown(turn: Turn, last_words: LastWords) -> Turn {
     params(
         ("agent" = Option<String>, Query), ("status" = Option<Status>, Query),
         ("conversation_id" = Option<String>, Query),
-        ("overdue" = Option<bool>, Query, description = "Only those past their deadline"),
+        ("overdue" = Option<bool>, Query, description = "Only turns past their deadline"),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
         ("text" = Option<String>, Query, description = "`omit`: `text` is null"),
     ),
@@ -297,8 +297,8 @@ pub(super) async fn page_of_turns(
 /// Cancels a turn. It still gets a last word, which may be another one if it came first.
 #[utoipa::path(post, path = "/v1/turns/{id}/cancel", tag = "turns", params(("id" = String, Path)),
     responses(
-        (status = 200, description = "It had ended already", body = Turn),
-        (status = 202, description = "It is being cancelled", body = Turn),
+        (status = 200, description = "The turn had already ended", body = Turn),
+        (status = 202, description = "The turn is being cancelled", body = Turn),
         (status = 404, body = ProblemDocument),
     ))]
 pub async fn cancel(

@@ -130,7 +130,7 @@ pub async fn list(
 /// Revokes a token. Its workers are refused from now on, and their turns end as `worker_lost`.
 #[utoipa::path(delete, path = "/v1/worker-tokens/{id}", tag = "operators", params(("id" = String, Path)),
     responses(
-        (status = 204, description = "It lets nobody in any more"),
+        (status = 204, description = "The token is no longer valid"),
         (status = 404, description = "`worker_token_not_found`: there is none, or none any more",
             body = ProblemDocument),
     ))]

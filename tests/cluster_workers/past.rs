@@ -124,7 +124,7 @@ pub async fn a_long_answer_is_shortened_and_what_was_before_it_is_told(cluster: 
     assert!(text.contains("[… left out …]") && history[3]["shortened"] == true);
     assert_eq!(omitted, json!({"turns": 0, "shortened": 1}));
     let log: String = cluster.living().into_iter().map(|i| cluster.log(i)).collect();
-    assert!(log.contains("the history is not told whole"), "the log does not say so");
+    assert!(log.contains("the worker gets a part of the history"), "the log does not say so");
 }
 
 pub async fn a_worker_is_told_that_older_turns_are_left_out(cluster: &Cluster) {

@@ -146,7 +146,7 @@ impl<'a> Start<'a> {
                     return Err(could_not(message, detail));
                 }
                 Err(Refusal { message, detail, after, .. }) => {
-                    tracing::info!(why = detail, "no pod yet; it is asked for again");
+                    tracing::info!(why = detail, "the cluster created no pod; trying again");
                     self.wait_for(message, detail);
                     pause.take(after).await;
                 }

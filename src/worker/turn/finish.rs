@@ -22,7 +22,9 @@ impl Run<'_> {
         let (word, fate) = match end {
             End::Lost => {
                 metrics::leases_lost();
-                tracing::warn!("lease lost: the worker is ended, or told to stop where it has other turns");
+                tracing::warn!(
+                    "lease lost: the worker is killed, or told to stop this turn if it has others"
+                );
                 return kill(link);
             }
             End::Moved => {
