@@ -83,7 +83,7 @@ impl AnswerForm {
         (status = 200, description = "The turn, ended; or its event stream",
             content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The turn, accepted", body = Turn),
-        (status = 413, description = "`body_too_large`; `input_too_large`: a worker's line would not carry it. `limit_bytes` says what may be",
+        (status = 413, description = "`body_too_large`; `input_too_large`: too large for a worker's message. `limit_bytes` is the limit",
             body = ProblemDocument),
         (status = 429, description = "`conversation_full`, `queue_full`; `share_exceeded`: this token's, of which `share` says",
             body = ProblemDocument),

@@ -91,7 +91,7 @@ pub struct Registered {
         (status = 200, body = Registered),
         (status = 403, description = "Not this token's agent or conversation, or another token's worker",
             body = ProblemDocument),
-        (status = 404, description = "`agent_not_found`: none whose workers call", body = ProblemDocument),
+        (status = 404, description = "`agent_not_found`: no such agent whose workers call", body = ProblemDocument),
         (status = 409, description = "`worker_gone`: another worker has this id, or the worker has ended",
             body = ProblemDocument),
     ))]

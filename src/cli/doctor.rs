@@ -48,10 +48,9 @@ fn workers(config: &Config) -> [Check; 3] {
     let fine = |name, finding| Check { name, severity: Severity::Fine, finding, remedy: None };
     let namespaces = match namespace::probe() {
         Ok(()) if config.worker_namespaces => "each worker has one of its own".to_owned(),
-        Ok(()) => {
-            "switched off by worker_namespaces; processes left by a killed guard become children of the replica".to_owned()
-        }
-        Err(why) => format!("none here ({why}); processes left by a killed guard become children of the replica"),
+        Ok(()) => "switched off by worker_namespaces; processes left by a killed guard pass to the replica"
+            .to_owned(),
+        Err(why) => format!("none here ({why}); processes left by a killed guard pass to the replica"),
     };
     let cgroups = match cgroup::probe() {
         Ok(version) if config.worker_cgroups => format!("each worker has one of its own (version {version})"),

@@ -163,7 +163,9 @@ impl<'a> Start<'a> {
             match self.deps.store().mint_worker_token(&grant).await {
                 Ok(token) => return Ok(Token(token)),
                 Err(why) if why.is_away() => pause.take(None).await,
-                Err(why) => return Err(could_not("its worker could not be let in", why.to_string())),
+                Err(why) => {
+                    return Err(could_not("the token of its worker could not be created", why.to_string()));
+                }
             }
         }
     }
