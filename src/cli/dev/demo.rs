@@ -101,7 +101,7 @@ async fn story(cluster: &mut DevCluster) -> anyhow::Result<()> {
 
     cluster.settle().await?;
     let again = gateway.events(victim, &turn).await?;
-    ensure!(again == seen, "replica {dying} tells the turn differently from replica {living}");
+    ensure!(again == seen, "replica {dying} serves other events of the turn than replica {living}");
     tell(&format!("Replica {dying} is back, and serves the same {} events of the turn.\n", seen.len()));
     verify(cluster).await
 }

@@ -122,7 +122,7 @@ impl TlsParameters {
         if root == Root::System && mode != Mode::VerifyFull {
             return refuse(
                 "sslrootcert=system",
-                "needs sslmode=verify-full: anybody can have such a certificate",
+                "needs sslmode=verify-full: anybody can get a certificate from a public CA",
             );
         }
         let identity = match (value(&CERTIFICATE, "PGSSLCERT"), value(&KEY, "PGSSLKEY")) {

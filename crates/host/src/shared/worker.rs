@@ -182,7 +182,7 @@ async fn unless_unwanted<T>(
     tokio::select! {
         done = step => done,
         () = sleep_until(until) => Err(Obstacle::Lapsed),
-        () = router.deserted() => Err(Obstacle::failed("Nobody waits for the worker.")),
+        () = router.deserted() => Err(Obstacle::failed("No turn waits for the worker.")),
         () = router.killed() => Err(Obstacle::failed("The worker's turns are lost.")),
     }
 }
