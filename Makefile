@@ -34,7 +34,7 @@ setup: ## install what this machine lacks to build and run, or say what to type
 run: setup ## serve on this machine: two replicas, a private Postgres, a demo agent
 	cargo run -- dev $(ARGS)
 
-demo: setup ## thirty seconds: kill a replica, see the last word that the other wrote
+demo: setup ## thirty seconds: kill a replica, watch the other one write the last word
 	@cargo build --bin lastword
 	@cargo run --quiet -- demo
 

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if let Err(why) = cli::seclude(&command) {
-        eprintln!("error: cannot keep this process's memory to itself: {why}");
+        eprintln!("error: cannot protect this process's memory from other processes: {why}");
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -68,7 +68,7 @@ pub fn init(config: &Config, replica: &str) -> Result<Telemetry, TelemetryError>
     let (telemetry, dispatch) = build(config, &wishes, replica)?;
     metrics::install();
     if tracing::dispatcher::set_global_default(dispatch).is_err() {
-        tracing::debug!("a log is in place already");
+        tracing::debug!("a log subscriber is set already");
     }
     Ok(telemetry)
 }

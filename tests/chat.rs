@@ -77,7 +77,7 @@ fn a_reconnect_is_heeded_and_its_body_left() {
     let survivor = the_rest();
     let (code, out, err) = run(&[&leaving, &survivor], &["chat", "hi", "--idle", "20s"]);
     assert_eq!((code, out.as_str()), (0, "one two three\n"), "{err}");
-    assert!(err.contains("[the replica lets its streams go; going on]"), "{err}");
+    assert!(err.contains("[the replica closes its streams; going on]"), "{err}");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn a_stream_that_only_says_when_to_come_back_is_asked_for_again_then() {
     let begun = Instant::now();
     let (code, out, err) = run(&[&server], &["chat", "hi"]);
     assert_eq!((code, out.as_str()), (0, "one two three\n"), "{err}");
-    assert!(err.contains("[it cannot serve this stream just now; going on]"), "{err}");
+    assert!(err.contains("[the replica cannot serve this stream just now; going on]"), "{err}");
     assert!(begun.elapsed() >= Duration::from_secs(2));
 }
 

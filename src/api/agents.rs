@@ -120,7 +120,7 @@ pub async fn put(
     let (revision, is_new) = insist(|| gateway.store.put_agent_text(&name, Some(&text))).await?;
     let view = read_as(&gateway, &name, Role::Operator).await?;
     let status = if is_new && revision == 1 { StatusCode::CREATED } else { StatusCode::OK };
-    tracing::info!(agent = name, revision, is_new, "an agent was put");
+    tracing::info!(agent = name, revision, is_new, "an agent was stored");
     Ok((status, Json(view)))
 }
 

@@ -31,7 +31,7 @@ pub struct AnswerRequest {
         (status = 202, description = "The answer is on its way to the agent", body = Turn),
         (status = 404, description = "`turn_not_found`, `ask_not_found`", body = ProblemDocument),
         (status = 409, description = "`ask_answered`, `turn_ended`", body = ProblemDocument),
-        (status = 413, description = "`input_too_large`: a worker's line would not carry it", body = ProblemDocument),
+        (status = 413, description = "`input_too_large`: too large for a worker's message", body = ProblemDocument),
     ))]
 pub async fn answer(
     State(gateway): State<Gateway>,

@@ -88,7 +88,7 @@ fn refusals(responses: &mut Value) {
         (
             "503",
             "`postgres_unavailable`, `too_many_streams`, `too_many_connections`, `too_many_waits`, `too_much_unread`, \
-             `bodies_full`: come back after `Retry-After`",
+             `bodies_full`: try again after `Retry-After`",
         ),
     ] {
         if responses.get(status).is_none() {

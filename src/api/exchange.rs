@@ -174,7 +174,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
                 () = exchange => {}
                 () = peer.was_cut_off() => {}
                 () = stalled(&pace, stall_max) => {
-                    tracing::info!(address = %peer.address(), "a stream is given up: nothing of it is read");
+                    tracing::info!(address = %peer.address(), "a stream is closed: its client reads nothing");
                 }
             }
         });

@@ -25,9 +25,9 @@ const HEAD_BYTES: usize = 8 * 1024;
 const CODE: &str = "too_many_connections";
 
 const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 205\r\n\r\n\
+    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 207\r\n\r\n\
     {\"type\":\"urn:lastword:problem:too_many_connections\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"code\":\"too_many_connections\",\"detail\":\"This replica has as many connections as it takes.\",\
+    \"code\":\"too_many_connections\",\"detail\":\"This replica has its maximum number of connections.\",\
     \"retry_after_s\":1}\n";
 const ALIVE: &str = "HTTP/1.1 200 OK\r\n\
     content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n";

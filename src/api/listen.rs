@@ -106,7 +106,7 @@ async fn carry(
     (closing, hard): (CancellationToken, CancellationToken),
 ) {
     if let Err(why) = keep_honest(&stream) {
-        tracing::debug!(%why, "a connection keeps the system's own settings");
+        tracing::debug!(%why, "the socket options of a connection could not be set");
     }
     let other_end = peer.clone();
     let mark = admission.mark();

@@ -167,13 +167,13 @@ impl Problem {
 
     /// 409: this worker has ended, or its id belongs to another worker.
     pub fn worker_gone(worker: WorkerId) -> Problem {
-        let detail = "This worker has ended, or there is another one of this id.";
+        let detail = "This worker has ended, or another worker has this id.";
         Problem::new(StatusCode::CONFLICT, "worker_gone", detail).with("worker_id", worker.to_string())
     }
 
     /// 409: the limit of worker tokens is reached.
     pub fn worker_tokens_full() -> Problem {
-        let detail = "There are as many tokens for workers as there may be.";
+        let detail = "The maximum number of worker tokens is reached.";
         Problem::new(StatusCode::CONFLICT, "worker_tokens_full", detail)
     }
 
@@ -191,7 +191,7 @@ impl Problem {
 
     /// 413: the field does not fit into a worker's line.
     pub fn undeliverable(field: &str, limit: usize) -> Problem {
-        let detail = format!("It is larger than the {limit} bytes, as JSON, that a worker can be handed.");
+        let detail = format!("As JSON it is larger than the {limit} bytes that a worker can receive.");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", detail)
             .with("field", field)
             .with("limit_bytes", limit)
@@ -211,44 +211,44 @@ impl Problem {
 
     /// 500: an internal error. The cause goes to the log.
     pub fn internal(what: &dyn std::fmt::Display) -> Problem {
-        tracing::error!(error = %what, "a request failed for a reason of our own");
+        tracing::error!(error = %what, "a request failed with an internal error");
         let detail = "Something went wrong in the gateway.";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
     /// 429: the limit of delayed refusals is reached, for this address or in all.
     pub fn too_many_failures(seconds: u64) -> Problem {
-        let detail = "Too many requests from this address showed a token that nobody knows.";
+        let detail = "Too many requests from this address had an unknown token.";
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).after(seconds)
     }
 
     /// 503: the limit of request bytes in memory is reached.
     pub fn bodies_full() -> Problem {
-        let detail = "This replica is reading as much as it may just now.";
+        let detail = "This replica is reading the maximum of request bytes.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "bodies_full", detail).after(2)
     }
 
     /// 503: the limit of event streams is reached.
     pub fn too_many_streams() -> Problem {
-        let detail = "This replica serves as many event streams as it may.";
+        let detail = "This replica serves the maximum number of event streams.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail).after(2)
     }
 
     /// 503: the limit of waiting requests is reached.
     pub fn too_many_waits() -> Problem {
-        let detail = "As many requests wait at this replica as may.";
+        let detail = "The maximum number of requests waits at this replica.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_waits", detail).after(2)
     }
 
     /// 503: the limit of unread response bytes is reached.
     pub fn too_much_unread() -> Problem {
-        let detail = "As many bytes of answers wait at this replica to be read as may.";
+        let detail = "The maximum of unread response bytes waits at this replica.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_much_unread", detail).after(2)
     }
 
     /// 429: the caller's token has exhausted its share.
     pub fn share_exceeded(share: &'static str, seconds: u64) -> Problem {
-        let detail = format!("This token has its whole share of: {share}. What is left is for other tokens.");
+        let detail = format!("This token has used its share of: {share}. The rest is for other tokens.");
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "share_exceeded", detail)
             .with("share", share)
             .after(seconds)
@@ -256,7 +256,7 @@ impl Problem {
 
     /// 503: this replica does not take this request now; another replica may.
     pub fn elsewhere() -> Problem {
-        let detail = "This replica does not take this on just now. Another one may.";
+        let detail = "This replica cannot take this request now. Another replica may.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "go_elsewhere", detail).after(1)
     }
 
@@ -269,7 +269,7 @@ impl Problem {
     /// 503: Postgres answers, but another session holds a lock that the request needs.
     pub fn postgres_locked() -> Problem {
         let detail =
-            "Another session in the database has locked what this needs. Nothing that was accepted is lost.";
+            "Another database session has a lock that this request needs. Nothing that was accepted is lost.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(5)
     }
 
@@ -302,21 +302,18 @@ impl Problem {
             "LW422" => Problem::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency_key_reused",
-                "This idempotency key came with another request before.",
+                "This idempotency key was used with another request before.",
             )
             .with("field", "Idempotency-Key"),
             "LW429" if detail == Some("conversation") => Problem::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "conversation_full",
-                "As many turns as may wait in one conversation are waiting.",
+                "The queue of this conversation is full.",
             )
             .after(5),
-            "LW429" => Problem::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "queue_full",
-                "As many turns as may wait are waiting.",
-            )
-            .after(5),
+            "LW429" => {
+                Problem::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "The queue is full.").after(5)
+            }
             _ => return None,
         })
     }

@@ -110,12 +110,12 @@ impl Serving {
             StreamStep::Ended => None,
             StreamStep::LetGo => {
                 self.guard.disarm();
-                Some(Err(self.abort("this replica lets its streams go")))
+                Some(Err(self.abort("this replica closes its streams")))
             }
             StreamStep::Broken(why) => {
                 tracing::error!(error = %why, "a stream was aborted");
                 self.guard.disarm();
-                Some(Err(self.abort("the log cannot be read on")))
+                Some(Err(self.abort("the log can no longer be read")))
             }
         }
     }

@@ -72,7 +72,7 @@ impl StallWatch {
             let now = Instant::now();
             match standing(stream).map(|standing| self.judge(standing, now)) {
                 Some(StallVerdict::Stalled) => {
-                    let why = "the client has read nothing for as long as it may";
+                    let why = "the client has read nothing for too long";
                     return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why));
                 }
                 Some(StallVerdict::Waiting(limit)) => {

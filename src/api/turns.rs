@@ -83,7 +83,7 @@ impl AnswerForm {
         (status = 200, description = "The turn, ended; or its event stream",
             content((Turn = "application/json"), (String = "text/event-stream"))),
         (status = 202, description = "The turn, accepted", body = Turn),
-        (status = 413, description = "`body_too_large`; `input_too_large`: a worker's line would not carry it. `limit_bytes` says what may be",
+        (status = 413, description = "`body_too_large`; `input_too_large`: too large for a worker's message. `limit_bytes` is the limit",
             body = ProblemDocument),
         (status = 429, description = "`conversation_full`, `queue_full`; `share_exceeded`: this token's, of which `share` says",
             body = ProblemDocument),
@@ -264,7 +264,7 @@ fn shown(turn: Turn, last_words: LastWords) -> Turn {
     params(
         ("agent" = Option<String>, Query), ("status" = Option<Status>, Query),
         ("conversation_id" = Option<String>, Query),
-        ("overdue" = Option<bool>, Query, description = "Only those past their deadline"),
+        ("overdue" = Option<bool>, Query, description = "Only turns past their deadline"),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200), ("cursor" = Option<String>, Query),
         ("text" = Option<String>, Query, description = "`omit`: `text` is null"),
     ),
@@ -297,8 +297,8 @@ pub(super) async fn page_of_turns(
 /// Cancels a turn. It still gets a last word, which may be another one if it came first.
 #[utoipa::path(post, path = "/v1/turns/{id}/cancel", tag = "turns", params(("id" = String, Path)),
     responses(
-        (status = 200, description = "It had ended already", body = Turn),
-        (status = 202, description = "It is being cancelled", body = Turn),
+        (status = 200, description = "The turn had already ended", body = Turn),
+        (status = 202, description = "The turn is being cancelled", body = Turn),
         (status = 404, body = ProblemDocument),
     ))]
 pub async fn cancel(

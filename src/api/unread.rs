@@ -75,7 +75,10 @@ async fn watch(gateway: Gateway, peer: Peer, size: u64, read: oneshot::Receiver<
     tokio::select! {
         _ = read => {}
         () = tokio::time::sleep(read_within(size)) => {
-            tracing::info!(address = %peer.address(), size, "an answer was not read in time");
+            tracing::info!(
+                address = %peer.address(), size,
+                "a response was not read in time; its connection is closed"
+            );
             peer.cut_off();
         }
         () = gateway.supervisor.hard().cancelled() => {}

@@ -98,7 +98,7 @@ impl AsyncRead for Wire {
         // hyper polls for reads all the time, to notice the end of the connection.
         if let Poll::Ready(why) = watch.poll(stream, cx) {
             self.peer.reset();
-            tracing::info!(address = %self.peer.address(), %why, "a connection is given up");
+            tracing::info!(address = %self.peer.address(), %why, "a connection is closed");
             return Poll::Ready(Err(why));
         }
         if !self.ahead.is_empty() {

@@ -91,8 +91,8 @@ pub struct Registered {
         (status = 200, body = Registered),
         (status = 403, description = "Not this token's agent or conversation, or another token's worker",
             body = ProblemDocument),
-        (status = 404, description = "`agent_not_found`: none whose workers call", body = ProblemDocument),
-        (status = 409, description = "`worker_gone`: of this id there is another one, or none any more",
+        (status = 404, description = "`agent_not_found`: no such agent whose workers call", body = ProblemDocument),
+        (status = 409, description = "`worker_gone`: another worker has this id, or the worker has ended",
             body = ProblemDocument),
     ))]
 pub async fn register(
@@ -131,7 +131,7 @@ pub async fn register(
     }
     let worker_id = worker.id;
     rendezvous.admit(worker, admission.token_hash, expires_at).ok_or_else(Problem::elsewhere)?;
-    tracing::info!(%worker_id, agent = %agent.name, "a remote worker calls");
+    tracing::info!(%worker_id, agent = %agent.name, "a remote worker registered");
     let spec = &agent.spec;
     Ok(Json(Registered {
         worker_id,

@@ -73,7 +73,7 @@ impl From<WorkerToken> for WorkerTokenView {
 #[utoipa::path(post, path = "/v1/worker-tokens", tag = "operators", request_body = WorkerTokenRequest,
     responses(
         (status = 201, body = MintedWorkerToken),
-        (status = 404, description = "No such agent whose workers call, or no such conversation of it",
+        (status = 404, description = "No such agent whose workers call, or no such conversation of the agent",
             body = ProblemDocument),
         (status = 409, description = "`worker_tokens_full`: revoke some first", body = ProblemDocument),
     ))]
@@ -130,8 +130,8 @@ pub async fn list(
 /// Revokes a token. Its workers are refused from now on, and their turns end as `worker_lost`.
 #[utoipa::path(delete, path = "/v1/worker-tokens/{id}", tag = "operators", params(("id" = String, Path)),
     responses(
-        (status = 204, description = "It lets nobody in any more"),
-        (status = 404, description = "`worker_token_not_found`: there is none, or none any more",
+        (status = 204, description = "The token is no longer valid"),
+        (status = 404, description = "`worker_token_not_found`: no such token, or already revoked",
             body = ProblemDocument),
     ))]
 pub async fn revoke(

@@ -119,8 +119,8 @@ pub async fn read(
 /// Stops a worker. Every turn that it runs is cancelled.
 #[utoipa::path(post, path = "/v1/workers/{id}/stop", tag = "operators", params(("id" = String, Path)),
     responses(
-        (status = 200, description = "It has ended already", body = WorkerView),
-        (status = 202, description = "Its replica was asked to stop it", body = WorkerView),
+        (status = 200, description = "The worker has already ended", body = WorkerView),
+        (status = 202, description = "The worker's replica was asked to stop the worker", body = WorkerView),
         (status = 404, body = ProblemDocument),
     ))]
 pub async fn stop(

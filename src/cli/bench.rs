@@ -14,7 +14,7 @@ use anyhow::Context as _;
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct BenchArgs {
-    /// Words for `lastword-bench`; `--help` shows them
+    /// Arguments for `lastword-bench`; `--help` shows them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }

@@ -12,10 +12,10 @@ use crate::{
 /// Flags of the commands that look into the database.
 #[derive(Debug, clap::Args)]
 pub struct DatabaseArgs {
-    /// Where Postgres is; better given as DATABASE_URL or LASTWORD_DATABASE_URL_FILE
+    /// URL of the database; better given in DATABASE_URL or LASTWORD_DATABASE_URL_FILE
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
-    /// The directory of a running `lastword dev`
+    /// Directory of a running `lastword dev`
     #[arg(long, value_name = "DIR", conflicts_with = "database_url")]
     data: Option<PathBuf>,
 }

@@ -24,16 +24,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Flags of `lastword dev`.
 #[derive(Debug, clap::Args)]
 pub struct DevArgs {
-    /// The first replica's port on 127.0.0.1; the others follow it
+    /// Port of the first replica on 127.0.0.1; the other replicas get the ports after it
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// How many replicas, each a process of its own
+    /// Number of replicas, each a process of its own
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=26))]
     replicas: u16,
-    /// Where the database, the logs and the tokens are kept between two runs
+    /// Directory for the database, the logs and the tokens
     #[arg(long, value_name = "DIR", env = "LASTWORD_DATA", default_value = ".lastword")]
     data: PathBuf,
-    /// The directory of the programs `postgres` and `initdb`; searched for if absent
+    /// Directory of the programs `postgres` and `initdb` [default: searched for]
     #[arg(long, value_name = "DIR")]
     postgres_bin: Option<PathBuf>,
 }
@@ -58,7 +58,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         lived = live(&mut cluster) => lived,
         () = signals.asked() => Ok(()),
     };
-    note!("Stopping; once more stops at once …");
+    note!("Stopping; press Ctrl-C again to stop at once …");
     cluster.stop(&mut signals).await;
     lived.map(|()| ExitCode::SUCCESS)
 }

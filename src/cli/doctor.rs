@@ -10,12 +10,12 @@ use crate::{
     text,
 };
 
-/// Looks for what would make the gateway slow or wrong, with a remedy for each.
+/// Checks Postgres and this machine for problems, with a remedy for each.
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// `text` or `json`
+    /// Output format
     #[arg(long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
 }
@@ -48,15 +48,14 @@ fn workers(config: &Config) -> [Check; 3] {
     let fine = |name, finding| Check { name, severity: Severity::Fine, finding, remedy: None };
     let namespaces = match namespace::probe() {
         Ok(()) if config.worker_namespaces => "each worker has one of its own".to_owned(),
-        Ok(()) => {
-            "switched off by worker_namespaces; what a killed guard leaves comes to its replica".to_owned()
-        }
-        Err(why) => format!("none here ({why}); what a killed guard leaves comes to its replica"),
+        Ok(()) => "switched off by worker_namespaces; processes left by a killed guard pass to the replica"
+            .to_owned(),
+        Err(why) => format!("none here ({why}); processes left by a killed guard pass to the replica"),
     };
     let cgroups = match cgroup::probe() {
         Ok(version) if config.worker_cgroups => format!("each worker has one of its own (version {version})"),
-        Ok(_) => "switched off by worker_cgroups; workers' memory is looked at".to_owned(),
-        Err(why) => format!("none here ({why}); workers' memory is looked at"),
+        Ok(_) => "switched off by worker_cgroups; workers' memory is polled".to_owned(),
+        Err(why) => format!("none here ({why}); workers' memory is polled"),
     };
     let found = config
         .worker_user
@@ -68,11 +67,12 @@ fn workers(config: &Config) -> [Check; 3] {
             name: "worker user",
             severity: Severity::Fault,
             finding: format!("worker_user {why}"),
-            remedy: Some("`serve` does not start like this on this machine"),
+            remedy: Some("`serve` does not start with this worker_user on this machine"),
         },
-        None => {
-            fine("worker user", "workers run as the gateway's own user; worker_user names another".to_owned())
-        }
+        None => fine(
+            "worker user",
+            "workers run as the gateway's own user; set worker_user to change that".to_owned(),
+        ),
     };
     [fine("worker namespaces", namespaces), fine("worker cgroups", cgroups), user]
 }

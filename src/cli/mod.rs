@@ -42,12 +42,12 @@ pub enum CliCommand {
     /// Run replicas, a private Postgres and a demo agent on this machine.
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
-    /// Kill a replica and see the last word that the other wrote, in half a minute.
+    /// Kill a replica and watch the other one write the last word; takes half a minute.
     #[cfg(feature = "dev")]
     Demo(dev::demo::DemoArgs),
     /// Run one replica.
     Serve(serve::ServeArgs),
-    /// Host a worker program for a gateway that is called over HTTP.
+    /// Host a worker program for a gateway reached over HTTP.
     Work(work::Args),
     /// Bring the database's tables up to date.
     Migrate(migrate::MigrateArgs),
@@ -63,23 +63,23 @@ pub enum CliCommand {
     Agents(client::agents::AgentsArgs),
     /// List and stop workers.
     Workers(client::workers::WorkersArgs),
-    /// Mint, list and revoke the tokens that let workers in.
+    /// Create, list and revoke tokens of remote workers.
     WorkerTokens(client::worker_tokens::WorkerTokensArgs),
     /// List replicas.
     Replicas(client::replicas::ReplicasArgs),
-    /// Look for what would make the gateway slow or wrong, with a remedy for each.
+    /// Check Postgres and this machine for problems, with a remedy for each.
     Doctor(doctor::DoctorArgs),
     /// Check the invariants over the whole database.
     Verify(verify::VerifyArgs),
     /// Show the configuration.
     Config {
-        /// What to do with it.
+        /// Subcommand.
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Measure how fast this is, beside what this machine can do at best; needs `lastword-bench`.
+    /// Measure the gateway's speed against this machine's limits; needs `lastword-bench`.
     Bench(bench::BenchArgs),
-    /// A worker that does on request what workers do by accident.
+    /// A worker that fails on request in the ways in which workers fail by accident.
     DemoAgent(demo_agent::DemoAgentArgs),
 }
 

@@ -34,11 +34,11 @@ const RESERVED_CONNECTIONS: u32 = 3;
 
 /// Runs one replica.
 ///
-/// The commands of agents whose runtime is `process` run as this replica's own user, and may do whatever it may,
-/// unless LASTWORD_WORKER_USER names another one.
+/// Commands of agents whose runtime is `process` run as this replica's own user, with all rights of that user,
+/// unless LASTWORD_WORKER_USER names another user.
 ///
-/// Whoever has a client token reads, answers and cancels every conversation and turn: all client tokens are one client.
-/// Hand them to programs of yours, never to users (docs/SECURITY.md).
+/// Every client token gives access to all conversations and turns: to read, answer and cancel.
+/// Give client tokens to your own programs, never to users (docs/SECURITY.md).
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// The configuration file [default: lastword.toml, if there is one]
@@ -47,16 +47,16 @@ pub struct ServeArgs {
     /// The address to listen on [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Where others reach this replica [default: http:// and the address]
+    /// URL at which operators reach this replica [default: http:// and the address]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// Where Postgres is; better given as DATABASE_URL or LASTWORD_DATABASE_URL_FILE
+    /// URL of the database; better given in DATABASE_URL or LASTWORD_DATABASE_URL_FILE
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
-    /// Where workspaces live [default: lastword-data]
+    /// Directory for workspaces [default: lastword-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Leave client routes open beyond loopback, or beside operator tokens: something else guards the door
+    /// Allow client routes without tokens beyond loopback, or beside operator tokens: something else controls access
     #[arg(long)]
     insecure: bool,
 }
@@ -90,14 +90,18 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     tracing::info!(%bound, %url, version = env!("CARGO_PKG_VERSION"), "listening");
     if config.worker_user.is_none() {
         tracing::warn!(
-            "agents' commands run as this replica's own user and may do what it may; worker_user names another one"
+            "agents' commands run as this replica's own user, with all its rights; set worker_user to another user"
         );
     }
     if !config.ablate.is_empty() {
-        tracing::warn!(ablate = ?config.ablate, "slower than it could be, for a measurement");
+        tracing::warn!(
+            ablate = ?config.ablate,
+            "slower than usual: optimisations are switched off for a measurement"
+        );
     }
 
-    let pods = kubernetes::connect(&config, &url).await.context("there is no cluster to run pods in")?;
+    let pods =
+        kubernetes::connect(&config, &url).await.context("cannot connect to the Kubernetes cluster")?;
     let now = CancellationToken::new();
     let asked = stop_signals(&supervisor, now.clone())?;
     let closing = CancellationToken::new();
@@ -151,7 +155,7 @@ fn note_descriptors(config: &Config) {
             descriptors,
             connections,
             connections_max = config.connections_max,
-            "the system permits too few descriptors for that many connections: raise the hard limit (ulimit -Hn)"
+            "the limit of open files is too low for connections_max: raise the hard limit (ulimit -Hn)"
         );
     }
 }

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use super::database::{DatabaseArgs, explained};
 use crate::text;
 
-/// Checks the invariants over the whole database; `newer` are rules about words, where a newer release has written.
+/// Checks the invariants over the whole database; `newer` marks rules left out because a newer release has migrated it.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// `text` or `json`
+    /// Output format
     #[arg(long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
 }

@@ -22,55 +22,55 @@ use crate::{
     units::Span,
 };
 
-/// Hosts a worker program for a gateway that is called over HTTP.
+/// Hosts a worker program for a gateway reached over HTTP.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A gateway's base URL; several are called in turn
+    /// Base URL of a gateway; several, separated by commas, are tried in turn
     #[arg(long = "url", env = "LASTWORD_URL", value_delimiter = ',', value_name = "URL", required = true)]
     urls: Vec<String>,
-    /// A file that holds the worker's token
+    /// File with the worker token
     #[arg(long, env = "LASTWORD_WORKER_TOKEN_FILE", value_name = "FILE")]
     token_file: PathBuf,
-    /// Whose turns to run; its runtime is `remote`
+    /// Agent whose turns to run; its runtime is `remote`
     #[arg(long, env = "LASTWORD_AGENT", value_name = "NAME")]
     agent: String,
-    /// The only conversation to serve
+    /// Serve this conversation only
     #[arg(long, env = "LASTWORD_CONVERSATION_ID", value_name = "ID")]
     conversation: Option<ConversationId>,
-    /// Turns at once
+    /// Maximum number of turns at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     concurrency: u32,
-    /// Processes at once, idle ones included [default: half again as many as turns, and at least 16]
+    /// Maximum number of worker processes, idle ones included [default: 1.5 × concurrency, at least 16]
     #[arg(long, value_name = "COUNT")]
     workers_max: Option<u32>,
-    /// Leave after so long without a turn
+    /// Exit after this time without a turn
     #[arg(long, value_name = "SPAN")]
     exit_when_idle: Option<Span>,
-    /// Take on nothing more after so long, and leave when the turns that run have ended
+    /// Take no new turns after this time, and exit when the running turns have ended
     #[arg(long, value_name = "SPAN")]
     retire_after: Option<Span>,
-    /// How long running turns get to end after a SIGTERM
+    /// Time for running turns to end after a SIGTERM
     #[arg(long, default_value = "45s", value_name = "SPAN")]
     drain: Span,
-    /// Where workspaces live
+    /// Directory for workspaces
     #[arg(long, default_value = "lastword-work", value_name = "DIR")]
     data_dir: PathBuf,
-    /// Who the program runs as, where not as this host: a user's name, its number, or UID:GID
+    /// User that runs the program: a name, a UID, or UID:GID [default: the user of this host]
     #[arg(long, env = "LASTWORD_WORKER_USER", value_name = "USER")]
     worker_user: Option<String>,
-    /// The only variables of this host that the program finds, beside a clean minimum [default: all but LASTWORD_*]
+    /// Environment variables that the program inherits, beside a minimum [default: all but LASTWORD_*]
     #[arg(long, env = "LASTWORD_WORKER_ENV_PASS", value_delimiter = ',', value_name = "NAMES")]
     env_pass: Option<Vec<String>>,
-    /// What operators see of this host
+    /// Name of this host, for operators
     #[arg(long, env = "LASTWORD_WORKER_NAME")]
     name: Option<String>,
-    /// What is logged
+    /// Log filter, such as `info` or `lastword=debug`
     #[arg(long, env = "LASTWORD_LOG", default_value = "info")]
     log: String,
-    /// Who this worker is, where its host was told
+    /// Id of this worker; in a pod, the gateway sets it
     #[arg(long = "worker", env = "LASTWORD_WORKER_ID", value_name = "ID")]
     worker: Option<WorkerId>,
-    /// The program and its arguments
+    /// Worker program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
 }

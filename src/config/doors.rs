@@ -35,8 +35,8 @@ impl Config {
             if !is_loopback && tokens.iter().any(|token| token.len() < TOKEN_CHARS_MIN) {
                 return refuse(
                     key,
-                    "has a token of less than 16 characters, which can be guessed from beyond loopback: make one \
-                     with `openssl rand -hex 20`, for instance",
+                    "has a token of fewer than 16 characters, which can be guessed from beyond loopback: \
+                     create a longer one with `openssl rand -hex 20`, for instance",
                 );
             }
         }
@@ -48,7 +48,7 @@ impl Config {
             return refuse(
                 "listen",
                 "is beyond loopback, and there are no tokens: set client_tokens and operator_tokens, \
-                 or insecure if something else guards the door",
+                 or insecure if something else controls access",
             );
         }
         // Operator tokens show that some callers are meant to be kept out.
@@ -56,9 +56,9 @@ impl Config {
         if is_loopback && are_clients_let_in && !self.insecure && !self.dev {
             return refuse(
                 "client_tokens",
-                "is empty beside operator_tokens: client routes would be open to all who reach this machine, \
-                 through a proxy on it for instance. Set client_tokens, or insecure = true (--insecure) where \
-                 that is meant",
+                "is empty beside operator_tokens: client routes would be open to everybody who reaches this machine, \
+                 for instance through a proxy on it. Set client_tokens, or insecure = true (--insecure) if that is \
+                 intended",
             );
         }
         Ok(())

@@ -54,7 +54,9 @@ impl FromStr for Lever {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let known = Lever::ALL.into_iter().find(|lever| lever.as_str() == name);
-        known.ok_or_else(|| format!("no such lever; there is {}", Lever::ALL.map(Lever::as_str).join(", ")))
+        known.ok_or_else(|| {
+            format!("no such lever; the levers are {}", Lever::ALL.map(Lever::as_str).join(", "))
+        })
     }
 }
 

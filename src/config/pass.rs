@@ -14,9 +14,9 @@ pub fn wrong_with(names: &[String]) -> Option<String> {
     names.iter().find_map(|name| match name.as_str() {
         "" => Some("has an empty name".to_owned()),
         name if name.contains(['=', '\0', '*']) || name.chars().any(char::is_whitespace) => {
-            Some(format!("takes whole names of variables, and `{name}` is none"))
+            Some(format!("takes names of variables, and `{name}` is not a name"))
         }
-        name if is_own(name) => Some(format!("cannot let `{name}` through: it is the gateway's own")),
+        name if is_own(name) => Some(format!("cannot pass on `{name}`: this variable is the gateway's own")),
         _ => None,
     })
 }

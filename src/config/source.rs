@@ -180,8 +180,8 @@ fn check(key: &Key, value: &Value, source_name: String) -> Result<(), ConfigErro
     let why = match alone.try_into::<Config>() {
         Ok(_) => return Ok(()),
         // The parser's message would quote the secret.
-        Err(_) if key.has_file && key.shape == ValueShape::List => "must be a list of texts".to_owned(),
-        Err(_) if key.has_file => "must be a text".to_owned(),
+        Err(_) if key.has_file && key.shape == ValueShape::List => "must be a list of strings".to_owned(),
+        Err(_) if key.has_file => "must be a string".to_owned(),
         Err(why) => why.message().to_owned(),
     };
     Err(ConfigError::Invalid { source_name, why })

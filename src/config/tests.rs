@@ -167,7 +167,7 @@ fn errors_name_their_source_and_the_nearest_known_name() {
         (&[], Some("queue_max = -1"), "lastword.toml: queue_max: invalid value: integer `-1`"),
         (&[], Some("drain = \"soon\""), "lastword.toml: drain: `soon`: "),
         (&[], Some("log = 's3cret"), "lastword.toml: line 1: "),
-        (&[], Some("client_tokens = \"s3cret\""), "lastword.toml: client_tokens: must be a list of texts"),
+        (&[], Some("client_tokens = \"s3cret\""), "lastword.toml: client_tokens: must be a list of strings"),
         (&[("LASTWORD_DRIAN", "5s")], None, "LASTWORD_DRIAN: unknown, did you mean LASTWORD_DRAIN?"),
         (&[("LASTWORD_DRAIN", "soon")], None, "LASTWORD_DRAIN: `soon`: "),
         (&[("LASTWORD_QUEUE_MAX", "many")], None, "LASTWORD_QUEUE_MAX: `many` is not a whole number"),
@@ -201,7 +201,7 @@ fn a_door_beyond_loopback_needs_tokens() {
         assert!(!refused(config.clone()), "only this machine can guess");
         let said = Config { listen, insecure: true, ..config }.validate().unwrap_err().to_string();
         assert!(
-            said.contains("_tokens has a token of less than 16 characters") && !said.contains("tt"),
+            said.contains("_tokens has a token of fewer than 16 characters") && !said.contains("tt"),
             "{said}"
         );
     }

@@ -43,7 +43,7 @@ impl Config {
         }
         if self.workers_max.is_some_and(|max| max < self.turns_max) {
             let why = format!(
-                "is below turns_max ({}): lower that as well, since each turn may need a worker of its own",
+                "is below turns_max ({}): lower turns_max as well, since each turn may need a worker of its own",
                 self.turns_max
             );
             return refuse("workers_max", &why);

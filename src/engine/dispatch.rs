@@ -46,7 +46,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             if why.is_held() {
                 search.look_again(Instant::now());
             }
-            warn_of!(why, "nothing claimed");
+            warn_of!(why, "queued turns could not be claimed");
         }
         let reach =
             if is_due || call.is_for_queue { WorkersSought::All } else { WorkersSought::Kept(call.kept) };
@@ -54,7 +54,7 @@ pub async fn claim_on(engine: Engine, until: CancellationToken) {
             Ok(false) => {}
             // A turn was left to the former holder of its conversation: look again after the head start.
             Ok(true) => search.look_again(Instant::now()),
-            Err(why) => warn_of!(why, "nothing claimed for remote workers"),
+            Err(why) => warn_of!(why, "turns for remote workers could not be claimed"),
         }
         let locked = engine.store.first_passed_over();
         search.locked = locked.map(|(first, at)| (first, at.max(Instant::now() + HEAD_START)));
@@ -147,7 +147,7 @@ pub async fn order_on(engine: Engine, until: CancellationToken) {
             () = wake.rings.look_due(Instant::now()) => {}
         }
         if let Err(why) = bring_orders(&engine).await {
-            warn_of!(why, "orders not read");
+            warn_of!(why, "orders could not be read");
         }
     }
 }

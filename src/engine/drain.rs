@@ -30,7 +30,7 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     let until = Instant::now() + deadline;
     if let Err(why) = engine.store.start_drain().await {
         // This replica claims nothing in any case; the others learn of the drain by `left` or a verdict.
-        warn_of!(why, "the drain was not announced");
+        warn_of!(why, "the drain could not be announced to other replicas");
     }
     tracing::info!(turns = engine.host.runs().len(), "draining");
     engine.host.retire_workers();
@@ -45,7 +45,7 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     let left = turns(engine);
     if !left.is_empty() {
         let named = named(&left);
-        tracing::warn!(turns = left.len(), named, "the drain is over; what still runs is interrupted");
+        tracing::warn!(turns = left.len(), named, "the drain is over; turns that still run are interrupted");
     }
     engine.host.halt_all(Halt::Interrupted);
     let end = Instant::now() + CLOSE_MAX;
@@ -63,16 +63,16 @@ pub async fn drain(engine: &Engine, deadline: Duration, now: &CancellationToken)
     }
     let _ = timeout_at(end, settled(|| engine.host.lives() == 0)).await;
     if let Ok(Err(why)) = timeout_at(end, settle::settle_last(engine)).await {
-        warn_of!(why, "claims of our own not looked at before leaving");
+        warn_of!(why, "this replica's claims could not be compared with the database before leaving");
     }
     // No other replica knows which commits this one has seen.
     if !engine.is_present()
         && let Ok(Err(why)) = timeout_at(end, reconcile::compare(engine)).await
     {
-        warn_of!(why, "what was seen was not compared before leaving");
+        warn_of!(why, "commits seen here could not be compared with the database before leaving");
     }
     if let Err(why) = engine.store.leave().await {
-        warn_of!(why, "not deregistered; the others will find out");
+        warn_of!(why, "this replica could not deregister; other replicas will judge it lost");
     }
 }
 
@@ -83,16 +83,12 @@ async fn tell_waits(engine: &Engine) {
         let all = turns(engine);
         let waits = engine.store.waits(&all).await;
         for group in by_blocker(&waits) {
-            group.warn("the drain waits for a turn of which somebody else has locked a row");
+            group.warn("the drain waits for a turn: another database session has locked a row of the turn");
         }
         let others: Vec<TurnId> =
             all.into_iter().filter(|turn| waits.iter().all(|wait| wait.turn != Some(*turn))).collect();
         if !others.is_empty() {
-            tracing::info!(
-                turns = others.len(),
-                named = named(&others),
-                "the drain waits for turns that run"
-            );
+            tracing::info!(turns = others.len(), named = named(&others), "the drain waits for running turns");
         }
         tokio::time::sleep(TOLD_EVERY).await;
     }

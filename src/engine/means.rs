@@ -48,7 +48,7 @@ fn note(before: Option<Lack>, now: Option<Lack>) {
     metrics::claims_paused(now.is_some());
     match (before, now) {
         (None, Some(lack)) => {
-            tracing::warn!(lack = lack.as_str(), used, max, "nothing is claimed: no worker could be started");
+            tracing::warn!(lack = lack.as_str(), used, max, "claims are paused: no worker can be started");
         }
         (Some(_), None) => tracing::info!(used, max, "workers can be started again"),
         _ => {}

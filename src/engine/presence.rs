@@ -91,7 +91,7 @@ impl Presence {
                     .await;
                 }
                 Err(why) => {
-                    warn_of!(why, "no beat");
+                    warn_of!(why, "the beat failed");
                     self.session = None;
                     self.engine.store.note_break();
                     self.detector.forget();
@@ -158,7 +158,10 @@ impl Presence {
         // The sessions of remote workers are recorded under the former id.
         self.engine.rendezvous.dismiss_all();
         let fresh = self.engine.store.rename_replica();
-        tracing::error!(%judged, %fresh, "judged lost by another replica; its workers are ended, it starts over");
+        tracing::error!(
+            %judged, %fresh,
+            "judged lost by another replica; this replica ends its workers and registers again"
+        );
         self.is_registered = false;
         self.engine.set_present(false);
         self.detector.forget();
@@ -180,7 +183,10 @@ impl Presence {
             let Some(session) = &mut self.session else { return Ok(()) };
             let engine = self.engine.clone();
             let Some(judged) = session.judge(id, beat_n, evidence.is_refuted_by_backends()).await? else {
-                tracing::info!(replica = %id, evidence = evidence.as_str(), "a suspicion was refuted");
+                tracing::info!(
+                    replica = %id, evidence = evidence.as_str(),
+                    "a suspicion was refuted: the replica is alive"
+                );
                 continue;
             };
             metrics::verdicts(evidence.as_str());
@@ -189,7 +195,7 @@ impl Presence {
                 metrics::unreconciled();
                 tracing::error!(
                     replica = %id,
-                    "it was lost together with the former primary: what it claimed last may run again"
+                    "the replica was lost together with the former primary: its last claims may run again"
                 );
             }
             engine.recent_loss.store(true, Ordering::Relaxed);
@@ -198,7 +204,7 @@ impl Presence {
                 // Retried while Postgres is away: a backend that waits for a frozen client may hold row locks.
                 for _ in 0..CLEAR_AWAY_TRIES {
                     let Err(why) = engine.store.clear_away(&judged).await else { break };
-                    warn_of!(why, replica = %id, "what a lost replica left was not cleared away");
+                    warn_of!(why, replica = %id, "the clean-up after a lost replica failed; trying again");
                     tokio::time::sleep(BEAT_EVERY).await;
                 }
                 engine.store.wake().holder_gone();

@@ -46,7 +46,7 @@ pub async fn close_on(engine: Engine, until: CancellationToken) {
         wait = match pass(&engine, &mut overdue).await {
             Ok(wait) => wait,
             Err(why) => {
-                warn_of!(why, "nothing closed");
+                warn_of!(why, "turns that are due could not be closed; trying again");
                 overdue.clear();
                 LOOK_AFTER_LOSS
             }

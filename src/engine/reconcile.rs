@@ -72,7 +72,7 @@ pub(super) fn spawn(engine: &Engine, timeline: Option<i32>) {
     supervisor.spawn(crate::task::TaskKind::Turn, "reconcile", async move {
         if let Err(why) = on_timeline(&engine, timeline).await {
             // The next beat starts another comparison.
-            warn_of!(why, "what was seen is not compared yet");
+            warn_of!(why, "commits seen here could not be compared with the database yet");
         }
         engine.is_reconciling.store(false, Ordering::Release);
     });
@@ -80,12 +80,12 @@ pub(super) fn spawn(engine: &Engine, timeline: Option<i32>) {
 
 async fn on_timeline(engine: &Engine, timeline: Option<i32>) -> Result<(), StoreError> {
     let Some(timeline) = timeline else { return compare(engine).await };
-    tracing::warn!(timeline, "the database is on another timeline; comparing it with what was seen");
+    tracing::warn!(timeline, "the database is on another timeline; comparing it with the commits seen here");
     // A warm worker may remember turns that are lost; a fresh worker is given the history that exists.
     engine.host.retire_workers();
     compare(engine).await?;
     if engine.store.set_reconciled(timeline).await? {
-        tracing::info!(timeline, "compared");
+        tracing::info!(timeline, "the database was compared with the commits seen here");
     }
     engine.store.wake().look_everywhere();
     Ok(())

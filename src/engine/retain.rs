@@ -49,7 +49,7 @@ pub async fn retain_on(engine: Engine, until: CancellationToken) {
         let wait = match until.run_until_cancelled(pass(&engine, &mut places)).await {
             Some(Ok(())) => every,
             Some(Err(why)) => {
-                warn_of!(why, "housekeeping is tried again soon");
+                warn_of!(why, "housekeeping failed; trying again");
                 AGAIN_SOON.min(every)
             }
             None => return,

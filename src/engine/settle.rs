@@ -27,7 +27,7 @@ pub async fn settle_on(engine: Engine, until: CancellationToken) {
             () = sleep(SETTLE_EVERY) => {}
         }
         if let Err(why) = settle(&engine, &mut missing).await {
-            warn_of!(why, "claims of our own not looked at");
+            warn_of!(why, "this replica's claims could not be compared with the database");
         }
     }
 }
@@ -50,7 +50,7 @@ async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result
     if !left.is_empty() {
         let moved = engine.store.hold(&left).await?;
         if moved > 0 {
-            tracing::warn!(moved, "deadlines were early by the database's clock; moved");
+            tracing::warn!(moved, "deadlines were too early by the database's clock and were moved");
         }
     }
     let warm: Vec<_> = engine.host.warm().iter().map(|warm| (warm.conversation, warm.generation)).collect();
@@ -65,11 +65,14 @@ async fn settle(engine: &Engine, missing: &mut HashSet<(TurnId, i32)>) -> Result
         if engine.host.release_unless_delivered(turn, epoch)
             && engine.store.release(turn, epoch, true).await?
         {
-            tracing::warn!(turn_id = %turn, epoch, "a claim of ours has reached no worker; it is given back");
+            tracing::warn!(
+                turn_id = %turn, epoch,
+                "a claimed turn has reached no worker; the turn is given back"
+            );
             continue;
         }
         engine.store.disown(turn, epoch).await?;
-        tracing::warn!(turn_id = %turn, epoch, "a claim of ours does not run here; it is disowned");
+        tracing::warn!(turn_id = %turn, epoch, "a claimed turn does not run here; it will be closed as lost");
     }
     *missing = gone;
     for (turn, epoch) in before {

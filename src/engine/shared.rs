@@ -80,10 +80,16 @@ impl Engine {
     pub(super) async fn give_back(&self, turn: TurnId, epoch: i32) {
         match self.store.release(turn, epoch, true).await {
             Ok(is_released) => {
-                tracing::info!(turn_id = %turn, is_released, "claimed without a place for it; given back");
+                tracing::info!(
+                    turn_id = %turn, is_released,
+                    "a turn was claimed without a free slot; given back"
+                );
             }
             Err(why) => {
-                warn_of!(why, turn_id = %turn, "claimed without a place for it; not given back")
+                warn_of!(
+                    why, turn_id = %turn,
+                    "a turn was claimed without a free slot and could not be given back yet"
+                )
             }
         }
     }

@@ -28,7 +28,7 @@ pub(super) async fn refuse_on(engine: Engine, until: CancellationToken) {
         match look(&engine, since).await {
             Ok(looked_at) => since = looked_at,
             // The next poll covers the missed time.
-            Err(why) => tracing::debug!(%why, "tokens of workers are looked through later"),
+            Err(why) => tracing::debug!(%why, "ended worker tokens could not be read; trying again"),
         }
     }
 }
@@ -47,7 +47,7 @@ async fn look(engine: &Engine, since: DateTime<Utc>) -> Result<DateTime<Utc>, St
     let ended: HashSet<TokenHash> = engine.store.worker_tokens_ended(since).await?.into_iter().collect();
     for session in sessions.iter().filter(|session| ended.contains(session.token_hash())) {
         let worker = session.worker().id;
-        tracing::info!(worker_id = %worker, "a remote worker's token has ended");
+        tracing::info!(worker_id = %worker, "a remote worker's token has ended; the worker is dismissed");
         session.refuse();
         rendezvous.dismiss(session);
         for line in rendezvous.lines().iter().filter(|line| line.worker() == worker) {

@@ -19,7 +19,7 @@ pub enum StoreError {
         why: String,
     },
     /// The statement timed out, as a rule on a lock that another session holds. Nothing was changed.
-    #[error("{op}: a row or a table is locked by somebody else: {why}")]
+    #[error("{op}: another session has locked a row or a table: {why}")]
     Held {
         /// The name of the statement.
         op: &'static str,

@@ -210,7 +210,10 @@ fn read(mut reader: EventReader, last_words: LastWords) -> PendingRead {
         };
         let page = match page {
             Err(TailError::Rewound { turn }) => {
-                tracing::warn!(turn_id = %turn, "a reader starts again: its log was rewound");
+                tracing::warn!(
+                    turn_id = %turn,
+                    "the database lost events; the reader starts again from the first event"
+                );
                 match &mut reader {
                     EventReader::Turn(tail) => tail.restart(),
                     EventReader::Thread(thread) => thread.restart(),

@@ -47,7 +47,7 @@ pub struct Tail {
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
     /// The log has a gap or a duplicate, and must not be shown.
-    #[error("{turn}: event {found} stands where {wanted} was due")]
+    #[error("{turn}: event {found} came instead of event {wanted}")]
     Gap {
         /// The turn whose log this is.
         turn: TurnId,
@@ -57,7 +57,7 @@ pub enum TailError {
         found: i32,
     },
     /// There is an event after the last word.
-    #[error("{turn}: event {seq} stands after the last word")]
+    #[error("{turn}: event {seq} comes after the last word")]
     AfterTheEnd {
         /// The turn whose log this is.
         turn: TurnId,

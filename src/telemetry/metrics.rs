@@ -55,34 +55,49 @@ const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
 const METRICS: [Metric; 30] = [
     (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
     (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
-    (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in all."),
-    (QUEUED, Gauge, Unit::Count, "Turns that no replica has claimed yet, in all."),
-    (OVERDUE, Gauge, Unit::Count, "Turns past their deadline without a last word, in all. Should be 0."),
-    (LEASES_LOST, Counter, Unit::Count, "Writes refused because another one holds the turn now."),
-    (VERDICTS, Counter, Unit::Count, "Other replicas that this one judged lost."),
+    (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in the whole installation."),
+    (QUEUED, Gauge, Unit::Count, "Turns that no replica has claimed yet, in the whole installation."),
+    (
+        OVERDUE,
+        Gauge,
+        Unit::Count,
+        "Turns past their deadline without a last word, in the whole installation. Should be 0.",
+    ),
+    (LEASES_LOST, Counter, Unit::Count, "Writes refused because another replica holds the turn now."),
+    (VERDICTS, Counter, Unit::Count, "Other replicas that this replica judged lost."),
     (
         REWOUND_TURNS,
         Counter,
         Unit::Count,
-        "Turns of which the database lost commits, as this replica told first.",
+        "Turns of which the database lost commits, reported first by this replica.",
     ),
-    (REWOUND_EVENTS, Counter, Unit::Count, "Events that were seen committed and are lost."),
+    (REWOUND_EVENTS, Counter, Unit::Count, "Committed events that the database lost."),
     (
         UNRECONCILED,
         Counter,
         Unit::Count,
-        "Replicas lost together with a primary: nobody knows their last claims.",
+        "Replicas lost together with a primary: their last claims are unknown.",
     ),
     (REQUEUED, Counter, Unit::Count, "Turns put back into the queue for another attempt."),
     (LATE_OUTPUT, Counter, Unit::Count, "Messages of workers that came after their turn's last word."),
-    (QUEUE_WAIT, Histogram, Unit::Seconds, "From acceptance to the claim."),
-    (TIME_TO_FIRST_EVENT, Histogram, Unit::Seconds, "From acceptance to the worker's first event."),
+    (QUEUE_WAIT, Histogram, Unit::Seconds, "Time from acceptance to the claim."),
+    (TIME_TO_FIRST_EVENT, Histogram, Unit::Seconds, "Time from acceptance to the worker's first event."),
     (EVENTS_APPENDED, Counter, Unit::Count, "Events appended by this replica."),
     (APPEND_BATCH, Histogram, Unit::Count, "Events in one commit."),
     (DOORBELL_RINGS, Counter, Unit::Count, "Rings of the doorbell sent."),
-    (DOORBELL_ROUND_TRIP, Histogram, Unit::Seconds, "From a ring sent to the same ring heard."),
-    (BOUND_USED, Gauge, Unit::Count, "How much of a bound of this replica is in use."),
-    (BOUND_MAX, Gauge, Unit::Count, "The bound: what comes beyond it is refused or waits."),
+    (DOORBELL_ROUND_TRIP, Histogram, Unit::Seconds, "Time from a ring sent to the same ring heard."),
+    (
+        BOUND_USED,
+        Gauge,
+        Unit::Count,
+        "How much of a bound of this replica is in use; the label names the bound.",
+    ),
+    (
+        BOUND_MAX,
+        Gauge,
+        Unit::Count,
+        "The bound itself: requests and work beyond the bound are refused or wait.",
+    ),
     (
         CONNECTIONS_CUT,
         Counter,
@@ -93,16 +108,21 @@ const METRICS: [Metric; 30] = [
         CLAIMS_PAUSED,
         Gauge,
         Unit::Count,
-        "1 while this replica claims nothing, since it lacks what a worker's start takes.",
+        "1 while this replica claims nothing because it lacks the resources to start a worker.",
     ),
     (STREAMS_OPEN, Gauge, Unit::Count, "Event streams that clients hold open."),
     (WORKERS, Gauge, Unit::Count, "Worker processes of this replica."),
     (WORKER_EXITS, Counter, Unit::Count, "Workers that ended."),
     (DB_ERRORS, Counter, Unit::Count, "Statements that Postgres did not carry out."),
-    (BLOCKERS, Counter, Unit::Count, "Sessions of others that writes waited for; each once a minute."),
+    (
+        BLOCKERS,
+        Counter,
+        Unit::Count,
+        "Other database sessions whose locks made writes wait; each counted once a minute.",
+    ),
     (HTTP_REQUESTS, Counter, Unit::Count, "Requests answered."),
-    (AUTH_FAILURES, Counter, Unit::Count, "Requests refused for a token that nobody knows."),
-    (HTTP_SECONDS, Histogram, Unit::Seconds, "From a request to the head of its answer."),
+    (AUTH_FAILURES, Counter, Unit::Count, "Requests refused for an unknown token."),
+    (HTTP_SECONDS, Histogram, Unit::Seconds, "Time from a request to the head of its response."),
 ];
 
 /// Bucket bounds in seconds: from a wake-up on one machine to the longest queue clock.
@@ -118,7 +138,7 @@ pub fn install() {
     RECORDER.get_or_init(|| {
         let installed = builder().and_then(PrometheusBuilder::install_recorder);
         if let Err(why) = &installed {
-            tracing::error!(%why, "there will be no metrics");
+            tracing::error!(%why, "metrics cannot be recorded; /metrics stays empty");
         }
         describe();
         installed.ok()

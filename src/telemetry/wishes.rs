@@ -129,7 +129,7 @@ impl WishReading<'_> {
                 "otlp" => wanted = Some(true),
                 "none" => wanted = wanted.or(Some(false)),
                 _ => self.warn(format!(
-                    "OTEL_TRACES_EXPORTER: `{exporter}` is not supported and passed over: it takes otlp and none"
+                    "OTEL_TRACES_EXPORTER: `{exporter}` is not supported and ignored: use otlp or none"
                 )),
             }
         }
@@ -143,13 +143,13 @@ impl WishReading<'_> {
             "http/protobuf" => Some(Protocol::Http),
             "http/json" => {
                 self.warn(format!(
-                    "{name}: http/json is not supported: http/protobuf is spoken, on the same port"
+                    "{name}: http/json is not supported: http/protobuf is used, on the same port"
                 ));
                 Some(Protocol::Http)
             }
             _ => {
                 self.warn(format!(
-                    "{name}: `{value}` is no protocol and passed over: it takes grpc and http/protobuf"
+                    "{name}: `{value}` is not a known protocol and ignored: use grpc or http/protobuf"
                 ));
                 None
             }
@@ -173,7 +173,7 @@ impl WishReading<'_> {
         let usable = parsed.ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let Some(mut url) = usable else {
             // Not shown: it may contain a password.
-            self.warn(format!("{source}: is no http:// or https:// URL, and no traces are exported"));
+            self.warn(format!("{source}: is not an http:// or https:// URL; no traces are exported"));
             return None;
         };
         let by_port = if url.port() == Some(GRPC_PORT) { Protocol::Grpc } else { Protocol::Http };
@@ -182,20 +182,20 @@ impl WishReading<'_> {
             let scheme = if protocol == Protocol::Grpc && !self.is_insecure() { "https" } else { "http" };
             url = with_scheme(scheme).ok()?;
             let by_variable = if protocol == Protocol::Grpc {
-                ", as OTEL_EXPORTER_OTLP_INSECURE (false by default) has it for gRPC"
+                " by OTEL_EXPORTER_OTLP_INSECURE (default: false)"
             } else {
                 ""
             };
             self.warn(format!(
-                "{source}: has no scheme, and {scheme}:// is taken{by_variable}: write the one that is meant"
+                "{source}: has no scheme; {scheme}:// is assumed{by_variable}: add the scheme"
             ));
         }
         match (protocol, url.port()) {
             (Protocol::Http, Some(GRPC_PORT)) => {
-                self.warn(format!("{source}: 4317 is gRPC's port, and http/protobuf is asked for"));
+                self.warn(format!("{source}: 4317 is the port for gRPC, but the protocol is http/protobuf"));
             }
             (Protocol::Grpc, Some(HTTP_PORT)) => {
-                self.warn(format!("{source}: 4318 is the port for HTTP, and grpc is asked for"));
+                self.warn(format!("{source}: 4318 is the port for HTTP, but the protocol is grpc"));
             }
             _ => {}
         }
@@ -217,13 +217,13 @@ impl WishReading<'_> {
         for name in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
             if let Some((_, name)) = self.of_traces(name) {
                 self.warn(format!(
-                    "{name}: is not supported and passed over: SSL_CERT_FILE names the CAs that are trusted"
+                    "{name}: is not supported and ignored: SSL_CERT_FILE names the trusted CAs"
                 ));
             }
         }
         let compression = self.of_traces("COMPRESSION");
         if let Some((value, name)) = compression.filter(|(value, _)| !value.eq_ignore_ascii_case("none")) {
-            self.warn(format!("{name}: `{value}` is not supported: traces go uncompressed"));
+            self.warn(format!("{name}: `{value}` is not supported: traces are sent uncompressed"));
         }
     }
 
@@ -235,7 +235,7 @@ impl WishReading<'_> {
                 Some(header) => headers.push(header),
                 // Neither is shown: a key without `=` may be the secret itself.
                 None => self.warn(format!(
-                    "{name}: an entry is no `name=value`, percent-encoded where needed, and is passed over"
+                    "{name}: an entry is not `name=value`, percent-encoded where needed, and is ignored"
                 )),
             }
         }
@@ -247,7 +247,7 @@ impl WishReading<'_> {
         match value.parse::<u64>() {
             Ok(millis) if millis > 0 => Duration::from_millis(millis),
             _ => {
-                self.warn(format!("{name}: `{value}` is no number of milliseconds, and 10000 is taken"));
+                self.warn(format!("{name}: `{value}` is not a number of milliseconds; 10000 is used"));
                 TIMEOUT
             }
         }
@@ -259,7 +259,7 @@ impl WishReading<'_> {
         // All or none: a part of them would describe another resource.
         let mut attributes = pairs.map(pair_of).collect::<Option<Vec<_>>>().unwrap_or_else(|| {
             self.warn(
-                "OTEL_RESOURCE_ATTRIBUTES: is no list of `key=value`, percent-encoded where needed, and is passed over",
+                "OTEL_RESOURCE_ATTRIBUTES: is not a list of `key=value`, percent-encoded where needed, and is ignored",
             );
             Vec::new()
         });

@@ -102,7 +102,11 @@ pub(super) async fn not_started(deps: &Deps, job: &Job, why: Obstacle, process: 
         Obstacle::Halted(Halt::Lost | Halt::Moved) => return,
         Obstacle::Halted(Halt::Interrupted) => return give_back(deps, claim, "drain").await,
         Obstacle::Lacks { lack, detail } => {
-            tracing::warn!(lack = lack.as_str(), detail, "no worker can be started here; given back");
+            tracing::warn!(
+                lack = lack.as_str(),
+                detail,
+                "no worker can be started here; the turn is given back"
+            );
             return give_back(deps, claim, "lack").await;
         }
         Obstacle::Cancelled(by) => cancelled(&by),

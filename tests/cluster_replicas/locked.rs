@@ -98,7 +98,8 @@ async fn one_locked_row_holds_up_its_own_turn_alone() {
         let status = &cluster.get(0, &format!("/v1/turns/{}", turns[0].id)).await["status"];
         assert_eq!(status, "running", "{table}: the row was not locked");
         let holder = cluster.worker_of(&turns[0]).await.replica;
-        let told = lines(&cluster, holder, &["somebody else has locked", &format!("blocker_pid={pid} ")]);
+        let told =
+            lines(&cluster, holder, &["another database session has locked", &format!("blocker_pid={pid} ")]);
         assert_eq!(told.len(), 1, "{table}: {told:#?}");
         let words =
             [&turns[0].id, &turns[0].conversation, "blocker_application=\"forgotten\"", "blocker_open_s="];
@@ -125,7 +126,12 @@ async fn a_locked_table_takes_no_more_connections_and_ends_no_turn() {
     assert!(most <= POOL_MAX + 3, "{most} connections");
     // Whoever has turns under way meets the lock.
     let told = [0, 1].map(|i| {
-        lines(&cluster, i, &["somebody else has locked a table", "\"turn_events\"", "\"forgotten\""]).len()
+        lines(
+            &cluster,
+            i,
+            &["another database session has locked a table", "\"turn_events\"", "\"forgotten\""],
+        )
+        .len()
     });
     assert!(told.contains(&1) && told.iter().all(|lines| *lines <= 1), "{told:?}");
     held.execute("rollback").await.unwrap();
@@ -173,7 +179,7 @@ async fn a_drain_says_which_turn_it_waits_for_and_for_whom() {
     let waits = lines(&cluster, 0, &["the drain waits for a turn", &turn.id, &turn.conversation, &pid]);
     // Once before its end, and once while the last word waits.
     assert_eq!(waits.len(), 2, "{}", cluster.log(0));
-    assert_eq!(lines(&cluster, 0, &["the drain waits for turns that run", &free.id]).len(), 1);
+    assert_eq!(lines(&cluster, 0, &["the drain waits for running turns", &free.id]).len(), 1);
     assert_eq!(lines(&cluster, 0, &["the drain is over", &turn.id, &free.id]).len(), 1);
     assert_eq!(lines(&cluster, 0, &["for another replica to close", &turn.id]).len(), 1);
     held.execute("rollback").await.unwrap();

@@ -77,18 +77,14 @@ async fn replicas_leave_nothing_on_the_backends_of_a_pooler() {
         assert_eq!(settings, usual, "backend {pid}: {SETTINGS:?}");
     }
     for i in 0..2 {
-        assert!(
-            cluster.log(i).contains("sessions begin without settings of their own"),
-            "{}",
-            cluster.log(i)
-        );
+        assert!(cluster.log(i).contains("the session settings are rejected at login"), "{}", cluster.log(i));
     }
     cluster.verify();
     let doctor = cluster.command("doctor").envs(env).output().unwrap();
     let found = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.status.success(), "{found}");
     for line in [
-        "warn  settings: a pooler drops those of our sessions",
+        "warn  settings: a pooler drops the settings of lastword's sessions",
         "ok    schema: lastword",
         "ok    encoding: UTF8",
     ] {

@@ -124,7 +124,7 @@ pub async fn a_long_answer_is_shortened_and_what_was_before_it_is_told(cluster: 
     assert!(text.contains("[… left out …]") && history[3]["shortened"] == true);
     assert_eq!(omitted, json!({"turns": 0, "shortened": 1}));
     let log: String = cluster.living().into_iter().map(|i| cluster.log(i)).collect();
-    assert!(log.contains("the history is not told whole"), "the log does not say so");
+    assert!(log.contains("the worker gets a part of the history"), "the log does not say so");
 }
 
 pub async fn a_worker_is_told_that_older_turns_are_left_out(cluster: &Cluster) {
@@ -159,7 +159,7 @@ pub async fn a_history_that_cannot_be_read_fails_its_turn(cluster: &Cluster) {
         assert_eq!(sqlx::query(broken).bind(id).execute(&mut conn).await.unwrap().rows_affected(), 1);
         let second = cluster.post_in(1, &first.conversation, "reader", "two").await;
         let events = cluster.watch_all(&second).await;
-        let error = failed(&events, "history_unavailable", "What was said before in this conversation");
+        let error = failed(&events, "history_unavailable", "The history of this conversation");
         assert_eq!((&error["retryable"], &error["safe_to_retry"]), (&json!(false), &json!(true)));
         assert!(events.iter().all(|event| event.kind != "started"), "no worker began as if new");
         for mend in mended {

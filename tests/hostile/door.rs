@@ -160,7 +160,7 @@ async fn short_tokens_are_refused_beyond_loopback() {
         let long = ["LASTWORD_CLIENT_TOKENS", "LASTWORD_OPERATOR_TOKENS"].map(|name| (name, CLIENT));
         let env = [long[0], long[1], ("LASTWORD_LISTEN", "0.0.0.0:0"), (variable, "sesame-of-x")];
         let said = refusal(&cluster, &env).await;
-        assert!(said.contains(&format!("{key} has a token of less than 16 characters")), "{said}");
+        assert!(said.contains(&format!("{key} has a token of fewer than 16 characters")), "{said}");
         assert!(!said.contains("sesame"), "it is shown: {said}");
     }
 }
@@ -333,7 +333,7 @@ async fn guessing_is_slow_and_noted_and_a_good_token_is_never_slowed() {
     cluster.terminate(0);
     assert!(cluster.wait_exit(0).await.success());
     let log = cluster.log(0);
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("nobody knows")).collect();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("unknown tokens")).collect();
     assert!(
         matches!(lines[..], [line] if line.contains("failures=55") && line.contains("127.0.0.1")),
         "{lines:?}"

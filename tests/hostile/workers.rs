@@ -119,7 +119,7 @@ async fn a_worker_of_the_replicas_own_user_cannot_look_into_it() {
     assert_eq!(me["core"], json!([0, 0]), "{me}");
     let file_max = 8_u64 << 30;
     assert!(me["file"][1].as_u64().is_some_and(|max| max <= file_max), "{me}");
-    assert!(cluster.log(0).contains("worker_user names another one"), "the replica warns of it once");
+    assert!(cluster.log(0).contains("set worker_user to another user"), "the replica warns of it once");
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn a_worker_of_another_user_can_neither_read_nor_end_its_replica() {
     assert_eq!(me["groups"], json!([WORKERS_USER]), "{me}");
     assert_eq!(me["workspace"], WORKERS_USER, "{me}");
     assert_eq!(me["file"], json!([3 << 20, 3 << 20]), "{me}");
-    assert!(!cluster.log(0).contains("worker_user names another one"), "nothing is to be warned of");
+    assert!(!cluster.log(0).contains("set worker_user to another user"), "nothing is to be warned of");
     assert!(is_alive(cluster.pid(0)));
 }
 

@@ -122,7 +122,7 @@ pub async fn a_quota_that_stays_used_up(field: &Field) {
     let posted = Instant::now();
     let turn = field.post(0, "full", "hello").await;
     let (word, took) = field.last_word(1, &turn, posted).await;
-    failed(&word, CODE, "could not be started in time: its namespace has no room for another one");
+    failed(&word, CODE, "could not be started in time: its namespace has no room for another pod");
     assert!(took >= Duration::from_secs(3), "{took:?}");
     let asked = before - field.server.world.answers_left("full");
     assert!((3..=15).contains(&asked), "asked {asked} times in 3 s: that is no back-off, or none at all");

@@ -34,7 +34,7 @@ async fn an_absence_is_one_line_and_one_at_its_end_over_all_parts_of_a_replica()
     eventually("it is back", async || cluster.log(0).contains("Postgres is back after ").then_some(())).await;
     let all = cluster.log(0)[before.len()..].to_owned();
     // Deadlines that lapsed meanwhile are no part of it.
-    let told = warnings(&all).into_iter().filter(|line| !line.contains("deadlines were early"));
+    let told = warnings(&all).into_iter().filter(|line| !line.contains("deadlines were too early"));
     assert_eq!(told.count(), 1, "{all}");
     assert_eq!(all.matches("Postgres is back after ").count(), 1, "{all}");
 }

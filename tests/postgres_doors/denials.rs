@@ -66,7 +66,7 @@ async fn who_is_not_let_in_is_told_why_and_leaves() {
         ("database", at("outsider", "absent"), "no database of this name"),
         ("connect", at("outsider", "closed"), "lacks a right"),
         ("create", at("outsider", "foreign_owned"), "lacks a right"),
-        ("no tls", at("outsider", "app") + "?sslmode=require", "does not speak it"),
+        ("no tls", at("outsider", "app") + "?sslmode=require", "does not offer TLS"),
         ("mode", at("outsider", "app") + "?sslmode=on", "TLS parameter"),
         ("ca", at("outsider", "app") + "?sslmode=verify-ca", "needs the certificate of the CA"),
         ("root", at("outsider", "app") + "?sslmode=verify-full&sslrootcert=/nowhere", "TLS parameter"),

@@ -66,7 +66,7 @@ const UNTRUSTED: &str = "not from a CA that is trusted here";
 async fn a_postgres_without_tls() {
     let (server, certificates) = (Server::start().await, Certificates::make());
     let refusals = compare(&server, &certificates, &["", "ca.crt"], "");
-    let cause = "does not speak it";
+    let cause = "does not offer TLS";
     assert_refusals(
         &refusals,
         &[

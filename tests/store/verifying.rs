@@ -20,8 +20,8 @@ enum Stage {
 const OBLIGED: &str = "an open turn has an in-flight row and an accepted event";
 const ONE_WORD: &str = "an ended turn has exactly one last word, of its status, at its last_seq";
 const NO_GAPS: &str = "seq counts from 0 without gaps";
-const WORDS: &str = "every status, phase and clock is one that there is";
-const EPOCHS: &str = "no event is of an epoch above its turn's, and epochs never go down";
+const WORDS: &str = "every status, phase and clock is known";
+const EPOCHS: &str = "no event has an epoch above its turn's, and epochs never decrease";
 const BELONGS: &str = "an in-flight row belongs to an open turn";
 
 #[rustfmt::skip]
@@ -46,7 +46,7 @@ const PLANTS: &[Plant] = &[
     Plant { rule: NO_GAPS, on: Stage::Ended, sql: "delete from turn_events where turn_id = '$ID' and seq = 0" },
     Plant { rule: NO_GAPS, on: Stage::Ended, sql: "delete from turn_events where turn_id = '$ID'" },
     Plant {
-        rule: "every event is of a kind that there is", on: Stage::Running,
+        rule: "every event has a known kind", on: Stage::Running,
         sql: "update turn_events set kind = 'delat' where turn_id = '$ID' and seq = 2",
     },
     Plant { rule: WORDS, on: Stage::Ended, sql: "update turns set status = 'ended' where id = '$ID'" },
@@ -63,7 +63,7 @@ const PLANTS: &[Plant] = &[
                 now() + interval '1 h', 1, 1, 1, 1 from turns where id = '$ID'",
     },
     Plant {
-        rule: "nothing is past its deadline by more than 30 s", on: Stage::Running,
+        rule: "no in-flight row is past its deadline by more than 30 s", on: Stage::Running,
         sql: "update inflight set deadline = now() - interval '31 s' where turn_id = '$ID'",
     },
     Plant {

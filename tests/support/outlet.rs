@@ -21,7 +21,7 @@ const STARTED: &str = "worker started pid=";
 const GIVEN: &str = "the worker has the turn";
 const ENDED: &str = "worker ended worker_id=";
 /// What the log of a host says of a turn's words after its end.
-const LATE: &str = "a worker spoke after its turn's end";
+const LATE: &str = "a worker's message came after its turn's end";
 
 /// Where the words of stdio workers go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -131,9 +131,9 @@ async fn what_means_nothing_is_warned_about_once_and_the_rest_goes_on() {
     let mut collector = Collector::http(StatusCode::OK).await;
     let (bare, url) = (collector.address.to_string(), format!("http://{}", collector.address));
     for (env, warning) in [
-        (&[(ALL, bare.as_str())][..], "has no scheme, and http:// is taken"),
+        (&[(ALL, bare.as_str())][..], "has no scheme; http:// is assumed"),
         (&[(ALL, &url), (PROTOCOL, "http/json")], "http/json is not supported"),
-        (&[(ALL, &url), (PROTOCOL, "smoke")], "`smoke` is no protocol"),
+        (&[(ALL, &url), (PROTOCOL, "smoke")], "`smoke` is not a known protocol"),
         (&[(ALL, &url), ("OTEL_TRACES_EXPORTER", "console")], "`console` is not supported"),
         (&[(ALL, &url), ("OTEL_TRACES_SAMPLER", "sometimes")], "Unrecognized sampler type 'sometimes'"),
         (&[(ALL, &url), ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")], "`gzip` is not supported"),

@@ -151,7 +151,7 @@ fn obstacle(measure: &Measure, site: &Site, is_compared: bool) -> Option<String>
         (Needs::Gateway, _) => None,
         (_, None) => Some("needs an installation of its own".to_owned()),
         (Needs::Shared, Some(rig)) if rig.plan.scope != AgentScope::Shared => {
-            Some("needs --scope shared: a process each would be what is measured".to_owned())
+            Some("needs --scope shared: otherwise the start of processes is measured".to_owned())
         }
         _ => None,
     }
@@ -202,7 +202,7 @@ async fn warm_up(site: &mut Site) -> anyhow::Result<()> {
 async fn verify(site: &Site) -> Vec<String> {
     let Some(rig) = site.own_rig() else { return Vec::new() };
     if rig.plan.history.is_some() {
-        note!("{}", told(&site.name, "not verified: its history alone would take many minutes"));
+        note!("{}", told(&site.name, "not verified: the check of its history takes many minutes"));
         return Vec::new();
     }
     match rig.store.verify().await {

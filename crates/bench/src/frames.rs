@@ -52,7 +52,7 @@ impl Frames {
         {
             if let Some((frame, seq)) = read(&self.rest[begin..end])? {
                 let wanted = self.seq.map_or(seq, |before| before + 1);
-                ensure!(seq == wanted, "event {seq} came where {wanted} was due");
+                ensure!(seq == wanted, "event {seq} came instead of event {wanted}");
                 self.seq = Some(seq);
                 see(frame);
             }
@@ -118,7 +118,7 @@ mod tests {
         let mut frames = Frames::default();
         assert!(kinds(&mut frames, frame(4).as_bytes()).is_ok(), "a cursor may begin anywhere");
         let why = kinds(&mut frames, frame(6).as_bytes()).unwrap_err().to_string();
-        assert_eq!(why, "event 6 came where 5 was due");
+        assert_eq!(why, "event 6 came instead of event 5");
         assert!(kinds(&mut Frames::default(), b"event: reconnect\ndata: {}\n\n").is_err());
     }
 

@@ -65,14 +65,14 @@ const HISTORY_TURNS: &str = "2000000";
 /// Events of each of them.
 const HISTORY_EVENTS: i32 = 10;
 
-/// Measures how fast `lastword` is, beside what this machine can do at best.
+/// Measures the speed of `lastword` against the limits of this machine.
 #[derive(Debug, Parser)]
 #[command(name = "lastword-bench", version)]
 struct MeasureArgs {
-    /// How often each measure is taken
+    /// Number of runs of each measure
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Take everything in a small way, once; judge counts and no speed
+    /// Take each measure once, in a short form, which judges counts but not speed
     #[arg(long)]
     short: bool,
     /// Only these measures
@@ -81,51 +81,53 @@ struct MeasureArgs {
     /// Show the measures and their targets, and measure nothing
     #[arg(long)]
     list: bool,
-    /// Write the findings as JSON too
+    /// Also write the results as JSON to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Leave with 1 where a target is missed
+    /// Exit with 1 if a target is missed
     #[arg(long)]
     strict: bool,
-    /// Beside it, the same over a database with a past: so many ended turns of ten events each
+    /// Measure again on a database that holds this many ended turns of ten events each, and compare
     #[arg(long, value_name = "TURNS", num_args = 0..=1, require_equals = true, default_missing_value = HISTORY_TURNS,
         value_parser = clap::value_parser!(i64).range(1..))]
     history: Option<i64>,
-    /// Beside it, the same while a transaction is open elsewhere, from its start to its end
+    /// Measure again while another session holds one transaction open, and compare
     #[arg(long)]
     held: bool,
-    /// Beside it, the same without this lever; may be given several times
+    /// Measure again without this optimisation, and compare; may be given several times
     #[arg(long, value_name = "LEVER", value_delimiter = ',')]
     ablate: Vec<Lever>,
-    /// Only count what one turn costs, and compare with the baseline
+    /// Only count the database work of one turn, and compare with the baseline
     #[arg(long, conflicts_with_all = ["only", "history", "held", "ablate", "list", "short"])]
     counts: bool,
-    /// The counts to compare with
+    /// File with the baseline
     #[arg(long, value_name = "FILE", default_value = "benches/counts.json")]
     baseline: PathBuf,
-    /// Make what is counted the baseline
+    /// Write the counts to the baseline
     #[arg(long, requires = "counts")]
     write_baseline: bool,
-    /// Only load for longer than is retained, and tell whether tables stop growing
+    /// Only check retention: load for longer than this time, after which turns are dropped, and report whether tables
+    /// stop growing
     #[arg(long, value_name = "SPAN", conflicts_with_all = ["only", "held", "ablate", "list", "short", "counts"])]
     retain: Option<Span>,
-    /// Load for this long, four times what is retained if absent. With `--history=TURNS`, turns of the time before are
-    /// there from the start, evenly over what is retained, and less than that span shows it
+    /// Duration of the load [default: four times `--retain`]. With `--history=TURNS` that many ended turns, spread
+    /// over the retained time, exist from the start, and a shorter load is enough
     #[arg(long = "for", value_name = "SPAN", requires = "retain")]
     load_for: Option<Span>,
-    /// How workers and conversations of the agent belong together
+    /// Scope of the agent's workers
     #[arg(long, value_enum, default_value_t = SCOPE)]
     scope: AgentScope,
-    /// The program that the replicas run, the `lastword` beside this one if absent; a second one is compared with the first
+    /// Program that the replicas run [default: the `lastword` beside this program]; a second program is compared
+    /// with the first
     #[arg(long = "program", value_name = "FILE", value_delimiter = ',')]
     programs: Vec<PathBuf>,
-    /// More for the environment of the replicas
+    /// Additional environment variable of the replicas
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]
     env: Vec<(String, String)>,
-    /// Where the database is kept meanwhile; on a disk, or its commits cost nothing
+    /// Directory for the database; use a disk: in memory, commits cost nothing
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// The directory of the programs `postgres` and `initdb`; searched for if absent
+    /// Directory of the programs `postgres` and `initdb` [default: searched for]
     #[arg(long, value_name = "DIR")]
     postgres_bin: Option<PathBuf>,
     #[command(flatten)]
@@ -138,16 +140,16 @@ const SCOPE: AgentScope = AgentScope::Shared;
 /// Flags that measure an installation which is there already.
 #[derive(Debug, clap::Args)]
 struct RemoteArgs {
-    /// Measure the installation at these base URLs instead, from outside
+    /// Measure a running installation at these base URLs, from outside
     #[arg(long = "url", value_name = "URL", value_delimiter = ',', requires = "agent",
         conflicts_with_all = ["history", "held", "ablate", "counts", "programs", "env", "dir", "postgres_bin", "scope"])]
     urls: Vec<String>,
     #[command(flatten)]
     token: TokenArgs,
-    /// The agent there to talk to
+    /// Agent of that installation to talk to
     #[arg(long, value_name = "NAME")]
     agent: Option<String>,
-    /// What to say to it
+    /// Message to send
     #[arg(long, value_name = "TEXT", default_value = "Hello")]
     input: String,
 }

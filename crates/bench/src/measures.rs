@@ -70,7 +70,7 @@ const MAX: Figure = figure("max", Unit::Ms);
 pub const MEASURES: &[Measure] = &[
     Measure {
         name: "accepted",
-        what: "a turn posted, to its acceptance",
+        what: "from the post of a turn to its acceptance",
         needs: Needs::Gateway,
         is_compared: true,
         figures: &[P50, P99, MAX],
@@ -78,7 +78,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "accept-same",
-        what: "a turn posted, to the worker that has it; idle, same replica",
+        what: "from the post of a turn to its receipt by the worker; idle, same replica",
         needs: Needs::Own,
         is_compared: true,
         figures: &[
@@ -90,7 +90,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "accept-own",
-        what: "the same, a process for the conversation alone",
+        what: "the same, with a process for each conversation",
         needs: Needs::Own,
         is_compared: false,
         figures: &[P50, P99, MAX],
@@ -98,7 +98,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "accept-other",
-        what: "the same, posted on one replica, the worker warm on the other",
+        what: "the same, posted on one replica, with the warm worker on the other",
         needs: Needs::Own,
         is_compared: true,
         figures: &[
@@ -115,7 +115,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "first-event",
-        what: "a turn posted, to its worker's first event at the client; two replicas where they are ours",
+        what: "from the post of a turn to its first event at the client; two replicas, unless --url is given",
         needs: Needs::Gateway,
         is_compared: true,
         figures: &[ms("p50", 4.0), ms("p99", 12.0), MAX],
@@ -139,7 +139,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "event-same",
-        what: "a worker's event to its byte at a client of the same replica, 10 streams",
+        what: "from a worker's event to its arrival at a client of the same replica, 10 streams",
         needs: Needs::Own,
         is_compared: true,
         figures: &[ms("p50", 1.2), ms("p99", 4.0), MAX],
@@ -147,7 +147,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "event-other",
-        what: "the same, a client of the other replica",
+        what: "the same, with a client of the other replica",
         needs: Needs::Own,
         is_compared: true,
         figures: &[ms("p50", 2.0), ms("p99", 5.0), MAX],
@@ -179,7 +179,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "lag",
-        what: "one event at the clients of all replicas, behind the first that has it",
+        what: "delay of one event at the clients of all replicas after its arrival at the first client",
         needs: Needs::Gateway,
         is_compared: false,
         figures: &[P50, P99, MAX],
@@ -231,7 +231,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "idle-conversations",
-        what: "statements of both replicas for 5,000 streams of conversations that nothing happens in",
+        what: "statements of both replicas for 5,000 streams of idle conversations",
         needs: Needs::Shared,
         is_compared: false,
         figures: &[
@@ -284,7 +284,7 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "start",
-        what: "a replica started, until it is ready",
+        what: "from the start of a replica until it is ready",
         needs: Needs::Own,
         is_compared: false,
         figures: &[ms("p50", 300.0), MAX],

@@ -20,7 +20,7 @@ pub const AGENT: &str = "bench";
 /// One with a process for each conversation, whatever the plan says.
 pub const OWN_AGENT: &str = "bench-own";
 
-/// How workers and conversations of the agent belong together.
+/// Scope of the agent's workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum AgentScope {
     /// A process for each conversation.

@@ -71,7 +71,7 @@ pub async fn run(
             findings.iter().filter(|one| !one.broken.is_empty()).map(|one| one.rule).collect();
         ensure!(broken.is_empty(), "the invariants are broken: {}", broken.join(", "));
     } else {
-        note!("not verified: what is retained of the past alone would take many minutes");
+        note!("not verified: the check of the retained history takes many minutes");
     }
     supervisor.hard().cancel();
     let text = layout(&rows);

@@ -31,7 +31,7 @@ pub struct RemoteSite {
     pub token: Option<String>,
     /// The agent to talk to.
     pub agent: String,
-    /// What to say to it.
+    /// The message to send.
     pub input: String,
 }
 

@@ -38,7 +38,7 @@ fn a_history_has_a_size_and_a_lever_must_exist() {
     assert!(
         parse("--ablate magic")
             .unwrap_err()
-            .contains("there is claimed_with_accept, accepted_together, group_commit")
+            .contains("the levers are claimed_with_accept, accepted_together, group_commit")
     );
     let programs = parse("--program old/lastword,new/lastword").unwrap().programs;
     assert_eq!(programs, [PathBuf::from("old/lastword"), PathBuf::from("new/lastword")]);

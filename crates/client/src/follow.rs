@@ -226,7 +226,7 @@ impl<'g> Follow<'g> {
     /// Reads one frame, or returns the reason to try another replica.
     fn take(&mut self, frame: &eventsource_stream::Event) -> Result<FrameMeaning, String> {
         match frame.event.as_str() {
-            "reconnect" => return Err("the replica lets its streams go".to_owned()),
+            "reconnect" => return Err("the replica closes its streams".to_owned()),
             "reset" => return Ok(FrameMeaning::Reset),
             _ => {}
         }
@@ -241,7 +241,7 @@ impl<'g> Follow<'g> {
             return Ok(FrameMeaning::Known);
         }
         if seq > wanted {
-            return Err(format!("event {seq} came where {wanted} was due"));
+            return Err(format!("event {seq} came instead of event {wanted}"));
         }
         let turn_id = turn_id.to_owned();
         let event = FollowedEvent { turn_id: turn_id.clone(), kind: frame.event.clone(), body };
@@ -309,7 +309,7 @@ impl<'g> Follow<'g> {
         match answered.await {
             Ok(Ok(response)) => self.open(response).await,
             Ok(Err(why)) => self.missed(cause(&why), !why.is_connect()),
-            Err(_) => self.missed("it accepted the connection and does not answer".to_owned(), true),
+            Err(_) => self.missed("the gateway accepted the connection and does not answer".to_owned(), true),
         }
     }
 
@@ -333,7 +333,7 @@ impl<'g> Follow<'g> {
                 Ok(Some(FollowStep::Connected))
             }
             status if status.is_success() => {
-                self.missed("it answered with something that is no event stream".to_owned(), true)
+                self.missed("the answer is not an event stream".to_owned(), true)
             }
             _ => match problem(response).await {
                 problem if problem.is_transient() => Ok(self.put_off(&problem)),

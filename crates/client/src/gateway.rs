@@ -105,7 +105,7 @@ impl ProblemAnswer {
     /// The refusal hidden in a stream that only says when to come back: reconnecting clients are refused that way.
     pub fn put_off(headers: &HeaderMap) -> Option<Self> {
         let retry_after = Some(retry_after(headers)?);
-        let detail = "it cannot serve this stream just now".to_owned();
+        let detail = "the replica cannot serve this stream just now".to_owned();
         Some(ProblemAnswer { status: 503, detail, retry_after, ..ProblemAnswer::bare() })
     }
 

@@ -47,7 +47,7 @@ pub fn raise(postgres: u32) -> u64 {
         if soft < wanted
             && let Err(why) = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
         {
-            tracing::warn!(%why, soft, hard, "the limit of descriptors stays as it was");
+            tracing::warn!(%why, soft, hard, "the limit of open files could not be raised");
         }
     }
     measure();

@@ -194,7 +194,10 @@ fn hear<L: Link, O: Outlet<L>>(
             Some(turn) if Some(turn) == link.last_turn() => {
                 // The turn of this message has its last word, so the message cannot become an event (I3).
                 counter!(LATE_OUTPUT).increment(1);
-                tracing::warn!(late_for = %turn, "a worker spoke after its turn's end; not kept");
+                tracing::warn!(
+                    late_for = %turn,
+                    "a worker's message came after its turn's end; the message is dropped"
+                );
                 None
             }
             Some(_) => Some(outlet.broken(Broken::protocol(Fault::OtherTurn.to_string(), None))),

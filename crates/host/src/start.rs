@@ -41,7 +41,7 @@ pub(super) async fn launch_for<O: HostOwner>(
     loop {
         match unless_called_off(turn, launch(host, &program)).await {
             Err(Obstacle::Lacks { lack, detail }) if turn.must_start_here() => {
-                tracing::warn!(lack = lack.as_str(), detail, "no worker can be started yet; tried again");
+                tracing::warn!(lack = lack.as_str(), detail, "no worker can be started now; trying again");
                 unless_called_off(turn, pause()).await?;
             }
             other => return other,

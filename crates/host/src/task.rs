@@ -175,10 +175,12 @@ impl TaskKind {
     /// What a panic leaves behind and who handles it, for the log.
     pub const fn left_behind(self) -> &'static str {
         match self {
-            TaskKind::Replica => "a replica that is not whole: it drains, and the others take over",
-            TaskKind::Turn => "a turn without a host: its clocks close it",
-            TaskKind::Client => "a client whose connection ends: it reconnects with its cursor",
-            TaskKind::Worker => "a process that nobody minds: it dies with this replica",
+            TaskKind::Replica => {
+                "a replica with a missing task: the replica drains, and other replicas take over"
+            }
+            TaskKind::Turn => "a turn without a task: its deadline closes the turn",
+            TaskKind::Client => "a closed connection: the client reconnects with its cursor",
+            TaskKind::Worker => "a process without a supervisor: the process dies with this replica",
         }
     }
 }

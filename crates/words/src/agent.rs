@@ -248,11 +248,14 @@ impl AgentSpec {
             {
                 return refuse(
                     "command",
-                    "needs a program, unless `pod.command` is a worker that calls by itself",
+                    "needs a program, unless `pod.command` is a worker that calls the gateway itself",
                 );
             }
             Runtime::Remote if !self.command.is_empty() => {
-                return refuse("command", "is for its host to know: `lastword work … -- COMMAND`");
+                return refuse(
+                    "command",
+                    "must not be set for `remote`: the command is given to `lastword work … -- COMMAND`",
+                );
             }
             Runtime::Process | Runtime::Remote | Runtime::Kubernetes => {}
         }
@@ -270,7 +273,7 @@ impl AgentSpec {
                 return refuse("scope", "must be `conversation`: each conversation has a pod of its own");
             }
             (Runtime::Kubernetes, Some(pod)) => pod.validate(&self.env)?,
-            (_, Some(_)) => return refuse("pod", "is of the runtime `kubernetes` alone"),
+            (_, Some(_)) => return refuse("pod", "is allowed with the runtime `kubernetes` only"),
             (_, None) => {}
         }
         match (self.scope, self.max_concurrent_turns) {

@@ -118,7 +118,7 @@ impl Code {
             Code::TurnTimeout => "Your request took longer than this agent allows.",
             Code::Interrupted => "The server was restarted before your request was finished.",
             Code::InputTooLong => "Your message is too long for this agent's worker.",
-            Code::HistoryUnavailable => "What was said before in this conversation could not be read.",
+            Code::HistoryUnavailable => "The history of this conversation could not be read.",
             Code::GuardBlocked => "Your message was not accepted by this agent's rules.",
             Code::Internal => "Something went wrong in the gateway.",
         }

@@ -187,7 +187,7 @@ mod tests {
             "http://host:8080/mail?to=a@b.example",
             "This route needs a valid bearer token.",
             "Bearer authentication is basic information",
-            "client_tokens: must be a list of texts",
+            "client_tokens: must be a list of strings",
             "operator_token: unknown, did you mean operator_tokens?",
             "turn_01a203ea5f6a7052876b554c76f7d2cd was accepted",
             "tokens=12 turns=3",

@@ -66,8 +66,13 @@ pub(super) async fn cancel_for_disconnect(gateway: &Gateway, turn: TurnId) {
                 Err(why) if why.is_away() && Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
                 }
-                Err(why) => return tracing::error!(%turn, %why, "a turn whose client left goes on"),
-                Ok(_) => return tracing::info!(%turn, "cancelled: its client left"),
+                Err(why) => {
+                    return tracing::error!(
+                        %turn, %why,
+                        "the turn goes on: its client disconnected, and the cancel failed"
+                    );
+                }
+                Ok(_) => return tracing::info!(%turn, "the turn is cancelled: its client disconnected"),
             }
         }
     };

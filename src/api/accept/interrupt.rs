@@ -26,7 +26,10 @@ pub(super) async fn interrupt_for(gateway: &Gateway, turn: TurnId, conversation:
         let again = async {
             while let Err(why) = interrupt(&gateway, turn, conversation).await {
                 if Instant::now() > until {
-                    return tracing::error!(%turn, %why, "what was to be interrupted goes on");
+                    return tracing::error!(
+                        %turn, %why,
+                        "earlier turns of the conversation go on: the interrupt failed"
+                    );
                 }
             }
         };

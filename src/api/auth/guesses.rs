@@ -169,7 +169,7 @@ async fn tell(state: Arc<Mutex<GuessTable>>, supervisor: Supervisor) {
         failures,
         from,
         of_them,
-        "requests showed tokens that nobody knows; most came `from` there"
+        "requests with unknown tokens were refused; `of_them` came from the address `from`"
     );
 }
 

@@ -81,8 +81,8 @@ fn admits_local(method: &Method, headers: &HeaderMap, is_named: bool) -> Result<
     let mut hosts = texts(headers, "host").peekable();
     if hosts.peek().is_none() || !hosts.all(is_loopback_authority) {
         return Err(Problem::forbidden(
-            "Routes are open here, so only a loopback host name is answered. Set client_tokens (`lastword \
-             serve`) to reach this gateway by another name.",
+            "Client routes need no token here, so only requests to a loopback host name are answered. \
+             Set client_tokens (`lastword serve`) to reach this gateway by another name.",
         ));
     }
     let is_from_here = |list: &str| list.split(',').all(|address| is_loopback_address(address.trim()));
@@ -90,8 +90,8 @@ fn admits_local(method: &Method, headers: &HeaderMap, is_named: bool) -> Result<
         || FORWARDED_FOR.iter().any(|name| !texts(headers, name).all(is_from_here));
     if is_forwarded {
         return Err(Problem::forbidden(
-            "Routes are open here, so nothing is answered that a proxy passes on. Set client_tokens, or \
-             insecure = true where that proxy asks who calls.",
+            "Client routes need no token here, so requests through a proxy are refused. Set client_tokens, \
+             or insecure = true if that proxy authenticates its callers.",
         ));
     }
     if is_named { Ok(()) } else { admits_page(method, headers, is_loopback_authority) }
@@ -105,7 +105,9 @@ fn admits_page(method: &Method, headers: &HeaderMap, is_own: impl Fn(&str) -> bo
     let is_visit = is_read && texts(headers, "sec-fetch-mode").all(|mode| mode == "navigate");
     let is_cross_site = texts(headers, "sec-fetch-site").any(|site| site == "cross-site") && !is_visit;
     if is_cross_site || texts(headers, "origin").any(is_foreign) {
-        return Err(Problem::forbidden("Routes are open here, and pages of other sites are not answered."));
+        return Err(Problem::forbidden(
+            "Client routes need no token here, so requests from pages of other sites are refused.",
+        ));
     }
     Ok(())
 }

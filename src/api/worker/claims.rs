@@ -89,7 +89,7 @@ impl Offer {
 #[utoipa::path(post, path = "/v1/worker/claims", tag = "remote workers", request_body = ClaimsRequest,
     responses(
         (status = 200, body = Offers),
-        (status = 204, description = "None has come in time"),
+        (status = 204, description = "No turn came in time"),
         (status = 404, description = "`worker_not_found`: register first", body = ProblemDocument),
     ))]
 pub async fn wait(

@@ -55,7 +55,7 @@ pub struct Acknowledged {
         ("n" = i64, Query, description = "The number of the first message, from 1", minimum = 1),
     ),
     request_body(content = String, content_type = "application/x-ndjson",
-        description = "Messages of the native protocol, one a line, and `gone` where the worker is"),
+        description = "Messages of the native protocol, one a line, and `gone` when the worker is gone"),
     responses(
         (status = 200, description = "Committed", body = Acknowledged),
         (status = 204, description = "All of it was committed before"),

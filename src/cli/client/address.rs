@@ -15,11 +15,11 @@ const DEFAULT_URLS: [&str; 2] = ["http://127.0.0.1:8080", "http://127.0.0.1:8081
 /// The flags that every client command takes.
 #[derive(clap::Args, Clone)]
 pub struct Address {
-    /// A gateway's base URL; several are tried in turn
+    /// Base URL of a gateway; several, separated by commas, are tried in turn
     #[arg(long = "url", env = "LASTWORD_URL", value_delimiter = ',', value_name = "URL", global = true)]
     urls: Vec<String>,
-    /// The folder of a running `lastword dev`: its URLs and its operator token [default: .lastword, where one
-    /// runs there]
+    /// Directory of a running `lastword dev`, for its URLs and its operator token [default: .lastword, if
+    /// `lastword dev` runs there]
     #[arg(long, value_name = "DIR", global = true)]
     data: Option<PathBuf>,
     #[command(flatten)]
@@ -32,7 +32,7 @@ pub struct TokenArgs {
     /// A bearer token. Only its variable is taken: arguments are seen by every user of the machine
     #[arg(long, env = "LASTWORD_TOKEN", hide = true, hide_env_values = true, global = true)]
     token: Option<String>,
-    /// A file that holds a bearer token; LASTWORD_TOKEN may hold one itself
+    /// File with a bearer token; LASTWORD_TOKEN may hold the token itself
     #[arg(long, env = "LASTWORD_TOKEN_FILE", value_name = "FILE", global = true)]
     token_file: Option<PathBuf>,
 }

@@ -34,21 +34,21 @@ enum AgentsCommand {
     List {
         #[command(flatten)]
         page: PageArgs,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
     /// One agent
     Show {
-        /// Its name
+        /// Name of the agent
         name: String,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
     /// Delete one agent
     Delete {
-        /// Its name
+        /// Name of the agent
         name: String,
     },
 }

@@ -28,16 +28,16 @@ Exit codes: 0 completed, 1 failed, 2 usage, 3 gateway unreachable or stream not 
 pub struct ChatArgs {
     #[command(flatten)]
     address: Address,
-    /// Which agent [default: the conversation's, else demo]
+    /// Agent to talk to [default: the conversation's, else demo]
     #[arg(long)]
     agent: Option<String>,
-    /// Go on with this conversation
+    /// Continue this conversation
     #[arg(long, value_name = "ID")]
     conversation: Option<String>,
     /// Give up after this long without an event
     #[arg(long, default_value = "6m", value_name = "SPAN")]
     idle: Span,
-    /// What to say; without it every line of stdin is a message
+    /// Message to send [default: each line of stdin is a message]
     message: Option<String>,
 }
 

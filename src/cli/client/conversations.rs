@@ -29,28 +29,28 @@ pub struct ConversationsArgs {
 enum ConversationsCommand {
     /// The newest conversations
     List {
-        /// Only with this agent
+        /// Only conversations with this agent
         #[arg(long)]
         agent: Option<String>,
         #[command(flatten)]
         page: PageArgs,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
     /// One conversation and its turns
     Show {
-        /// conv_…
+        /// Id of the conversation, conv_…
         id: String,
         #[command(flatten)]
         page: PageArgs,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Delete one conversation; what runs in it is cancelled
+    /// Delete one conversation; its open turns are cancelled
     Delete {
-        /// conv_…
+        /// Id of the conversation, conv_…
         id: String,
     },
 }

@@ -36,7 +36,7 @@ enum ReplicasCommand {
     List {
         #[command(flatten)]
         page: PageArgs,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },

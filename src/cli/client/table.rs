@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::text;
 use lastword_client::gateway::segment;
 
-/// In which form.
+/// Output format.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
     /// For people.
@@ -23,10 +23,10 @@ pub enum Output {
 /// The flags of a list.
 #[derive(clap::Args)]
 pub struct PageArgs {
-    /// At most this many
+    /// Maximum number of entries
     #[arg(long, default_value_t = 50)]
     limit: u32,
-    /// Go on where an earlier page ended
+    /// Continue after an earlier page, at the cursor that it printed
     #[arg(long)]
     cursor: Option<String>,
 }

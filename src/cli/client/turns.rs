@@ -45,9 +45,9 @@ enum TurnsCommand {
     List(ListArgs),
     /// One turn
     Show {
-        /// turn_…
+        /// Id of the turn, turn_…
         id: String,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
@@ -55,43 +55,43 @@ enum TurnsCommand {
     Tail(TailArgs),
     /// Cancel one turn
     Cancel {
-        /// turn_…
+        /// Id of the turn, turn_…
         id: String,
     },
 }
 
 #[derive(clap::Args)]
 struct ListArgs {
-    /// Only this agent's
+    /// Only turns of this agent
     #[arg(long)]
     agent: Option<String>,
-    /// Only in this status: queued, running, completed, failed, cancelled
+    /// Only turns in this status: queued, running, completed, failed, cancelled
     #[arg(long)]
     status: Option<Status>,
-    /// Only of this conversation
+    /// Only turns of this conversation
     #[arg(long, value_name = "ID")]
     conversation: Option<String>,
-    /// Only those past their deadline
+    /// Only turns past their deadline
     #[arg(long)]
     overdue: bool,
     #[command(flatten)]
     page: PageArgs,
-    /// In which form
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
 #[derive(clap::Args)]
 struct TailArgs {
-    /// turn_…
+    /// Id of the turn, turn_…
     id: String,
-    /// Only what comes after this event
+    /// Only events after this `seq`
     #[arg(long, value_name = "SEQ")]
     after: Option<i64>,
     /// Give up after this long without an event
     #[arg(long, default_value = "6m", value_name = "SPAN")]
     idle: Span,
-    /// As text, or every event as a line of JSON
+    /// Output format: text, or one line of JSON per event
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -121,7 +121,7 @@ pub async fn run(args: TurnsArgs) -> anyhow::Result<ExitCode> {
             let turn = gateway.call(Method::POST, &path, Some(&json!({}))).await?;
             let status = turn.get("status").and_then(|status| status.as_str()).unwrap_or("unknown");
             match status.parse::<Status>().is_ok_and(Status::is_terminal) {
-                true => note!("It had ended already: {status}"),
+                true => note!("The turn had already ended: {status}"),
                 false => note!("Cancelling {id}"),
             }
         }

@@ -33,32 +33,32 @@ pub struct WorkerTokensArgs {
 
 #[derive(Subcommand)]
 enum WorkerTokensCommand {
-    /// Mint a token that lets an agent's workers in; it is shown once
+    /// Create a token for an agent's remote workers; the token is shown once
     Create {
-        /// Whose turns its workers may run
+        /// Agent whose turns the workers may run
         #[arg(long, value_name = "NAME")]
         agent: String,
-        /// The only conversation that they may serve
+        /// Only conversation that the workers may serve
         #[arg(long, value_name = "ID")]
         conversation: Option<String>,
-        /// For how long, such as 90d; without it until it is revoked
+        /// Lifetime of the token, such as 90d [default: until revoked]
         #[arg(long, value_name = "SPAN")]
         expires: Option<Span>,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
-    /// The tokens that let workers in, without their secrets
+    /// All worker tokens, without their secrets
     List {
         #[command(flatten)]
         page: PageArgs,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Revoke one; what its workers run ends
+    /// Revoke one token; turns of its workers end
     Revoke {
-        /// wtk_…
+        /// Id of the token, wtk_…
         id: String,
     },
 }
@@ -77,7 +77,7 @@ pub async fn run(args: WorkerTokensArgs) -> anyhow::Result<ExitCode> {
                     say!("{token}");
                     let until = minted["expires_at"].as_str().unwrap_or("it is revoked");
                     note!(
-                        "{} lets workers of {agent} in until {until}",
+                        "{} is valid for workers of {agent} until {until}",
                         minted["id"].as_str().unwrap_or("-")
                     );
                 }

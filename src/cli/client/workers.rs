@@ -42,13 +42,13 @@ enum WorkersCommand {
     List {
         #[command(flatten)]
         page: PageArgs,
-        /// In which form
+        /// Output format
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
     /// Stop one worker; every turn that it runs is cancelled
     Stop {
-        /// wrk_…
+        /// Id of the worker, wrk_…
         id: String,
     },
 }

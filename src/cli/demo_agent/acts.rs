@@ -15,7 +15,7 @@ pub const HELP: &str = "\
 A message may begin with a command:
   /echo TEXT     TEXT, at once
   /slow N        N words, one every 100 ms
-  /recall        everything it knows of this conversation
+  /recall        everything the agent knows of this conversation
   /ask QUESTION  asks, waits for the answer, echoes it
   /notice TEXT   a whole message; /ephemeral TEXT and /status TEXT likewise
   /error TEXT    reports an error
@@ -29,7 +29,7 @@ A message may begin with a command:
   /orphan        leaves a process behind, and says its pid
   /garbage /badutf8 /nul /rawnul /longline /unknown
                  a line that is not JSON, not UTF-8, has an escaped or a raw NUL,
-                 is 2 MiB long, has a type that nobody knows
+                 is 2 MiB long, has an unknown type
   /wrongturn /noturn /badfield /twoends /afterend
                  speaks for another turn, for none, leaves out a field, completes twice,
                  goes on after its end

@@ -22,12 +22,12 @@ use crate::clock::steady_ns;
 
 /// What a measured turn may ask for.
 pub const HELP: &str = "\
-With --pace it serves many turns at once, and says of each piece when it was said:
+With --pace the agent serves many turns at once, and stamps each piece with its time:
   /pace COUNT RATE BYTES [SECONDS]
                         COUNT pieces of BYTES bytes, RATE a second; with RATE 0 all at once;
-                        the first after so many SECONDS
+                        the first after SECONDS
   /pour SECONDS BYTES   pieces as fast as they go
-  /hold SECONDS         one piece, then nothing for so long
+  /hold SECONDS         one piece, then nothing for SECONDS
   anything else         one piece";
 
 /// Hexadecimal digits of the stamp at the start of each piece.

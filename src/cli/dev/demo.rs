@@ -32,7 +32,7 @@ const MESSAGE: &str = "/slow 200";
 /// Flags of `lastword demo`.
 #[derive(Debug, clap::Args)]
 pub struct DemoArgs {
-    /// The directory of the programs `postgres` and `initdb`; searched for if absent
+    /// Directory of the programs `postgres` and `initdb` [default: searched for]
     #[arg(long, value_name = "DIR")]
     postgres_bin: Option<PathBuf>,
 }
@@ -101,11 +101,8 @@ async fn story(cluster: &mut DevCluster) -> anyhow::Result<()> {
 
     cluster.settle().await?;
     let again = gateway.events(victim, &turn).await?;
-    ensure!(again == seen, "replica {dying} tells the turn differently from replica {living}");
-    tell(&format!(
-        "Replica {dying} is back, and tells the same {} events to whoever asks there.\n",
-        seen.len()
-    ));
+    ensure!(again == seen, "replica {dying} serves other events of the turn than replica {living}");
+    tell(&format!("Replica {dying} is back, and serves the same {} events of the turn.\n", seen.len()));
     verify(cluster).await
 }
 
@@ -142,7 +139,7 @@ impl DemoClient {
                 let pid = replica.and_then(|replica| replica["pid"].as_u64());
                 let state = cluster.state();
                 let holder = state.replicas.iter().position(|ours| ours.pid.map(u64::from) == pid);
-                return holder.context("the turn's replica is none of ours");
+                return holder.context("the turn runs on an unknown replica");
             }
             sleep(Duration::from_millis(50)).await;
         }

@@ -72,7 +72,7 @@ impl AgentCache {
                 agent = agent.name,
                 revision = agent.revision,
                 ?fields,
-                "an agent of a newer release: its turns are left to replicas that understand it"
+                "a newer release has stored this agent: its turns are left to newer replicas"
             );
         }
     }

@@ -336,7 +336,7 @@ async fn repeat<W: Leased>(
         };
         match tried {
             Err(why) if why.is_away() => {
-                tracing::debug!(%why, "writing again soon");
+                tracing::debug!(%why, "a write failed; trying again");
                 if why.is_held() {
                     match locked {
                         Locked::Leaves(aside) if set_aside(store, writes, replies, aside).await == 0 => {
@@ -368,7 +368,7 @@ async fn set_aside<W: Leased>(
     for write in writes.extract_if(.., |write| locked.contains(&write.lease().0)) {
         let lease = write.lease();
         aside.note();
-        tracing::debug!(turn_id = %lease.0, "written beside the others, since somebody else has locked a row of it");
+        tracing::debug!(turn_id = %lease.0, "another database session has locked a row of this turn; written by itself");
         if let Some(reply) = replies.remove(&lease) {
             aside.take((write.into(), reply)).await;
         }
@@ -386,7 +386,7 @@ where
     loop {
         match question().await {
             Err(why) if why.is_away() => {
-                tracing::warn!(%why, "asking again soon");
+                tracing::warn!(%why, "a query failed; trying again");
                 pause().await;
             }
             other => return other,

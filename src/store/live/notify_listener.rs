@@ -92,7 +92,7 @@ async fn hear(store: &Store, listener: &mut PgListener, started: Instant) -> Res
             return Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into());
         };
         let Some((sender, ring)) = read(notification.payload()) else {
-            tracing::warn!("a notification on our channel is not ours");
+            tracing::warn!("a notification on the doorbell's channel cannot be read; ignored");
             continue;
         };
         if sender != store.wake().rings.sender() {

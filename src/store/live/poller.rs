@@ -38,7 +38,7 @@ pub async fn look_on(store: Store, until: CancellationToken) {
             sleep(pause).await;
             let began = Instant::now();
             if let Err(why) = look(&store).await {
-                tracing::debug!(%why, "nobody was looked for");
+                tracing::debug!(%why, "the fallback poll failed");
             }
             pause = match store.wake().rings.round_trip().is_some() {
                 true => (began.elapsed() * REST).clamp(LOOK_EVERY, LOOK_EVERY_MAX),

@@ -136,7 +136,8 @@ impl Connections {
 
     async fn take_or_make(self: &Arc<Self>) -> Result<Loan, StoreError> {
         let place = self.places.clone().acquire_owned().await;
-        let place = place.map_err(|_| away("acquire", "this process lets go of Postgres".to_owned()))?;
+        let place = place
+            .map_err(|_| away("acquire", "this process closes its connections to Postgres".to_owned()))?;
         let mut making: Option<JoinHandle<Result<(), StoreError>>> = None;
         let own = loop {
             let given_back = self.given_back.notified();

@@ -34,7 +34,7 @@ const fn denial(cause: &'static str, remedy: &'static str) -> Denial {
 /// SQLSTATE 28P01: wrong password.
 pub const PASSWORD: Denial = denial(
     "Postgres refuses this user's password",
-    "correct the user or the password in the database URL; a file that holds the URL is read again by itself",
+    "correct the user or the password in the database URL; a file that holds the URL is read again automatically",
 );
 /// SQLSTATE 28000: rejected by `pg_hba.conf`, or the role may not log in.
 pub const ENTRY: Denial = denial(
@@ -51,7 +51,7 @@ pub const DATABASE: Denial = denial(
 pub const RIGHTS: Denial = denial(
     "this user lacks a right in the database",
     "grant the user CONNECT and CREATE on the database, or make the schema for the user (create schema lastword \
-     authorization USER); a schema that is there must be the user's own, with all that is in it",
+     authorization USER); an existing schema must belong to the user, with all that is in it",
 );
 /// The database URL does not parse.
 pub const URL: Denial = denial(
@@ -66,7 +66,7 @@ pub const FILE: Denial = denial(
 /// The file names another server or database than at startup.
 pub const MOVED: Denial = denial(
     "the file that holds the database URL names another server or database now",
-    "restart this process to have it follow: one process never works on two databases",
+    "restart this process: one process never works on two databases",
 );
 /// An invalid `sslmode`, or an invalid parameter of it.
 pub const PARAMETER: Denial = denial(
@@ -81,7 +81,7 @@ pub const NO_ROOT: Denial = denial(
 );
 /// TLS is required, and the server does not offer it.
 pub const NO_TLS: Denial = denial(
-    "the database URL asks for TLS, and Postgres does not speak it",
+    "the database URL asks for TLS, and Postgres does not offer TLS",
     "set ssl = on in Postgres, or sslmode=prefer in the database URL",
 );
 /// The server's certificate comes from an unknown issuer.
@@ -102,7 +102,7 @@ pub const EXPIRED: Denial = denial(
 /// Any other fault of the server's certificate.
 pub const CERTIFICATE: Denial = denial(
     "Postgres' certificate cannot be verified",
-    "renew the certificate as one of version 3, or go without verification by sslmode=require",
+    "renew the certificate as X.509 version 3, or skip verification with sslmode=require",
 );
 /// The server rejected the client's certificate.
 pub const CLIENT_CERTIFICATE: Denial = denial(
@@ -111,8 +111,8 @@ pub const CLIENT_CERTIFICATE: Denial = denial(
 );
 /// No common TLS version or cipher.
 pub const HANDSHAKE: Denial = denial(
-    "no TLS connection to Postgres comes about",
-    "let Postgres offer TLS 1.2 or 1.3 (ssl_min_protocol_version, ssl_ciphers), with a key of at least 2048 bits",
+    "the TLS connection to Postgres cannot be set up",
+    "make Postgres offer TLS 1.2 or 1.3 (ssl_min_protocol_version, ssl_ciphers), with a key of at least 2048 bits",
 );
 
 /// The denial for an SQLSTATE, from a login or from a statement; `None` for other states.

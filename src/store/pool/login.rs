@@ -195,7 +195,7 @@ impl Login {
             Ok(text) => match LoginEntry::read(text.trim(), &self.application_name) {
                 Err(fault) => Some(fault),
                 Ok(new) if !new.is_same_database(&state.entry) => {
-                    Some((denial::MOVED, "only its user, password and TLS are followed".to_owned()))
+                    Some((denial::MOVED, "only changes of user, password and TLS are taken over".to_owned()))
                 }
                 Ok(new) => {
                     tracing::info!("the file that holds the database URL has changed");
@@ -210,7 +210,7 @@ impl Login {
         if let Some((denial, why)) = &fault
             && state.file_fault != fault
         {
-            tracing::warn!(why, remedy = denial.remedy, "{denial}; what was read before stays in use");
+            tracing::warn!(why, remedy = denial.remedy, "{denial}; the URL read before stays in use");
         }
         state.file_fault = fault;
     }
@@ -237,7 +237,7 @@ impl Login {
                 }
             }
         }
-        Err(first.unwrap_or_else(|| denied(attempt.op, denial::URL, "no way in".to_owned())))
+        Err(first.unwrap_or_else(|| denied(attempt.op, denial::URL, "every way to log in failed".to_owned())))
     }
 
     /// Tries one way. An error comes with whether libpq would try the next way.

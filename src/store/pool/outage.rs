@@ -62,7 +62,7 @@ impl Outage {
         match line {
             Some(Notice::Away) => tracing::warn!(%why, remedy = why.remedy(), "Postgres is away"),
             Some(Notice::Hiccup { failures }) => {
-                tracing::warn!(%why, failures, remedy = why.remedy(), "Postgres did not do what it was asked");
+                tracing::warn!(%why, failures, remedy = why.remedy(), "Postgres did not carry out a statement");
             }
             Some(line) => line.tell(),
             None => tracing::debug!(%why, "Postgres is away"),

@@ -125,7 +125,7 @@ impl Sessions {
     /// Notes that startup parameters were rejected: later sessions start without them.
     fn note(&self, why: &StoreError) {
         if !self.is_bare.swap(true, Ordering::Relaxed) {
-            tracing::info!(%why, "sessions begin without settings of their own: give them to the role");
+            tracing::info!(%why, "the session settings are rejected at login: set them for the role");
         }
     }
 

@@ -117,18 +117,18 @@ impl TlsParameters {
             Some("require") => Mode::Require,
             Some("verify-ca") => Mode::VerifyCa,
             Some("verify-full") => Mode::VerifyFull,
-            Some(_) => return refuse("sslmode", "is none of those that there are"),
+            Some(_) => return refuse("sslmode", "has an unknown value"),
         };
         if root == Root::System && mode != Mode::VerifyFull {
             return refuse(
                 "sslrootcert=system",
-                "needs sslmode=verify-full: anybody can have such a certificate",
+                "needs sslmode=verify-full: anybody can get a certificate from a public CA",
             );
         }
         let identity = match (value(&CERTIFICATE, "PGSSLCERT"), value(&KEY, "PGSSLKEY")) {
             (Some(certificate), Some(key)) => Some((pem(certificate), pem(key))),
             (None, None) => None,
-            _ => return refuse("sslcert and sslkey", "stand together or not at all"),
+            _ => return refuse("sslcert and sslkey", "must be set together"),
         };
         Ok(TlsParameters { mode, root, identity })
     }
@@ -175,10 +175,10 @@ impl TlsParameters {
         match stream.read_u8().await.map_err(TlsFault::Io)? {
             b'S' => {}
             b'N' if self.mode >= Mode::Require => {
-                return Err(TlsFault::Denied(denial::NO_TLS, "it answers N".to_owned()));
+                return Err(TlsFault::Denied(denial::NO_TLS, "the server answers N".to_owned()));
             }
             b'N' => return Ok(None),
-            _ => return Err(TlsFault::Denied(denial::HANDSHAKE, "the server is no Postgres".to_owned())),
+            _ => return Err(TlsFault::Denied(denial::HANDSHAKE, "the server is not Postgres".to_owned())),
         }
         // A host that is no valid TLS name sends no SNI.
         let unnamed = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
@@ -212,7 +212,7 @@ impl Pem {
 fn certificates(name: &str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsFault> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     let found = read.ok().filter(|found| !found.is_empty());
-    found.ok_or_else(|| TlsFault::Denied(denial::PARAMETER, format!("{name} holds no certificate as PEM")))
+    found.ok_or_else(|| TlsFault::Denied(denial::PARAMETER, format!("{name} holds no PEM certificate")))
 }
 
 fn roots(certificates: Vec<CertificateDer<'static>>, name: &str) -> Result<Roots, TlsFault> {
@@ -234,10 +234,10 @@ async fn identity(
     let chain = certificates("sslcert", &certificate.read("sslcert").await?)?;
     let refuse = |why: &str| TlsFault::Denied(denial::PARAMETER, format!("sslkey {why}"));
     let key = PrivateKeyDer::from_pem_slice(&key.read("sslkey").await?).map_err(|_| {
-        refuse("holds no key as PEM, or one behind a passphrase: `openssl pkey` writes it without")
+        refuse("holds no PEM key, or a key with a passphrase: `openssl pkey` writes a key without one")
     })?;
     let key = provider.key_provider.load_private_key(key);
-    let key = key.map_err(|_| refuse("is of a kind that is not supported: RSA, ECDSA and Ed25519 are"))?;
+    let key = key.map_err(|_| refuse("is of an unsupported kind: use RSA, ECDSA or Ed25519"))?;
     // Not matched against the certificate, which may be of version 1: Postgres checks the pair.
     Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
 }

@@ -73,7 +73,7 @@ impl Store {
     fn tell(&self, blocked: &[Blocked]) {
         for group in by_blocker(blocked) {
             if self.blockers_told().may_tell(group.pid()) {
-                group.warn("somebody else has locked a row of this turn; other turns go on");
+                group.warn("another database session has locked a row of this turn; other turns go on");
             }
         }
     }
@@ -84,7 +84,7 @@ impl Store {
             return;
         }
         let found = self.table_blockers().await.unwrap_or_else(|why| {
-            tracing::debug!(%why, "who has locked a table is not known");
+            tracing::debug!(%why, "the session that has locked a table could not be found");
             Vec::new()
         });
         for (tables, blocker) in found {
@@ -94,7 +94,7 @@ impl Store {
                     blocker_pid = blocker.pid,
                     blocker_application = blocker.application,
                     blocker_open_s = blocker.open_for.map(|time| time.as_secs()),
-                    "somebody else has locked a table; all that writes to it waits"
+                    "another database session has locked a table; all writes to the table wait"
                 );
             }
         }

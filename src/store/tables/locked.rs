@@ -49,7 +49,7 @@ impl Store {
     /// Looks at the queue from this turn on. If Postgres does not answer, nothing is skipped.
     async fn look_for_locked(&self, from: TurnId) {
         let heads = self.locked_heads(from).await.unwrap_or_else(|why| {
-            warn_of!(why, "locked turns not looked for");
+            warn_of!(why, "locked turns could not be looked up");
             Vec::new()
         });
         self.locked_turns().saw(&heads);

@@ -16,7 +16,7 @@ use crate::{
 /// Most tokens that operators may have.
 pub const TOKENS_MAX: i64 = 10_000;
 /// The message of a turn whose worker's token has ended.
-pub const ENDED: &str = "The worker handling your request is not let in any more.";
+pub const ENDED: &str = "The worker handling your request is no longer admitted.";
 /// A commit may become visible this long after its own timestamp.
 const COMMIT_MAX: TimeDelta = TimeDelta::seconds(10);
 

@@ -60,20 +60,24 @@ impl Store {
 
     /// Whether a failover ever lost commits, and whether such a loss could be detected.
     async fn lost_commits(&self) -> Check {
-        let remedy = "a standby without the newest commits was promoted: use a synchronous one, or accept it";
+        let remedy = "a standby without the newest commits was promoted: use a synchronous standby, or accept the loss";
         match (self.timeline().await, self.losses().await) {
             (Ok(timeline), Ok(losses)) if losses.turns == 0 && timeline > 0 => {
                 fine("lost commits", format!("none noticed; timeline {timeline}"))
             }
             (Ok(_), Ok(losses)) if losses.turns > 0 => {
                 let (turns, events, vanished) = (losses.turns, losses.events, losses.vanished);
-                let finding =
-                    format!("{turns} turns lost commits: {events} events, {vanished} turns as a whole");
+                let finding = format!("{turns} turns lost commits: {events} events, {vanished} whole turns");
                 check("lost commits", Severity::Warning, finding, remedy)
             }
             (Ok(_), Ok(_)) => {
-                let remedy = "let this role call pg_current_wal_lsn(): without it no failover is seen";
-                check("lost commits", Severity::Warning, "this Postgres does not tell its timeline", remedy)
+                let remedy = "let this role call pg_current_wal_lsn(): otherwise no failover is noticed";
+                check(
+                    "lost commits",
+                    Severity::Warning,
+                    "the timeline of this Postgres cannot be read",
+                    remedy,
+                )
             }
             (Err(why), _) | (_, Err(why)) => {
                 check("lost commits", Severity::Fault, why.to_string(), "look into Postgres' log")
@@ -113,7 +117,7 @@ fn migrations(extent: Result<Extent, StoreError>) -> Check {
     match extent {
         Ok(Extent::All) => fine("migrations", "all applied"),
         Ok(Extent::Some) => missing("some are missing"),
-        Ok(Extent::Nothing) => missing("none applied: this database has no tables of lastword's"),
+        Ok(Extent::Nothing) => missing("none applied: this database has no lastword tables"),
         Err(why) => check("migrations", Severity::Fault, why.to_string(), "look into Postgres' log"),
     }
 }
@@ -144,7 +148,7 @@ async fn connections(conn: &mut Conn, config: &Config) -> Result<Check, sqlx::Er
     let per_replica = i64::from(config.pool_max) + CONNECTIONS_RESERVED;
     let wanted = per_replica * row.replicas.max(2);
     let finding = format!(
-        "{} in use of {}; a replica takes up to {per_replica}, {} replicas {wanted}",
+        "{} of {} in use; a replica takes up to {per_replica}, {} replicas up to {wanted}",
         row.used,
         row.free_for_us,
         row.replicas.max(2)
@@ -172,13 +176,17 @@ async fn oldest_transaction(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     .await?;
     let Some(seconds) = seconds else {
         // Forgotten sessions mostly belong to people or backups, under other roles.
-        return Ok(fine("oldest transaction", "hidden from this role: pg_read_all_stats would show others'"));
+        return Ok(fine(
+            "oldest transaction",
+            "unknown: other roles' transactions are visible with pg_read_all_stats only",
+        ));
     };
     let finding = format!("{seconds:.0} s old");
     Ok(if seconds < TRANSACTION_MAX_S {
         fine("oldest transaction", finding)
     } else {
-        let remedy = "end it (pg_stat_activity tells which): it keeps vacuum from the hot tables";
+        let remedy =
+            "end the transaction (see pg_stat_activity): meanwhile vacuum cannot clean up the busiest tables";
         check("oldest transaction", Severity::Warning, finding, remedy)
     })
 }
@@ -211,14 +219,17 @@ async fn partitions(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     let finding = format!("made for {} days ahead", days.unwrap_or(-1));
     Ok(match days {
         Some(1..) => fine("partitions", finding),
-        Some(0) => {
-            check("partitions", Severity::Warning, finding, "a running replica makes them; look into its log")
-        }
+        Some(0) => check(
+            "partitions",
+            Severity::Warning,
+            finding,
+            "a running replica makes partitions; look into its log",
+        ),
         _ => check(
             "partitions",
             Severity::Fault,
             finding,
-            "start a replica: without them nothing can be accepted",
+            "start a replica, which makes partitions: without them no turn can be accepted",
         ),
     })
 }
@@ -237,7 +248,7 @@ async fn pooler(conn: &mut Conn) -> Result<Check, sqlx::Error> {
         fine("pooler", "none seen, or one in session mode")
     } else {
         let remedy = "set LASTWORD_LISTENER_DATABASE_URL to a URL past the pooler";
-        check("pooler", Severity::Warning, "there is one, in transaction mode by all signs", remedy)
+        check("pooler", Severity::Warning, "seen, apparently in transaction mode", remedy)
     })
 }
 

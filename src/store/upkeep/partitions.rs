@@ -42,7 +42,8 @@ impl Store {
                         .fetch_one(c)
                 })
                 .await;
-            made += u32::from(is_new.inspect_err(|why| warn_of!(why, %day, "no partition made"))?);
+            made +=
+                u32::from(is_new.inspect_err(|why| warn_of!(why, %day, "a partition could not be made"))?);
         }
         Ok(made)
     }

@@ -74,7 +74,7 @@ const CHECKS: &[VerifyRule] = &[
     },
     VerifyRule {
         invariant: "I5",
-        rule: "no event is of an epoch above its turn's, and epochs never go down",
+        rule: "no event has an epoch above its turn's, and epochs never decrease",
         sql: "select distinct e.turn_id::text from (
                 select e.turn_id, e.attempt, lag(e.attempt) over (partition by e.turn_id order by e.seq) as before
                   from lastword.turn_events e) e left join lastword.turns t on t.id = e.turn_id
@@ -88,7 +88,7 @@ const CHECKS: &[VerifyRule] = &[
     },
     VerifyRule {
         invariant: "I6",
-        rule: "nothing is past its deadline by more than 30 s",
+        rule: "no in-flight row is past its deadline by more than 30 s",
         sql: "select i.turn_id::text from lastword.inflight i where i.deadline < clock_timestamp() - interval '30 s'",
     },
     VerifyRule {
@@ -108,14 +108,14 @@ const CHECKS: &[VerifyRule] = &[
 const WORDS: &[VerifyRule] = &[
     VerifyRule {
         invariant: "I4",
-        rule: "every event is of a kind that there is",
+        rule: "every event has a known kind",
         sql: "select distinct e.turn_id::text from lastword.turn_events e
                where e.kind not in ('accepted', 'started', 'delta', 'content', 'ephemeral', 'status', 'ask', 'answer',
                  'custom', 'completed', 'failed', 'cancelled')",
     },
     VerifyRule {
         invariant: "I2",
-        rule: "every status, phase and clock is one that there is",
+        rule: "every status, phase and clock is known",
         sql: "select t.id::text from lastword.turns t where t.status not in ('queued', 'running', 'completed', 'failed', 'cancelled')
               union all
               select i.turn_id::text from lastword.inflight i

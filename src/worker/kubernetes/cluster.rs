@@ -149,10 +149,10 @@ fn refused(failed: Failed) -> Refusal {
 fn judged(status: &Status) -> Refusal {
     let is_quota = status.code == 403 && status.message.contains("exceeded quota");
     let (message, may_pass) = match status.code {
-        403 if is_quota => ("its namespace has no room for another one", true),
+        403 if is_quota => ("its namespace has no room for another pod", true),
         403 => ("the cluster does not allow it", false),
         // The gateway's own token may be in renewal.
-        401 => ("the cluster does not know this gateway", true),
+        401 => ("the cluster does not accept this gateway's credentials", true),
         409 | 429 => ("the cluster is too busy", true),
         500.. => ("the cluster cannot do it now", true),
         _ => ("the cluster does not accept its pod", false),
@@ -177,7 +177,7 @@ mod tests {
             (refusal.message, refusal.may_pass)
         };
         let quota = r#"pods "x" is forbidden: exceeded quota: pods, requested: pods=1, used: pods=5, limited: pods=5"#;
-        assert_eq!(said(403, "Forbidden", quota), ("its namespace has no room for another one", true));
+        assert_eq!(said(403, "Forbidden", quota), ("its namespace has no room for another pod", true));
         let policy = r#"pods "x" is forbidden: violates PodSecurity "restricted:latest""#;
         assert_eq!(said(403, "Forbidden", policy), ("the cluster does not allow it", false));
         assert!(!said(422, "Invalid", "spec.containers[0].image: Required value").1);

@@ -28,7 +28,7 @@ pub async fn tell_on(store: Store, pods: Pods, until: CancellationToken) {
         };
         while let Some(ended) = ends.pop() {
             if let Err(why) = tell(&store, &ended).await {
-                warn_of!(why, pod = ended.name, "a pod's end is told later");
+                warn_of!(why, pod = ended.name, "a pod's end could not be reported; trying again");
                 ends.push(ended);
                 pods.put_back(ends);
                 tokio::select! {

@@ -146,7 +146,7 @@ impl<'a> Start<'a> {
                     return Err(could_not(message, detail));
                 }
                 Err(Refusal { message, detail, after, .. }) => {
-                    tracing::info!(why = detail, "no pod yet; it is asked for again");
+                    tracing::info!(why = detail, "the cluster created no pod; trying again");
                     self.wait_for(message, detail);
                     pause.take(after).await;
                 }
@@ -163,7 +163,9 @@ impl<'a> Start<'a> {
             match self.deps.store().mint_worker_token(&grant).await {
                 Ok(token) => return Ok(Token(token)),
                 Err(why) if why.is_away() => pause.take(None).await,
-                Err(why) => return Err(could_not("its worker could not be let in", why.to_string())),
+                Err(why) => {
+                    return Err(could_not("the token of its worker could not be created", why.to_string()));
+                }
             }
         }
     }

@@ -37,7 +37,7 @@ pub async fn sweep_on(store: Store, pods: Pods, until: CancellationToken) {
             () = sleep(SWEEP_EVERY.mul_f64(rand::random_range(0.8..1.2))) => {}
         }
         if let Err(why) = sweep(&store, &pods, &mut idle).await {
-            tracing::debug!(%why, "worker pods are looked through later");
+            tracing::debug!(%why, "the sweep of idle worker pods failed; trying again");
         }
     }
 }
@@ -55,7 +55,7 @@ async fn sweep(store: &Store, pods: &Pods, idle: &mut Idle) -> Result<(), StoreE
         idle.ttls.insert(seen.name.clone(), idle_ttl);
     }
     for doomed in idle.judge(&all, &busy, Instant::now()) {
-        tracing::info!(pod = doomed, "nobody needs this worker's pod any more");
+        tracing::info!(pod = doomed, "a worker's pod is no longer needed; the pod is deleted");
         pods.bury(&doomed);
     }
     Ok(())

@@ -55,7 +55,7 @@ async fn watch(pods: &Pods) {
                 Err(why) => {
                     let end = end_of(&why);
                     if end == PodWatchEnd::Broken && pods.set_link(WatchLink::Broken(why.to_string())) {
-                        tracing::warn!(%why, "worker pods cannot be watched; it is tried again");
+                        tracing::warn!(%why, "worker pods cannot be watched; trying again");
                     }
                     pause.take(None).await;
                     if end != PodWatchEnd::Cut {

@@ -188,7 +188,10 @@ impl Host {
         let Some(reach) = self.deps().running().admit(&adopted.claim, None) else {
             return AdoptOutcome::Stale;
         };
-        tracing::info!(turn_id = %adopted.claim.turn, epoch = adopted.claim.epoch, "a remote turn is held here now");
+        tracing::info!(
+            turn_id = %adopted.claim.turn, epoch = adopted.claim.epoch,
+            "this replica has adopted a remote turn"
+        );
         let remote = RemoteLink::resuming(self.deps().rendezvous(), &adopted, &past);
         let outcome = AdoptOutcome::Held(remote.line().clone());
         let is_running = adopted.is_running;

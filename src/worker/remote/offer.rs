@@ -59,7 +59,7 @@ pub(super) async fn hand_over(deps: &Deps, link: &mut RemoteLink, job: &mut Job)
 /// Gives the turn back to the queue, or fails it after three attempts.
 async fn not_taken(deps: &Deps, job: &Job) {
     let claim = &job.claim;
-    tracing::warn!(waited = ?TAKE_MAX, "the worker did not take the turn that it was offered");
+    tracing::warn!(waited = ?TAKE_MAX, "the worker did not take the offered turn in time");
     deps.running().release(claim);
     match deps.store().release(claim.turn, claim.epoch, true).await {
         Ok(true) => metrics::requeued("not_taken"),
@@ -69,6 +69,6 @@ async fn not_taken(deps: &Deps, job: &Job) {
             speak(deps, claim, claim.last_seq, word).await;
         }
         // The next `settle` pass gives the turn back.
-        Err(why) => warn_of!(why, "not given back yet"),
+        Err(why) => warn_of!(why, "the turn could not be given back yet"),
     }
 }

@@ -22,7 +22,9 @@ impl Run<'_> {
         let (word, fate) = match end {
             End::Lost => {
                 metrics::leases_lost();
-                tracing::warn!("lease lost: the worker is ended, or told to stop where it has other turns");
+                tracing::warn!(
+                    "lease lost: the worker is killed, or told to stop this turn if it has others"
+                );
                 return kill(link);
             }
             End::Moved => {
@@ -70,7 +72,7 @@ impl Run<'_> {
         let is_released = self.deps.store().release(claim.turn, claim.epoch, false).await.unwrap_or(false);
         if is_released {
             metrics::requeued("worker_exited");
-            tracing::info!("the worker died before it had said anything; the turn is run again");
+            tracing::info!("the worker died without any output; the turn is run again");
         }
         is_released
     }

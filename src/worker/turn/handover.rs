@@ -75,7 +75,7 @@ pub(in crate::worker) async fn history(deps: &Deps, link: &impl Link, job: &Job)
                         tracing::info!(
                             turns,
                             shortened,
-                            "the history is not told whole: turns are left out, or shortened"
+                            "the worker gets a part of the history: turns are left out or shortened"
                         );
                     }
                     return Some(told);

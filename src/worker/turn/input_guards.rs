@@ -30,7 +30,7 @@ const KEPT_MAX: usize = 64 << 20;
 const TOO_COSTLY: &str =
     "Your message takes too long to check against this agent's rules. A shorter one may pass.";
 const UNUSABLE: &str =
-    "Your message was not accepted: a rule of this agent cannot be checked. Its operator has to mend it.";
+    "Your message was not accepted: a rule of this agent cannot be checked. Its operator must fix the rule.";
 
 #[derive(Debug)]
 pub(in crate::worker) struct InputGuards {

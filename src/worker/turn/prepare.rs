@@ -85,8 +85,8 @@ pub(in crate::worker) async fn give_back(deps: &Deps, claim: &Claim, reason: &'s
     match deps.store().release(claim.turn, claim.epoch, true).await {
         Ok(true) => telemetry::metrics::requeued(reason),
         // The next `settle` pass gives the turn back.
-        Ok(false) => tracing::warn!(turn_id = %claim.turn, "not given back yet"),
-        Err(why) => warn_of!(why, turn_id = %claim.turn, "not given back yet"),
+        Ok(false) => tracing::warn!(turn_id = %claim.turn, "the turn could not be given back yet"),
+        Err(why) => warn_of!(why, turn_id = %claim.turn, "the turn could not be given back yet"),
     }
 }
 
@@ -97,8 +97,10 @@ async fn decline(deps: &Deps, claim: &Claim) {
     match deps.store().decline(claim.turn, claim.epoch).await {
         Ok(true) => telemetry::metrics::requeued("newer_release"),
         // The next `settle` pass gives the turn back.
-        Ok(false) => tracing::warn!(turn_id = %claim.turn, "not declined yet"),
-        Err(why) => warn_of!(why, turn_id = %claim.turn, "not declined yet"),
+        Ok(false) => {
+            tracing::warn!(turn_id = %claim.turn, "the turn could not be left to a newer release yet")
+        }
+        Err(why) => warn_of!(why, turn_id = %claim.turn, "the turn could not be left to a newer release yet"),
     }
 }
 
@@ -129,7 +131,7 @@ pub(in crate::worker) async fn block(deps: &Deps, job: Job, notice: String) {
         Ok(Some(base)) => base,
         Ok(None) => return telemetry::metrics::leases_lost(),
         // The turn's startup clock closes the turn.
-        Err(why) => return warn_of!(why, "a blocked turn could not be told"),
+        Err(why) => return warn_of!(why, "the notice of a blocked turn could not be written"),
     };
     let append = Append {
         turn: claim.turn,

@@ -102,7 +102,10 @@ pub(in crate::worker) async fn speak_after(
             false
         }
         Written::Refused(why) => {
-            tracing::error!(turn_id = %claim.turn, why, "a last word was refused; saying `internal`");
+            tracing::error!(
+                turn_id = %claim.turn, why,
+                "a last word was refused; the turn fails with `internal`"
+            );
             let failure = Failure::new(Code::Internal, claim.epoch).to_last_word();
             let finish = Finish { said: Vec::new(), word: failure, ..finish };
             matches!(deps.writer().finish(finish).await, Written::Done(_))

@@ -91,7 +91,7 @@ pub async fn heartbeats(site: &mut Site) -> anyhow::Result<Reading> {
         Ok(after.zip(before).map(|(after, before)| after - before))
     };
     let (beats, busy) = rig.counted(counting).await?;
-    ensure!(rig.store.running().await? == sizes.held_turns as i64, "some turns ended while it was counted");
+    ensure!(rig.store.running().await? == sizes.held_turns as i64, "some turns ended during the count");
     let a_second = |count: Option<i64>| count.map(|count| count as f64 / time.as_secs_f64());
     Ok(Reading::default()
         .with_any("beats a second", a_second(beats), NO_STATEMENTS)

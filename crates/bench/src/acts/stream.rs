@@ -155,7 +155,7 @@ pub async fn fan_out(site: &mut Site) -> anyhow::Result<Reading> {
     let counted = async {
         let until = Instant::now() + GATHER_MAX;
         while there.load(Ordering::Relaxed) < sizes.watchers {
-            ensure!(Instant::now() < until, "the clients did not get through");
+            ensure!(Instant::now() < until, "the clients could not connect");
             sleep(LOOK_EVERY).await;
         }
         let since = steady_ns();

@@ -89,7 +89,7 @@ impl Beating<'_> {
                 }
                 Err(NoRoute::Refused(problem)) => return Err(CallingError::Refused(problem)),
                 Err(NoRoute::Unreachable(why)) => {
-                    tracing::info!(why, "no way in");
+                    tracing::info!(why, "the gateway cannot be reached; trying the next URL");
                     self.next += 1;
                 }
             }
@@ -102,7 +102,10 @@ impl Beating<'_> {
     }
 
     fn take(&mut self, route: Route) {
-        tracing::info!(gateway = route.base, worker_id = %route.registered.worker_id, "calling");
+        tracing::info!(
+            gateway = route.base, worker_id = %route.registered.worker_id,
+            "registered with the gateway"
+        );
         self.next = route.found_by;
         self.heard_at = Instant::now();
         self.host.link.set_route(Some(route.clone()));
@@ -145,7 +148,10 @@ impl Beating<'_> {
     async fn heed(&mut self, route: &Route, beat: BeatReply) {
         beat.orders.iter().for_each(|order| self.host.turns.order(order));
         for over in beat.over {
-            tracing::info!(turn_id = %over.turn_id, over.code, "a turn is over");
+            tracing::info!(
+                turn_id = %over.turn_id, over.code,
+                "the gateway has closed a turn; the turn ends here"
+            );
             self.host.turns.end(over.turn_id, over.epoch);
         }
         if beat.should_stop {

@@ -26,7 +26,7 @@ pub async fn take_on(host: &HostState) {
             return;
         }
         if host.is_idle_for_too_long() {
-            tracing::info!("nothing to do for too long; leaving");
+            tracing::info!("idle for too long; leaving");
             return host.leave();
         }
         descriptors::look().await;
@@ -87,11 +87,11 @@ async fn poll(host: &HostState, route: &Route, room: usize) -> bool {
             }
         },
         Ok(answer) => {
-            tracing::debug!(status = %answer.status(), "no turns from here");
+            tracing::debug!(status = %answer.status(), "the request for turns failed; trying again");
             false
         }
         Err(why) => {
-            tracing::debug!(%why, "no turns from here");
+            tracing::debug!(%why, "the request for turns failed; trying again");
             false
         }
     }

@@ -147,12 +147,16 @@ async fn post(link: &GatewayLink, path: &str, token: &str, batch: &[u8]) -> Post
             Ok(200 | 204) => return Posted::Done,
             Ok(status @ (400..=403 | 405..=407 | 409..=417)) => {
                 if !matches!(status, 403 | 410) {
-                    tracing::error!(path, status, "the gateway does not take what was said");
+                    tracing::error!(
+                        path,
+                        status,
+                        "the gateway refuses messages of a turn; the turn ends here"
+                    );
                 }
                 return Posted::Over;
             }
-            Ok(status) => tracing::debug!(path, status, "posted again soon"),
-            Err(why) => tracing::debug!(path, %why, "posted again soon"),
+            Ok(status) => tracing::debug!(path, status, "messages not delivered; trying again"),
+            Err(why) => tracing::debug!(path, %why, "messages not delivered; trying again"),
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(rand::random_range(50..200))) => {}

@@ -40,7 +40,7 @@ impl HostState {
     pub fn accept(&self, offer: OfferedTurn, registered: &Arc<RegisteredHost>) {
         let (turn, epoch) = (offer.turn_id, offer.epoch);
         let Some(admitted) = self.turns.admit(turn, epoch) else { return };
-        tracing::info!(turn_id = %turn, epoch, conversation_id = %offer.conversation_id, "offered");
+        tracing::info!(turn_id = %turn, epoch, conversation_id = %offer.conversation_id, "a turn was offered");
         let outbox =
             Outbox::new(self.link.clone(), (turn, epoch), offer.token.clone(), admitted.over.clone());
         let mut job = HostedJob::new(offer, admitted, outbox, registered.clone(), self.now.clone());

@@ -104,7 +104,7 @@ impl HostedJob {
         match self.offer.line(link.last_turn().is_some()) {
             Ok(line) => link.send_line(line),
             Err(why) => {
-                tracing::error!(%why, "a turn could not be read");
+                tracing::error!(%why, "an offered turn cannot be encoded for the worker; the turn fails");
                 Err(SendError::Unwritable)
             }
         }

@@ -164,7 +164,10 @@ fn is_harmless(own: &OwnProcess, heard: &Heard) -> bool {
         Heard::Message(_) | Heard::Protocol(_) => {
             counter!(LATE_OUTPUT).increment(1);
             let last_turn = own.last_turn;
-            tracing::warn!(worker_id = %own.worker, ?last_turn, "a worker spoke between turns; it is stopped");
+            tracing::warn!(
+                worker_id = %own.worker, ?last_turn,
+                "a worker sent output between turns; the worker is stopped"
+            );
             false
         }
         Heard::Closed | Heard::Gone(_) => false,

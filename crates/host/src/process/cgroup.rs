@@ -57,7 +57,7 @@ fn site() -> Option<&'static GroupSite> {
             Some(site)
         }
         Err(why) => {
-            tracing::info!(why, "workers have no control groups on this machine: their memory is looked at");
+            tracing::info!(why, "workers have no control groups on this machine: their memory is polled");
             None
         }
     };
@@ -68,10 +68,8 @@ fn site() -> Option<&'static GroupSite> {
 pub(super) async fn make(memory: Size) -> Option<HeldGroup> {
     let making = tokio::task::spawn_blocking(move || {
         let made = site()?.make(memory);
-        made.inspect_err(
-            |why| tracing::warn!(%why, "no control group for this worker: its memory is looked at"),
-        )
-        .ok()
+        made.inspect_err(|why| tracing::warn!(%why, "no control group for this worker: its memory is polled"))
+            .ok()
     });
     making.await.ok().flatten().map(HeldGroup::new)
 }

@@ -176,7 +176,7 @@ impl Process {
                     Some(Err(_)) | None => {}
                 },
                 () = leak_timeout(&mut self.exit, &mut self.leak_ends) => {
-                    tracing::warn!(pid = self.pid, "a stranger holds a dead worker's stdout open");
+                    tracing::warn!(pid = self.pid, "another process holds a dead worker's stdout open");
                 }
             }
             self.stdout = None;
@@ -331,7 +331,7 @@ async fn watch_guard(
     }
     let left = timeout(GUARD_LEAVE_TIMEOUT, guard.wait()).await;
     if !matches!(left, Ok(Ok(status)) if status.success()) {
-        tracing::warn!(pid, ?left, "a worker's guard did not end as it should");
+        tracing::warn!(pid, ?left, "a worker's guard failed; what is left of the worker is killed");
         let _ = guard.start_kill();
         match mark {
             Some(mark) => end_orphans(pid, mark).await,

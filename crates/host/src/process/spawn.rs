@@ -282,7 +282,7 @@ async fn introduce(reports: &mut Reports<BufReader<UnixStream>>, plan: Plan) -> 
     match report.as_deref().map(serde_json::from_str) {
         Some(Ok(Report::Spawned { pid, unbound })) => {
             if let Some(why) = unbound {
-                tracing::warn!(pid, why, "a worker is not in its control group: its memory is looked at");
+                tracing::warn!(pid, why, "a worker is not in its control group: its memory is polled");
             }
             Ok(pid)
         }

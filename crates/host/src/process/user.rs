@@ -46,11 +46,15 @@ impl User {
         };
         if user.uid == 0 {
             return Err(
-                "is root, who may read and end everything: leave it unset, or name another".to_owned()
+                "is root, who may read and end everything: leave the key unset, or name another user"
+                    .to_owned(),
             );
         }
         if user.uid == Uid::effective().as_raw() {
-            return Err("is the gateway's own user, from whom it can keep nothing: name another".to_owned());
+            return Err(
+                "is the gateway's own user, from whom the gateway can keep nothing secret: name another user"
+                    .to_owned(),
+            );
         }
         Ok(user)
     }

@@ -238,7 +238,10 @@ impl TurnRouter {
         }
         counter!(LATE_OUTPUT).increment(1);
         if self.state().served.is_first_late(turn) {
-            tracing::warn!(worker_id = %self.0.worker, late_for = %turn, "a worker spoke after its turn's end; not kept");
+            tracing::warn!(
+                worker_id = %self.0.worker, late_for = %turn,
+                "a worker's message came after its turn's end; the message is dropped"
+            );
         }
     }
 

@@ -182,7 +182,7 @@ async fn unless_unwanted<T>(
     tokio::select! {
         done = step => done,
         () = sleep_until(until) => Err(Obstacle::Lapsed),
-        () = router.deserted() => Err(Obstacle::failed("Nobody waits for the worker.")),
+        () = router.deserted() => Err(Obstacle::failed("No turn waits for the worker.")),
         () = router.killed() => Err(Obstacle::failed("The worker's turns are lost.")),
     }
 }
@@ -262,7 +262,7 @@ async fn heed(router: &TurnRouter, heard: Heard) -> Option<WorkerEnd> {
     let fault = match (turn, heard) {
         (Some(turn), heard) => router.put_through(turn, heard).await.err()?,
         (None, Heard::Protocol(error)) => {
-            tracing::warn!(line = error.excerpt, "a line of a shared worker is not the protocol");
+            tracing::warn!(line = error.excerpt, "a shared worker's line breaks the protocol");
             error.fault
         }
         (None, _) => Fault::NoTurn,
@@ -271,6 +271,6 @@ async fn heed(router: &TurnRouter, heard: Heard) -> Option<WorkerEnd> {
     let error = ProtocolError { fault, excerpt: String::new(), turn_id: None };
     let message = error.to_string();
     let turns = router.close(Stage::Faulty(error));
-    tracing::warn!(message, turns, "a shared worker said something that is nobody's; it is ended");
+    tracing::warn!(message, turns, "a shared worker's output belongs to no turn; the worker is stopped");
     Some(WorkerEnd::Condemned)
 }

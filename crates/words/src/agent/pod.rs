@@ -252,7 +252,7 @@ impl PodTemplate {
         for (field, names) in [("pod.labels", &self.labels), ("pod.annotations", &self.annotations)] {
             let is_free =
                 |name: &String| !name.starts_with(OWN_PREFIX) && !OWN_LABELS.contains(&name.as_str());
-            ensure(names.keys().all(is_free), field, "must leave the runtime's own names alone")?;
+            ensure(names.keys().all(is_free), field, "must not contain the runtime's own names")?;
         }
         Ok(())
     }
@@ -266,11 +266,11 @@ impl PodTemplate {
         }
         let mut names = self.env.keys().chain(plain.keys());
         let is_free = names.clone().all(|name| !name.starts_with(OWN_VARIABLES));
-        ensure(is_free, "env", "must leave variables that begin with `LASTWORD_` to the runtime")?;
+        ensure(is_free, "env", "must not contain names that begin with `LASTWORD_`: the runtime sets those")?;
         ensure(
             names.all(|name| is_variable(name)),
             "env",
-            "needs names without blanks, `=` and odd characters",
+            "needs names without blanks, `=` and special characters",
         )
     }
 }

@@ -43,7 +43,7 @@ impl LoginEntry {
             return Err((denial::URL, "it does not begin with postgres://".to_owned()));
         }
         if !is_encoded(text) {
-            let why = "a % stands for itself only as %25, and else before two hexadecimal digits";
+            let why = "a % must be written as %25, or be followed by two hexadecimal digits";
             return Err((denial::URL, why.to_owned()));
         }
         let all: Vec<(String, String)> = url.query_pairs().into_owned().collect();

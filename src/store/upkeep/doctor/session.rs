@@ -37,7 +37,7 @@ async fn isolation(conn: &mut Conn) -> Result<Check, sqlx::Error> {
             "isolation",
             Severity::Fault,
             level,
-            "give the role its own: alter role … set default_transaction_isolation = 'read committed'",
+            "set it for the role: alter role … set default_transaction_isolation = 'read committed'",
         ),
     })
 }
@@ -49,16 +49,19 @@ async fn writes(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     .fetch_one(conn)
     .await?;
     Ok(match (row.is_standby, row.is_read_only) {
-        (true, _) => {
-            check("writes", Severity::Fault, "a standby takes none", "let the URL lead to the primary")
-        }
+        (true, _) => check(
+            "writes",
+            Severity::Fault,
+            "refused: this is a standby",
+            "point the database URL to the primary",
+        ),
         (false, true) => check(
             "writes",
             Severity::Fault,
             "sessions are read-only",
             "unset default_transaction_read_only for this role and database",
         ),
-        (false, false) => fine("writes", "are taken"),
+        (false, false) => fine("writes", "accepted"),
     })
 }
 
@@ -75,11 +78,16 @@ async fn tls(conn: &mut Conn) -> Result<Check, sqlx::Error> {
     let (version, cipher) = (row.version.unwrap_or_default(), row.cipher.unwrap_or_default());
     Ok(match (row.is_used, row.is_local) {
         (true, _) => fine("tls", format!("{version}, {cipher}")),
-        (false, true) => fine("tls", "none, on this machine"),
+        (false, true) => fine("tls", "none; the connection is local"),
         (false, false) => {
             let remedy =
-                "add sslmode=verify-full and sslrootcert=… to the URL, where others share the network";
-            check("tls", Severity::Warning, "none: the network sees passwords and texts", remedy)
+                "add sslmode=verify-full and sslrootcert=… to the database URL if others share the network";
+            check(
+                "tls",
+                Severity::Warning,
+                "none: passwords and texts cross the network in the clear",
+                remedy,
+            )
         }
     })
 }
@@ -98,8 +106,8 @@ async fn settings(conn: &mut Conn) -> Result<Check, sqlx::Error> {
         _ => check(
             "settings",
             Severity::Warning,
-            "a pooler drops those of our sessions",
-            "give them to the role: the statements are in docs/OPERATING.md, Postgres",
+            "a pooler drops the settings of lastword's sessions",
+            "set them for the role: docs/OPERATING.md, Postgres, has the statements",
         ),
     })
 }
@@ -107,7 +115,7 @@ async fn settings(conn: &mut Conn) -> Result<Check, sqlx::Error> {
 fn schema(conn: &Conn) -> Check {
     let name = conn.schema.name();
     match conn.schema.is_first() {
-        true => fine("schema", format!("{name}, where an older release made its tables")),
+        true => fine("schema", format!("{name}, made by an older release")),
         false => fine("schema", name),
     }
 }

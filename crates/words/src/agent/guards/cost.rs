@@ -21,13 +21,13 @@ pub fn validate(guards: &[Guard]) -> Result<(), InvalidSpec> {
     let refuse = |why: String| Err(InvalidSpec { field: "guards", why });
     if guards.len() > GUARDS_MAX {
         let count = guards.len();
-        return refuse(format!("are {count}; at most {GUARDS_MAX} are taken: join some with `|`"));
+        return refuse(format!("are {count}; at most {GUARDS_MAX} are allowed: join some with `|`"));
     }
     for (n, guard) in (1..).zip(guards) {
         if let Guard::DenyRegex { pattern, .. } = guard
             && pattern.chars().nth(PATTERN_MAX).is_some()
         {
-            return refuse(format!("guard {n} is longer than {PATTERN_MAX} characters: make it several"));
+            return refuse(format!("guard {n} is longer than {PATTERN_MAX} characters: split the guard"));
         }
     }
     let Some(guards) = Guards::compile_within(guards, COMPILE_MAX) else {
@@ -39,7 +39,7 @@ pub fn validate(guards: &[Guard]) -> Result<(), InvalidSpec> {
     if guards.program_bytes() > PROGRAMS_MAX {
         let (kib, most) = (guards.program_bytes() >> 10, PROGRAMS_MAX >> 10);
         return refuse(format!(
-            "compile to {kib} KiB in all; at most {most} KiB are taken: \
+            "compile to {kib} KiB in all; at most {most} KiB are allowed: \
              use smaller repetition counts, or `(?-u)` where Unicode classes are not needed"
         ));
     }
