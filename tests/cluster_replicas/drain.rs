@@ -77,6 +77,19 @@ async fn the_end_of_a_drain_interrupts_what_runs_and_leaves_what_waits() {
     let drain = Duration::from_secs(1);
     let cluster = Cluster::with(Plan { drain, ..Plan::default() }).await;
     cluster.demo_agent("demo", json!({})).await;
+    let script = r#"
+say() { printf '%s\n' "$1"; }
+say '{"type":"ready"}'
+read -r turn
+[ -e tried ] || { touch tried; exec sleep 300; }
+say '{"type":"delta","text":"at last"}'
+say '{"type":"complete"}'"#;
+    let spec = json!({"runtime": "process", "command": ["sh", "-c", script], "retry": "safe"});
+    cluster.put_agent("safe", spec).await;
+    let safe = cluster.post(0, "safe", "hello").await;
+    assert_eq!(cluster.worker_of(&safe).await.replica, 0);
+    let workspace = cluster.workspace(&safe.conversation);
+    eventually("its worker has the turn", async || workspace.join("tried").exists().then_some(())).await;
     let turn = cluster.post_on(0, "demo", "/slow 600").await;
     let waiting = cluster.post_in(0, &turn.conversation, "demo", "after the drain").await;
     let mut stream = cluster.stream(1, &turn.id, -1).await;
@@ -92,6 +105,11 @@ async fn the_end_of_a_drain_interrupts_what_runs_and_leaves_what_waits() {
     assert_eq!(said(&events), "Hello! You said: after the drain");
     assert_eq!(events.iter().filter(|event| event.kind == "started").count(), 1);
     assert_eq!(cluster.worker_of(&waiting).await.replica, 1);
+
+    // It had said nothing, and its agent allows another attempt.
+    let events = cluster.watch_all(&safe).await;
+    assert_eq!(kinds(&events), ["accepted", "started", "started", "delta", "completed"]);
+    assert_eq!(cluster.worker_of(&safe).await.replica, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,6 +55,7 @@ fn table(cluster: &Cluster) -> Vec<OutletCase<'_>> {
         log("operators see a host of `lastword work` as one worker: its processes are in its log")
             mid_turn::operators_see_how_a_worker_ended,
         both mid_turn::a_turn_that_said_nothing_is_run_again_where_that_is_safe,
+        both mid_turn::a_turn_whose_worker_closed_its_output_is_run_again_where_that_is_safe,
         both mid_turn::a_turn_that_spoke_is_not_run_again,
         both mid_turn::a_turn_whose_worker_broke_the_protocol_is_not_run_again,
         both mid_turn::a_turn_is_not_run_again_unless_its_agent_says_so,

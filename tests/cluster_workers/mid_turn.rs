@@ -110,6 +110,22 @@ pub async fn a_turn_that_said_nothing_is_run_again_where_that_is_safe(cluster: &
     assert_eq!(cluster.get(0, &format!("/v1/turns/{}", turn.id)).await["attempt"], 2);
 }
 
+/// Its program lives on: it is ended before the turn is run again.
+pub async fn a_turn_whose_worker_closed_its_output_is_run_again_where_that_is_safe(cluster: &Cluster) {
+    let script = r#"
+exec 9>lock
+text='after the first attempt'
+flock -n 9 || text='beside the first attempt'
+[ -e tried ] || { touch tried; exec sleep 300 >&-; }
+say '{"type":"delta","text":"'"$text"'"}'
+say '{"type":"complete"}'"#;
+    cluster.put_agent("closes-once", shell_with(script, json!({"retry": "safe"}))).await;
+    let turn = cluster.post(1, "closes-once", "hello").await;
+    let events = cluster.watch_all(&turn).await;
+    assert_eq!(completed(&events), "after the first attempt");
+    assert_eq!(kinds(&events), ["accepted", "started", "started", "delta", "completed"]);
+}
+
 pub async fn a_turn_is_not_run_again_unless_its_agent_says_so(cluster: &Cluster) {
     cluster.put_agent("dies-once-only", shell_with(DIES_ONCE, json!({"retry": "never"}))).await;
     let turn = cluster.post(0, "dies-once-only", "hello").await;

@@ -5,8 +5,10 @@ use super::{
     terminal::speak_after,
 };
 use crate::{
+    failure::Code,
     host::{Fate, Link},
     telemetry::metrics,
+    turn::LastWord,
 };
 
 impl Run<'_> {
@@ -31,8 +33,14 @@ impl Run<'_> {
                 tracing::debug!("the turn goes on elsewhere");
                 return kill(link);
             }
-            End::Rerun(_) if self.give_back().await => return Fate::End,
-            End::Rerun(word) => (word, Fate::End),
+            End::Rerun(word) => {
+                // First: the next attempt may begin at once, and this one's process may still be there.
+                link.kill();
+                if self.give_back(&word).await {
+                    return Fate::End;
+                }
+                (word, Fate::End)
+            }
             End::Word(word, fate) => (word, fate),
         };
         let mut said = self.buffer.take_gathered();
@@ -67,12 +75,16 @@ impl Run<'_> {
         }
     }
 
-    async fn give_back(&mut self) -> bool {
+    async fn give_back(&mut self, word: &LastWord) -> bool {
         let claim = &self.job.claim;
         let is_released = self.deps.store().release(claim.turn, claim.epoch, false).await.unwrap_or(false);
         if is_released {
-            metrics::requeued("worker_exited");
-            tracing::info!("the worker died without any output; the turn is run again");
+            metrics::requeued(if word.label == Code::Interrupted.as_str() {
+                "drain"
+            } else {
+                "worker_exited"
+            });
+            tracing::info!(code = %word.label, "the attempt ended without any output; the turn is run again");
         }
         is_released
     }

@@ -232,7 +232,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
             Breach::Closed | Breach::Gone | Breach::Unreceived if self.cancelled_by.is_some() => {
                 self.ended_by(Lapse::Cancels)
             }
-            Breach::Gone => self.gone(code, &message, detail),
+            Breach::Closed | Breach::Gone => self.unfinished(code, &message, detail),
             Breach::Unreceived => {
                 // `started` told that the host took the turn. What has said something was started, whatever its host reports.
                 if self.heard == 0 {
@@ -240,7 +240,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
                 }
                 self.fails(code, &message, detail)
             }
-            Breach::Closed | Breach::Protocol => self.fails(code, &message, detail),
+            Breach::Protocol => self.fails(code, &message, detail),
         }
     }
 
@@ -286,8 +286,8 @@ impl Run<'_> {
         }
     }
 
-    /// The worker has exited; messages it had not sent are lost.
-    fn gone(&self, code: Code, message: &str, detail: Option<String>) -> End {
+    /// Nothing more of this attempt comes: messages that the worker had not sent are lost.
+    fn unfinished(&self, code: Code, message: &str, detail: Option<String>) -> End {
         let word = self.account.failure(code, message, detail);
         let may_rerun = self.job.agent.spec.retry == Retry::Safe && !self.has_answered;
         if may_rerun { End::Rerun(word) } else { End::Word(word, Fate::End) }
@@ -353,7 +353,7 @@ impl Run<'_> {
         match halt {
             Halt::Lost => End::Lost,
             Halt::Moved => End::Moved,
-            Halt::Interrupted => self.fails(Code::Interrupted, Code::Interrupted.message(), None),
+            Halt::Interrupted => self.unfinished(Code::Interrupted, Code::Interrupted.message(), None),
         }
     }
 
