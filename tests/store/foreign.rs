@@ -16,7 +16,7 @@ use lastword::{
         turns::TurnFilter,
         word::{
             AcceptRefusal, Acceptance, Cancellation, InflightPhase, Loss, MoveVerdict, OrderKind,
-            ReplicaStatus, WaitLimit, WorkerState,
+            ReplicaStatus, TurnClock, WaitLimit, WorkerState,
         },
         workers::NewWorker,
     },
@@ -43,6 +43,21 @@ async fn what_words_mean() {
         a_newer_releases_answers_are_no_errors,
     ];
     all(cases).await;
+}
+
+#[test]
+fn every_list_reads_back_its_words() {
+    macro_rules! check {
+        ($($list:ident),+) => {$(
+            for word in $list::ALL {
+                assert_eq!(word.as_str().parse(), Ok(word));
+                assert_eq!(Open::<$list>::of(word.as_str()), Open::Known(word));
+            }
+            assert!("a b".parse::<$list>().is_err());
+        )+};
+    }
+    check!(AcceptRefusal, Acceptance, Cancellation, InflightPhase, Loss, MoveVerdict, OrderKind);
+    check!(ReplicaStatus, TurnClock, WaitLimit, WorkerState);
 }
 
 async fn the_lists_are_those_of_the_schema(server: &Server) {
