@@ -41,7 +41,7 @@
 //! | 3 | [`worker`]: run a turn · [`stream`]: watch a turn (strangers to each other) · [`rendezvous`]: remote workers and the engine |
 //! | 2 | [`store`]: all SQL, the doorbell |
 //! | 1 | [`config`] · [`descriptors`] · [`host`]: worker processes · [`telemetry`] · [`task`] |
-//! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`]: the words |
+//! | 0 | [`id`] · [`json`] · [`clock`] · [`event`] · [`frame`] · [`halves`] · [`turn`] · [`failure`] · [`agent`] · [`units`] · [`token`] · [`principal`] · [`secret`] · [`text`] · [`word`]: the words |
 //!
 //! Floor 0 is `crates/words`; [`host`], [`task`] and [`descriptors`] are `crates/host`, the part that a host of workers
 //! shares with the gateway. Beside them: `crates/client` (requests to a gateway, and a turn followed to its last word),
@@ -56,7 +56,8 @@
 
 pub use lastword_host::{self as host, descriptors, task};
 pub use lastword_words::{
-    agent, clock, event, failure, frame, halves, id, json, principal, secret, text, token, turn, units,
+    agent, clock, event, failure, frame, halves, id, json, principal, secret, text, token, turn, units, word,
+    words,
 };
 
 pub mod api;

@@ -27,6 +27,7 @@ use crate::{
         StoreError,
         accept::{Accepted, IfBusy, NewTurn},
         turns::Agent,
+        word::AcceptRefusal,
     },
     stream::Tail,
     task::TaskKind,
@@ -35,8 +36,6 @@ use crate::{
     turn::{Status, Turn},
 };
 
-/// Refusal of the store: the agent has a newer revision than the turn names.
-const NEWER_AGENT: &str = "LW412";
 /// Length of a version 00 `traceparent`.
 const TRACEPARENT_CHARS: usize = 55;
 
@@ -159,7 +158,7 @@ impl AcceptedTurn {
             conversation_id: new.conversation.to_string(),
             agent: new.agent.name.clone(),
             ordinal: accepted.ordinal,
-            status: if accepted.is_running() { Status::Running } else { Status::Queued }.to_string(),
+            status: if accepted.is_running() { Status::Running } else { Status::Queued }.into(),
             attempt: i32::from(accepted.is_running()),
             created_at: accepted.at,
             started_at: running_since,
@@ -211,7 +210,7 @@ async fn accept_here(gateway: &Gateway, order: TurnOrder) -> Result<AcceptedTurn
     let accepted = loop {
         match insist(|| store.accept(&new)).await {
             // A newer revision was put after this one was read.
-            Err(StoreError::Refused { code, .. }) if code == NEWER_AGENT => {
+            Err(StoreError::Refused { code, .. }) if code == AcceptRefusal::NewerAgent => {
                 store.forget_newest(&new.agent.name);
                 new.agent = agent(gateway, &new.agent.name).await?;
             }

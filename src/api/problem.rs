@@ -13,7 +13,10 @@ use uuid::Uuid;
 
 use crate::{
     id::{TurnId, WorkerId},
-    store::StoreError,
+    store::{
+        StoreError,
+        word::{AcceptRefusal, WaitLimit},
+    },
     stream::TailError,
     text,
 };
@@ -283,10 +286,10 @@ impl Problem {
         self.0.code == "events_gone"
     }
 
-    fn refused(code: &str, detail: Option<&str>) -> Option<Problem> {
+    fn refused(code: AcceptRefusal, detail: Option<&str>) -> Option<Problem> {
         Some(match code {
-            "LW404" => Problem::not_found("conversation"),
-            "LW409" => {
+            AcceptRefusal::NoConversation => Problem::not_found("conversation"),
+            AcceptRefusal::TurnActive => {
                 let problem = Problem::new(
                     StatusCode::CONFLICT,
                     "turn_active",
@@ -299,22 +302,22 @@ impl Problem {
                     None => problem,
                 }
             }
-            "LW422" => Problem::new(
+            AcceptRefusal::KeyReused => Problem::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency_key_reused",
                 "This idempotency key was used with another request before.",
             )
             .with("field", "Idempotency-Key"),
-            "LW429" if detail == Some("conversation") => Problem::new(
+            AcceptRefusal::Full if detail == Some(WaitLimit::Conversation.as_str()) => Problem::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "conversation_full",
                 "The queue of this conversation is full.",
             )
             .after(5),
-            "LW429" => {
+            AcceptRefusal::Full => {
                 Problem::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "The queue is full.").after(5)
             }
-            _ => return None,
+            AcceptRefusal::NewerAgent => return None,
         })
     }
 }
@@ -331,7 +334,9 @@ impl From<StoreError> for Problem {
                 Problem::postgres_locked()
             }
             StoreError::Refused { code, detail, .. } => {
-                Problem::refused(code, detail.as_deref()).unwrap_or_else(|| Problem::internal(&why))
+                let known = code.clone().known().ok();
+                let problem = known.and_then(|code| Problem::refused(code, detail.as_deref()));
+                problem.unwrap_or_else(|| Problem::internal(&why))
             }
             StoreError::Broken { .. } => Problem::internal(&why),
         }

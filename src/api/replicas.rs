@@ -11,7 +11,11 @@ use super::{
     problem::Problem,
     request::{Page, Params},
 };
-use crate::{id::ReplicaId, store::replicas::ReplicaRow};
+use crate::{
+    id::ReplicaId,
+    store::{replicas::ReplicaRow, word::ReplicaStatus},
+    word::Open,
+};
 
 /// A replica as operators see it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -28,7 +32,8 @@ pub struct ReplicaView {
     /// The release.
     version: String,
     /// `ready`, `draining`, `lost` or `left`.
-    state: String,
+    #[schema(value_type = String)]
+    state: Open<ReplicaStatus>,
     /// When the replica registered.
     started_at: DateTime<Utc>,
     /// When the replica last beat.

@@ -12,8 +12,10 @@ use super::{
     request::{Id, Maybe, NoParams, Nothing, Page, Params},
 };
 use crate::{
+    agent::Runtime,
     id::{ConversationId, ReplicaId, TurnId, WorkerId},
-    store::workers::WorkerRow,
+    store::{word::WorkerState, workers::WorkerRow},
+    word::Open,
 };
 
 /// A worker as operators see it.
@@ -25,7 +27,8 @@ pub struct WorkerView {
     /// The name of the worker's agent.
     agent: String,
     /// The agent's runtime: `process`, `remote` or `kubernetes`.
-    runtime: String,
+    #[schema(value_type = String)]
+    runtime: Open<Runtime>,
     /// The conversation that the worker serves; null for a shared worker.
     #[schema(value_type = Option<String>)]
     conversation_id: Option<ConversationId>,
@@ -61,7 +64,7 @@ pub struct WorkerView {
 
 impl From<WorkerRow> for WorkerView {
     fn from(row: WorkerRow) -> Self {
-        let pod = row.name.filter(|_| row.runtime == "kubernetes");
+        let pod = row.name.filter(|_| row.runtime == Runtime::Kubernetes);
         WorkerView {
             id: row.id,
             agent: row.agent,
@@ -72,9 +75,8 @@ impl From<WorkerRow> for WorkerView {
             replica_id: row.replica,
             pid: row.pid,
             pod,
-            state: match (row.state.as_str(), row.turns) {
-                ("ended", _) => "ended",
-                ("starting", _) => "starting",
+            state: match (row.state, row.turns) {
+                (Open::Known(state @ (WorkerState::Ended | WorkerState::Starting)), _) => state.as_str(),
                 (_, 0) => "idle",
                 (_, _) => "busy",
             },

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::shared::Engine;
 use crate::{
-    event::Kind,
+    failure::Code,
     id::TurnId,
     store::{
         StoreError,
@@ -110,10 +110,10 @@ async fn close(engine: &Engine, lapsed: &[TurnId]) -> Result<(), StoreError> {
     loop {
         let closed = engine.store.close_due(lapsed, CLOSE_MAX).await?;
         for word in &closed {
-            tracing::info!(turn_id = %word.turn, kind = word.kind, code = word.code, agent = word.agent, "closed");
-            match word.kind.parse::<Kind>() {
-                Ok(kind) => metrics::last_words(kind, &word.code),
-                Err(_) => metrics::requeued("replica_lost"),
+            tracing::info!(turn_id = %word.turn, kind = word.status.as_str(), code = word.code.as_str(), agent = word.agent, "closed");
+            match word.last_word() {
+                Some(kind) => metrics::last_words(kind, word.code.as_str()),
+                None => metrics::requeued(Code::ReplicaLost.as_str()),
             }
         }
         // Loops until a page is short: the remaining rows are due as well.

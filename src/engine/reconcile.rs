@@ -15,7 +15,8 @@ use std::sync::atomic::Ordering;
 use super::shared::Engine;
 use crate::{
     event::Kind,
-    store::{StoreError, warn_of},
+    failure::Code,
+    store::{StoreError, warn_of, word::Loss},
     telemetry::metrics,
 };
 
@@ -35,12 +36,12 @@ pub(super) async fn compare(engine: &Engine) -> Result<(), StoreError> {
             turns += 1;
             events += rewound.events_lost;
             tracing::error!(
-                turn_id = %rewound.turn, how = rewound.how, events_lost = rewound.events_lost,
+                turn_id = %rewound.turn, how = rewound.how.as_str(), events_lost = rewound.events_lost,
                 "the database lost a part of this turn"
             );
-            metrics::rewound(&rewound.how, rewound.events_lost);
-            if rewound.how == "closed" {
-                metrics::last_words(Kind::Failed, "internal");
+            metrics::rewound(rewound.how.as_str(), rewound.events_lost);
+            if rewound.how == Loss::Closed {
+                metrics::last_words(Kind::Failed, Code::Internal.as_str());
             }
             if let Some(epoch) = engine.host.runs().get(&rewound.turn) {
                 engine.host.halt(rewound.turn, *epoch);

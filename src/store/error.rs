@@ -4,8 +4,11 @@
 //! (Postgres rejects this process and waiting does not help: a running replica treats it as away, a starting one exits)
 //! and "broken" (Postgres answered, and a retry gives the same answer). Decided by SQLSTATE, never by message text.
 
-use super::pool::denial::{self, Denial};
-use crate::telemetry::metrics;
+use super::{
+    pool::denial::{self, Denial},
+    records::word::AcceptRefusal,
+};
+use crate::{telemetry::metrics, word::Open};
 
 /// A statement that failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,14 +39,14 @@ pub enum StoreError {
         /// The driver's message.
         why: String,
     },
-    /// One of the store's own SQL functions rejected the request, with a SQLSTATE that begins with `LW`.
+    /// `lw_accept_v1` refused the turn.
     #[error("{op}: refused with {code}")]
     Refused {
         /// The name of the statement.
         op: &'static str,
-        /// `LW404`, `LW409`, `LW412`, `LW422` or `LW429`.
-        code: String,
-        /// More about the rejection, if the function gave any.
+        /// Why.
+        code: Open<AcceptRefusal>,
+        /// More about the refusal, if the function gave any.
         detail: Option<String>,
     },
     /// Postgres answered with an error that a retry does not change.
@@ -99,11 +102,8 @@ impl StoreError {
     }
 
     pub(super) fn from_sqlx(op: &'static str, error: sqlx::Error) -> StoreError {
-        let sorted = sort(op, error);
-        if !matches!(sorted, StoreError::Refused { .. }) {
-            metrics::db_errors(op);
-        }
-        sorted
+        metrics::db_errors(op);
+        sort(op, error)
     }
 
     /// For callers whose own error type is the driver's.
@@ -143,13 +143,6 @@ fn sort(op: &'static str, error: sqlx::Error) -> StoreError {
         };
     };
     let code = database.code().unwrap_or_default().into_owned();
-    if code.starts_with("LW") {
-        let detail = database
-            .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
-            .and_then(|e| e.detail())
-            .map(str::to_owned);
-        return StoreError::Refused { op, code, detail };
-    }
     if is_timeout(&code) {
         StoreError::Held { op, why }
     } else if let Some(denial) = denial::of_sqlstate(&code) {

@@ -42,7 +42,7 @@ pub use self::{
         poller, queue_hints, ring, rings, seen_commits, subscriptions, wake_ups,
     },
     pool::{denial, schema},
-    records::assignment,
+    records::{assignment, word},
     tables::{
         accept, adoption, agents, beat, blockers, claim, closing, commands, conversations, events, inflight,
         lists, pages, past, remote_turns, remote_workers, replicas, rewound, turns, worker_tokens, workers,

@@ -67,7 +67,7 @@ impl HostOwner for Deps {
             id: worker,
             agent: agent.to_owned(),
             agent_revision: revision,
-            runtime: crate::agent::Runtime::Process.as_str(),
+            runtime: crate::agent::Runtime::Process,
             conversation,
             pid,
         };

@@ -71,7 +71,7 @@ async fn things(world: &World) -> Value {
         id: WorkerId(world.store.clock().mint()),
         agent: "demo".to_owned(),
         agent_revision: 1,
-        runtime: Runtime::Process.as_str(),
+        runtime: Runtime::Process,
         conversation: Some(conversation),
         pid: 1,
     };

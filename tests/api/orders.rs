@@ -167,7 +167,7 @@ async fn operators_see_replicas_and_workers_and_stop_one() {
         id,
         agent: "demo".to_owned(),
         agent_revision: 1,
-        runtime: "process",
+        runtime: lastword::agent::Runtime::Process,
         conversation: Some(turn["conversation_id"].as_str().unwrap().parse().unwrap()),
         pid: 7,
     };

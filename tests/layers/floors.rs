@@ -26,6 +26,8 @@ const FLOORS: [&[&str]; 7] = [
         "token",
         "turn",
         "units",
+        "word",
+        "words",
     ],
     &["config", "descriptors", "host", "task", "telemetry"],
     &["store"],

@@ -253,7 +253,7 @@ async fn a_cancelled_turn_of_a_lost_replica_ends_as_cancelled(server: &Server) {
 }
 
 fn told(closed: &[Closed]) -> Vec<(TurnId, &str, &str)> {
-    closed.iter().map(|closed| (closed.turn, closed.kind.as_str(), closed.code.as_str())).collect()
+    closed.iter().map(|closed| (closed.turn, closed.status.as_str(), closed.code.as_str())).collect()
 }
 
 /// A running turn that has said these things, with the seq of the last.

@@ -303,10 +303,10 @@ pub async fn last_word(store: &Store, turn: TurnId) -> (Kind, Value) {
     (last.kind, serde_json::from_str(&last.data).unwrap())
 }
 
-/// The SQLSTATE of ours that refused, and its detail.
+/// The word of the refusal, and its detail.
 pub fn refusal<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> (String, String) {
     match answer {
-        Err(StoreError::Refused { code, detail, .. }) => (code, detail.unwrap_or_default()),
+        Err(StoreError::Refused { code, detail, .. }) => (code.to_string(), detail.unwrap_or_default()),
         other => panic!("not a refusal: {other:?}"),
     }
 }

@@ -101,7 +101,7 @@ async fn a_beat_sees_what_is_left_of_a_peer(server: &Server) {
 
 async fn state_of(store: &Store, id: ReplicaId) -> String {
     let replicas = store.replicas(None, 10).await.unwrap();
-    replicas.into_iter().find(|replica| replica.id == id).unwrap().state
+    replicas.into_iter().find(|replica| replica.id == id).unwrap().state.to_string()
 }
 
 /// A verdict as presence gives it: over a beat session, with what follows from it.

@@ -16,6 +16,7 @@ mod cases;
 mod claiming;
 mod closing;
 mod fences;
+mod foreign;
 mod ground;
 mod judging;
 mod lending;

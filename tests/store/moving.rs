@@ -89,8 +89,8 @@ async fn many_turns_are_moved_in_one_statement_each_with_its_own_verdict(server:
     let Adoption::Adopted(first) = first else { panic!("{first:?}") };
     assert_eq!((first.claim.turn, first.claim.epoch, first.claim.last_seq), (running.turn, 1, seq + 1));
     assert_eq!(
-        (first.worker, first.is_running, first.cancelled_by.as_deref()),
-        (worker, true, Some("client"))
+        (first.worker, first.is_running, first.cancelled_by),
+        (worker, true, Some(CancelledBy::Client.into()))
     );
     assert_eq!(first.claim.assignment.agent, "demo");
     assert!(matches!(second, Adoption::Ended), "{second:?}");

@@ -3,6 +3,7 @@
 use lastword::{
     event::Kind,
     store::{group_commit::Written, rewound::Rewound, seen_commits::SeenCommit},
+    word::Open,
 };
 
 use crate::{
@@ -70,7 +71,7 @@ async fn what_is_behind_ends_once_and_is_told_once(server: &Server) {
     let mut told: Vec<Rewound> = here.unwrap();
     told.extend(there.unwrap());
     told.sort_by_key(|rewound| rewound.turn);
-    let lost = |turn, how: &str, events_lost| Rewound { turn, how: how.to_owned(), events_lost };
+    let lost = |turn, how: &str, events_lost| Rewound { turn, how: Open::of(how), events_lost };
     let mut wanted = [
         lost(cut_off.turn, "closed", 2),
         lost(queued, "closed", 4),

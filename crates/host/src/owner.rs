@@ -10,6 +10,8 @@ use crate::{descriptors::Lack, task::Supervisor};
 use lastword_words::{
     failure::Code,
     id::{ConversationId, TurnId, WorkerId},
+    turn::CancelledBy,
+    word::Open,
 };
 
 /// The counter of messages that arrive after their turn's end.
@@ -171,7 +173,7 @@ pub enum Obstacle {
     /// The startup clock lapsed.
     Lapsed,
     /// The turn was cancelled; names the canceller.
-    Cancelled(String),
+    Cancelled(Open<CancelledBy>),
     /// The turn must end here.
     Halted(Halt),
 }

@@ -72,31 +72,24 @@ pub struct AgentSpec {
     pub pod: Option<PodTemplate>,
 }
 
-/// The kind of worker that runs an agent's turns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Runtime {
-    /// A process that speaks the native protocol over stdio.
-    Process,
-    /// A worker that calls the gateway over HTTP.
-    Remote,
-    /// One pod per conversation; the worker inside calls the gateway over HTTP.
-    Kubernetes,
+crate::words! {
+    /// The kind of worker that runs an agent's turns.
+    #[derive(Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Runtime in "inflight.runtime" {
+        /// A process that speaks the native protocol over stdio.
+        Process = "process",
+        /// A worker that calls the gateway over HTTP.
+        Remote = "remote",
+        /// One pod per conversation; the worker inside calls the gateway over HTTP.
+        Kubernetes = "kubernetes",
+    }
 }
 
 impl Runtime {
     /// Whether the workers of this runtime call the gateway over HTTP.
     pub const fn is_called(self) -> bool {
         matches!(self, Runtime::Remote | Runtime::Kubernetes)
-    }
-
-    /// The name in SQL, JSON, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Runtime::Process => "process",
-            Runtime::Remote => "remote",
-            Runtime::Kubernetes => "kubernetes",
-        }
     }
 }
 

@@ -7,9 +7,7 @@ mod foreign;
 mod last_words;
 
 use std::{
-    fmt,
     ops::Deref,
-    str::FromStr,
     sync::{Arc, OnceLock},
 };
 
@@ -45,103 +43,42 @@ pub fn is_too_deep(json: &[u8]) -> bool {
     false
 }
 
-/// What an event says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// `seq` 0: the turn and its obligation are durable.
-    Accepted,
-    /// A worker is about to receive the turn; written once per attempt.
-    Started,
-    /// A piece of the answer.
-    Delta,
-    /// A whole neutral message: a notice, a buffered answer.
-    Content,
-    /// A temporary notice, not part of the answer.
-    Ephemeral,
-    /// What the worker is doing or waiting for.
-    Status,
-    /// A question to the user.
-    Ask,
-    /// The user's answer to an [`Kind::Ask`].
-    Answer,
-    /// Any other message from a worker, whole.
-    Custom,
-    /// Terminal: the whole answer.
-    Completed,
-    /// Terminal: what went wrong.
-    Failed,
-    /// Terminal: the turn was cancelled, and by whom.
-    Cancelled,
-    /// A kind that a newer release wrote, by its name. Never a last word: every release has the same three.
-    Foreign(&'static str),
+crate::words! {
+    /// What an event says.
+    pub enum Kind in "turn_events.kind" {
+        /// `seq` 0: the turn and its obligation are durable.
+        Accepted = "accepted",
+        /// A worker is about to receive the turn; written once per attempt.
+        Started = "started",
+        /// A piece of the answer.
+        Delta = "delta",
+        /// A whole neutral message: a notice, a buffered answer.
+        Content = "content",
+        /// A temporary notice, not part of the answer.
+        Ephemeral = "ephemeral",
+        /// What the worker is doing or waiting for.
+        Status = "status",
+        /// A question to the user.
+        Ask = "ask",
+        /// The user's answer to an [`Kind::Ask`].
+        Answer = "answer",
+        /// Any other message from a worker, whole.
+        Custom = "custom",
+        /// Terminal: the whole answer.
+        Completed = "completed",
+        /// Terminal: what went wrong.
+        Failed = "failed",
+        /// Terminal: the turn was cancelled, and by whom.
+        Cancelled = "cancelled",
+        .. /// A kind that a newer release wrote, by its name. Never a last word: every release has the same three.
+        Foreign = foreign::kept,
+    }
 }
 
 impl Kind {
-    /// Every kind of this release, in the order in which a turn has them.
-    pub const ALL: [Kind; 12] = [
-        Kind::Accepted,
-        Kind::Started,
-        Kind::Delta,
-        Kind::Content,
-        Kind::Ephemeral,
-        Kind::Status,
-        Kind::Ask,
-        Kind::Answer,
-        Kind::Custom,
-        Kind::Completed,
-        Kind::Failed,
-        Kind::Cancelled,
-    ];
-
-    /// The kind's name in SQL, JSON, SSE, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Kind::Accepted => "accepted",
-            Kind::Started => "started",
-            Kind::Delta => "delta",
-            Kind::Content => "content",
-            Kind::Ephemeral => "ephemeral",
-            Kind::Status => "status",
-            Kind::Ask => "ask",
-            Kind::Answer => "answer",
-            Kind::Custom => "custom",
-            Kind::Completed => "completed",
-            Kind::Failed => "failed",
-            Kind::Cancelled => "cancelled",
-            Kind::Foreign(name) => name,
-        }
-    }
-
-    /// The kind of a stored event, which a newer release may have written.
-    ///
-    /// # Errors
-    /// The text is not a valid kind name of any release.
-    pub fn of_stored(name: &str) -> Result<Kind, UnknownKind> {
-        name.parse().or_else(|unknown| foreign::kept(name).map(Kind::Foreign).ok_or(unknown))
-    }
-
     /// Whether this is a last word.
     pub const fn is_terminal(self) -> bool {
         matches!(self, Kind::Completed | Kind::Failed | Kind::Cancelled)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A name that is no event kind.
-#[derive(Debug, thiserror::Error)]
-#[error("unknown event kind `{0}`")]
-pub struct UnknownKind(pub String);
-
-impl FromStr for Kind {
-    type Err = UnknownKind;
-
-    fn from_str(name: &str) -> Result<Self, UnknownKind> {
-        Kind::ALL.into_iter().find(|kind| kind.as_str() == name).ok_or_else(|| UnknownKind(name.to_owned()))
     }
 }
 
@@ -244,6 +181,7 @@ impl Serialize for SharedEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::word::Word as _;
 
     fn event(data: &str) -> Event {
         Event {
@@ -254,14 +192,6 @@ mod tests {
             data: data.to_owned(),
             at: DateTime::UNIX_EPOCH,
         }
-    }
-
-    #[test]
-    fn every_kind_reads_back_its_name() {
-        for kind in Kind::ALL {
-            assert_eq!(kind.as_str().parse::<Kind>().ok(), Some(kind));
-        }
-        assert!("error".parse::<Kind>().is_err());
     }
 
     #[test]

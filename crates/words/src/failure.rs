@@ -8,86 +8,45 @@ use serde_json::json;
 
 use crate::{event::Kind, turn::LastWord};
 
-/// Why a turn failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// The set-up failed, the worker ended before it took the turn, or the startup timeout passed.
-    WorkerStartupFailed,
-    /// The worker died in the middle of the turn.
-    WorkerExited,
-    /// The progress timeout passed.
-    WorkerUnresponsive,
-    /// The worker sent a message that breaks the protocol, or too much output.
-    WorkerProtocol,
-    /// The gateway lost contact with the remote worker.
-    WorkerLost,
-    /// The replica that ran the turn was lost.
-    ReplicaLost,
-    /// The worker itself reported an error.
-    AgentError,
-    /// The worker finished without any output.
-    EmptyReply,
-    /// No replica claimed the turn before the queue timeout.
-    QueueTimeout,
-    /// The worker's question was not answered before the answer timeout.
-    AnswerTimeout,
-    /// The turn took longer than the agent's cap.
-    TurnTimeout,
-    /// The replica drained, and the turn was still running at the drain deadline.
-    Interrupted,
-    /// An input guard stopped the turn.
-    GuardBlocked,
-    /// The input does not fit into its worker's line.
-    InputTooLong,
-    /// The conversation's history cannot be read.
-    HistoryUnavailable,
-    /// A fault of the gateway.
-    Internal,
+crate::words! {
+    /// Why a turn failed.
+    pub enum Code in "workers.end_code" {
+        /// The set-up failed, the worker ended before it took the turn, or the startup timeout passed.
+        WorkerStartupFailed = "worker_startup_failed",
+        /// The worker died in the middle of the turn.
+        WorkerExited = "worker_exited",
+        /// The progress timeout passed.
+        WorkerUnresponsive = "worker_unresponsive",
+        /// The worker sent a message that breaks the protocol, or too much output.
+        WorkerProtocol = "worker_protocol",
+        /// The gateway lost contact with the remote worker.
+        WorkerLost = "worker_lost",
+        /// The replica that ran the turn was lost.
+        ReplicaLost = "replica_lost",
+        /// The worker itself reported an error.
+        AgentError = "agent_error",
+        /// The worker finished without any output.
+        EmptyReply = "empty_reply",
+        /// No replica claimed the turn before the queue timeout.
+        QueueTimeout = "queue_timeout",
+        /// The worker's question was not answered before the answer timeout.
+        AnswerTimeout = "answer_timeout",
+        /// The turn took longer than the agent's cap.
+        TurnTimeout = "turn_timeout",
+        /// The replica drained, and the turn was still running at the drain deadline.
+        Interrupted = "interrupted",
+        /// An input guard stopped the turn.
+        GuardBlocked = "guard_blocked",
+        /// The input does not fit into its worker's line.
+        InputTooLong = "input_too_long",
+        /// The conversation's history cannot be read.
+        HistoryUnavailable = "history_unavailable",
+        /// A fault of the gateway.
+        Internal = "internal",
+    }
 }
 
 impl Code {
-    /// Every code.
-    pub const ALL: [Code; 16] = [
-        Code::WorkerStartupFailed,
-        Code::WorkerExited,
-        Code::WorkerUnresponsive,
-        Code::WorkerProtocol,
-        Code::WorkerLost,
-        Code::ReplicaLost,
-        Code::AgentError,
-        Code::EmptyReply,
-        Code::QueueTimeout,
-        Code::AnswerTimeout,
-        Code::TurnTimeout,
-        Code::Interrupted,
-        Code::GuardBlocked,
-        Code::InputTooLong,
-        Code::HistoryUnavailable,
-        Code::Internal,
-    ];
-
-    /// The code's name in SQL, JSON, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Code::WorkerStartupFailed => "worker_startup_failed",
-            Code::WorkerExited => "worker_exited",
-            Code::WorkerUnresponsive => "worker_unresponsive",
-            Code::WorkerProtocol => "worker_protocol",
-            Code::WorkerLost => "worker_lost",
-            Code::ReplicaLost => "replica_lost",
-            Code::AgentError => "agent_error",
-            Code::EmptyReply => "empty_reply",
-            Code::QueueTimeout => "queue_timeout",
-            Code::AnswerTimeout => "answer_timeout",
-            Code::TurnTimeout => "turn_timeout",
-            Code::Interrupted => "interrupted",
-            Code::GuardBlocked => "guard_blocked",
-            Code::InputTooLong => "input_too_long",
-            Code::HistoryUnavailable => "history_unavailable",
-            Code::Internal => "internal",
-        }
-    }
-
     /// Whether a retry may help.
     pub const fn is_retryable(self) -> bool {
         !matches!(

@@ -6,69 +6,47 @@
 //! ```
 //! A turn that waits for its worker to get ready is still `queued`: no worker has received it.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::{event::Kind, json::Raw};
+use crate::{event::Kind, json::Raw, word::Open};
 
-/// The state of a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Accepted; no worker has received it.
-    Queued,
-    /// A worker has it.
-    Running,
-    /// The worker finished the answer.
-    Completed,
-    /// The turn ended in an error.
-    Failed,
-    /// Somebody cancelled the turn.
-    Cancelled,
+crate::words! {
+    /// The state of a turn.
+    #[derive(Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Status in "turns.status" {
+        /// Accepted; no worker has received it.
+        Queued = "queued",
+        /// A worker has it.
+        Running = "running",
+        /// The worker finished the answer.
+        Completed = "completed",
+        /// The turn ended in an error.
+        Failed = "failed",
+        /// Somebody cancelled the turn.
+        Cancelled = "cancelled",
+    }
 }
 
 impl Status {
-    /// Every status, in the order in which a turn has them.
-    pub const ALL: [Status; 5] =
-        [Status::Queued, Status::Running, Status::Completed, Status::Failed, Status::Cancelled];
-
-    /// The status' name in SQL, JSON, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Status::Queued => "queued",
-            Status::Running => "running",
-            Status::Completed => "completed",
-            Status::Failed => "failed",
-            Status::Cancelled => "cancelled",
-        }
-    }
-
     /// Whether the turn has had its last word.
     pub const fn is_terminal(self) -> bool {
-        matches!(self, Status::Completed | Status::Failed | Status::Cancelled)
+        self.last_word().is_some()
     }
-}
 
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A name that is no turn status.
-#[derive(Debug, thiserror::Error)]
-#[error("unknown turn status `{0}`")]
-pub struct UnknownStatus(pub String);
-
-impl FromStr for Status {
-    type Err = UnknownStatus;
-
-    fn from_str(name: &str) -> Result<Self, UnknownStatus> {
-        Status::ALL.into_iter().find(|s| s.as_str() == name).ok_or_else(|| UnknownStatus(name.to_owned()))
+    /// The kind of the last word that led to this status.
+    pub const fn last_word(self) -> Option<Kind> {
+        match self {
+            Status::Queued | Status::Running => None,
+            Status::Completed => Some(Kind::Completed),
+            Status::Failed => Some(Kind::Failed),
+            Status::Cancelled => Some(Kind::Cancelled),
+        }
     }
 }
 
@@ -83,28 +61,19 @@ pub struct LastWord {
     pub label: Cow<'static, str>,
 }
 
-/// Who cancelled a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CancelledBy {
-    /// A call of the cancel route.
-    Client,
-    /// The client that asked for `on_disconnect: cancel` went away.
-    Disconnect,
-    /// A newer turn of the conversation asked for `if_busy: interrupt`.
-    Interrupt,
-    /// An operator, or the deletion of the conversation.
-    Operator,
-}
-
-impl CancelledBy {
-    /// The name in SQL, JSON, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            CancelledBy::Client => "client",
-            CancelledBy::Disconnect => "disconnect",
-            CancelledBy::Interrupt => "interrupt",
-            CancelledBy::Operator => "operator",
-        }
+crate::words! {
+    /// Who cancelled a turn.
+    #[derive(Default)]
+    pub enum CancelledBy in "inflight.cancelled_by" {
+        /// A call of the cancel route. Also said where the canceller is not known.
+        #[default]
+        Client = "client",
+        /// The client that asked for `on_disconnect: cancel` went away.
+        Disconnect = "disconnect",
+        /// A newer turn of the conversation asked for `if_busy: interrupt`.
+        Interrupt = "interrupt",
+        /// An operator, or the deletion of the conversation.
+        Operator = "operator",
     }
 }
 
@@ -121,7 +90,7 @@ pub struct Turn {
     pub ordinal: i64,
     /// The turn's status. A newer release may add another word.
     #[schema(value_type = Status)]
-    pub status: String,
+    pub status: Open<Status>,
     /// How many times a worker's host has taken the turn; 0 before the first.
     pub attempt: i32,
     /// When the turn was accepted.

@@ -12,14 +12,15 @@ use std::{
 use crate::{
     api::{away::insist, problem::Problem, who::Who},
     config::Config,
-    store::{Store, StoreError, accept::Accepted},
+    store::{
+        Store, StoreError,
+        accept::Accepted,
+        word::{AcceptRefusal, WaitLimit},
+    },
 };
 
 /// How long a count that found the share exhausted is used.
 const BELIEVED_FOR: Duration = Duration::from_millis(100);
-
-/// Refusal of the store: the queue is full.
-const QUEUE_FULL: &str = "LW429";
 
 /// The queue's shares of all tokens.
 #[derive(Debug)]
@@ -84,7 +85,7 @@ impl QueueRoom {
     pub fn refusal(&self, why: StoreError) -> Problem {
         match (self, &why) {
             (QueueRoom::None, StoreError::Refused { code, detail, .. })
-                if code == QUEUE_FULL && detail.as_deref() == Some("queue") =>
+                if *code == AcceptRefusal::Full && detail.as_deref() == Some(WaitLimit::Queue.as_str()) =>
             {
                 full()
             }

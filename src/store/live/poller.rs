@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use super::{conversation_subscriptions::ConversationCursor, subscriptions::Cursor};
 use crate::{
+    event::Kind,
     id::{ConversationId, TurnId},
-    store::{error::StoreError, handle::Store, upkeep::partitions::ends},
+    store::{error::StoreError, handle::Store, records::word::Stored, upkeep::partitions::ends},
 };
 
 /// Poll interval with a working doorbell, and without one.
@@ -84,8 +85,7 @@ impl Store {
         let seqs: Vec<i32> = waiting.iter().map(|(_, place)| place.seq).collect();
         let times: Vec<DateTime<Utc>> = waiting.iter().map(|(_, place)| place.anchor.at).collect();
         let attempts: Vec<i32> = waiting.iter().map(|(_, place)| place.anchor.attempt).collect();
-        let kinds: Vec<String> =
-            waiting.iter().map(|(_, place)| place.anchor.kind.as_str().to_owned()).collect();
+        let kinds: Vec<_> = waiting.iter().map(|(_, place)| Stored(place.anchor.kind)).collect();
         let mut lease = self.lease().await?;
         let rows = lease
             .run("look_out", |c| {
@@ -107,7 +107,7 @@ impl Store {
                     &seqs,
                     &times,
                     &attempts,
-                    &kinds,
+                    &kinds as &[Stored<Kind>],
                     first,
                     last,
                 )

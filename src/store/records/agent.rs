@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::agent::{AgentSpec, Unread};
+use crate::{
+    agent::{AgentSpec, Runtime, Unread},
+    word::Open,
+};
 
 /// An agent at one revision.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,8 +26,8 @@ impl Agent {
         Agent { name: name.into(), revision, spec: Arc::new(spec), unread: None }
     }
 
-    /// The name of the agent's runtime, which may be a newer release's.
-    pub fn runtime(&self) -> &str {
-        self.unread.as_ref().map_or_else(|| self.spec.runtime.as_str(), |unread| &unread.runtime)
+    /// The agent's runtime, which may be a newer release's.
+    pub fn runtime(&self) -> Open<Runtime> {
+        self.unread.as_ref().map_or(Open::Known(self.spec.runtime), |unread| unread.runtime.clone())
     }
 }

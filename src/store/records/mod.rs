@@ -5,3 +5,4 @@ pub mod assignment;
 pub mod claim;
 pub mod new_turn;
 pub mod page;
+pub mod word;

@@ -97,6 +97,5 @@ impl Accepted {
     }
 }
 
-/// The result for one turn: accepted, or [`StoreError::Refused`] with `LW404`, `LW409`, `LW412` (the agent has a newer
-/// revision), `LW422` or `LW429`.
+/// The result for one turn: accepted, or [`StoreError::Refused`].
 pub type Verdict = Result<Accepted, StoreError>;

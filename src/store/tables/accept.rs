@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 pub use crate::store::records::new_turn::{Accepted, ClaimOffer, IfBusy, NewTurn, Verdict};
 use crate::{
-    agent::Retry,
+    agent::{Retry, Runtime},
     config::Lever,
     event::{Event, Kind, SharedEvent},
     id::TurnId,
@@ -20,8 +20,10 @@ use crate::{
             assignment::Assignment,
             claim::{Claim, Phase, started_by},
             page::LogPage,
+            word::{Acceptance, InflightPhase, Stored},
         },
     },
+    word::Open,
 };
 
 impl Store {
@@ -59,8 +61,8 @@ impl Store {
                 sqlx::query_as!(
                     AcceptRow,
                     r#"
-                    select o_place as "place!", o_turn as "turn!", o_outcome as "outcome!", o_detail as detail,
-                           o_ordinal as ordinal, o_at as "at!", o_phase as phase, o_epoch as epoch,
+                    select o_place as "place!", o_turn as "turn!", o_outcome as "outcome!: Stored<Open<Acceptance>>", o_detail as detail,
+                           o_ordinal as ordinal, o_at as "at!", o_phase as "phase: Stored<Open<InflightPhase>>", o_epoch as epoch,
                            o_last_seq as last_seq, o_generation as generation, o_cap_left_ms as cap_left_ms,
                            o_counted as counted
                       from lastword.lw_accept_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
@@ -72,7 +74,7 @@ impl Store {
                     &columns.are_new,
                     &columns.agents,
                     &columns.revisions,
-                    &columns.runtimes,
+                    &columns.runtimes as &[Stored<Open<Runtime>>],
                     &columns.inputs,
                     &columns.metadata as &[Option<String>],
                     &columns.traceparents,
@@ -146,11 +148,11 @@ impl Store {
 struct AcceptRow {
     place: i64,
     turn: Uuid,
-    outcome: String,
+    outcome: Stored<Open<Acceptance>>,
     detail: Option<String>,
     ordinal: Option<i64>,
     at: DateTime<Utc>,
-    phase: Option<String>,
+    phase: Option<Stored<Open<InflightPhase>>>,
     epoch: Option<i32>,
     last_seq: Option<i32>,
     generation: Option<i64>,
@@ -160,14 +162,18 @@ struct AcceptRow {
 
 impl AcceptRow {
     fn verdict(self, new: &NewTurn, offer: Option<ClaimOffer>) -> Verdict {
-        if self.outcome.starts_with("LW") {
-            return Err(StoreError::Refused { op: "accept", code: self.outcome, detail: self.detail });
-        }
+        let outcome = match self.outcome.0 {
+            Open::Foreign(code) if code.starts_with("LW") => {
+                let code = Open::of(&code);
+                return Err(StoreError::Refused { op: "accept", code, detail: self.detail });
+            }
+            outcome => outcome,
+        };
         let id = TurnId(self.turn);
-        let phase = self.phase.as_deref().unwrap_or("queued");
+        let phase = self.phase.map_or(InflightPhase::Queued.into(), |phase| phase.0);
         let ordinal = self.ordinal.unwrap_or_default();
-        let is_repeat = self.outcome != "accepted";
-        let claim = (phase != "queued").then(|| Claim {
+        let is_repeat = outcome != Acceptance::Accepted;
+        let claim = (phase != InflightPhase::Queued).then(|| Claim {
             turn: id,
             conversation: new.conversation,
             epoch: self.epoch.unwrap_or_default(),
@@ -176,7 +182,7 @@ impl AcceptRow {
             cap_left_ms: self.cap_left_ms.unwrap_or_default(),
             waited_ms: 0,
             phase: match offer.and_then(|offer| offer.worker) {
-                _ if phase == "starting" => Phase::Starting,
+                _ if phase == InflightPhase::Starting => Phase::Starting,
                 Some(worker) if !is_repeat => Phase::Running(worker),
                 _ => Phase::Forsaken,
             },
@@ -200,7 +206,7 @@ struct AcceptColumns {
     are_new: Vec<bool>,
     agents: Vec<String>,
     revisions: Vec<i32>,
-    runtimes: Vec<String>,
+    runtimes: Vec<Stored<Open<Runtime>>>,
     inputs: Vec<String>,
     metadata: Vec<Option<String>>,
     traceparents: Vec<String>,
@@ -232,7 +238,7 @@ impl AcceptColumns {
         self.are_new.push(new.is_new_conversation);
         self.agents.push(new.agent.name.clone());
         self.revisions.push(new.agent.revision);
-        self.runtimes.push(new.agent.runtime().to_owned());
+        self.runtimes.push(Stored(new.agent.runtime()));
         self.inputs.push(new.input.clone());
         self.metadata.push(new.metadata.clone());
         self.traceparents.push(new.traceparent.clone());

@@ -17,8 +17,11 @@ use crate::{
         records::{
             assignment::Assignment,
             claim::{Claim, Phase},
+            word::{InflightPhase, MoveVerdict, Stored},
         },
     },
+    turn::CancelledBy,
+    word::Open,
 };
 
 /// A turn to be moved to this replica.
@@ -63,7 +66,7 @@ pub struct Adopted {
     /// When the worker took the turn.
     pub started_at: Option<DateTime<Utc>>,
     /// Who asked for the cancel, if anybody. The worker may have been told already.
-    pub cancelled_by: Option<String>,
+    pub cancelled_by: Option<Open<CancelledBy>>,
 }
 
 impl Store {
@@ -99,10 +102,10 @@ impl Store {
                 sqlx::query_as!(
                     AdoptionRow,
                     r#"
-                    select a.o_verdict as "verdict!", a.o_worker as worker, a.o_hash as hash,
-                           a.o_conversation as conversation, a.o_phase as phase, a.o_last_seq as last_seq,
+                    select a.o_verdict as "verdict!: Stored<Open<MoveVerdict>>", a.o_worker as worker, a.o_hash as hash,
+                           a.o_conversation as conversation, a.o_phase as "phase: Stored<Open<InflightPhase>>", a.o_last_seq as last_seq,
                            a.o_generation as generation, a.o_cap_left_ms as cap_left_ms, a.o_left_ms as left_ms,
-                           a.o_started_at as started_at, a.o_cancelled_by as cancelled_by, t.agent as "agent?",
+                           a.o_started_at as started_at, a.o_cancelled_by as "cancelled_by: Stored<Open<CancelledBy>>", t.agent as "agent?",
                            t.agent_revision as "agent_revision?", t.ordinal as "ordinal?", t.input as "input?",
                            t.traceparent as "traceparent?"
                       from lastword.lw_remote_adopt_v4($1, $2, $3, $4, $5, $6, $7) a
@@ -141,17 +144,17 @@ impl Store {
 
 /// The statement's answer for one turn.
 struct AdoptionRow {
-    verdict: String,
+    verdict: Stored<Open<MoveVerdict>>,
     worker: Option<Uuid>,
     hash: Option<Vec<u8>>,
     conversation: Option<Uuid>,
-    phase: Option<String>,
+    phase: Option<Stored<Open<InflightPhase>>>,
     last_seq: Option<i32>,
     generation: Option<i64>,
     cap_left_ms: Option<i64>,
     left_ms: Option<i64>,
     started_at: Option<DateTime<Utc>>,
-    cancelled_by: Option<String>,
+    cancelled_by: Option<Stored<Open<CancelledBy>>>,
     agent: Option<String>,
     agent_revision: Option<i32>,
     ordinal: Option<i64>,
@@ -161,18 +164,20 @@ struct AdoptionRow {
 
 impl AdoptionRow {
     fn read(self, asked: &Move) -> Result<Adoption, StoreError> {
-        match self.verdict.as_str() {
-            "ended" => Ok(Adoption::Ended),
-            "stale" => Ok(Adoption::Stale),
-            "elsewhere" => Ok(Adoption::Elsewhere),
-            "locked" => Err(StoreError::Held { op: "adopt", why: format!("the row of {}", asked.turn) }),
-            "adopted" => {
+        match self.verdict.0 {
+            Open::Known(MoveVerdict::Ended) => Ok(Adoption::Ended),
+            Open::Known(MoveVerdict::Stale) => Ok(Adoption::Stale),
+            Open::Known(MoveVerdict::Elsewhere) => Ok(Adoption::Elsewhere),
+            Open::Known(MoveVerdict::Locked) => {
+                Err(StoreError::Held { op: "adopt", why: format!("the row of {}", asked.turn) })
+            }
+            Open::Known(MoveVerdict::Adopted) => {
                 let adopted = self.adopted(asked);
                 let adopted =
                     adopted.ok_or_else(|| StoreError::unreadable("adopt", "a row without its fields"));
                 Ok(Adoption::Adopted(Box::new(adopted?)))
             }
-            _ => Ok(Adoption::Unknown),
+            Open::Known(MoveVerdict::Unknown) | Open::Foreign(_) => Ok(Adoption::Unknown),
         }
     }
 
@@ -185,7 +190,7 @@ impl AdoptionRow {
             traceparent: self.traceparent?,
         };
         let worker = WorkerId(self.worker?);
-        let is_running = self.phase? == "running";
+        let is_running = self.phase?.0 == InflightPhase::Running;
         let claim = Claim {
             turn: asked.turn,
             conversation: ConversationId(self.conversation?),
@@ -198,7 +203,8 @@ impl AdoptionRow {
             assignment,
         };
         let token_hash = self.hash?.try_into().ok()?;
-        let (left_ms, started_at, cancelled_by) = (self.left_ms?, self.started_at, self.cancelled_by);
+        let (left_ms, started_at, cancelled_by) =
+            (self.left_ms?, self.started_at, self.cancelled_by.map(|by| by.0));
         Some(Adopted { claim, worker, token_hash, is_running, left_ms, started_at, cancelled_by })
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     store::{
         error::StoreError,
         handle::Store,
-        records::{assignment::Assignment, claim::started_by},
+        records::{assignment::Assignment, claim::started_by, word::Stored},
     },
 };
 
@@ -78,7 +78,7 @@ impl Store {
         from: TurnId,
         limit: i64,
     ) -> Result<Vec<Claim>, StoreError> {
-        let runtimes: Vec<String> = runtimes.iter().map(|r| r.as_str().to_owned()).collect();
+        let runtimes: Vec<_> = runtimes.iter().copied().map(Stored).collect();
         let ClaimColumns { warm, seats } = ClaimColumns::of(ready);
         let passed_over = self.passed_over().await;
         let mut lease = self.lease().await?;
@@ -202,7 +202,7 @@ impl Store {
                      cross join lateral (select * from lastword.turns t where t.id = c.turn_id limit 1) t
                     "#,
                     self.replica().0,
-                    &runtimes,
+                    &runtimes as &[Stored<Runtime>],
                     limit,
                     &warm.conversations,
                     &warm.generations,

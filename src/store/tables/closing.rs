@@ -7,9 +7,12 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
+    event::Kind,
     failure::Code,
     id::TurnId,
-    store::{error::StoreError, handle::Store},
+    store::{error::StoreError, handle::Store, records::word::Stored},
+    turn::Status,
+    word::Open,
 };
 
 /// An in-flight row past its deadline whose holder lives.
@@ -38,17 +41,24 @@ pub struct Outlook {
     pub closable: i64,
 }
 
-/// The result of closing one turn: a last word, or queued again (`kind` "queued").
+/// The result of closing one turn: a last word, or queued again.
 #[derive(Debug, Clone)]
 pub struct Closed {
     /// The turn.
     pub turn: TurnId,
     /// `failed`, `cancelled` or `queued`.
-    pub kind: String,
+    pub status: Open<Status>,
     /// The failure's code.
-    pub code: String,
+    pub code: Open<Code>,
     /// The turn's agent.
     pub agent: String,
+}
+
+impl Closed {
+    /// The kind of the last word; `None` if the turn is queued again.
+    pub fn last_word(&self) -> Option<Kind> {
+        self.status.clone().known().ok()?.last_word()
+    }
 }
 
 impl Store {
@@ -118,7 +128,8 @@ impl Store {
             .run("close", |c| {
                 sqlx::query!(
                     r#"
-                    select o_turn as "turn!", o_kind as "kind!", o_code as "code!", o_agent as "agent!"
+                    select o_turn as "turn!", o_kind as "status!: Stored<Open<Status>>",
+                           o_code as "code!: Stored<Open<Code>>", o_agent as "agent!"
                       from lastword.lw_close_v1($1, $2::text::jsonb, $3)
                     "#,
                     &overdue,
@@ -130,15 +141,20 @@ impl Store {
             .await?;
         let closed: Vec<Closed> = rows
             .into_iter()
-            .map(|row| Closed { turn: TurnId(row.turn), kind: row.kind, code: row.code, agent: row.agent })
+            .map(|row| Closed {
+                turn: TurnId(row.turn),
+                status: row.status.0,
+                code: row.code.0,
+                agent: row.agent,
+            })
             .collect();
         for word in &closed {
-            if let Ok(kind) = word.kind.parse() {
+            if let Some(kind) = word.last_word() {
                 self.seen_commits().saw_end(word.turn, 0, None, kind);
             }
         }
         if !closed.is_empty() {
-            let again = closed.iter().filter(|closed| closed.kind == "queued");
+            let again = closed.iter().filter(|closed| closed.status == Status::Queued);
             self.wake().turns.events_committed(closed.iter().map(|closed| closed.turn));
             if let Some(first) = again.map(|closed| closed.turn).min() {
                 self.wake().queue.grew(first);

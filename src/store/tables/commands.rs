@@ -7,7 +7,13 @@ use uuid::Uuid;
 
 use crate::{
     id::{TurnId, WorkerId},
-    store::{error::StoreError, handle::Store},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::word::{OrderKind, Stored},
+    },
+    turn::CancelledBy,
+    word::Open,
 };
 
 /// An order for the holder of a turn.
@@ -27,7 +33,7 @@ pub enum Order {
     /// Stop the turn. The in-flight row names who asked.
     Cancel {
         /// Who asked.
-        by: String,
+        by: Open<CancelledBy>,
     },
     /// Pass an answer to the worker.
     Answer {
@@ -68,7 +74,8 @@ impl Store {
             .run("commands", |c| {
                 sqlx::query!(
                     r#"
-                    select c.id, c.turn_id, c.ask_id, c.answer, i.cancelled_by as "cancelled_by?"
+                    select c.id, c.turn_id, c.kind as "kind: Stored<Open<OrderKind>>", c.ask_id, c.answer,
+                           i.cancelled_by as "cancelled_by?: Stored<Open<CancelledBy>>"
                       from lastword.commands c
                       left join lateral (
                         select cancelled_by from lastword.inflight i where i.turn_id = c.turn_id limit 1) i on true
@@ -81,17 +88,17 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Command {
-                id: row.id,
-                turn: TurnId(row.turn_id),
-                order: match (row.ask_id, row.answer) {
-                    (Some(ask_id), Some(answer)) => Order::Answer { ask_id, answer },
-                    _ => Order::Cancel { by: row.cancelled_by.unwrap_or_else(|| "client".to_owned()) },
-                },
-            })
-            .collect())
+        // A newer release's order is nothing that this release can carry out.
+        let commands = rows.into_iter().filter_map(|row| {
+            let order = match row.kind.0.known().ok()? {
+                OrderKind::Cancel => {
+                    Order::Cancel { by: row.cancelled_by.map(|by| by.0).unwrap_or_default() }
+                }
+                OrderKind::Answer => Order::Answer { ask_id: row.ask_id?, answer: row.answer? },
+            };
+            Some(Command { id: row.id, turn: TurnId(row.turn_id), order })
+        });
+        Ok(commands.collect())
     }
 
     /// Requests the stop of a worker; false if no such worker is alive.

@@ -7,35 +7,21 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+pub use crate::store::records::word::TurnClock;
 use crate::{
     event::{Event, Kind, NewEvent, SharedEvent},
     id::TurnId,
     store::{
         error::StoreError,
         handle::Store,
-        records::page::{Anchor, LogPage},
+        records::{
+            page::{Anchor, LogPage},
+            word::Stored,
+        },
         upkeep::partitions::ends,
     },
     turn::LastWord,
 };
-
-/// The clock behind a running turn's deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TurnClock {
-    /// The worker owes an event.
-    Progress,
-    /// The user owes an answer.
-    Answer,
-}
-
-impl TurnClock {
-    const fn as_str(self) -> &'static str {
-        match self {
-            TurnClock::Progress => "progress",
-            TurnClock::Answer => "answer",
-        }
-    }
-}
 
 /// The fence of a write: a turn, and the epoch that it was claimed with.
 pub type Lease = (TurnId, i32);
@@ -51,7 +37,7 @@ pub struct Append {
     pub base: i32,
     /// The events, in order.
     pub events: Vec<NewEvent>,
-    /// The clock that runs after the events.
+    /// The clock that runs after the events: progress or answer.
     pub clock: TurnClock,
     /// Milliseconds until that clock lapses.
     pub budget_ms: i64,
@@ -127,13 +113,13 @@ impl Store {
                 sqlx::query!(
                     r#"
                     select o_turn as "turn!", o_epoch as "epoch!", o_at as at, o_base_at as "base_at!",
-                           o_base_attempt as "base_attempt!", o_base_kind as "base_kind!"
+                           o_base_attempt as "base_attempt!", o_base_kind as "base_kind!: Stored<Kind>"
                       from lastword.lw_append_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                     "#,
                     &columns.turns,
                     &columns.epochs,
                     &columns.bases,
-                    &columns.clocks,
+                    &columns.clocks as &[Stored<TurnClock>],
                     &columns.budgets,
                     self.replica().0,
                     first,
@@ -141,19 +127,17 @@ impl Store {
                     &columns.said.turns,
                     &columns.said.epochs,
                     &columns.said.places,
-                    &columns.said.kinds,
+                    &columns.said.kinds as &[Stored<Kind>],
                     &columns.said.data,
                 )
                 .fetch_all(c)
             })
             .await?;
         let landed = rows.into_iter().map(|row| {
-            let kind =
-                Kind::of_stored(&row.base_kind).map_err(|why| StoreError::unreadable("append", why))?;
-            let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind };
-            Ok(Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at })
+            let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind: row.base_kind.0 };
+            Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at }
         });
-        landed.collect()
+        Ok(landed.collect())
     }
 
     /// Writes the last words of many turns, with the events before each.
@@ -171,13 +155,13 @@ impl Store {
                     r#"
                     select o_turn as "turn!", o_epoch as "epoch!", o_seq as "seq!", o_next as next, o_at as at,
                            o_base_at as "base_at!", o_base_attempt as "base_attempt!",
-                           o_base_kind as "base_kind!"
+                           o_base_kind as "base_kind!: Stored<Kind>"
                       from lastword.lw_finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                     "#,
                     &turns,
                     &epochs,
                     &bases,
-                    &kinds,
+                    &kinds as &[Stored<Kind>],
                     &data,
                     self.replica().0,
                     first,
@@ -185,7 +169,7 @@ impl Store {
                     &said.turns,
                     &said.epochs,
                     &said.places,
-                    &said.kinds,
+                    &said.kinds as &[Stored<Kind>],
                     &said.data,
                 )
                 .fetch_all(c)
@@ -194,12 +178,10 @@ impl Store {
         let next = rows.iter().find_map(|row| row.next).map(TurnId);
         let words = rows.iter().map(|row| ((TurnId(row.turn), row.epoch), row.seq)).collect();
         let landed = rows.into_iter().map(|row| {
-            let kind =
-                Kind::of_stored(&row.base_kind).map_err(|why| StoreError::unreadable("finish", why))?;
-            let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind };
-            Ok(Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at })
+            let base = Anchor { at: row.base_at, attempt: row.base_attempt, kind: row.base_kind.0 };
+            Landed { lease: (TurnId(row.turn), row.epoch), base, at: row.at }
         });
-        Ok(Finished { words, landed: landed.collect::<Result<_, _>>()?, next })
+        Ok(Finished { words, landed: landed.collect(), next })
     }
 
     /// Those of these last words that are in the log as the caller's own, to resolve a finish whose commit was unknown.
@@ -221,7 +203,7 @@ impl Store {
                     "#,
                     &turns,
                     &epochs,
-                    &kinds,
+                    &kinds as &[Stored<Kind>],
                     &data,
                 )
                 .fetch_all(c)
@@ -236,7 +218,7 @@ struct AppendColumns {
     turns: Vec<Uuid>,
     epochs: Vec<i32>,
     bases: Vec<i32>,
-    clocks: Vec<String>,
+    clocks: Vec<Stored<TurnClock>>,
     budgets: Vec<i64>,
     said: SaidColumns,
 }
@@ -246,7 +228,7 @@ impl AppendColumns {
         self.turns.push(append.turn.0);
         self.epochs.push(append.epoch);
         self.bases.push(append.base);
-        self.clocks.push(append.clock.as_str().to_owned());
+        self.clocks.push(Stored(append.clock));
         self.budgets.push(append.budget_ms);
         self.said.push((append.turn, append.epoch), &append.events);
     }
@@ -258,7 +240,7 @@ struct SaidColumns {
     turns: Vec<Uuid>,
     epochs: Vec<i32>,
     places: Vec<i32>,
-    kinds: Vec<String>,
+    kinds: Vec<Stored<Kind>>,
     data: Vec<String>,
 }
 
@@ -268,13 +250,13 @@ impl SaidColumns {
             self.turns.push(turn.0);
             self.epochs.push(epoch);
             self.places.push(place);
-            self.kinds.push(event.kind.as_str().to_owned());
+            self.kinds.push(Stored(event.kind));
             self.data.push(event.data.clone());
         }
     }
 }
 
-type FinishColumns = (Vec<Uuid>, Vec<i32>, Vec<i32>, Vec<String>, Vec<String>);
+type FinishColumns = (Vec<Uuid>, Vec<i32>, Vec<i32>, Vec<Stored<Kind>>, Vec<String>);
 
 fn finish_columns(finishes: &[Finish]) -> FinishColumns {
     let mut columns = FinishColumns::default();
@@ -282,7 +264,7 @@ fn finish_columns(finishes: &[Finish]) -> FinishColumns {
         columns.0.push(finish.turn.0);
         columns.1.push(finish.epoch);
         columns.2.push(finish.base);
-        columns.3.push(finish.word.kind.as_str().to_owned());
+        columns.3.push(Stored(finish.word.kind));
         columns.4.push(finish.word.data.clone());
     }
     columns

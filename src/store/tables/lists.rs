@@ -17,9 +17,10 @@ use uuid::Uuid;
 use super::turns::{TurnFilter, TurnRow};
 use crate::{
     id::{ConversationId, TurnId},
-    store::{error::StoreError, handle::Store, upkeep::partitions::ends},
+    store::{error::StoreError, handle::Store, records::word::Stored, upkeep::partitions::ends},
     task::aside,
     turn::{Status, Turn},
+    word::Open,
 };
 
 /// Rows that one page reads at most.
@@ -83,7 +84,7 @@ impl<T> Walk<T> {
 /// A turn that a walk reads.
 struct Passed {
     id: Uuid,
-    status: String,
+    status: Stored<Open<Status>>,
     agent: String,
 }
 
@@ -101,7 +102,7 @@ impl Store {
         };
         let mut items = self.turns_of(&page.items).await?;
         // Turns that ended between the two queries no longer match.
-        items.retain(|turn| filter.status.is_none_or(|status| status.as_str() == turn.status));
+        items.retain(|turn| filter.status.is_none_or(|status| turn.status == status));
         Ok(Listed { items, next: page.next.map(TurnId) })
     }
 
@@ -116,7 +117,7 @@ impl Store {
                 (None, None) => self.passed(walk.before, step).await?,
             };
             let is_wanted = |row: &Passed| {
-                filter.status.is_none_or(|status| row.status == status.as_str())
+                filter.status.is_none_or(|status| row.status.0 == status)
                     && filter.agent.as_ref().is_none_or(|agent| row.agent == *agent)
             };
             walk.take(rows.into_iter().map(|row| (row.id, is_wanted(&row).then_some(row.id))).collect());
@@ -130,7 +131,10 @@ impl Store {
             .run("turns", |c| {
                 sqlx::query_as!(
                     Passed,
-                    "select id, status, agent from lastword.turns where id < $1 order by id desc limit $2",
+                    r#"
+                    select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
+                     where id < $1 order by id desc limit $2
+                    "#,
                     before.unwrap_or(Uuid::max()),
                     limit
                 )
@@ -150,11 +154,11 @@ impl Store {
             .run("turns", |c| {
                 sqlx::query_as!(
                     Passed,
-                    "
-                    select id, status, agent from lastword.turns
+                    r#"
+                    select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
                      where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
                      order by agent desc, id desc limit $3
-                    ",
+                    "#,
                     agent,
                     before.unwrap_or(Uuid::max()),
                     limit
@@ -175,13 +179,13 @@ impl Store {
             .run("turns", |c| {
                 sqlx::query_as!(
                     Passed,
-                    "
-                    select id, status, agent from lastword.turns
+                    r#"
+                    select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
                      where conversation_id >= $1
                        and (conversation_id, ordinal) < ($1, case when $2::uuid is null then 9223372036854775807
                              else coalesce((select t.ordinal from lastword.turns t where t.id = $2), 0) end)
                      order by conversation_id desc, ordinal desc limit $3
-                    ",
+                    "#,
                     conversation.0,
                     before,
                     limit
@@ -324,7 +328,7 @@ impl Store {
                     TurnRow,
                     r#"
                     select t.id as "id!", t.conversation_id as "conversation_id!", t.agent as "agent!",
-                           t.ordinal as "ordinal!", t.status as "status!", t.attempt as "attempt!",
+                           t.ordinal as "ordinal!", t.status as "status!: Stored<Open<Status>>", t.attempt as "attempt!",
                            t.created_at as "created_at!", t.started_at as "started_at?",
                            t.finished_at as "finished_at?", t.metadata as "metadata?", t.retry_of as "retry_of?",
                            e.data as "last_word?"

@@ -15,9 +15,13 @@ use crate::{
         error::StoreError,
         handle::Store,
         live::{recent_events::Snapshot, subscriptions::Subscription},
-        records::page::{Room, Want},
+        records::{
+            page::{Room, Want},
+            word::Stored,
+        },
         upkeep::partitions::ends,
     },
+    word::Open,
 };
 
 /// Bytes of data in a page that a reader queries by itself.
@@ -117,7 +121,7 @@ impl Store {
             .run("read_after", |c| {
                 sqlx::query!(
                     r#"
-                    select w.place as "place!", e.seq, e.kind, e.attempt, e.data as "data!", e.at
+                    select w.place as "place!", e.seq, e.kind as "kind: Stored<Open<Kind>>", e.attempt, e.data as "data!", e.at
                       from unnest($1::uuid[], $2::int[]) with ordinality w (turn_id, cursor, place)
                      cross join lateral (
                        select *, sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before
@@ -146,7 +150,7 @@ impl Store {
             let at = usize::try_from(row.place - 1).unwrap_or(usize::MAX);
             let (Some(want), Some(slot)) = (wants.get(at), pages.get_mut(at)) else { continue };
             let Ok(page) = slot else { continue };
-            match Kind::of_stored(&row.kind) {
+            match row.kind.0.known() {
                 Ok(kind) => {
                     let (seq, attempt, data, at) = (row.seq, row.attempt, row.data, row.at);
                     page.put(want, Event { turn_id: want.turn, seq, kind, attempt, data, at });

@@ -7,7 +7,7 @@ use crate::{
     agent::History,
     event::Kind,
     id::{ConversationId, TurnId},
-    store::{error::StoreError, handle::Store},
+    store::{error::StoreError, handle::Store, records::word::Stored},
     turn::Status,
 };
 
@@ -56,8 +56,8 @@ impl Store {
             .run("past", |c| {
                 sqlx::query!(
                     r#"
-                    select p.id as "id!", p.ordinal as "ordinal!", p.status as "status!", p.input as "input!",
-                           p.last_word as "last_word?", s.kinds as "kinds?", s.data as "said?"
+                    select p.id as "id!", p.ordinal as "ordinal!", p.status as "status!: Stored<Status>", p.input as "input!",
+                           p.last_word as "last_word?", s.kinds as "kinds?: Vec<Stored<Kind>>", s.data as "said?"
                       from (
                         select t.id, t.ordinal, t.status, t.last_seq, t.input, e.data as last_word,
                                t.status <> 'completed' as is_cut_off,
@@ -100,23 +100,16 @@ impl Store {
                 .fetch_all(c)
             })
             .await?;
-        let unreadable = |what: &str| StoreError::unreadable("past", what);
-        rows.into_iter()
-            .map(|row| {
-                let kinds = row.kinds.unwrap_or_default().into_iter();
-                let said = kinds.zip(row.said.unwrap_or_default()).map(|(kind, data)| {
-                    let kind = Kind::of_stored(&kind).map_err(|why| StoreError::unreadable("past", why))?;
-                    Ok((kind, data))
-                });
-                Ok(PastTurn {
-                    id: TurnId(row.id),
-                    ordinal: row.ordinal,
-                    status: row.status.parse().map_err(|_| unreadable("a status is unknown"))?,
-                    input: row.input,
-                    last_word: row.last_word,
-                    said: said.collect::<Result<_, StoreError>>()?,
-                })
-            })
-            .collect()
+        let past = rows.into_iter().map(|row| PastTurn {
+            id: TurnId(row.id),
+            ordinal: row.ordinal,
+            status: row.status.0,
+            input: row.input,
+            last_word: row.last_word,
+            said: (row.kinds.unwrap_or_default().into_iter().map(|kind| kind.0))
+                .zip(row.said.unwrap_or_default())
+                .collect(),
+        });
+        Ok(past.collect())
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::claim::marks;
 use crate::{
-    agent::READS,
+    agent::{READS, Runtime},
     id::{ConversationId, TurnId, WorkerId},
     principal::Principal,
     store::{
@@ -19,12 +19,13 @@ use crate::{
         records::{
             assignment::Assignment,
             claim::{Claim, Phase},
+            word::Stored,
         },
     },
 };
 
 /// Runtimes whose queued turns remote workers take.
-const RUNTIMES: [&str; 1] = ["remote"];
+const RUNTIMES: [Stored<Runtime>; 1] = [Stored(Runtime::Remote)];
 
 /// A turn that a remote worker could take.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +77,6 @@ impl Store {
         from: TurnId,
         barred: &[Principal],
     ) -> Result<Vec<Head>, StoreError> {
-        let runtimes = RUNTIMES.map(str::to_owned);
         let passed_over = self.passed_over().await;
         let conversations: Vec<Uuid> = conversations.iter().map(|conversation| conversation.0).collect();
         let mut lease = self.lease().await?;
@@ -116,7 +116,7 @@ impl Store {
                          or (i.phase = 'starting' and i.runtime <> 'process' and not exists (
                            select from lastword.remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch))))
                     "#,
-                    &runtimes,
+                    &RUNTIMES as &[Stored<Runtime>],
                     agents,
                     &conversations,
                     from.0,

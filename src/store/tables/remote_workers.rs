@@ -6,8 +6,9 @@ pub use crate::host::process::ExitReport;
 use crate::{
     failure::Code,
     id::{ConversationId, WorkerId},
-    store::{error::StoreError, handle::Store, upkeep::sweep::BATCH_REST},
+    store::{error::StoreError, handle::Store, records::word::Stored, upkeep::sweep::BATCH_REST},
     token::TokenHash,
+    word::Open,
 };
 
 /// A remote worker.
@@ -115,7 +116,7 @@ impl Store {
         conversation: Option<ConversationId>,
         why: &ExitReport,
     ) -> Result<u64, StoreError> {
-        let (conversation, code) = (conversation.map(|conversation| conversation.0), why.code.as_str());
+        let (conversation, code) = (conversation.map(|conversation| conversation.0), Stored(why.code));
         let mut lease = self.lease().await?;
         // Two statements: a common one would scan all workers, including those that ended long ago.
         let told = match id {
@@ -128,7 +129,7 @@ impl Store {
                     ",
                     id.0,
                     why.message,
-                    code,
+                    code as Stored<Code>,
                     why.detail,
                 )
                 .execute(c)
@@ -142,7 +143,7 @@ impl Store {
                     ",
                     conversation,
                     why.message,
-                    code,
+                    code as Stored<Code>,
                     why.detail,
                 )
                 .execute(c)
@@ -163,7 +164,7 @@ impl Store {
             .run("exit_reports", |c| {
                 sqlx::query!(
                     r#"
-                    select id, end_code as "code!", coalesce(exit, '') as "message!", end_detail
+                    select id, end_code as "code!: Stored<Open<Code>>", coalesce(exit, '') as "message!", end_detail
                       from lastword.workers where id = any ($1) and end_code is not null
                     "#,
                     &ids
@@ -172,8 +173,7 @@ impl Store {
             })
             .await?;
         let told = rows.into_iter().map(|row| {
-            let code = Code::ALL.into_iter().find(|code| code.as_str() == row.code);
-            let code = code.unwrap_or(Code::WorkerExited);
+            let code = row.code.0.known().unwrap_or(Code::WorkerExited);
             (WorkerId(row.id), ExitReport { code, message: row.message, detail: row.end_detail })
         });
         Ok(told.collect())

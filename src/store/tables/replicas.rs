@@ -13,7 +13,12 @@ use chrono::{DateTime, Utc};
 use super::beat::Judged;
 use crate::{
     id::ReplicaId,
-    store::{error::StoreError, handle::Store},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::word::{ReplicaStatus, Stored},
+    },
+    word::Open,
 };
 
 /// A replica as operators see it.
@@ -27,8 +32,8 @@ pub struct ReplicaRow {
     pub pid: i32,
     /// The replica's release.
     pub version: String,
-    /// `ready`, `draining`, `lost` or `left`.
-    pub state: String,
+    /// The replica's state.
+    pub state: Open<ReplicaStatus>,
     /// When the replica registered.
     pub started_at: DateTime<Utc>,
     /// The time of its newest beat.
@@ -139,7 +144,7 @@ impl Store {
             .run("replicas", |c| {
                 sqlx::query!(
                     r#"
-                    select r.id, r.url, r.pid, r.version, r.state, r.started_at, r.beat_at,
+                    select r.id, r.url, r.pid, r.version, r.state as "state: Stored<Open<ReplicaStatus>>", r.started_at, r.beat_at,
                            coalesce(i.turns, 0) as "turns!"
                       from lastword.replicas r
                       -- All of them at once: not the whole of it for each replica.
@@ -164,7 +169,7 @@ impl Store {
                 url: row.url,
                 pid: row.pid,
                 version: row.version,
-                state: row.state,
+                state: row.state.0,
                 started_at: row.started_at,
                 beat_at: row.beat_at,
                 turns: row.turns,

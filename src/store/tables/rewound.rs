@@ -8,7 +8,13 @@ use uuid::Uuid;
 use crate::{
     event::Kind,
     id::TurnId,
-    store::{error::StoreError, handle::Store, live::seen_commits::SeenCommit},
+    store::{
+        error::StoreError,
+        handle::Store,
+        live::seen_commits::SeenCommit,
+        records::word::{Loss, Stored},
+    },
+    word::Open,
 };
 
 /// The message of a turn that was cut off by lost commits.
@@ -19,8 +25,8 @@ const MESSAGE: &str = "The database lost a part of this turn; it cannot be conti
 pub struct Rewound {
     /// The turn.
     pub turn: TurnId,
-    /// `closed`, `changed` or `vanished`.
-    pub how: String,
+    /// What happened to the turn.
+    pub how: Open<Loss>,
     /// Events that were seen and no longer exist.
     pub events_lost: i32,
 }
@@ -52,20 +58,19 @@ impl Store {
         let turns: Vec<Uuid> = seen.iter().map(|seen| seen.turn.0).collect();
         let epochs: Vec<i32> = seen.iter().map(|seen| seen.epoch).collect();
         let seqs: Vec<Option<i32>> = seen.iter().map(|seen| seen.seq).collect();
-        let ends: Vec<Option<String>> =
-            seen.iter().map(|seen| seen.end.map(Kind::as_str).map(str::to_owned)).collect();
+        let ends: Vec<Option<Stored<Kind>>> = seen.iter().map(|seen| seen.end.map(Stored)).collect();
         let mut lease = self.lease().await?;
         let rows = lease
             .run("reconcile", |c| {
                 sqlx::query!(
                     r#"
-                    select o_turn as "turn!", o_how as "how!", o_events_lost as "events_lost!"
+                    select o_turn as "turn!", o_how as "how!: Stored<Open<Loss>>", o_events_lost as "events_lost!"
                       from lastword.lw_reconcile_v1($1, $2, $3, $4, $5)
                     "#,
                     &turns,
                     &epochs,
                     &seqs as &[Option<i32>],
-                    &ends as &[Option<String>],
+                    &ends as &[Option<Stored<Kind>>],
                     MESSAGE,
                 )
                 .fetch_all(c)
@@ -73,7 +78,7 @@ impl Store {
             .await?;
         let rewound: Vec<Rewound> = rows
             .into_iter()
-            .map(|row| Rewound { turn: TurnId(row.turn), how: row.how, events_lost: row.events_lost })
+            .map(|row| Rewound { turn: TurnId(row.turn), how: row.how.0, events_lost: row.events_lost })
             .collect();
         if !rewound.is_empty() {
             self.wake().turns.events_committed(rewound.iter().map(|rewound| rewound.turn));

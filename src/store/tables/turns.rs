@@ -11,9 +11,14 @@ pub use crate::store::records::agent::Agent;
 use crate::{
     id::{ConversationId, TurnId},
     json::Raw,
-    store::{error::StoreError, handle::Store},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::word::{Cancellation, Stored},
+    },
     task::aside,
     turn::{CancelledBy, Status, Turn},
+    word::Open,
 };
 
 /// Which turns to list.
@@ -42,7 +47,7 @@ impl Store {
                 sqlx::query_as!(
                     TurnRow,
                     r#"
-                    select t.id, t.conversation_id, t.agent, t.ordinal, t.status, t.attempt, t.created_at,
+                    select t.id, t.conversation_id, t.agent, t.ordinal, t.status as "status: Stored<Open<Status>>", t.attempt, t.created_at,
                            t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
                       from lastword.turns t left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
                       -- Of a deleted conversation nothing is told from that moment on.
@@ -88,20 +93,24 @@ impl Store {
         let rows = lease
             .run("cancel", |c| {
                 sqlx::query!(
-                    r#"select o_turn as "turn!", o_outcome as "outcome!" from lastword.lw_cancel_v1($1, $2, 10000)"#,
+                    r#"
+                    select o_turn as "turn!", o_outcome as "outcome!: Stored<Open<Cancellation>>"
+                      from lastword.lw_cancel_v1($1, $2, 10000)
+                    "#,
                     &ids,
-                    by.as_str()
+                    Stored(by) as Stored<CancelledBy>
                 )
                 .fetch_all(c)
             })
             .await?;
-        let is = |outcome: &str| rows.iter().any(|row| row.outcome == outcome);
+        let rows: Vec<_> = rows.into_iter().map(|row| (TurnId(row.turn), row.outcome.0)).collect();
+        let is = |word: Cancellation| rows.iter().any(|(_, outcome)| *outcome == word);
         // No ring for `asked before`: the holder has that order, or finds it with its next poll.
-        if is("asked") {
+        if is(Cancellation::Asked) {
             self.wake().orders_left();
         }
-        if is("cancelled") {
-            let ended = rows.iter().filter(|row| row.outcome == "cancelled").map(|row| TurnId(row.turn));
+        if is(Cancellation::Cancelled) {
+            let ended = rows.iter().filter(|row| row.1 == Cancellation::Cancelled).map(|row| row.0);
             for turn in ended.clone() {
                 self.seen_commits().saw_end(turn, 0, None, crate::event::Kind::Cancelled);
             }
@@ -110,8 +119,8 @@ impl Store {
         }
         // A turn that ended in this call may have two rows: its state before and after.
         let mut outcomes = BTreeMap::new();
-        for row in rows {
-            *outcomes.entry(TurnId(row.turn)).or_insert(false) |= row.outcome == "cancelled";
+        for (turn, outcome) in rows {
+            *outcomes.entry(turn).or_insert(false) |= outcome == Cancellation::Cancelled;
         }
         Ok(outcomes.into_iter().collect())
     }
@@ -162,7 +171,7 @@ impl Store {
 /// The fields of a last word that a turn shows.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Word {
+struct WordFields {
     text: Option<String>,
     error: Option<serde_json::Value>,
     usage: Option<Raw>,
@@ -174,7 +183,7 @@ pub(in crate::store) struct TurnRow {
     pub(in crate::store) conversation_id: Uuid,
     pub(in crate::store) agent: String,
     pub(in crate::store) ordinal: i64,
-    pub(in crate::store) status: String,
+    pub(in crate::store) status: Stored<Open<Status>>,
     pub(in crate::store) attempt: i32,
     pub(in crate::store) created_at: DateTime<Utc>,
     pub(in crate::store) started_at: Option<DateTime<Utc>>,
@@ -192,9 +201,9 @@ impl TurnRow {
 
     pub(in crate::store) fn read(self) -> Result<Turn, StoreError> {
         let unreadable = |why: &dyn std::fmt::Display| StoreError::unreadable("turn", why);
-        let word: Word = match &self.last_word {
+        let word: WordFields = match &self.last_word {
             Some(data) => serde_json::from_str(data).map_err(|why| unreadable(&why))?,
-            None => Word::default(),
+            None => WordFields::default(),
         };
         let metadata = self.metadata.map(RawValue::from_string).transpose();
         let id = TurnId(self.id);
@@ -203,7 +212,7 @@ impl TurnRow {
             conversation_id: ConversationId(self.conversation_id).to_string(),
             agent: self.agent,
             ordinal: self.ordinal,
-            status: self.status,
+            status: self.status.0,
             attempt: self.attempt,
             created_at: self.created_at,
             started_at: self.started_at,

@@ -4,8 +4,14 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
+    agent::Runtime,
     id::{ConversationId, ReplicaId, TurnId, WorkerId},
-    store::{error::StoreError, handle::Store},
+    store::{
+        error::StoreError,
+        handle::Store,
+        records::word::{Stored, WorkerState},
+    },
+    word::Open,
 };
 
 /// A worker that is being started.
@@ -17,8 +23,8 @@ pub struct NewWorker {
     pub agent: String,
     /// The agent's revision.
     pub agent_revision: i32,
-    /// `process`.
-    pub runtime: &'static str,
+    /// The agent's runtime.
+    pub runtime: Runtime,
     /// The conversation that the worker serves; `None` for a shared worker.
     pub conversation: Option<ConversationId>,
     /// The worker's process id.
@@ -34,8 +40,8 @@ pub struct WorkerRow {
     pub replica: ReplicaId,
     /// The agent's name.
     pub agent: String,
-    /// `process`, or for a worker that calls its agent's runtime: `remote` or `kubernetes`.
-    pub runtime: String,
+    /// The agent's runtime.
+    pub runtime: Open<Runtime>,
     /// The conversation that the worker serves; `None` for a shared worker.
     pub conversation: Option<ConversationId>,
     /// The turn that the worker runs now; `None` for a shared worker, which may run many.
@@ -46,8 +52,8 @@ pub struct WorkerRow {
     pub pid: Option<i32>,
     /// The name that a remote worker's host gave; the pod's name in a pod.
     pub name: Option<String>,
-    /// `starting`, `ready` or `ended`.
-    pub state: String,
+    /// The worker's state.
+    pub state: Open<WorkerState>,
     /// When the worker was started.
     pub started_at: DateTime<Utc>,
     /// When the worker ended.
@@ -76,7 +82,7 @@ impl Store {
                     self.replica().0,
                     new.agent,
                     new.agent_revision,
-                    new.runtime,
+                    Stored(new.runtime) as Stored<Runtime>,
                     new.conversation.map(|conversation| conversation.0),
                     new.pid
                 )
@@ -149,7 +155,7 @@ impl Store {
             .await?;
         drop(lease);
         let rows = self.workers_of(&ids).await?;
-        Ok(rows.into_iter().filter(|row| row.state != "ended").collect())
+        Ok(rows.into_iter().filter(|row| row.state != WorkerState::Ended).collect())
     }
 
     /// One worker, even if it has ended.
@@ -168,10 +174,11 @@ impl Store {
                            coalesce(case w.runtime when 'remote' then (
                              select a.spec::jsonb ->> 'runtime' from lastword.agents a
                               where a.name = w.agent and a.revision = w.agent_revision) end,
-                             w.runtime) as "runtime!",
+                             w.runtime) as "runtime!: Stored<Open<Runtime>>",
                            case when w.conversation_id is not null then i.turn_id end as "turn_id?",
                            coalesce(i.turns, 0) as "turns!",
-                           w.pid, w.name, w.state, w.started_at, w.ended_at, w.exit, w.end_detail, w.stderr_tail
+                           w.pid, w.name, w.state as "state: Stored<Open<WorkerState>>", w.started_at, w.ended_at, w.exit,
+                           w.end_detail, w.stderr_tail
                       from lastword.workers w
                       left join (
                         select worker, count(*) as turns, (array_agg(turn_id))[1] as turn_id
@@ -192,13 +199,13 @@ impl Store {
                 id: WorkerId(row.id),
                 replica: ReplicaId(row.replica_id),
                 agent: row.agent,
-                runtime: row.runtime,
+                runtime: row.runtime.0,
                 conversation: row.conversation_id.map(ConversationId),
                 turn: row.turn_id.map(TurnId),
                 turns: row.turns,
                 pid: row.pid,
                 name: row.name,
-                state: row.state,
+                state: row.state.0,
                 started_at: row.started_at,
                 ended_at: row.ended_at,
                 exit: row.exit,

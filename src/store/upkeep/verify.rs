@@ -3,7 +3,16 @@
 //! Owns the checks; each returns the ids that break its rule. Turns whose log was dropped with its partition are not
 //! judged by their log.
 
-use crate::store::{error::StoreError, handle::Store, pool::session::SessionPurpose};
+use crate::{
+    event::Kind,
+    store::{
+        error::StoreError,
+        handle::Store,
+        pool::session::SessionPurpose,
+        records::word::{InflightPhase, TurnClock},
+    },
+    turn::Status,
+};
 
 /// A rule, and the ids that break it.
 #[derive(Debug, Clone)]
@@ -21,7 +30,8 @@ pub struct Finding {
 struct VerifyRule {
     invariant: &'static str,
     rule: &'static str,
-    /// Returns one text column. `$LOGGED` stands for "the log of turn t is still kept".
+    /// Returns one text column. `$LOGGED` stands for "the log of turn t is still kept", `$KINDS` and its like for the
+    /// words of this release.
     sql: &'static str,
 }
 
@@ -110,17 +120,15 @@ const WORDS: &[VerifyRule] = &[
         invariant: "I4",
         rule: "every event has a known kind",
         sql: "select distinct e.turn_id::text from lastword.turn_events e
-               where e.kind not in ('accepted', 'started', 'delta', 'content', 'ephemeral', 'status', 'ask', 'answer',
-                 'custom', 'completed', 'failed', 'cancelled')",
+               where e.kind not in ($KINDS)",
     },
     VerifyRule {
         invariant: "I2",
         rule: "every status, phase and clock is known",
-        sql: "select t.id::text from lastword.turns t where t.status not in ('queued', 'running', 'completed', 'failed', 'cancelled')
+        sql: "select t.id::text from lastword.turns t where t.status not in ($STATUSES)
               union all
               select i.turn_id::text from lastword.inflight i
-               where i.phase not in ('queued', 'starting', 'running')
-                  or i.clock not in ('queue', 'startup', 'progress', 'answer')",
+               where i.phase not in ($PHASES) or i.clock not in ($CLOCKS)",
     },
 ];
 
@@ -136,7 +144,7 @@ impl Store {
         let words = WORDS.iter().map(|check| (check, !is_newer));
         let mut findings = Vec::with_capacity(CHECKS.len() + WORDS.len());
         for (check, is_checked) in CHECKS.iter().map(|check| (check, true)).chain(words) {
-            let sql = format!("{} limit 20", check.sql.replace("$LOGGED", LOGGED));
+            let sql = format!("{} limit 20", spelled_out(check.sql));
             let broken: Vec<String> = match is_checked {
                 true => sqlx::query_scalar(AssertSqlSafe(sql))
                     .fetch_all(&mut conn)
@@ -148,4 +156,13 @@ impl Store {
         }
         Ok(findings)
     }
+}
+
+fn spelled_out(sql: &str) -> String {
+    let listed = |words: &[&str]| format!("'{}'", words.join("', '"));
+    sql.replace("$LOGGED", LOGGED)
+        .replace("$KINDS", &listed(&Kind::ALL.map(Kind::as_str)))
+        .replace("$STATUSES", &listed(&Status::ALL.map(Status::as_str)))
+        .replace("$PHASES", &listed(&InflightPhase::ALL.map(InflightPhase::as_str)))
+        .replace("$CLOCKS", &listed(&TurnClock::ALL.map(TurnClock::as_str)))
 }

@@ -225,15 +225,17 @@ fn said(object: &Object<'_>) -> Result<LineSaid, BadField> {
 
 /// The codes with which a host may report its worker's end.
 fn reason(code: &str) -> Option<Code> {
-    let known = [
-        Code::WorkerExited,
-        Code::WorkerStartupFailed,
-        Code::WorkerProtocol,
-        Code::WorkerUnresponsive,
-        Code::Interrupted,
-        Code::InputTooLong,
-    ];
-    known.into_iter().find(|known| known.as_str() == code)
+    code.parse().ok().filter(|code| {
+        matches!(
+            code,
+            Code::WorkerExited
+                | Code::WorkerStartupFailed
+                | Code::WorkerProtocol
+                | Code::WorkerUnresponsive
+                | Code::Interrupted
+                | Code::InputTooLong
+        )
+    })
 }
 
 #[cfg(test)]

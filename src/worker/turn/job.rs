@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep_until;
 
-use super::timers::{Clocks, Lapse, UNKNOWN_CANCELLER};
+use super::timers::{Clocks, Lapse};
 use crate::{
     agent::Scope,
     failure::Code,
@@ -15,6 +15,7 @@ use crate::{
         commands::Order,
         turns::Agent,
     },
+    word::Open,
     worker::registry::{Interruption, Reach},
 };
 
@@ -99,7 +100,7 @@ impl HostedTurn for Job {
                 () = sleep_until(at) => return match lapse {
                     Lapse::Fails(Code::TurnTimeout) => Obstacle::failed(Code::TurnTimeout.message()),
                     Lapse::Fails(_) => Obstacle::Lapsed,
-                    Lapse::Cancels => Obstacle::Cancelled(UNKNOWN_CANCELLER.as_str().to_owned()),
+                    Lapse::Cancels => Obstacle::Cancelled(Open::default()),
                 },
                 call = self.reach.call() => call,
             };

@@ -14,6 +14,8 @@ use crate::{
     event::{Event, Kind, SharedEvent},
     json::Raw,
     store::{Store, StoreError, adoption::Adopted},
+    turn::CancelledBy,
+    word::Open,
     worker::deps::Deps,
 };
 
@@ -36,7 +38,7 @@ pub(in crate::worker) struct Replay {
     pub(in crate::worker) left: Duration,
     /// Who asked for the cancel. The worker may have obeyed the cancel on the former replica and report
     /// `cancelled` before this replica has read the command.
-    pub(in crate::worker) cancelled_by: Option<String>,
+    pub(in crate::worker) cancelled_by: Option<Open<CancelledBy>>,
 }
 
 /// The fields of an `answer` event.

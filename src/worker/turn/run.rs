@@ -17,7 +17,7 @@ use super::{
     job::Job,
     replay::Replay,
     terminal::{Account, cancelled},
-    timers::{Lapse, UNKNOWN_CANCELLER},
+    timers::Lapse,
     transcript::{Meaning, Transcript},
     write_buffer::WriteBuffer,
 };
@@ -38,7 +38,8 @@ use crate::{
         events::TurnClock,
         group_commit::Written,
     },
-    turn::LastWord,
+    turn::{CancelledBy, LastWord},
+    word::Open,
     worker::{deps::Deps, registry::Interruption},
 };
 
@@ -68,7 +69,7 @@ pub(super) struct Run<'a> {
     pub(super) account: Account,
     pub(super) transcript: Transcript,
     pub(super) buffer: WriteBuffer,
-    cancelled_by: Option<String>,
+    cancelled_by: Option<Open<CancelledBy>>,
     /// How long the worker may take until its next event.
     budget: Duration,
     has_answered: bool,
@@ -342,7 +343,7 @@ impl Run<'_> {
     fn ended_by(&mut self, lapse: Lapse) -> End {
         match lapse {
             Lapse::Cancels => {
-                let by = self.cancelled_by.clone().unwrap_or_else(|| UNKNOWN_CANCELLER.as_str().to_owned());
+                let by = self.cancelled_by.clone().unwrap_or_default();
                 End::Word(cancelled(&by), Fate::End)
             }
             Lapse::Fails(code) => self.fails(code, code.message(), None),

@@ -9,7 +9,8 @@ use crate::{
     failure::{Code, Failure},
     store::{claim::Claim, events::Finish, group_commit::Written},
     telemetry::{self, metrics},
-    turn::LastWord,
+    turn::{CancelledBy, LastWord},
+    word::Open,
     worker::deps::Deps,
 };
 
@@ -69,9 +70,9 @@ impl Account {
     }
 }
 
-pub(in crate::worker) fn cancelled(by: &str) -> LastWord {
+pub(in crate::worker) fn cancelled(by: &Open<CancelledBy>) -> LastWord {
     let data = serde_json::json!({ "by": by }).to_string();
-    LastWord { kind: Kind::Cancelled, data, label: by.to_owned().into() }
+    LastWord { kind: Kind::Cancelled, data, label: by.to_string().into() }
 }
 
 /// Writes the last word. Returns false if the turn is no longer held here.

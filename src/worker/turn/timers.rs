@@ -7,12 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{failure::Code, turn::CancelledBy};
+use crate::failure::Code;
 
 pub(in crate::worker) const CANCEL_GRACE: Duration = Duration::from_secs(10);
-
-/// Named as the canceller if the cancel command itself was not read.
-pub(in crate::worker) const UNKNOWN_CANCELLER: CancelledBy = CancelledBy::Client;
 
 /// What happens when the next clock lapses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

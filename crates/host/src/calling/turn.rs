@@ -26,6 +26,7 @@ use lastword_words::{
     agent::Scope,
     failure::Code,
     id::{ConversationId, TurnId},
+    word::Open,
 };
 
 /// A turn to be run here.
@@ -189,7 +190,7 @@ impl HostedTurn for HostedJob {
             () = self.admitted.over.cancelled() => Obstacle::Halted(Halt::Lost),
             () = self.interrupted.cancelled() => Obstacle::Halted(Halt::Interrupted),
             // No question was asked yet, so the order can only be a cancel.
-            Some(_) = self.admitted.orders.recv() => Obstacle::Cancelled(String::new()),
+            Some(_) = self.admitted.orders.recv() => Obstacle::Cancelled(Open::default()),
             () = sleep_until(self.ready_until) => Obstacle::Lapsed,
         }
     }

@@ -6,7 +6,8 @@
 
 use serde_json::Value;
 
-use super::{AgentSpec, READS};
+use super::{AgentSpec, READS, Runtime};
+use crate::word::Open;
 
 /// Unknown fields reported per spec.
 const UNREAD_MAX: usize = 64;
@@ -30,7 +31,7 @@ pub struct Unread {
     /// The dotted paths of the unknown fields.
     pub fields: Vec<String>,
     /// The stored runtime.
-    pub runtime: String,
+    pub runtime: Open<Runtime>,
     /// The whole stored spec.
     pub whole: Value,
     paths: Vec<Vec<ValueStep>>,
@@ -79,7 +80,7 @@ impl StoredSpec {
         if fields.is_empty() {
             fields.push(MEANING.to_owned());
         }
-        let runtime = whole.get("runtime").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let runtime = Open::of(whole.get("runtime").and_then(Value::as_str).unwrap_or_default());
         // Any spec will do: this release does not run the agent.
         let spec = spec.unwrap_or_else(AgentSpec::remote);
         Ok(StoredSpec { spec, unread: Some(Unread { fields, runtime, whole, paths }) })
