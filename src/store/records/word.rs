@@ -130,7 +130,7 @@ words! {
     }
 
     /// What became of a turn that is to be moved here, see [`Adoption`](crate::store::adoption::Adoption).
-    pub enum MoveVerdict in "lw_remote_adopt_v3.o_verdict" {
+    pub enum MoveVerdict in "lw_remote_adopt_v4.o_verdict" {
         Adopted = "adopted",
         Unknown = "unknown",
         Ended = "ended",
