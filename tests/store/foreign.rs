@@ -85,7 +85,7 @@ async fn the_lists_are_those_of_the_schema(server: &Server) {
         (&accept, WaitLimit::ALL.map(WaitLimit::as_str).to_vec()),
         (&accept, InflightPhase::ALL.map(InflightPhase::as_str).to_vec()),
         (&source("lw_cancel_v1").await, Cancellation::ALL.map(Cancellation::as_str).to_vec()),
-        (&source("lw_remote_adopt_v3").await, MoveVerdict::ALL.map(MoveVerdict::as_str).to_vec()),
+        (&source("lw_remote_adopt_v4").await, MoveVerdict::ALL.map(MoveVerdict::as_str).to_vec()),
     ] {
         for word in words {
             assert!(source.contains(&format!("'{word}'")), "no `{word}` in:\n{source}");
@@ -224,7 +224,7 @@ async fn a_newer_releases_answers_are_no_errors(server: &Server) {
         ("lw_accept_v1", "LW404", "LW499"),
         ("lw_accept_v1", "same", "merged"),
         ("lw_cancel_v1", "asked", "begged"),
-        ("lw_remote_adopt_v3", "unknown", "misplaced"),
+        ("lw_remote_adopt_v4", "unknown", "misplaced"),
         ("lw_close_v1", "queue_timeout", "queue_tired"),
         ("lw_reconcile_v1", "vanished", "evaporated"),
     ] {
