@@ -93,9 +93,6 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
             "agents' commands run as this replica's own user and may do what it may; worker_user names another one"
         );
     }
-    if !config.ablate.is_empty() {
-        tracing::warn!(ablate = ?config.ablate, "slower than it could be, for a measurement");
-    }
 
     let pods = kubernetes::connect(&config, &url).await.context("there is no cluster to run pods in")?;
     let now = CancellationToken::new();

@@ -91,7 +91,6 @@ pub(super) const KEYS: &[Key] = &[
     key("kubernetes_fleet", ValueShape::Text),
     key("kubernetes_owner", ValueShape::Text),
     key("kubernetes_gateway_url", ValueShape::Text),
-    key("ablate", ValueShape::List),
 ];
 
 impl Key {

@@ -7,7 +7,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::lever::Lever;
 use crate::units::{Size, Span};
 
 /// The configuration of one replica.
@@ -118,9 +117,6 @@ pub struct Config {
     pub kubernetes_owner: Option<String>,
     /// The URL that workers in those pods call. Default: this replica's own.
     pub kubernetes_gateway_url: Option<String>,
-    /// Levers switched off, for measurements only. Shown only if set.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ablate: Vec<Lever>,
 }
 
 /// Whether replicas wake each other by NOTIFY.
@@ -195,7 +191,6 @@ impl Default for Config {
             kubernetes_fleet: "lastword".to_owned(),
             kubernetes_owner: None,
             kubernetes_gateway_url: None,
-            ablate: Vec::new(),
         }
     }
 }

@@ -203,11 +203,7 @@ async fn adopt(engine: &Engine, requests: Vec<AdoptRequest>) -> Vec<TurnId> {
 
 /// Publishes whether this replica takes turns, and dismisses silent workers, until cancelled.
 pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = tokio::time::sleep(TICK) => {}
-        }
+    while until.run_until_cancelled(tokio::time::sleep(TICK)).await.is_some() {
         let rendezvous = &engine.rendezvous;
         // A drain may have begun.
         engine.open_or_shut();

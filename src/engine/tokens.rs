@@ -20,11 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) async fn refuse_on(engine: Engine, until: CancellationToken) {
     let mut since = engine.store.clock().now();
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
+    while until.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         match look(&engine, since).await {
             Ok(looked_at) => since = looked_at,
             // The next poll covers the missed time.

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{Config, Lever},
+    config::Config,
     id::ReplicaId,
 };
 
@@ -41,7 +41,6 @@ impl Store {
         let clock = Clock::default();
         let replica = ReplicaId(clock.mint());
         let application_name = format!("lastword {}", replica.0.as_simple());
-        let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
         let choice = Arc::new(Choice::new(config.database_schema.clone()));
         let (reachability, gate) = (Arc::new(Reachability::default()), Arc::new(Gate::default()));
         let login = |url: &str, file: Option<&PathBuf>| {
@@ -53,7 +52,7 @@ impl Store {
             Some(url) => login(url, config.listener_database_url_file.as_ref())?,
             None => own_login.clone(),
         };
-        let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), keeps_plans, choice.clone());
+        let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), choice.clone());
         let (own, listener) = (Arc::new(sessions(&own_login)), sessions(&listener_login));
         let connections = Connections::new(own.clone(), config.pool_max, reachability.clone());
         Ok(Store(Arc::new(StoreParts {
@@ -74,7 +73,6 @@ impl Store {
             reachability,
             replica: RwLock::new(replica),
             application_name,
-            ablated: config.ablate.clone(),
             retain: config.retain.0,
         })))
     }

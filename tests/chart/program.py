@@ -17,10 +17,9 @@ from engine import ROOT, pod_specs
 BY_OTHER_VALUES = {"database_url", "listener_database_url", "database_url_file", "listener_database_url_file", "listen", "url", "data_dir", "client_tokens", "operator_tokens",
                    "drain", "kubernetes", "kubernetes_namespace", "kubernetes_fleet", "kubernetes_owner",
                    "kubernetes_gateway_url"}
-# `ablate` makes a replica slower, for a measurement; workers' tokens come by `extraEnv`. Without capabilities nobody
-# becomes another user, or makes a namespace or a control group.
-NOT_OFFERED = {"worker_tokens", "insecure", "dev", "ablate", "worker_user", "worker_namespaces",
-               "worker_cgroups"}
+# Workers' tokens come by `extraEnv`. Without capabilities nobody becomes another user, or makes a namespace or a
+# control group.
+NOT_OFFERED = {"worker_tokens", "insecure", "dev", "worker_user", "worker_namespaces", "worker_cgroups"}
 ALERTS, DASHBOARDS, RUNBOOKS = "alerts", "dashboards", ROOT / "docs" / "runbooks"
 
 

@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 pub use crate::store::records::page::{Anchor, LogPage};
 use crate::{
-    config::Lever,
     event::{Event, Kind, SharedEvent},
     id::TurnId,
     store::{
@@ -84,8 +83,7 @@ impl Store {
     /// The event at the cursor and up to `limit` events after it, in a batch with other reads if the rest of the log
     /// fits.
     async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<LogPage, StoreError> {
-        if self.uses(Lever::ReadTogether)
-            && let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
+        if let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
             && page.as_ref().map_or(true, |page| page.is_whole)
         {
             return page;
