@@ -3,12 +3,10 @@
 //! Owns the message numbers: the next number expected from the worker, and the last number committed. Refuses a gap.
 //! A request waits on the line until its messages are committed, so the HTTP answer is an acknowledgement.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -263,7 +261,7 @@ impl Line {
 
     /// Adds an order for the worker. An order whose key is already known is ignored.
     pub fn add_order(&self, order: OrderToTell) {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut orders = self.orders.lock();
         if orders.iter().all(|known| known.key != order.key) {
             orders.push(order);
         }
@@ -272,32 +270,28 @@ impl Line {
     /// Takes the worker's report of how long, in total over its life, one turn's output has blocked its pipe for all
     /// turns.
     pub fn note_waited(&self, total: Duration) {
-        self.waits().note(total, Instant::now());
+        self.waits.lock().note(total, Instant::now());
     }
 
     /// The least time that the worker's pipe was blocked since the line was opened, from the worker's reports.
     pub fn waited(&self) -> Duration {
-        self.waits().told()
+        self.waits.lock().told()
     }
 
     /// The most time that the pipe can have been blocked: [`Line::waited`] plus all the time since the last report.
     pub fn may_have_waited(&self) -> Duration {
-        self.waits().at_most(Instant::now())
-    }
-
-    fn waits(&self) -> MutexGuard<'_, HostWaits> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waits.lock().at_most(Instant::now())
     }
 
     /// Replaces the keys of the orders that the worker has received.
     pub fn note_told(&self, told: Vec<String>) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+        *self.told.lock() = told;
     }
 
     /// Orders that the worker has not confirmed yet.
     pub fn untold(&self) -> Vec<OrderToTell> {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.told.lock();
+        let orders = self.orders.lock();
         orders.iter().filter(|order| !told.contains(&order.key)).cloned().collect()
     }
 }

@@ -4,11 +4,13 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::RwLock;
 
 use super::{
     error::StoreError,
@@ -87,13 +89,13 @@ impl Store {
 
     /// The current id of this replica. The id changes when the replica was declared lost and registers again.
     pub fn replica(&self) -> ReplicaId {
-        *self.0.replica.read().unwrap_or_else(PoisonError::into_inner)
+        *self.0.replica.read()
     }
 
     /// Mints a new replica id, to register with after a verdict.
     pub fn rename_replica(&self) -> ReplicaId {
         let fresh = ReplicaId(self.0.clock.mint());
-        *self.0.replica.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *self.0.replica.write() = fresh;
         fresh
     }
 

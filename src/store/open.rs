@@ -3,11 +3,13 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::RwLock;
 
 use super::{
     error::StoreError,
@@ -26,11 +28,7 @@ use super::{
         session::{SessionPurpose, Sessions},
     },
 };
-use crate::{
-    clock::Clock,
-    config::Config,
-    id::ReplicaId,
-};
+use crate::{clock::Clock, config::Config, id::ReplicaId};
 
 /// How long a rejected statement counts as a current denial. A replica repeats its statements more often than that.
 const DENIAL_COUNTS_FOR: Duration = Duration::from_secs(5);
