@@ -41,12 +41,12 @@ async fn look(engine: &Engine, since: DateTime<Utc>) -> Result<DateTime<Utc>, St
         engine.store.end_expired_worker_tokens().await?;
     }
     let ended: HashSet<TokenHash> = engine.store.worker_tokens_ended(since).await?.into_iter().collect();
-    for session in sessions.iter().filter(|session| ended.contains(session.token_hash())) {
-        let worker = session.worker().id;
+    for session in sessions.iter().filter(|session| ended.contains(&session.token_hash)) {
+        let worker = session.worker.id;
         tracing::info!(worker_id = %worker, "a remote worker's token has ended");
         session.refuse();
         rendezvous.dismiss(session);
-        for line in rendezvous.lines().iter().filter(|line| line.worker() == worker) {
+        for line in rendezvous.lines().iter().filter(|line| line.worker == worker) {
             line.report_exit(ExitReport { code: Code::WorkerLost, message: ENDED.to_owned(), detail: None });
         }
     }

@@ -27,11 +27,16 @@ pub type Batch = Vec<Bytes>;
 /// The line of one turn, for one attempt.
 #[derive(Debug)]
 pub struct Line {
-    turn: TurnId,
-    epoch: i32,
-    worker: WorkerId,
-    token_hash: [u8; 32],
-    liveness: Arc<Liveness>,
+    /// The turn of the line.
+    pub turn: TurnId,
+    /// The epoch of the attempt.
+    pub epoch: i32,
+    /// The worker that runs the turn.
+    pub worker: WorkerId,
+    /// SHA-256 of the turn's token.
+    pub token_hash: [u8; 32],
+    /// Liveness of the worker for this turn.
+    pub liveness: Arc<Liveness>,
     /// The number of the last message handed to the run. Locked while a batch is handed over, so batches stay in order.
     received: tokio::sync::Mutex<u64>,
     inlet: mpsc::Sender<Batch>,
@@ -147,37 +152,12 @@ impl Line {
         (line, batches)
     }
 
-    /// The turn of the line.
-    pub fn turn(&self) -> TurnId {
-        self.turn
-    }
-
-    /// The epoch of the attempt.
-    pub fn epoch(&self) -> i32 {
-        self.epoch
-    }
-
-    /// The worker that runs the turn.
-    pub fn worker(&self) -> WorkerId {
-        self.worker
-    }
-
-    /// SHA-256 of the turn's token.
-    pub fn token_hash(&self) -> &[u8; 32] {
-        &self.token_hash
-    }
-
     /// Whether a caller with this proof may use the line. For a token the caller compares [`Line::token_hash`] itself.
     pub fn is_for(&self, proof: Proof) -> bool {
         match proof {
             Proof::Worker(worker) => worker == self.worker,
             Proof::Token(_) => true,
         }
-    }
-
-    /// Liveness of the worker for this turn.
-    pub fn liveness(&self) -> &Arc<Liveness> {
-        &self.liveness
     }
 
     /// Delivers a batch whose first message has the number `first`, and waits until the batch is committed. An empty

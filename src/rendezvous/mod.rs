@@ -161,7 +161,7 @@ impl Rendezvous {
         let session = Arc::new(WorkerSession::new(worker, token_hash, expires_at));
         *state.tokens.entry(token_hash).or_default() += 1;
         if let Some(former) = state.sessions.insert(id, session.clone()) {
-            state.forget_token(former.token_hash());
+            state.forget_token(&former.token_hash);
             former.wake();
         }
         Some(session)
@@ -197,9 +197,9 @@ impl Rendezvous {
     /// Removes a session, unless the worker has registered again and has a newer one.
     pub fn dismiss(&self, session: &Arc<WorkerSession>) {
         let mut state = self.state.lock();
-        if state.sessions.get(&session.worker().id).is_some_and(|known| Arc::ptr_eq(known, session)) {
-            state.sessions.remove(&session.worker().id);
-            state.forget_token(session.token_hash());
+        if state.sessions.get(&session.worker.id).is_some_and(|known| Arc::ptr_eq(known, session)) {
+            state.sessions.remove(&session.worker.id);
+            state.forget_token(&session.token_hash);
         }
     }
 
@@ -216,7 +216,7 @@ impl Rendezvous {
     /// Opens a line for a turn that this replica now holds. An older line of the same turn is closed.
     pub fn open(self: &Arc<Self>, line: Line) -> Arc<Line> {
         let line = Arc::new(line);
-        if let Some(former) = self.state.lock().lines.insert(line.turn(), line.clone()) {
+        if let Some(former) = self.state.lock().lines.insert(line.turn, line.clone()) {
             former.close(LineEnd::LetGo);
         }
         line
@@ -226,10 +226,10 @@ impl Rendezvous {
     pub fn close(&self, line: &Arc<Line>, end: LineEnd) {
         let session = {
             let mut state = self.state.lock();
-            if state.lines.get(&line.turn()).is_some_and(|known| Arc::ptr_eq(known, line)) {
-                state.lines.remove(&line.turn());
+            if state.lines.get(&line.turn).is_some_and(|known| Arc::ptr_eq(known, line)) {
+                state.lines.remove(&line.turn);
             }
-            state.sessions.get(&line.worker()).cloned()
+            state.sessions.get(&line.worker).cloned()
         };
         line.close(end);
         if let Some(session) = session {
@@ -244,7 +244,7 @@ impl Rendezvous {
 
     /// The open line of a turn at this epoch; `None` if this replica does not hold the turn.
     pub fn line(&self, turn: TurnId, epoch: i32) -> Option<Arc<Line>> {
-        self.state.lock().lines.get(&turn).filter(|line| line.epoch() == epoch).cloned()
+        self.state.lock().lines.get(&turn).filter(|line| line.epoch == epoch).cloned()
     }
 
     /// The line of a turn. If another replica holds the turn the engine is asked to move the turn here first.
@@ -278,7 +278,7 @@ impl Rendezvous {
 
     /// Wakes the worker of a line: there is something new for it.
     pub fn ring(&self, line: &Line) {
-        if let Some(session) = self.session(line.worker()) {
+        if let Some(session) = self.session(line.worker) {
             session.wake();
         }
     }

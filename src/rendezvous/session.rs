@@ -27,10 +27,13 @@ use crate::{
 /// A remote worker that is registered at this replica.
 #[derive(Debug)]
 pub struct WorkerSession {
-    worker: RemoteWorker,
-    token_hash: [u8; 32],
+    /// The worker's record.
+    pub worker: RemoteWorker,
+    /// SHA-256 of the token that the worker registered with.
+    pub token_hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
-    liveness: Arc<Liveness>,
+    /// Liveness of the worker.
+    pub liveness: Arc<Liveness>,
     /// The number of the newest poll, and how many turns that poll asks for; 0 when no poll is open.
     polled: Mutex<(u64, u32)>,
     /// The number of the newest beat that listens.
@@ -96,21 +99,6 @@ impl WorkerSession {
             is_refused: AtomicBool::new(false),
             news: Notify::new(),
         }
-    }
-
-    /// The worker's record.
-    pub fn worker(&self) -> &RemoteWorker {
-        &self.worker
-    }
-
-    /// SHA-256 of the token that the worker registered with.
-    pub fn token_hash(&self) -> &[u8; 32] {
-        &self.token_hash
-    }
-
-    /// Liveness of the worker.
-    pub fn liveness(&self) -> &Arc<Liveness> {
-        &self.liveness
     }
 
     /// Marks the worker as leaving: it gets no more turns, and its open poll ends.

@@ -88,10 +88,10 @@ enum FollowedPod {
 impl<'a> Start<'a> {
     fn new(deps: &'a Deps, pods: &'a Pods, job: &Job) -> Self {
         let order = PodOrder {
-            worker: WorkerId(deps.store().clock().mint()),
+            worker: WorkerId(deps.store.clock().mint()),
             agent: job.agent.clone(),
             conversation: job.claim.conversation,
-            replica: deps.store().replica(),
+            replica: deps.store.replica(),
             // Minted only when a pod is created.
             token: Token(String::new()),
         };
@@ -157,7 +157,7 @@ impl<'a> Start<'a> {
         let grant = Grant { agent, conversation, expires_at: None };
         let mut pause = Pause::default();
         loop {
-            match self.deps.store().mint_worker_token(&grant).await {
+            match self.deps.store.mint_worker_token(&grant).await {
                 Ok(token) => return Ok(Token(token)),
                 Err(why) if why.is_away() => pause.take(None).await,
                 Err(why) => return Err(could_not("its worker could not be let in", why.to_string())),
@@ -211,7 +211,7 @@ impl<'a> Start<'a> {
     async fn until_taken(&self) {
         loop {
             sleep(LOOK_EVERY).await;
-            match self.deps.store().is_over(self.turn.0, self.turn.1).await {
+            match self.deps.store.is_over(self.turn.0, self.turn.1).await {
                 Ok(true) => return,
                 Ok(false) => self.show(),
                 Err(_) => {}
@@ -221,7 +221,7 @@ impl<'a> Start<'a> {
 
     /// Rings the doorbell, so that the replica this worker calls looks for the turn.
     fn show(&self) {
-        self.deps.store().wake().queue.kept(self.turn.0, self.order.conversation);
+        self.deps.store.wake().queue.kept(self.turn.0, self.order.conversation);
     }
 
     fn wait_for(&self, what: &str, detail: String) {

@@ -67,7 +67,7 @@ impl Run<'_> {
 
     async fn give_back(&mut self) -> bool {
         let claim = &self.job.claim;
-        let is_released = self.deps.store().release(claim.turn, claim.epoch, false).await.unwrap_or(false);
+        let is_released = self.deps.store.release(claim.turn, claim.epoch, false).await.unwrap_or(false);
         if is_released {
             metrics::requeued("worker_exited");
             tracing::info!("the worker died before it had said anything; the turn is run again");
