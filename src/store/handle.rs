@@ -22,6 +22,7 @@ use super::{
         connections::{Connections, Loan},
         login::Login,
         reachability::Reachability,
+        row_query::RowQuery,
         session::Sessions,
     },
 };
@@ -141,6 +142,34 @@ impl Store {
     /// As [`Store::sessions`], bypassing the pooler if a listener URL is configured.
     pub(super) fn listener_sessions(&self) -> &Sessions {
         &self.0.listener_sessions
+    }
+
+    /// Runs one statement on a pooled connection, and returns all rows.
+    pub(super) async fn fetch_all<R: RowQuery>(
+        &self,
+        op: &'static str,
+        query: R,
+    ) -> Result<Vec<R::Row>, StoreError> {
+        self.lease().await?.run(op, |c| query.all(c)).await
+    }
+
+    /// As [`Store::fetch_all`], the first row if there is any.
+    pub(super) async fn fetch_optional<R: RowQuery>(
+        &self,
+        op: &'static str,
+        query: R,
+    ) -> Result<Option<R::Row>, StoreError> {
+        self.lease().await?.run(op, |c| query.first(c)).await
+    }
+
+    /// As [`Store::fetch_all`] for a statement of one row.
+    pub(super) async fn fetch_one<R: RowQuery>(
+        &self,
+        op: &'static str,
+        query: R,
+    ) -> Result<R::Row, StoreError> {
+        let row = self.fetch_optional(op, query).await?;
+        row.ok_or_else(|| StoreError::from_sqlx(op, sqlx::Error::RowNotFound))
     }
 
     /// Borrows a pooled connection.

@@ -108,10 +108,8 @@ impl Store {
 
     /// Queries the database's time: proves that Postgres answers, and sets the clock's offset.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        let now = lease
-            .run("probe", |c| sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(c))
-            .await?;
+        let query = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#);
+        let now = self.fetch_one("probe", query).await?;
         self.0.clock.set_database_time(now);
         Ok(())
     }
