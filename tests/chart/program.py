@@ -35,9 +35,8 @@ def source(path):
 
 def keys():
     """The configuration's keys: name → shape."""
-    text = source("src/config/keys.rs")
-    text = text[text.index("const KEYS"):]
-    return dict(re.findall(r'(?:key|secret)\("(\w+)", ValueShape::(\w+)', text[:text.index("];")]))
+    text = source("src/config/settings.rs")
+    return dict(re.findall(r"^    (\w+): .* => .*(TEXT|NUMBER|FLAG|LIST)", text[text.index("settings! {\n"):], re.M))
 
 
 def settings(chart):
@@ -47,9 +46,8 @@ def settings(chart):
     for name in sorted(set(given) ^ (set(known) - BY_OTHER_VALUES - NOT_OFFERED)):
         yield f"{name} is a key of only one of both"
     defaults = source("src/config/settings.rs")
-    defaults = defaults[defaults.index("impl Default for Config"):]
     for name, value in given.items():
-        default = re.search(rf"\b{name}: ([0-9_]+),", defaults)
+        default = re.search(rf"^    {name}: \w+ = ([0-9_]+) =>", defaults, re.M)
         if default and int(default.group(1)) != value:
             yield f"{name} is {value} here and {default.group(1)} there"
         if isinstance(value, int) and not default:
