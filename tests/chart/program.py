@@ -108,12 +108,12 @@ def expressions(chart):
 def metrics(chart):
     """Alerts and dashboards ask for metrics that there are, by labels and values that they have."""
     text = source("src/telemetry/metrics.rs") + source("crates/host/src/owner.rs")
-    names = dict(re.findall(r'const (\w+): &str = "(lastword_\w+)"', text))
-    histograms = {names[name] for name in re.findall(r"\((\w+), Histogram,", text)}
+    names = dict(re.findall(r'(\w+)(?:: &str)? = "(lastword_\w+)"', text))
+    histograms = {names[name] for name in re.findall(r'(\w+) = "lastword_\w+", Histogram,', text)}
     labels = {metric: set() for metric in names.values()}
     for name, given in re.findall(r"(?:counter|gauge|histogram)!\((\w+)((?:, \"\w+\" => [^,()]+(?:\(\))?)*)\)", text):
         labels[names[name]] |= set(re.findall(r'"(\w+)" =>', given))
-    codes = set(re.findall(r'Code::\w+ => "(\w+)"', source("crates/words/src/failure.rs")))
+    codes = set(re.findall(r'^    \w+ = "(\w+)",', source("crates/words/src/failure.rs"), re.M))
     if not names or not codes:
         yield "no metrics, or no codes, were found"
     seen = set()

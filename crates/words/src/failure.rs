@@ -8,86 +8,70 @@ use serde_json::json;
 
 use crate::{event::Kind, turn::LastWord};
 
-/// Why a turn failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Code {
+/// One row a code: what it means, its name, and the default message for users.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $code:ident = $name:literal, $message:literal;)*) => {
+        /// Why a turn failed.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $($(#[$doc])* $code,)*
+        }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: [Code; 16] = [$(Code::$code,)*];
+
+            /// The code's name in SQL, JSON, logs and metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Code::$code => $name,)* }
+            }
+
+            /// The default message for users.
+            pub const fn message(self) -> &'static str {
+                match self { $(Code::$code => $message,)* }
+            }
+        }
+    };
+}
+
+codes! {
     /// The set-up failed, the worker ended before it took the turn, or the startup timeout passed.
-    WorkerStartupFailed,
+    WorkerStartupFailed = "worker_startup_failed", "The worker for this agent could not be started in time.";
     /// The worker died in the middle of the turn.
-    WorkerExited,
+    WorkerExited = "worker_exited", "The worker handling your request stopped unexpectedly.";
     /// The progress timeout passed.
-    WorkerUnresponsive,
+    WorkerUnresponsive = "worker_unresponsive", "The worker handling your request stopped making progress.";
     /// The worker sent a message that breaks the protocol, or too much output.
-    WorkerProtocol,
+    WorkerProtocol = "worker_protocol",
+        "The worker handling your request sent something that could not be understood.";
     /// The gateway lost contact with the remote worker.
-    WorkerLost,
+    WorkerLost = "worker_lost", "The connection to the worker handling your request was lost.";
     /// The replica that ran the turn was lost.
-    ReplicaLost,
+    ReplicaLost = "replica_lost", "The server that ran your request is gone.";
     /// The worker itself reported an error.
-    AgentError,
+    AgentError = "agent_error", "The agent reported an error.";
     /// The worker finished without any output.
-    EmptyReply,
+    EmptyReply = "empty_reply", "The agent finished without an answer.";
     /// No replica claimed the turn before the queue timeout.
-    QueueTimeout,
+    QueueTimeout = "queue_timeout", "No worker was free in time to take your request.";
     /// The worker's question was not answered before the answer timeout.
-    AnswerTimeout,
+    AnswerTimeout = "answer_timeout", "The agent's question was not answered in time.";
     /// The turn took longer than the agent's cap.
-    TurnTimeout,
+    TurnTimeout = "turn_timeout", "Your request took longer than this agent allows.";
     /// The replica drained, and the turn was still running at the drain deadline.
-    Interrupted,
+    Interrupted = "interrupted", "The server was restarted before your request was finished.";
     /// An input guard stopped the turn.
-    GuardBlocked,
+    GuardBlocked = "guard_blocked", "Your message was not accepted by this agent's rules.";
     /// The input does not fit into its worker's line.
-    InputTooLong,
+    InputTooLong = "input_too_long", "Your message is too long for this agent's worker.";
     /// The conversation's history cannot be read.
-    HistoryUnavailable,
+    HistoryUnavailable = "history_unavailable",
+        "What was said before in this conversation could not be read.";
     /// A fault of the gateway.
-    Internal,
+    Internal = "internal", "Something went wrong in the gateway.";
 }
 
 impl Code {
-    /// Every code.
-    pub const ALL: [Code; 16] = [
-        Code::WorkerStartupFailed,
-        Code::WorkerExited,
-        Code::WorkerUnresponsive,
-        Code::WorkerProtocol,
-        Code::WorkerLost,
-        Code::ReplicaLost,
-        Code::AgentError,
-        Code::EmptyReply,
-        Code::QueueTimeout,
-        Code::AnswerTimeout,
-        Code::TurnTimeout,
-        Code::Interrupted,
-        Code::GuardBlocked,
-        Code::InputTooLong,
-        Code::HistoryUnavailable,
-        Code::Internal,
-    ];
-
-    /// The code's name in SQL, JSON, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Code::WorkerStartupFailed => "worker_startup_failed",
-            Code::WorkerExited => "worker_exited",
-            Code::WorkerUnresponsive => "worker_unresponsive",
-            Code::WorkerProtocol => "worker_protocol",
-            Code::WorkerLost => "worker_lost",
-            Code::ReplicaLost => "replica_lost",
-            Code::AgentError => "agent_error",
-            Code::EmptyReply => "empty_reply",
-            Code::QueueTimeout => "queue_timeout",
-            Code::AnswerTimeout => "answer_timeout",
-            Code::TurnTimeout => "turn_timeout",
-            Code::Interrupted => "interrupted",
-            Code::GuardBlocked => "guard_blocked",
-            Code::InputTooLong => "input_too_long",
-            Code::HistoryUnavailable => "history_unavailable",
-            Code::Internal => "internal",
-        }
-    }
-
     /// Whether a retry may help.
     pub const fn is_retryable(self) -> bool {
         !matches!(
@@ -98,30 +82,6 @@ impl Code {
                 | Code::EmptyReply
                 | Code::AgentError
         )
-    }
-
-    /// The default message for users.
-    pub const fn message(self) -> &'static str {
-        match self {
-            Code::WorkerStartupFailed => "The worker for this agent could not be started in time.",
-            Code::WorkerExited => "The worker handling your request stopped unexpectedly.",
-            Code::WorkerUnresponsive => "The worker handling your request stopped making progress.",
-            Code::WorkerProtocol => {
-                "The worker handling your request sent something that could not be understood."
-            }
-            Code::WorkerLost => "The connection to the worker handling your request was lost.",
-            Code::ReplicaLost => "The server that ran your request is gone.",
-            Code::AgentError => "The agent reported an error.",
-            Code::EmptyReply => "The agent finished without an answer.",
-            Code::QueueTimeout => "No worker was free in time to take your request.",
-            Code::AnswerTimeout => "The agent's question was not answered in time.",
-            Code::TurnTimeout => "Your request took longer than this agent allows.",
-            Code::Interrupted => "The server was restarted before your request was finished.",
-            Code::InputTooLong => "Your message is too long for this agent's worker.",
-            Code::HistoryUnavailable => "What was said before in this conversation could not be read.",
-            Code::GuardBlocked => "Your message was not accepted by this agent's rules.",
-            Code::Internal => "Something went wrong in the gateway.",
-        }
     }
 }
 
