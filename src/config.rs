@@ -9,7 +9,6 @@ mod error;
 mod files;
 pub mod kept;
 mod keys;
-mod lever;
 pub mod pass;
 mod redact;
 mod schema;
@@ -22,7 +21,6 @@ mod validity;
 
 pub use self::{
     error::ConfigError,
-    lever::Lever,
     settings::{Config, Doorbell, LogFormat, workers_for},
     source::Overrides,
     surroundings::Surroundings,

@@ -45,7 +45,7 @@ fn a_short_run_has_a_number_for_everything_that_it_was_asked_for() {
     let place = tempfile::tempdir().unwrap();
     let json = place.path().join("findings.json");
     let asked = ["accept-same", "turns", "drain", "durable-few", "idle", "wal"];
-    let mut words = vec!["--short", "--history=100", "--ablate", "group_commit", "--only"];
+    let mut words = vec!["--short", "--history=100", "--held", "--only"];
     words.extend(asked);
     let found = findings(&bench(&words, &json).output().unwrap(), &json);
 
@@ -66,7 +66,7 @@ fn a_short_run_has_a_number_for_everything_that_it_was_asked_for() {
     for limit in ["round-trip", "commit", "wake-up", "rows", "http"] {
         assert!(found["limits"][limit]["median"].as_f64().unwrap() > 0.0, "{limit}");
     }
-    for changed in ["a history of 100 turns", "ablated: group_commit"] {
+    for changed in ["a history of 100 turns", "a transaction held open"] {
         let turns = &found["compared"][changed]["turns"]["figures"]["turns"];
         assert!(turns["ratio"].as_f64().unwrap() > 0.0, "{changed}: {}", found["compared"]);
     }

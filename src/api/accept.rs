@@ -205,7 +205,7 @@ async fn accept_here(gateway: &Gateway, order: TurnOrder) -> Result<AcceptedTurn
         let agent = agent(gateway, &order.agent).await?;
         new_turn(gateway, order, agent)
     };
-    let room = gateway.shares().queue(store, who, &mut new).await?;
+    let room = gateway.doors.shares.queue(store, who, &mut new).await?;
     let tail = is_followed.then(|| Tail::new(store, new.id, -1));
     let accepted = loop {
         match insist(|| store.accept(&new)).await {

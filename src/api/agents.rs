@@ -150,7 +150,7 @@ pub async fn read(
     Name(name): Name,
     headers: HeaderMap,
 ) -> Result<Json<AgentView>, Problem> {
-    read_as(&gateway, &name, gateway.keys().role(&headers)).await.map(Json)
+    read_as(&gateway, &name, gateway.doors.keys.role(&headers)).await.map(Json)
 }
 
 /// Lists agents by name.
@@ -167,7 +167,7 @@ pub async fn list(
     let limit = params.limit()?;
     let after = params.text("cursor").map(|name| agent_name("cursor", name)).transpose()?;
     params.end()?;
-    let role = gateway.keys().role(&headers);
+    let role = gateway.doors.keys.role(&headers);
     let rows = gateway.store.agents(after.as_deref(), limit + 1).await?;
     let items = rows.iter().map(|row| AgentView::of(row, role)).collect::<Result<_, _>>()?;
     Ok(Json(Page::of(items, limit, |item: &AgentView| item.name.clone())))

@@ -43,7 +43,7 @@ pub async fn client(
     next: Next,
 ) -> Result<Response, Problem> {
     let caller = Caller::of(&request);
-    let keys = gateway.keys();
+    let keys = &gateway.doors.keys;
     if keys.openness == Openness::Closed && keys.role(request.headers()) < Role::Client {
         return Err(caller.refused(&gateway).await);
     }
@@ -59,7 +59,7 @@ pub async fn operator(
     next: Next,
 ) -> Result<Response, Problem> {
     let caller = Caller::of(&request);
-    match gateway.keys().role(request.headers()) {
+    match gateway.doors.keys.role(request.headers()) {
         Role::Operator => Ok(next.run(request).await),
         Role::Client => Err(Problem::forbidden("This route needs an operator's token.")),
         Role::Anybody => Err(caller.refused(&gateway).await),
@@ -72,7 +72,7 @@ pub async fn metrics(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let keys = gateway.keys();
+    let keys = &gateway.doors.keys;
     if keys.openness_of_metrics == Openness::Closed {
         return operator(State(gateway), request, next).await;
     }
@@ -85,7 +85,7 @@ pub async fn metrics(
 /// Middleware of all routes: if client routes are open, refuses pages of other sites and requests forwarded by
 /// proxies.
 pub async fn page(State(gateway): State<Gateway>, request: Request, next: Next) -> Result<Response, Problem> {
-    gateway.keys().admits_here(&request)?;
+    gateway.doors.keys.admits_here(&request)?;
     Ok(next.run(request).await)
 }
 
@@ -104,7 +104,7 @@ impl Caller {
     /// The refusal of a request without a valid token. An unknown token may be a guess, and is refused with a delay.
     async fn refused(self, gateway: &Gateway) -> Problem {
         if self.shows_a_token {
-            gateway.guesses().refuse(&gateway.supervisor, self.from).await
+            gateway.doors.guesses.refuse(&gateway.supervisor, self.from).await
         } else {
             Problem::unauthorized()
         }
@@ -137,7 +137,7 @@ pub async fn newcomer(
 ) -> Result<Response, Problem> {
     let (caller, shown) = (Caller::of(&request), shown(&request, Purpose::Worker, &gateway));
     let Some(token_hash) = shown else { return Err(caller.refused(&gateway).await) };
-    let grant = match gateway.keys().is_workers(&token_hash) {
+    let grant = match gateway.doors.keys.is_workers(&token_hash) {
         true => None,
         false => Some(granted(&gateway, token_hash, caller).await?),
     };
@@ -153,7 +153,7 @@ pub async fn worker(
 ) -> Result<Response, Problem> {
     let (caller, shown) = (Caller::of(&request), shown(&request, Purpose::Worker, &gateway));
     let Some(token_hash) = shown else { return Err(caller.refused(&gateway).await) };
-    let is_known = gateway.keys().is_workers(&token_hash) || gateway.rendezvous.knows(&token_hash);
+    let is_known = gateway.doors.keys.is_workers(&token_hash) || gateway.rendezvous.knows(&token_hash);
     let grant = match is_known {
         true => None,
         false => Some(granted(&gateway, token_hash, caller).await?),
@@ -180,7 +180,7 @@ pub async fn speaker(
 pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch: i32) -> Result<(), Problem> {
     let Speaker { token_hash, caller } = speaker;
     if let Some(line) = gateway.rendezvous.line(turn, epoch) {
-        return match token::is_same(line.token_hash(), &token_hash) {
+        return match token::is_same(&line.token_hash, &token_hash) {
             true => Ok(()),
             false => Err(caller.refused(gateway).await),
         };
@@ -198,7 +198,7 @@ pub async fn may_speak(gateway: &Gateway, speaker: Speaker, turn: TurnId, epoch:
             Ok::<HashMap<_, ()>, StoreError>(offered.into_iter().map(|key| (key, ())).collect())
         }
     };
-    let found = gateway.speakers().ask(&gateway.supervisor, (key, caller.from), look).await;
+    let found = gateway.doors.speakers.ask(&gateway.supervisor, (key, caller.from), look).await;
     match found.ok_or_else(Problem::elsewhere)?? {
         Some(()) => Ok(()),
         None => Err(caller.refused(gateway).await),
@@ -210,7 +210,7 @@ fn shown(request: &Request, purpose: Purpose, gateway: &Gateway) -> Option<Token
     let token = bearer(request.headers())?;
     let hash = token::hash(token);
     // A configured token may have any form.
-    (token::may_be(purpose, token) || gateway.keys().is_workers(&hash)).then_some(hash)
+    (token::may_be(purpose, token) || gateway.doors.keys.is_workers(&hash)).then_some(hash)
 }
 
 /// The grant of a token that is not configured here.
@@ -220,7 +220,7 @@ async fn granted(gateway: &Gateway, token_hash: TokenHash, caller: Caller) -> Re
         let store = store.clone();
         async move { store.worker_grants(&hashes).await }
     };
-    let found = gateway.newcomers().ask(&gateway.supervisor, (token_hash, caller.from), look).await;
+    let found = gateway.doors.newcomers.ask(&gateway.supervisor, (token_hash, caller.from), look).await;
     match found.ok_or_else(Problem::elsewhere)?? {
         Some(grant) => Ok(grant),
         None => Err(caller.refused(gateway).await),

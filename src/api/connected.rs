@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed},
@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -103,7 +104,7 @@ impl Connected {
 
     /// Open connections without those that were asked to close, and the limit.
     pub fn count(&self) -> (usize, usize) {
-        let crowd = self.crowd();
+        let crowd = self.0.crowd.lock();
         (crowd.places.len() - crowd.leaving, self.0.max)
     }
 
@@ -112,7 +113,7 @@ impl Connected {
         let origin = Origin::of(address.ip());
         let PerAddress { max, binds_loopback } = self.0.per_address;
         let is_bound = binds_loopback || !address.ip().to_canonical().is_loopback();
-        let mut crowd = self.crowd();
+        let mut crowd = self.0.crowd.lock();
         let of_origin = crowd.by_origin.get(&origin).copied().unwrap_or(0);
         if is_bound && of_origin >= max && !self.make_room(&mut crowd, Some(origin)) {
             return Err(ConnectionRefused::Address);
@@ -137,7 +138,7 @@ impl Connected {
 
     /// Asks some idle connections to close. Called when the process has no file descriptors left.
     pub fn clear_some(&self) {
-        let mut crowd = self.crowd();
+        let mut crowd = self.0.crowd.lock();
         self.make_room(&mut crowd, None);
     }
 
@@ -176,10 +177,6 @@ impl Connected {
     /// Milliseconds since the table was made, from 1.
     fn now(&self) -> u64 {
         millis(self.0.began.elapsed()) + 1
-    }
-
-    fn crowd(&self) -> MutexGuard<'_, Crowd> {
-        self.0.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -278,7 +275,7 @@ impl ConnectionSlot {
             if self.place.idle_since().is_some() {
                 return;
             }
-            let mut crowd = self.connected.crowd();
+            let mut crowd = self.connected.0.crowd.lock();
             if self.place.is_leaving.swap(false, Relaxed) {
                 crowd.leaving -= 1;
                 *crowd.by_origin.entry(self.place.origin).or_default() += 1;
@@ -289,7 +286,7 @@ impl ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut crowd = self.connected.crowd();
+        let mut crowd = self.connected.0.crowd.lock();
         crowd.places.remove(&self.number);
         if self.place.is_leaving.load(Relaxed) {
             crowd.leaving -= 1;

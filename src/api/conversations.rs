@@ -79,7 +79,7 @@ pub async fn create(
     let agent = agent_name("agent", request.agent)?;
     let known = gateway.store.agent(&agent).await?;
     known.ok_or_else(|| Problem::not_found("agent").with("field", "agent"))?;
-    gateway.shares().rows(who, 1)?;
+    gateway.doors.shares.rows(who, 1)?;
     let id = ConversationId(gateway.store.clock().mint());
     insist(|| gateway.store.make_conversation(id, &agent)).await?;
     let made = insist(|| gateway.store.conversation(id)).await?;

@@ -158,7 +158,7 @@ pub async fn of_turn(
         let stream = (EventReader::Turn(Box::new(tail)), Telling { last_words: wanted.last_words, reset });
         return Ok(sse::response(&gateway, stream, slot, CancelOnDrop::none(), false));
     }
-    let _waiting = gateway.shares().wait(who, wanted.wait)?;
+    let _waiting = gateway.doors.shares.wait(who, wanted.wait)?;
     turn_page(&gateway, who, tail, wanted).await
 }
 
@@ -185,7 +185,7 @@ async fn turn_page(
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     loop {
-        let place = gateway.shares().rendering(who).await?;
+        let place = gateway.doors.shares.rendering(who).await?;
         let events = tail.look(wanted.limit).await?;
         let left = time_left(gateway, until);
         if !events.is_empty() || left.is_zero() {
@@ -242,7 +242,7 @@ pub async fn of_conversation(
         let stream = (EventReader::Thread(Box::new(thread)), telling);
         return Ok(sse::response(&gateway, stream, slot, CancelOnDrop::none(), false));
     }
-    let _waiting = gateway.shares().wait(who, wanted.wait)?;
+    let _waiting = gateway.doors.shares.wait(who, wanted.wait)?;
     thread_page(&gateway, who, thread, at, wanted).await
 }
 
@@ -280,7 +280,7 @@ async fn thread_page(
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wanted.wait;
     let (mut events, mut bytes) = (Vec::new(), 0);
-    let mut place = gateway.shares().rendering(who).await?;
+    let mut place = gateway.doors.shares.rendering(who).await?;
     loop {
         let room = if bytes < PAGE_BYTES { wanted.limit - events.len() as i64 } else { 0 };
         let more = if room > 0 { thread.look(room).await? } else { Vec::new() };
@@ -301,7 +301,7 @@ async fn thread_page(
                 () = thread.wait(left) => {}
                 () = gateway.supervisor.soft().cancelled() => {}
             }
-            place = gateway.shares().rendering(who).await?;
+            place = gateway.doors.shares.rendering(who).await?;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -24,6 +24,7 @@ use axum::{
 };
 use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, rt::Executor};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tower::ServiceExt as _;
 
@@ -152,21 +153,17 @@ impl Streams {
             request.headers_mut().append(header::HOST, authority);
         }
         request.extensions_mut().insert(ConnectInfo(peer.clone()));
-        *self.next() = Some(Stream { peer, pace: pace.clone() });
+        *self.next.lock() = Some(Stream { peer, pace: pace.clone() });
         let answer = service.clone().oneshot(request);
         async move {
             answer.await.map(|answer| answer.map(|body| AnswerBody { body, pace, _under_way: under_way }))
         }
     }
-
-    fn next(&self) -> std::sync::MutexGuard<'_, Option<Stream>> {
-        self.next.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, exchange: F) {
-        let (stream, stall_max) = (self.next().take(), self.stall_max);
+        let (stream, stall_max) = (self.next.lock().take(), self.stall_max);
         self.supervisor.spawn(TaskKind::Client, "exchanges", async move {
             let Some(Stream { peer, pace }) = stream else { return exchange.await };
             // The end of this task resets the stream if its response is incomplete.

@@ -34,20 +34,24 @@ pub struct Gateway {
     pub config: Arc<Config>,
     /// The owner of all tasks. Its soft stop closes streams, its hard stop ends them.
     pub supervisor: Supervisor,
-    doors: Arc<Doors>,
+    pub(super) doors: Arc<Doors>,
 }
 
+/// What a request passes, and what bounds it.
 #[derive(Debug)]
-struct Doors {
-    keys: Keys,
-    guesses: Guesses,
-    bodies: Bodies,
-    newcomers: Strangers<TokenHash, Grant>,
-    speakers: Strangers<(TurnId, i32, Proof), ()>,
-    connected: Connected,
-    origins: Origins,
-    shares: Shares,
-    readiness: Readiness,
+pub(super) struct Doors {
+    pub(super) keys: Keys,
+    pub(super) guesses: Guesses,
+    pub(super) bodies: Bodies,
+    /// Look-ups of worker tokens.
+    pub(super) newcomers: Strangers<TokenHash, Grant>,
+    /// Look-ups of turn tokens.
+    pub(super) speakers: Strangers<(TurnId, i32, Proof), ()>,
+    pub(super) connected: Connected,
+    /// The origins whose pages may call.
+    pub(super) origins: Origins,
+    pub(super) shares: Shares,
+    pub(super) readiness: Readiness,
 }
 
 impl Gateway {
@@ -77,56 +81,11 @@ impl Gateway {
         Gateway { store, rendezvous, config, supervisor, doors }
     }
 
-    /// The configured tokens.
-    pub(super) fn keys(&self) -> &Keys {
-        &self.doors.keys
-    }
-
-    /// The room for request bodies.
-    pub(super) fn bodies(&self) -> &Bodies {
-        &self.doors.bodies
-    }
-
-    /// The shares of tokens.
-    pub(super) fn shares(&self) -> &Shares {
-        &self.doors.shares
-    }
-
-    /// The open connections.
-    pub(super) fn connected(&self) -> &Connected {
-        &self.doors.connected
-    }
-
-    /// The cached results of readiness checks.
-    pub(super) fn readiness(&self) -> &Readiness {
-        &self.doors.readiness
-    }
-
-    /// The table of guessed tokens.
-    pub(super) fn guesses(&self) -> &Guesses {
-        &self.doors.guesses
-    }
-
-    /// Look-ups of worker tokens.
-    pub(super) fn newcomers(&self) -> &Strangers<TokenHash, Grant> {
-        &self.doors.newcomers
-    }
-
-    /// Look-ups of turn tokens.
-    pub(super) fn speakers(&self) -> &Strangers<(TurnId, i32, Proof), ()> {
-        &self.doors.speakers
-    }
-
-    /// The origins whose pages may call.
-    pub(super) fn origins(&self) -> &Origins {
-        &self.doors.origins
-    }
-
     /// Updates the metrics of connections and bodies. The shares update their own.
     pub(super) fn note_bounds(&self) {
-        let (connections, most) = self.connected().count();
+        let (connections, most) = self.doors.connected.count();
         metrics::bound("connections", connections as u64, most as u64);
-        let (bytes, most) = self.bodies().count();
+        let (bytes, most) = self.doors.bodies.count();
         metrics::bound("body_bytes", bytes, most);
     }
 }

@@ -60,7 +60,7 @@ pub async fn livez() -> &'static str {
 #[utoipa::path(get, path = "/readyz", tag = "health",
     responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)))]
 pub async fn readyz(State(gateway): State<Gateway>) -> (StatusCode, Json<ReadinessView>) {
-    let (store, known) = (&gateway.store, gateway.readiness());
+    let (store, known) = (&gateway.store, &gateway.doors.readiness);
     let does_answer = known.answers(store).await;
     let refusal = readiness::refusal(store).await;
     // Open connections keep working while new logins are refused.

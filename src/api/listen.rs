@@ -40,8 +40,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn serve(listener: TcpListener, gateway: Gateway, service: Router, closing: CancellationToken) {
     let supervisor = gateway.supervisor.clone();
     let hard = supervisor.hard().clone();
-    let (connected, stall_max) = (gateway.connected().clone(), gateway.config.stream_stall_max.0);
-    let origins = gateway.origins().clone();
+    let (connected, stall_max) = (gateway.doors.connected.clone(), gateway.config.stream_stall_max.0);
+    let origins = gateway.doors.origins.clone();
     let connections = TaskTracker::new();
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let taking = async {

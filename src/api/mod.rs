@@ -88,7 +88,7 @@ pub fn router(gateway: Gateway) -> Router {
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .layer(middleware::from_fn_with_state(gateway.clone(), auth::page))
         .layer(CatchPanicLayer::custom(panicked));
-    let api = match gateway.origins().layer() {
+    let api = match gateway.doors.origins.layer() {
         Some(cors) => api.layer(cors),
         None => api,
     };

@@ -9,7 +9,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use axum::{
     extract::{ConnectInfo, FromRequestParts},
     http::request::Parts,
 };
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// The other end of a connection.
@@ -84,7 +85,7 @@ impl Peer {
 
     /// Call this when the connection has ended: runs the callback.
     pub fn ended(&self) {
-        let at_end = self.at_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let at_end = self.at_end.lock().take();
         if let Some(call) = at_end {
             call();
         }
@@ -92,7 +93,7 @@ impl Peer {
 
     /// Sets the callback for the end of the connection, and replaces an earlier callback.
     pub fn at_end(&self, call: impl FnOnce() + Send + 'static) {
-        *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
+        *self.at_end.lock() = Some(Box::new(call));
     }
 }
 

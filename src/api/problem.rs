@@ -62,7 +62,8 @@ pub struct ProblemDocument {
 }
 
 impl Problem {
-    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
+    fn new(status: u16, code: &'static str, detail: impl Into<String>) -> Problem {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Problem(Box::new(ProblemParts { status, code, detail: detail.into(), fields: Map::new() }))
     }
 
@@ -80,39 +81,37 @@ impl Problem {
 
     /// 400: a field, parameter or header is invalid.
     pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "invalid_request", detail).with("field", field.into())
+        Problem::new(400, "invalid_request", detail).with("field", field.into())
     }
 
     /// 400: the body is not JSON.
     pub fn malformed(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "malformed_json", detail)
+        Problem::new(400, "malformed_json", detail)
     }
 
     /// 400: there is no event at the cursor.
     pub fn past_the_head(field: &str) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "cursor_past_head", "The cursor lies past the newest event.")
-            .with("field", field)
+        Problem::new(400, "cursor_past_head", "The cursor lies past the newest event.").with("field", field)
     }
 
     /// 401: the token is missing or unknown.
     pub fn unauthorized() -> Problem {
-        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "This route needs a valid bearer token.")
+        Problem::new(401, "unauthorized", "This route needs a valid bearer token.")
     }
 
     /// 401: the ticket has expired.
     pub fn ticket_expired() -> Problem {
-        let detail = "This ticket has expired. Make another one.";
-        Problem::new(StatusCode::UNAUTHORIZED, "ticket_expired", detail)
+        Problem::new(401, "ticket_expired", "This ticket has expired. Make another one.")
     }
 
     /// 403: the token is not valid for this route, or the request comes from a foreign page.
     pub fn forbidden(detail: &str) -> Problem {
-        Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+        Problem::new(403, "forbidden", detail)
     }
 
     /// 403 with another code.
     pub fn forbidden_as(code: &'static str, detail: &str) -> Problem {
-        Problem::new(StatusCode::FORBIDDEN, code, detail)
+        Problem::new(403, code, detail)
     }
 
     /// 404; `what` is one of `route`, `agent`, `turn`, `conversation`, `worker`, `worker_token`, `ask`.
@@ -128,76 +127,68 @@ impl Problem {
             "ask" => ("ask_not_found", "This turn has not asked a question of this id."),
             _ => ("not_found", "There is no such route."),
         };
-        Problem::new(StatusCode::NOT_FOUND, code, detail)
+        Problem::new(404, code, detail)
     }
 
     /// 405: the route does not take this method.
     pub fn method_not_allowed() -> Problem {
-        let detail = "This route does not take this method.";
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+        Problem::new(405, "method_not_allowed", "This route does not take this method.")
     }
 
     /// 408: the body came too slowly.
     pub fn body_timeout() -> Problem {
-        Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request_timeout",
-            "The request's body did not come in time.",
-        )
+        Problem::new(408, "request_timeout", "The request's body did not come in time.")
     }
 
     /// 409: the turn's state forbids the request.
     pub fn turn_state(code: &'static str, detail: &str, turn: TurnId) -> Problem {
-        Problem::new(StatusCode::CONFLICT, code, detail).with("turn_id", turn.to_string())
+        Problem::new(409, code, detail).with("turn_id", turn.to_string())
     }
 
     /// 410: retention dropped the log.
     pub fn log_gone() -> Problem {
-        Problem::new(StatusCode::GONE, "events_gone", "This turn's events are retained no longer.")
+        Problem::new(410, "events_gone", "This turn's events are retained no longer.")
     }
 
     /// 409: the event at the cursor may not be the event that the client has seen.
     pub fn log_rewound(turn: TurnId) -> Problem {
         let detail = "The database lost a part of this turn's events. Read them again from the start.";
-        Problem::new(StatusCode::CONFLICT, "log_rewound", detail).with("turn_id", turn.to_string())
+        Problem::new(409, "log_rewound", detail).with("turn_id", turn.to_string())
     }
 
     /// 410: the turn has had its last word, so its worker can send nothing more.
     pub fn turn_gone(turn: TurnId) -> Problem {
-        let detail = "This turn has had its last word.";
-        Problem::new(StatusCode::GONE, "turn_ended", detail).with("turn_id", turn.to_string())
+        Problem::new(410, "turn_ended", "This turn has had its last word.").with("turn_id", turn.to_string())
     }
 
     /// 409: this worker has ended, or its id belongs to another worker.
     pub fn worker_gone(worker: WorkerId) -> Problem {
         let detail = "This worker has ended, or another worker has this id.";
-        Problem::new(StatusCode::CONFLICT, "worker_gone", detail).with("worker_id", worker.to_string())
+        Problem::new(409, "worker_gone", detail).with("worker_id", worker.to_string())
     }
 
     /// 409: the limit of worker tokens is reached.
     pub fn worker_tokens_full() -> Problem {
         let detail = "The maximum number of worker tokens is reached.";
-        Problem::new(StatusCode::CONFLICT, "worker_tokens_full", detail)
+        Problem::new(409, "worker_tokens_full", detail)
     }
 
     /// 410: the turn was accepted, but the database lost it.
     pub fn turn_lost(turn: TurnId) -> Problem {
-        let detail = "This turn was accepted, but the database lost it. It may have run.";
-        Problem::new(StatusCode::GONE, "turn_lost", detail).with("turn_id", turn.to_string())
+        Problem::new(410, "turn_lost", "This turn was accepted, but the database lost it. It may have run.")
+            .with("turn_id", turn.to_string())
     }
 
     /// 413: the body is too large.
     pub fn too_large(limit: u64) -> Problem {
         let detail = format!("The request's body is larger than {limit} bytes.");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail).with("limit_bytes", limit)
+        Problem::new(413, "body_too_large", detail).with("limit_bytes", limit)
     }
 
     /// 413: the field does not fit into a worker's line.
     pub fn undeliverable(field: &str, limit: usize) -> Problem {
         let detail = format!("As JSON it is larger than the {limit} bytes that a worker can receive.");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "input_too_large", detail)
-            .with("field", field)
-            .with("limit_bytes", limit)
+        Problem::new(413, "input_too_large", detail).with("field", field).with("limit_bytes", limit)
     }
 
     /// 415: the body is not JSON.
@@ -208,72 +199,69 @@ impl Problem {
     /// 415: the body has another media type than `wanted`.
     pub fn not_of_type(wanted: &str) -> Problem {
         let detail = format!("The request's body must be {wanted}.");
-        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
-            .with("field", "Content-Type")
+        Problem::new(415, "unsupported_media_type", detail).with("field", "Content-Type")
     }
 
     /// 500: an internal error. The cause goes to the log.
     pub fn internal(what: &dyn std::fmt::Display) -> Problem {
         tracing::error!(error = %what, "a request failed with an internal error");
         let detail = "Something went wrong in the gateway.";
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+        Problem::new(500, "internal", detail)
     }
 
     /// 429: the limit of delayed refusals is reached, for this address or in all.
     pub fn too_many_failures(seconds: u64) -> Problem {
         let detail = "Too many requests from this address had an unknown token.";
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).after(seconds)
+        Problem::new(429, "too_many_failures", detail).after(seconds)
     }
 
     /// 503: the limit of request bytes in memory is reached.
     pub fn bodies_full() -> Problem {
         let detail = "This replica is reading the maximum of request bytes.";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "bodies_full", detail).after(2)
+        Problem::new(503, "bodies_full", detail).after(2)
     }
 
     /// 503: the limit of event streams is reached.
     pub fn too_many_streams() -> Problem {
         let detail = "This replica serves the maximum number of event streams.";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail).after(2)
+        Problem::new(503, "too_many_streams", detail).after(2)
     }
 
     /// 503: the limit of waiting requests is reached.
     pub fn too_many_waits() -> Problem {
         let detail = "The maximum number of requests waits at this replica.";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_waits", detail).after(2)
+        Problem::new(503, "too_many_waits", detail).after(2)
     }
 
     /// 503: the limit of unread response bytes is reached.
     pub fn too_much_unread() -> Problem {
         let detail = "The maximum of unread response bytes waits at this replica.";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_much_unread", detail).after(2)
+        Problem::new(503, "too_much_unread", detail).after(2)
     }
 
     /// 429: the caller's token has exhausted its share.
     pub fn share_exceeded(share: &'static str, seconds: u64) -> Problem {
         let detail = format!("This token has used its share of: {share}. The rest is for other tokens.");
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "share_exceeded", detail)
-            .with("share", share)
-            .after(seconds)
+        Problem::new(429, "share_exceeded", detail).with("share", share).after(seconds)
     }
 
     /// 503: this replica does not take this request now; another replica may.
     pub fn elsewhere() -> Problem {
         let detail = "This replica cannot take this request now. Another replica may.";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "go_elsewhere", detail).after(1)
+        Problem::new(503, "go_elsewhere", detail).after(1)
     }
 
     /// 503: Postgres does not answer.
     pub fn postgres_unavailable() -> Problem {
         let detail = "The database does not answer just now. Nothing that was accepted is lost.";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(1)
+        Problem::new(503, "postgres_unavailable", detail).after(1)
     }
 
     /// 503: Postgres answers, but another session holds a lock that the request needs.
     pub fn postgres_locked() -> Problem {
         let detail =
             "Another database session has a lock that this request needs. Nothing that was accepted is lost.";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "postgres_unavailable", detail).after(5)
+        Problem::new(503, "postgres_unavailable", detail).after(5)
     }
 
     /// Whether this is [`Problem::log_rewound`].
@@ -290,11 +278,8 @@ impl Problem {
         Some(match code {
             AcceptRefusal::NoConversation => Problem::not_found("conversation"),
             AcceptRefusal::TurnActive => {
-                let problem = Problem::new(
-                    StatusCode::CONFLICT,
-                    "turn_active",
-                    "This conversation is busy with another turn.",
-                );
+                let problem =
+                    Problem::new(409, "turn_active", "This conversation is busy with another turn.");
                 match detail.and_then(|id| id.parse::<Uuid>().ok()).map(TurnId) {
                     Some(active) => problem
                         .with("active_turn_id", active.to_string())
@@ -303,20 +288,15 @@ impl Problem {
                 }
             }
             AcceptRefusal::KeyReused => Problem::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
+                422,
                 "idempotency_key_reused",
                 "This idempotency key was used with another request before.",
             )
             .with("field", "Idempotency-Key"),
-            AcceptRefusal::Full if detail == Some(WaitLimit::Conversation.as_str()) => Problem::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "conversation_full",
-                "The queue of this conversation is full.",
-            )
-            .after(5),
-            AcceptRefusal::Full => {
-                Problem::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "The queue is full.").after(5)
+            AcceptRefusal::Full if detail == Some(WaitLimit::Conversation.as_str()) => {
+                Problem::new(429, "conversation_full", "The queue of this conversation is full.").after(5)
             }
+            AcceptRefusal::Full => Problem::new(429, "queue_full", "The queue is full.").after(5),
             AcceptRefusal::NewerAgent => return None,
         })
     }

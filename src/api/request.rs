@@ -104,7 +104,7 @@ async fn json_text(request: Request, gateway: &Gateway) -> Result<(Bytes, BodyRo
 }
 
 async fn whole_body(request: Request, gateway: &Gateway) -> Result<(Bytes, BodyRoom), Problem> {
-    gateway.bodies().read(request, gateway.config.body_max.0).await
+    gateway.doors.bodies.read(request, gateway.config.body_max.0).await
 }
 
 /// Parses JSON text. Refuses unknown fields, lone surrogates and deep nesting.

@@ -38,7 +38,7 @@ impl StreamSlot {
     /// Takes a slot: 503 if the limit is reached, 429 if the caller's share is exhausted. Take the slot before the
     /// turn is accepted.
     pub fn take(gateway: &Gateway, who: Who, connection: Connection) -> Result<StreamSlot, Problem> {
-        Ok(StreamSlot { _taken: gateway.shares().stream(who)?, peer: connection.0 })
+        Ok(StreamSlot { _taken: gateway.doors.shares.stream(who)?, peer: connection.0 })
     }
 }
 

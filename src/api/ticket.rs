@@ -68,7 +68,7 @@ pub async fn of_conversation(
 fn make(gateway: &Gateway, headers: &HeaderMap, subject: &str, events_url: String) -> Json<TicketView> {
     let good_for = TimeDelta::from_std(GOOD_FOR).unwrap_or_default();
     let expires_at = gateway.store.clock().now() + good_for;
-    let ticket = Ticket::sign(&gateway.keys().token_hash(headers), subject, expires_at.timestamp());
+    let ticket = Ticket::sign(&gateway.doors.keys.token_hash(headers), subject, expires_at.timestamp());
     let expires_at = ticket.expires_at().unwrap_or(expires_at);
     Json(TicketView { ticket: ticket.to_string(), expires_at, events_url })
 }

@@ -63,7 +63,7 @@ impl AnswerForm {
         let wait = preferred_wait(headers)?;
         // A request with a stream does not wait.
         let waits_for = wait.filter(|_| !is_stream).unwrap_or_default();
-        let waiting = gateway.shares().wait(who, waits_for)?;
+        let waiting = gateway.doors.shares.wait(who, waits_for)?;
         let on_disconnect = OnDisconnect::Continue;
         Ok(AnswerForm { slot, wait, _waiting: waiting, on_disconnect, last_words })
     }
@@ -103,7 +103,7 @@ pub async fn create(
     let is_followed = delivery.slot.is_some();
     let (key, traceparent) = (idempotency_key(&headers)?, traceparent(&headers));
     let order = aside(weight, move || request.into_order(who, key, is_followed, traceparent)).await?;
-    gateway.shares().rows(who, 1 + u32::from(order.conversation.is_none()))?;
+    gateway.doors.shares.rows(who, 1 + u32::from(order.conversation.is_none()))?;
     let made = accept(&gateway, order, held).await?;
     deliver(&gateway, made, delivery).await
 }
@@ -150,7 +150,7 @@ pub async fn retry(
     let input = gateway.store.input(id).await?;
     let (conversation, agent, input, metadata) = input.ok_or_else(|| Problem::not_found("turn"))?;
     let hash = hash_of(&("retry", id))?;
-    gateway.shares().rows(who, 1)?;
+    gateway.doors.shares.rows(who, 1)?;
     let order = TurnOrder {
         agent,
         input,

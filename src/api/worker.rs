@@ -166,7 +166,7 @@ fn session(
     worker: WorkerId,
 ) -> Result<Arc<WorkerSession>, Problem> {
     let session = gateway.rendezvous.session(worker).ok_or_else(|| Problem::not_found("worker"))?;
-    if !token::is_same(session.token_hash(), &admission.token_hash) {
+    if !token::is_same(&session.token_hash, &admission.token_hash) {
         return Err(anothers_worker());
     }
     still_let_in(gateway, &session)?;

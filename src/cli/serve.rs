@@ -93,12 +93,6 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
             "agents' commands run as this replica's own user, with all its rights; set worker_user to another user"
         );
     }
-    if !config.ablate.is_empty() {
-        tracing::warn!(
-            ablate = ?config.ablate,
-            "slower than usual: optimisations are switched off for a measurement"
-        );
-    }
 
     let pods =
         kubernetes::connect(&config, &url).await.context("cannot connect to the Kubernetes cluster")?;

@@ -7,120 +7,135 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::lever::Lever;
+use super::shape::{FLAG, Key, LIST, NUMBER, TEXT, secret};
 use crate::units::{Size, Span};
 
-/// The configuration of one replica.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
+/// One row a setting: what it is, its type, its default and its key.
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr => $key:expr;)*) => {
+        /// The configuration of one replica.
+        #[derive(Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config {
+            $($(#[$doc])* pub $name: $type,)*
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Config { $($name: $default,)* }
+            }
+        }
+
+        /// Every key, in the order in which the configuration is shown.
+        pub(super) const KEYS: &[Key] = &[$(Key { name: stringify!($name), ..$key },)*];
+    };
+}
+
+settings! {
     /// URL of Postgres: `postgres://USER:PASSWORD@HOST:PORT/NAME`. Also `DATABASE_URL`, and
     /// `LASTWORD_DATABASE_URL_FILE` for a file that holds it.
-    pub database_url: String,
+    database_url: String = String::new() => Key { foreign: Some("DATABASE_URL"), ..secret(TEXT) };
     /// URL of Postgres without a transaction pooler, for the doorbell and presence. Default: `database_url`.
-    pub listener_database_url: Option<String>,
-    /// The schema of all tables. Default: `lastword`, or the schema that an older release has used.
-    pub database_schema: Option<String>,
+    listener_database_url: Option<String> = None => secret(TEXT);
     /// The file that `database_url` was read from. It is read again when it changes, and when a login is refused.
-    pub database_url_file: Option<PathBuf>,
+    database_url_file: Option<PathBuf> = None => TEXT;
     /// Like `database_url_file`, for `listener_database_url`.
-    pub listener_database_url_file: Option<PathBuf>,
+    listener_database_url_file: Option<PathBuf> = None => TEXT;
+    /// The schema of all tables. Default: `lastword`, or the schema that an older release has used.
+    database_schema: Option<String> = None => TEXT;
     /// The address to listen on.
-    pub listen: SocketAddr,
+    listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)) => TEXT;
     /// The URL at which other replicas and operators reach this one. Default: `http://` and the address. The
     /// variable is `LASTWORD_ADVERTISED_URL`, since `LASTWORD_URL` is the gateway that a client calls.
-    pub url: Option<String>,
+    url: Option<String> = None => Key { variable: Some("LASTWORD_ADVERTISED_URL"), ..TEXT };
     /// The directory that holds the workspaces.
-    pub data_dir: PathBuf,
+    data_dir: PathBuf = PathBuf::from("lastword-data") => TEXT;
     /// Bearer tokens for the client routes. Comma-separated in the environment.
-    pub client_tokens: Vec<String>,
+    client_tokens: Vec<String> = Vec::new() => secret(LIST);
     /// Bearer tokens for every route. Comma-separated in the environment.
-    pub operator_tokens: Vec<String>,
+    operator_tokens: Vec<String> = Vec::new() => secret(LIST);
     /// Bearer tokens of remote workers, for any agent. Comma-separated in the environment.
-    pub worker_tokens: Vec<String>,
+    worker_tokens: Vec<String> = Vec::new() => secret(LIST);
     /// Leaves the client routes open where this is otherwise refused: beyond loopback, and beside operator tokens.
     /// For a gateway that something else protects. Only pages of other sites are still refused.
-    pub insecure: bool,
+    insecure: bool = false => FLAG;
     /// Marks a replica of `lastword dev`: loopback only, `Host` checked.
-    pub dev: bool,
+    dev: bool = false => FLAG;
     /// The largest request body.
-    pub body_max: Size,
+    body_max: Size = Size::mib(1) => TEXT;
     /// Bytes of request bodies held at once, beyond the first 16 KiB of each.
-    pub bodies_max: Size,
+    bodies_max: Size = Size::mib(64) => TEXT;
     /// Queued turns in all; beyond it a new turn gets 429. The length of a large queue is known to within an
     /// eighth of the free places.
-    pub queue_max: u32,
+    queue_max: u32 = 10_000 => NUMBER;
     /// Queued turns in one conversation.
-    pub conversation_depth_max: u32,
+    conversation_depth_max: u32 = 100 => NUMBER;
     /// Turns that this replica runs at once.
-    pub turns_max: u32,
+    turns_max: u32 = 64 => NUMBER;
     /// Worker processes at once, idle ones included. Default: 1.5 × `turns_max`, at least 16.
-    pub workers_max: Option<u32>,
+    workers_max: Option<u32> = None => NUMBER;
     /// The user of worker processes: a name, a number, or `UID:GID`. Default: this replica's own.
-    pub worker_user: Option<String>,
+    worker_user: Option<String> = None => TEXT;
     /// Variables of this process that worker processes receive. Comma-separated in the environment.
-    pub worker_env_pass: Vec<String>,
+    worker_env_pass: Vec<String> = Vec::new() => LIST;
     /// Whether worker processes get their own PID namespace, where the machine allows it.
-    pub worker_namespaces: bool,
+    worker_namespaces: bool = true => FLAG;
     /// Whether worker processes get a control group of their own where this machine gives one.
-    pub worker_cgroups: bool,
+    worker_cgroups: bool = true => FLAG;
     /// The largest file that a worker process may write.
-    pub worker_file_max: Size,
+    worker_file_max: Size = Size::mib(8 * 1024) => TEXT;
     /// Pooled connections to Postgres; the listener and presence have their own.
-    pub pool_max: u32,
+    pool_max: u32 = 8 => NUMBER;
     /// Event streams that this replica serves at once.
-    pub streams_max: u32,
+    streams_max: u32 = 10_000 => NUMBER;
     /// Client connections at once; fewer if the descriptor limit requires it.
-    pub connections_max: u32,
+    connections_max: u32 = 20_000 => NUMBER;
     /// Client connections from one address. Default: half of all, and no limit for this machine's own addresses.
-    pub connections_per_address_max: Option<u32>,
+    connections_per_address_max: Option<u32> = None => NUMBER;
     /// Requests that may wait at once on this replica for a turn's end or an event.
-    pub waits_max: u32,
+    waits_max: u32 = 10_000 => NUMBER;
     /// Bytes of answers that clients have not read yet, on this replica. A larger answer is served alone.
-    pub unread_max: Size,
+    unread_max: Size = Size::mib(128) => TEXT;
     /// The share of a common bound that one client token may use, in percent: of the queue, the streams, the
     /// waits, the unread bytes, and, with several client tokens, the turns at once.
-    pub token_share: u32,
+    token_share: u32 = 80 => NUMBER;
     /// Turns and conversations that one client token may create in a minute on this replica.
-    pub token_rows_per_minute_max: u32,
+    token_rows_per_minute_max: u32 = 240_000 => NUMBER;
     /// Whether replicas wake each other by NOTIFY. `off` only makes them slower.
-    pub doorbell: Doorbell,
+    doorbell: Doorbell = Doorbell::On => TEXT;
     /// How long running turns may take to end after SIGTERM.
-    pub drain: Span,
+    drain: Span = Span::seconds(45) => TEXT;
     /// How long ended turns are kept.
-    pub retain: Span,
+    retain: Span = Span::seconds(30 * 24 * 3600) => TEXT;
     /// Interval of the comments that keep a silent stream open.
-    pub keep_alive: Span,
+    keep_alive: Span = Span::seconds(15) => TEXT;
     /// How long a connection may have no request. Longer than any load balancer keeps an idle connection.
-    pub connection_idle_max: Span,
+    connection_idle_max: Span = Span::seconds(620) => TEXT;
     /// How long a client may read nothing of a stream while its host still acknowledges probes.
-    pub stream_stall_max: Span,
+    stream_stall_max: Span = Span::seconds(600) => TEXT;
     /// Origins whose pages may call this gateway from a browser, such as `https://chat.example`; empty: none.
     /// Comma-separated in the environment.
-    pub cors_origins: Vec<String>,
+    cors_origins: Vec<String> = Vec::new() => LIST;
     /// The log filter: `level` or `target=level,…`.
-    pub log: String,
+    log: String = "info".to_owned() => TEXT;
     /// The format of log lines.
-    pub log_format: LogFormat,
+    log_format: LogFormat = LogFormat::Text => TEXT;
     /// The OTLP endpoint for traces, such as `http://collector:4318`. Also `OTEL_EXPORTER_OTLP_ENDPOINT`. The
     /// other OpenTelemetry variables are read with the traces.
-    pub otlp_endpoint: Option<String>,
+    otlp_endpoint: Option<String> = None => Key { foreign: Some("OTEL_EXPORTER_OTLP_ENDPOINT"), ..TEXT };
     /// How long workers keep running while Postgres is unreachable.
-    pub postgres_away_max: Span,
+    postgres_away_max: Span = Span::seconds(30) => TEXT;
     /// Runs agents with runtime `kubernetes`, one pod a conversation, in the cluster of this process or of its
     /// kubeconfig.
-    pub kubernetes: bool,
+    kubernetes: bool = false => FLAG;
     /// The namespace of those pods. Default: this process's own.
-    pub kubernetes_namespace: Option<String>,
+    kubernetes_namespace: Option<String> = None => TEXT;
     /// The fleet label of those pods. Gateways with the same name must share a database, and no others may use it.
-    pub kubernetes_fleet: String,
+    kubernetes_fleet: String = "lastword".to_owned() => TEXT;
     /// The Deployment that owns those pods, in their namespace: they are deleted with it.
-    pub kubernetes_owner: Option<String>,
+    kubernetes_owner: Option<String> = None => TEXT;
     /// The URL that workers in those pods call. Default: this replica's own.
-    pub kubernetes_gateway_url: Option<String>,
-    /// Levers switched off, for measurements only. Shown only if set.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ablate: Vec<Lever>,
+    kubernetes_gateway_url: Option<String> = None => TEXT;
 }
 
 /// Whether replicas wake each other by NOTIFY.
@@ -141,63 +156,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            database_url: String::new(),
-            listener_database_url: None,
-            database_schema: None,
-            database_url_file: None,
-            listener_database_url_file: None,
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
-            url: None,
-            data_dir: PathBuf::from("lastword-data"),
-            client_tokens: Vec::new(),
-            operator_tokens: Vec::new(),
-            worker_tokens: Vec::new(),
-            insecure: false,
-            dev: false,
-            body_max: Size::mib(1),
-            bodies_max: Size::mib(64),
-            queue_max: 10_000,
-            conversation_depth_max: 100,
-            turns_max: 64,
-            workers_max: None,
-            worker_user: None,
-            worker_env_pass: Vec::new(),
-            worker_namespaces: true,
-            worker_cgroups: true,
-            worker_file_max: Size::mib(8 * 1024),
-            pool_max: 8,
-            streams_max: 10_000,
-            connections_max: 20_000,
-            connections_per_address_max: None,
-            waits_max: 10_000,
-            unread_max: Size::mib(128),
-            token_share: 80,
-            token_rows_per_minute_max: 240_000,
-            doorbell: Doorbell::On,
-            drain: Span::seconds(45),
-            retain: Span::seconds(30 * 24 * 3600),
-            keep_alive: Span::seconds(15),
-            // Google's load balancers keep idle connections for 600 s, the longest of the common ones.
-            connection_idle_max: Span::seconds(620),
-            stream_stall_max: Span::seconds(600),
-            cors_origins: Vec::new(),
-            log: "info".to_owned(),
-            log_format: LogFormat::Text,
-            otlp_endpoint: None,
-            postgres_away_max: Span::seconds(30),
-            kubernetes: false,
-            kubernetes_namespace: None,
-            kubernetes_fleet: "lastword".to_owned(),
-            kubernetes_owner: None,
-            kubernetes_gateway_url: None,
-            ablate: Vec::new(),
-        }
-    }
 }
 
 impl Config {
@@ -227,11 +185,6 @@ impl Config {
     /// Worker processes at once.
     pub fn workers_max(&self) -> u32 {
         self.workers_max.unwrap_or_else(|| workers_for(self.turns_max))
-    }
-
-    /// The URL that the doorbell and presence connect to.
-    pub fn listener_url(&self) -> &str {
-        self.listener_database_url.as_deref().unwrap_or(&self.database_url)
     }
 }
 

@@ -13,10 +13,10 @@ use toml::{Table, Value};
 use super::{
     error::ConfigError,
     files::{FILES, held_in},
-    keys::{KEYS, Key, OTHERS, PREFIX},
+    keys::OTHERS,
     services::is_of_service,
-    settings::Config,
-    shape::{ValueShape, shape},
+    settings::{Config, KEYS},
+    shape::{Key, PREFIX, ValueShape, shape},
     surroundings::Surroundings,
 };
 

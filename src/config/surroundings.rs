@@ -2,11 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use super::{
-    error::ConfigError,
-    kept,
-    keys::{KEYS, PREFIX},
-};
+use super::{error::ConfigError, kept, settings::KEYS, shape::PREFIX};
 
 /// The environment of a process, passed in so that tests need not change their own.
 #[derive(Debug, Clone, Default)]

@@ -71,7 +71,6 @@ fn full() -> Config {
         kubernetes_fleet: "chat".to_owned(),
         kubernetes_owner: Some("gateway".to_owned()),
         kubernetes_gateway_url: Some("http://gateway:8080".to_owned()),
-        ablate: vec![Lever::GroupCommit],
     }
 }
 
@@ -174,7 +173,6 @@ fn errors_name_their_source_and_the_nearest_known_name() {
         (&[("LASTWORD_DEV", "perhaps")], None, "LASTWORD_DEV: `perhaps` is neither true nor false"),
         (&[("LASTWORD_LISTEN", "here")], None, "LASTWORD_LISTEN: invalid socket address"),
         (&[("LASTWORD_DOORBELL", "loud")], None, "LASTWORD_DOORBELL: unknown variant `loud`"),
-        (&[("LASTWORD_ABLATE", "group_comit")], None, "LASTWORD_ABLATE: unknown variant `group_comit`"),
         (&[("LASTWORD_CONFIG", "absent.toml")], None, "LASTWORD_CONFIG: cannot read absent.toml"),
     ] {
         let said = read(variables, file).unwrap_err();

@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::shared::Engine;
 use crate::{
-    config::Lever,
     store::{
         StoreError,
         accept::{ClaimOffer, NewTurn},
@@ -22,10 +21,9 @@ const TAKEN_MAX: usize = 64;
 
 /// Accepts turns until cancelled. Goes on through a drain, without claiming.
 pub async fn accept_on(engine: Engine, until: CancellationToken) {
-    let taken_max = if engine.store.uses(Lever::AcceptedTogether) { TAKEN_MAX } else { 1 };
     let accepting = async {
         loop {
-            let wanted = engine.store.accept_batch().take(taken_max).await;
+            let wanted = engine.store.accept_batch().take(TAKEN_MAX).await;
             accept(&engine, wanted).await;
         }
     };
@@ -96,7 +94,6 @@ async fn refuse(engine: &Engine, refused: Vec<Wanted>, why: &StoreError) {
 /// Reserves capacity for the turn, if this replica may claim and host it.
 fn reserve(engine: &Engine, new: &NewTurn) -> Option<Reservation> {
     let is_taking = engine.can_start() && !engine.supervisor.soft().is_cancelled();
-    let is_taking = is_taking && engine.store.uses(Lever::ClaimedWithAccept);
     let is_hosted = new.agent.unread.is_none() && engine.host.runtimes().contains(&new.agent.spec.runtime);
     (is_taking && is_hosted).then(|| engine.host.reserve(new)).flatten()
 }

@@ -38,11 +38,7 @@ const CLOSE_MAX: i32 = 500;
 pub async fn close_on(engine: Engine, until: CancellationToken) {
     let mut overdue = HashMap::new();
     let mut wait = Duration::ZERO;
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            _ = timeout(wait, engine.store.wake().closing()) => {}
-        }
+    while until.run_until_cancelled(timeout(wait, engine.store.wake().closing())).await.is_some() {
         wait = match pass(&engine, &mut overdue).await {
             Ok(wait) => wait,
             Err(why) => {

@@ -51,7 +51,7 @@ impl WorkersSought {
         match self {
             WorkersSought::All => true,
             WorkersSought::Kept(kept) => {
-                session.worker().conversation.is_some_and(|bound| kept.contains(&bound))
+                session.worker.conversation.is_some_and(|bound| kept.contains(&bound))
             }
         }
     }
@@ -68,9 +68,9 @@ pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool
         return Ok(false);
     }
     let bound: Vec<ConversationId> =
-        waiting.iter().filter_map(|session| session.worker().conversation).collect();
-    let unbound = waiting.iter().filter(|session| session.worker().conversation.is_none());
-    let mut agents: Vec<String> = unbound.map(|session| session.worker().agent.clone()).collect();
+        waiting.iter().filter_map(|session| session.worker.conversation).collect();
+    let unbound = waiting.iter().filter(|session| session.worker.conversation.is_none());
+    let mut agents: Vec<String> = unbound.map(|session| session.worker.agent.clone()).collect();
     agents.sort();
     agents.dedup();
     let from = if agents.is_empty() { END } else { engine.store.wake().queue.front() };
@@ -92,7 +92,7 @@ pub(super) async fn claim(engine: &Engine, reach: &WorkersSought) -> Result<bool
         let share = if is_claimed { engine.host.share_of_held(turn) } else { engine.host.share(turn) };
         let Some(share) = share else { continue };
         let (token, token_hash) = Host::mint_turn_token();
-        let worker = session.worker().id;
+        let worker = session.worker.id;
         bids.push(Bid { turn, worker, token_hash });
         calls.insert((turn, worker), (session.offer_guard(), token, share));
     }
@@ -125,24 +125,24 @@ impl Head {
 /// after the head start, the worker with the most capacity.
 fn matches(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<Match> {
     let mut room: HashMap<WorkerId, u32> =
-        waiting.iter().map(|session| (session.worker().id, session.room())).collect();
+        waiting.iter().map(|session| (session.worker.id, session.room())).collect();
     let mut matches = Vec::new();
     for head in heads {
         let can_have = |session: &&Arc<WorkerSession>| {
-            let worker = session.worker();
+            let worker = &session.worker;
             let is_its = worker.conversation.map_or(!head.is_reserved, |bound| bound == head.conversation);
             // A worker that was started for another revision cannot run this turn.
             let is_its = is_its && (!head.is_reserved || worker.agent_revision == head.agent_revision);
             worker.agent == head.agent && is_its && room.get(&worker.id).is_some_and(|room| *room > 0)
         };
         let able = || waiting.iter().filter(can_have);
-        let is_holder = |session: &&Arc<WorkerSession>| Some(session.worker().id) == head.holder;
-        let is_bound = |session: &&Arc<WorkerSession>| session.worker().conversation.is_some();
+        let is_holder = |session: &&Arc<WorkerSession>| Some(session.worker.id) == head.holder;
+        let is_bound = |session: &&Arc<WorkerSession>| session.worker.conversation.is_some();
         let chosen = able().find(is_bound).or_else(|| able().find(is_holder)).or_else(|| {
-            able().max_by_key(|session| room.get(&session.worker().id)).filter(|_| head.has_waited())
+            able().max_by_key(|session| room.get(&session.worker.id)).filter(|_| head.has_waited())
         });
         if let Some(session) = chosen {
-            room.entry(session.worker().id).and_modify(|room| *room -= 1);
+            room.entry(session.worker.id).and_modify(|room| *room -= 1);
             matches.push((head.turn, session.clone()));
         }
     }
@@ -203,20 +203,16 @@ async fn adopt(engine: &Engine, requests: Vec<AdoptRequest>) -> Vec<TurnId> {
 
 /// Publishes whether this replica takes turns, and dismisses silent workers, until cancelled.
 pub(super) async fn listen_on(engine: Engine, until: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = tokio::time::sleep(TICK) => {}
-        }
+    while until.run_until_cancelled(tokio::time::sleep(TICK)).await.is_some() {
         let rendezvous = &engine.rendezvous;
         // A drain may have begun.
         engine.open_or_shut();
-        for session in rendezvous.sessions().iter().filter(|session| session.liveness().tick(false)) {
+        for session in rendezvous.sessions().iter().filter(|session| session.liveness.tick(false)) {
             rendezvous.dismiss(session);
-            let lines = rendezvous.lines().into_iter().filter(|line| line.worker() == session.worker().id);
-            lines.for_each(|line| line.liveness().cut_off());
+            let lines = rendezvous.lines().into_iter().filter(|line| line.worker == session.worker.id);
+            lines.for_each(|line| line.liveness.cut_off());
             let (worker, exit) =
-                (session.worker().id, if session.is_leaving() { "left" } else { "not heard any more" });
+                (session.worker.id, if session.is_leaving() { "left" } else { "not heard any more" });
             tracing::info!(worker_id = %worker, exit, "a remote worker is gone");
             if let Err(why) = engine.store.remote_worker_ended(worker, exit).await {
                 warn_of!(why, worker_id = %worker, "a remote worker's end was not recorded");
@@ -232,13 +228,13 @@ pub(super) async fn look_after(engine: &Engine) -> Result<(), StoreError> {
     if lines.is_empty() {
         return Ok(());
     }
-    let held: Vec<(TurnId, i32)> = lines.iter().map(|line| (line.turn(), line.epoch())).collect();
+    let held: Vec<(TurnId, i32)> = lines.iter().map(|line| (line.turn, line.epoch)).collect();
     engine.host.let_go(&engine.store.strayed(&held).await?);
-    let mut workers: Vec<WorkerId> = lines.iter().map(|line| line.worker()).collect();
+    let mut workers: Vec<WorkerId> = lines.iter().map(|line| line.worker).collect();
     workers.sort();
     workers.dedup();
     for (worker, why) in engine.store.exit_reports(&workers).await? {
-        for line in lines.iter().filter(|line| line.worker() == worker) {
+        for line in lines.iter().filter(|line| line.worker == worker) {
             line.report_exit(why.clone());
         }
     }
@@ -284,7 +280,7 @@ mod tests {
     }
 
     fn matched(heads: &[Head], waiting: &[Arc<WorkerSession>]) -> Vec<(u128, u128)> {
-        let ids = |(turn, session): Match| (turn.0.as_u128(), session.worker().id.0.as_u128());
+        let ids = |(turn, session): Match| (turn.0.as_u128(), session.worker.id.0.as_u128());
         matches(heads, waiting).into_iter().map(ids).collect()
     }
 

@@ -123,11 +123,11 @@ async fn sweep_turns(engine: &Engine, places: &mut SweepPositions) -> Result<(i6
 /// Periodic work that does not depend on Postgres: renews the lifeline of worker guards, and frees histogram
 /// memory.
 pub async fn upkeep_on(engine: Engine, until: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = tokio::time::sleep(UPKEEP_EVERY.min(engine.postgres_away_max / 4)) => {}
-        }
+    while until
+        .run_until_cancelled(tokio::time::sleep(UPKEEP_EVERY.min(engine.postgres_away_max / 4)))
+        .await
+        .is_some()
+    {
         engine.host.renew();
         metrics::upkeep();
     }

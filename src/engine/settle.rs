@@ -21,11 +21,7 @@ const SETTLE_EVERY: Duration = Duration::from_secs(5);
 /// Compares until cancelled.
 pub async fn settle_on(engine: Engine, until: CancellationToken) {
     let mut missing = HashSet::new();
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = sleep(SETTLE_EVERY) => {}
-        }
+    while until.run_until_cancelled(sleep(SETTLE_EVERY)).await.is_some() {
         if let Err(why) = settle(&engine, &mut missing).await {
             warn_of!(why, "this replica's claims could not be compared with the database");
         }

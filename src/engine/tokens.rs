@@ -20,11 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) async fn refuse_on(engine: Engine, until: CancellationToken) {
     let mut since = engine.store.clock().now();
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
+    while until.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         match look(&engine, since).await {
             Ok(looked_at) => since = looked_at,
             // The next poll covers the missed time.
@@ -45,12 +41,12 @@ async fn look(engine: &Engine, since: DateTime<Utc>) -> Result<DateTime<Utc>, St
         engine.store.end_expired_worker_tokens().await?;
     }
     let ended: HashSet<TokenHash> = engine.store.worker_tokens_ended(since).await?.into_iter().collect();
-    for session in sessions.iter().filter(|session| ended.contains(session.token_hash())) {
-        let worker = session.worker().id;
+    for session in sessions.iter().filter(|session| ended.contains(&session.token_hash)) {
+        let worker = session.worker.id;
         tracing::info!(worker_id = %worker, "a remote worker's token has ended; the worker is dismissed");
         session.refuse();
         rendezvous.dismiss(session);
-        for line in rendezvous.lines().iter().filter(|line| line.worker() == worker) {
+        for line in rendezvous.lines().iter().filter(|line| line.worker == worker) {
             line.report_exit(ExitReport { code: Code::WorkerLost, message: ENDED.to_owned(), detail: None });
         }
     }

@@ -3,12 +3,10 @@
 //! Owns the message numbers: the next number expected from the worker, and the last number committed. Refuses a gap.
 //! A request waits on the line until its messages are committed, so the HTTP answer is an acknowledgement.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -29,11 +27,16 @@ pub type Batch = Vec<Bytes>;
 /// The line of one turn, for one attempt.
 #[derive(Debug)]
 pub struct Line {
-    turn: TurnId,
-    epoch: i32,
-    worker: WorkerId,
-    token_hash: [u8; 32],
-    liveness: Arc<Liveness>,
+    /// The turn of the line.
+    pub turn: TurnId,
+    /// The epoch of the attempt.
+    pub epoch: i32,
+    /// The worker that runs the turn.
+    pub worker: WorkerId,
+    /// SHA-256 of the turn's token.
+    pub token_hash: [u8; 32],
+    /// Liveness of the worker for this turn.
+    pub liveness: Arc<Liveness>,
     /// The number of the last message handed to the run. Locked while a batch is handed over, so batches stay in order.
     received: tokio::sync::Mutex<u64>,
     inlet: mpsc::Sender<Batch>,
@@ -149,37 +152,12 @@ impl Line {
         (line, batches)
     }
 
-    /// The turn of the line.
-    pub fn turn(&self) -> TurnId {
-        self.turn
-    }
-
-    /// The epoch of the attempt.
-    pub fn epoch(&self) -> i32 {
-        self.epoch
-    }
-
-    /// The worker that runs the turn.
-    pub fn worker(&self) -> WorkerId {
-        self.worker
-    }
-
-    /// SHA-256 of the turn's token.
-    pub fn token_hash(&self) -> &[u8; 32] {
-        &self.token_hash
-    }
-
     /// Whether a caller with this proof may use the line. For a token the caller compares [`Line::token_hash`] itself.
     pub fn is_for(&self, proof: Proof) -> bool {
         match proof {
             Proof::Worker(worker) => worker == self.worker,
             Proof::Token(_) => true,
         }
-    }
-
-    /// Liveness of the worker for this turn.
-    pub fn liveness(&self) -> &Arc<Liveness> {
-        &self.liveness
     }
 
     /// Delivers a batch whose first message has the number `first`, and waits until the batch is committed. An empty
@@ -263,7 +241,7 @@ impl Line {
 
     /// Adds an order for the worker. An order whose key is already known is ignored.
     pub fn add_order(&self, order: OrderToTell) {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut orders = self.orders.lock();
         if orders.iter().all(|known| known.key != order.key) {
             orders.push(order);
         }
@@ -272,32 +250,28 @@ impl Line {
     /// Takes the worker's report of how long, in total over its life, one turn's output has blocked its pipe for all
     /// turns.
     pub fn note_waited(&self, total: Duration) {
-        self.waits().note(total, Instant::now());
+        self.waits.lock().note(total, Instant::now());
     }
 
     /// The least time that the worker's pipe was blocked since the line was opened, from the worker's reports.
     pub fn waited(&self) -> Duration {
-        self.waits().told()
+        self.waits.lock().told()
     }
 
     /// The most time that the pipe can have been blocked: [`Line::waited`] plus all the time since the last report.
     pub fn may_have_waited(&self) -> Duration {
-        self.waits().at_most(Instant::now())
-    }
-
-    fn waits(&self) -> MutexGuard<'_, HostWaits> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waits.lock().at_most(Instant::now())
     }
 
     /// Replaces the keys of the orders that the worker has received.
     pub fn note_told(&self, told: Vec<String>) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+        *self.told.lock() = told;
     }
 
     /// Orders that the worker has not confirmed yet.
     pub fn untold(&self) -> Vec<OrderToTell> {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.told.lock();
+        let orders = self.orders.lock();
         orders.iter().filter(|order| !told.contains(&order.key)).cloned().collect()
     }
 }

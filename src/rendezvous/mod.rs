@@ -14,12 +14,13 @@ mod session;
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
@@ -152,7 +153,7 @@ impl Rendezvous {
         token_hash: TokenHash,
         expires_at: Option<DateTime<Utc>>,
     ) -> Option<Arc<WorkerSession>> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.sessions.len() >= SESSIONS_MAX && !state.sessions.contains_key(&worker.id) {
             return None;
         }
@@ -160,7 +161,7 @@ impl Rendezvous {
         let session = Arc::new(WorkerSession::new(worker, token_hash, expires_at));
         *state.tokens.entry(token_hash).or_default() += 1;
         if let Some(former) = state.sessions.insert(id, session.clone()) {
-            state.forget_token(former.token_hash());
+            state.forget_token(&former.token_hash);
             former.wake();
         }
         Some(session)
@@ -169,43 +170,43 @@ impl Rendezvous {
     /// Records two gauges with their limits: sessions, and queued move requests.
     pub fn note_bounds(&self) {
         let waiting = REQUESTS_MAX.saturating_sub(self.requests.capacity());
-        metrics::bound("remote_workers", self.state().sessions.len() as u64, SESSIONS_MAX as u64);
+        metrics::bound("remote_workers", self.state.lock().sessions.len() as u64, SESSIONS_MAX as u64);
         metrics::bound("moves", waiting as u64, REQUESTS_MAX as u64);
     }
 
     /// The session of this worker; `None` if the worker is not registered here.
     pub fn session(&self, worker: WorkerId) -> Option<Arc<WorkerSession>> {
-        self.state().sessions.get(&worker).cloned()
+        self.state.lock().sessions.get(&worker).cloned()
     }
 
     /// Whether a worker with this token has a session here.
     pub fn knows(&self, token_hash: &TokenHash) -> bool {
-        self.state().tokens.contains_key(token_hash)
+        self.state.lock().tokens.contains_key(token_hash)
     }
 
     /// Whether any worker has a session here.
     pub fn has_sessions(&self) -> bool {
-        !self.state().sessions.is_empty()
+        !self.state.lock().sessions.is_empty()
     }
 
     /// All sessions.
     pub fn sessions(&self) -> Vec<Arc<WorkerSession>> {
-        self.state().sessions.values().cloned().collect()
+        self.state.lock().sessions.values().cloned().collect()
     }
 
     /// Removes a session, unless the worker has registered again and has a newer one.
     pub fn dismiss(&self, session: &Arc<WorkerSession>) {
-        let mut state = self.state();
-        if state.sessions.get(&session.worker().id).is_some_and(|known| Arc::ptr_eq(known, session)) {
-            state.sessions.remove(&session.worker().id);
-            state.forget_token(session.token_hash());
+        let mut state = self.state.lock();
+        if state.sessions.get(&session.worker.id).is_some_and(|known| Arc::ptr_eq(known, session)) {
+            state.sessions.remove(&session.worker.id);
+            state.forget_token(&session.token_hash);
         }
     }
 
     /// Removes all sessions: the workers register again. Lines stay open.
     pub fn dismiss_all(&self) {
         let sessions: Vec<Arc<WorkerSession>> = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.tokens.clear();
             state.sessions.drain().map(|(_, session)| session).collect()
         };
@@ -215,7 +216,7 @@ impl Rendezvous {
     /// Opens a line for a turn that this replica now holds. An older line of the same turn is closed.
     pub fn open(self: &Arc<Self>, line: Line) -> Arc<Line> {
         let line = Arc::new(line);
-        if let Some(former) = self.state().lines.insert(line.turn(), line.clone()) {
+        if let Some(former) = self.state.lock().lines.insert(line.turn, line.clone()) {
             former.close(LineEnd::LetGo);
         }
         line
@@ -224,11 +225,11 @@ impl Rendezvous {
     /// Closes a line. Every request that waits on the line is told the `end`.
     pub fn close(&self, line: &Arc<Line>, end: LineEnd) {
         let session = {
-            let mut state = self.state();
-            if state.lines.get(&line.turn()).is_some_and(|known| Arc::ptr_eq(known, line)) {
-                state.lines.remove(&line.turn());
+            let mut state = self.state.lock();
+            if state.lines.get(&line.turn).is_some_and(|known| Arc::ptr_eq(known, line)) {
+                state.lines.remove(&line.turn);
             }
-            state.sessions.get(&line.worker()).cloned()
+            state.sessions.get(&line.worker).cloned()
         };
         line.close(end);
         if let Some(session) = session {
@@ -238,12 +239,12 @@ impl Rendezvous {
 
     /// All open lines.
     pub fn lines(&self) -> Vec<Arc<Line>> {
-        self.state().lines.values().cloned().collect()
+        self.state.lock().lines.values().cloned().collect()
     }
 
     /// The open line of a turn at this epoch; `None` if this replica does not hold the turn.
     pub fn line(&self, turn: TurnId, epoch: i32) -> Option<Arc<Line>> {
-        self.state().lines.get(&turn).filter(|line| line.epoch() == epoch).cloned()
+        self.state.lock().lines.get(&turn).filter(|line| line.epoch == epoch).cloned()
     }
 
     /// The line of a turn. If another replica holds the turn the engine is asked to move the turn here first.
@@ -277,13 +278,9 @@ impl Rendezvous {
 
     /// Wakes the worker of a line: there is something new for it.
     pub fn ring(&self, line: &Line) {
-        if let Some(session) = self.session(line.worker()) {
+        if let Some(session) = self.session(line.worker) {
             session.wake();
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, RendezvousState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

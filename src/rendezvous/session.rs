@@ -5,13 +5,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -26,10 +27,13 @@ use crate::{
 /// A remote worker that is registered at this replica.
 #[derive(Debug)]
 pub struct WorkerSession {
-    worker: RemoteWorker,
-    token_hash: [u8; 32],
+    /// The worker's record.
+    pub worker: RemoteWorker,
+    /// SHA-256 of the token that the worker registered with.
+    pub token_hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
-    liveness: Arc<Liveness>,
+    /// Liveness of the worker.
+    pub liveness: Arc<Liveness>,
     /// The number of the newest poll, and how many turns that poll asks for; 0 when no poll is open.
     polled: Mutex<(u64, u32)>,
     /// The number of the newest beat that listens.
@@ -97,21 +101,6 @@ impl WorkerSession {
         }
     }
 
-    /// The worker's record.
-    pub fn worker(&self) -> &RemoteWorker {
-        &self.worker
-    }
-
-    /// SHA-256 of the token that the worker registered with.
-    pub fn token_hash(&self) -> &[u8; 32] {
-        &self.token_hash
-    }
-
-    /// Liveness of the worker.
-    pub fn liveness(&self) -> &Arc<Liveness> {
-        &self.liveness
-    }
-
     /// Marks the worker as leaving: it gets no more turns, and its open poll ends.
     pub fn leave(&self) {
         self.is_leaving.store(true, Ordering::Release);
@@ -150,7 +139,7 @@ impl WorkerSession {
         if self.is_leaving() {
             return 0;
         }
-        let (_, room) = *self.polled();
+        let (_, room) = *self.polled.lock();
         room.saturating_sub(self.promised.load(Ordering::Acquire))
     }
 
@@ -162,13 +151,13 @@ impl WorkerSession {
 
     /// Queues an offer for the worker's next poll, and wakes an open one.
     pub fn offer(&self, offer: TurnOffer) {
-        self.offers().push(offer);
+        self.offers.lock().push(offer);
         self.wake();
     }
 
     /// Withdraws an offer; false if the worker may have received it.
     pub fn withdraw(&self, turn: TurnId, epoch: i32) -> bool {
-        let mut offers = self.offers();
+        let mut offers = self.offers.lock();
         let before = offers.len();
         offers.retain(|offer| (offer.turn, offer.epoch) != (turn, epoch));
         offers.len() < before
@@ -178,7 +167,7 @@ impl WorkerSession {
     /// of the same worker ends: more than one would have no bound.
     pub fn poll(self: &Arc<Self>, room: u32) -> Polling {
         let number = {
-            let mut polled = self.polled();
+            let mut polled = self.polled.lock();
             *polled = (polled.0 + 1, room);
             polled.0
         };
@@ -218,14 +207,6 @@ impl WorkerSession {
             }
         }
     }
-
-    fn polled(&self) -> MutexGuard<'_, (u64, u32)> {
-        self.polled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn offers(&self) -> MutexGuard<'_, Vec<TurnOffer>> {
-        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// An open poll. A drop closes the poll, unless a newer one is open: the end of a broken request may be noticed only
@@ -242,11 +223,11 @@ impl Polling {
     pub async fn offers(&self, wait: Duration, is_over: impl Fn() -> bool) -> Vec<TurnOffer> {
         let session = &self.session;
         let look = || {
-            if session.polled().0 != self.number {
+            if session.polled.lock().0 != self.number {
                 // Any offers now belong to the newer poll.
                 return Some(Vec::new());
             }
-            let offers = std::mem::take(&mut *session.offers());
+            let offers = std::mem::take(&mut *session.offers.lock());
             (!offers.is_empty() || session.is_leaving() || is_over()).then_some(offers)
         };
         session.look_until(Instant::now() + wait, look).await.unwrap_or_default()
@@ -255,7 +236,7 @@ impl Polling {
 
 impl Drop for Polling {
     fn drop(&mut self) {
-        let mut polled = self.session.polled();
+        let mut polled = self.session.polled.lock();
         if polled.0 == self.number {
             polled.1 = 0;
         }

@@ -4,11 +4,14 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::RwLock;
+use sqlx::{Postgres, postgres::PgArguments, query::Query};
 
 use super::{
     error::StoreError,
@@ -20,10 +23,11 @@ use super::{
         connections::{Connections, Loan},
         login::Login,
         reachability::Reachability,
+        row_query::RowQuery,
         session::Sessions,
     },
 };
-use crate::{clock::Clock, config::Lever, id::ReplicaId};
+use crate::{clock::Clock, id::ReplicaId};
 
 /// One replica's view of Postgres. Cheap to clone, and small: every stream holds one.
 #[derive(Clone, Debug)]
@@ -51,16 +55,10 @@ pub(super) struct StoreParts {
     pub(super) reachability: Arc<Reachability>,
     pub(super) replica: RwLock<ReplicaId>,
     pub(super) application_name: String,
-    pub(super) ablated: Vec<Lever>,
     pub(super) retain: Duration,
 }
 
 impl Store {
-    /// Whether this optimisation is on. A measurement can switch single optimisations off.
-    pub fn uses(&self, lever: Lever) -> bool {
-        !self.0.ablated.contains(&lever)
-    }
-
     /// The database's clock, which also mints ids.
     pub fn clock(&self) -> &Clock {
         &self.0.clock
@@ -88,13 +86,13 @@ impl Store {
 
     /// The current id of this replica. The id changes when the replica was declared lost and registers again.
     pub fn replica(&self) -> ReplicaId {
-        *self.0.replica.read().unwrap_or_else(PoisonError::into_inner)
+        *self.0.replica.read()
     }
 
     /// Mints a new replica id, to register with after a verdict.
     pub fn rename_replica(&self) -> ReplicaId {
         let fresh = ReplicaId(self.0.clock.mint());
-        *self.0.replica.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *self.0.replica.write() = fresh;
         fresh
     }
 
@@ -140,6 +138,44 @@ impl Store {
     /// As [`Store::sessions`], bypassing the pooler if a listener URL is configured.
     pub(super) fn listener_sessions(&self) -> &Sessions {
         &self.0.listener_sessions
+    }
+
+    /// Runs one statement on a pooled connection, and returns all rows.
+    pub(super) async fn fetch_all<R: RowQuery>(
+        &self,
+        op: &'static str,
+        query: R,
+    ) -> Result<Vec<R::Row>, StoreError> {
+        self.lease().await?.run(op, |c| query.all(c)).await
+    }
+
+    /// As [`Store::fetch_all`], the first row if there is any.
+    pub(super) async fn fetch_optional<R: RowQuery>(
+        &self,
+        op: &'static str,
+        query: R,
+    ) -> Result<Option<R::Row>, StoreError> {
+        self.lease().await?.run(op, |c| query.first(c)).await
+    }
+
+    /// As [`Store::fetch_all`] for a statement of one row.
+    pub(super) async fn fetch_one<R: RowQuery>(
+        &self,
+        op: &'static str,
+        query: R,
+    ) -> Result<R::Row, StoreError> {
+        let row = self.fetch_optional(op, query).await?;
+        row.ok_or_else(|| StoreError::from_sqlx(op, sqlx::Error::RowNotFound))
+    }
+
+    /// As [`Store::fetch_all`] for a statement without rows. Returns how many rows it changed.
+    pub(super) async fn execute(
+        &self,
+        op: &'static str,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<u64, StoreError> {
+        let done = self.lease().await?.run(op, |c| query.execute(c)).await?;
+        Ok(done.rows_affected())
     }
 
     /// Borrows a pooled connection.

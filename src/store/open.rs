@@ -3,11 +3,13 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::RwLock;
 
 use super::{
     error::StoreError,
@@ -26,11 +28,7 @@ use super::{
         session::{SessionPurpose, Sessions},
     },
 };
-use crate::{
-    clock::Clock,
-    config::{Config, Lever},
-    id::ReplicaId,
-};
+use crate::{clock::Clock, config::Config, id::ReplicaId};
 
 /// How long a rejected statement counts as a current denial. A replica repeats its statements more often than that.
 const DENIAL_COUNTS_FOR: Duration = Duration::from_secs(5);
@@ -41,7 +39,6 @@ impl Store {
         let clock = Clock::default();
         let replica = ReplicaId(clock.mint());
         let application_name = format!("lastword {}", replica.0.as_simple());
-        let keeps_plans = !config.ablate.contains(&Lever::KeptPlans);
         let choice = Arc::new(Choice::new(config.database_schema.clone()));
         let (reachability, gate) = (Arc::new(Reachability::default()), Arc::new(Gate::default()));
         let login = |url: &str, file: Option<&PathBuf>| {
@@ -53,7 +50,7 @@ impl Store {
             Some(url) => login(url, config.listener_database_url_file.as_ref())?,
             None => own_login.clone(),
         };
-        let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), keeps_plans, choice.clone());
+        let sessions = |login: &Arc<Login>| Sessions::new(login.clone(), choice.clone());
         let (own, listener) = (Arc::new(sessions(&own_login)), sessions(&listener_login));
         let connections = Connections::new(own.clone(), config.pool_max, reachability.clone());
         Ok(Store(Arc::new(StoreParts {
@@ -74,7 +71,6 @@ impl Store {
             reachability,
             replica: RwLock::new(replica),
             application_name,
-            ablated: config.ablate.clone(),
             retain: config.retain.0,
         })))
     }
@@ -112,10 +108,8 @@ impl Store {
 
     /// Queries the database's time: proves that Postgres answers, and sets the clock's offset.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        let now = lease
-            .run("probe", |c| sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(c))
-            .await?;
+        let query = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#);
+        let now = self.fetch_one("probe", query).await?;
         self.0.clock.set_database_time(now);
         Ok(())
     }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,6 +19,7 @@ use opentelemetry_sdk::{
     resource::TelemetryResourceDetector,
     trace::{SdkTracerProvider, SpanData, SpanExporter as Exporter},
 };
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::wishes::{Export, Protocol, Wishes};
@@ -132,7 +132,7 @@ impl Exporter for ToldExporter {
 
 impl ToldExporter {
     fn tell(&self, spans: usize, failed: Option<OTelSdkError>) {
-        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut absence = self.absence.lock();
         match (&mut *absence, failed) {
             (None, None) => {}
             (None, Some(why)) => {

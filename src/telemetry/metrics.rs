@@ -21,109 +21,64 @@ enum MetricShape {
 /// Name, shape, unit, meaning.
 type Metric = (&'static str, MetricShape, Unit, &'static str);
 
-const TURNS_ACCEPTED: &str = "lastword_turns_accepted_total";
-const LAST_WORDS: &str = "lastword_last_words_total";
-const INFLIGHT: &str = "lastword_inflight";
-const QUEUED: &str = "lastword_queued";
-const OVERDUE: &str = "lastword_overdue";
-const LEASES_LOST: &str = "lastword_leases_lost_total";
-const VERDICTS: &str = "lastword_verdicts_total";
-const REWOUND_TURNS: &str = "lastword_rewound_turns_total";
-const REWOUND_EVENTS: &str = "lastword_rewound_events_total";
-const UNRECONCILED: &str = "lastword_unreconciled_replicas_total";
-const REQUEUED: &str = "lastword_requeued_total";
-const QUEUE_WAIT: &str = "lastword_queue_wait_seconds";
-const TIME_TO_FIRST_EVENT: &str = "lastword_time_to_first_event_seconds";
-const EVENTS_APPENDED: &str = "lastword_events_appended_total";
-const APPEND_BATCH: &str = "lastword_append_batch_events";
-/// Rings of the doorbell, as `/metrics` names them.
-pub const DOORBELL_RINGS: &str = "lastword_doorbell_rings_total";
-const DOORBELL_ROUND_TRIP: &str = "lastword_doorbell_round_trip_seconds";
-const BOUND_USED: &str = "lastword_bound_used";
-const BOUND_MAX: &str = "lastword_bound_max";
-const CONNECTIONS_CUT: &str = "lastword_connections_cut_total";
-const CLAIMS_PAUSED: &str = "lastword_claims_paused";
-const STREAMS_OPEN: &str = "lastword_streams_open";
-const WORKERS: &str = "lastword_workers";
-const WORKER_EXITS: &str = "lastword_worker_exits_total";
-const DB_ERRORS: &str = "lastword_db_errors_total";
-const BLOCKERS: &str = "lastword_blocking_sessions_total";
-const HTTP_REQUESTS: &str = "lastword_http_requests_total";
-const AUTH_FAILURES: &str = "lastword_auth_failures_total";
-const HTTP_SECONDS: &str = "lastword_http_request_duration_seconds";
+/// One row a metric: name, shape, unit, meaning.
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $vis:vis $metric:ident = $name:literal, $shape:ident, $unit:ident, $tells:literal;)*) => {
+        $($(#[$doc])* $vis const $metric: &str = $name;)*
 
-const METRICS: [Metric; 30] = [
-    (TURNS_ACCEPTED, Counter, Unit::Count, "Turns accepted by this replica."),
-    (LAST_WORDS, Counter, Unit::Count, "Last words written by this replica, also for turns of others."),
-    (INFLIGHT, Gauge, Unit::Count, "Turns without a last word, in the whole installation."),
-    (QUEUED, Gauge, Unit::Count, "Turns that no replica has claimed yet, in the whole installation."),
-    (
-        OVERDUE,
-        Gauge,
-        Unit::Count,
-        "Turns past their deadline without a last word, in the whole installation. Should be 0.",
-    ),
-    (LEASES_LOST, Counter, Unit::Count, "Writes refused because another replica holds the turn now."),
-    (VERDICTS, Counter, Unit::Count, "Other replicas that this replica judged lost."),
-    (
-        REWOUND_TURNS,
-        Counter,
-        Unit::Count,
-        "Turns of which the database lost commits, reported first by this replica.",
-    ),
-    (REWOUND_EVENTS, Counter, Unit::Count, "Committed events that the database lost."),
-    (
-        UNRECONCILED,
-        Counter,
-        Unit::Count,
-        "Replicas lost together with a primary: their last claims are unknown.",
-    ),
-    (REQUEUED, Counter, Unit::Count, "Turns put back into the queue for another attempt."),
-    (LATE_OUTPUT, Counter, Unit::Count, "Messages of workers that came after their turn's last word."),
-    (QUEUE_WAIT, Histogram, Unit::Seconds, "Time from acceptance to the claim."),
-    (TIME_TO_FIRST_EVENT, Histogram, Unit::Seconds, "Time from acceptance to the worker's first event."),
-    (EVENTS_APPENDED, Counter, Unit::Count, "Events appended by this replica."),
-    (APPEND_BATCH, Histogram, Unit::Count, "Events in one commit."),
-    (DOORBELL_RINGS, Counter, Unit::Count, "Rings of the doorbell sent."),
-    (DOORBELL_ROUND_TRIP, Histogram, Unit::Seconds, "Time from a ring sent to the same ring heard."),
-    (
-        BOUND_USED,
-        Gauge,
-        Unit::Count,
-        "How much of a bound of this replica is in use; the label names the bound.",
-    ),
-    (
-        BOUND_MAX,
-        Gauge,
-        Unit::Count,
-        "The bound itself: requests and work beyond the bound are refused or wait.",
-    ),
-    (
-        CONNECTIONS_CUT,
-        Counter,
-        Unit::Count,
-        "Connections that were refused, or closed while idle to make room for others.",
-    ),
-    (
-        CLAIMS_PAUSED,
-        Gauge,
-        Unit::Count,
-        "1 while this replica claims nothing because it lacks the resources to start a worker.",
-    ),
-    (STREAMS_OPEN, Gauge, Unit::Count, "Event streams that clients hold open."),
-    (WORKERS, Gauge, Unit::Count, "Worker processes of this replica."),
-    (WORKER_EXITS, Counter, Unit::Count, "Workers that ended."),
-    (DB_ERRORS, Counter, Unit::Count, "Statements that Postgres did not carry out."),
-    (
-        BLOCKERS,
-        Counter,
-        Unit::Count,
-        "Other database sessions whose locks made writes wait; each counted once a minute.",
-    ),
-    (HTTP_REQUESTS, Counter, Unit::Count, "Requests answered."),
-    (AUTH_FAILURES, Counter, Unit::Count, "Requests refused for an unknown token."),
-    (HTTP_SECONDS, Histogram, Unit::Seconds, "Time from a request to the head of its response."),
-];
+        const METRICS: [Metric; 30] = [
+            (LATE_OUTPUT, Counter, Unit::Count, "Messages of workers that came after their turn's last word."),
+            $(($metric, $shape, Unit::$unit, $tells),)*
+        ];
+    };
+}
+
+metrics! {
+    TURNS_ACCEPTED = "lastword_turns_accepted_total", Counter, Count, "Turns accepted by this replica.";
+    LAST_WORDS = "lastword_last_words_total", Counter, Count,
+        "Last words written by this replica, also for turns of others.";
+    INFLIGHT = "lastword_inflight", Gauge, Count, "Turns without a last word, in the whole installation.";
+    QUEUED = "lastword_queued", Gauge, Count, "Turns that no replica has claimed yet, in the whole installation.";
+    OVERDUE = "lastword_overdue", Gauge, Count,
+        "Turns past their deadline without a last word, in the whole installation. Should be 0.";
+    LEASES_LOST = "lastword_leases_lost_total", Counter, Count,
+        "Writes refused because another replica holds the turn now.";
+    VERDICTS = "lastword_verdicts_total", Counter, Count, "Other replicas that this replica judged lost.";
+    REWOUND_TURNS = "lastword_rewound_turns_total", Counter, Count,
+        "Turns of which the database lost commits, reported first by this replica.";
+    REWOUND_EVENTS = "lastword_rewound_events_total", Counter, Count,
+        "Committed events that the database lost.";
+    UNRECONCILED = "lastword_unreconciled_replicas_total", Counter, Count,
+        "Replicas lost together with a primary: their last claims are unknown.";
+    REQUEUED = "lastword_requeued_total", Counter, Count,
+        "Turns put back into the queue for another attempt.";
+    QUEUE_WAIT = "lastword_queue_wait_seconds", Histogram, Seconds, "Time from acceptance to the claim.";
+    TIME_TO_FIRST_EVENT = "lastword_time_to_first_event_seconds", Histogram, Seconds,
+        "Time from acceptance to the worker's first event.";
+    EVENTS_APPENDED = "lastword_events_appended_total", Counter, Count, "Events appended by this replica.";
+    APPEND_BATCH = "lastword_append_batch_events", Histogram, Count, "Events in one commit.";
+    /// Rings of the doorbell, as `/metrics` names them.
+    pub DOORBELL_RINGS = "lastword_doorbell_rings_total", Counter, Count, "Rings of the doorbell sent.";
+    DOORBELL_ROUND_TRIP = "lastword_doorbell_round_trip_seconds", Histogram, Seconds,
+        "Time from a ring sent to the same ring heard.";
+    BOUND_USED = "lastword_bound_used", Gauge, Count, "How much of a bound of this replica is in use; the label names the bound.";
+    BOUND_MAX = "lastword_bound_max", Gauge, Count, "The bound itself: requests and work beyond the bound are refused or wait.";
+    CONNECTIONS_CUT = "lastword_connections_cut_total", Counter, Count,
+        "Connections that were refused, or closed while idle to make room for others.";
+    CLAIMS_PAUSED = "lastword_claims_paused", Gauge, Count,
+        "1 while this replica claims nothing because it lacks the resources to start a worker.";
+    STREAMS_OPEN = "lastword_streams_open", Gauge, Count, "Event streams that clients hold open.";
+    WORKERS = "lastword_workers", Gauge, Count, "Worker processes of this replica.";
+    WORKER_EXITS = "lastword_worker_exits_total", Counter, Count, "Workers that ended.";
+    DB_ERRORS = "lastword_db_errors_total", Counter, Count, "Statements that Postgres did not carry out.";
+    BLOCKERS = "lastword_blocking_sessions_total", Counter, Count,
+        "Other database sessions whose locks made writes wait; each counted once a minute.";
+    HTTP_REQUESTS = "lastword_http_requests_total", Counter, Count, "Requests answered.";
+    AUTH_FAILURES = "lastword_auth_failures_total", Counter, Count,
+        "Requests refused for an unknown token.";
+    HTTP_SECONDS = "lastword_http_request_duration_seconds", Histogram, Seconds,
+        "Time from a request to the head of its response.";
+}
 
 /// Bucket bounds in seconds: from a wake-up on one machine to the longest queue clock.
 const SECONDS: [f64; 16] =

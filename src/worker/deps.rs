@@ -1,11 +1,6 @@
 //! Shared dependencies of this replica's turns: store, writer, lists of what runs, and how workers are launched.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     kubernetes::Pods,
@@ -27,12 +22,14 @@ use crate::{
 pub(super) struct Deps(Arc<DepsParts>);
 
 #[derive(Debug)]
-struct DepsParts {
-    store: Store,
-    rendezvous: Arc<Rendezvous>,
-    writer: Writer,
-    supervisor: Supervisor,
-    workspaces: PathBuf,
+pub(super) struct DepsParts {
+    pub(super) store: Store,
+    /// Where remote workers' calls meet the turns of this replica.
+    pub(super) rendezvous: Arc<Rendezvous>,
+    pub(super) writer: Writer,
+    pub(super) supervisor: Supervisor,
+    /// The directory that holds all workspaces.
+    pub(super) workspaces: PathBuf,
     silence_max: Duration,
     worker_user: Option<String>,
     worker_namespaces: bool,
@@ -40,10 +37,19 @@ struct DepsParts {
     /// The part of this process's environment that workers receive.
     worker_env: BTreeMap<String, String>,
     worker_file_max: Size,
-    slots: TurnSlots,
-    running: Arc<Running>,
-    pods: Option<Pods>,
-    guards: Arc<InputGuards>,
+    pub(super) slots: TurnSlots,
+    pub(super) running: Arc<Running>,
+    /// `None` where this replica starts no worker pods.
+    pub(super) pods: Option<Pods>,
+    pub(super) guards: Arc<InputGuards>,
+}
+
+impl Deref for Deps {
+    type Target = DepsParts;
+
+    fn deref(&self) -> &DepsParts {
+        &self.0
+    }
 }
 
 impl Deps {
@@ -74,63 +80,24 @@ impl Deps {
         }))
     }
 
-    pub(super) fn store(&self) -> &Store {
-        &self.0.store
-    }
-
-    /// Where remote workers' calls meet the turns of this replica.
-    pub(super) fn rendezvous(&self) -> &Arc<Rendezvous> {
-        &self.0.rendezvous
-    }
-
-    pub(super) fn writer(&self) -> &Writer {
-        &self.0.writer
-    }
-
-    pub(super) fn supervisor(&self) -> &Supervisor {
-        &self.0.supervisor
-    }
-
-    pub(super) fn guards(&self) -> &Arc<InputGuards> {
-        &self.0.guards
-    }
-
-    /// `None` where this replica starts no worker pods.
-    pub(super) fn pods(&self) -> Option<&Pods> {
-        self.0.pods.as_ref()
-    }
-
-    pub(super) fn slots(&self) -> &TurnSlots {
-        &self.0.slots
-    }
-
-    pub(super) fn running(&self) -> &Arc<Running> {
-        &self.0.running
-    }
-
-    /// The directory that holds all workspaces.
-    pub(super) fn workspaces(&self) -> &Path {
-        &self.0.workspaces
-    }
-
     /// The working directory of a conversation, or of all shared workers of an agent. The directory outlives a
     /// worker: the next process finds the files of the last one.
     pub(super) fn workspace(&self, agent: &str, conversation: Option<ConversationId>) -> PathBuf {
         match conversation {
-            Some(conversation) => self.0.workspaces.join(conversation.to_string()),
-            None => self.0.workspaces.join("shared").join(agent),
+            Some(conversation) => self.workspaces.join(conversation.to_string()),
+            None => self.workspaces.join("shared").join(agent),
         }
     }
 
     /// A launch in `workspace` with the settings that all workers of this replica share.
     pub(super) fn launch(&self, command: Vec<String>, workspace: PathBuf) -> Launch {
         Launch {
-            silence_max: self.0.silence_max,
-            user: self.0.worker_user.clone(),
-            namespace: self.0.worker_namespaces,
-            cgroup: self.0.worker_cgroups,
-            file_max: self.0.worker_file_max,
-            env: self.0.worker_env.clone(),
+            silence_max: self.silence_max,
+            user: self.worker_user.clone(),
+            namespace: self.worker_namespaces,
+            cgroup: self.worker_cgroups,
+            file_max: self.worker_file_max,
+            env: self.worker_env.clone(),
             ..Launch::new(command, workspace)
         }
     }

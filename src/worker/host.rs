@@ -50,7 +50,7 @@ impl Host {
 
     /// The runtimes this replica hosts.
     pub fn runtimes(&self) -> &'static [Runtime] {
-        if self.deps().pods().is_some() {
+        if self.deps().pods.is_some() {
             &[Runtime::Process, Runtime::Kubernetes]
         } else {
             &[Runtime::Process]
@@ -72,29 +72,29 @@ impl Host {
     /// Releases a claim that does not run here: from now on no worker here receives the turn. Returns false if a
     /// worker may already have received the turn.
     pub fn release_unless_delivered(&self, turn: TurnId, epoch: i32) -> bool {
-        self.deps().running().release_unless_delivered(turn, epoch)
+        self.deps().running.release_unless_delivered(turn, epoch)
     }
 
     /// Turns that run here, with their epochs.
     pub fn runs(&self) -> HashMap<TurnId, i32> {
-        self.deps().running().epochs()
+        self.deps().running.epochs()
     }
 
     /// The time until the next deadline of each turn that runs here.
     pub fn time_left(&self) -> Vec<(TurnId, i32, Duration)> {
-        self.deps().running().time_left()
+        self.deps().running.time_left()
     }
 
     /// Passes a command to a turn that runs here. A command that cannot be delivered is read from the database
     /// again later.
     pub fn order(&self, command: Command) {
-        self.deps().running().order(command);
+        self.deps().running.order(command);
     }
 
     /// Retires a worker: the process ends when its turns have ended. Returns those turns; the caller cancels them.
     pub fn stop_worker(&self, worker: WorkerId) -> Vec<TurnId> {
         self.workers.retire(worker);
-        self.deps().running().of_worker(worker)
+        self.deps().running.of_worker(worker)
     }
 
     /// Stops idle workers of conversations that another replica has taken over: such a worker can never serve
@@ -114,7 +114,7 @@ impl Host {
 
     /// Halts every turn here for this reason, and retires every worker.
     pub fn halt_all(&self, why: Halt) {
-        self.deps().running().halt_all(why);
+        self.deps().running.halt_all(why);
         self.retire_workers();
         if why == Halt::Lost {
             // A halted turn ends its own worker, but a shared worker has no turn left to end with.
@@ -124,13 +124,13 @@ impl Host {
 
     /// Halts one attempt that this replica no longer holds.
     pub fn halt(&self, turn: TurnId, epoch: i32) {
-        self.deps().running().halt(turn, epoch, Halt::Lost);
+        self.deps().running.halt(turn, epoch, Halt::Lost);
     }
 
     /// Renews the lifeline of the worker guards and publishes the worker metrics. Without a renewal the guards end
     /// their workers after `postgres_away_max`.
     pub fn renew(&self) {
-        self.deps().guards().tell_bounds();
+        self.deps().guards.tell_bounds();
         let census = self.workers.renew();
         let slots = self.workers.slots();
         // Idle workers do not count: an idle worker is stopped as soon as its slot is needed.
@@ -142,10 +142,10 @@ impl Host {
 
     /// Publishes how full this replica's bounds are.
     pub fn note_bounds(&self) {
-        let slots = self.deps().slots();
+        let slots = &self.deps().slots;
         let taken = slots.count().saturating_sub(slots.free());
         metrics::bound("turns", taken as u64, slots.count() as u64);
-        self.deps().writer().note_bounds();
+        self.deps().writer.note_bounds();
     }
 
     /// The number of worker processes here.
@@ -160,22 +160,22 @@ impl Host {
 
     /// Polls the queue if a turn may have waited for a slot and a slot is free.
     pub fn look_if_wanted(&self) {
-        self.deps().slots().look_if_wanted();
+        self.deps().slots.look_if_wanted();
     }
 
     /// The principals whose turns must wait because they use their whole share of the slots here.
     pub fn barred(&self) -> Vec<Principal> {
-        self.deps().slots().barred()
+        self.deps().slots.barred()
     }
 
     /// Takes one slot from the share of the turn's principal; `None` if the share is used up.
     pub fn share(&self, turn: TurnId) -> Option<SlotShare> {
-        self.deps().slots().share(turn)
+        self.deps().slots.share(turn)
     }
 
     /// Like [`share`](Self::share) for a turn that is already held: never refused.
     pub fn share_of_held(&self, turn: TurnId) -> Option<SlotShare> {
-        self.deps().slots().share_of_held(turn)
+        self.deps().slots.share_of_held(turn)
     }
 }
 

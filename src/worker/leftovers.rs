@@ -15,7 +15,7 @@ impl Host {
     /// # Errors
     /// Postgres is away. A directory that cannot be removed is logged and retried at the next call.
     pub async fn remove_leftovers(&self) -> Result<usize, StoreError> {
-        let dir = self.deps().workspaces().to_owned();
+        let dir = self.deps().workspaces.to_owned();
         let there = spawn_blocking(move || workspace::conversations(&dir)).await;
         let there = there.map_err(|why| StoreError::unreadable("workspaces", why))?;
         let there = match there {
@@ -27,7 +27,7 @@ impl Host {
         };
         let mut removed = 0;
         for some in there.chunks(ASKED_AT_ONCE) {
-            for conversation in self.deps().store().conversations_gone(some).await? {
+            for conversation in self.deps().store.conversations_gone(some).await? {
                 if self.workers().own_worker(conversation, |_| Some(())).is_some() {
                     continue;
                 }

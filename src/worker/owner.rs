@@ -20,11 +20,11 @@ impl HostOwner for Deps {
     type Turn = Job;
 
     fn supervisor(&self) -> &Supervisor {
-        Deps::supervisor(self)
+        &self.supervisor
     }
 
     fn mint(&self) -> WorkerId {
-        WorkerId(self.store().clock().mint())
+        WorkerId(self.store.clock().mint())
     }
 
     fn program(&self, job: &Job) -> Program {
@@ -71,26 +71,26 @@ impl HostOwner for Deps {
             conversation,
             pid,
         };
-        if let Err(why) = self.store().worker_started(&new).await {
+        if let Err(why) = self.store.worker_started(&new).await {
             warn_of!(why, "a worker's start was not recorded");
         }
     }
 
     async fn note_ready(&self, worker: WorkerId) {
-        if let Err(why) = self.store().worker_ready(worker).await {
+        if let Err(why) = self.store.worker_ready(worker).await {
             warn_of!(why, "a ready worker was not recorded");
         }
     }
 
     async fn note_ended(&self, worker: WorkerId, exit: Exit, stderr: String) {
         metrics::worker_exits(reason(&exit));
-        if let Err(why) = self.store().worker_ended(worker, &exit.describe(), &stderr).await {
+        if let Err(why) = self.store.worker_ended(worker, &exit.describe(), &stderr).await {
             warn_of!(why, worker_id = %worker, "a worker's end was not recorded");
         }
     }
 
     fn note_room(&self) {
-        self.slots().look_if_wanted();
+        self.slots.look_if_wanted();
     }
 }
 

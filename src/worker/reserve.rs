@@ -80,7 +80,7 @@ impl Host {
         if descriptors::starts() == 0 {
             return None;
         }
-        let (slots, workers) = (self.deps().slots(), self.workers());
+        let (slots, workers) = (&self.deps().slots, self.workers());
         let permit = slots.take(1)?;
         let slot = TurnSlot::new(permit, slots.share(new.id)?);
         let has_room = || workers.startable(1) > 0;
@@ -108,13 +108,13 @@ impl Host {
     /// Reserves capacity for at most this many turns; `None` if there is none. The queue is then polled when
     /// capacity is free again.
     pub fn capacity(&self, most: usize) -> Option<ClaimCapacity> {
-        let (slots, workers) = (self.deps().slots(), self.workers());
+        let (slots, workers) = (&self.deps().slots, self.workers());
         // Any turn may need a new worker, so turns stay queued where none can be started.
         let most = most.min(descriptors::starts());
         let startable = || if workers.has_free_lane() { most } else { workers.startable(most) };
         let Some(permits) = slots.take(slots.free().div_ceil(2).min(startable())) else {
             if slots.want() && startable() > 0 {
-                self.deps().store().wake().queue.look();
+                self.deps().store.wake().queue.look();
             }
             return None;
         };
@@ -127,26 +127,26 @@ impl Host {
     /// Takes a turn that was accepted for this reservation. After a retried accept the turn may already run here,
     /// or the reservation may be gone: the turn is then left for `settle`.
     pub fn take_in(&self, accepted: &Accepted, agent: Agent, reserved: Option<Reservation>) {
-        let running = self.deps().running();
+        let running = &self.deps().running;
         let Some(claim) = accepted.claim.clone().filter(|claim| !running.has(claim)) else { return };
         let Some(Reservation { slot, lane, .. }) = reserved else { return };
         let Some(reach) = running.admit(&claim, Some(slot)) else { return };
         note_start(&claim);
         let finding = find_worker_of(self.clone(), claim, agent, reach, lane, Instant::now());
-        self.deps().supervisor().spawn(TaskKind::Turn, "turn", finding);
+        self.deps().supervisor.spawn(TaskKind::Turn, "turn", finding);
     }
 
     /// Takes a turn that was claimed for this capacity. Returns false if no slot is left or the claim was released
     /// meanwhile: the claim is then given back by `settle`.
     pub fn take(&self, claim: Claim, capacity: &mut ClaimCapacity) -> bool {
         let Some(permit) = capacity.permits.split(1) else { return false };
-        let Some(share) = self.deps().slots().share_of_claimed(claim.turn) else { return false };
+        let Some(share) = self.deps().slots.share_of_claimed(claim.turn) else { return false };
         let lane = capacity.lane(&claim);
         let slot = Some(TurnSlot::new(permit, share));
-        let Some(reach) = self.deps().running().admit(&claim, slot) else { return false };
+        let Some(reach) = self.deps().running.admit(&claim, slot) else { return false };
         note_start(&claim);
         let finding = find_worker(self.clone(), claim, reach, lane);
-        self.deps().supervisor().spawn(TaskKind::Turn, "turn", finding);
+        self.deps().supervisor.spawn(TaskKind::Turn, "turn", finding);
         true
     }
 }

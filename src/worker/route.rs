@@ -56,7 +56,7 @@ async fn route(host: Host, job: Job, lane: Option<Lane>) {
             (Phase::Starting, _) => {
                 let Some(job) = checked(&host, job).await else { return };
                 let is_in_pod = job.agent.spec.runtime == Runtime::Kubernetes;
-                match deps.pods().filter(|_| is_in_pod && !job.is_shared()) {
+                match deps.pods.as_ref().filter(|_| is_in_pod && !job.is_shared()) {
                     Some(pods) => kubernetes::serve(deps, pods, job).await,
                     None => workers.serve(job).await,
                 }
@@ -74,7 +74,7 @@ pub(super) async fn checked(host: &Host, mut job: Job) -> Option<Job> {
         return Some(job);
     }
     let (agent, input) = (job.agent.clone(), job.claim.assignment.input.clone());
-    let checking = async { Ok(stopped_by(deps.guards(), &agent, &input).await) };
+    let checking = async { Ok(stopped_by(&deps.guards, &agent, &input).await) };
     match unless_called_off(&mut job, checking).await {
         Err(obstacle) => not_started(deps, &job, obstacle, None).await,
         Ok(Some(notice)) => block(deps, job, notice).await,

@@ -17,10 +17,9 @@ from engine import ROOT, pod_specs
 BY_OTHER_VALUES = {"database_url", "listener_database_url", "database_url_file", "listener_database_url_file", "listen", "url", "data_dir", "client_tokens", "operator_tokens",
                    "drain", "kubernetes", "kubernetes_namespace", "kubernetes_fleet", "kubernetes_owner",
                    "kubernetes_gateway_url"}
-# `ablate` makes a replica slower, for a measurement; workers' tokens come by `extraEnv`. Without capabilities nobody
-# becomes another user, or makes a namespace or a control group.
-NOT_OFFERED = {"worker_tokens", "insecure", "dev", "ablate", "worker_user", "worker_namespaces",
-               "worker_cgroups"}
+# Workers' tokens come by `extraEnv`. Without capabilities nobody becomes another user, or makes a namespace or a
+# control group.
+NOT_OFFERED = {"worker_tokens", "insecure", "dev", "worker_user", "worker_namespaces", "worker_cgroups"}
 ALERTS, DASHBOARDS, RUNBOOKS = "alerts", "dashboards", ROOT / "docs" / "runbooks"
 
 
@@ -36,9 +35,8 @@ def source(path):
 
 def keys():
     """The configuration's keys: name → shape."""
-    text = source("src/config/keys.rs")
-    text = text[text.index("const KEYS"):]
-    return dict(re.findall(r'(?:key|secret)\("(\w+)", ValueShape::(\w+)', text[:text.index("];")]))
+    text = source("src/config/settings.rs")
+    return dict(re.findall(r"^    (\w+): .* => .*(TEXT|NUMBER|FLAG|LIST)", text[text.index("settings! {\n"):], re.M))
 
 
 def settings(chart):
@@ -48,9 +46,8 @@ def settings(chart):
     for name in sorted(set(given) ^ (set(known) - BY_OTHER_VALUES - NOT_OFFERED)):
         yield f"{name} is a key of only one of both"
     defaults = source("src/config/settings.rs")
-    defaults = defaults[defaults.index("impl Default for Config"):]
     for name, value in given.items():
-        default = re.search(rf"\b{name}: ([0-9_]+),", defaults)
+        default = re.search(rf"^    {name}: \w+ = ([0-9_]+) =>", defaults, re.M)
         if default and int(default.group(1)) != value:
             yield f"{name} is {value} here and {default.group(1)} there"
         if isinstance(value, int) and not default:
@@ -111,12 +108,12 @@ def expressions(chart):
 def metrics(chart):
     """Alerts and dashboards ask for metrics that there are, by labels and values that they have."""
     text = source("src/telemetry/metrics.rs") + source("crates/host/src/owner.rs")
-    names = dict(re.findall(r'const (\w+): &str = "(lastword_\w+)"', text))
-    histograms = {names[name] for name in re.findall(r"\((\w+), Histogram,", text)}
+    names = dict(re.findall(r'(\w+)(?:: &str)? = "(lastword_\w+)"', text))
+    histograms = {names[name] for name in re.findall(r'(\w+) = "lastword_\w+", Histogram,', text)}
     labels = {metric: set() for metric in names.values()}
     for name, given in re.findall(r"(?:counter|gauge|histogram)!\((\w+)((?:, \"\w+\" => [^,()]+(?:\(\))?)*)\)", text):
         labels[names[name]] |= set(re.findall(r'"(\w+)" =>', given))
-    codes = set(re.findall(r'Code::\w+ => "(\w+)"', source("crates/words/src/failure.rs")))
+    codes = set(re.findall(r'^    \w+ = "(\w+)",', source("crates/words/src/failure.rs"), re.M))
     if not names or not codes:
         yield "no metrics, or no codes, were found"
     seen = set()

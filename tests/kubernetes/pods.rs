@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lastword::{
-    agent::{AgentSpec, PodTemplate},
+    agent::AgentSpec,
     id::{ConversationId, ReplicaId, WorkerId},
     store::turns::Agent,
     task::{Supervisor, TaskKind},
@@ -88,7 +88,8 @@ impl Drop for Eyes {
 }
 
 fn order(n: u128) -> PodOrder {
-    let spec = AgentSpec::kubernetes(vec!["agent".into()], PodTemplate::new("registry.example/agent:1"));
+    let spec = json!({ "runtime": "kubernetes", "command": ["agent"], "pod": { "image": "registry.example/agent:1" } });
+    let spec: AgentSpec = serde_json::from_value(spec).unwrap();
     PodOrder {
         worker: WorkerId(Uuid::from_u128(n)),
         agent: Agent::new("support", 1, spec),

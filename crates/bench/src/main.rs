@@ -7,8 +7,7 @@
 //! bench ──► site ──► rig (Postgres, replicas, agents)   or an existing installation (--url)
 //!   └─────► course ──► limits, then act ──► reading ──► table, JSON
 //! ```
-//! The bench measures and changes nothing. Optimisations are in the gateway; `--ablate` switches one off to show its
-//! effect.
+//! The bench measures and changes nothing. `--program OLD,NEW` shows the effect of a change to the gateway.
 
 mod acts;
 mod client;
@@ -52,7 +51,6 @@ use self::{
 };
 use lastword::{
     cli::{TokenArgs, refuse_secrets},
-    config::Lever,
     note,
     task::Supervisor,
     text,
@@ -94,11 +92,8 @@ struct MeasureArgs {
     /// Measure again while another session holds one transaction open, and compare
     #[arg(long)]
     held: bool,
-    /// Measure again without this optimisation, and compare; may be given several times
-    #[arg(long, value_name = "LEVER", value_delimiter = ',')]
-    ablate: Vec<Lever>,
     /// Only count the database work of one turn, and compare with the baseline
-    #[arg(long, conflicts_with_all = ["only", "history", "held", "ablate", "list", "short"])]
+    #[arg(long, conflicts_with_all = ["only", "history", "held", "list", "short"])]
     counts: bool,
     /// File with the baseline
     #[arg(long, value_name = "FILE", default_value = "benches/counts.json")]
@@ -108,7 +103,7 @@ struct MeasureArgs {
     write_baseline: bool,
     /// Only check retention: load for longer than this time, after which turns are dropped, and report whether tables
     /// stop growing
-    #[arg(long, value_name = "SPAN", conflicts_with_all = ["only", "held", "ablate", "list", "short", "counts"])]
+    #[arg(long, value_name = "SPAN", conflicts_with_all = ["only", "held", "list", "short", "counts"])]
     retain: Option<Span>,
     /// Duration of the load [default: four times `--retain`]. With `--history=TURNS` that many ended turns, spread
     /// over the retained time, exist from the start, and a shorter load is enough
@@ -142,7 +137,7 @@ const SCOPE: AgentScope = AgentScope::Shared;
 struct RemoteArgs {
     /// Measure a running installation at these base URLs, from outside
     #[arg(long = "url", value_name = "URL", value_delimiter = ',', requires = "agent",
-        conflicts_with_all = ["history", "held", "ablate", "counts", "programs", "env", "dir", "postgres_bin", "scope"])]
+        conflicts_with_all = ["history", "held", "counts", "programs", "env", "dir", "postgres_bin", "scope"])]
     urls: Vec<String>,
     #[command(flatten)]
     token: TokenArgs,
@@ -263,10 +258,6 @@ async fn sites(args: &MeasureArgs, supervisor: &Supervisor) -> anyhow::Result<Ve
         let name = format!("replicas of {}", program.display());
         plans.push((name, RigPlan { program: Some(found(program)?), ..plain.clone() }));
     }
-    for &lever in &args.ablate {
-        plans
-            .push((format!("ablated: {}", lever.as_str()), RigPlan { ablate: vec![lever], ..plain.clone() }));
-    }
     let mut sites = Vec::with_capacity(plans.len());
     for (name, plan) in plans {
         note!("starting Postgres and two replicas{}{name}", if name.is_empty() { "" } else { ": " });
@@ -283,7 +274,6 @@ fn plan(args: &MeasureArgs) -> anyhow::Result<RigPlan> {
         postgres_bin: args.postgres_bin.clone(),
         settings: Vec::new(),
         is_durable: true,
-        ablate: Vec::new(),
         env: args.env.clone(),
         scope: args.scope,
         history: None,

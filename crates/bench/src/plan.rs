@@ -12,7 +12,6 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-use lastword::config::Lever;
 use lastword_devkit::postgres::{Binaries, Options, Postgres};
 
 /// The agent that most is measured with; its scope is the plan's.
@@ -52,8 +51,6 @@ pub struct RigPlan {
     pub settings: Vec<(String, String)>,
     /// Whether commits are flushed.
     pub is_durable: bool,
-    /// What the replicas do without.
-    pub ablate: Vec<Lever>,
     /// More for their environment.
     pub env: Vec<(String, String)>,
     /// How workers and conversations belong together.
@@ -114,11 +111,6 @@ impl RigPlan {
             .env("LASTWORD_CONVERSATION_DEPTH_MAX", "1000000")
             .env("LASTWORD_STREAMS_MAX", "20000")
             .envs(self.env.iter().map(|(name, value)| (name, value)));
-        // Another build may not know of it.
-        if !self.ablate.is_empty() {
-            let names: Vec<&str> = self.ablate.iter().map(|lever| lever.as_str()).collect();
-            command.env("LASTWORD_ABLATE", names.join(","));
-        }
         Ok(command)
     }
 

@@ -30,16 +30,10 @@ fn measures_are_chosen_by_name_and_an_unknown_one_is_refused() {
 }
 
 #[test]
-fn a_history_has_a_size_and_a_lever_must_exist() {
+fn a_history_has_a_size_and_a_setting_a_value() {
     assert_eq!(parse("--history").unwrap().history, Some(2_000_000));
     assert_eq!(parse("--history=5000").unwrap().history, Some(5000));
     assert!(parse("--history=0").is_err());
-    assert_eq!(parse("--ablate group_commit").unwrap().ablate, [Lever::GroupCommit]);
-    assert!(
-        parse("--ablate magic")
-            .unwrap_err()
-            .contains("the levers are claimed_with_accept, accepted_together, group_commit")
-    );
     let programs = parse("--program old/lastword,new/lastword").unwrap().programs;
     assert_eq!(programs, [PathBuf::from("old/lastword"), PathBuf::from("new/lastword")]);
     let set = parse("--set LASTWORD_LOG=warn").unwrap().env;
@@ -54,7 +48,7 @@ fn an_installation_behind_a_url_is_measured_from_outside_alone() {
     assert_eq!(remote.urls, ["http://one:8080", "http://two:8080"]);
     assert_eq!((remote.agent.as_str(), remote.input.as_str()), ("support", "Hello"));
     assert!(parse("--url http://one").unwrap_err().contains("--agent"));
-    for other in ["--held", "--history", "--ablate group_commit", "--counts", "--scope conversation"] {
+    for other in ["--held", "--history", "--counts", "--scope conversation"] {
         assert!(parse(&format!("--url http://one --agent a {other}")).is_err(), "{other}");
     }
     let args = parse("--url ftp://one --agent a").unwrap();

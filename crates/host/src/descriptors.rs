@@ -10,7 +10,7 @@ use std::{
     fs,
     io::{self, ErrorKind},
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use nix::{
     errno::Errno,
     sys::resource::{Resource, getrlimit, setrlimit},
 };
+use parking_lot::Mutex;
 
 /// Descriptors of a worker: three pipes, the lifeline twice and the guard; during its start also their other ends.
 const PER_WORKER: u64 = 8;
@@ -253,7 +254,7 @@ impl Gauge {
     }
 
     fn lacked(&self, lack: Lack, now: Instant) {
-        let mut pause = self.pause();
+        let mut pause = self.pause.lock();
         // Starts that began together fail together and count as one failure.
         if pause.last.is_some_and(|(_, until)| now < until) {
             return;
@@ -263,16 +264,12 @@ impl Gauge {
     }
 
     fn started(&self) {
-        self.pause().next = PAUSE;
+        self.pause.lock().next = PAUSE;
     }
 
     fn shortage(&self, now: Instant) -> Option<Lack> {
-        let failed = self.pause().last.filter(|(_, until)| now < *until).map(|(lack, _)| lack);
+        let failed = self.pause.lock().last.filter(|(_, until)| now < *until).map(|(lack, _)| lack);
         failed.or_else(|| self.is_low.load(Relaxed).then_some(Lack::Descriptors))
-    }
-
-    fn pause(&self) -> MutexGuard<'_, StartsPause> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

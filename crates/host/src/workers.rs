@@ -3,12 +3,9 @@
 //! Owns the conversations' own workers, the pool of shared workers, and the slots of all processes. Never exceeds
 //! the slots: a start without a free slot makes the longest idle worker leave.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -265,6 +262,6 @@ impl<O: HostOwner> WorkerHost<O> {
     }
 
     pub(super) fn owned(&self) -> MutexGuard<'_, Owned<O>> {
-        self.0.own.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.own.lock()
     }
 }

@@ -215,11 +215,6 @@ impl AgentSpec {
         AgentSpec { runtime: Runtime::Remote, ..AgentSpec::process(Vec::new()) }
     }
 
-    /// A Kubernetes agent with defaults for all other fields.
-    pub fn kubernetes(command: Vec<String>, pod: PodTemplate) -> Self {
-        AgentSpec { runtime: Runtime::Kubernetes, pod: Some(pod), ..AgentSpec::process(command) }
-    }
-
     /// Turns that one worker serves at the same time.
     pub fn turns_per_worker(&self) -> u32 {
         match self.scope {

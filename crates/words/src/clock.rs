@@ -15,7 +15,7 @@ use uuid::{ContextV7, Timestamp, Uuid};
 pub struct Clock {
     /// Database time minus local time, in microseconds.
     offset_us: AtomicI64,
-    ids: std::sync::Mutex<ContextV7>,
+    ids: parking_lot::Mutex<ContextV7>,
 }
 
 impl Clock {
@@ -40,7 +40,7 @@ impl Clock {
     pub fn mint(&self) -> Uuid {
         let now = self.now();
         let seconds = u64::try_from(now.timestamp()).unwrap_or(0);
-        let context = self.ids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let context = self.ids.lock();
         Uuid::new_v7(Timestamp::from_unix(&*context, seconds, now.timestamp_subsec_nanos()))
     }
 }

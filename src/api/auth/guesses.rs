@@ -8,10 +8,11 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::{
@@ -182,7 +183,7 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 fn lock(state: &Mutex<GuessTable>) -> MutexGuard<'_, GuessTable> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    state.lock()
 }
 
 #[cfg(test)]

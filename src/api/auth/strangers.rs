@@ -5,14 +5,9 @@
 //! honest worker waits a tenth of a second at most, even if another replica minted its token just now, because no
 //! negative result is cached.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
@@ -74,7 +69,7 @@ where
     {
         let (answer, found) = oneshot::channel();
         {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let of_this_address = state.waiting.iter().filter(|stranger| stranger.from == from).count();
             if state.waiting.len() >= WAITING_MAX || of_this_address >= WAITING_PER_ADDRESS_MAX {
                 return None;
@@ -97,7 +92,7 @@ where
 {
     loop {
         let waiting = {
-            let mut state = lock(&state);
+            let mut state = state.lock();
             if state.waiting.is_empty() {
                 state.is_looked_after = false;
                 return;
@@ -117,10 +112,6 @@ where
             tokio::time::sleep_until(began + PAUSE).await;
         }
     }
-}
-
-fn lock<K, V>(state: &Mutex<StrangerQueue<K, V>>) -> MutexGuard<'_, StrangerQueue<K, V>> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

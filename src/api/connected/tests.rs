@@ -49,7 +49,7 @@ fn the_one_that_is_idle_for_longest_makes_room_and_none_in_use() {
     assert_eq!(admit(5).unwrap_err(), ConnectionRefused::Full, "its answer is not read yet");
     drop((first, third, fourth));
     assert_eq!(connected.count(), (0, 3));
-    assert!(connected.crowd().by_origin.is_empty());
+    assert!(connected.0.crowd.lock().by_origin.is_empty());
 }
 
 #[tokio::test]

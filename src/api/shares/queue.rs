@@ -5,9 +5,11 @@
 //! turns since the count as this one. A turn far below its token's share needs no query.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     api::{away::insist, problem::Problem, who::Who},
@@ -55,7 +57,7 @@ pub struct QueueSlot(Arc<TokenQueue>);
 
 impl Drop for QueueSlot {
     fn drop(&mut self) {
-        self.0.tally().pending -= 1;
+        self.0.tally.lock().pending -= 1;
     }
 }
 
@@ -77,7 +79,7 @@ impl QueueRoom {
             && !accepted.is_repeat
             && accepted.claim.is_none()
         {
-            line.tally().since += 1;
+            line.tally.lock().since += 1;
         }
     }
 
@@ -120,10 +122,10 @@ impl QueueShares {
         if let Some(room) = line.room(share, replicas, false) {
             return Ok(room);
         }
-        let before = line.tally().since;
+        let before = line.tally.lock().since;
         let counted = insist(|| store.queued_of(whose, share)).await?;
         {
-            let mut tally = line.tally();
+            let mut tally = line.tally.lock();
             // Turns queued during the query stay in `since`: counting them twice is safe, missing them is not.
             tally.since -= before;
             tally.counted = Some((counted, Instant::now()));
@@ -136,7 +138,7 @@ impl TokenQueue {
     /// A slot or a refusal if the estimate is certain; `None` if a new count is needed. With `is_new`, right after a
     /// count, the result is never `None`.
     fn room(self: &Arc<Self>, share: u64, replicas: u64, is_new: bool) -> Option<QueueRoom> {
-        let mut tally = self.tally();
+        let mut tally = self.tally.lock();
         let (counted, at) = tally.counted?;
         let here = tally.since + tally.pending;
         let is_free = counted.saturating_add((here + 1).saturating_mul(replicas)) <= share;
@@ -147,10 +149,6 @@ impl TokenQueue {
         let is_full = is_new || at.elapsed() < BELIEVED_FOR && counted + here >= share;
         is_full.then_some(QueueRoom::None)
     }
-
-    fn tally(&self) -> MutexGuard<'_, QueueTally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]
@@ -158,7 +156,7 @@ mod tests {
     use super::*;
 
     fn counted(line: &TokenQueue, count: u64) {
-        line.tally().counted = Some((count, Instant::now()));
+        line.tally.lock().counted = Some((count, Instant::now()));
     }
 
     fn taken(line: &Arc<TokenQueue>, replicas: u64) -> Option<QueueSlot> {
@@ -175,7 +173,7 @@ mod tests {
         counted(&line, 6);
         // Four are free, and two replicas take two each before they count again.
         drop(taken(&line, 2).unwrap());
-        line.tally().since += 1;
+        line.tally.lock().since += 1;
         let waiting = taken(&line, 2).unwrap();
         assert!(line.room(10, 2, false).is_none());
         drop(waiting);

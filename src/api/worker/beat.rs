@@ -151,9 +151,9 @@ pub async fn beat(
         session.leave();
     }
     let has_left = request.is_leaving && request.turns.is_empty();
-    let open = session.liveness().beat();
+    let open = session.liveness.beat();
     if let Some(peer) = peer
-        && let Some(cut_off) = session.liveness().came_by(peer.number())
+        && let Some(cut_off) = session.liveness.came_by(peer.number())
     {
         peer.at_end(cut_off);
     }
@@ -185,8 +185,8 @@ async fn hear(gateway: &Gateway, worker: WorkerId, turns: Vec<Named>) -> (Vec<He
     let mut judged = pin!(judged.buffer_unordered(MOVES_MAX).take_until(sleep(MOVES_WITHIN)));
     while let Some((Named { turn_id, epoch, told }, outcome)) = judged.next().await {
         let code = match outcome {
-            AdoptOutcome::Held(line) if line.worker() == worker => {
-                let open = line.liveness().beat();
+            AdoptOutcome::Held(line) if line.worker == worker => {
+                let open = line.liveness.beat();
                 line.note_told(told);
                 heard.push(HeardLine { line, open });
                 continue;
@@ -215,7 +215,7 @@ async fn listen(
     let look = || {
         let orders: Vec<(TurnId, OrderToTell)> = heard
             .iter()
-            .flat_map(|it| it.line.untold().into_iter().map(|order| (it.line.turn(), order)))
+            .flat_map(|it| it.line.untold().into_iter().map(|order| (it.line.turn, order)))
             .collect();
         let has_ended = heard.iter().any(|it| it.line.end().is_some());
         let is_over = is_said || session.is_heard_anew(number);
@@ -231,6 +231,6 @@ async fn listen(
 /// Removes a worker that leaves.
 async fn leave(gateway: &Gateway, session: &Arc<WorkerSession>) -> Result<Beat, Problem> {
     gateway.rendezvous.dismiss(session);
-    gateway.store.remote_worker_ended(session.worker().id, "left").await?;
+    gateway.store.remote_worker_ended(session.worker.id, "left").await?;
     Ok(Beat { orders: Vec::new(), over: Vec::new(), should_move: false, should_stop: false })
 }

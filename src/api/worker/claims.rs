@@ -105,7 +105,7 @@ pub async fn wait(
         return Err(Problem::invalid("wait_s", "It must lie between 0 and 60."));
     }
     let rendezvous = &gateway.rendezvous;
-    let open = session.liveness().request();
+    let open = session.liveness.request();
     let polling = session.poll(request.room);
     gateway.store.wake().queue.look();
     let offers = polling.offers(Duration::from_secs(request.wait_s), || !rendezvous.takes_turns()).await;

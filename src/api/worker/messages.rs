@@ -89,10 +89,10 @@ pub async fn post(
             AdoptOutcome::Elsewhere => return Err(Problem::elsewhere()),
             AdoptOutcome::Failed(why) => return Err(why.into()),
         };
-        if !token::is_same(line.token_hash(), &hash) {
+        if !token::is_same(&line.token_hash, &hash) {
             return Err(Problem::unauthorized());
         }
-        let open = line.liveness().request();
+        let open = line.liveness.request();
         let delivery = line.deliver(first, batch.clone()).await;
         open.answered();
         match delivery {
@@ -111,15 +111,15 @@ fn answer(line: &Line, delivery: Delivery) -> Result<Response, Problem> {
     match delivery {
         Delivery::New(acknowledged) => {
             let orders = line.untold().into_iter();
-            let orders = orders.map(|order| OrderView::of(line.turn(), order)).collect::<Result<_, _>>()?;
+            let orders = orders.map(|order| OrderView::of(line.turn, order)).collect::<Result<_, _>>()?;
             Ok(Json(Acknowledged { acknowledged, orders }).into_response())
         }
         Delivery::Known(_) => Ok(StatusCode::NO_CONTENT.into_response()),
         Delivery::Gap(expected) => {
             let detail = "Messages before this batch are missing.";
-            Err(Problem::turn_state("messages_gap", detail, line.turn()).with("expected", expected))
+            Err(Problem::turn_state("messages_gap", detail, line.turn).with("expected", expected))
         }
-        Delivery::Ended => Err(ended(line.turn())),
+        Delivery::Ended => Err(ended(line.turn)),
         Delivery::LetGo => Err(Problem::elsewhere()),
     }
 }
@@ -129,7 +129,7 @@ async fn read(gateway: &Gateway, request: Request) -> Result<Batch, Problem> {
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let is_ndjson = essence.eq_ignore_ascii_case(MEDIA_TYPE);
     // The body's room is released after the read, so that other requests need not wait for this turn's processing.
-    let (body, _held) = gateway.bodies().read(request, BATCH_BYTES_MAX).await?;
+    let (body, _held) = gateway.doors.bodies.read(request, BATCH_BYTES_MAX).await?;
     let lines = body.split(|byte| *byte == b'\n').filter(|line| !is_blank(line));
     let batch: Batch = lines.map(Bytes::copy_from_slice).collect();
     if !batch.is_empty() && !is_ndjson {

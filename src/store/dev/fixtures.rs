@@ -102,75 +102,54 @@ impl Store {
 
     /// Deletes every parked turn.
     pub async fn remove_parked(&self) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("remove_parked", |c| {
-                sqlx::query!(
-                    "
-                    with gone as (
-                      delete from lastword.inflight where runtime = $1 returning turn_id, conversation_id),
-                    e as (
-                      delete from lastword.turn_events using gone where turn_events.turn_id = gone.turn_id),
-                    t as (
-                      delete from lastword.turns using gone where id = gone.turn_id)
-                    update lastword.conversations set deleted_at = clock_timestamp() from gone where id = gone.conversation_id
-                    ",
-                    PARKED
-                )
-                .execute(c)
-            })
-            .await
-            .map(drop)
+        let query = sqlx::query!(
+            "
+            with gone as (
+              delete from lastword.inflight where runtime = $1 returning turn_id, conversation_id),
+            e as (
+              delete from lastword.turn_events using gone where turn_events.turn_id = gone.turn_id),
+            t as (
+              delete from lastword.turns using gone where id = gone.turn_id)
+            update lastword.conversations set deleted_at = clock_timestamp() from gone where id = gone.conversation_id
+            ",
+            PARKED
+        );
+        self.lease().await?.run("remove_parked", |c| query.execute(c)).await.map(drop)
     }
 
     /// Whether any turn has no last word yet, except parked ones.
     pub async fn is_busy(&self) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("is_busy", |c| {
-                sqlx::query_scalar!(
-                    r#"select /* lastword bench */ exists (select from lastword.inflight where runtime <> $1) as "is!""#,
-                    PARKED
-                )
-                .fetch_one(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(
+            r#"select /* lastword bench */ exists (select from lastword.inflight where runtime <> $1) as "is!""#,
+            PARKED
+        );
+        self.fetch_one("is_busy", query).await
     }
 
     /// How many turns are `running`.
     pub async fn running(&self) -> Result<i64, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("running", |c| {
-                sqlx::query_scalar!(
-                    r#"select /* lastword bench */ count(*) as "n!" from lastword.inflight where phase = 'running'"#
-                )
-                .fetch_one(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(
+            r#"select /* lastword bench */ count(*) as "n!" from lastword.inflight where phase = 'running'"#
+        );
+        self.fetch_one("running", query).await
     }
 
     /// Totals of these turns.
     pub async fn weigh(&self, turns: &[TurnId]) -> Result<TurnTotals, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
-        let mut lease = self.lease().await?;
-        lease
-            .run("weigh", |c| {
-                sqlx::query_as!(
-                    TurnTotals,
-                    r#"
-                    select /* lastword bench */
-                           (select count(*) from lastword.turns t where t.id = any ($1) and t.status = 'completed') as "completed!",
-                           (select max(t.finished_at) from lastword.turns t where t.id = any ($1)) as finished_at,
-                           (select coalesce(sum(pg_column_size(t.*)), 0) from lastword.turns t where t.id = any ($1))
-                           + (select coalesce(sum(pg_column_size(e.*)), 0) from lastword.turn_events e where e.turn_id = any ($1))
-                           as "bytes!"
-                    "#,
-                    &ids
-                )
-                .fetch_one(c)
-            })
-            .await
+        let query = sqlx::query_as!(
+            TurnTotals,
+            r#"
+            select /* lastword bench */
+                   (select count(*) from lastword.turns t where t.id = any ($1) and t.status = 'completed') as "completed!",
+                   (select max(t.finished_at) from lastword.turns t where t.id = any ($1)) as finished_at,
+                   (select coalesce(sum(pg_column_size(t.*)), 0) from lastword.turns t where t.id = any ($1))
+                   + (select coalesce(sum(pg_column_size(e.*)), 0) from lastword.turn_events e where e.turn_id = any ($1))
+                   as "bytes!"
+            "#,
+            &ids
+        );
+        self.fetch_one("weigh", query).await
     }
 
     /// Opens a transaction in another session, so that vacuum cannot remove rows that it may still see.

@@ -3,10 +3,9 @@
 //! A revision never changes, so each is read once. The cached newest revision may be stale: an accept with a stale
 //! revision is refused (`LW412`), and its caller reads the agent again.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::{BTreeSet, HashMap};
+
+use parking_lot::Mutex;
 
 use crate::store::records::agent::Agent;
 
@@ -25,12 +24,12 @@ pub(in crate::store) struct AgentCache {
 impl AgentCache {
     /// A cached revision of an agent.
     pub(in crate::store) fn revision(&self, name: &str, revision: i32) -> Option<Agent> {
-        lock(&self.revisions).get(&(name.to_owned(), revision)).cloned()
+        self.revisions.lock().get(&(name.to_owned(), revision)).cloned()
     }
 
     /// The newest cached revision; the database may have a newer one.
     pub(in crate::store) fn newest(&self, name: &str) -> Option<Agent> {
-        let revision = lock(&self.newest).get(name).copied()?;
+        let revision = self.newest.lock().get(name).copied()?;
         self.revision(name, revision)
     }
 
@@ -39,7 +38,7 @@ impl AgentCache {
         if let Some(unread) = &agent.unread {
             self.note_unserved(agent, &unread.fields);
         }
-        let mut revisions = lock(&self.revisions);
+        let mut revisions = self.revisions.lock();
         if revisions.len() >= REMEMBERED_MAX {
             revisions.clear();
         }
@@ -49,21 +48,21 @@ impl AgentCache {
     /// Caches an agent's newest revision.
     pub(in crate::store) fn keep_newest(&self, agent: &Agent) {
         self.keep(agent);
-        lock(&self.newest).insert(agent.name.clone(), agent.revision);
+        self.newest.lock().insert(agent.name.clone(), agent.revision);
     }
 
     /// Drops the newest revision: the next use reads the database.
     pub(in crate::store) fn forget_newest(&self, name: &str) {
-        lock(&self.newest).remove(name);
+        self.newest.lock().remove(name);
     }
 
     /// Revisions seen by this process that this release understands only in part: claims exclude them.
     pub(in crate::store) fn unserved(&self) -> Vec<String> {
-        lock(&self.unserved).iter().cloned().collect()
+        self.unserved.lock().iter().cloned().collect()
     }
 
     fn note_unserved(&self, agent: &Agent, fields: &[String]) {
-        let mut unserved = lock(&self.unserved);
+        let mut unserved = self.unserved.lock();
         if unserved.len() >= REMEMBERED_MAX {
             unserved.clear();
         }
@@ -81,8 +80,4 @@ impl AgentCache {
 /// A revision as claims name it: `name@revision`.
 fn revision_key(name: &str, revision: i32) -> String {
     format!("{name}@{revision}")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

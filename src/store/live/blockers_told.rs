@@ -1,11 +1,8 @@
 //! Rate limits for reports about foreign locks: one look per row every 10 s, one log line per session a minute.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -31,7 +28,7 @@ struct ToldTimes {
 impl BlockersTold {
     /// Of these rows, those due to be examined now.
     pub(in crate::store) fn due(&self, ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
-        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut times = self.0.lock();
         times.looked_at.retain(|_, at| at.elapsed() < LOOK_EVERY);
         let due: Vec<Uuid> = ids.filter(|id| !times.looked_at.contains_key(id)).take(ROWS_MAX).collect();
         times.looked_at.extend(due.iter().map(|id| (*id, Instant::now())));
@@ -40,7 +37,7 @@ impl BlockersTold {
 
     /// Whether a log line about this session is due.
     pub(in crate::store) fn may_tell(&self, pid: Option<i32>) -> bool {
-        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut times = self.0.lock();
         times.told_at.retain(|_, at| at.elapsed() < TOLD_EVERY);
         let is_new = !times.told_at.contains_key(&pid);
         if is_new {

@@ -6,12 +6,9 @@
 //!
 //! A waiter always subscribes first, then reads, then waits.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
@@ -60,7 +57,7 @@ impl ConversationSubscriptions {
 
     /// Subscribes to a conversation's next turns.
     pub fn subscribe(self: &Arc<Self>, conversation: ConversationId) -> ConversationSubscription {
-        let mut here = lock(&self.here);
+        let mut here = self.here.lock();
         let followed = here
             .entry(conversation)
             .or_insert_with(|| Followed { stands: Vec::with_capacity(1), news: watch::Sender::new(()) });
@@ -80,9 +77,9 @@ impl ConversationSubscriptions {
     /// The cursors of all waiting subscribers, without duplicates.
     pub(in crate::store) fn waiting(&self) -> Vec<(ConversationId, ConversationCursor)> {
         let mut waiting = Vec::new();
-        for (&conversation, followed) in lock(&self.here).iter() {
+        for (&conversation, followed) in self.here.lock().iter() {
             let first = waiting.len();
-            for stand in followed.stands.iter().filter_map(|stand| *lock(stand)) {
+            for stand in followed.stands.iter().filter_map(|stand| *stand.lock()) {
                 if !waiting[first..].contains(&(conversation, stand)) {
                     waiting.push((conversation, stand));
                 }
@@ -98,9 +95,9 @@ impl ConversationSubscriptions {
         compared: ConversationCursor,
         breaks: u64,
     ) {
-        let here = lock(&self.here);
+        let here = self.here.lock();
         for stand in here.get(&conversation).iter().flat_map(|followed| &followed.stands) {
-            if let Some(stand) = lock(stand).as_mut().filter(|stand| **stand == compared) {
+            if let Some(stand) = stand.lock().as_mut().filter(|stand| **stand == compared) {
                 stand.breaks = breaks;
             }
         }
@@ -108,7 +105,7 @@ impl ConversationSubscriptions {
 
     /// Wakes the local subscribers of these conversations.
     fn rung(&self, conversations: impl IntoIterator<Item = ConversationId>) {
-        let here = lock(&self.here);
+        let here = self.here.lock();
         for followed in conversations.into_iter().filter_map(|conversation| here.get(&conversation)) {
             followed.news.send_replace(());
         }
@@ -117,9 +114,9 @@ impl ConversationSubscriptions {
     /// Wakes a conversation's subscribers and clears their cursors, so that the poller does not check again for a slow
     /// one.
     pub(in crate::store) fn call(&self, conversation: ConversationId) {
-        if let Some(followed) = lock(&self.here).get(&conversation) {
+        if let Some(followed) = self.here.lock().get(&conversation) {
             followed.news.send_replace(());
-            followed.stands.iter().for_each(|stand| *lock(stand) = None);
+            followed.stands.iter().for_each(|stand| *stand.lock() = None);
         }
     }
 
@@ -131,7 +128,7 @@ impl ConversationSubscriptions {
 
     /// Notes whether another replica has subscribers. A probe without the flag withdraws the announcement.
     fn heard(&self, sender: Uuid, follows: bool, is_probe: bool) {
-        let mut elsewhere = lock(&self.elsewhere);
+        let mut elsewhere = self.elsewhere.lock();
         if follows {
             elsewhere.insert(sender, Instant::now());
         } else if is_probe {
@@ -141,19 +138,19 @@ impl ConversationSubscriptions {
     }
 
     fn are_followed_elsewhere(&self) -> bool {
-        lock(&self.elsewhere).values().any(|said| said.elapsed() < SAID_FOR)
+        self.elsewhere.lock().values().any(|said| said.elapsed() < SAID_FOR)
     }
 
     /// Whether this replica has subscribers; its probe carries the answer.
     pub(in crate::store) fn say(&self) -> bool {
-        let follows = !lock(&self.here).is_empty();
-        *lock(&self.said) = follows.then(Instant::now);
+        let follows = !self.here.lock().is_empty();
+        *self.said.lock() = follows.then(Instant::now);
         follows
     }
 
     /// Whether an announcement is due.
     fn is_news(&self) -> bool {
-        let mut said = lock(&self.said);
+        let mut said = self.said.lock();
         let is_news = said.is_none_or(|said| said.elapsed() > SAY_EVERY);
         if is_news {
             *said = Some(Instant::now());
@@ -180,19 +177,19 @@ impl ConversationSubscription {
     /// Waits for a notification since the last [`ConversationSubscription::look`], or for `at_most`. The poller checks
     /// `stand` meanwhile.
     pub async fn news(&mut self, at_most: Duration, stand: ConversationCursor) {
-        *lock(&self.stand) = Some(stand);
+        *self.stand.lock() = Some(stand);
         if self.all.is_news() {
             self.all.rings.add(|ring| ring.follows = true);
         }
         // The sender lives as long as this subscription.
         let _ = tokio::time::timeout(at_most, self.news.changed()).await;
-        *lock(&self.stand) = None;
+        *self.stand.lock() = None;
     }
 }
 
 impl Drop for ConversationSubscription {
     fn drop(&mut self) {
-        let mut here = lock(&self.all.here);
+        let mut here = self.all.here.lock();
         if let Some(followed) = here.get_mut(&self.conversation) {
             followed.stands.retain(|stand| !Arc::ptr_eq(stand, &self.stand));
             if followed.stands.is_empty() {
@@ -200,10 +197,6 @@ impl Drop for ConversationSubscription {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -232,7 +225,7 @@ mod tests {
         all.heard(other, false, true);
         assert!(!rings(), "its probe does not say so any more");
         let long_ago = Instant::now().checked_sub(SAID_FOR).unwrap();
-        lock(&all.elsewhere).insert(other, long_ago);
+        all.elsewhere.lock().insert(other, long_ago);
         assert!(!rings(), "it was not heard of again");
     }
 

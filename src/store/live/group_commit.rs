@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::aside::Aside;
 use crate::{
-    config::Lever,
     event::NewEvent,
     id::TurnId,
     store::{
@@ -155,9 +154,8 @@ pub async fn write_on(store: Store, inbox: Inbox, until: CancellationToken) {
 }
 
 async fn flush_on(store: &Store, mut inbox: Inbox, aside: Aside<Asked>) {
-    let batch_max = if store.uses(Lever::GroupCommit) { BATCH_MAX } else { 1 };
-    let mut batch = Vec::with_capacity(batch_max);
-    while inbox.0.recv_many(&mut batch, batch_max).await > 0 {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    while inbox.0.recv_many(&mut batch, BATCH_MAX).await > 0 {
         metrics::append_batch(batch.len());
         flush(store, std::mem::take(&mut batch), Locked::Leaves(&aside)).await;
     }
@@ -255,7 +253,7 @@ fn show(
     (base, newest): (i32, i32),
     events: impl Iterator<Item = NewEvent>,
 ) {
-    let page = || write.page(base, newest, events).filter(|_| store.uses(Lever::ShownFromMemory));
+    let page = || write.page(base, newest, events);
     store.wake().turns.events_here(write.lease.0, began, base, page);
 }
 

@@ -1,10 +1,8 @@
 //! Turns that claims skip, since another session has locked their row or their conversation: the newest sighting.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -27,12 +25,12 @@ struct Sighting {
 impl LockedTurns {
     /// The first locked turn, and when to look again; `None` if none is locked.
     pub(in crate::store) fn first(&self) -> Option<(TurnId, Instant)> {
-        self.newest().as_ref().map(|seen| (seen.first, seen.at + LOOK_EVERY))
+        self.0.lock().as_ref().map(|seen| (seen.first, seen.at + LOOK_EVERY))
     }
 
     /// Conversations of the locked turns.
     pub(in crate::store) fn conversations(&self) -> Vec<Uuid> {
-        self.newest().as_ref().map(|seen| seen.conversations.clone()).unwrap_or_default()
+        self.0.lock().as_ref().map(|seen| seen.conversations.clone()).unwrap_or_default()
     }
 
     /// Stores the result of a look: turn and conversation ids, in queue order.
@@ -42,10 +40,6 @@ impl LockedTurns {
             conversations: heads.iter().map(|(_, conversation)| *conversation).collect(),
             at: Instant::now(),
         });
-        *self.newest() = seen;
-    }
-
-    fn newest(&self) -> MutexGuard<'_, Option<Sighting>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock() = seen;
     }
 }

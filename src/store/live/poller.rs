@@ -86,34 +86,29 @@ impl Store {
         let times: Vec<DateTime<Utc>> = waiting.iter().map(|(_, place)| place.anchor.at).collect();
         let attempts: Vec<i32> = waiting.iter().map(|(_, place)| place.anchor.attempt).collect();
         let kinds: Vec<_> = waiting.iter().map(|(_, place)| Stored(place.anchor.kind)).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("look_out", |c| {
-                sqlx::query_scalar!(
-                    r#"
-                    select w.turn_id as "turn!"
-                      from unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::int[], $5::text[])
-                        w (turn_id, seq, at, attempt, kind)
-                     cross join lateral (
-                       select count(*) filter (where e.seq = w.seq and e.at = w.at
-                                and e.attempt = w.attempt and e.kind = w.kind) as same,
-                              count(*) as all
-                         from lastword.turn_events e
-                        where e.turn_id = w.turn_id and e.seq between w.seq and w.seq + 1
-                          and e.turn_id between $6 and $7) e
-                     where e.same <> 1 or e.all <> 1
-                    "#,
-                    &turns,
-                    &seqs,
-                    &times,
-                    &attempts,
-                    &kinds as &[Stored<Kind>],
-                    first,
-                    last,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            r#"
+            select w.turn_id as "turn!"
+              from unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::int[], $5::text[])
+                w (turn_id, seq, at, attempt, kind)
+             cross join lateral (
+               select count(*) filter (where e.seq = w.seq and e.at = w.at
+                        and e.attempt = w.attempt and e.kind = w.kind) as same,
+                      count(*) as all
+                 from lastword.turn_events e
+                where e.turn_id = w.turn_id and e.seq between w.seq and w.seq + 1
+                  and e.turn_id between $6 and $7) e
+             where e.same <> 1 or e.all <> 1
+            "#,
+            &turns,
+            &seqs,
+            &times,
+            &attempts,
+            &kinds as &[Stored<Kind>],
+            first,
+            last,
+        );
+        let rows = self.fetch_all("look_out", query).await?;
         Ok(rows.into_iter().map(TurnId).collect())
     }
 
@@ -124,28 +119,23 @@ impl Store {
     ) -> Result<Vec<ConversationId>, StoreError> {
         let conversations: Vec<Uuid> = waiting.iter().map(|(conversation, _)| conversation.0).collect();
         let ordinals: Vec<i64> = waiting.iter().map(|(_, stand)| stand.after).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("look_out_for_turns", |c| {
-                sqlx::query_scalar!(
-                    r#"
-                    select w.conversation_id as "conversation!"
-                      from unnest($1::uuid[], $2::bigint[]) w (conversation_id, ordinal)
-                      left join lateral (
-                       select true as is_there from lastword.turns t
-                        where t.conversation_id = w.conversation_id and t.ordinal > w.ordinal
-                        order by t.ordinal limit 1) t on true
-                      left join lateral (
-                       select true as is_there from lastword.conversations c
-                        where c.id = w.conversation_id and c.deleted_at is null limit 1) c on true
-                     where t.is_there or c.is_there is null
-                    "#,
-                    &conversations,
-                    &ordinals,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            r#"
+            select w.conversation_id as "conversation!"
+              from unnest($1::uuid[], $2::bigint[]) w (conversation_id, ordinal)
+              left join lateral (
+               select true as is_there from lastword.turns t
+                where t.conversation_id = w.conversation_id and t.ordinal > w.ordinal
+                order by t.ordinal limit 1) t on true
+              left join lateral (
+               select true as is_there from lastword.conversations c
+                where c.id = w.conversation_id and c.deleted_at is null limit 1) c on true
+             where t.is_there or c.is_there is null
+            "#,
+            &conversations,
+            &ordinals,
+        );
+        let rows = self.fetch_all("look_out_for_turns", query).await?;
         Ok(rows.into_iter().map(ConversationId).collect())
     }
 }

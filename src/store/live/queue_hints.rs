@@ -5,11 +5,9 @@
 //! known front. Each replica names the turns that it makes claimable, and surveys the whole queue every few seconds
 //! (`Store::outlook`) to find any that nobody named (I13).
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -70,14 +68,10 @@ impl QueueHints {
         }
     }
 
-    fn hints(&self) -> MutexGuard<'_, Hints> {
-        self.hints.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Notes that this turn is claimable, or may be soon.
     pub(super) fn note_grown(&self, turn: TurnId) {
         {
-            let mut hints = self.hints();
+            let mut hints = self.hints.lock();
             hints.front = hints.front.min(turn);
             hints.named = first(hints.named, Some(turn));
             hints.named_since_survey = first(hints.named_since_survey, Some(turn));
@@ -89,7 +83,7 @@ impl QueueHints {
     /// Has dispatch look from the front: a turn that was queued before, or was skipped, has become claimable.
     pub fn look_from_front(&self) {
         {
-            let mut hints = self.hints();
+            let mut hints = self.hints.lock();
             hints.named = first(hints.named, Some(hints.front));
             hints.call.is_for_queue = true;
         }
@@ -100,7 +94,7 @@ impl QueueHints {
     pub(super) fn note_kept(&self, conversations: impl IntoIterator<Item = Uuid>) {
         let mut conversations = conversations.into_iter().map(ConversationId).peekable();
         if conversations.peek().is_some() {
-            self.hints().call.kept.extend(conversations);
+            self.hints.lock().call.kept.extend(conversations);
             self.look.notify_one();
         }
     }
@@ -124,7 +118,7 @@ impl QueueHints {
 
     /// Wakes only the local dispatch, which resumes where it stopped: a slot is free, or a worker is idle.
     pub fn look(&self) {
-        self.hints().call.is_for_queue = true;
+        self.hints.lock().call.is_for_queue = true;
         self.look.notify_one();
     }
 
@@ -142,29 +136,29 @@ impl QueueHints {
 
     /// Why dispatch was woken since the last call.
     pub fn take_call(&self) -> Call {
-        std::mem::take(&mut self.hints().call)
+        std::mem::take(&mut self.hints.lock().call)
     }
 
     /// The first turn named since the last call; `None`: nothing new.
     pub fn take_named(&self) -> Option<TurnId> {
-        self.hints().named.take()
+        self.hints.lock().named.take()
     }
 
     /// The first turn that the queue may hold. Without a working doorbell the whole queue has to be searched.
     pub fn front(&self) -> TurnId {
-        if self.rings.round_trip().is_none() { FRONT } else { self.hints().front }
+        if self.rings.round_trip().is_none() { FRONT } else { self.hints.lock().front }
     }
 
     /// Begins a survey of the whole queue. Only one may run at a time. `now`: an id minted just before.
     pub(in crate::store) fn survey(&self, now: TurnId) -> Survey<'_> {
-        self.hints().named_since_survey = None;
+        self.hints.lock().named_since_survey = None;
         Survey { queue: self, now }
     }
 
     /// The turn to start counting the queue from, before `count` more turns are queued. `None` if they fit into a queue
     /// of `most` without a count, whatever the other replicas do: together they take at most 1/8 of what was free.
     pub(in crate::store) fn count_from(&self, count: usize, most: u64) -> Option<TurnId> {
-        let hints = self.hints();
+        let hints = self.hints.lock();
         let replicas = self.rings.replicas() as u64;
         let uncounted = (hints.queued_since + count as u64).saturating_mul(replicas * UNCOUNTED_PART);
         (hints.counted.saturating_add(uncounted) > most).then_some(hints.front)
@@ -172,7 +166,7 @@ impl QueueHints {
 
     /// Notes the result of a count, if there was one, and that `count` turns were queued.
     pub(in crate::store) fn queued(&self, counted: Option<u64>, count: usize) {
-        let mut hints = self.hints();
+        let mut hints = self.hints.lock();
         if let Some(counted) = counted {
             (hints.counted, hints.queued_since) = (counted, 0);
         }
@@ -192,7 +186,7 @@ impl Survey<'_> {
     /// Ends the survey: the first queued turn. Wakes dispatch if that turn is before the known front, so nobody named
     /// it.
     pub(in crate::store) fn found(self, found: Option<TurnId>) {
-        let mut hints = self.queue.hints();
+        let mut hints = self.queue.hints.lock();
         let is_news = found.is_some_and(|turn| turn < hints.front);
         let front = found.unwrap_or(self.now);
         hints.front = hints.named_since_survey.map_or(front, |named| named.min(front));
@@ -217,7 +211,7 @@ mod tests {
     }
 
     fn front(queue: &QueueHints) -> TurnId {
-        queue.hints().front
+        queue.hints.lock().front
     }
 
     #[test]

@@ -5,8 +5,7 @@
 //! events are committed, and a snapshot serves a reader only if it began after the notification that woke the reader.
 //! Refuses to collect more than 64 KiB or 1024 events while no reader waits.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::store::records::page::{Anchor, LogPage};
@@ -98,7 +97,7 @@ impl RecentEvents {
     /// Adds the events after `cursor` that a statement of this process committed; the statement `began` then.
     /// `is_awaited`: a reader waits for the turn.
     pub(in crate::store) fn put(&self, began: Instant, cursor: i32, page: LogPage, is_awaited: bool) {
-        let mut newest = self.lock();
+        let mut newest = self.newest.lock();
         let look = Snapshot { began, cursor, page };
         let refused = match &mut *newest {
             Some(known) => known.go_on(look, is_awaited).err(),
@@ -118,26 +117,22 @@ impl RecentEvents {
         limit: usize,
         is_alone: bool,
     ) -> Option<LogPage> {
-        let mut newest = self.lock();
+        let mut newest = self.newest.lock();
         let known = newest.as_mut().filter(|known| known.began >= due)?;
         if is_alone { known.take(cursor, limit) } else { known.answer(cursor, limit) }
     }
 
     /// Whether the cache begins after this reader's cursor, so that the reader lags behind the others.
     pub(in crate::store) fn is_beyond(&self, cursor: i32) -> bool {
-        self.lock().as_ref().is_some_and(|known| known.cursor > cursor)
+        self.newest.lock().as_ref().is_some_and(|known| known.cursor > cursor)
     }
 
     /// Stores a read, unless a newer snapshot is cached.
     pub(in crate::store) fn keep(&self, look: Snapshot) {
-        let mut newest = self.lock();
+        let mut newest = self.newest.lock();
         if newest.as_ref().is_none_or(|known| known.began < look.began) {
             *newest = Some(look);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Snapshot>> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

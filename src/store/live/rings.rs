@@ -4,13 +4,11 @@
 //! only delays: every waiter polls, or the poller polls for it (I13).
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicI64, AtomicUsize, Ordering},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -61,7 +59,7 @@ impl Rings {
     /// Adds to the next ring.
     pub(in crate::store) fn add(&self, what: impl FnOnce(&mut Ring)) {
         if self.is_on {
-            what(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+            what(&mut self.pending.lock());
             self.added.notify_one();
         }
     }
@@ -72,7 +70,7 @@ impl Rings {
     }
 
     pub(in crate::store) fn take(&self) -> Ring {
-        std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.pending.lock())
     }
 
     /// Puts back a ring that could not be sent; it merges with newer ones.

@@ -6,10 +6,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{event::Kind, id::TurnId};
@@ -60,18 +60,18 @@ impl SeenCommits {
     }
 
     fn all_at(&self, now: Instant) -> Vec<SeenCommit> {
-        let mut memory = self.lock();
+        let mut memory = self.0.lock();
         memory.forget_old(now);
         memory.turns.values().map(|(seen, _)| *seen).collect()
     }
 
     /// Drops a turn: the database no longer agrees with what was seen.
     pub fn forget(&self, turn: TurnId) {
-        self.lock().turns.remove(&turn);
+        self.0.lock().turns.remove(&turn);
     }
 
     fn note(&self, new: SeenCommit, now: Instant) {
-        let mut memory = self.lock();
+        let mut memory = self.0.lock();
         match memory.turns.get_mut(&new.turn) {
             Some((seen, at)) => {
                 // Reports can be out of order: readers lag behind writers, and some start at 0.
@@ -86,10 +86,6 @@ impl SeenCommits {
                 memory.forget_old(now);
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Memory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,12 +4,9 @@
 //!
 //! A waiter always subscribes first, then reads, then waits.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
 use super::{recent_events::RecentEvents, rings::Rings};
@@ -50,7 +47,7 @@ impl Subscriptions {
 
     /// Subscribes to a turn's events.
     pub fn subscribe(self: &Arc<Self>, turn: TurnId) -> Subscription {
-        let mut tails = lock(&self.tails);
+        let mut tails = self.tails.lock();
         let now = Instant::now();
         let tailed = tails.entry(turn).or_insert_with(|| Tailed {
             places: Vec::with_capacity(1),
@@ -90,13 +87,13 @@ impl Subscriptions {
         cursor: i32,
         page: impl FnOnce() -> Option<LogPage>,
     ) {
-        let tails = lock(&self.tails);
+        let tails = self.tails.lock();
         let Some(tailed) = tails.get(&turn) else { return };
         let Some(page) = page() else {
             tailed.news.send_replace(Instant::now());
             return;
         };
-        let is_awaited = tailed.places.iter().any(|place| lock(place).is_some());
+        let is_awaited = tailed.places.iter().any(|place| place.lock().is_some());
         tailed.recent.put(began, cursor, page, is_awaited);
         // A reader woken since `began` for something else must still query.
         tailed.news.send_modify(|at| *at = began.max(*at));
@@ -105,9 +102,9 @@ impl Subscriptions {
     /// The cursors of all waiting readers, without duplicates.
     pub(in crate::store) fn waiting(&self) -> Vec<(TurnId, Cursor)> {
         let mut waiting = Vec::new();
-        for (&turn, tailed) in lock(&self.tails).iter() {
+        for (&turn, tailed) in self.tails.lock().iter() {
             let first = waiting.len();
-            for place in tailed.places.iter().filter_map(|place| *lock(place)) {
+            for place in tailed.places.iter().filter_map(|place| *place.lock()) {
                 if !waiting[first..].contains(&(turn, place)) {
                     waiting.push((turn, place));
                 }
@@ -119,22 +116,22 @@ impl Subscriptions {
     /// Wakes a turn's readers and clears their cursors, so that the poller does not check again for a reader whose
     /// client is slow.
     pub(in crate::store) fn call(&self, turn: TurnId) {
-        if let Some(tailed) = lock(&self.tails).get(&turn) {
+        if let Some(tailed) = self.tails.lock().get(&turn) {
             tailed.news.send_replace(Instant::now());
-            tailed.places.iter().for_each(|place| *lock(place) = None);
+            tailed.places.iter().for_each(|place| *place.lock() = None);
         }
     }
 
     /// Wakes all readers.
     pub(super) fn wake_all(&self) {
-        for tailed in lock(&self.tails).values() {
+        for tailed in self.tails.lock().values() {
             tailed.news.send_replace(Instant::now());
         }
     }
 
     /// Wakes the readers of these turns.
     pub(super) fn wake(&self, turns: impl IntoIterator<Item = TurnId>) {
-        let tails = lock(&self.tails);
+        let tails = self.tails.lock();
         for turn in turns {
             if let Some(tailed) = tails.get(&turn) {
                 tailed.news.send_replace(Instant::now());
@@ -164,12 +161,12 @@ impl Subscription {
     /// Waits for a notification since the last [`Subscription::look`], or for `at_most`. With a `place` the poller
     /// checks for this reader meanwhile.
     pub async fn news(&mut self, at_most: Duration, place: Option<Cursor>) {
-        *lock(&self.place) = place;
+        *self.place.lock() = place;
         // The sender lives as long as this subscription.
         if tokio::time::timeout(at_most, self.news.changed()).await.is_err() {
             self.due = Instant::now();
         }
-        *lock(&self.place) = None;
+        *self.place.lock() = None;
     }
 
     /// The turn.
@@ -189,13 +186,13 @@ impl Subscription {
 
     /// Whether this is the only subscription to the turn.
     pub(in crate::store) fn is_alone(&self) -> bool {
-        lock(&self.all.tails).get(&self.turn).is_none_or(|tailed| tailed.places.len() < 2)
+        self.all.tails.lock().get(&self.turn).is_none_or(|tailed| tailed.places.len() < 2)
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut tails = lock(&self.all.tails);
+        let mut tails = self.all.tails.lock();
         if let Some(tailed) = tails.get_mut(&self.turn) {
             tailed.places.retain(|place| !Arc::ptr_eq(place, &self.place));
             if tailed.places.is_empty() {
@@ -203,8 +200,4 @@ impl Drop for Subscription {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,12 +17,13 @@ use std::{
     future::Future,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sqlx::Connection as _;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
@@ -173,7 +174,7 @@ impl Connections {
     /// An idle connection that is believed to work; `None` if there is none.
     async fn take_resting(&self) -> Option<PooledConnection> {
         loop {
-            let Resting { mut own, since } = self.resting().pop_back()?;
+            let Resting { mut own, since } = self.resting.lock().pop_back()?;
             if self.reachability.was_lost_within(own.made.elapsed()) || own.made.elapsed() > AGE_MAX {
                 continue;
             }
@@ -210,7 +211,7 @@ impl Connections {
         if self.places.is_closed() {
             return;
         }
-        let mut resting = self.resting();
+        let mut resting = self.resting.lock();
         resting.push_back(Resting { own, since: Instant::now() });
         while resting.front().is_some_and(|oldest| oldest.since.elapsed() > IDLE_MAX) {
             resting.pop_front();
@@ -227,7 +228,7 @@ impl Connections {
 
     /// Closes the idle connections.
     pub(in crate::store) fn forget(&self) {
-        self.resting().clear();
+        self.resting.lock().clear();
     }
 
     /// Lends no more, and closes all connections. Waits at most 2 s for running statements.
@@ -235,7 +236,7 @@ impl Connections {
         let _ = timeout(CLOSE_MAX, async {
             let all_back = self.places.acquire_many(self.places_max).await;
             self.places.close();
-            let resting = std::mem::take(&mut *self.resting());
+            let resting = std::mem::take(&mut *self.resting.lock());
             for Resting { own, .. } in resting {
                 let _ = own.conn.bare.close().await;
             }
@@ -243,10 +244,6 @@ impl Connections {
         })
         .await;
         self.places.close();
-    }
-
-    fn resting(&self) -> MutexGuard<'_, VecDeque<Resting>> {
-        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

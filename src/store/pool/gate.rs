@@ -4,11 +4,9 @@
 //! notify sender and over both database URLs. The pause doubles with each rejection, up to 5 s, plus jitter. After 5 s
 //! without a successful login one login goes first, and the others wait briefly for its result.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{Mutex as Turn, OwnedMutexGuard},
     time::{Instant, timeout},
@@ -41,7 +39,7 @@ struct Times {
 impl Gate {
     /// Whether a login may be tried now, after a rejected one. A yes counts as the next try.
     pub(super) fn may_knock(&self, now: Instant) -> bool {
-        let mut times = self.times();
+        let mut times = self.times.lock();
         let may = times.knocked_at.is_none_or(|at| now >= at + KNOCK_EVERY);
         if may {
             times.knocked_at = Some(now);
@@ -51,28 +49,24 @@ impl Gate {
 
     /// Notes a rejected login.
     pub(super) fn refused(&self, now: Instant) {
-        let mut times = self.times();
+        let mut times = self.times.lock();
         (times.knocked_at, times.let_in_at) = (Some(now), None);
     }
 
     /// Notes a successful login.
     pub(super) fn let_in(&self, now: Instant) {
-        self.times().let_in_at = Some(now);
+        self.times.lock().let_in_at = Some(now);
     }
 
     /// The time of the last successful login, if within 5 s.
     pub(super) fn let_in_at(&self, now: Instant) -> Option<Instant> {
-        self.times().let_in_at.filter(|at| now.duration_since(*at) < GOOD_FOR)
+        self.times.lock().let_in_at.filter(|at| now.duration_since(*at) < GOOD_FOR)
     }
 
     /// Waits until no other login goes first: up to 250 ms if `is_hurried`, else 500 ms.
     pub(super) async fn alone(&self, is_hurried: bool) -> Option<OwnedMutexGuard<()>> {
         let turn = self.alone.clone().lock_owned();
         timeout(if is_hurried { HURRY } else { PATIENCE }, turn).await.ok()
-    }
-
-    fn times(&self) -> std::sync::MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

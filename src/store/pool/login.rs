@@ -12,11 +12,12 @@ mod entry;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use sqlx::{
     ConnectOptions as _, PgConnection,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode},
@@ -122,7 +123,7 @@ impl Login {
 
     /// Why logins are rejected; `None` if they are not.
     pub(in crate::store) fn refusal(&self) -> Option<Denial> {
-        let state = self.state();
+        let state = self.state.lock();
         let refused = state.refused.as_ref()?.denial;
         Some(state.file_fault.as_ref().map_or(refused, |(denial, _)| *denial))
     }
@@ -167,7 +168,7 @@ impl Login {
     }
 
     fn knock_again(&self, op: &'static str) -> Result<Option<u32>, StoreError> {
-        let state = self.state();
+        let state = self.state.lock();
         let Some(refused) = &state.refused else { return Ok(None) };
         let now = Instant::now();
         if now < refused.next || !self.gate.may_knock(now) {
@@ -182,12 +183,12 @@ impl Login {
         let Some(file) = &self.file else { return };
         let mut looked_at = self.looked_at.lock().await;
         // While logins are rejected many callers come here repeatedly.
-        if self.state().refused.is_some() && looked_at.elapsed() < LOOK_EVERY {
+        if self.state.lock().refused.is_some() && looked_at.elapsed() < LOOK_EVERY {
             return;
         }
         let read = tokio::fs::read_to_string(file).await;
         *looked_at = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let fault = match read {
             Err(why) => Some((denial::FILE, why.to_string())),
             Ok(text) if text.trim().is_empty() => Some((denial::FILE, "it is empty".to_owned())),
@@ -217,7 +218,7 @@ impl Login {
 
     /// Tries the ways of libpq in order, with and without TLS; only one of them after a rejected login.
     async fn try_ways<T>(&self, attempt: Attempt<'_, T>, times: u32) -> Result<T, StoreError> {
-        let entry = self.state().entry.clone();
+        let entry = self.state.lock().entry.clone();
         let ways = entry.ways();
         let skipped = usize::try_from(times).unwrap_or(0) % ways.len();
         let most = if times > 0 { 1 } else { ways.len() };
@@ -249,7 +250,7 @@ impl Login {
     ) -> Result<T, (StoreError, bool)> {
         let Attempt { op, settle, make } = *attempt;
         let plain = settle(entry.options.clone().ssl_mode(PgSslMode::Disable));
-        let is_without = self.state().no_tls_until.is_some_and(|until| Instant::now() < until);
+        let is_without = self.state.lock().no_tls_until.is_some_and(|until| Instant::now() < until);
         let (host, port) = (entry.host(), entry.options.get_port());
         let opened = match way {
             Way::Tls if !(is_without && entry.tls.mode < Mode::Require) => entry.tls.open(host, port).await,
@@ -267,7 +268,7 @@ impl Login {
         match opened {
             Ok(None) => {
                 if way == Way::Tls && !is_without {
-                    self.state().no_tls_until = Some(Instant::now() + NO_TLS_FOR);
+                    self.state.lock().no_tls_until = Some(Instant::now() + NO_TLS_FOR);
                 }
                 make(plain).await.map_err(judge)
             }
@@ -291,7 +292,7 @@ impl Login {
     /// Notes the result of a login for later ones.
     fn note<T>(&self, made: &Result<T, StoreError>) {
         let now = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let was_refused = state.refused.is_some();
         match made {
             Ok(_) => {
@@ -316,10 +317,6 @@ impl Login {
         if let Err(why) = made {
             self.reachability.failed(FailureReach::Connection, why);
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, LoginState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,6 +7,7 @@ pub(in crate::store) mod gate;
 pub(in crate::store) mod login;
 mod outage;
 pub(in crate::store) mod reachability;
+pub(in crate::store) mod row_query;
 pub mod schema;
 pub(in crate::store) mod session;
 mod tls;

@@ -9,13 +9,11 @@
 //! most one every 10 s.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::store::error::{FailureReach, StoreError};
@@ -58,7 +56,8 @@ enum Notice {
 impl Outage {
     /// Takes a failure.
     pub(super) fn failed(&self, reach: FailureReach, why: &StoreError) {
-        let line = self.tale().failed(reach, Instant::now(), || self.is_on.store(true, Ordering::Release));
+        let line =
+            self.tale.lock().failed(reach, Instant::now(), || self.is_on.store(true, Ordering::Release));
         match line {
             Some(Notice::Away) => tracing::warn!(%why, remedy = why.remedy(), "Postgres is away"),
             Some(Notice::Hiccup { failures }) => {
@@ -74,15 +73,13 @@ impl Outage {
         if !self.is_on.load(Ordering::Acquire) {
             return;
         }
-        let line =
-            self.tale().answered(is_whole, Instant::now(), || self.is_on.store(false, Ordering::Release));
+        let line = self
+            .tale
+            .lock()
+            .answered(is_whole, Instant::now(), || self.is_on.store(false, Ordering::Release));
         if let Some(line) = line {
             line.tell();
         }
-    }
-
-    fn tale(&self) -> std::sync::MutexGuard<'_, Tale> {
-        self.tale.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,13 +5,11 @@
 //! flight before an outage usually hang after it: a cut network sends no RST.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, futures::Notified},
     time::Instant,
@@ -67,7 +65,7 @@ impl Reachability {
             if reach == FailureReach::Connection {
                 self.broke();
             } else if let Some(denial) = why.denial() {
-                *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some((denial, Instant::now()));
+                *self.denied.lock() = Some((denial, Instant::now()));
             }
             self.outage.failed(reach, why);
         }
@@ -75,7 +73,7 @@ impl Reachability {
 
     /// The denial of a statement within the last `time`, if any.
     pub(in crate::store) fn denied_within(&self, time: Duration) -> Option<Denial> {
-        let denied = *self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        let denied = *self.denied.lock();
         denied.filter(|(_, at)| at.elapsed() < time).map(|(denial, _)| denial)
     }
 

@@ -7,9 +7,10 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
 };
 
+use parking_lot::Mutex;
 use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr as _, SqlStr};
 
 /// The default schema.
@@ -70,7 +71,7 @@ impl Schema {
         if self.name() == DEFAULT {
             return sql;
         }
-        let mut placed = self.0.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut placed = self.0.placed.lock();
         let text = match placed.get(sql.as_str()) {
             Some(text) => text.clone(),
             None => {

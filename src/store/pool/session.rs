@@ -54,15 +54,14 @@ pub(in crate::store) enum SessionPurpose {
 #[derive(Debug)]
 pub(in crate::store) struct Sessions {
     login: Arc<Login>,
-    keeps_plans: bool,
     choice: Arc<Choice>,
     /// Whether startup parameters were rejected, so that sessions start without them.
     is_bare: AtomicBool,
 }
 
 impl Sessions {
-    pub(in crate::store) fn new(login: Arc<Login>, keeps_plans: bool, choice: Arc<Choice>) -> Sessions {
-        Sessions { login, keeps_plans, choice, is_bare: AtomicBool::new(false) }
+    pub(in crate::store) fn new(login: Arc<Login>, choice: Arc<Choice>) -> Sessions {
+        Sessions { login, choice, is_bare: AtomicBool::new(false) }
     }
 
     /// Opens a session in the installation's schema.
@@ -137,7 +136,7 @@ impl Sessions {
         let given = options.get_options().unwrap_or_default().to_owned();
         let is_free = |name: &str| !given.contains(&format!("{name}="));
         let mut settings: Vec<(&str, String)> = Vec::new();
-        if matches!(purpose, SessionPurpose::Pool(_)) && self.keeps_plans {
+        if matches!(purpose, SessionPurpose::Pool(_)) {
             settings.extend(PLANS.map(|(name, value)| (name, value.to_owned())));
         }
         settings.push((ISOLATION.0, ISOLATION.1.to_owned()));

@@ -10,7 +10,6 @@ use uuid::Uuid;
 pub use crate::store::records::new_turn::{Accepted, ClaimOffer, IfBusy, NewTurn, Verdict};
 use crate::{
     agent::{Retry, Runtime},
-    config::Lever,
     event::{Event, Kind, SharedEvent},
     id::TurnId,
     store::{
@@ -113,9 +112,7 @@ impl Store {
         for (new, accepted) in born.filter(|(_, accepted)| !accepted.is_repeat) {
             let epoch = accepted.claim.as_ref().map_or(0, |claim| claim.epoch);
             self.seen_commits().saw(new.id, epoch, i32::from(accepted.is_running()));
-            if self.uses(Lever::ShownFromMemory) {
-                self.wake().turns.events_here(new.id, began, -1, || Some(birth(accepted, new)));
-            }
+            self.wake().turns.events_here(new.id, began, -1, || Some(birth(accepted, new)));
         }
         self.ring_for(wanted, &verdicts, counted);
         let grown = wanted.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());

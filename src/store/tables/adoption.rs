@@ -96,35 +96,30 @@ impl Store {
             workers.push(worker);
             hashes.push(hash);
         }
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("adopt", |c| {
-                sqlx::query_as!(
-                    AdoptionRow,
-                    r#"
-                    select a.o_verdict as "verdict!: Stored<Open<MoveVerdict>>", a.o_worker as worker, a.o_hash as hash,
-                           a.o_conversation as conversation, a.o_phase as "phase: Stored<Open<InflightPhase>>", a.o_last_seq as last_seq,
-                           a.o_generation as generation, a.o_cap_left_ms as cap_left_ms, a.o_left_ms as left_ms,
-                           a.o_started_at as started_at, a.o_cancelled_by as "cancelled_by: Stored<Open<CancelledBy>>", t.agent as "agent?",
-                           t.agent_revision as "agent_revision?", t.ordinal as "ordinal?", t.input as "input?",
-                           t.traceparent as "traceparent?"
-                      from lastword.lw_remote_adopt_v4($1, $2, $3, $4, $5, $6, $7) a
-                      left join lateral (
-                        select * from lastword.turns t
-                         where t.id = ($1::uuid[])[a.o_place] and a.o_verdict = 'adopted' limit 1) t on true
-                     order by a.o_place
-                    "#,
-                    &turns,
-                    &epochs,
-                    self.replica().0,
-                    &workers as &[Option<Uuid>],
-                    &hashes as &[Option<Vec<u8>>],
-                    passes_over_locked,
-                    READS,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_as!(
+            AdoptionRow,
+            r#"
+            select a.o_verdict as "verdict!: Stored<Open<MoveVerdict>>", a.o_worker as worker, a.o_hash as hash,
+                   a.o_conversation as conversation, a.o_phase as "phase: Stored<Open<InflightPhase>>", a.o_last_seq as last_seq,
+                   a.o_generation as generation, a.o_cap_left_ms as cap_left_ms, a.o_left_ms as left_ms,
+                   a.o_started_at as started_at, a.o_cancelled_by as "cancelled_by: Stored<Open<CancelledBy>>", t.agent as "agent?",
+                   t.agent_revision as "agent_revision?", t.ordinal as "ordinal?", t.input as "input?",
+                   t.traceparent as "traceparent?"
+              from lastword.lw_remote_adopt_v4($1, $2, $3, $4, $5, $6, $7) a
+              left join lateral (
+                select * from lastword.turns t
+                 where t.id = ($1::uuid[])[a.o_place] and a.o_verdict = 'adopted' limit 1) t on true
+             order by a.o_place
+            "#,
+            &turns,
+            &epochs,
+            self.replica().0,
+            &workers as &[Option<Uuid>],
+            &hashes as &[Option<Vec<u8>>],
+            passes_over_locked,
+            READS,
+        );
+        let rows = self.fetch_all("adopt", query).await?;
         let adoptions: Vec<_> = moves.iter().zip(rows).map(|(it, row)| row.read(it)).collect();
         let mut has_moved = false;
         for adoption in adoptions.iter().flatten() {

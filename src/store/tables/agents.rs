@@ -48,34 +48,24 @@ impl Store {
     /// level stays: only that release knows what they need.
     pub async fn put_agent_text(&self, name: &str, text: Option<&str>) -> Result<(i32, bool), StoreError> {
         let reader_min = text.map(level).transpose()?.flatten();
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("put_agent", |c| {
-                sqlx::query!(
-                    r#"select o_revision as "revision!", o_is_new as "is_new!" from lastword.lw_agent_put_v2($1, $2, $3)"#,
-                    name,
-                    text,
-                    reader_min
-                )
-                .fetch_one(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"select o_revision as "revision!", o_is_new as "is_new!" from lastword.lw_agent_put_v2($1, $2, $3)"#,
+            name,
+            text,
+            reader_min
+        );
+        let row = self.fetch_one("put_agent", query).await?;
         Ok((row.revision, row.is_new))
     }
 
     /// The newest revision of an agent; `None` if there is none or the agent was deleted.
     pub async fn agent(&self, name: &str) -> Result<Option<AgentRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("agent", |c| {
-                sqlx::query!(
-                    "select revision, spec, reader_min, created_at from lastword.agents
-                      where name = $1 order by revision desc limit 1",
-                    name
-                )
-                .fetch_optional(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "select revision, spec, reader_min, created_at from lastword.agents
+              where name = $1 order by revision desc limit 1",
+            name
+        );
+        let row = self.fetch_optional("agent", query).await?;
         row.and_then(|row| {
             row.spec.map(|spec| read(name, row.revision, &spec, row.reader_min, row.created_at))
         })
@@ -87,17 +77,12 @@ impl Store {
         if let Some(agent) = self.agent_cache().revision(name, revision) {
             return Ok(Some(agent));
         }
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("agent_at", |c| {
-                sqlx::query!(
-                    "select spec, reader_min, created_at from lastword.agents where name = $1 and revision = $2",
-                    name,
-                    revision
-                )
-                .fetch_optional(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "select spec, reader_min, created_at from lastword.agents where name = $1 and revision = $2",
+            name,
+            revision
+        );
+        let row = self.fetch_optional("agent_at", query).await?;
         let agent = row
             .and_then(|row| row.spec.map(|spec| read(name, revision, &spec, row.reader_min, row.created_at)));
         let agent = agent.transpose()?.map(|row| row.agent);
@@ -109,31 +94,26 @@ impl Store {
 
     /// Agents by name, after the name `after`, at most `limit`.
     pub async fn agents(&self, after: Option<&str>, limit: i64) -> Result<Vec<AgentRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("agents", |c| {
-                sqlx::query!(
-                    r#"
-                    -- From one name to the next, so that old revisions are passed over unread.
-                    with recursive names (name) as (
-                      (select min(a.name) from lastword.agents a where a.name > coalesce($1, ''))
-                      union all
-                      select (select min(a.name) from lastword.agents a where a.name > n.name)
-                        from names n where n.name is not null)
-                    select a.name as "name!", a.revision as "revision!", a.spec as "spec!",
-                           a.reader_min as "reader_min!", a.created_at as "created_at!"
-                      from names n
-                     cross join lateral (
-                       select * from lastword.agents a where a.name = n.name order by a.name desc, a.revision desc limit 1) a
-                     where a.spec is not null
-                     limit $2
-                    "#,
-                    after,
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            -- From one name to the next, so that old revisions are passed over unread.
+            with recursive names (name) as (
+              (select min(a.name) from lastword.agents a where a.name > coalesce($1, ''))
+              union all
+              select (select min(a.name) from lastword.agents a where a.name > n.name)
+                from names n where n.name is not null)
+            select a.name as "name!", a.revision as "revision!", a.spec as "spec!",
+                   a.reader_min as "reader_min!", a.created_at as "created_at!"
+              from names n
+             cross join lateral (
+               select * from lastword.agents a where a.name = n.name order by a.name desc, a.revision desc limit 1) a
+             where a.spec is not null
+             limit $2
+            "#,
+            after,
+            limit
+        );
+        let rows = self.fetch_all("agents", query).await?;
         rows.into_iter()
             .map(|row| read(&row.name, row.revision, &row.spec, row.reader_min, row.created_at))
             .collect()

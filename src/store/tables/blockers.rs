@@ -112,55 +112,50 @@ impl Store {
 
     /// Who has locked a row of these turns, or these conversations.
     async fn blocked(&self, turns: &[Uuid], conversations: &[Uuid]) -> Result<Vec<Blocked>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("blocked", |c| {
-                sqlx::query!(
-                    r#"
-                    with held as materialized (
-                      select i.turn_id, i.conversation_id, x.holder
-                        from lastword.inflight i
-                        join lastword.turns t on t.id = i.turn_id
-                        join lastword.conversations c on c.id = i.conversation_id
-                       -- The transaction that locked the row last.
-                       cross join lateral (values (i.xmax), (t.xmax), (c.xmax)) x (holder)
-                       where i.turn_id = any ($1::uuid[])
-                      union all
-                      select null, c.id, c.xmax from lastword.conversations c where c.id = any ($2::uuid[])),
-                    -- A row that several have locked names none of them: then whoever our sessions wait for, where
-                    -- that is one alone.
-                    awaited as (
-                      select min(b.pid) as pid
-                        from pg_stat_activity w
-                       cross join lateral unnest(pg_blocking_pids(w.pid)) b (pid)
-                        join pg_stat_activity a on a.pid = b.pid
-                       where w.application_name = $3 and w.wait_event_type = 'Lock'
-                         and a.application_name not like 'lastword %'
-                      having count(distinct b.pid) = 1),
-                    -- A replica's statement holds one row while it waits for another: the session that it waits for comes
-                    -- first.
-                    found as (
-                      select distinct on (h.turn_id, h.conversation_id) h.turn_id, h.conversation_id, a.pid as any_pid,
-                             case when a.application_name not like 'lastword %' then a.pid end as pid
-                        from held h
-                        left join pg_locks l
-                          on l.locktype = 'transactionid' and l.transactionid = h.holder and l.granted
-                        left join pg_stat_activity a on a.pid = l.pid
-                       order by h.turn_id, h.conversation_id, a.application_name like 'lastword %', a.pid)
-                    select f.turn_id as "turn?", f.conversation_id as "conversation!", a.pid as "pid?",
-                           coalesce(a.application_name, '') as "application!",
-                           extract(epoch from clock_timestamp() - a.xact_start)::float8 as open_s
-                      from found f
-                      left join pg_stat_activity a on a.pid = coalesce(f.pid, (select pid from awaited), f.any_pid)
-                     order by f.turn_id, f.conversation_id
-                    "#,
-                    turns,
-                    conversations,
-                    self.application_name(),
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            with held as materialized (
+              select i.turn_id, i.conversation_id, x.holder
+                from lastword.inflight i
+                join lastword.turns t on t.id = i.turn_id
+                join lastword.conversations c on c.id = i.conversation_id
+               -- The transaction that locked the row last.
+               cross join lateral (values (i.xmax), (t.xmax), (c.xmax)) x (holder)
+               where i.turn_id = any ($1::uuid[])
+              union all
+              select null, c.id, c.xmax from lastword.conversations c where c.id = any ($2::uuid[])),
+            -- A row that several have locked names none of them: then whoever our sessions wait for, where
+            -- that is one alone.
+            awaited as (
+              select min(b.pid) as pid
+                from pg_stat_activity w
+               cross join lateral unnest(pg_blocking_pids(w.pid)) b (pid)
+                join pg_stat_activity a on a.pid = b.pid
+               where w.application_name = $3 and w.wait_event_type = 'Lock'
+                 and a.application_name not like 'lastword %'
+              having count(distinct b.pid) = 1),
+            -- A replica's statement holds one row while it waits for another: the session that it waits for comes
+            -- first.
+            found as (
+              select distinct on (h.turn_id, h.conversation_id) h.turn_id, h.conversation_id, a.pid as any_pid,
+                     case when a.application_name not like 'lastword %' then a.pid end as pid
+                from held h
+                left join pg_locks l
+                  on l.locktype = 'transactionid' and l.transactionid = h.holder and l.granted
+                left join pg_stat_activity a on a.pid = l.pid
+               order by h.turn_id, h.conversation_id, a.application_name like 'lastword %', a.pid)
+            select f.turn_id as "turn?", f.conversation_id as "conversation!", a.pid as "pid?",
+                   coalesce(a.application_name, '') as "application!",
+                   extract(epoch from clock_timestamp() - a.xact_start)::float8 as open_s
+              from found f
+              left join pg_stat_activity a on a.pid = coalesce(f.pid, (select pid from awaited), f.any_pid)
+             order by f.turn_id, f.conversation_id
+            "#,
+            turns,
+            conversations,
+            self.application_name(),
+        );
+        let rows = self.fetch_all("blocked", query).await?;
         let blocked = rows.into_iter().map(|row| Blocked {
             turn: row.turn.map(TurnId),
             conversation: ConversationId(row.conversation),

@@ -66,38 +66,33 @@ impl Store {
     /// run.
     pub async fn outlook(&self) -> Result<Outlook, StoreError> {
         let survey = self.wake().queue.survey(TurnId(self.clock().mint()));
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("outlook", |c| {
-                sqlx::query!(
-                    r#"
-                    with row as materialized (
-                      select i.turn_id, i.epoch, i.deadline,
-                             i.phase <> 'queued' as is_claimed,
-                             not lastword.lw_is_left_v1(i, r) as is_alive,
-                             -- When the worker's time to call another replica is over.
-                             case when r.gone_at is null then i.deadline
-                               else least(i.deadline, r.gone_at + interval '2505 ms') end as due_at,
-                             i.deadline <= clock_timestamp() as is_overdue
-                        from lastword.inflight i left join lastword.replicas r on r.id = i.replica),
-                    sum as (
-                      select count(*) as rows,
-                             count(*) filter (where not is_claimed) as queued,
-                             (select turn_id from row where not is_claimed order by turn_id limit 1) as first_queued,
-                             count(*) filter (where is_claimed and not is_alive
-                               or is_overdue and not is_claimed) as closable,
-                             min(due_at) filter (where due_at > clock_timestamp()) as next_at
-                        from row)
-                    select sum.rows as "rows!", sum.queued as "queued!", sum.closable as "closable!", sum.first_queued,
-                           (extract(epoch from sum.next_at - clock_timestamp()) * 1000)::bigint as next_ms,
-                           row.turn_id as "turn?", row.epoch as "epoch?", row.deadline as "deadline?"
-                      from sum left join (
-                        select * from row where is_overdue and is_claimed and is_alive order by deadline limit 1000) row on true
-                    "#
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            with row as materialized (
+              select i.turn_id, i.epoch, i.deadline,
+                     i.phase <> 'queued' as is_claimed,
+                     not lastword.lw_is_left_v1(i, r) as is_alive,
+                     -- When the worker's time to call another replica is over.
+                     case when r.gone_at is null then i.deadline
+                       else least(i.deadline, r.gone_at + interval '2505 ms') end as due_at,
+                     i.deadline <= clock_timestamp() as is_overdue
+                from lastword.inflight i left join lastword.replicas r on r.id = i.replica),
+            sum as (
+              select count(*) as rows,
+                     count(*) filter (where not is_claimed) as queued,
+                     (select turn_id from row where not is_claimed order by turn_id limit 1) as first_queued,
+                     count(*) filter (where is_claimed and not is_alive
+                       or is_overdue and not is_claimed) as closable,
+                     min(due_at) filter (where due_at > clock_timestamp()) as next_at
+                from row)
+            select sum.rows as "rows!", sum.queued as "queued!", sum.closable as "closable!", sum.first_queued,
+                   (extract(epoch from sum.next_at - clock_timestamp()) * 1000)::bigint as next_ms,
+                   row.turn_id as "turn?", row.epoch as "epoch?", row.deadline as "deadline?"
+              from sum left join (
+                select * from row where is_overdue and is_claimed and is_alive order by deadline limit 1000) row on true
+            "#
+        );
+        let rows = self.fetch_all("outlook", query).await?;
         survey.found(rows.first().and_then(|row| row.first_queued).map(TurnId));
         let mut outlook = Outlook::default();
         for row in rows {
@@ -123,22 +118,17 @@ impl Store {
             })
             .collect();
         let words = serde_json::Value::Object(words).to_string();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("close", |c| {
-                sqlx::query!(
-                    r#"
-                    select o_turn as "turn!", o_kind as "status!: Stored<Open<Status>>",
-                           o_code as "code!: Stored<Open<Code>>", o_agent as "agent!"
-                      from lastword.lw_close_v1($1, $2::text::jsonb, $3)
-                    "#,
-                    &overdue,
-                    words,
-                    limit,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select o_turn as "turn!", o_kind as "status!: Stored<Open<Status>>",
+                   o_code as "code!: Stored<Open<Code>>", o_agent as "agent!"
+              from lastword.lw_close_v1($1, $2::text::jsonb, $3)
+            "#,
+            &overdue,
+            words,
+            limit,
+        );
+        let rows = self.fetch_all("close", query).await?;
         let closed: Vec<Closed> = rows
             .into_iter()
             .map(|row| Closed {

@@ -47,47 +47,37 @@ pub enum Order {
 impl Store {
     /// Stores an answer for a turn's holder; false if the question has an answer already.
     pub async fn leave_answer(&self, turn: TurnId, ask_id: &str, answer: &str) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("leave_answer", |c| {
-                sqlx::query!(
-                    "
-                    insert into lastword.commands (turn_id, kind, ask_id, answer) values ($1, 'answer', $2, $3)
-                    on conflict (turn_id, ask_id) do nothing
-                    ",
-                    turn.0,
-                    ask_id,
-                    answer
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            insert into lastword.commands (turn_id, kind, ask_id, answer) values ($1, 'answer', $2, $3)
+            on conflict (turn_id, ask_id) do nothing
+            ",
+            turn.0,
+            ask_id,
+            answer
+        );
+        let changed = self.execute("leave_answer", query).await?;
         self.wake().orders_left();
-        Ok(done.rows_affected() == 1)
+        Ok(changed == 1)
     }
 
     /// Orders for these turns that are not taken yet, oldest first, 1000 at most.
     pub async fn commands(&self, turns: &[TurnId]) -> Result<Vec<Command>, StoreError> {
         let turns: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("commands", |c| {
-                sqlx::query!(
-                    r#"
-                    select c.id, c.turn_id, c.kind as "kind: Stored<Open<OrderKind>>", c.ask_id, c.answer,
-                           i.cancelled_by as "cancelled_by?: Stored<Open<CancelledBy>>"
-                      from lastword.commands c
-                      left join lateral (
-                        select cancelled_by from lastword.inflight i where i.turn_id = c.turn_id limit 1) i on true
-                     where c.turn_id = any ($1) and c.taken_at is null
-                     order by c.id
-                     limit 1000
-                    "#,
-                    &turns
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select c.id, c.turn_id, c.kind as "kind: Stored<Open<OrderKind>>", c.ask_id, c.answer,
+                   i.cancelled_by as "cancelled_by?: Stored<Open<CancelledBy>>"
+              from lastword.commands c
+              left join lateral (
+                select cancelled_by from lastword.inflight i where i.turn_id = c.turn_id limit 1) i on true
+             where c.turn_id = any ($1) and c.taken_at is null
+             order by c.id
+             limit 1000
+            "#,
+            &turns
+        );
+        let rows = self.fetch_all("commands", query).await?;
         // A newer release's order is nothing that this release can carry out.
         let commands = rows.into_iter().filter_map(|row| {
             let order = match row.kind.0.known().ok()? {
@@ -103,32 +93,22 @@ impl Store {
 
     /// Requests the stop of a worker; false if no such worker is alive.
     pub async fn ask_stop(&self, worker: WorkerId) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("ask_stop", |c| {
-                sqlx::query!(
-                    "update lastword.workers set is_stop_asked = true where id = $1 and state <> 'ended'",
-                    worker.0
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "update lastword.workers set is_stop_asked = true where id = $1 and state <> 'ended'",
+            worker.0
+        );
+        let changed = self.execute("ask_stop", query).await?;
         self.wake().orders_left();
-        Ok(done.rows_affected() == 1)
+        Ok(changed == 1)
     }
 
     /// Workers of this replica with a stop request, 1000 at most.
     pub async fn stops(&self) -> Result<Vec<WorkerId>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("stops", |c| {
-                sqlx::query_scalar!(
-                    "select id from lastword.workers where replica_id = $1 and state <> 'ended' and is_stop_asked limit 1000",
-                    self.replica().0
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            "select id from lastword.workers where replica_id = $1 and state <> 'ended' and is_stop_asked limit 1000",
+            self.replica().0
+        );
+        let rows = self.fetch_all("stops", query).await?;
         Ok(rows.into_iter().map(WorkerId).collect())
     }
 }

@@ -190,25 +190,20 @@ impl Store {
         finishes: &[Finish],
     ) -> Result<Vec<(Lease, i32)>, StoreError> {
         let (turns, epochs, _, kinds, data) = finish_columns(finishes);
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("finished", |c| {
-                sqlx::query!(
-                    r#"
-                    select e.turn_id as "turn!", e.attempt as "epoch!", e.seq as "seq!"
-                      from unnest($1::uuid[], $2::int[], $3::text[], $4::text[]) w (turn_id, epoch, kind, data)
-                      join lastword.turns t on t.id = w.turn_id
-                      join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
-                       and e.attempt = w.epoch and e.kind = w.kind and e.data = w.data
-                    "#,
-                    &turns,
-                    &epochs,
-                    &kinds as &[Stored<Kind>],
-                    &data,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select e.turn_id as "turn!", e.attempt as "epoch!", e.seq as "seq!"
+              from unnest($1::uuid[], $2::int[], $3::text[], $4::text[]) w (turn_id, epoch, kind, data)
+              join lastword.turns t on t.id = w.turn_id
+              join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+               and e.attempt = w.epoch and e.kind = w.kind and e.data = w.data
+            "#,
+            &turns,
+            &epochs,
+            &kinds as &[Stored<Kind>],
+            &data,
+        );
+        let rows = self.fetch_all("finished", query).await?;
         Ok(rows.into_iter().map(|row| ((TurnId(row.turn), row.epoch), row.seq)).collect())
     }
 }

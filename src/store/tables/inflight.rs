@@ -40,49 +40,39 @@ impl Store {
     /// How many turns of this principal are queued; counts up to `most`.
     pub async fn queued_of(&self, whose: Principal, most: u64) -> Result<u64, StoreError> {
         let front = self.wake().queue.front();
-        let mut lease = self.lease().await?;
-        let counted = lease
-            .run("queued_of", |c| {
-                sqlx::query_scalar!(
-                    r#"
-                    select count(*) as "count!" from (
-                      select from lastword.inflight i
-                       where i.phase = 'queued' and i.turn_id >= $1 and substring(uuid_send(i.turn_id) from 15) = $2
-                       limit $3) q
-                    "#,
-                    front.0,
-                    &whose.number().to_be_bytes()[..],
-                    i64::try_from(most).unwrap_or(i64::MAX),
-                )
-                .fetch_one(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            r#"
+            select count(*) as "count!" from (
+              select from lastword.inflight i
+               where i.phase = 'queued' and i.turn_id >= $1 and substring(uuid_send(i.turn_id) from 15) = $2
+               limit $3) q
+            "#,
+            front.0,
+            &whose.number().to_be_bytes()[..],
+            i64::try_from(most).unwrap_or(i64::MAX),
+        );
+        let counted = self.fetch_one("queued_of", query).await?;
         Ok(counted.unsigned_abs())
     }
 
     /// The turns that this replica holds, and those of the `warm` conversations that it no longer serves.
     pub async fn held(&self, warm: &[(ConversationId, i64)]) -> Result<Held, StoreError> {
         let (ids, generations): (Vec<Uuid>, Vec<i64>) = warm.iter().map(|(c, g)| (c.0, *g)).unzip();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("held", |c| {
-                sqlx::query!(
-                    r#"
-                    (select turn_id as "id!", epoch from lastword.inflight where replica = $1 limit 10000)
-                    union all
-                    select w.id, null
-                      from unnest($2::uuid[], $3::bigint[]) w (id, generation)
-                      left join lateral (select * from lastword.conversations c where c.id = w.id limit 1) v on true
-                     -- Also where it is deleted, or gone.
-                     where v.holder is distinct from $1 or v.generation <> w.generation or v.deleted_at is not null
-                    "#,
-                    self.replica().0,
-                    &ids,
-                    &generations,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            (select turn_id as "id!", epoch from lastword.inflight where replica = $1 limit 10000)
+            union all
+            select w.id, null
+              from unnest($2::uuid[], $3::bigint[]) w (id, generation)
+              left join lateral (select * from lastword.conversations c where c.id = w.id limit 1) v on true
+             -- Also where it is deleted, or gone.
+             where v.holder is distinct from $1 or v.generation <> w.generation or v.deleted_at is not null
+            "#,
+            self.replica().0,
+            &ids,
+            &generations,
+        );
+        let rows = self.fetch_all("held", query).await?;
         let mut held = Held::default();
         for row in rows {
             match row.epoch {
@@ -96,23 +86,18 @@ impl Store {
     /// Gives up a claim that no longer runs here: the row has no holder, and the close pass queues the turn again or
     /// writes its last word.
     pub async fn disown(&self, turn: TurnId, epoch: i32) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("disown", |c| {
-                sqlx::query!(
-                    "
-                    update lastword.inflight set replica = '00000000-0000-0000-0000-000000000000'
-                     where turn_id = $1 and epoch = $2 and replica = $3 and phase <> 'queued'
-                       -- Else it may be one that was run to its end, and lost: see `lw_reconcile_v1`.
-                       and lastword.lw_all_reconciled_v1()
-                    ",
-                    turn.0,
-                    epoch,
-                    self.replica().0
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            update lastword.inflight set replica = '00000000-0000-0000-0000-000000000000'
+             where turn_id = $1 and epoch = $2 and replica = $3 and phase <> 'queued'
+               -- Else it may be one that was run to its end, and lost: see `lw_reconcile_v1`.
+               and lastword.lw_all_reconciled_v1()
+            ",
+            turn.0,
+            epoch,
+            self.replica().0
+        );
+        self.execute("disown", query).await?;
         self.wake().holder_gone();
         Ok(())
     }
@@ -124,82 +109,67 @@ impl Store {
         let turns: Vec<Uuid> = left.iter().map(|(turn, ..)| turn.0).collect();
         let epochs: Vec<i32> = left.iter().map(|(_, epoch, _)| *epoch).collect();
         let millis: Vec<i64> = left.iter().map(|(.., left)| crate::units::Span(*left).millis()).collect();
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("hold", |c| {
-                sqlx::query!(
-                    "
-                    with held as materialized (
-                      select w.turn_id, clock_timestamp() + w.left_ms * interval '1 ms' as until
-                        from (
-                          select * from unnest($1::uuid[], $2::int[], $3::bigint[]) w (turn_id, epoch, left_ms)
-                           order by turn_id) w
-                       cross join lateral (
-                         select
-                           from lastword.inflight i
-                          where i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase in ('starting', 'running')
-                            and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
-                            and i.deadline < i.cap_at
-                          limit 1
-                            -- What somebody else holds is looked at again soon, and holds up nothing else.
-                            for no key update skip locked) i),
-                    late as materialized (
-                      select array_agg(turn_id order by turn_id) as turns, array_agg(until order by turn_id) as untils
-                        from held)
-                    update lastword.inflight i
-                       set deadline = least(i.cap_at, late.untils[width_bucket(i.turn_id, late.turns)])
-                      from late
-                     where i.turn_id = any ((select turns from late)::uuid[])
-                    ",
-                    &turns,
-                    &epochs,
-                    &millis
-                )
-                .execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected())
+        let query = sqlx::query!(
+            "
+            with held as materialized (
+              select w.turn_id, clock_timestamp() + w.left_ms * interval '1 ms' as until
+                from (
+                  select * from unnest($1::uuid[], $2::int[], $3::bigint[]) w (turn_id, epoch, left_ms)
+                   order by turn_id) w
+               cross join lateral (
+                 select
+                   from lastword.inflight i
+                  where i.turn_id = w.turn_id and i.epoch = w.epoch and i.phase in ('starting', 'running')
+                    and i.deadline < clock_timestamp() + (w.left_ms - 5000) * interval '1 ms'
+                    and i.deadline < i.cap_at
+                  limit 1
+                    -- What somebody else holds is looked at again soon, and holds up nothing else.
+                    for no key update skip locked) i),
+            late as materialized (
+              select array_agg(turn_id order by turn_id) as turns, array_agg(until order by turn_id) as untils
+                from held)
+            update lastword.inflight i
+               set deadline = least(i.cap_at, late.untils[width_bucket(i.turn_id, late.turns)])
+              from late
+             where i.turn_id = any ((select turns from late)::uuid[])
+            ",
+            &turns,
+            &epochs,
+            &millis
+        );
+        let changed = self.execute("hold", query).await?;
+        Ok(changed)
     }
 
     /// Those of these turns of which another session has locked a row: in flight, turn or conversation. Waits for none.
     pub(in crate::store) async fn locked(&self, turns: &[TurnId]) -> Result<HashSet<TurnId>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
-        let mut lease = self.lease().await?;
-        let free = lease
-            .run("locked", |c| {
-                sqlx::query_scalar!(
-                    "
-                    select i.turn_id
-                      from lastword.inflight i
-                      join lastword.turns t on t.id = i.turn_id
-                      join lastword.conversations c on c.id = i.conversation_id
-                     where i.turn_id = any ($1::uuid[])
-                     order by i.turn_id
-                       for no key update of i, t, c skip locked
-                    ",
-                    &ids
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            "
+            select i.turn_id
+              from lastword.inflight i
+              join lastword.turns t on t.id = i.turn_id
+              join lastword.conversations c on c.id = i.conversation_id
+             where i.turn_id = any ($1::uuid[])
+             order by i.turn_id
+               for no key update of i, t, c skip locked
+            ",
+            &ids
+        );
+        let free = self.fetch_all("locked", query).await?;
         let free: HashSet<TurnId> = free.into_iter().map(TurnId).collect();
         Ok(turns.iter().copied().filter(|turn| !free.contains(turn)).collect())
     }
 
     /// Whether a claim is over: the row is gone, or has another epoch or holder.
     pub async fn is_over(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("is_over", |c| {
-                sqlx::query_scalar!(
-                    r#"select not exists (select from lastword.inflight where turn_id = $1 and epoch = $2 and replica = $3) as "is!""#,
-                    turn.0,
-                    epoch,
-                    self.replica().0
-                )
-                .fetch_one(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(
+            r#"select not exists (select from lastword.inflight where turn_id = $1 and epoch = $2 and replica = $3) as "is!""#,
+            turn.0,
+            epoch,
+            self.replica().0
+        );
+        self.fetch_one("is_over", query).await
     }
 
     /// Moves a turn from `starting` to `running` and appends `started`. Returns the event's `seq`, or `None` if the
@@ -272,18 +242,13 @@ impl Store {
     /// Gives back a claimed turn that this release cannot run: its queue clock continues, and the claim counts as no
     /// attempt. False if the caller does not hold the turn.
     pub async fn decline(&self, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        let is_declined = lease
-            .run("decline", |c| {
-                sqlx::query_scalar!(
-                    r#"select lastword.lw_decline_v1($1, $2, $3) as "is!""#,
-                    turn.0,
-                    epoch,
-                    self.replica().0
-                )
-                .fetch_one(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            r#"select lastword.lw_decline_v1($1, $2, $3) as "is!""#,
+            turn.0,
+            epoch,
+            self.replica().0
+        );
+        let is_declined = self.fetch_one("decline", query).await?;
         if is_declined {
             self.wake().queue.grew(turn);
         }
@@ -293,19 +258,14 @@ impl Store {
     /// Queues a turn again; false if the turn must not be run again, or the caller does not hold it. `is_untouched`: no
     /// worker has received the turn, whatever its phase.
     pub async fn release(&self, turn: TurnId, epoch: i32, is_untouched: bool) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        let is_released = lease
-            .run("release", |c| {
-                sqlx::query_scalar!(
-                    r#"select lastword.lw_release_v1($1, $2, $3, $4) as "is!""#,
-                    turn.0,
-                    epoch,
-                    self.replica().0,
-                    is_untouched
-                )
-                .fetch_one(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            r#"select lastword.lw_release_v1($1, $2, $3, $4) as "is!""#,
+            turn.0,
+            epoch,
+            self.replica().0,
+            is_untouched
+        );
+        let is_released = self.fetch_one("release", query).await?;
         if is_released {
             self.wake().queue.grew(turn);
         }

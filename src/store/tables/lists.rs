@@ -126,21 +126,16 @@ impl Store {
     }
 
     async fn passed(&self, before: Option<Uuid>, limit: i64) -> Result<Vec<Passed>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("turns", |c| {
-                sqlx::query_as!(
-                    Passed,
-                    r#"
-                    select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
-                     where id < $1 order by id desc limit $2
-                    "#,
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_as!(
+            Passed,
+            r#"
+            select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
+             where id < $1 order by id desc limit $2
+            "#,
+            before.unwrap_or(Uuid::max()),
+            limit
+        );
+        self.fetch_all("turns", query).await
     }
 
     async fn passed_of_agent(
@@ -149,23 +144,18 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<Passed>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("turns", |c| {
-                sqlx::query_as!(
-                    Passed,
-                    r#"
-                    select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
-                     where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
-                     order by agent desc, id desc limit $3
-                    "#,
-                    agent,
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_as!(
+            Passed,
+            r#"
+            select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
+             where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
+             order by agent desc, id desc limit $3
+            "#,
+            agent,
+            before.unwrap_or(Uuid::max()),
+            limit
+        );
+        self.fetch_all("turns", query).await
     }
 
     async fn passed_of_conversation(
@@ -174,55 +164,45 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<Passed>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("turns", |c| {
-                sqlx::query_as!(
-                    Passed,
-                    r#"
-                    select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
-                     where conversation_id >= $1
-                       and (conversation_id, ordinal) < ($1, case when $2::uuid is null then 9223372036854775807
-                             else coalesce((select t.ordinal from lastword.turns t where t.id = $2), 0) end)
-                     order by conversation_id desc, ordinal desc limit $3
-                    "#,
-                    conversation.0,
-                    before,
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_as!(
+            Passed,
+            r#"
+            select id, status as "status: Stored<Open<Status>>", agent from lastword.turns
+             where conversation_id >= $1
+               and (conversation_id, ordinal) < ($1, case when $2::uuid is null then 9223372036854775807
+                     else coalesce((select t.ordinal from lastword.turns t where t.id = $2), 0) end)
+             order by conversation_id desc, ordinal desc limit $3
+            "#,
+            conversation.0,
+            before,
+            limit
+        );
+        self.fetch_all("turns", query).await
     }
 
     /// Turns that owe a last word. The status comes from `turns`: a turn that is queued again is still shown as
     /// `running`.
     async fn turns_in_flight(&self, filter: &TurnFilter) -> Result<Listed<Uuid, Uuid>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("turns_in_flight", |c| {
-                sqlx::query_scalar!(
-                    "
-                    select i.turn_id from lastword.inflight i
-                     where i.turn_id < $1
-                       and ($2::text is null or i.agent = $2)
-                       and ($3::uuid is null or i.conversation_id = $3)
-                       and (not $4 or i.deadline <= clock_timestamp())
-                       and ($5::text is null
-                            or (case $5 when 'running' then i.epoch > 0 else i.phase <> 'running' end
-                                and (select t.status from lastword.turns t where t.id = i.turn_id) = $5))
-                     order by i.turn_id desc limit $6
-                    ",
-                    filter.before.map_or(Uuid::max(), |turn| turn.0),
-                    filter.agent,
-                    filter.conversation.map(|conversation| conversation.0),
-                    filter.is_overdue,
-                    filter.status.map(Status::as_str),
-                    filter.limit + 1,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            "
+            select i.turn_id from lastword.inflight i
+             where i.turn_id < $1
+               and ($2::text is null or i.agent = $2)
+               and ($3::uuid is null or i.conversation_id = $3)
+               and (not $4 or i.deadline <= clock_timestamp())
+               and ($5::text is null
+                    or (case $5 when 'running' then i.epoch > 0 else i.phase <> 'running' end
+                        and (select t.status from lastword.turns t where t.id = i.turn_id) = $5))
+             order by i.turn_id desc limit $6
+            ",
+            filter.before.map_or(Uuid::max(), |turn| turn.0),
+            filter.agent,
+            filter.conversation.map(|conversation| conversation.0),
+            filter.is_overdue,
+            filter.status.map(Status::as_str),
+            filter.limit + 1,
+        );
+        let rows = self.fetch_all("turns_in_flight", query).await?;
         Ok(exactly(rows, filter.limit))
     }
 
@@ -243,21 +223,16 @@ impl Store {
     }
 
     async fn mishaps(&self, status: &str, before: Option<Uuid>, limit: i64) -> Result<Vec<Uuid>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("turns_not_completed", |c| {
-                sqlx::query_scalar!(
-                    "
-                    select turn_id from lastword.not_completed
-                     where status >= $1 and (status, turn_id) < ($1, $2) order by status desc, turn_id desc limit $3
-                    ",
-                    status,
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(
+            "
+            select turn_id from lastword.not_completed
+             where status >= $1 and (status, turn_id) < ($1, $2) order by status desc, turn_id desc limit $3
+            ",
+            status,
+            before.unwrap_or(Uuid::max()),
+            limit
+        );
+        self.fetch_all("turns_not_completed", query).await
     }
 
     async fn mishaps_of_agent(
@@ -267,23 +242,18 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<Uuid>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("turns_not_completed", |c| {
-                sqlx::query_scalar!(
-                    "
-                    select turn_id from lastword.not_completed
-                     where (agent, status) >= ($1, $2) and (agent, status, turn_id) < ($1, $2, $3)
-                     order by agent desc, status desc, turn_id desc limit $4
-                    ",
-                    agent,
-                    status,
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(
+            "
+            select turn_id from lastword.not_completed
+             where (agent, status) >= ($1, $2) and (agent, status, turn_id) < ($1, $2, $3)
+             order by agent desc, status desc, turn_id desc limit $4
+            ",
+            agent,
+            status,
+            before.unwrap_or(Uuid::max()),
+            limit
+        );
+        self.fetch_all("turns_not_completed", query).await
     }
 
     async fn mishaps_of_conversation(
@@ -294,59 +264,49 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<Uuid>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("turns_not_completed", |c| {
-                sqlx::query_scalar!(
-                    "
-                    select turn_id from lastword.not_completed
-                     where (conversation_id, status) >= ($1, $2)
-                       and (conversation_id, status, ordinal) < ($1, $2, case
-                             when $3::uuid is null then 9223372036854775807
-                             else coalesce((select t.ordinal from lastword.turns t where t.id = $3), 0) end)
-                       and ($4::text is null or agent = $4)
-                     order by conversation_id desc, status desc, ordinal desc limit $5
-                    ",
-                    conversation.0,
-                    status,
-                    before,
-                    agent,
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(
+            "
+            select turn_id from lastword.not_completed
+             where (conversation_id, status) >= ($1, $2)
+               and (conversation_id, status, ordinal) < ($1, $2, case
+                     when $3::uuid is null then 9223372036854775807
+                     else coalesce((select t.ordinal from lastword.turns t where t.id = $3), 0) end)
+               and ($4::text is null or agent = $4)
+             order by conversation_id desc, status desc, ordinal desc limit $5
+            ",
+            conversation.0,
+            status,
+            before,
+            agent,
+            limit
+        );
+        self.fetch_all("turns_not_completed", query).await
     }
 
     /// These turns as clients see them, in this order, without those that no longer exist.
     async fn turns_of(&self, ids: &[Uuid]) -> Result<Vec<Turn>, StoreError> {
         let (first, last) = ends(ids);
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("turns_of", |c| {
-                sqlx::query_as!(
-                    TurnRow,
-                    r#"
-                    select t.id as "id!", t.conversation_id as "conversation_id!", t.agent as "agent!",
-                           t.ordinal as "ordinal!", t.status as "status!: Stored<Open<Status>>", t.attempt as "attempt!",
-                           t.created_at as "created_at!", t.started_at as "started_at?",
-                           t.finished_at as "finished_at?", t.metadata as "metadata?", t.retry_of as "retry_of?",
-                           e.data as "last_word?"
-                      from unnest($1::uuid[]) with ordinality w (id, place)
-                     cross join lateral (select * from lastword.turns t where t.id = w.id limit 1) t
-                      left join lateral (
-                        select e.data from lastword.turn_events e
-                         where e.turn_id = t.id and e.seq = t.last_seq and e.turn_id between $2 and $3
-                         limit 1) e on true
-                     order by w.place
-                    "#,
-                    ids,
-                    first,
-                    last
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_as!(
+            TurnRow,
+            r#"
+            select t.id as "id!", t.conversation_id as "conversation_id!", t.agent as "agent!",
+                   t.ordinal as "ordinal!", t.status as "status!: Stored<Open<Status>>", t.attempt as "attempt!",
+                   t.created_at as "created_at!", t.started_at as "started_at?",
+                   t.finished_at as "finished_at?", t.metadata as "metadata?", t.retry_of as "retry_of?",
+                   e.data as "last_word?"
+              from unnest($1::uuid[]) with ordinality w (id, place)
+             cross join lateral (select * from lastword.turns t where t.id = w.id limit 1) t
+              left join lateral (
+                select e.data from lastword.turn_events e
+                 where e.turn_id = t.id and e.seq = t.last_seq and e.turn_id between $2 and $3
+                 limit 1) e on true
+             order by w.place
+            "#,
+            ids,
+            first,
+            last
+        );
+        let rows = self.fetch_all("turns_of", query).await?;
         let bytes = rows.iter().map(TurnRow::bytes).sum();
         aside(bytes, move || rows.into_iter().map(TurnRow::read).collect()).await
     }

@@ -58,32 +58,27 @@ impl Store {
 
     /// Queued turns, with their conversations, of which another session has locked either. Waits for none.
     async fn locked_heads(&self, from: TurnId) -> Result<Vec<(Uuid, Uuid)>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("locked_heads", |c| {
-                sqlx::query!(
-                    r#"
-                    with head as materialized (
-                      select i.turn_id, i.conversation_id from lastword.inflight i
-                       where i.phase = 'queued' and i.turn_id >= $1
-                       order by i.turn_id limit 4096),
-                    v as materialized (
-                      select c.id from lastword.conversations c
-                       where c.id = any (array (select conversation_id from head))
-                       order by c.id for no key update skip locked),
-                    t as materialized (
-                      select t.id from lastword.turns t
-                       where t.id = any (array (select turn_id from head))
-                       order by t.id for no key update skip locked)
-                    select turn_id, conversation_id from head
-                     where conversation_id not in (select id from v) or turn_id not in (select id from t)
-                     order by turn_id
-                    "#,
-                    from.0,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            with head as materialized (
+              select i.turn_id, i.conversation_id from lastword.inflight i
+               where i.phase = 'queued' and i.turn_id >= $1
+               order by i.turn_id limit 4096),
+            v as materialized (
+              select c.id from lastword.conversations c
+               where c.id = any (array (select conversation_id from head))
+               order by c.id for no key update skip locked),
+            t as materialized (
+              select t.id from lastword.turns t
+               where t.id = any (array (select turn_id from head))
+               order by t.id for no key update skip locked)
+            select turn_id, conversation_id from head
+             where conversation_id not in (select id from v) or turn_id not in (select id from t)
+             order by turn_id
+            "#,
+            from.0,
+        );
+        let rows = self.fetch_all("locked_heads", query).await?;
         Ok(rows.into_iter().map(|row| (row.turn_id, row.conversation_id)).collect())
     }
 }

@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 pub use crate::store::records::page::{Anchor, LogPage};
 use crate::{
-    config::Lever,
     event::{Event, Kind, SharedEvent},
     id::TurnId,
     store::{
@@ -88,8 +87,7 @@ impl Store {
     /// The event at the cursor and up to `limit` events after it, in a batch with other reads if the rest of the log
     /// fits.
     async fn read_gathered(&self, turn: TurnId, cursor: i32, limit: i64) -> Result<LogPage, StoreError> {
-        if self.uses(Lever::ReadTogether)
-            && let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
+        if let Some(page) = self.read_batch().ask(Want { turn, cursor }, limit).await
             && page.as_ref().map_or(true, |page| page.is_whole)
         {
             return page;
@@ -116,34 +114,29 @@ impl Store {
         let turns: Vec<Uuid> = wants.iter().map(|want| want.turn.0).collect();
         let cursors: Vec<i32> = wants.iter().map(|want| want.cursor).collect();
         let (first, last) = ends(&turns);
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("read_after", |c| {
-                sqlx::query!(
-                    r#"
-                    select w.place as "place!", e.seq, e.kind as "kind: Stored<Open<Kind>>", e.attempt, e.data as "data!", e.at
-                      from unnest($1::uuid[], $2::int[]) with ordinality w (turn_id, cursor, place)
-                     cross join lateral (
-                       select *, sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before
-                         from (
-                           select seq, kind, attempt, case when seq = w.cursor then '' else data end as data, at
-                             from lastword.turn_events
-                            where turn_id = w.turn_id and seq >= w.cursor and turn_id between $5 and $6
-                            order by seq
-                            limit $3::bigint + (w.cursor >= 0)::int) page) e
-                     where e.bytes_before < $4
-                     order by w.place, e.seq
-                    "#,
-                    &turns,
-                    &cursors,
-                    room.rows,
-                    room.bytes,
-                    first,
-                    last,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select w.place as "place!", e.seq, e.kind as "kind: Stored<Open<Kind>>", e.attempt, e.data as "data!", e.at
+              from unnest($1::uuid[], $2::int[]) with ordinality w (turn_id, cursor, place)
+             cross join lateral (
+               select *, sum(octet_length(data)) over (order by seq) - octet_length(data) as bytes_before
+                 from (
+                   select seq, kind, attempt, case when seq = w.cursor then '' else data end as data, at
+                     from lastword.turn_events
+                    where turn_id = w.turn_id and seq >= w.cursor and turn_id between $5 and $6
+                    order by seq
+                    limit $3::bigint + (w.cursor >= 0)::int) page) e
+             where e.bytes_before < $4
+             order by w.place, e.seq
+            "#,
+            &turns,
+            &cursors,
+            room.rows,
+            room.bytes,
+            first,
+            last,
+        );
+        let rows = self.fetch_all("read_after", query).await?;
         let mut pages: Vec<Result<LogPage, StoreError>> =
             wants.iter().map(|_| Ok(LogPage::default())).collect();
         for row in rows {

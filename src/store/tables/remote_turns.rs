@@ -79,55 +79,50 @@ impl Store {
     ) -> Result<Vec<Head>, StoreError> {
         let passed_over = self.passed_over().await;
         let conversations: Vec<Uuid> = conversations.iter().map(|conversation| conversation.0).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("remote_heads", |c| {
-                sqlx::query!(
-                    r#"
-                    (select i.turn_id as "turn!", i.agent as "agent!", i.conversation_id as "conversation!",
-                            case when v.holder is null then v.holder_worker end as holder,
-                            (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
-                              as "waited_ms!", false as "is_reserved!", i.agent_revision as "agent_revision!"
-                       from lastword.inflight i join lastword.conversations v on v.id = i.conversation_id
-                      where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
-                        and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
-                        and (i.agent || '@' || i.agent_revision) <> all ($6)
-                        and i.reader_min <= $8
-                        and i.conversation_id <> all ($3)
-                        and i.conversation_id <> all ($7)
-                        and not exists (
-                          select from lastword.inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
-                      order by i.turn_id
-                      limit 512)
-                    union all
-                    -- By their conversations, each the first of its line.
-                    (select i.turn_id, i.agent, i.conversation_id, case when v.holder is null then v.holder_worker end,
-                            case i.phase when 'queued'
-                              then (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
-                              else 0 end, i.phase <> 'queued', i.agent_revision
-                       from unnest($3::uuid[]) w (id)
-                      cross join lateral (
-                        select * from lastword.inflight i where i.conversation_id = w.id order by i.ordinal limit 1) i
-                       join lastword.conversations v on v.id = i.conversation_id
-                      where i.conversation_id <> all ($7) and i.reader_min <= $8 and (
-                        (i.phase = 'queued' and i.runtime = any ($1)
-                          and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
-                          and (i.agent || '@' || i.agent_revision) <> all ($6))
-                         or (i.phase = 'starting' and i.runtime <> 'process' and not exists (
-                           select from lastword.remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch))))
-                    "#,
-                    &RUNTIMES as &[Stored<Runtime>],
-                    agents,
-                    &conversations,
-                    from.0,
-                    &marks(barred),
-                    &self.agent_cache().unserved(),
-                    &passed_over,
-                    READS,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            (select i.turn_id as "turn!", i.agent as "agent!", i.conversation_id as "conversation!",
+                    case when v.holder is null then v.holder_worker end as holder,
+                    (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
+                      as "waited_ms!", false as "is_reserved!", i.agent_revision as "agent_revision!"
+               from lastword.inflight i join lastword.conversations v on v.id = i.conversation_id
+              where i.phase = 'queued' and i.turn_id >= $4 and i.runtime = any ($1) and i.agent = any ($2)
+                and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
+                and (i.agent || '@' || i.agent_revision) <> all ($6)
+                and i.reader_min <= $8
+                and i.conversation_id <> all ($3)
+                and i.conversation_id <> all ($7)
+                and not exists (
+                  select from lastword.inflight j where j.conversation_id = i.conversation_id and j.ordinal < i.ordinal)
+              order by i.turn_id
+              limit 512)
+            union all
+            -- By their conversations, each the first of its line.
+            (select i.turn_id, i.agent, i.conversation_id, case when v.holder is null then v.holder_worker end,
+                    case i.phase when 'queued'
+                      then (extract(epoch from clock_timestamp() - coalesce(i.head_at, i.accepted_at)) * 1000)::bigint
+                      else 0 end, i.phase <> 'queued', i.agent_revision
+               from unnest($3::uuid[]) w (id)
+              cross join lateral (
+                select * from lastword.inflight i where i.conversation_id = w.id order by i.ordinal limit 1) i
+               join lastword.conversations v on v.id = i.conversation_id
+              where i.conversation_id <> all ($7) and i.reader_min <= $8 and (
+                (i.phase = 'queued' and i.runtime = any ($1)
+                  and ($5::bytea[] = '{}' or substring(uuid_send(i.turn_id) from 15) <> all ($5))
+                  and (i.agent || '@' || i.agent_revision) <> all ($6))
+                 or (i.phase = 'starting' and i.runtime <> 'process' and not exists (
+                   select from lastword.remote_claims o where o.turn_id = i.turn_id and o.epoch = i.epoch))))
+            "#,
+            &RUNTIMES as &[Stored<Runtime>],
+            agents,
+            &conversations,
+            from.0,
+            &marks(barred),
+            &self.agent_cache().unserved(),
+            &passed_over,
+            READS,
+        );
+        let rows = self.fetch_all("remote_heads", query).await?;
         let heads = rows.into_iter().map(|row| Head {
             turn: TurnId(row.turn),
             agent: row.agent,
@@ -198,22 +193,17 @@ impl Store {
     ) -> Result<HashSet<(TurnId, i32, Proof)>, StoreError> {
         let turns: Vec<Uuid> = asked.iter().map(|(turn, ..)| turn.0).collect();
         let epochs: Vec<i32> = asked.iter().map(|(_, epoch, _)| *epoch).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("offered", |c| {
-                sqlx::query!(
-                    r#"
-                    select o.turn_id, o.epoch, o.worker_id, o.token_hash
-                      from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
-                     cross join lateral (
-                       select * from lastword.remote_claims o where o.turn_id = w.turn_id and o.epoch = w.epoch limit 1) o
-                    "#,
-                    &turns,
-                    &epochs,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select o.turn_id, o.epoch, o.worker_id, o.token_hash
+              from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
+             cross join lateral (
+               select * from lastword.remote_claims o where o.turn_id = w.turn_id and o.epoch = w.epoch limit 1) o
+            "#,
+            &turns,
+            &epochs,
+        );
+        let rows = self.fetch_all("offered", query).await?;
         let proofs = rows.into_iter().flat_map(|row| {
             let worker = Some(Proof::Worker(WorkerId(row.worker_id)));
             let token = row.token_hash.try_into().ok().map(Proof::Token);
@@ -228,51 +218,41 @@ impl Store {
     pub async fn strayed(&self, claims: &[(TurnId, i32)]) -> Result<Vec<(TurnId, i32)>, StoreError> {
         let turns: Vec<Uuid> = claims.iter().map(|(turn, _)| turn.0).collect();
         let epochs: Vec<i32> = claims.iter().map(|(_, epoch)| *epoch).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("strayed", |c| {
-                sqlx::query!(
-                    r#"
-                    select w.turn_id as "turn!", w.epoch as "epoch!"
-                      from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
-                     where (select count(*) from (
-                       select from lastword.inflight i
-                        where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = $3
-                        limit 1) mine) = 0
-                    "#,
-                    &turns,
-                    &epochs,
-                    self.replica().0,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select w.turn_id as "turn!", w.epoch as "epoch!"
+              from unnest($1::uuid[], $2::int[]) w (turn_id, epoch)
+             where (select count(*) from (
+               select from lastword.inflight i
+                where i.turn_id = w.turn_id and i.epoch = w.epoch and i.replica = $3
+                limit 1) mine) = 0
+            "#,
+            &turns,
+            &epochs,
+            self.replica().0,
+        );
+        let rows = self.fetch_all("strayed", query).await?;
         Ok(rows.into_iter().map(|row| (TurnId(row.turn), row.epoch)).collect())
     }
 
     /// Marks an order as carried out; false if this replica no longer holds the turn. The order is then the new
     /// holder's.
     pub async fn take_command_of(&self, id: i64, turn: TurnId, epoch: i32) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("take_command_of", |c| {
-                sqlx::query!(
-                    "
-                    with held as materialized (
-                      select from lastword.inflight
-                       where turn_id = $2 and epoch = $3 and replica = $4
-                         -- Waits for a move that is under way.
-                         for key share)
-                    update lastword.commands set taken_at = clock_timestamp() where id = $1 and exists (select from held)
-                    ",
-                    id,
-                    turn.0,
-                    epoch,
-                    self.replica().0,
-                )
-                .execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        let query = sqlx::query!(
+            "
+            with held as materialized (
+              select from lastword.inflight
+               where turn_id = $2 and epoch = $3 and replica = $4
+                 -- Waits for a move that is under way.
+                 for key share)
+            update lastword.commands set taken_at = clock_timestamp() where id = $1 and exists (select from held)
+            ",
+            id,
+            turn.0,
+            epoch,
+            self.replica().0,
+        );
+        let changed = self.execute("take_command_of", query).await?;
+        Ok(changed == 1)
     }
 }

@@ -90,21 +90,16 @@ impl Store {
 
     /// Records how a remote worker ended, unless it has registered at another replica.
     pub async fn remote_worker_ended(&self, id: WorkerId, exit: &str) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("remote_worker_ended", |c| {
-                sqlx::query!(
-                    "
-                    update lastword.workers set state = 'ended', ended_at = clock_timestamp(), exit = $3
-                     where id = $1 and replica_id = $2 and state <> 'ended'
-                    ",
-                    id.0,
-                    self.replica().0,
-                    exit
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            update lastword.workers set state = 'ended', ended_at = clock_timestamp(), exit = $3
+             where id = $1 and replica_id = $2 and state <> 'ended'
+            ",
+            id.0,
+            self.replica().0,
+            exit
+        );
+        self.execute("remote_worker_ended", query).await?;
         Ok(())
     }
 
@@ -159,19 +154,14 @@ impl Store {
         workers: &[WorkerId],
     ) -> Result<Vec<(WorkerId, ExitReport)>, StoreError> {
         let ids: Vec<uuid::Uuid> = workers.iter().map(|worker| worker.0).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("exit_reports", |c| {
-                sqlx::query!(
-                    r#"
-                    select id, end_code as "code!: Stored<Open<Code>>", coalesce(exit, '') as "message!", end_detail
-                      from lastword.workers where id = any ($1) and end_code is not null
-                    "#,
-                    &ids
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select id, end_code as "code!: Stored<Open<Code>>", coalesce(exit, '') as "message!", end_detail
+              from lastword.workers where id = any ($1) and end_code is not null
+            "#,
+            &ids
+        );
+        let rows = self.fetch_all("exit_reports", query).await?;
         let told = rows.into_iter().map(|row| {
             let code = row.code.0.known().unwrap_or(Code::WorkerExited);
             (WorkerId(row.id), ExitReport { code, message: row.message, detail: row.end_detail })
@@ -181,28 +171,23 @@ impl Store {
 
     /// Deletes up to 5000 claims of ended turns and 1000 hashes of ended tokens, after at most one day.
     pub async fn sweep_remote(&self) -> Result<u64, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("sweep_remote", |c| {
-                sqlx::query!(
-                    "
-                    with t as (
-                      delete from lastword.worker_tokens_ended where hash in (
-                        select hash from lastword.worker_tokens_ended
-                         where ended_at < clock_timestamp() - interval '1 day' order by ended_at limit 1000))
-                    delete from lastword.remote_claims where (turn_id, epoch) in (
-                      select o.turn_id, o.epoch from lastword.remote_claims o
-                       where o.claimed_at
-                             < clock_timestamp() - least(interval '1 day', greatest(interval '1 hour', $1 * interval '1 s'))
-                         and not exists (select from lastword.inflight i where i.turn_id = o.turn_id)
-                       order by o.claimed_at limit $2)
-                    ",
-                    self.retain().as_secs_f64(),
-                    i64::try_from(BATCH_REST).unwrap_or(i64::MAX)
-                )
-                .execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected())
+        let query = sqlx::query!(
+            "
+            with t as (
+              delete from lastword.worker_tokens_ended where hash in (
+                select hash from lastword.worker_tokens_ended
+                 where ended_at < clock_timestamp() - interval '1 day' order by ended_at limit 1000))
+            delete from lastword.remote_claims where (turn_id, epoch) in (
+              select o.turn_id, o.epoch from lastword.remote_claims o
+               where o.claimed_at
+                     < clock_timestamp() - least(interval '1 day', greatest(interval '1 hour', $1 * interval '1 s'))
+                 and not exists (select from lastword.inflight i where i.turn_id = o.turn_id)
+               order by o.claimed_at limit $2)
+            ",
+            self.retain().as_secs_f64(),
+            i64::try_from(BATCH_REST).unwrap_or(i64::MAX)
+        );
+        let changed = self.execute("sweep_remote", query).await?;
+        Ok(changed)
     }
 }

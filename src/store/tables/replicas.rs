@@ -47,59 +47,44 @@ impl Store {
     /// one on which this process last compared what it had seen.
     pub async fn register(&self, url: &str, timeline: i32) -> Result<(), StoreError> {
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let mut lease = self.lease().await?;
-        lease
-            .run("register", |c| {
-                sqlx::query!(
-                    "
-                    insert into lastword.replicas (id, url, pid, version, application_name, lock_key, timeline)
-                    values ($1, $2, $3, $4, $5, $6, $7)
-                    on conflict (id) do nothing
-                    ",
-                    self.replica().0,
-                    url,
-                    pid,
-                    env!("CARGO_PKG_VERSION"),
-                    self.application_name(),
-                    self.wake().lock_key(),
-                    timeline
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            insert into lastword.replicas (id, url, pid, version, application_name, lock_key, timeline)
+            values ($1, $2, $3, $4, $5, $6, $7)
+            on conflict (id) do nothing
+            ",
+            self.replica().0,
+            url,
+            pid,
+            env!("CARGO_PKG_VERSION"),
+            self.application_name(),
+            self.wake().lock_key(),
+            timeline
+        );
+        self.execute("register", query).await?;
         Ok(())
     }
 
     /// Marks this replica as draining, so that it claims no more; false if it was declared lost before.
     pub async fn start_drain(&self) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("start_drain", |c| {
-                sqlx::query!(
-                    "update lastword.replicas set state = 'draining' where id = $1 and state = 'ready'",
-                    self.replica().0
-                )
-                .execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        let query = sqlx::query!(
+            "update lastword.replicas set state = 'draining' where id = $1 and state = 'ready'",
+            self.replica().0
+        );
+        let changed = self.execute("start_drain", query).await?;
+        Ok(changed == 1)
     }
 
     /// Marks this replica as left: its last statement. What it still holds may be closed at once.
     pub async fn leave(&self) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("leave", |c| {
-                sqlx::query!(
-                    "
-                    update lastword.replicas set state = 'left', gone_at = clock_timestamp()
-                     where id = $1 and state in ('ready', 'draining')
-                    ",
-                    self.replica().0
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            update lastword.replicas set state = 'left', gone_at = clock_timestamp()
+             where id = $1 and state in ('ready', 'draining')
+            ",
+            self.replica().0
+        );
+        self.execute("leave", query).await?;
         self.wake().holder_gone();
         Ok(())
     }
@@ -139,29 +124,24 @@ impl Store {
         before: Option<ReplicaId>,
         limit: i64,
     ) -> Result<Vec<ReplicaRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("replicas", |c| {
-                sqlx::query!(
-                    r#"
-                    select r.id, r.url, r.pid, r.version, r.state as "state: Stored<Open<ReplicaStatus>>", r.started_at, r.beat_at,
-                           coalesce(i.turns, 0) as "turns!"
-                      from lastword.replicas r
-                      -- All of them at once: not the whole of it for each replica.
-                      left join (
-                        select replica, count(*) as turns from lastword.inflight where replica is not null group by replica) i
-                        on i.replica = r.id
-                     where r.id < $1
-                       and (r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 hour')
-                     order by r.id desc
-                     limit $2
-                    "#,
-                    before.map_or(uuid::Uuid::max(), |replica| replica.0),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select r.id, r.url, r.pid, r.version, r.state as "state: Stored<Open<ReplicaStatus>>", r.started_at, r.beat_at,
+                   coalesce(i.turns, 0) as "turns!"
+              from lastword.replicas r
+              -- All of them at once: not the whole of it for each replica.
+              left join (
+                select replica, count(*) as turns from lastword.inflight where replica is not null group by replica) i
+                on i.replica = r.id
+             where r.id < $1
+               and (r.gone_at is null or r.gone_at > clock_timestamp() - interval '1 hour')
+             order by r.id desc
+             limit $2
+            "#,
+            before.map_or(uuid::Uuid::max(), |replica| replica.0),
+            limit
+        );
+        let rows = self.fetch_all("replicas", query).await?;
         Ok(rows
             .into_iter()
             .map(|row| ReplicaRow {

@@ -45,12 +45,8 @@ pub struct Losses {
 impl Store {
     /// The database's timeline; 0 if Postgres does not tell it.
     pub async fn timeline(&self) -> Result<i32, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("timeline", |c| {
-                sqlx::query_scalar!(r#"select lastword.lw_timeline_v1() as "now!""#).fetch_one(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(r#"select lastword.lw_timeline_v1() as "now!""#);
+        self.fetch_one("timeline", query).await
     }
 
     /// Compares, closes turns that were cut off, and returns those not reported before. See `lw_reconcile_v1`.
@@ -59,23 +55,18 @@ impl Store {
         let epochs: Vec<i32> = seen.iter().map(|seen| seen.epoch).collect();
         let seqs: Vec<Option<i32>> = seen.iter().map(|seen| seen.seq).collect();
         let ends: Vec<Option<Stored<Kind>>> = seen.iter().map(|seen| seen.end.map(Stored)).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("reconcile", |c| {
-                sqlx::query!(
-                    r#"
-                    select o_turn as "turn!", o_how as "how!: Stored<Open<Loss>>", o_events_lost as "events_lost!"
-                      from lastword.lw_reconcile_v1($1, $2, $3, $4, $5)
-                    "#,
-                    &turns,
-                    &epochs,
-                    &seqs as &[Option<i32>],
-                    &ends as &[Option<Stored<Kind>>],
-                    MESSAGE,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select o_turn as "turn!", o_how as "how!: Stored<Open<Loss>>", o_events_lost as "events_lost!"
+              from lastword.lw_reconcile_v1($1, $2, $3, $4, $5)
+            "#,
+            &turns,
+            &epochs,
+            &seqs as &[Option<i32>],
+            &ends as &[Option<Stored<Kind>>],
+            MESSAGE,
+        );
+        let rows = self.fetch_all("reconcile", query).await?;
         let rewound: Vec<Rewound> = rows
             .into_iter()
             .map(|row| Rewound { turn: TurnId(row.turn), how: row.how.0, events_lost: row.events_lost })
@@ -90,48 +81,33 @@ impl Store {
     /// Records in this replica's row that it has compared on `timeline`; false if the database has changed its timeline
     /// again.
     pub async fn set_reconciled(&self, timeline: i32) -> Result<bool, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("set_reconciled", |c| {
-                sqlx::query!(
-                    "update lastword.replicas set timeline = $2 where id = $1 and lastword.lw_timeline_v1() = $2",
-                    self.replica().0,
-                    timeline
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "update lastword.replicas set timeline = $2 where id = $1 and lastword.lw_timeline_v1() = $2",
+            self.replica().0,
+            timeline
+        );
+        let changed = self.execute("set_reconciled", query).await?;
         // Other replicas may claim only after this one has compared.
         self.wake().queue.moved();
-        Ok(done.rows_affected() == 1)
+        Ok(changed == 1)
     }
 
     /// The `seq` from which a turn's log may differ from what was shown before; `None` for nearly all turns.
     pub async fn rewound_from(&self, turn: TurnId) -> Result<Option<i32>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("rewound_from", |c| {
-                sqlx::query_scalar!("select seq from lastword.rewound where turn_id = $1", turn.0)
-                    .fetch_optional(c)
-            })
-            .await
+        let query = sqlx::query_scalar!("select seq from lastword.rewound where turn_id = $1", turn.0);
+        self.fetch_optional("rewound_from", query).await
     }
 
     /// Losses within the last 90 days.
     pub async fn losses(&self) -> Result<Losses, StoreError> {
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("losses", |c| {
-                sqlx::query!(
-                    r#"
-                    select count(*) as "turns!", coalesce(sum(events_lost), 0)::bigint as "events!",
-                           count(*) filter (where how = 'vanished') as "vanished!"
-                      from lastword.rewound where how <> 'unknown'
-                    "#
-                )
-                .fetch_one(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select count(*) as "turns!", coalesce(sum(events_lost), 0)::bigint as "events!",
+                   count(*) filter (where how = 'vanished') as "vanished!"
+              from lastword.rewound where how <> 'unknown'
+            "#
+        );
+        let row = self.fetch_one("losses", query).await?;
         Ok(Losses { turns: row.turns, events: row.events, vanished: row.vanished })
     }
 }

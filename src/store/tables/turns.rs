@@ -41,24 +41,19 @@ pub struct TurnFilter {
 impl Store {
     /// One turn as clients see it; `None` if there is none or its conversation was deleted.
     pub async fn turn(&self, id: TurnId) -> Result<Option<Turn>, StoreError> {
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("turn", |c| {
-                sqlx::query_as!(
-                    TurnRow,
-                    r#"
-                    select t.id, t.conversation_id, t.agent, t.ordinal, t.status as "status: Stored<Open<Status>>", t.attempt, t.created_at,
-                           t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
-                      from lastword.turns t left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
-                      -- Of a deleted conversation nothing is told from that moment on.
-                      join lastword.conversations c on c.id = t.conversation_id and c.deleted_at is null
-                     where t.id = $1
-                    "#,
-                    id.0
-                )
-                .fetch_optional(c)
-            })
-            .await?;
+        let query = sqlx::query_as!(
+            TurnRow,
+            r#"
+            select t.id, t.conversation_id, t.agent, t.ordinal, t.status as "status: Stored<Open<Status>>", t.attempt, t.created_at,
+                   t.started_at, t.finished_at, t.metadata, t.retry_of, e.data as "last_word?"
+              from lastword.turns t left join lastword.turn_events e on e.turn_id = t.id and e.seq = t.last_seq
+              -- Of a deleted conversation nothing is told from that moment on.
+              join lastword.conversations c on c.id = t.conversation_id and c.deleted_at is null
+             where t.id = $1
+            "#,
+            id.0
+        );
+        let row = self.fetch_optional("turn", query).await?;
         let bytes = row.as_ref().map_or(0, TurnRow::bytes);
         aside(bytes, move || row.map(TurnRow::read).transpose()).await
     }
@@ -70,18 +65,13 @@ impl Store {
         ordinal: i64,
         limit: i64,
     ) -> Result<Vec<(i64, TurnId)>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("turn_ids_after", |c| {
-                sqlx::query!(
-                    "select ordinal, id from lastword.turns where conversation_id = $1 and ordinal > $2 order by ordinal limit $3",
-                    conversation.0,
-                    ordinal,
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "select ordinal, id from lastword.turns where conversation_id = $1 and ordinal > $2 order by ordinal limit $3",
+            conversation.0,
+            ordinal,
+            limit
+        );
+        let rows = self.fetch_all("turn_ids_after", query).await?;
         Ok(rows.into_iter().map(|row| (row.ordinal, TurnId(row.id))).collect())
     }
 
@@ -89,20 +79,15 @@ impl Store {
     /// that had ended before are missing from the answer; `true`: the turn ended with this call.
     pub async fn cancel(&self, turns: &[TurnId], by: CancelledBy) -> Result<Vec<(TurnId, bool)>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("cancel", |c| {
-                sqlx::query!(
-                    r#"
-                    select o_turn as "turn!", o_outcome as "outcome!: Stored<Open<Cancellation>>"
-                      from lastword.lw_cancel_v1($1, $2, 10000)
-                    "#,
-                    &ids,
-                    Stored(by) as Stored<CancelledBy>
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select o_turn as "turn!", o_outcome as "outcome!: Stored<Open<Cancellation>>"
+              from lastword.lw_cancel_v1($1, $2, 10000)
+            "#,
+            &ids,
+            Stored(by) as Stored<CancelledBy>
+        );
+        let rows = self.fetch_all("cancel", query).await?;
         let rows: Vec<_> = rows.into_iter().map(|row| (TurnId(row.turn), row.outcome.0)).collect();
         let is = |word: Cancellation| rows.iter().any(|(_, outcome)| *outcome == word);
         // No ring for `asked before`: the holder has that order, or finds it with its next poll.
@@ -131,21 +116,16 @@ impl Store {
         conversation: ConversationId,
         before: Option<i64>,
     ) -> Result<Vec<TurnId>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("open_turns", |c| {
-                sqlx::query_scalar!(
-                    "
-                    select turn_id from lastword.inflight
-                     where conversation_id = $1 and ($2::bigint is null or ordinal < $2)
-                     order by ordinal limit 10000
-                    ",
-                    conversation.0,
-                    before
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            "
+            select turn_id from lastword.inflight
+             where conversation_id = $1 and ($2::bigint is null or ordinal < $2)
+             order by ordinal limit 10000
+            ",
+            conversation.0,
+            before
+        );
+        let rows = self.fetch_all("open_turns", query).await?;
         Ok(rows.into_iter().map(TurnId).collect())
     }
 
@@ -154,16 +134,11 @@ impl Store {
         &self,
         turn: TurnId,
     ) -> Result<Option<(ConversationId, String, String, Option<String>)>, StoreError> {
-        let mut lease = self.lease().await?;
-        let row = lease
-            .run("input", |c| {
-                sqlx::query!(
-                    "select conversation_id, agent, input, metadata from lastword.turns where id = $1",
-                    turn.0
-                )
-                .fetch_optional(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "select conversation_id, agent, input, metadata from lastword.turns where id = $1",
+            turn.0
+        );
+        let row = self.fetch_optional("input", query).await?;
         Ok(row.map(|row| (ConversationId(row.conversation_id), row.agent, row.input, row.metadata)))
     }
 }

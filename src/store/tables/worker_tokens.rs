@@ -47,21 +47,16 @@ impl Store {
     pub async fn mint_worker_token(&self, grant: &Grant) -> Result<String, StoreError> {
         let token = token::mint(Purpose::Worker);
         let token_hash = token::hash(&token);
-        let mut lease = self.lease().await?;
-        lease
-            .run("grant_worker", |c| {
-                sqlx::query!(
-                    "
-                    insert into lastword.worker_tokens (hash, agent, conversation_id, expires_at) values ($1, $2, $3, $4)
-                    ",
-                    &token_hash,
-                    grant.agent,
-                    grant.conversation.map(|conversation| conversation.0),
-                    grant.expires_at,
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            insert into lastword.worker_tokens (hash, agent, conversation_id, expires_at) values ($1, $2, $3, $4)
+            ",
+            &token_hash,
+            grant.agent,
+            grant.conversation.map(|conversation| conversation.0),
+            grant.expires_at,
+        );
+        self.execute("grant_worker", query).await?;
         Ok(token)
     }
 
@@ -73,27 +68,22 @@ impl Store {
     ) -> Result<Option<(WorkerToken, String, i64)>, StoreError> {
         let (token, id) = (token::mint(Purpose::Worker), WorkerTokenId(self.clock().mint()));
         let token_hash = token::hash(&token);
-        let mut lease = self.lease().await?;
-        let made = lease
-            .run("create_worker_token", |c| {
-                sqlx::query!(
-                    r#"
-                    with known as materialized (
-                      select count(*) as count from (select from lastword.worker_tokens where id is not null limit $6) t)
-                    insert into lastword.worker_tokens (hash, id, agent, conversation_id, expires_at)
-                    select $1, $2, $3, $4, $5 from known where known.count < $6
-                    returning created_at, (select count from known) as "count!"
-                    "#,
-                    &token_hash,
-                    id.0,
-                    grant.agent,
-                    grant.conversation.map(|conversation| conversation.0),
-                    grant.expires_at,
-                    TOKENS_MAX,
-                )
-                .fetch_optional(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            with known as materialized (
+              select count(*) as count from (select from lastword.worker_tokens where id is not null limit $6) t)
+            insert into lastword.worker_tokens (hash, id, agent, conversation_id, expires_at)
+            select $1, $2, $3, $4, $5 from known where known.count < $6
+            returning created_at, (select count from known) as "count!"
+            "#,
+            &token_hash,
+            id.0,
+            grant.agent,
+            grant.conversation.map(|conversation| conversation.0),
+            grant.expires_at,
+            TOKENS_MAX,
+        );
+        let made = self.fetch_optional("create_worker_token", query).await?;
         Ok(made.map(|made| {
             let known = WorkerToken { id, grant: grant.clone(), created_at: made.created_at };
             (known, token, made.count + 1)
@@ -106,22 +96,17 @@ impl Store {
         before: Option<WorkerTokenId>,
         limit: i64,
     ) -> Result<Vec<WorkerToken>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("worker_tokens", |c| {
-                sqlx::query!(
-                    r#"
-                    select id as "id!", agent, conversation_id, expires_at, created_at
-                      from lastword.worker_tokens
-                     where id is not null and id < $1 and (expires_at is null or expires_at > clock_timestamp())
-                     order by id desc limit $2
-                    "#,
-                    before.map_or(uuid::Uuid::max(), |id| id.0),
-                    limit,
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select id as "id!", agent, conversation_id, expires_at, created_at
+              from lastword.worker_tokens
+             where id is not null and id < $1 and (expires_at is null or expires_at > clock_timestamp())
+             order by id desc limit $2
+            "#,
+            before.map_or(uuid::Uuid::max(), |id| id.0),
+            limit,
+        );
+        let rows = self.fetch_all("worker_tokens", query).await?;
         let known = rows.into_iter().map(|row| WorkerToken {
             id: WorkerTokenId(row.id),
             grant: Grant {
@@ -137,19 +122,14 @@ impl Store {
     /// The grants of valid tokens by hash. A hash that is missing from the answer is rejected.
     pub async fn worker_grants(&self, hashes: &[TokenHash]) -> Result<HashMap<TokenHash, Grant>, StoreError> {
         let hashes: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("worker_grants", |c| {
-                sqlx::query!(
-                    "
-                    select hash, agent, conversation_id, expires_at from lastword.worker_tokens
-                     where hash = any ($1) and (expires_at is null or expires_at > clock_timestamp())
-                    ",
-                    &hashes
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            select hash, agent, conversation_id, expires_at from lastword.worker_tokens
+             where hash = any ($1) and (expires_at is null or expires_at > clock_timestamp())
+            ",
+            &hashes
+        );
+        let rows = self.fetch_all("worker_grants", query).await?;
         let grants = rows.into_iter().filter_map(|row| {
             let (conversation, expires_at) = (row.conversation_id.map(ConversationId), row.expires_at);
             Some((row.hash.try_into().ok()?, Grant { agent: row.agent, conversation, expires_at }))
@@ -189,42 +169,28 @@ impl Store {
 
     /// Hashes of tokens that have ended since then, or up to 10 s before.
     pub async fn worker_tokens_ended(&self, since: DateTime<Utc>) -> Result<Vec<TokenHash>, StoreError> {
-        let mut lease = self.lease().await?;
-        let hashes = lease
-            .run("worker_tokens_ended", |c| {
-                sqlx::query_scalar!(
-                    "select hash from lastword.worker_tokens_ended where ended_at >= $1 order by ended_at",
-                    since - COMMIT_MAX
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            "select hash from lastword.worker_tokens_ended where ended_at >= $1 order by ended_at",
+            since - COMMIT_MAX
+        );
+        let hashes = self.fetch_all("worker_tokens_ended", query).await?;
         Ok(hashes.into_iter().filter_map(|hash| hash.try_into().ok()).collect())
     }
 
     /// Deletes this conversation's tokens without an id: they authenticate nobody any more.
     pub async fn revoke_worker_tokens(&self, conversation: ConversationId) -> Result<u64, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("revoke_worker_tokens", |c| {
-                sqlx::query!(
-                    "delete from lastword.worker_tokens where conversation_id = $1 and id is null",
-                    conversation.0
-                )
-                .execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected())
+        let query = sqlx::query!(
+            "delete from lastword.worker_tokens where conversation_id = $1 and id is null",
+            conversation.0
+        );
+        let changed = self.execute("revoke_worker_tokens", query).await?;
+        Ok(changed)
     }
 
     /// Deletes the token of this hash: it authenticates nobody any more.
     pub async fn revoke_worker_token(&self, token_hash: TokenHash) -> Result<u64, StoreError> {
-        let mut lease = self.lease().await?;
-        let done = lease
-            .run("revoke_worker_token", |c| {
-                sqlx::query!("delete from lastword.worker_tokens where hash = $1", &token_hash).execute(c)
-            })
-            .await?;
-        Ok(done.rows_affected())
+        let query = sqlx::query!("delete from lastword.worker_tokens where hash = $1", &token_hash);
+        let changed = self.execute("revoke_worker_token", query).await?;
+        Ok(changed)
     }
 }

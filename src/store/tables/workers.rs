@@ -69,41 +69,31 @@ pub struct WorkerRow {
 impl Store {
     /// Records a worker that was started.
     pub async fn worker_started(&self, new: &NewWorker) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("worker_started", |c| {
-                sqlx::query!(
-                    "
-                    insert into lastword.workers (id, replica_id, agent, agent_revision, runtime, conversation_id, pid)
-                    values ($1, $2, $3, $4, $5, $6, $7)
-                    on conflict (id) do nothing
-                    ",
-                    new.id.0,
-                    self.replica().0,
-                    new.agent,
-                    new.agent_revision,
-                    Stored(new.runtime) as Stored<Runtime>,
-                    new.conversation.map(|conversation| conversation.0),
-                    new.pid
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            insert into lastword.workers (id, replica_id, agent, agent_revision, runtime, conversation_id, pid)
+            values ($1, $2, $3, $4, $5, $6, $7)
+            on conflict (id) do nothing
+            ",
+            new.id.0,
+            self.replica().0,
+            new.agent,
+            new.agent_revision,
+            Stored(new.runtime) as Stored<Runtime>,
+            new.conversation.map(|conversation| conversation.0),
+            new.pid
+        );
+        self.execute("worker_started", query).await?;
         Ok(())
     }
 
     /// Records that a worker is ready.
     pub async fn worker_ready(&self, id: WorkerId) -> Result<(), StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("worker_ready", |c| {
-                sqlx::query!(
-                    "update lastword.workers set state = 'ready' where id = $1 and state = 'starting'",
-                    id.0
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "update lastword.workers set state = 'ready' where id = $1 and state = 'starting'",
+            id.0
+        );
+        self.execute("worker_ready", query).await?;
         Ok(())
     }
 
@@ -111,22 +101,17 @@ impl Store {
     pub async fn worker_ended(&self, id: WorkerId, exit: &str, stderr_tail: &str) -> Result<(), StoreError> {
         // Postgres' text type cannot hold NUL, which stderr may contain.
         let tail = stderr_tail.replace('\0', "\u{fffd}");
-        let mut lease = self.lease().await?;
-        lease
-            .run("worker_ended", |c| {
-                sqlx::query!(
-                    "
-                    update lastword.workers
-                       set state = 'ended', ended_at = clock_timestamp(), exit = $2, stderr_tail = $3
-                     where id = $1 and state <> 'ended'
-                    ",
-                    id.0,
-                    exit,
-                    tail
-                )
-                .execute(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            "
+            update lastword.workers
+               set state = 'ended', ended_at = clock_timestamp(), exit = $2, stderr_tail = $3
+             where id = $1 and state <> 'ended'
+            ",
+            id.0,
+            exit,
+            tail
+        );
+        self.execute("worker_ended", query).await?;
         Ok(())
     }
 
@@ -164,35 +149,30 @@ impl Store {
     }
 
     async fn workers_of(&self, ids: &[Uuid]) -> Result<Vec<WorkerRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        let rows = lease
-            .run("workers", |c| {
-                sqlx::query!(
-                    r#"
-                    select w.id, w.replica_id, w.agent, w.conversation_id,
-                           -- One that calls is recorded as `remote`; whether from a pod, its agent says.
-                           coalesce(case w.runtime when 'remote' then (
-                             select a.spec::jsonb ->> 'runtime' from lastword.agents a
-                              where a.name = w.agent and a.revision = w.agent_revision) end,
-                             w.runtime) as "runtime!: Stored<Open<Runtime>>",
-                           case when w.conversation_id is not null then i.turn_id end as "turn_id?",
-                           coalesce(i.turns, 0) as "turns!",
-                           w.pid, w.name, w.state as "state: Stored<Open<WorkerState>>", w.started_at, w.ended_at, w.exit,
-                           w.end_detail, w.stderr_tail
-                      from lastword.workers w
-                      left join (
-                        select worker, count(*) as turns, (array_agg(turn_id))[1] as turn_id
-                          from lastword.inflight
-                         where worker is not null
-                         group by worker) i on i.worker = w.id and w.state <> 'ended'
-                     where w.id = any ($1)
-                     order by w.id desc
-                    "#,
-                    ids
-                )
-                .fetch_all(c)
-            })
-            .await?;
+        let query = sqlx::query!(
+            r#"
+            select w.id, w.replica_id, w.agent, w.conversation_id,
+                   -- One that calls is recorded as `remote`; whether from a pod, its agent says.
+                   coalesce(case w.runtime when 'remote' then (
+                     select a.spec::jsonb ->> 'runtime' from lastword.agents a
+                      where a.name = w.agent and a.revision = w.agent_revision) end,
+                     w.runtime) as "runtime!: Stored<Open<Runtime>>",
+                   case when w.conversation_id is not null then i.turn_id end as "turn_id?",
+                   coalesce(i.turns, 0) as "turns!",
+                   w.pid, w.name, w.state as "state: Stored<Open<WorkerState>>", w.started_at, w.ended_at, w.exit,
+                   w.end_detail, w.stderr_tail
+              from lastword.workers w
+              left join (
+                select worker, count(*) as turns, (array_agg(turn_id))[1] as turn_id
+                  from lastword.inflight
+                 where worker is not null
+                 group by worker) i on i.worker = w.id and w.state <> 'ended'
+             where w.id = any ($1)
+             order by w.id desc
+            "#,
+            ids
+        );
+        let rows = self.fetch_all("workers", query).await?;
         Ok(rows
             .into_iter()
             .map(|row| WorkerRow {

@@ -50,15 +50,10 @@ impl Store {
 
     /// Drops partitions of days before `keep_from`, except those that a turn in flight needs. Returns their names.
     pub async fn drop_partitions(&self, keep_from: NaiveDate) -> Result<Vec<String>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("drop_partitions", |c| {
-                sqlx::query_scalar!(
-                    r#"select o_name as "name!" from lastword.lw_partitions_drop_v1($1)"#,
-                    keep_from
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_scalar!(
+            r#"select o_name as "name!" from lastword.lw_partitions_drop_v1($1)"#,
+            keep_from
+        );
+        self.fetch_all("drop_partitions", query).await
     }
 }

@@ -69,49 +69,44 @@ impl Store {
     /// the largest count of any kind.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
         let retain_s = self.retain().as_secs_f64();
-        let mut lease = self.lease().await?;
-        let swept = lease
-            .run("sweep", |c| {
-                sqlx::query_scalar!(
-                    r#"
-                    with r as (
-                      delete from lastword.replicas where id in (
-                        select r.id from lastword.replicas r
-                         where r.gone_at < clock_timestamp() - interval '1 day'
-                           and not exists (select from lastword.inflight i where i.replica = r.id)
-                         limit 1000) returning 1),
-                    w as (
-                      delete from lastword.workers where id in (
-                        select id from lastword.workers
-                         where state = 'ended'
-                           and ended_at < clock_timestamp() - least(interval '1 day', $1 * interval '1 s')
-                         order by ended_at limit $2) returning 1),
-                    k as (
-                      -- Sooner than its turn, so that no key leads to one that is gone.
-                      delete from lastword.idempotency where key in (
-                        select key from lastword.idempotency
-                         where created_at < clock_timestamp() - least(interval '2 days', $1 * 0.95 * interval '1 s')
-                         order by created_at limit $2) returning 1),
-                    c as (
-                      delete from lastword.commands where id in (
-                        select c.id from lastword.commands c
-                         where c.created_at < clock_timestamp() - least(interval '2 days', $1 * interval '1 s')
-                           and not exists (select from lastword.inflight i where i.turn_id = c.turn_id)
-                         order by c.created_at limit $2) returning 1),
-                    b as (
-                      delete from lastword.rewound where turn_id in (
-                        select turn_id from lastword.rewound
-                         where at < clock_timestamp() - interval '90 days'
-                         order by at limit $2) returning 1)
-                    select greatest((select count(*) from r), (select count(*) from w), (select count(*) from k),
-                             (select count(*) from c), (select count(*) from b)) as "most!"
-                    "#,
-                    retain_s,
-                    i64::try_from(BATCH_REST).unwrap_or(i64::MAX)
-                )
-                .fetch_one(c)
-            })
-            .await?;
+        let query = sqlx::query_scalar!(
+            r#"
+            with r as (
+              delete from lastword.replicas where id in (
+                select r.id from lastword.replicas r
+                 where r.gone_at < clock_timestamp() - interval '1 day'
+                   and not exists (select from lastword.inflight i where i.replica = r.id)
+                 limit 1000) returning 1),
+            w as (
+              delete from lastword.workers where id in (
+                select id from lastword.workers
+                 where state = 'ended'
+                   and ended_at < clock_timestamp() - least(interval '1 day', $1 * interval '1 s')
+                 order by ended_at limit $2) returning 1),
+            k as (
+              -- Sooner than its turn, so that no key leads to one that is gone.
+              delete from lastword.idempotency where key in (
+                select key from lastword.idempotency
+                 where created_at < clock_timestamp() - least(interval '2 days', $1 * 0.95 * interval '1 s')
+                 order by created_at limit $2) returning 1),
+            c as (
+              delete from lastword.commands where id in (
+                select c.id from lastword.commands c
+                 where c.created_at < clock_timestamp() - least(interval '2 days', $1 * interval '1 s')
+                   and not exists (select from lastword.inflight i where i.turn_id = c.turn_id)
+                 order by c.created_at limit $2) returning 1),
+            b as (
+              delete from lastword.rewound where turn_id in (
+                select turn_id from lastword.rewound
+                 where at < clock_timestamp() - interval '90 days'
+                 order by at limit $2) returning 1)
+            select greatest((select count(*) from r), (select count(*) from w), (select count(*) from k),
+                     (select count(*) from c), (select count(*) from b)) as "most!"
+            "#,
+            retain_s,
+            i64::try_from(BATCH_REST).unwrap_or(i64::MAX)
+        );
+        let swept = self.fetch_one("sweep", query).await?;
         Ok(swept.unsigned_abs())
     }
 }

@@ -8,13 +8,11 @@
 
 mod asked;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::Event;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::Instant,
@@ -183,7 +181,7 @@ impl Pods {
 
     /// The newest pod of this conversation that waits or runs.
     pub fn of_conversation(&self, conversation: ConversationId) -> Option<watch::Receiver<Seen>> {
-        let state = self.lock();
+        let state = self.0.state.lock();
         let of_it = state.pods.values().filter(|entry| {
             let seen = entry.seen.borrow();
             seen.conversation == conversation
@@ -195,7 +193,7 @@ impl Pods {
 
     /// Every known pod.
     pub fn all(&self) -> Vec<Seen> {
-        self.lock().pods.values().map(|entry| entry.seen.borrow().clone()).collect()
+        self.0.state.lock().pods.values().map(|entry| entry.seen.borrow().clone()).collect()
     }
 
     /// Deletes a pod, now or as soon as the cluster is reachable.
@@ -206,12 +204,12 @@ impl Pods {
 
     /// The queue of deletions, for its one consumer; `None` after the first call.
     pub(super) fn doomed(&self) -> Option<mpsc::Receiver<String>> {
-        self.0.doomed_out.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.doomed_out.lock().take()
     }
 
     /// Whether the pod has ended or is unknown.
     pub(super) fn is_ended(&self, name: &str) -> bool {
-        let state = self.lock();
+        let state = self.0.state.lock();
         state.pods.get(name).is_none_or(|entry| matches!(entry.seen.borrow().standing, PodStanding::Ended(_)))
     }
 
@@ -224,7 +222,7 @@ impl Pods {
     pub async fn ends(&self) -> Vec<Ended> {
         loop {
             let rung = self.0.ended.notified();
-            let untold = std::mem::take(&mut self.lock().untold);
+            let untold = std::mem::take(&mut self.0.state.lock().untold);
             if !untold.is_empty() {
                 return untold;
             }
@@ -234,13 +232,13 @@ impl Pods {
 
     /// Returns ends that could not be reported to the queue.
     pub fn put_back(&self, untold: Vec<Ended>) {
-        self.lock().untold.extend(untold);
+        self.0.state.lock().untold.extend(untold);
         self.0.ended.notify_one();
     }
 
     /// Applies one event of the watch.
     pub(super) fn hear(&self, event: Event<Pod>) {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         match event {
             Event::Init => {
                 state.lists += 1;
@@ -262,10 +260,6 @@ impl Pods {
         if !state.untold.is_empty() {
             self.0.ended.notify_one();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, FleetState> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

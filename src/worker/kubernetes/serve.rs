@@ -13,12 +13,9 @@
 //!
 //! Once the worker has the turn, [`super::ends`] takes over.
 
-use std::{
-    convert::Infallible,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -91,10 +88,10 @@ enum FollowedPod {
 impl<'a> Start<'a> {
     fn new(deps: &'a Deps, pods: &'a Pods, job: &Job) -> Self {
         let order = PodOrder {
-            worker: WorkerId(deps.store().clock().mint()),
+            worker: WorkerId(deps.store.clock().mint()),
             agent: job.agent.clone(),
             conversation: job.claim.conversation,
-            replica: deps.store().replica(),
+            replica: deps.store.replica(),
             // Minted only when a pod is created.
             token: Token(String::new()),
         };
@@ -139,7 +136,7 @@ impl<'a> Start<'a> {
         loop {
             match self.pods.create(&order).await {
                 Ok(seen) => {
-                    *lock(&self.made) = Some(seen.borrow().name.clone());
+                    *self.made.lock() = Some(seen.borrow().name.clone());
                     return Ok(seen);
                 }
                 Err(Refusal { message, detail, may_pass: false, .. }) => {
@@ -160,7 +157,7 @@ impl<'a> Start<'a> {
         let grant = Grant { agent, conversation, expires_at: None };
         let mut pause = Pause::default();
         loop {
-            match self.deps.store().mint_worker_token(&grant).await {
+            match self.deps.store.mint_worker_token(&grant).await {
                 Ok(token) => return Ok(Token(token)),
                 Err(why) if why.is_away() => pause.take(None).await,
                 Err(why) => {
@@ -216,7 +213,7 @@ impl<'a> Start<'a> {
     async fn until_taken(&self) {
         loop {
             sleep(LOOK_EVERY).await;
-            match self.deps.store().is_over(self.turn.0, self.turn.1).await {
+            match self.deps.store.is_over(self.turn.0, self.turn.1).await {
                 Ok(true) => return,
                 Ok(false) => self.show(),
                 Err(_) => {}
@@ -226,23 +223,23 @@ impl<'a> Start<'a> {
 
     /// Rings the doorbell, so that the replica this worker calls looks for the turn.
     fn show(&self) {
-        self.deps.store().wake().queue.kept(self.turn.0, self.order.conversation);
+        self.deps.store.wake().queue.kept(self.turn.0, self.order.conversation);
     }
 
     fn wait_for(&self, what: &str, detail: String) {
-        *lock(&self.waits_for) = Some((what.to_owned(), detail));
+        *self.waits_for.lock() = Some((what.to_owned(), detail));
     }
 
     /// What the turn waited for when its startup clock lapsed.
     fn waited_for(&self) -> Option<Obstacle> {
-        let (what, detail) = lock(&self.waits_for).take()?;
+        let (what, detail) = self.waits_for.lock().take()?;
         let message = format!("The worker for this agent could not be started in time: {what}.");
         Some(Obstacle::Failed { message, detail: Some(detail).filter(|detail| !detail.is_empty()) })
     }
 
     /// Deletes the pod created for this turn: it will serve nobody.
     fn give_up(&self) {
-        let Some(name) = lock(&self.made).take() else { return };
+        let Some(name) = self.made.lock().take() else { return };
         let has_ended = self.pods.is_ended(&name);
         if !has_ended {
             self.pods.bury(&name);
@@ -257,8 +254,4 @@ fn could_not(why: &str, detail: String) -> Obstacle {
 
 fn ended(ending: &Ending) -> Obstacle {
     could_not(&ending.cause.to_string(), ending.detail.clone())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

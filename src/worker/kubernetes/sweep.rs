@@ -31,11 +31,8 @@ pub(super) const FAILED_KEPT: Duration = Duration::from_secs(300);
 /// Sweeps until cancelled.
 pub async fn sweep_on(store: Store, pods: Pods, until: CancellationToken) {
     let mut idle = Idle::default();
-    loop {
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = sleep(SWEEP_EVERY.mul_f64(rand::random_range(0.8..1.2))) => {}
-        }
+    while until.run_until_cancelled(sleep(SWEEP_EVERY.mul_f64(rand::random_range(0.8..1.2)))).await.is_some()
+    {
         if let Err(why) = sweep(&store, &pods, &mut idle).await {
             tracing::debug!(%why, "the sweep of idle worker pods failed; trying again");
         }

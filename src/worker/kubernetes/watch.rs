@@ -27,10 +27,7 @@ const AGAIN_MAX: usize = 1024;
 
 /// Watches until cancelled.
 pub async fn watch_on(pods: Pods, until: CancellationToken) {
-    tokio::select! {
-        () = until.cancelled() => {}
-        () = watch(&pods) => {}
-    }
+    until.run_until_cancelled(watch(&pods)).await;
 }
 
 async fn watch(pods: &Pods) {

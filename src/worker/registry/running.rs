@@ -3,12 +3,9 @@
 //! Owns the list of running turns and the fate of claims that have left it ([`super::past_claims`]), both under
 //! one lock: an admitted claim is always in exactly one of the two. Refuses a claim that was released.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -84,7 +81,7 @@ impl Reach {
 
     /// Publishes the turn's next deadline.
     pub(in crate::worker) fn set_due(&self, at: Instant) {
-        *self.due.lock().unwrap_or_else(PoisonError::into_inner) = at;
+        *self.due.lock() = at;
     }
 
     /// Waits for the next call; a halt comes before commands. Cancel-safe.
@@ -117,7 +114,7 @@ impl Running {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         let (halt, halted) = watch::channel(None);
         let due = Arc::new(Mutex::new(Instant::now()));
-        let mut list = self.lock();
+        let mut list = self.0.lock();
         if list.past.is_released(turn, epoch) {
             return None;
         }
@@ -135,7 +132,7 @@ impl Running {
     }
 
     fn leave(&self, turn: TurnId, epoch: i32, number: u64) {
-        let mut list = self.lock();
+        let mut list = self.0.lock();
         // A later claim of the same turn has its own entry and stays.
         if list.turns.get(&turn).is_some_and(|entry| entry.number == number) {
             list.turns.remove(&turn);
@@ -146,19 +143,19 @@ impl Running {
     /// Releases a claim that runs here and that no worker has received. From now on no worker here receives the
     /// turn.
     pub(in crate::worker) fn release(&self, claim: &Claim) {
-        self.lock().past.note(claim.turn, claim.epoch, ClaimFate::Released);
+        self.0.lock().past.note(claim.turn, claim.epoch, ClaimFate::Released);
     }
 
     /// Releases a claim that does not run here. Returns false if a worker may already have received the turn.
     pub(in crate::worker) fn release_unless_delivered(&self, turn: TurnId, epoch: i32) -> bool {
-        let mut list = self.lock();
+        let mut list = self.0.lock();
         !list.turns.contains_key(&turn)
             && list.past.note(turn, epoch, ClaimFate::Released) == ClaimFate::Released
     }
 
     /// Records that a worker may have received this claim, whichever replica held the claim.
     pub(in crate::worker) fn note_delivered(&self, turn: TurnId, epoch: i32) {
-        self.lock().past.note(turn, epoch, ClaimFate::MaybeDelivered);
+        self.0.lock().past.note(turn, epoch, ClaimFate::MaybeDelivered);
     }
 
     pub(in crate::worker) fn has(&self, claim: &Claim) -> bool {
@@ -167,56 +164,50 @@ impl Running {
 
     /// Whether this attempt of the turn runs here.
     pub(in crate::worker) fn runs_at(&self, turn: TurnId, epoch: i32) -> bool {
-        self.lock().turns.get(&turn).is_some_and(|entry| entry.epoch == epoch)
+        self.0.lock().turns.get(&turn).is_some_and(|entry| entry.epoch == epoch)
     }
 
     /// The epoch of each running turn.
     pub(in crate::worker) fn epochs(&self) -> HashMap<TurnId, i32> {
-        self.lock().turns.iter().map(|(&turn, entry)| (turn, entry.epoch)).collect()
+        self.0.lock().turns.iter().map(|(&turn, entry)| (turn, entry.epoch)).collect()
     }
 
     /// The time until each turn's next deadline.
     pub(in crate::worker) fn time_left(&self) -> Vec<(TurnId, i32, Duration)> {
         let now = Instant::now();
-        let left = |entry: &RunningTurn| {
-            entry.due.lock().unwrap_or_else(PoisonError::into_inner).saturating_duration_since(now)
-        };
-        self.lock().turns.iter().map(|(&turn, entry)| (turn, entry.epoch, left(entry))).collect()
+        let left = |entry: &RunningTurn| entry.due.lock().saturating_duration_since(now);
+        self.0.lock().turns.iter().map(|(&turn, entry)| (turn, entry.epoch, left(entry))).collect()
     }
 
     /// Passes a command on. A command that does not fit the queue is read from the database again later.
     pub(in crate::worker) fn order(&self, command: Command) {
-        let orders = self.lock().turns.get(&command.turn).map(|entry| entry.orders.clone());
+        let orders = self.0.lock().turns.get(&command.turn).map(|entry| entry.orders.clone());
         if let Some(orders) = orders {
             let _ = orders.try_send(command);
         }
     }
 
     pub(in crate::worker) fn halt(&self, turn: TurnId, epoch: i32, why: Halt) {
-        if let Some(entry) = self.lock().turns.get(&turn).filter(|entry| entry.epoch == epoch) {
+        if let Some(entry) = self.0.lock().turns.get(&turn).filter(|entry| entry.epoch == epoch) {
             entry.halt.send_replace(Some(why));
         }
     }
 
     /// Halts every turn that is not halted yet.
     pub(in crate::worker) fn halt_all(&self, why: Halt) {
-        for entry in self.lock().turns.values() {
+        for entry in self.0.lock().turns.values() {
             entry.halt.send_if_modified(|halt| halt.is_none() && halt.replace(why).is_none());
         }
     }
 
     pub(in crate::worker) fn note_worker(&self, turn: TurnId, worker: WorkerId) {
-        if let Some(entry) = self.lock().turns.get_mut(&turn) {
+        if let Some(entry) = self.0.lock().turns.get_mut(&turn) {
             entry.worker = Some(worker);
         }
     }
 
     pub(in crate::worker) fn of_worker(&self, worker: WorkerId) -> Vec<TurnId> {
-        let list = self.lock();
+        let list = self.0.lock();
         list.turns.iter().filter(|(_, entry)| entry.worker == Some(worker)).map(|(&turn, _)| turn).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, List> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

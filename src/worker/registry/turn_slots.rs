@@ -7,11 +7,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{config::Config, id::TurnId, principal::Principal, store::Store};
@@ -139,13 +140,18 @@ impl TokenShares {
 
     fn barred(&self) -> Vec<Principal> {
         let Some(share) = self.each else { return Vec::new() };
-        self.taken().iter().filter(|(_, taken)| **taken >= share.usual).map(|(&whose, _)| whose).collect()
+        self.taken
+            .lock()
+            .iter()
+            .filter(|(_, taken)| **taken >= share.usual)
+            .map(|(&whose, _)| whose)
+            .collect()
     }
 
     /// Counts one more slot for this principal; false if the share is used up.
     fn grant(&self, whose: Principal, cause: ShareReason) -> bool {
         let Some(share) = self.each.filter(|_| whose != Principal::OPERATOR) else { return true };
-        let mut counts = self.taken();
+        let mut counts = self.taken.lock();
         let taken = counts.entry(whose).or_default();
         let is_counted = match cause {
             ShareReason::Wanted => *taken < share.usual,
@@ -159,7 +165,7 @@ impl TokenShares {
     /// Counts one slot less. Returns whether the principal was at its share until now.
     fn take_back(&self, whose: Principal) -> bool {
         let Some(share) = self.each.filter(|_| whose != Principal::OPERATOR) else { return false };
-        let mut counts = self.taken();
+        let mut counts = self.taken.lock();
         let Some(taken) = counts.get_mut(&whose) else { return false };
         let had_share = *taken == share.usual;
         *taken = taken.saturating_sub(1);
@@ -167,10 +173,6 @@ impl TokenShares {
             counts.remove(&whose);
         }
         had_share
-    }
-
-    fn taken(&self) -> MutexGuard<'_, HashMap<Principal, usize>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -54,7 +54,7 @@ impl RemoteLink {
         guard: OfferGuard,
         token: String,
     ) -> Self {
-        let worker = guard.session().worker().id;
+        let worker = guard.session().worker.id;
         let lease = (claim.turn, claim.epoch);
         let (line, batches) = rendezvous::Line::new(lease, worker, token::hash(&token), 0);
         let unoffered = Some((guard, token, claim.clone()));
@@ -104,8 +104,8 @@ impl RemoteLink {
 
     /// Counts one tick of silence. Returns whether the worker counts as lost.
     fn is_lost(&self) -> bool {
-        let session = self.rendezvous.session(self.line.worker());
-        self.line.liveness().tick(session.is_some_and(|session| session.liveness().is_cut_off()))
+        let session = self.rendezvous.session(self.line.worker);
+        self.line.liveness.tick(session.is_some_and(|session| session.liveness.is_cut_off()))
     }
 
     fn offer(&mut self, message: String) -> Result<(), SendError> {
@@ -129,7 +129,7 @@ impl RemoteLink {
 
 impl Link for RemoteLink {
     fn worker(&self) -> WorkerId {
-        self.line.worker()
+        self.line.worker
     }
 
     async fn recv(&mut self) -> Heard {
@@ -189,8 +189,8 @@ impl Link for RemoteLink {
 
 impl Drop for RemoteLink {
     fn drop(&mut self) {
-        if let Some(session) = self.rendezvous.session(self.line.worker()) {
-            session.withdraw(self.line.turn(), self.line.epoch());
+        if let Some(session) = self.rendezvous.session(self.line.worker) {
+            session.withdraw(self.line.turn, self.line.epoch);
         }
         self.rendezvous.close(&self.line, self.end);
     }

@@ -65,10 +65,10 @@ pub struct RemoteClaim {
 impl Host {
     /// Reserves at most `most` slots; `None` if none is free. The queue is polled again when one is.
     pub fn remote_capacity(&self, most: usize) -> Option<RemoteCapacity> {
-        let slots = self.deps().slots();
+        let slots = &self.deps().slots;
         let taken = slots.take(slots.free().min(most)).map(RemoteCapacity);
         if taken.is_none() && slots.want() {
-            self.deps().store().wake().queue.look();
+            self.deps().store.wake().queue.look();
         }
         taken
     }
@@ -79,10 +79,10 @@ impl Host {
         let RemoteClaim { claim, guard, token, share } = call;
         let Some(permit) = capacity.0.split(1) else { return false };
         let slot = Some(TurnSlot::new(permit, share));
-        let Some(reach) = self.deps().running().admit(&claim, slot) else { return false };
-        let remote = RemoteLink::offering(self.deps().rendezvous(), &claim, guard, token);
+        let Some(reach) = self.deps().running.admit(&claim, slot) else { return false };
+        let remote = RemoteLink::offering(&self.deps().rendezvous, &claim, guard, token);
         let serving = serve(self.clone(), claim, reach, remote);
-        self.deps().supervisor().spawn(TaskKind::Turn, "turn", serving);
+        self.deps().supervisor.spawn(TaskKind::Turn, "turn", serving);
         true
     }
 
@@ -92,12 +92,12 @@ impl Host {
         let (mut moves, mut asked) = (Vec::new(), Vec::new());
         for request in self.not_running(requests).await {
             let AdoptRequest { turn, epoch, proof, .. } = request;
-            if let Some(line) = self.deps().rendezvous().line(turn, epoch).filter(|line| line.is_for(proof)) {
+            if let Some(line) = self.deps().rendezvous.line(turn, epoch).filter(|line| line.is_for(proof)) {
                 request.answer(AdoptOutcome::Held(line));
             } else {
                 // Noted before the commit is known: if the move fails half way, the turn must not pass for one
                 // that no worker has received (I10).
-                self.deps().running().note_delivered(turn, epoch);
+                self.deps().running.note_delivered(turn, epoch);
                 moves.push(Move { turn, epoch, proof });
                 asked.push(request);
             }
@@ -105,7 +105,7 @@ impl Host {
         if moves.is_empty() {
             return;
         }
-        let adoptions = match self.deps().store().adopt(&moves).await {
+        let adoptions = match self.deps().store.adopt(&moves).await {
             Ok(adoptions) => adoptions,
             Err(why) => {
                 asked.into_iter().for_each(|request| request.answer(AdoptOutcome::Failed(why.clone())));
@@ -131,11 +131,11 @@ impl Host {
 
     /// Answers requests whose turns already run here and returns the others.
     async fn not_running(&self, requests: Vec<AdoptRequest>) -> Vec<AdoptRequest> {
-        let rendezvous = self.deps().rendezvous();
+        let rendezvous = &self.deps().rendezvous;
         let runs = |request: &AdoptRequest| {
             let is_held =
                 rendezvous.line(request.turn, request.epoch).is_some_and(|line| line.is_for(request.proof));
-            !is_held && self.deps().running().runs_at(request.turn, request.epoch)
+            !is_held && self.deps().running.runs_at(request.turn, request.epoch)
         };
         let (running, others): (Vec<AdoptRequest>, Vec<AdoptRequest>) = requests.into_iter().partition(runs);
         if running.is_empty() {
@@ -143,7 +143,7 @@ impl Host {
         }
         let asked: Vec<_> =
             running.iter().map(|request| (request.turn, request.epoch, request.proof)).collect();
-        let offered = self.deps().store().offered(&asked).await;
+        let offered = self.deps().store.offered(&asked).await;
         for request in running {
             let AdoptRequest { turn, epoch, proof, .. } = request;
             request.answer(match &offered {
@@ -151,7 +151,7 @@ impl Host {
                 Ok(offered) if !offered.contains(&(turn, epoch, proof)) => AdoptOutcome::Unknown,
                 Ok(_) => {
                     // A former hold of the same turn has not ended yet. The worker retries.
-                    self.deps().running().halt(turn, epoch, Halt::Moved);
+                    self.deps().running.halt(turn, epoch, Halt::Moved);
                     AdoptOutcome::Elsewhere
                 }
                 Err(why) => AdoptOutcome::Failed(why.clone()),
@@ -163,7 +163,7 @@ impl Host {
     /// Resumes turns that are now held here, each as soon as its log is read.
     async fn resume_all(&self, adopted: Vec<Adopted>, owed: Vec<AdoptRequest>) {
         let turns: Vec<TurnId> = adopted.iter().map(|adopted| adopted.claim.turn).collect();
-        let beginnings = match self.deps().store().read_beginnings(&turns).await {
+        let beginnings = match self.deps().store.read_beginnings(&turns).await {
             Ok(beginnings) => beginnings,
             Err(why) => {
                 owed.into_iter().for_each(|request| request.answer(AdoptOutcome::Failed(why.clone())));
@@ -173,7 +173,7 @@ impl Host {
         let each = adopted.into_iter().zip(owed).zip(beginnings);
         let resuming = each.map(|((adopted, request), beginning)| async move {
             let past = match beginning {
-                Ok(beginning) => Replay::read(self.deps().store(), &adopted, beginning).await,
+                Ok(beginning) => Replay::read(&self.deps().store, &adopted, beginning).await,
                 Err(why) => Err(why),
             };
             request.answer(match past {
@@ -185,18 +185,18 @@ impl Host {
     }
 
     fn resume(&self, adopted: Adopted, past: Replay) -> AdoptOutcome {
-        let Some(reach) = self.deps().running().admit(&adopted.claim, None) else {
+        let Some(reach) = self.deps().running.admit(&adopted.claim, None) else {
             return AdoptOutcome::Stale;
         };
         tracing::info!(
             turn_id = %adopted.claim.turn, epoch = adopted.claim.epoch,
             "this replica has adopted a remote turn"
         );
-        let remote = RemoteLink::resuming(self.deps().rendezvous(), &adopted, &past);
+        let remote = RemoteLink::resuming(&self.deps().rendezvous, &adopted, &past);
         let outcome = AdoptOutcome::Held(remote.line().clone());
         let is_running = adopted.is_running;
         let (host, claim) = (self.clone(), adopted.claim);
-        self.deps().supervisor().spawn(TaskKind::Turn, "turn", async move {
+        self.deps().supervisor.spawn(TaskKind::Turn, "turn", async move {
             if is_running {
                 go_on(host, claim, reach, remote, past).await;
             } else {
@@ -216,7 +216,7 @@ impl Host {
     /// Ends the runs of turns that moved to another replica.
     pub fn let_go(&self, strayed: &[(TurnId, i32)]) {
         for &(turn, epoch) in strayed {
-            self.deps().running().halt(turn, epoch, Halt::Moved);
+            self.deps().running.halt(turn, epoch, Halt::Moved);
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) async fn hand_over(deps: &Deps, link: &mut RemoteLink, job: &mut Job)
             return None;
         }
     }
-    let base = start(deps, line.worker(), job).await?;
+    let base = start(deps, line.worker, job).await?;
     line.begin();
     Some(base)
 }
@@ -60,8 +60,8 @@ pub(super) async fn hand_over(deps: &Deps, link: &mut RemoteLink, job: &mut Job)
 async fn not_taken(deps: &Deps, job: &Job) {
     let claim = &job.claim;
     tracing::warn!(waited = ?TAKE_MAX, "the worker did not take the offered turn in time");
-    deps.running().release(claim);
-    match deps.store().release(claim.turn, claim.epoch, true).await {
+    deps.running.release(claim);
+    match deps.store.release(claim.turn, claim.epoch, true).await {
         Ok(true) => metrics::requeued("not_taken"),
         Ok(false) => {
             let account = Account::unstarted(claim, Some(job));

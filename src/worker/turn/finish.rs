@@ -77,7 +77,7 @@ impl Run<'_> {
 
     async fn give_back(&mut self, word: &LastWord) -> bool {
         let claim = &self.job.claim;
-        let is_released = self.deps.store().release(claim.turn, claim.epoch, false).await.unwrap_or(false);
+        let is_released = self.deps.store.release(claim.turn, claim.epoch, false).await.unwrap_or(false);
         if is_released {
             metrics::requeued(if word.label == Code::Interrupted.as_str() {
                 "drain"

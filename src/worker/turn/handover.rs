@@ -67,7 +67,7 @@ pub(in crate::worker) async fn history(deps: &Deps, link: &impl Link, job: &Job)
         return Some(ToldHistory::nothing(assignment.ordinal));
     }
     let (why, is_away) = loop {
-        match deps.store().past(job.claim.conversation, assignment.ordinal, limits).await {
+        match deps.store.past(job.claim.conversation, assignment.ordinal, limits).await {
             Ok(past) => match history::told(&past, assignment.ordinal, &assignment.input, limits) {
                 Ok(told) => {
                     if let Some(omitted) = told.omitted {
@@ -98,7 +98,7 @@ pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Jo
     loop {
         let (asked_at, (at, _)) = (Instant::now(), job.clocks.next());
         let started = tokio::select! {
-            started = deps.store().start(&job.claim, Some(worker)) => started,
+            started = deps.store.start(&job.claim, Some(worker)) => started,
             halt = job.reach.halted() => {
                 if halt == Halt::Interrupted {
                     give_back(deps, &job.claim, "drain").await;
@@ -114,7 +114,7 @@ pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Jo
             }
             // Another session holds the row's lock. The worker is ready, so this wait counts against the cap only.
             Err(why) if why.is_held() && !job.clocks.cap_left(Instant::now()).is_zero() => {
-                deps.store().tell_who_keeps_back(job.claim.turn).await;
+                deps.store.tell_who_keeps_back(job.claim.turn).await;
                 pause().await;
                 job.clocks.excuse(asked_at.elapsed());
                 job.reach.set_due(job.clocks.next().0);
@@ -132,7 +132,7 @@ pub(in crate::worker) async fn start(deps: &Deps, worker: WorkerId, job: &mut Jo
 
 /// The start matched no row: the turn was cancelled first, or is no longer held here.
 async fn cancelled_or_lost(deps: &Deps, job: &Job) {
-    let commands = deps.store().commands(&[job.claim.turn]).await.unwrap_or_default();
+    let commands = deps.store.commands(&[job.claim.turn]).await.unwrap_or_default();
     let by = commands.into_iter().find_map(|command| match command.order {
         Order::Cancel { by } => Some(by),
         Order::Answer { .. } => None,
@@ -153,7 +153,7 @@ pub(in crate::worker) fn deliver(
     told: ToldHistory,
 ) -> Result<(), SendError> {
     let cap_left = job.clocks.cap_left(Instant::now());
-    let deadline = deps.store().clock().now() + TimeDelta::from_std(cap_left).unwrap_or(TimeDelta::MAX);
+    let deadline = deps.store.clock().now() + TimeDelta::from_std(cap_left).unwrap_or(TimeDelta::MAX);
     let message = ToWorker::Turn {
         turn_id: job.claim.turn,
         conversation_id: job.claim.conversation,

@@ -5,13 +5,9 @@
 //! async task is blocked. Fails closed: input that cannot be checked within its budget is stopped, and client and
 //! log learn why.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
@@ -111,16 +107,12 @@ impl InputGuards {
     /// A revision's compiled guards. Two first callers may both compile them.
     fn compiled(&self, agent: &Agent) -> Arc<Guards> {
         let revision = (agent.name.clone(), agent.revision);
-        if let Some(guards) = self.kept().find(&revision) {
+        if let Some(guards) = self.kept.lock().find(&revision) {
             return guards;
         }
         let guards = Arc::new(Guards::compile(&agent.spec.guards));
-        self.kept().keep(revision, guards.clone());
+        self.kept.lock().keep(revision, guards.clone());
         guards
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -182,12 +174,12 @@ mod tests {
     fn what_is_kept_is_bounded_and_what_is_used_stays() {
         let checks = InputGuards::default();
         let first = checks.compiled(&agent(0, &["a"]));
-        checks.kept().most = 3 * first.bytes();
+        checks.kept.lock().most = 3 * first.bytes();
         for revision in 1..6 {
             checks.compiled(&agent(revision, &["a"]));
             assert!(Arc::ptr_eq(&first, &checks.compiled(&agent(0, &["a"]))), "{revision}");
         }
-        let kept = checks.kept();
+        let kept = checks.kept.lock();
         assert_eq!((kept.bytes, kept.revisions.len()), (kept.most, 3));
     }
 

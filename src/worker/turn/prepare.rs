@@ -73,7 +73,7 @@ pub(in crate::worker) fn job_of(
     let clocks = Clocks::claimed(claimed_at, agent.spec.timeouts.startup.0, cap_left);
     let span = tracing::info_span!(
         "turn", turn_id = %claim.turn, conversation_id = %claim.conversation, agent = %agent.name,
-        epoch = claim.epoch, replica_id = %deps.store().replica(), worker_id = tracing::field::Empty,
+        epoch = claim.epoch, replica_id = %deps.store.replica(), worker_id = tracing::field::Empty,
     );
     telemetry::adopt(&span, &claim.assignment.traceparent);
     Job { claim, agent, clocks, span, reach }
@@ -81,8 +81,8 @@ pub(in crate::worker) fn job_of(
 
 /// Gives a turn that no worker has received back to the queue. `reason` is the label of the metric.
 pub(in crate::worker) async fn give_back(deps: &Deps, claim: &Claim, reason: &'static str) {
-    deps.running().release(claim);
-    match deps.store().release(claim.turn, claim.epoch, true).await {
+    deps.running.release(claim);
+    match deps.store.release(claim.turn, claim.epoch, true).await {
         Ok(true) => telemetry::metrics::requeued(reason),
         // The next `settle` pass gives the turn back.
         Ok(false) => tracing::warn!(turn_id = %claim.turn, "the turn could not be given back yet"),
@@ -93,8 +93,8 @@ pub(in crate::worker) async fn give_back(deps: &Deps, claim: &Claim, reason: &'s
 /// Leaves a turn to replicas of a newer release, whose agent this release cannot read. The store claims no more
 /// turns of that agent here.
 async fn decline(deps: &Deps, claim: &Claim) {
-    deps.running().release(claim);
-    match deps.store().decline(claim.turn, claim.epoch).await {
+    deps.running.release(claim);
+    match deps.store.decline(claim.turn, claim.epoch).await {
         Ok(true) => telemetry::metrics::requeued("newer_release"),
         // The next `settle` pass gives the turn back.
         Ok(false) => {
@@ -108,7 +108,7 @@ async fn load(deps: &Deps, claim: &Claim) -> Result<Option<Agent>, StoreError> {
     let give_up = Instant::now() + LOAD_MAX;
     let Assignment { agent, agent_revision, .. } = &claim.assignment;
     loop {
-        match deps.store().agent_at(agent, *agent_revision).await {
+        match deps.store.agent_at(agent, *agent_revision).await {
             Err(why) if why.is_away() && Instant::now() < give_up => {
                 tokio::time::sleep(Duration::from_millis(rand::random_range(100..300))).await;
             }
@@ -127,7 +127,7 @@ async fn fail(deps: &Deps, claim: &Claim, why: &str) {
 /// log takes events of running turns only.
 pub(in crate::worker) async fn block(deps: &Deps, job: Job, notice: String) {
     let claim = &job.claim;
-    let base = match deps.store().start(claim, None).await {
+    let base = match deps.store.start(claim, None).await {
         Ok(Some(base)) => base,
         Ok(None) => return telemetry::metrics::leases_lost(),
         // The turn's startup clock closes the turn.
@@ -141,7 +141,7 @@ pub(in crate::worker) async fn block(deps: &Deps, job: Job, notice: String) {
         clock: TurnClock::Progress,
         budget_ms: job.agent.spec.timeouts.progress.millis(),
     };
-    if let Written::Done(base) = deps.writer().append(append).await {
+    if let Written::Done(base) = deps.writer.append(append).await {
         let account = Account::unstarted(claim, Some(&job));
         speak(deps, claim, base, account.failure(Code::GuardBlocked, &notice, None)).await;
     }

@@ -52,7 +52,7 @@ impl Replay {
     /// The state right after the hand-over, with `started` at seq `base`.
     pub(in crate::worker) fn started(deps: &Deps, job: &Job, base: i32) -> Replay {
         let left = job.agent.spec.timeouts.progress.0;
-        let started_at = Some(deps.store().clock().now());
+        let started_at = Some(deps.store.clock().now());
         Replay { base, left, started_at, ..Replay::default() }
     }
 

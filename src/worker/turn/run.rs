@@ -97,7 +97,7 @@ pub(in crate::worker) async fn resume(
     job: &mut Job,
     past: Replay,
 ) -> Fate {
-    deps.running().note_worker(job.claim.turn, link.worker());
+    deps.running.note_worker(job.claim.turn, link.worker());
     let now = Instant::now();
     match past.transcript.is_asking() {
         true => job.clocks.expect_answer(now, past.left),
@@ -109,7 +109,7 @@ pub(in crate::worker) async fn resume(
     account.last_progress_at = past.last_progress_at;
     let mut run = Run {
         account,
-        buffer: WriteBuffer::new(deps.writer().clone(), job.claim.clone(), past.base),
+        buffer: WriteBuffer::new(deps.writer.clone(), job.claim.clone(), past.base),
         cancelled_by: past.cancelled_by,
         has_answered: past.has_answered,
         heard: past.heard,
@@ -295,7 +295,7 @@ impl Run<'_> {
     }
 
     fn gather(&mut self, event: NewEvent) {
-        self.account.last_progress_at = Some(self.deps.store().clock().now());
+        self.account.last_progress_at = Some(self.deps.store.clock().now());
         self.buffer.gather(event);
     }
 
@@ -329,7 +329,7 @@ impl Run<'_> {
     /// out.
     async fn mark_taken(&mut self, command: i64) -> Option<End> {
         let claim = &self.job.claim;
-        match self.deps.store().take_command_of(command, claim.turn, claim.epoch).await {
+        match self.deps.store.take_command_of(command, claim.turn, claim.epoch).await {
             Ok(true) => None,
             Ok(false) => Some(End::Moved),
             Err(why) => {

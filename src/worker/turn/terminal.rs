@@ -91,7 +91,7 @@ pub(in crate::worker) async fn speak_after(
 ) -> bool {
     let (kind, code) = (word.kind, word.label.clone());
     let finish = Finish { turn: claim.turn, epoch: claim.epoch, base, said, word };
-    match deps.writer().finish(finish.clone()).await {
+    match deps.writer.finish(finish.clone()).await {
         Written::Done(_) => {
             metrics::last_words(kind, &code);
             tracing::info!(turn_id = %claim.turn, epoch = claim.epoch, %kind, %code, "last word");
@@ -109,7 +109,7 @@ pub(in crate::worker) async fn speak_after(
             );
             let failure = Failure::new(Code::Internal, claim.epoch).to_last_word();
             let finish = Finish { said: Vec::new(), word: failure, ..finish };
-            matches!(deps.writer().finish(finish).await, Written::Done(_))
+            matches!(deps.writer.finish(finish).await, Written::Done(_))
         }
     }
 }

@@ -61,8 +61,8 @@ const NEXT_RELEASE: Mutant = Mutant {
         },
         Edit {
             file: "crates/words/src/failure.rs",
-            find: "Code::EmptyReply => \"empty_reply\",",
-            replace: "Code::EmptyReply => \"said_nothing\",",
+            find: "EmptyReply = \"empty_reply\",",
+            replace: "EmptyReply = \"said_nothing\",",
         },
         Edit {
             file: "src/worker/turn/transcript.rs",

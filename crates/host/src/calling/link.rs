@@ -4,12 +4,9 @@
 //! gateway move every turn. If a configured URL is a load balancer's, the replica's own address is used where it
 //! is reachable.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use reqwest::{Client, Response, Url, header};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -132,7 +129,7 @@ impl GatewayLink {
 
     /// Remembers that a replica's own address leads elsewhere.
     fn note_misleading(&self, base: &str) {
-        let mut misleading = self.misleading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut misleading = self.misleading.lock();
         if misleading.iter().any(|known| known == base) {
             return;
         }
@@ -146,7 +143,7 @@ impl GatewayLink {
     pub async fn register(&self, n: usize) -> Result<Route, NoRoute> {
         let found_by = n % self.urls.len();
         let base = &self.urls[found_by];
-        let worker = *self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = *self.worker.lock();
         let Identity { agent, conversation, name, token, worker: _ } = &self.identity;
         let body = json!({
             "agent": agent, "conversation_id": conversation, "worker_id": worker, "name": name,
@@ -160,7 +157,7 @@ impl GatewayLink {
             return Err(if is_final { NoRoute::Refused(problem) } else { unreachable(problem.to_string()) });
         }
         let registered: RegisteredHost = answer.json().await.map_err(|why| unreachable(cause(&why)))?;
-        *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered.worker_id);
+        *self.worker.lock() = Some(registered.worker_id);
         let base = self.own_address(base, &registered.url).await.unwrap_or_else(|| base.clone());
         Ok(Route { base, registered: Arc::new(registered), found_by })
     }
@@ -168,8 +165,7 @@ impl GatewayLink {
     /// The replica's own address, if it differs and answers.
     async fn own_address(&self, base: &str, own: &str) -> Option<String> {
         let own = own.trim_end_matches('/');
-        let is_known =
-            self.misleading.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == own);
+        let is_known = self.misleading.lock().iter().any(|known| known == own);
         // The replica's loopback address means another machine here.
         if own.is_empty() || own == base || is_known || (is_loopback(own) && !is_loopback(base)) {
             return None;

@@ -2,9 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Notify, mpsc},
@@ -66,7 +67,7 @@ impl Turns {
     pub fn admit(self: &Arc<Self>, turn: TurnId, epoch: i32) -> Option<Admitted> {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         let over = CancellationToken::new();
-        let mut list = self.list();
+        let mut list = self.list.lock();
         if list.turns.get(&turn).is_some_and(|known| known.epoch >= epoch) {
             return None;
         }
@@ -79,12 +80,12 @@ impl Turns {
 
     /// The number of turns.
     pub fn count(&self) -> usize {
-        self.list().turns.len()
+        self.list.lock().turns.len()
     }
 
     /// Since when there is no turn; `None` if there are some.
     pub fn idle_since(&self) -> Option<Instant> {
-        let list = self.list();
+        let list = self.list.lock();
         list.turns.is_empty().then_some(list.idle_since)
     }
 
@@ -107,7 +108,7 @@ impl Turns {
 
     /// The turns as a beat names them.
     pub fn named(&self) -> Value {
-        let list = self.list();
+        let list = self.list.lock();
         let named = list.turns.iter().map(|(turn, reach)| {
             let told: Vec<&String> = reach.told.iter().collect();
             json!({ "turn_id": turn, "epoch": reach.epoch, "told": told })
@@ -117,7 +118,7 @@ impl Turns {
 
     /// Passes an order on, once. An order that does not fit is sent again by the gateway.
     pub fn order(&self, order: &OrderToPass) {
-        let mut list = self.list();
+        let mut list = self.list.lock();
         let Some(reach) = list.turns.get_mut(&order.turn_id) else { return };
         if reach.told.contains(&order.key) {
             return;
@@ -130,24 +131,20 @@ impl Turns {
 
     /// Ends this host's work on a turn.
     pub fn end(&self, turn: TurnId, epoch: i32) {
-        if let Some(reach) = self.list().turns.get(&turn).filter(|reach| reach.epoch == epoch) {
+        if let Some(reach) = self.list.lock().turns.get(&turn).filter(|reach| reach.epoch == epoch) {
             reach.over.cancel();
         }
     }
 
     /// Ends this host's work on every turn.
     pub fn end_all(&self) {
-        self.list().turns.values().for_each(|reach| reach.over.cancel());
-    }
-
-    fn list(&self) -> MutexGuard<'_, TurnList> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().turns.values().for_each(|reach| reach.over.cancel());
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut list = self.turns.list();
+        let mut list = self.turns.list.lock();
         if list.turns.get(&self.turn).is_some_and(|reach| reach.epoch == self.epoch) {
             list.turns.remove(&self.turn);
         }

@@ -4,11 +4,9 @@
 //! even while nobody reads the worker's stdout, so that logging never blocks a worker. Clients see it only if the
 //! agent exposes errors.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::VecDeque, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::{io::AsyncReadExt, process::ChildStderr, sync::watch};
 
 use super::exit::{Exit, leak_timeout};
@@ -35,7 +33,7 @@ impl Default for StderrTail {
 
 impl StderrTail {
     pub(super) fn text(&self) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.bytes.lock();
         String::from_utf8_lossy(&bytes.iter().copied().collect::<Vec<_>>()).into_owned()
     }
 
@@ -56,7 +54,7 @@ impl StderrTail {
 }
 
 fn keep(tail: &Mutex<VecDeque<u8>>, chunk: &[u8]) {
-    let mut bytes = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut bytes = tail.lock();
     bytes.extend(chunk);
     let surplus = bytes.len().saturating_sub(TAIL_BYTES_MAX);
     bytes.drain(..surplus);

@@ -4,11 +4,7 @@
 //! Owns the list of guards; any other child is a stray. Spares processes of this process's own session: agents and
 //! their descendants have sessions of their own.
 
-use std::{
-    collections::HashSet,
-    io,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashSet, io};
 
 use nix::{
     sys::{
@@ -18,6 +14,7 @@ use nix::{
     },
     unistd::{Pid, getsid},
 };
+use parking_lot::Mutex;
 
 use super::proc_tree;
 
@@ -37,7 +34,7 @@ pub(super) fn note_guard<T>(
     start: impl FnOnce() -> io::Result<T>,
     pid: impl FnOnce(&T) -> Option<u32>,
 ) -> io::Result<T> {
-    let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut guards = GUARDS.lock();
     let guard = start()?;
     let pid = pid(&guard).and_then(|pid| i32::try_from(pid).ok());
     guards.get_or_insert_default().extend(pid);
@@ -46,7 +43,7 @@ pub(super) fn note_guard<T>(
 
 /// Sends SIGKILL to every stray and its descendants. Returns the number of strays. Reads `/proc`, and reaps.
 pub(super) fn kill_all() -> usize {
-    let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut guards = GUARDS.lock();
     let guards = guards.get_or_insert_default();
     let children = proc_tree::children(Pid::this());
     // Checked one by one: a list of children may miss a child whose parent thread is ending.

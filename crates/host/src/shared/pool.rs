@@ -4,11 +4,9 @@
 //! first. A new worker is started only if no worker has a free lane, so there are never more busy workers than
 //! turns.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
@@ -36,7 +34,7 @@ impl Pool {
         turn: TurnId,
         make: impl FnOnce() -> (WorkerId, Program),
     ) -> (Lane, Option<TurnRouter>) {
-        let mut all = self.all();
+        let mut all = self.workers.lock();
         let mut of_agent = all.iter().filter(|router| router.is_of(agent));
         if let Some(lane) = of_agent.find_map(|router| router.connect(turn).map(Lane::new)) {
             return (lane, None);
@@ -49,7 +47,7 @@ impl Pool {
 
     /// A lane for `turn` at a worker that is ready now.
     pub(crate) fn lane_at_once(&self, agent: (&str, i32), turn: TurnId) -> Option<Lane> {
-        let all = self.all();
+        let all = self.workers.lock();
         let mut ready = all.iter().filter(|router| router.is_of(agent) && router.is_ready());
         ready.find_map(|router| router.connect(turn).map(Lane::new)).filter(Lane::is_alive)
     }
@@ -57,14 +55,14 @@ impl Pool {
     /// Reserves up to `most` lanes of each ready worker, the oldest worker first. Workers of guarded agents are
     /// left out.
     pub(crate) fn reserve(&self, most: usize) -> Vec<ReservedLanes> {
-        let all = self.all();
+        let all = self.workers.lock();
         let ready = all.iter().filter(|it| it.is_ready() && !it.program().is_guarded);
         ready.filter_map(|router| router.reserve(most)).collect()
     }
 
     /// Gives no more turns to this worker, or to any.
     pub(crate) fn retire(&self, only: Option<WorkerId>) {
-        for router in self.all().iter() {
+        for router in self.workers.lock().iter() {
             if only.is_none_or(|worker| worker == router.worker()) {
                 router.retire(Standing::Retired);
             }
@@ -73,12 +71,12 @@ impl Pool {
 
     /// Kills every worker.
     pub(crate) fn kill(&self) {
-        self.all().iter().for_each(TurnRouter::kill);
+        self.workers.lock().iter().for_each(TurnRouter::kill);
     }
 
     /// The longest idle worker, and since when it is idle.
     pub(crate) fn longest_idle(&self) -> Option<(TurnRouter, Instant)> {
-        let all = self.all();
+        let all = self.workers.lock();
         let idle = all.iter().filter_map(|it| match it.outlook() {
             WorkerOutlook::Idle(since) => Some((it, since)),
             WorkerOutlook::Busy | WorkerOutlook::Over(_) => None,
@@ -88,17 +86,17 @@ impl Pool {
 
     /// The number of idle workers that may still take turns.
     pub(crate) fn idle(&self) -> usize {
-        self.all().iter().filter(|it| matches!(it.outlook(), WorkerOutlook::Idle(_))).count()
+        self.workers.lock().iter().filter(|it| matches!(it.outlook(), WorkerOutlook::Idle(_))).count()
     }
 
     /// Whether a worker has a free lane.
     pub(crate) fn has_room(&self) -> bool {
-        self.all().iter().any(TurnRouter::has_room)
+        self.workers.lock().iter().any(TurnRouter::has_room)
     }
 
     /// Renews the lifeline of the workers' guards. Returns the number of idle and of busy workers.
     pub(crate) fn renew(&self) -> (usize, usize) {
-        let all = self.all();
+        let all = self.workers.lock();
         all.iter().for_each(TurnRouter::renew);
         let busy = all.iter().filter(|router| router.outlook() == WorkerOutlook::Busy).count();
         (all.len() - busy, busy)
@@ -111,14 +109,10 @@ impl Pool {
 
     /// Removes a worker that has no turn and takes none.
     pub(crate) fn forget(&self, worker: WorkerId) {
-        self.all().retain(|router| router.worker() != worker);
+        self.workers.lock().retain(|router| router.worker() != worker);
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.all().len()
-    }
-
-    fn all(&self) -> MutexGuard<'_, Vec<TurnRouter>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.workers.lock().len()
     }
 }

@@ -8,13 +8,10 @@
 //!
 //! [`super::worker`] runs the process; [`super::lane`] is the turn's end of a line.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use metrics::counter;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{
         Notify,
@@ -378,7 +375,7 @@ impl TurnRouter {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, RouterState> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 

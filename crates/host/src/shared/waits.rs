@@ -2,11 +2,9 @@
 //!
 //! A blocked worker can be heard for none of its turns, so that time counts as no turn's silence (I8).
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Blocked time of one shared worker, or of several together.
@@ -27,17 +25,13 @@ pub(crate) struct PipeWait<'a>(&'a Waits);
 impl Waits {
     /// A pipe is blocked from now on.
     pub fn begin(&self) -> PipeWait<'_> {
-        self.state().begin(Instant::now());
+        self.0.lock().begin(Instant::now());
         PipeWait(self)
     }
 
     /// The total until now.
     pub fn total(&self) -> Duration {
-        self.state().total(Instant::now())
-    }
-
-    fn state(&self) -> MutexGuard<'_, WaitState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().total(Instant::now())
     }
 }
 
@@ -62,7 +56,7 @@ impl WaitState {
 
 impl Drop for PipeWait<'_> {
     fn drop(&mut self) {
-        self.0.state().end(Instant::now());
+        self.0.0.lock().end(Instant::now());
     }
 }
 

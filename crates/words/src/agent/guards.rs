@@ -8,12 +8,9 @@ mod budget;
 mod cost;
 mod states;
 
-use std::{
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
+use parking_lot::Mutex;
 use regex_automata::{
     Input,
     hybrid::dfa::{Cache, DFA},
@@ -179,10 +176,10 @@ impl Deny {
 
     /// Whether `text` matches; `None` if time runs out first.
     fn matches(&self, text: &str, budget: &Budget) -> Option<bool> {
-        let kept = self.cache.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let kept = self.cache.lock().take();
         let mut cache = kept.unwrap_or_else(|| self.automaton.create_cache());
         let walked = self.walk(text, &mut cache, budget);
-        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache);
+        *self.cache.lock() = Some(cache);
         match walked {
             Walked::Through { is_match } => Some(is_match),
             // A Unicode word boundary next to non-ASCII letters.

@@ -166,31 +166,6 @@ pub const OWN_PREFIX: &str = "lastword/";
 const OWN_VARIABLES: &str = "LASTWORD_";
 
 impl PodTemplate {
-    /// A template of this image with defaults for all other fields.
-    pub fn new(image: &str) -> Self {
-        PodTemplate {
-            image: image.to_owned(),
-            command: None,
-            image_pull_policy: None,
-            image_pull_secrets: Vec::new(),
-            env: BTreeMap::new(),
-            resources: Resources::default(),
-            node_selector: BTreeMap::new(),
-            tolerations: Vec::new(),
-            priority_class: None,
-            runtime_class: None,
-            service_account: None,
-            mount_service_account_token: false,
-            run_as_user: None,
-            writable_root: false,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            wait_for_node: no_wait(),
-            lifetime: default_lifetime(),
-            stop_grace: default_grace(),
-        }
-    }
-
     /// Refuses a template that a cluster would refuse, or should refuse. `env`: the agent's own variables.
     pub(super) fn validate(&self, env: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
         ensure(is_image(&self.image), "pod.image", "needs the name of an image, without blanks")?;

@@ -3,7 +3,7 @@
 //! An event kind is a `Copy` value, so a kept name is never freed. Refuses text that is not a valid kind name, and
 //! more names than a few releases could add.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 /// Names that one process keeps, at most.
 const NAMES_MAX: usize = 128;
@@ -19,7 +19,7 @@ pub(super) fn kept(name: &str) -> Option<&'static str> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_allowed) {
         return None;
     }
-    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut names = NAMES.lock();
     if let Some(known) = names.iter().find(|known| **known == name) {
         return Some(known);
     }

@@ -3,11 +3,9 @@
 //! Remembers recent locks: each locked turn would delay its batch until the lock timeout, so for 30 s after one is
 //! found every batch is checked for locked turns before it is written.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::Instant};
 
 /// How long further locked turns are expected after one was found.
@@ -28,13 +26,13 @@ impl<T> Aside<T> {
 
     /// Whether a locked turn was found within the last 30 s.
     pub(super) fn locks_are_about(&self) -> bool {
-        let met_at = *self.met_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let met_at = *self.met_at.lock();
         met_at.is_some_and(|at| at.elapsed() < LOCKS_LAST)
     }
 
     /// Notes that a locked turn was found.
     pub(super) fn note(&self) {
-        *self.met_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.met_at.lock() = Some(Instant::now());
     }
 
     /// Hands a write over. Never fails: the receiving task lives as long as the sending one.

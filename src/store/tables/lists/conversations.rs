@@ -33,21 +33,16 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<ConversationRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("conversations", |c| {
-                sqlx::query_as!(
-                    ConversationRow,
-                    "
-                    select id, agent, next_ordinal, created_at, deleted_at from lastword.conversations
-                     where id < $1 order by id desc limit $2
-                    ",
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_as!(
+            ConversationRow,
+            "
+            select id, agent, next_ordinal, created_at, deleted_at from lastword.conversations
+             where id < $1 order by id desc limit $2
+            ",
+            before.unwrap_or(Uuid::max()),
+            limit
+        );
+        self.fetch_all("conversations", query).await
     }
 
     async fn conversations_of_agent(
@@ -56,23 +51,18 @@ impl Store {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<ConversationRow>, StoreError> {
-        let mut lease = self.lease().await?;
-        lease
-            .run("conversations", |c| {
-                sqlx::query_as!(
-                    ConversationRow,
-                    "
-                    select id, agent, next_ordinal, created_at, deleted_at from lastword.conversations
-                     where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
-                     order by agent desc, id desc limit $3
-                    ",
-                    agent,
-                    before.unwrap_or(Uuid::max()),
-                    limit
-                )
-                .fetch_all(c)
-            })
-            .await
+        let query = sqlx::query_as!(
+            ConversationRow,
+            "
+            select id, agent, next_ordinal, created_at, deleted_at from lastword.conversations
+             where agent >= $1 and (agent, id) < ($1, $2) and coalesce(agent, '') <> ''
+             order by agent desc, id desc limit $3
+            ",
+            agent,
+            before.unwrap_or(Uuid::max()),
+            limit
+        );
+        self.fetch_all("conversations", query).await
     }
 }
 

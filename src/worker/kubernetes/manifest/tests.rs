@@ -4,11 +4,16 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
-use crate::agent::SecretKey;
+use crate::agent::{Runtime, SecretKey};
+
+fn template(image: &str) -> PodTemplate {
+    serde_json::from_value(json!({ "image": image })).unwrap()
+}
 
 fn order(template: PodTemplate) -> PodOrder {
+    let command = vec!["python3".into(), "-c".into(), "print('$(HOME)')".into()];
     let mut spec =
-        AgentSpec::kubernetes(vec!["python3".into(), "-c".into(), "print('$(HOME)')".into()], template);
+        AgentSpec { runtime: Runtime::Kubernetes, pod: Some(template), ..AgentSpec::process(command) };
     spec.env.insert("LOG".into(), "$(PATH)".into());
     PodOrder {
         worker: WorkerId(Uuid::from_u128(7)),
@@ -33,7 +38,7 @@ fn made(template: PodTemplate) -> Value {
 
 #[test]
 fn a_pod_is_as_the_restricted_profile_wants_it() {
-    let pod = made(PodTemplate::new("registry.example/agent:1"));
+    let pod = made(template("registry.example/agent:1"));
     let (spec, container) = (&pod["spec"], &pod["spec"]["containers"][0]);
     assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
     assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
@@ -51,7 +56,7 @@ fn a_pod_is_as_the_restricted_profile_wants_it() {
 
 #[test]
 fn a_pod_is_found_by_its_labels_and_goes_with_the_gateway() {
-    let pod = manifest(&order(PodTemplate::new("a")), &home()).unwrap();
+    let pod = manifest(&order(template("a")), &home()).unwrap();
     let agent = ("support".to_owned(), 3);
     let token_hash = Some(token::hash("s3cret"));
     let wanted = About {
@@ -78,7 +83,7 @@ fn a_pod_is_found_by_its_labels_and_goes_with_the_gateway() {
 
 #[test]
 fn a_name_that_no_label_can_hold_is_an_annotation_alone() {
-    let mut order = order(PodTemplate::new("a"));
+    let mut order = order(template("a"));
     order.agent.name = "ends-in-a-dash-".into();
     let pod = serde_json::to_value(manifest(&order, &home()).unwrap()).unwrap();
     assert!(pod["metadata"]["labels"]["lastword/agent"].is_null());
@@ -87,7 +92,7 @@ fn a_name_that_no_label_can_hold_is_an_annotation_alone() {
 
 #[test]
 fn the_worker_is_told_where_home_is_and_nothing_is_expanded() {
-    let mut template = PodTemplate::new("a");
+    let mut template = template("a");
     let from = SecretKey { secret: "model".into(), key: "api-key".into(), optional: false };
     template.env.insert("MODEL_KEY".into(), from);
     let pod = made(template);
@@ -117,7 +122,7 @@ fn the_worker_is_told_where_home_is_and_nothing_is_expanded() {
 
 #[test]
 fn limits_and_deadlines_come_from_the_agent_where_the_template_gives_none() {
-    let mut template = PodTemplate::new("a");
+    let mut template = template("a");
     template.lifetime = crate::units::Span::seconds(3600);
     let pod = made(template.clone());
     assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"memory": "1140850688"}}));
@@ -137,5 +142,5 @@ fn limits_and_deadlines_come_from_the_agent_where_the_template_gives_none() {
 
 #[test]
 fn a_token_is_not_shown() {
-    assert!(!format!("{:?}", order(PodTemplate::new("a"))).contains("s3cret"));
+    assert!(!format!("{:?}", order(template("a"))).contains("s3cret"));
 }

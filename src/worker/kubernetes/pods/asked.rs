@@ -53,7 +53,7 @@ impl<'a> PendingPod<'a> {
             standing: PodStanding::Waiting(Wait::Start),
             since: now,
         };
-        let mut state = pods.lock();
+        let mut state = pods.0.state.lock();
         let fresh = || PodEntry { seen: watch::Sender::new(seen), since_list: None };
         let seen = state.pods.entry(name.clone()).or_insert_with(fresh).seen.subscribe();
         drop(state);
@@ -61,7 +61,7 @@ impl<'a> PendingPod<'a> {
     }
 
     fn found(self) -> watch::Receiver<Seen> {
-        let mut state = self.pods.lock();
+        let mut state = self.pods.0.state.lock();
         let lists = state.lists;
         if let Some(entry) = state.pods.get_mut(&self.name) {
             entry.since_list.get_or_insert(lists);
@@ -73,7 +73,7 @@ impl<'a> PendingPod<'a> {
 
 impl Drop for PendingPod<'_> {
     fn drop(&mut self) {
-        let mut state = self.pods.lock();
+        let mut state = self.pods.0.state.lock();
         if state.pods.get(&self.name).is_some_and(|entry| entry.since_list.is_none()) {
             state.pods.remove(&self.name);
         }

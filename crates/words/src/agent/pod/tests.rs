@@ -68,7 +68,7 @@ fn a_template_has_no_field_that_makes_it_more_than_a_worker() {
 #[test]
 fn one_variable_has_one_source() {
     let plain = BTreeMap::from([("KEY".to_owned(), "value".to_owned())]);
-    let mut template = PodTemplate::new("a");
+    let mut template = serde_json::from_str::<PodTemplate>(r#"{"image":"a"}"#).unwrap();
     template.env.insert("KEY".to_owned(), SecretKey { secret: "s".into(), key: "k".into(), optional: false });
     assert_eq!(template.validate(&plain).map_err(|why| why.field), Err("pod.env"));
 }
