@@ -133,7 +133,7 @@ const ONE_CLOSE_PASS: Mutant = Mutant {
         Edit {
             file: "src/store/tables/closing.rs",
             find: "count(*) filter (where is_claimed and not is_alive
-                      or is_overdue and not is_claimed) as closable",
+                       or is_overdue and not is_claimed) as closable",
             replace: "count(*) filter (where is_overdue and not is_claimed) as closable",
         },
         Edit {
