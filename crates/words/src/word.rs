@@ -123,7 +123,7 @@ impl<'de, T: Word> Deserialize<'de> for Open<T> {
     }
 }
 
-/// Defines lists of words, each an enum with `ALL`, `as_str`, `Display`, `FromStr` and [`Word`](crate::word::Word). A
+/// Defines lists of words, each an enum with `ALL`, `as_str`, `Display`, `FromStr` and [`Word`]. A
 /// list may end in a variant for the words of newer releases, with the function that keeps these.
 #[macro_export]
 macro_rules! words {
