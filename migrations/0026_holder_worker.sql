@@ -3,9 +3,8 @@
 -- The remote worker that served the conversation last, where `holder` is null; `holder` is the replica whose worker did.
 -- A claim of the release before sets `holder` alone: what is left here then means nothing.
 alter table conversations add column holder_worker uuid;
-update conversations c set holder = null, holder_worker = w.id from workers w where w.id = c.holder;
 
--- As before, but that the worker has a column of its own.
+-- As in 0016, but that the worker has a column of its own.
 create or replace function lw_remote_claim_v1(p_replica uuid, p_turns uuid[], p_workers uuid[], p_hashes bytea[])
 returns table (o_turn uuid, o_worker uuid, o_conversation uuid, o_epoch int, o_last_seq int, o_generation bigint,
   o_cap_left_ms bigint, o_waited_ms bigint) language plpgsql as $$

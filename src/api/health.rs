@@ -44,7 +44,7 @@ pub struct ReadinessView {
 /// Whether replicas wake each other by NOTIFY. Without it everything works, but more slowly.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DoorbellView {
-    /// Whether the doorbell is in use.
+    /// Whether the doorbell is configured on.
     on: bool,
     /// From sending a ring to hearing the same ring; null if none was heard recently.
     round_trip_ms: Option<f64>,

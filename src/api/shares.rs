@@ -1,8 +1,8 @@
-//! Shares: how much of a common limit one client token may use on this replica.
+//! Shares: how much of a common limit one client token may use on this replica, and how many rows a minute it may create.
 //!
 //! Owns the counts by principal ([`Principal`]); there is one principal per configured token, so the counts cannot
 //! grow. A token's share is a percentage of the limit; the rest stays free for other tokens and for operators, who
-//! have no share. Refuses before any work is done for the request. Counts are local to the replica and need no query,
+//! have no share. Refuses before the work is done, but for a page of answers, whose size is known only then. Counts are local to the replica and need no query,
 //! except the queue's share, which all replicas have in common ([`queue`]).
 
 mod queue;

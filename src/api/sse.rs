@@ -135,6 +135,9 @@ impl Serving {
             match event.kind {
                 Kind::Accepted => self.accepted_at = Some(event.at),
                 Kind::Started => {}
+                // Turns that end without an event of a worker have no such time.
+                Kind::Failed | Kind::Cancelled => self.is_measured = true,
+                _ if self.is_measured => return,
                 _ => {
                     let now = self.feed.store().clock().now();
                     let waited = self.accepted_at.and_then(|at| (now - at).to_std().ok());

@@ -173,10 +173,12 @@ async fn deliver(gateway: &Gateway, made: AcceptedTurn, delivery: AnswerForm) ->
     tracing::Span::current().record("turn_id", tracing::field::display(id));
     let mut guard = CancelOnDrop::new(gateway, id, delivery.on_disconnect);
     let mut response = if let Some(slot) = delivery.slot {
+        // The first event of a turn that was accepted by an earlier request has been seen by then.
+        let is_first = made.turn.is_some();
         let tail = made.tail.unwrap_or_else(|| Tail::new(&gateway.store, id, -1));
         let reader = EventReader::Turn(Box::new(tail));
         let telling = Telling { last_words: delivery.last_words, reset: None };
-        sse::response(gateway, (reader, telling), slot, guard, true)
+        sse::response(gateway, (reader, telling), slot, guard, is_first)
     } else {
         let told = match made.turn {
             Some(turn) if delivery.wait.is_none() => Ok(turn),

@@ -1,4 +1,4 @@
-//! The keys of the configuration file, and their variables.
+//! Questions about keys, and variables with our prefix that are no keys. The keys are in [`super::settings`].
 
 use super::settings::KEYS;
 

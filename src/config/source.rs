@@ -1,6 +1,6 @@
 //! Where a configuration comes from: a file, then the environment, then flags; later sources win.
 //!
-//! Owns the order. [`super::keys`] has the keys and their variables. Each value is checked alone before all are
+//! Owns the order. [`super::settings`] has the keys and their variables. Each value is checked alone before all are
 //! merged, so that an error names the file and key, or the variable.
 
 use std::{

@@ -1,6 +1,7 @@
 //! The store's handle: one replica's view of Postgres, shared by every statement and task of the store.
 //!
-//! Owns no behaviour: a caller asks for the part that the caller needs. [`super::open`] makes a store.
+//! A caller asks for the part that the caller needs, or for one statement on a pooled connection. [`super::open`] makes a
+//! store.
 
 use std::{
     sync::{

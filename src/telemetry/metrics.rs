@@ -52,11 +52,12 @@ metrics! {
         "Replicas lost together with a primary: their last claims are unknown.";
     REQUEUED = "lastword_requeued_total", Counter, Count,
         "Turns put back into the queue for another attempt.";
-    QUEUE_WAIT = "lastword_queue_wait_seconds", Histogram, Seconds, "Time from acceptance to the claim.";
+    QUEUE_WAIT = "lastword_queue_wait_seconds", Histogram, Seconds,
+        "Time from a turn's place at the head of its conversation to its claim.";
     TIME_TO_FIRST_EVENT = "lastword_time_to_first_event_seconds", Histogram, Seconds,
         "Time from acceptance to the worker's first event.";
     EVENTS_APPENDED = "lastword_events_appended_total", Counter, Count, "Events appended by this replica.";
-    APPEND_BATCH = "lastword_append_batch_events", Histogram, Count, "Events in one commit.";
+    APPEND_BATCH = "lastword_append_batch_events", Histogram, Count, "Events in one flush.";
     /// Rings of the doorbell, as `/metrics` names them.
     pub DOORBELL_RINGS = "lastword_doorbell_rings_total", Counter, Count, "Rings of the doorbell sent.";
     DOORBELL_ROUND_TRIP = "lastword_doorbell_round_trip_seconds", Histogram, Seconds,
@@ -134,7 +135,8 @@ pub fn turns_accepted(agent: &str) {
     counter!(TURNS_ACCEPTED, "agent" => agent.to_owned()).increment(1);
 }
 
-/// Counts a last word; `code` is the failure's, else empty.
+/// Counts a last word. `code`: the failure's code; for a cancelled turn who cancelled, or why the turn could not be
+/// cancelled by its worker; empty for a completed turn.
 pub fn last_words(kind: Kind, code: &str) {
     counter!(LAST_WORDS, "kind" => kind.as_str(), "code" => code.to_owned()).increment(1);
 }
@@ -181,7 +183,7 @@ pub fn requeued(reason: &'static str) {
     counter!(REQUEUED, "reason" => reason).increment(1);
 }
 
-/// Records the time from acceptance to claim.
+/// Records the time from a turn's place at the head of its conversation's line to the claim.
 pub fn queue_wait(waited: Duration) {
     histogram!(QUEUE_WAIT).record(waited);
 }
@@ -196,7 +198,7 @@ pub fn events_appended(events: usize) {
     counter!(EVENTS_APPENDED).increment(events as u64);
 }
 
-/// Records the number of events in one commit.
+/// Records the number of events in one flush: mostly one commit, two if turns go on and others end in the same flush.
 pub fn append_batch(events: usize) {
     histogram!(APPEND_BATCH).record(events as f64);
 }

@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection};
 use crate::{
     hand::{Hand, complete, delta},
     remote_agent,
-    support::{Cluster, Host, HostPlan, PATIENCE, Turn},
+    support::{Cluster, Host, HostPlan, PATIENCE, Turn, eventually},
     workers::{completed, failed},
 };
 
@@ -45,6 +45,23 @@ pub async fn a_worker_with_a_minted_token_serves_its_conversation_and_leaves_whe
     assert!(host.wait_exit().await.success(), "{}", host.log());
     assert_eq!(cluster.get(0, &format!("/v1/turns/{}", other.id)).await["status"], "queued");
     cluster.cancel(0, &other).await;
+}
+
+/// With room for a second turn, and although turns never leave the host idle.
+pub async fn a_host_that_retires_takes_no_new_turn_and_ends_those_that_run(cluster: &Cluster) {
+    remote_agent(cluster, "old", json!({})).await;
+    let flags = ["--retire-after", "3s", "--concurrency", "2"];
+    let plan = HostPlan { flags: &flags, ..HostPlan::demo("old", &[0]) };
+    let mut host = Host::start(cluster, plan);
+    let running = cluster.post(0, "old", "/slow 80").await;
+    cluster.until(0, &running, "delta", PATIENCE).await;
+    eventually("the host retires", async || host.log().contains("old enough to retire").then_some(())).await;
+    let late = cluster.post(0, "old", "late").await;
+    let events = cluster.watch_all(&running).await;
+    assert_eq!(events.last().unwrap().kind, "completed", "{}", events.last().unwrap().data);
+    assert!(host.wait_exit().await.success(), "{}", host.log());
+    assert_eq!(cluster.get(0, &format!("/v1/turns/{}", late.id)).await["status"], "queued");
+    cluster.cancel(0, &late).await;
 }
 
 pub async fn a_minted_token_opens_nothing_else(cluster: &Cluster) {

@@ -163,7 +163,7 @@ pub enum Obstacle {
         /// For operators.
         detail: Option<String>,
     },
-    /// This machine is short of a resource that every worker start needs; another machine may not be.
+    /// This machine lacks a resource that every worker start needs. Another machine may have enough.
     Lacks {
         /// The resource.
         lack: Lack,

@@ -9,7 +9,7 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The slots of one host. Cheap to clone.
+/// The slots of one host. Clones share the count.
 #[derive(Debug, Clone)]
 pub struct Slots(Arc<SlotCounts>);
 

@@ -25,8 +25,8 @@ fn is_plain(text: &str) -> bool {
     text.as_bytes().chunks(64).all(|piece| !piece.iter().fold(false, |found, byte| found | is_suspect(byte)))
 }
 
-/// JSON text on one line, for every reader's idea of a line end. The meaning does not change: a line break between
-/// tokens becomes a space, and a raw character inside a string is escaped.
+/// JSON text without a character that ends a line, or that a terminal obeys, in any reader. The meaning does not change:
+/// a line break between tokens becomes a space, and such a character inside a string is escaped.
 pub fn one_line(json: &str) -> Cow<'_, str> {
     escaped(
         json,

@@ -1,5 +1,5 @@
-//! Words that the database stores: each is from a list, an enum whose texts are in one table, the call of
-//! [`words!`](crate::words).
+//! Lists of words that the database stores as text. A list is an enum; [`words!`](crate::words) makes the enum from pairs
+//! of a variant and its text.
 //!
 //! Requests are parsed strictly ([`FromStr`](std::str::FromStr)), stored data leniently ([`Open`]): a newer release may have written a
 //! word that this release does not know (`docs/decisions/0030`).

@@ -3,9 +3,8 @@
 //! Flushes at once when idle; writes gather while a flush is in progress. No timer, and no commit per token. The queue
 //! is bounded, so a slow database holds back the workers' pipes instead of filling this process' memory.
 //!
-//! While Postgres is away a batch is retried, unchanged, until Postgres answers. If Postgres rejects a batch, each turn
-//! is written by itself, so one bad event does not fail the other turns. A row that another session has locked delays
-//! its own turn only: writes of such turns leave the batch and are retried separately.
+//! While Postgres is away a batch is retried, unchanged. If Postgres rejects a batch, each turn is written by itself, so
+//! one bad event does not fail other turns. Writes of a turn that another session has locked are retried separately.
 
 mod aside;
 
@@ -156,7 +155,11 @@ pub async fn write_on(store: Store, inbox: Inbox, until: CancellationToken) {
 async fn flush_on(store: &Store, mut inbox: Inbox, aside: Aside<Asked>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while inbox.0.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        metrics::append_batch(batch.len());
+        let events = batch.iter().map(|(write, _)| match write {
+            Write::Append(append) => append.events.len(),
+            Write::Finish(finish) => finish.said.len() + 1,
+        });
+        metrics::append_batch(events.sum());
         flush(store, std::mem::take(&mut batch), Locked::Leaves(&aside)).await;
     }
 }

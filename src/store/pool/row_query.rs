@@ -1,4 +1,4 @@
-//! Checked statements whose rows are read: what the macros of sqlx return for rows, and for single columns.
+//! A statement that returns rows, as the macros of sqlx make it: of records, or of single values.
 
 use sqlx::{
     FromRow, Postgres,

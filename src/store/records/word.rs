@@ -94,7 +94,7 @@ words! {
         Unknown = "unknown",
     }
 
-    /// What became of a turn that a client wants accepted; an [`AcceptRefusal`] is any other word.
+    /// What became of a turn that a client wants accepted, unless the answer is an [`AcceptRefusal`].
     pub enum Acceptance in "lw_accept_v1.o_outcome" {
         Accepted = "accepted",
         /// The turn was accepted before.

@@ -164,7 +164,7 @@ impl AcceptRow {
                 let code = Open::of(&code);
                 return Err(StoreError::Refused { op: "accept", code, detail: self.detail });
             }
-            outcome => outcome,
+            outcome => outcome.known().map_err(|unknown| StoreError::unreadable("accept", unknown))?,
         };
         let id = TurnId(self.turn);
         let phase = self.phase.map_or(InflightPhase::Queued.into(), |phase| phase.0);

@@ -162,7 +162,8 @@ impl AdoptionRow {
         match self.verdict.0 {
             Open::Known(MoveVerdict::Ended) => Ok(Adoption::Ended),
             Open::Known(MoveVerdict::Stale) => Ok(Adoption::Stale),
-            Open::Known(MoveVerdict::Elsewhere) => Ok(Adoption::Elsewhere),
+            // A newer release's verdict: another replica may understand it.
+            Open::Known(MoveVerdict::Elsewhere) | Open::Foreign(_) => Ok(Adoption::Elsewhere),
             Open::Known(MoveVerdict::Locked) => {
                 Err(StoreError::Held { op: "adopt", why: format!("the row of {}", asked.turn) })
             }
@@ -172,7 +173,7 @@ impl AdoptionRow {
                     adopted.ok_or_else(|| StoreError::unreadable("adopt", "a row without its fields"));
                 Ok(Adoption::Adopted(Box::new(adopted?)))
             }
-            Open::Known(MoveVerdict::Unknown) | Open::Foreign(_) => Ok(Adoption::Unknown),
+            Open::Known(MoveVerdict::Unknown) => Ok(Adoption::Unknown),
         }
     }
 

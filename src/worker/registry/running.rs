@@ -127,7 +127,10 @@ impl Running {
             older.halt.send_replace(Some(Halt::Lost));
         }
         drop(list);
-        metrics::queue_wait(Duration::from_millis(claim.waited_ms.unsigned_abs()));
+        // A turn that moves here has waited for its claim before, at another replica.
+        if slot.is_some() {
+            metrics::queue_wait(Duration::from_millis(claim.waited_ms.unsigned_abs()));
+        }
         Some(Reach { orders, halt: halted, due, running: self.clone(), turn, epoch, number, slot })
     }
 

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     failure::Code,
     host::{Fate, Link},
+    store::warn_of,
     telemetry::metrics,
     turn::LastWord,
 };
@@ -77,7 +78,14 @@ impl Run<'_> {
 
     async fn give_back(&mut self, word: &LastWord) -> bool {
         let claim = &self.job.claim;
-        let is_released = self.deps.store.release(claim.turn, claim.epoch, false).await.unwrap_or(false);
+        let is_released = match self.deps.store.release(claim.turn, claim.epoch, false).await {
+            Ok(is_released) => is_released,
+            Err(why) => {
+                // The turn does not run here any more, so the next `settle` pass disowns the claim.
+                warn_of!(why, turn_id = %claim.turn, "not given back yet");
+                return true;
+            }
+        };
         if is_released {
             metrics::requeued(if word.label == Code::Interrupted.as_str() {
                 "drain"

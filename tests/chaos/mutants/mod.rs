@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use patches::Edit;
+use patches::{Edit, NEXT_RELEASE};
 pub use patches::{MUTANTS, Mutant};
 use workshop::Workshop;
 
@@ -29,49 +29,6 @@ const PROGRAM: &str = "LASTWORD_CHAOS_PROGRAM";
 /// How the line of a finding, and that of none, begin.
 const CAUGHT: &str = "caught: ";
 const CLEAN: &str = "clean";
-
-/// No mutant, but the next release of the same product, as far as its neighbours see one.
-#[allow(dead_code, reason = "for the drills alone")]
-const NEXT_RELEASE: Mutant = Mutant {
-    name: "next_release",
-    rule: "two releases run side by side",
-    edits: &[
-        Edit { file: "Cargo.toml", find: "\nversion = \"0.1.0\"\n", replace: "\nversion = \"0.2.0\"\n" },
-        Edit {
-            file: "Cargo.lock",
-            find: "name = \"lastword\"\nversion = \"0.1.0\"\n",
-            replace: "name = \"lastword\"\nversion = \"0.2.0\"\n",
-        },
-        // A field of a spec, a kind of event, a failure's code and a detail of a status, none of which the one before knows.
-        Edit {
-            file: "crates/words/src/agent.rs",
-            find: "    /// What each conversation's pod is made from;",
-            replace: "    /// Of the next release.\n    #[serde(default, skip_serializing_if = \"Option::is_none\")]\n    \
-                      pub of_the_next_release: Option<String>,\n    /// What each conversation's pod is made from;",
-        },
-        Edit {
-            file: "crates/words/src/agent.rs",
-            find: "            pod: None,\n",
-            replace: "            pod: None,\n            of_the_next_release: None,\n",
-        },
-        Edit {
-            file: "crates/words/src/event.rs",
-            find: "Kind::Custom => \"custom\",",
-            replace: "Kind::Custom => \"aside\",",
-        },
-        Edit {
-            file: "crates/words/src/failure.rs",
-            find: "EmptyReply = \"empty_reply\",",
-            replace: "EmptyReply = \"said_nothing\",",
-        },
-        Edit {
-            file: "src/worker/turn/transcript.rs",
-            find: "json!({ \"state\": state });",
-            replace: "json!({ \"state\": state, \"detail\": { \"of_the_next_release\": 1 } });",
-        },
-    ],
-    check: "",
-};
 
 /// What the next release adds to the schema.
 #[allow(dead_code, reason = "for the drills alone")]

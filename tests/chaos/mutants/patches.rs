@@ -43,6 +43,54 @@ pub const MUTANTS: [Mutant; 11] = [
     BYTE_BEFORE_RUNNING,
 ];
 
+/// No mutant, but the next release of the same product, as far as its neighbours see one.
+#[allow(dead_code, reason = "not every test that has the mutants has the drills")]
+pub const NEXT_RELEASE: Mutant = Mutant {
+    name: "next_release",
+    rule: "two releases run side by side",
+    edits: &[
+        Edit { file: "Cargo.toml", find: "\nversion = \"0.1.0\"\n", replace: "\nversion = \"0.2.0\"\n" },
+        Edit {
+            file: "Cargo.lock",
+            find: "name = \"lastword\"\nversion = \"0.1.0\"\n",
+            replace: "name = \"lastword\"\nversion = \"0.2.0\"\n",
+        },
+        // A field of a spec, a kind of event, a failure's code and a detail of a status, none of which the one before knows.
+        Edit {
+            file: "crates/words/src/agent.rs",
+            find: "    /// The template of each conversation's pod;",
+            replace: "    /// Of the next release.\n    #[serde(default, skip_serializing_if = \"Option::is_none\")]\n    \
+                      pub of_the_next_release: Option<String>,\n    /// The template of each conversation's pod;",
+        },
+        Edit {
+            file: "crates/words/src/agent.rs",
+            find: "            pod: None,\n",
+            replace: "            pod: None,\n            of_the_next_release: None,\n",
+        },
+        Edit {
+            file: "crates/words/src/agent/reader.rs",
+            find: "const SINCE: &[(&str, i32)] = &[];",
+            replace: "const SINCE: &[(&str, i32)] = &[(\"of_the_next_release\", 2)];",
+        },
+        Edit {
+            file: "crates/words/src/event.rs",
+            find: "Custom = \"custom\",",
+            replace: "Custom = \"aside\",",
+        },
+        Edit {
+            file: "crates/words/src/failure.rs",
+            find: "EmptyReply = \"empty_reply\",",
+            replace: "EmptyReply = \"said_nothing\",",
+        },
+        Edit {
+            file: "src/worker/turn/transcript.rs",
+            find: "json!({ \"state\": state });",
+            replace: "json!({ \"state\": state, \"detail\": { \"of_the_next_release\": 1 } });",
+        },
+    ],
+    check: "",
+};
+
 const NO_EPOCH_CHECK: Mutant = Mutant {
     name: "no_epoch_check",
     rule: "who does not hold the epoch writes nothing (I5)",
@@ -150,14 +198,14 @@ const ACCEPT_BEFORE_ITS_LOCK: Mutant = Mutant {
     rule: "an accept decides behind the conversation's lock (I9, I14)",
     edits: &[
         Edit {
-            file: "migrations/0027_turn_readers.sql",
+            file: "migrations/0028_turn_readers.sql",
             find: "    select array_agg(c.id), array_agg(case when",
             replace: "    select array_agg(i.conversation_id) into v_busy
       from inflight i where i.conversation_id = any (p_conversations);
     select array_agg(c.id), array_agg(case when",
         },
         Edit {
-            file: "migrations/0027_turn_readers.sql",
+            file: "migrations/0028_turn_readers.sql",
             find: "    v_busy := array(select i.conversation_id from inflight i where i.conversation_id = any (p_conversations));\n",
             replace: "",
         },

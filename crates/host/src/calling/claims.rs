@@ -29,6 +29,9 @@ pub async fn take_on(host: &HostState) {
             tracing::info!("idle for too long; leaving");
             return host.leave();
         }
+        if host.is_retired() {
+            return retire(host).await;
+        }
         descriptors::look().await;
         if descriptors::shortage().is_some() || descriptors::starts() == 0 {
             // Turns may go to another host meanwhile.
@@ -64,9 +67,22 @@ pub async fn take_on(host: &HostState) {
     }
 }
 
+/// Leaves when the running turns have ended. No clock of a drain runs meanwhile.
+async fn retire(host: &HostState) {
+    tracing::info!(
+        turns = host.turns.count(),
+        "old enough to retire; leaving when the running turns have ended"
+    );
+    tokio::select! {
+        () = host.turns.none_left() => {}
+        () = host.leaving() => {}
+    }
+    host.leave();
+}
+
 /// One poll. Returns whether it was answered.
 async fn poll(host: &HostState, route: &Route, room: usize) -> bool {
-    let wait_s = match host.idle_until() {
+    let wait_s = match host.asks_until() {
         Some(until) => until.saturating_duration_since(Instant::now()).as_secs().clamp(1, WAIT_S),
         None => WAIT_S,
     };

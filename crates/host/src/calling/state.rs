@@ -27,7 +27,7 @@ pub struct HostState {
     pub workers: WorkerHost<Programs>,
     pub concurrency: usize,
     pub idle_max: Option<Duration>,
-    /// When this host is old enough to leave once it is idle.
+    /// When this host takes no new turns because of its age, and leaves once the running turns have ended.
     pub retire_at: Option<Instant>,
     /// Cancelled when running turns are interrupted.
     pub now: CancellationToken,
@@ -71,16 +71,23 @@ impl HostState {
         self.left.is_cancelled()
     }
 
-    /// When this host leaves unless a turn arrives; `None` if it has turns or no such limit.
-    pub fn idle_until(&self) -> Option<Instant> {
-        let since = self.turns.idle_since()?;
-        let idle = self.idle_max.map(|max| since + max);
-        let old = self.retire_at.map(|at| at.max(since));
-        idle.into_iter().chain(old).min()
+    /// When this host asks for turns no more: it retires then, or has been idle for long enough.
+    pub fn asks_until(&self) -> Option<Instant> {
+        self.idle_until().into_iter().chain(self.retire_at).min()
     }
 
     pub fn is_idle_for_too_long(&self) -> bool {
         self.idle_until().is_some_and(|until| until <= Instant::now())
+    }
+
+    /// Whether this host takes no new turns because of its age.
+    pub fn is_retired(&self) -> bool {
+        self.retire_at.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// When this host leaves unless a turn arrives; `None` if it has turns or no such limit.
+    fn idle_until(&self) -> Option<Instant> {
+        Some(self.turns.idle_since()? + self.idle_max?)
     }
 
     fn supervisor(&self) -> &Supervisor {

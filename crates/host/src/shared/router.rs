@@ -50,8 +50,10 @@ struct SharedWorker {
     changed: Notify,
     stage: watch::Sender<Stage>,
     kill: CancellationToken,
-    /// Blocked time of this worker's pipe, and of all shared workers.
-    waits: [Arc<Waits>; 2],
+    /// Time in which this worker's output could not be read, since a turn's lane was full.
+    waits: Arc<Waits>,
+    /// The same of all shared workers of this host.
+    waits_of_all: Arc<Waits>,
 }
 
 #[derive(Debug)]
@@ -122,7 +124,7 @@ pub(crate) enum WorkerOutlook {
     Busy,
     /// No turn since this time.
     Idle(Instant),
-    /// No turn, and none will come.
+    /// The worker has no turn and gets no more, for this reason.
     Over(Standing),
 }
 
@@ -145,7 +147,8 @@ impl TurnRouter {
             changed: Notify::new(),
             stage: watch::Sender::new(Stage::Starting),
             kill: CancellationToken::new(),
-            waits: [Arc::default(), all],
+            waits: Arc::default(),
+            waits_of_all: all,
         }));
         let line = RawLane { router: router.clone(), turn, unheard, idle_pid: None };
         (router, line)
@@ -215,7 +218,7 @@ impl TurnRouter {
             Ok(()) => {}
             Err(TrySendError::Closed(late)) => self.note_late(turn, &late),
             Err(TrySendError::Full(heard)) => {
-                let [of_this, of_all] = &self.0.waits;
+                let (of_this, of_all) = (&self.0.waits, &self.0.waits_of_all);
                 let _waiting = (of_this.begin(), of_all.begin());
                 tokio::select! {
                     sent = line.send(heard) => if let Err(mpsc::error::SendError(late)) = sent {
@@ -350,7 +353,7 @@ impl TurnRouter {
 
     /// Total time in which the worker's pipe was blocked by a turn.
     pub(crate) fn waited(&self) -> Duration {
-        self.0.waits[0].total()
+        self.0.waits.total()
     }
 
     pub(crate) fn worker(&self) -> WorkerId {

@@ -9,7 +9,8 @@ use serde_json::Value;
 pub const READS: i32 = newest(SINCE);
 
 /// Fields (`timeouts.cap`, `guards[].limit`) and words (`runtime=process`) of a spec that the first release did not have,
-/// each with the level that reads it. A release that adds some gives all of them one new level.
+/// each with the level that reads it. A release that adds some gives all of them one new level. A new field is left out
+/// of the JSON where it has its default: else each spec that is put would need the new level.
 const SINCE: &[(&str, i32)] = &[];
 
 /// The level of the first release.
@@ -67,6 +68,13 @@ mod tests {
         assert_eq!(level(json!({"guards": [{"kind": "max_chars"}, {"kind": "judge"}], "sandbox": null})), 3);
         assert_eq!(level(json!({"timeouts": {"thinking": 5}, "sandbox": true})), 4);
         assert_eq!((newest(since), newest(&[])), (4, 1));
+    }
+
+    #[test]
+    fn a_spec_with_defaults_alone_is_read_by_the_first_release() {
+        for spec in [AgentSpec::remote(), AgentSpec::process(vec!["true".to_owned()])] {
+            assert_eq!(reader_min(&serde_json::to_value(spec).unwrap()), FIRST);
+        }
     }
 
     /// A field or a word that is in neither list would be claimed by releases that cannot read it: give it a level in

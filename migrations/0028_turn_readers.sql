@@ -2,7 +2,8 @@
 
 alter table inflight add column reader_min int not null default 1;
 
--- As before; a turn has its agent's level, and who claims a conversation for a replica clears its remote worker.
+-- As in 0007, which says what the parameters and outcomes mean; a turn has its agent's level, and a claim for a replica
+-- clears the conversation's remote worker.
 create or replace function lw_accept_v1(
   p_replica uuid,
   p_turns uuid[], p_conversations uuid[], p_are_new boolean[], p_agents text[], p_revisions int[], p_runtimes text[],
@@ -218,8 +219,8 @@ begin
       from generate_series(1, v_count) n;
 end $$;
 
--- As before; what this release cannot read stays where it is: `elsewhere`. The release before calls
--- `lw_remote_adopt_v3`.
+-- As `lw_remote_adopt_v3` of 0024, which the release before calls; what this release cannot read stays where it is:
+-- `elsewhere`.
 create function lw_remote_adopt_v4(
   p_turns uuid[], p_epochs int[], p_replica uuid, p_workers uuid[], p_hashes bytea[], p_passes_over boolean,
   p_reads int)
