@@ -8,10 +8,10 @@
 //!   api::accept ──► store::accept_batch        accepts that arrive together share a statement
 //!                        ▼
 //!   engine::intake ── store::accept            turn + in-flight row + event 0, one commit; claimed in it
-//!                        │ ring                while this replica has capacity: all other turns are
-//!                        ▼                     queued
-//!   engine::dispatch ─ store::claim            heads of lines, SKIP LOCKED, epoch + 1
-//!                        ▼
+//!           │            │ ring                while this replica has capacity: all other turns are
+//!           │            ▼                     queued
+//!           │ engine::dispatch ─ store::claim  heads of lines, SKIP LOCKED, epoch + 1
+//!           ▼            ▼
 //!   worker::route ─► host ──── a process        finds the turn's worker, and hears it
 //!                        ▼
 //!   worker::turn::run ── transcript             what a worker says becomes events
@@ -19,7 +19,7 @@
 //!   store::group_commit ── append, finish      group commit of many turns, fenced by epoch
 //!                        │ after the commit: shown to local readers, the others rung
 //!                        ▼
-//!   stream::tail ──► stream::render ──► api::sse ──► the client
+//!   stream::tail ──► feed ──► render ──► api::sse ──► the client
 //!
 //!   engine::presence ─ store::beat             which replicas live; the verdict on a silent one
 //!   engine::reap ─ store::closing              the last word for turns whose holder is gone,
@@ -28,6 +28,8 @@
 //!
 //! The API ([`api`]) and the [`engine`] never call each other; they meet in the store. The API hands a turn to be
 //! accepted to the store, and everything after that goes through Postgres, even inside one process.
+//!
+//! `docs/WALKS.md` follows a turn, a verdict and a turn that moves to another replica, file by file.
 //!
 //! # Floors
 //!

@@ -58,6 +58,11 @@ pub trait Link: Send + Sync {
 
     /// Ends the turn's authority (I11): kills a worker that serves only this turn.
     fn kill(&mut self) {}
+
+    /// Whether [`Link::kill`] ends the worker at once, so that no two attempts of a turn run side by side.
+    fn ends_at_once(&self) -> bool {
+        false
+    }
 }
 
 /// A link to a process of this host.

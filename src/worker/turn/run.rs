@@ -78,6 +78,8 @@ pub(super) struct Run<'a> {
     written: u64,
     /// Whether the worker's pipe was left unread at some time since the last write ended.
     was_deaf: bool,
+    /// [`Link::ends_at_once`].
+    ends_at_once: bool,
     /// The link's wait for other turns when the clock was last set.
     had_waited: Duration,
 }
@@ -116,6 +118,7 @@ pub(in crate::worker) async fn resume(
         written: past.heard,
         transcript: past.transcript,
         was_deaf: false,
+        ends_at_once: link.ends_at_once(),
         had_waited: link.waited(),
         deps,
         job,
@@ -233,7 +236,8 @@ impl<L: Link> Outlet<L> for Run<'_> {
             Breach::Closed | Breach::Gone | Breach::Unreceived if self.cancelled_by.is_some() => {
                 self.ended_by(Lapse::Cancels)
             }
-            Breach::Closed | Breach::Gone => self.unfinished(code, &message, detail),
+            Breach::Gone => self.unfinished(code, &message, detail),
+            Breach::Closed if self.ends_at_once => self.unfinished(code, &message, detail),
             Breach::Unreceived => {
                 // `started` told that the host took the turn. What has said something was started, whatever its host reports.
                 if self.heard == 0 {
@@ -241,7 +245,7 @@ impl<L: Link> Outlet<L> for Run<'_> {
                 }
                 self.fails(code, &message, detail)
             }
-            Breach::Protocol => self.fails(code, &message, detail),
+            Breach::Closed | Breach::Protocol => self.fails(code, &message, detail),
         }
     }
 
@@ -354,7 +358,10 @@ impl Run<'_> {
         match halt {
             Halt::Lost => End::Lost,
             Halt::Moved => End::Moved,
-            Halt::Interrupted => self.unfinished(Code::Interrupted, Code::Interrupted.message(), None),
+            Halt::Interrupted if self.ends_at_once => {
+                self.unfinished(Code::Interrupted, Code::Interrupted.message(), None)
+            }
+            Halt::Interrupted => self.fails(Code::Interrupted, Code::Interrupted.message(), None),
         }
     }
 

@@ -45,6 +45,10 @@ impl Link for OwnProcess {
     fn kill(&mut self) {
         self.process.kill();
     }
+
+    fn ends_at_once(&self) -> bool {
+        true
+    }
 }
 
 impl ProcessLink for OwnProcess {
