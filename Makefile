@@ -60,13 +60,17 @@ bench-counts: setup ## what one turn costs the database, against benches/counts.
 
 chaos: ## break everything, in about ten minutes; CHAOS='--seed 7 replica' for a seed, some drills
 	@.ci/pgbouncer >/dev/null
+	@.ci/faketime >/dev/null
 	cargo test --profile measured --test chaos -- $(CHAOS)
 
 chaos-short: ## a few minutes of it, as in CI
 	@.ci/pgbouncer >/dev/null
+	@.ci/faketime >/dev/null
 	cargo test $(FEATURES) --test chaos -- --form short --seed 1 --lanes 2 $(CHAOS)
 
 soak: ## break everything as often as docs/RELIABILITY.md says, in about two hours, and write its table
+	@.ci/pgbouncer >/dev/null
+	@.ci/faketime >/dev/null
 	cargo test --profile measured --test chaos -- --form full --report target/reliability.md $(CHAOS)
 
 model: ## the protocol in every interleaving of a small world, and that every turn ends; needs Java

@@ -26,19 +26,23 @@ use crate::{
     support::is_alive,
 };
 
-/// Debian's place for the library that shifts a process' clock.
-const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+/// Places of the library that shifts a process' clock: that of `.ci/faketime`, and Debian's.
+const FAKE_TIME: [&str; 3] = [
+    concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/faketime/libfaketime.so.1"),
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+];
 const CGROUPS: &str = "/sys/fs/cgroup/memory";
 
 /// One replica an hour ahead, one an hour behind, one right.
 pub async fn clocks(stage: Stage) -> Row {
-    if !Path::new(FAKE_TIME).exists() {
-        return Row::not_run(format!("no {FAKE_TIME}"));
-    }
+    let Some(library) = FAKE_TIME.into_iter().find(|library| Path::new(library).exists()) else {
+        return Row::not_run("no libfaketime: `.ci/faketime` fetches one".to_owned());
+    };
     let mut plan = Plan::slots(3);
     for (slot, shift) in [(0, "+3600"), (1, "-3600")] {
         for (name, value) in
-            [("LD_PRELOAD", FAKE_TIME), ("FAKETIME", shift), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
+            [("LD_PRELOAD", library), ("FAKETIME", shift), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
         {
             plan.slot_env.push((slot, name.to_owned(), value.to_owned()));
         }
