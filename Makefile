@@ -123,6 +123,8 @@ fmt-check:
 
 lint: ## clippy over everything; a warning is an error
 	cargo clippy --locked --all-targets $(FEATURES) -- -D warnings
+	@# Run by themselves, so not among all targets.
+	cargo clippy --locked --test chaos --test mutants --features kubernetes -- -D warnings
 
 # Links to private items are allowed: these pages are for those who read the code.
 doc: ## the documentation of every item; a broken link is an error

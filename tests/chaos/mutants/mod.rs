@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use patches::{Edit, NEXT_RELEASE};
+use patches::NEXT_RELEASE;
 pub use patches::{MUTANTS, Mutant};
 use workshop::Workshop;
 
