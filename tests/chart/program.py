@@ -113,7 +113,7 @@ def metrics(chart):
     labels = {metric: set() for metric in names.values()}
     for name, given in re.findall(r"(?:counter|gauge|histogram)!\((\w+)((?:, \"\w+\" => [^,()]+(?:\(\))?)*)\)", text):
         labels[names[name]] |= set(re.findall(r'"(\w+)" =>', given))
-    codes = set(re.findall(r'^    \w+ = "(\w+)",', source("crates/words/src/failure.rs"), re.M))
+    codes = set(re.findall(r'^ +\w+ = "(\w+)",', source("crates/words/src/failure.rs"), re.M))
     if not names or not codes:
         yield "no metrics, or no codes, were found"
     seen = set()
