@@ -64,6 +64,16 @@ pub async fn a_host_that_retires_takes_no_new_turn_and_ends_those_that_run(clust
     cluster.cancel(0, &late).await;
 }
 
+/// No gateway is there, so nothing tells the host that its turns have ended.
+pub async fn a_host_that_reaches_no_gateway_leaves_when_told(cluster: &Cluster) {
+    remote_agent(cluster, "lonely", json!({})).await;
+    let nobody = ["http://127.0.0.1:1".to_owned()];
+    let mut host = Host::at(cluster, &nobody, HostPlan::demo("lonely", &[]));
+    eventually("it calls", async || host.log().contains("cannot be reached").then_some(())).await;
+    host.terminate();
+    assert!(host.wait_exit().await.success(), "{}", host.log());
+}
+
 pub async fn a_minted_token_opens_nothing_else(cluster: &Cluster) {
     remote_agent(cluster, "cell", json!({})).await;
     remote_agent(cluster, "cell-2", json!({})).await;

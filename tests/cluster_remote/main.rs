@@ -34,6 +34,7 @@ async fn turns_run_on_workers_that_call() {
         turns::an_operator_stops_a_host,
         bound::a_worker_with_a_minted_token_serves_its_conversation_and_leaves_when_idle,
         bound::a_host_that_retires_takes_no_new_turn_and_ends_those_that_run,
+        bound::a_host_that_reaches_no_gateway_leaves_when_told,
         bound::a_minted_token_opens_nothing_else,
         bound::a_turn_that_a_replica_keeps_for_its_worker_goes_to_it,
         bound::whoever_knows_why_a_worker_ended_says_so,

@@ -1,6 +1,7 @@
 //! Lists: the pages that a list reads do not grow with the tables, and turns that failed before the lists existed are
 //! included.
 
+use lastword::{store::turns::TurnFilter, turn::Status};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -70,6 +71,40 @@ async fn pages(conn: &mut PgConnection) -> Vec<(&'static str, i64)> {
         pages.push((name, read.into_iter().sum()));
     }
     pages
+}
+
+/// While its worker has not stopped yet as well: the turn is erased after its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn turns_of_a_deleted_conversation_are_not_listed() {
+    let server = Server::start().await;
+    let ground = server.ground().await;
+    let replica = ground.replica().await;
+    let (running, _) = replica.running().await;
+    let (claim, seq) = replica.running().await;
+    replica.finish(&claim, seq).await;
+    let listed = async |status: Option<Status>| {
+        let filter = TurnFilter {
+            status,
+            agent: None,
+            conversation: None,
+            is_overdue: false,
+            before: None,
+            limit: 10,
+        };
+        replica.store.turns(&filter).await.unwrap().items.len()
+    };
+    let all = [None, Some(Status::Running), Some(Status::Completed)];
+    for (status, count) in all.into_iter().zip([2, 1, 1]) {
+        assert_eq!(listed(status).await, count, "{status:?}");
+    }
+    let deleted = [running.conversation, claim.conversation].map(|it| format!("'{}'", it.0)).join(", ");
+    ground
+        .run(&format!("update conversations set deleted_at = now() where id in ({deleted})"))
+        .await
+        .unwrap();
+    for status in all {
+        assert_eq!(listed(status).await, 0, "{status:?}");
+    }
 }
 
 #[tokio::test]

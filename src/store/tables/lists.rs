@@ -283,7 +283,7 @@ impl Store {
         self.fetch_all("turns_not_completed", query).await
     }
 
-    /// These turns as clients see them, in this order, without those that no longer exist.
+    /// These turns as clients see them, in this order, without those that no longer exist or whose conversation is deleted.
     async fn turns_of(&self, ids: &[Uuid]) -> Result<Vec<Turn>, StoreError> {
         let (first, last) = ends(ids);
         let query = sqlx::query_as!(
@@ -296,6 +296,8 @@ impl Store {
                    e.data as "last_word?"
               from unnest($1::uuid[]) with ordinality w (id, place)
              cross join lateral (select * from lastword.turns t where t.id = w.id limit 1) t
+             cross join lateral (
+               select from lastword.conversations v where v.id = t.conversation_id and v.deleted_at is null limit 1) v
               left join lateral (
                 select e.data from lastword.turn_events e
                  where e.turn_id = t.id and e.seq = t.last_seq and e.turn_id between $2 and $3

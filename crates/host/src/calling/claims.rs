@@ -49,7 +49,11 @@ pub async fn take_on(host: &HostState) {
             }
             continue;
         }
-        let Ok(route) = routes.wait_for(Option::is_some).await.map(|route| route.clone()) else { return };
+        let route = tokio::select! {
+            route = routes.wait_for(Option::is_some) => route.map(|route| route.clone()),
+            () = host.leaving() => return,
+        };
+        let Ok(route) = route else { return };
         let Some(route) = route else { continue };
         let is_answered = tokio::select! {
             // Never cancelled by leaving: its offers are wanted, and the next beat reports that this host leaves.
