@@ -29,6 +29,8 @@ const SLACK: Duration = Duration::from_secs(2);
 const MOVE_EVERY: Duration = Duration::from_millis(500);
 /// Without an answer for this long all turns are given up: the gateway has done the same by then.
 const AWAY_MAX: Duration = Duration::from_secs(60);
+/// While no replica can be reached, a log line says so this often.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// The result of a beat.
 enum BeatHeard {
@@ -40,7 +42,7 @@ enum BeatHeard {
 
 /// Beats until this host has left, or is refused.
 pub async fn keep(host: &HostState) -> Result<(), CallingError> {
-    let mut at = Beating { host, next: 0, route: None, heard_at: Instant::now() };
+    let mut at = Beating { host, next: 0, route: None, heard_at: Instant::now(), told_at: None };
     loop {
         let Some(route) = at.route.clone() else {
             if host.has_left() {
@@ -75,12 +77,15 @@ struct Beating<'a> {
     route: Option<Route>,
     /// When the gateway last answered.
     heard_at: Instant,
+    /// When the log was last told that no replica can be reached.
+    told_at: Option<Instant>,
 }
 
 impl Beating<'_> {
     /// Registers with a replica; tries each URL once, then pauses.
     async fn find(&mut self) -> Result<(), CallingError> {
         let link = &self.host.link;
+        let mut unreachable = String::new();
         for _ in 0..link.urls() {
             match link.register(self.next).await {
                 Ok(route) => {
@@ -89,10 +94,18 @@ impl Beating<'_> {
                 }
                 Err(NoRoute::Refused(problem)) => return Err(CallingError::Refused(problem)),
                 Err(NoRoute::Unreachable(why)) => {
-                    tracing::info!(why, "the gateway cannot be reached; trying the next URL");
+                    tracing::debug!(why, "a replica cannot be reached");
                     self.next += 1;
+                    unreachable = why;
                 }
             }
+        }
+        if self.told_at.is_none_or(|at| at.elapsed() > TOLD_EVERY) {
+            tracing::warn!(
+                why = unreachable,
+                "the gateway cannot be reached by any of its URLs; trying again"
+            );
+            self.told_at = Some(Instant::now());
         }
         if self.heard_at.elapsed() > AWAY_MAX {
             self.host.turns.end_all();
@@ -107,6 +120,7 @@ impl Beating<'_> {
             "registered with the gateway"
         );
         self.next = route.found_by;
+        self.told_at = None;
         self.heard_at = Instant::now();
         self.host.link.set_route(Some(route.clone()));
         self.route = Some(route);
